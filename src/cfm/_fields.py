@@ -1,0 +1,35 @@
+"""Names of the fields that tools store and plots read.
+
+``cfm.tl`` writes them and ``cfm.pl`` reads them; neither imports the other.
+"""
+
+from __future__ import annotations
+
+#: ``uns[key][PARAMS]`` records how a result was made: arguments, model, sha256, vocabulary share.
+PARAMS = "params"
+
+#: Prefix of embeddings in ``obsm``, scanpy's convention.
+EMBEDDING_PREFIX = "X_"
+
+#: Default ``key_added`` of :func:`cfm.tl.predict_virus`; the call itself is ``obs[key]``.
+VIRUS_KEY = "predicted_virus"
+#: ``obs[key + CONFIDENCE]``: calibrated probability of the most probable virus or "uninfected".
+CONFIDENCE = "_confidence"
+#: ``obs[key + INFECTED]``: calibrated probability that the profile is an infection.
+INFECTED = "_infected"
+#: ``obs[key + NOVELTY]``: share of reference profiles that are less unusual, 0 to 1.
+NOVELTY = "_novelty"
+#: ``obs[key + PREDICTION_SET]``: conformal set, names joined by :data:`SET_SEPARATOR`.
+PREDICTION_SET = "_set"
+#: ``obsm[key + PROBABILITIES]``: DataFrame, profiles by classes, rows sum to 1.
+PROBABILITIES = "_proba"
+SET_SEPARATOR = "|"
+
+#: Answers that are not viruses.
+UNINFECTED = "uninfected"
+UNKNOWN = "unknown"
+
+#: ``uns[CONTRASTS]`` of the AnnData made by :func:`cfm.pp.contrasts`.
+CONTRASTS = "contrasts"
+#: ``uns[MAP_GENES]`` of an AnnData that went through :func:`cfm.pp.map_genes`.
+MAP_GENES = "map_genes"

@@ -1,0 +1,45 @@
+"""What anything that supplies differential-expression profiles looks like to training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class ProfileDraw:
+    """A batch of differential-expression profiles.
+
+    Attributes
+    ----------
+    effects
+        ``(n, n_genes)`` float32, log2 fold change of case over control; ``NaN`` = not measured.
+    group
+        ``(n,)`` int64. Equal ids mark contrasts of the same infected (case) sample, the positive
+        pairs of the agreement loss.
+    has_magnitude
+        ``False`` for signed gene sets, where only the sign of an effect is known.
+    """
+
+    effects: np.ndarray
+    group: np.ndarray
+    has_magnitude: bool = True
+
+
+@runtime_checkable
+class ProfileSource(Protocol):
+    """Something that training draws profiles from, in memory or made on the fly."""
+
+    @property
+    def var_names(self) -> pd.Index:
+        """Gene symbols of the columns of :attr:`ProfileDraw.effects`."""
+
+    def __len__(self) -> int:
+        """Number of distinct profiles that can be drawn."""
+
+    def draw(self, n: int, rng: np.random.Generator) -> ProfileDraw:
+        """Draw ``n`` profiles with the given random generator."""
