@@ -1,0 +1,161 @@
+"""Gene identifiers of any common kind to current HGNC symbols, with a table that ships along."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Organism = Literal["auto", "human", "mouse"]
+
+#: How a name was resolved: :attr:`GeneMapping.source`.
+SOURCES = ("symbol", "alias", "ensembl", "ortholog", "unmapped")
+
+_HUMAN_ENSEMBL = re.compile(r"^ENSG0*(\d+)(?:\.\d+)?(?:_PAR_Y)?$", re.IGNORECASE)
+_MOUSE_ENSEMBL = re.compile(r"^ENSMUSG\d+", re.IGNORECASE)
+_UNIQUE_SUFFIX = re.compile(r"^(.+)[-.]\d+$")
+
+
+@dataclass(frozen=True)
+class GeneMapping:
+    """What became of a list of gene names.
+
+    Attributes
+    ----------
+    symbol
+        ``(n,)`` object, the current HGNC symbol, ``""`` where the name could not be mapped.
+    source
+        ``(n,)`` object, how: ``"symbol"`` (already a current symbol), ``"alias"`` (a previous
+        symbol), ``"ensembl"`` (a human Ensembl id), ``"ortholog"`` (a mouse symbol whose
+        upper-case form is a human symbol or previous symbol) or ``"unmapped"``.
+    organism
+        ``"human"`` or ``"mouse"``: what was asked for, or detected.
+    """
+
+    symbol: np.ndarray
+    source: np.ndarray
+    organism: str
+
+    @property
+    def mapped(self) -> np.ndarray:
+        """``(n,)`` bool, which names have a symbol."""
+        return np.asarray(self.source != "unmapped", dtype=bool)
+
+
+class _Tables(NamedTuple):
+    approved: frozenset[str]
+    by_upper: dict[str, str]
+    previous: dict[str, str]
+    ensembl: dict[int, str]
+
+
+@cache
+def _tables() -> _Tables:
+    """Read the packaged table once (training/build_gene_table.py describes its columns)."""
+    raw = files("cfm.data").joinpath("tables/human_genes.tsv.gz").read_bytes()
+    by_upper: dict[str, str] = {}
+    previous: dict[str, str] = {}
+    ensembl: dict[int, str] = {}
+    for line in gzip.decompress(raw).decode().splitlines()[1:]:
+        symbol, identifiers, old = line.split("\t")
+        by_upper[symbol.upper()] = symbol
+        ensembl.update((int(i), symbol) for i in identifiers.split("|") if i)
+        previous.update((o, symbol) for o in old.split("|") if o)
+    return _Tables(frozenset(by_upper.values()), by_upper, previous, ensembl)
+
+
+def _detect_organism(names: Iterable[str], tables: _Tables) -> str:
+    """Mouse if more names look like mouse (``Isg15``, ``ENSMUSG…``) than like human."""
+    mouse = human = 0
+    for name in names:
+        if name in tables.approved or _HUMAN_ENSEMBL.match(name):
+            human += 1
+            continue
+        title_case = name[:1].isupper() and name[1:2].islower()
+        mouse += bool(
+            _MOUSE_ENSEMBL.match(name) or (title_case and name.upper() in tables.by_upper)
+        )
+    return "mouse" if mouse > human else "human"
+
+
+def _resolve(name: str, organism: str, tables: _Tables) -> tuple[str, str]:
+    if name in tables.approved:
+        return name, "symbol"
+    match = _HUMAN_ENSEMBL.match(name)
+    if match:
+        symbol = tables.ensembl.get(int(match[1]), "")
+        return symbol, "ensembl" if symbol else "unmapped"
+    upper = name.upper()
+    if upper in tables.by_upper:
+        return tables.by_upper[upper], "ortholog" if organism == "mouse" else "symbol"
+    if upper in tables.previous:
+        return tables.previous[upper], "ortholog" if organism == "mouse" else "alias"
+    return "", "unmapped"
+
+
+def map_identifiers(names: Iterable[object], organism: Organism = "auto") -> GeneMapping:
+    """Map gene names to current HGNC symbols.
+
+    Understands current symbols (in any case), previous symbols, human Ensembl gene ids with or
+    without version (``ENSG00000187608.10``, ``…_PAR_Y``), and mixtures of these. A name that an
+    index-uniquifier made (``ISG15-1`` or ``ISG15.1`` beside ``ISG15``) counts as its base name.
+
+    Mouse genes become human symbols *by the case of their name only* (``Isg15`` → ``ISG15``).
+    That finds most one-to-one orthologues and misses those with different names (``Trp53`` and
+    ``H2-K1``, for example, stay unmapped); mouse Ensembl ids (``ENSMUSG…``) are not in the table
+    and stay unmapped. Upper-case symbols of other species (ferret, monkey) pass as human ones.
+
+    Parameters
+    ----------
+    names
+        Gene names. Empty strings, ``None`` and ``NaN`` are unmapped.
+    organism
+        ``"human"``, ``"mouse"``, or ``"auto"`` to decide by which kind of name is more frequent.
+
+    Returns
+    -------
+    Symbols, how each was found, and the organism: see :class:`GeneMapping`.
+
+    Raises
+    ------
+    ValueError
+        If ``organism`` is none of the three.
+    TypeError
+        If ``names`` is a single string.
+
+    Notes
+    -----
+    Source of the table: org.Hs.eg.db 3.16.0 and the HGNC list of previous symbols, of which only
+    unambiguous ones are used; a current symbol is never read as the old name of another gene.
+    """
+    if organism not in ("auto", "human", "mouse"):
+        raise ValueError(
+            f"organism={organism!r} is not known; choose 'auto', 'human' or 'mouse' "
+            "(upper-case symbols of other species can be mapped as 'human')."
+        )
+    if isinstance(names, str):
+        raise TypeError("names is a single string; give a list of gene names.")
+    tables = _tables()
+    texts = ["" if name is None or name != name else str(name).strip() for name in names]
+    found = _detect_organism(texts, tables) if organism == "auto" else organism
+    present = set(texts)
+    symbols = np.full(len(texts), "", dtype=object)
+    sources = np.full(len(texts), "unmapped", dtype=object)
+    for i, text in enumerate(texts):
+        symbols[i], sources[i] = _resolve(text, found, tables)
+        if sources[i] == "unmapped":
+            # only beside its base: many unknown clone names also end in a number
+            suffix = _UNIQUE_SUFFIX.match(text)
+            if suffix and suffix[1] in present:
+                symbol, source = _resolve(suffix[1], found, tables)
+                if source in ("symbol", "ortholog"):
+                    symbols[i], sources[i] = symbol, source
+    return GeneMapping(symbols, sources, found)
