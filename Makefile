@@ -1,0 +1,69 @@
+# Two commands from a bare machine with Python >= 3.11 and git:
+#   make demo   sets up .venv and runs the main job on bundled data: demo/report.html
+#   make test   sets up .venv and runs the tests
+# The rest is for working on the package: make lint | docs | bench | check | clean.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+export MPLBACKEND ?= Agg
+
+.PHONY: demo test lint docs bench check install dev clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/.installed
+	$(BIN)/cfm demo --output demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# Reads ../shared/data; writes its tables into docs/benchmarks.md. Takes long.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.contrasts
+	$(BIN)/python -m benchmarks.masked_direction
+	$(BIN)/python -m benchmarks.virus
+
+check: test lint docs
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+# torch goes in first, at the tested version: left to itself a package that needs "torch"
+# would take the newest build there is. pip 25.1 is the first that knows --group.
+$(VENV)/.pip: constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
+		|| { echo "cfm needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1); say make PYTHON=python3.x"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade "pip>=25.1"
+	$(INSTALL) torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.pip pyproject.toml
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) --group test
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	$(INSTALL) --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo docs/_build docs/api/generated
