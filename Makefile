@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --constraint constraints.txt
+# -qq: errors only; a line printed before each step says what is going on.
+INSTALL := $(PIP) install -qq --constraint constraints.txt
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
@@ -48,21 +49,25 @@ dev: $(VENV)/.installed-dev
 $(VENV)/.pip: constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
 		|| { echo "cfm needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1); say make PYTHON=python3.x"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade "pip>=25.1"
-	$(INSTALL) torch
+	@echo "setting up $(VENV): pip and torch (a minute or two, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -qq --upgrade "pip>=25.1"
+	@$(INSTALL) torch
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.pip pyproject.toml
-	$(INSTALL) --editable .
+	@echo "installing cfm and its dependencies (a few minutes, once)"
+	@$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(INSTALL) --group test
+	@echo "installing the test tools"
+	@$(INSTALL) --group test
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
-	$(INSTALL) --group dev
+	@echo "installing the dev tools"
+	@$(INSTALL) --group dev
 	@touch $@
 
 clean:
