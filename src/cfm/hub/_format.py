@@ -1,0 +1,74 @@
+"""The layout of a checkpoint folder: names, versions and what may lie in it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+FORMAT = "cfm-checkpoint"
+FORMAT_VERSION = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
+
+# One plain name: no folders, no drive letters, nothing hidden.
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+
+
+def check_file_name(name: object) -> str:
+    """Return `name` if a text file of a checkpoint may have it.
+
+    Raises
+    ------
+    ValueError
+        If `name` is not one plain file name (so neither a path nor hidden), or is one of the
+        names that the format itself uses.
+    """
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+        raise ValueError(
+            f"A checkpoint lists the file {name!r}, but only plain file names (letters, digits, "
+            "'_', '.', '+', '-') inside the checkpoint's own folder are allowed; rename it, and "
+            "do not use a checkpoint from elsewhere that asks for other paths."
+        )
+    if name in {CONFIG_NAME, WEIGHTS_NAME, CARD_NAME}:
+        raise ValueError(
+            f"A checkpoint lists {name!r} among its further text files, but the format uses that "
+            "name itself; rename the file."
+        )
+    return name
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """Path of the regular file `name` in `folder`, never one that a link takes elsewhere.
+
+    Links into the ``blobs`` folder that huggingface_hub keeps beside ``snapshots`` are allowed,
+    because that is how its cache stores every file.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, is not a regular file, or is a link out of the folder.
+    """
+    path = folder / name
+    target = path.resolve()
+    allowed = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        allowed.append((folder.parent.parent / "blobs").resolve())
+    if not any(target.is_relative_to(root) for root in allowed):
+        raise ValueError(
+            f"The checkpoint file {path} is a link to {target}, outside the checkpoint's folder; "
+            "replace the link by the file itself if you trust it."
+        )
+    if not target.is_file():
+        raise ValueError(
+            f"The checkpoint folder {folder} has no file {name!r}; it is incomplete or not a "
+            "checkpoint of cfm: download or save it again."
+        )
+    return path
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

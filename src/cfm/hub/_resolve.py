@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from cfm.hub._names import bundled_folders, known_names, named_folders, registered_source
+
+_HF_PREFIX = "hf://"
+_HF_SOURCE = re.compile(
+    r"hf://(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
+)
+# What weights of other frameworks come in: never read here, often large.
+_IGNORED = ["*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.gguf", "*.ipynb", "*.mp4", "*.png"]
+
+
+def resolve(source: str | Path) -> Path:
+    """Find a checkpoint: the local path of its folder or file.
+
+    Parameters
+    ----------
+    source
+        The name of a bundled checkpoint (``"cellpulse-mini"``), of one in a folder that the
+        environment variable ``CFM_CHECKPOINTS`` names, or of one given to
+        :func:`cfm.hub.register_checkpoint`; a local folder or file; or
+        ``"hf://org/name"``/``"hf://org/name@revision"`` for the Hugging Face hub, which is
+        downloaded once into its cache. A bundled name wins over a folder of the same name in the
+        working directory; write ``"./cellpulse-mini"`` for the latter.
+
+    Returns
+    -------
+    pathlib.Path
+        An existing path. What lies there is not checked yet.
+
+    Raises
+    ------
+    TypeError
+        If `source` is neither a string nor a path.
+    ValueError
+        If there is nothing of that name, or the address is malformed or unknown to the hub.
+    ConnectionError
+        If the hub cannot be reached and its cache does not hold the checkpoint.
+    """
+    if isinstance(source, Path):
+        return _existing(source)
+    if not isinstance(source, str):
+        raise TypeError(
+            f"A checkpoint is given by a name, a path or hf://org/name, not by an object of type "
+            f"{type(source).__name__}."
+        )
+    if source.startswith(_HF_PREFIX):
+        return _download(source)
+    if "://" in source:
+        raise ValueError(
+            f"Checkpoints are not read from {source!r}; use hf://org/name, or download the folder "
+            "and give its path."
+        )
+    named = named_folders()
+    if source in named:
+        return named[source][0]
+    registered = registered_source(source)
+    if registered is not None:
+        return _download(registered) if registered.startswith(_HF_PREFIX) else _existing(registered)
+    return _existing(source)
+
+
+def checkpoint_name(source: str | Path) -> str:
+    """Name for people: what was asked for, without folders, prefix and revision."""
+    match = _HF_SOURCE.fullmatch(str(source))
+    return match["repo"] if match else Path(source).resolve().name
+
+
+def _existing(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if str(source) and path.exists():
+        return path.resolve() if path.is_symlink() else path
+    known = known_names()
+    close = difflib.get_close_matches(str(source), known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    bundled = "" if bundled_folders() else " (this installation has no bundled checkpoints)"
+    raise ValueError(
+        f"There is no checkpoint {str(source)!r}.{hint} Give one of {known}{bundled}, the path of "
+        "an existing folder or file, or hf://org/name."
+    )
+
+
+def _download(source: str) -> Path:
+    match = _HF_SOURCE.fullmatch(source)
+    if match is None or ".." in source:
+        raise ValueError(
+            f"{source!r} is not an address on the Hugging Face hub; write hf://org/name or "
+            "hf://org/name@revision."
+        )
+    # Imported here because it takes a third of a second and most calls need no hub.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    repo, revision = match["repo"], match["revision"]
+    try:
+        return Path(snapshot_download(repo_id=repo, revision=revision, ignore_patterns=_IGNORED))
+    except LocalEntryNotFoundError as error:
+        raise ConnectionError(
+            f"{source} is not in the local cache and the Hugging Face hub could not be reached; "
+            "connect to the internet, or give the path of a folder that you copied here."
+        ) from error
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
+        raise ValueError(
+            f"The Hugging Face hub does not give out {source} ({type(error).__name__}); check the "
+            "name, the revision and, for a private repository, your login (`hf auth login`)."
+        ) from error

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from cfm.hub._checkpoint import read_config
+from cfm.hub._format import (
+    CARD_NAME,
+    CONFIG_NAME,
+    FORMAT,
+    FORMAT_VERSION,
+    WEIGHTS_NAME,
+    check_file_name,
+    sha256_of_file,
+)
+from cfm.hub._safetensors import check_finite, read_header
+
+
+def save_checkpoint(
+    folder: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    *,
+    model: str | None = None,
+    files: Mapping[str, str] | None = None,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint folder, all of it or nothing.
+
+    The folder is written under a hidden name beside its place and renamed when it is complete, so
+    a full disk or Ctrl-C leaves neither a half checkpoint nor a damaged old one.
+
+    Parameters
+    ----------
+    folder
+        Where the checkpoint goes. Missing parents are made.
+    tensors
+        Weights by name. Any device; stored contiguously in the dtype that they have (bfloat16
+        stays bfloat16). Tensors that share memory are each stored in full.
+    config
+        The model's own settings: JSON types, NumPy numbers and arrays (stored as lists).
+    model
+        Name of the model class, by default ``config["model"]`` if there is one.
+    files
+        Further text files: content by plain file name, such as ``{"genes.txt": ...}``.
+    card
+        The model card in Markdown, written to ``README.md``.
+    overwrite
+        Replace a checkpoint that is already there. A folder that is not one is never replaced.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder exists and `overwrite` is False.
+    ValueError
+        If a tensor holds NaN or infinity or cannot be stored (sparse, quantised, complex, meta),
+        if a file name is not plain, if a setting is NaN, or if what `overwrite` would replace is
+        not a checkpoint.
+    TypeError
+        If `tensors` holds something else, or `config` something that JSON cannot express.
+    OSError
+        If the disk is full or the place cannot be written.
+
+    Notes
+    -----
+    ``config.json`` holds ``format``, ``format_version``, ``model``, ``sha256`` of the weights,
+    ``tensors`` (shape and dtype of each), ``files`` (SHA-256 of each) and ``config``.
+    """
+    # The real place, so that replacing a linked folder replaces the folder and not the link.
+    target = Path(folder).expanduser().resolve()
+    _check_target(target, overwrite)
+    weights = _storable(tensors)
+    texts = {check_file_name(name): text for name, text in (files or {}).items()}
+    header = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": model if model is not None else str(config.get("model", "")),
+        "files": {
+            name: hashlib.sha256(text.encode("utf-8")).hexdigest() for name, text in texts.items()
+        },
+        "config": dict(config),
+    }
+    _to_json(header)  # before anything is written
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile.mkdtemp, which makes folders that only their owner can read.
+    draft = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        draft.mkdir()
+        for name, text in texts.items():
+            _write_text(draft / name, text)
+        if card is not None:
+            _write_text(draft / CARD_NAME, card)
+        _write_weights(draft / WEIGHTS_NAME, weights)
+        header["sha256"] = sha256_of_file(draft / WEIGHTS_NAME)
+        header["tensors"] = read_header(draft / WEIGHTS_NAME)
+        _write_text(draft / CONFIG_NAME, _to_json(header))
+        # safetensors lets only the owner read; the other files follow the user's umask.
+        os.chmod(draft / WEIGHTS_NAME, (draft / CONFIG_NAME).stat().st_mode)
+        _move(draft, target, overwrite)
+    finally:
+        # Also after Ctrl-C; there is nothing left to remove when the move succeeded.
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{target} already exists; choose another folder or pass overwrite=True to replace "
+            "the checkpoint in it."
+        )
+    if not target.is_dir():
+        raise ValueError(f"{target} is a file, but a checkpoint is a folder; choose another path.")
+    if any(target.iterdir()):
+        try:
+            read_config(target)
+        except ValueError as error:
+            raise ValueError(
+                f"{target} is not empty and not a checkpoint of cfm, so overwrite=True does not "
+                "replace it; choose another folder or remove it yourself."
+            ) from error
+
+
+def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    ready: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"tensors maps {name!r} to {type(tensor).__name__}, expected names and tensors."
+            )
+        if (
+            tensor.layout != torch.strided
+            or tensor.is_quantized
+            or tensor.is_complex()
+            or tensor.is_meta
+        ):
+            raise ValueError(
+                f"The tensor {name!r} is sparse, quantised, complex or without data; convert it to "
+                "a plain dense real tensor."
+            )
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        if tensor.numel() and storage in seen:  # safetensors refuses shared memory
+            tensor = tensor.clone()
+        seen.add(storage)
+        ready[name] = tensor
+    if not ready:
+        raise ValueError("tensors is empty; a checkpoint needs at least one tensor.")
+    check_finite(ready, "tensors")
+    return ready
+
+
+def _to_json(header: dict[str, Any]) -> str:
+    try:
+        return json.dumps(header, indent=1, allow_nan=False, default=_plain) + "\n"
+    except TypeError as error:
+        raise TypeError(
+            f"config holds something that JSON cannot express ({error}); use numbers, strings, "
+            "booleans, None, lists and dictionaries with string keys."
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"config holds NaN, infinity or itself ({error}); use None for a missing number."
+        ) from error
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def _write_text(path: Path, text: str) -> None:
+    # Bytes, so that Windows does not change line ends under the recorded SHA-256.
+    with path.open("wb") as file:
+        file.write(text.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(
+            f"The weights could not be written ({error}); nothing was changed: free some space "
+            "or choose another folder."
+        ) from error
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _move(draft: Path, target: Path, overwrite: bool) -> None:
+    if not overwrite or not target.exists():
+        _check_target(target, overwrite)  # another process may have been faster
+        os.replace(draft, target)
+        return
+    # No system renames over a folder that is not empty: the old one steps aside first.
+    aside = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        os.replace(target, aside)
+        os.replace(draft, target)
+    finally:
+        if aside.exists():
+            if target.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.replace(aside, target)
