@@ -84,7 +84,8 @@ def _write_model_cards() -> None:
     target = HERE / "model_cards" / "generated"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for name in hub.list_checkpoints().index:
+    checkpoints = hub.list_checkpoints()
+    for name in checkpoints.index[checkpoints["origin"] == "bundled"]:
         (target / f"{name}.md").write_text(hub.model_card(name), encoding="utf-8")
 
 

@@ -195,9 +195,7 @@ def test_bundled_checkpoints_are_small_and_come_with_a_card():
         assert (folder / "README.md").stat().st_size > 500
     assert max(sizes.values()) <= 10_000_000
     assert sum(sizes.values()) <= 25_000_000
-    assert names <= set(cfm.hub.list_checkpoints().index) | set(
-        cfm.hub.list_checkpoints().get("name", [])
-    )
+    assert names <= set(cfm.hub.list_checkpoints().index)
 
 
 def test_no_committed_text_names_a_machine():
