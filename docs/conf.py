@@ -34,14 +34,16 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
 html_title = f"cfm {release}"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": False}
+html_theme_options = {"show_toc_level": 2, "navbar_persistent": []}
 
 # --- API pages from the docstrings
 autosummary_generate = True
 autosummary_imported_members = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings say types together with shapes and units
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
