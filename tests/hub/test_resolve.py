@@ -1,0 +1,233 @@
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+import cfm.hub
+from cfm.hub import _names, load_checkpoint, register_checkpoint, resolve, save_checkpoint
+
+
+def make(folder, **config):
+    return save_checkpoint(folder, {"w": torch.ones(2)}, config, model="CellPulse")
+
+
+@pytest.fixture(autouse=True)
+def own_names(tmp_path, monkeypatch):
+    """A package with one bundled checkpoint, "mini", and no registered ones."""
+    make(tmp_path / "package" / "checkpoints" / "mini", origin="bundled")
+    monkeypatch.setattr(_names, "files", lambda package: tmp_path / "package")
+    monkeypatch.setattr(_names, "_registered", {})
+    monkeypatch.delenv("CFM_CHECKPOINTS", raising=False)
+
+
+def test_bundled_name_wins_over_a_folder_in_the_working_directory(tmp_path, monkeypatch):
+    make(tmp_path / "mini", origin="local")
+    monkeypatch.chdir(tmp_path)
+    assert load_checkpoint("mini").config == {"origin": "bundled"}
+    assert load_checkpoint("./mini").config == {"origin": "local"}
+    assert load_checkpoint(Path("mini")).config == {"origin": "local"}
+    assert load_checkpoint("mini").name == load_checkpoint("./mini").name == "mini"
+
+
+def test_folders_and_files(tmp_path):
+    folder = make(tmp_path / "c")
+    assert resolve(folder) == folder
+    assert resolve(str(folder)) == folder
+    assert resolve(folder / "config.json") == folder / "config.json"
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = make(tmp_path / "c")
+    assert resolve("~/c") == folder
+
+
+def test_site_folders(tmp_path, monkeypatch):
+    make(tmp_path / "one" / "ours", origin="one")
+    make(tmp_path / "two" / "ours", origin="two")
+    make(tmp_path / "two" / "mini", origin="two")
+    make(tmp_path / "two" / ".draft")
+    folders = [str(tmp_path / "one"), str(tmp_path / "two"), str(tmp_path / "absent"), ""]
+    monkeypatch.setenv("CFM_CHECKPOINTS", os.pathsep.join(folders))
+    assert load_checkpoint("ours").config == {"origin": "one"}
+    assert load_checkpoint("mini").config == {"origin": "bundled"}
+    assert set(_names.known_names()) == {"mini", "ours"}
+
+
+def test_registered_names(tmp_path):
+    register_checkpoint("ours", make(tmp_path / "c", k=1))
+    loaded = load_checkpoint("ours")
+    assert loaded.config == {"k": 1}
+    assert loaded.name == "ours"
+    for bad in ["", "a/b", "a\\b", "..", "mini"]:
+        with pytest.raises(ValueError, match=r"name"):
+            register_checkpoint(bad, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["minii", "no/such/folder", "", Path("absent")])
+def test_unknown_names_list_what_there_is(source):
+    with pytest.raises(ValueError, match=r"There is no checkpoint .*'mini'"):
+        resolve(source)
+
+
+def test_a_close_name_is_suggested():
+    with pytest.raises(ValueError, match="Did you mean 'mini'"):
+        resolve("minni")
+
+
+def test_other_types():
+    with pytest.raises(TypeError, match="int"):
+        resolve(5)
+
+
+@pytest.mark.parametrize("source", ["https://x.org/m", "s3://bucket/m", "file:///tmp/m"])
+def test_other_addresses(source):
+    with pytest.raises(ValueError, match="hf://org/name"):
+        resolve(source)
+
+
+@pytest.mark.parametrize("source", ["hf://", "hf://org", "hf://a/b/c", "hf://../x", "hf://a/..@m"])
+def test_malformed_addresses_of_the_hub(source):
+    with pytest.raises(ValueError, match="not an address"):
+        resolve(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "repo", "revision"),
+    [
+        ("hf://o/n.1", "o/n.1", None),
+        ("hf://o/n@v1.0", "o/n", "v1.0"),
+        ("hf://o/n@a/b", "o/n", "a/b"),
+    ],
+)
+def test_what_the_hub_is_asked(tmp_path, monkeypatch, source, repo, revision):
+    folder, asked = make(tmp_path / "c"), []
+
+    def snapshot_download(**arguments):
+        asked.append(arguments)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve(source) == folder
+    assert (asked[0]["repo_id"], asked[0]["revision"]) == (repo, revision)
+    assert load_checkpoint(source).name == repo
+    register_checkpoint("theirs", source)
+    assert resolve("theirs") == folder
+
+
+def test_hub_out_of_reach(monkeypatch):
+    def offline(**arguments):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ConnectionError, match="could not be reached"):
+        resolve("hf://o/n")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as a snapshot of one repository needs."""
+
+    folder: Path
+    commit = "a" * 40
+
+    def do_GET(self):
+        name = self.path.split("?")[0].rsplit("/", 1)[-1]
+        if self.path.startswith("/api/models/o/n/"):
+            listed = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
+            body = json.dumps({"id": "o/n", "sha": self.commit, "siblings": listed}).encode()
+            if "/tree/" in self.path:
+                body = json.dumps(
+                    [
+                        {
+                            "type": "file",
+                            "path": path.name,
+                            "size": path.stat().st_size,
+                            "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
+                        }
+                        for path in sorted(self.folder.iterdir())
+                    ]
+                ).encode()
+        elif self.path.startswith("/o/n/resolve/") and (self.folder / name).is_file():
+            body = (self.folder / name).read_bytes()
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+def test_download_from_a_local_hub(tmp_path):
+    Hub.folder = make(tmp_path / "served", k=7)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # In a process of its own, because huggingface_hub reads its settings at import.
+    code = """
+import json, sys
+from cfm.hub import load_checkpoint
+try:
+    loaded = load_checkpoint(sys.argv[1])
+except (ValueError, ConnectionError) as error:
+    answer = [type(error).__name__, str(error)]
+else:
+    answer = [loaded.name, loaded.config]
+sys.stdout.write(json.dumps(answer))
+"""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    environment.pop("HF_HUB_OFFLINE", None)
+
+    def ask(source, **more):
+        done = subprocess.run(
+            [sys.executable, "-c", code, source],
+            env={**environment, **more},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    try:
+        assert ask("hf://o/n@main") == ["o/n", {"k": 7}]
+        kind, message = ask("hf://o/other")
+        assert kind == "ValueError"
+        assert "does not give out" in message
+    finally:
+        server.shutdown()
+        server.server_close()
+    # From the cache, without the server; and what the cache does not hold.
+    assert ask("hf://o/n@main", HF_HUB_OFFLINE="1") == ["o/n", {"k": 7}]
+    kind, message = ask("hf://o/other", HF_HUB_OFFLINE="1")
+    assert kind == "ConnectionError"
+    assert "not in the local cache" in message
+
+
+def test_all_names_are_public():
+    assert all(hasattr(cfm.hub, name) for name in cfm.hub.__all__)
