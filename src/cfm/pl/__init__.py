@@ -1,0 +1,15 @@
+"""Plots: one per tool, each reading only what the tool stored in the AnnData.
+
+Every function returns the matplotlib Axes it drew on (a dict of them where there are several
+panels), and takes ``ax=`` to draw into an existing figure, ``show=`` and ``save=``. No global
+matplotlib setting is changed. Nothing is told by colour alone.
+"""
+
+from __future__ import annotations
+
+from cfm.pl._embedding import embedding
+from cfm.pl._top_genes import top_genes
+from cfm.pl._training import training
+from cfm.pl._virus_probabilities import virus_probabilities
+
+__all__ = ["embedding", "top_genes", "training", "virus_probabilities"]

@@ -1,0 +1,69 @@
+"""Where a plot is drawn, and what happens to its figure afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.backends import BackendFilter, backend_registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Dots per inch of saved pictures: sharp on screen, small enough to mail.
+SAVE_DPI = 150
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Open a figure of the given size in inches whose layout makes room for every label."""
+    return plt.figure(figsize=(width, height), layout="constrained")
+
+
+def figure_of(ax: Axes) -> Figure:
+    """Return the top-level figure of an Axes, also inside subfigures."""
+    figure = ax.get_figure(root=True)
+    if figure is None:
+        raise ValueError("ax= is an Axes that was removed from its figure; pass a live one.")
+    return figure
+
+
+def finish(
+    figure: Figure, *, owned: bool, show: bool | None = None, save: str | Path | None = None
+) -> None:
+    """Save, show and close as asked.
+
+    Parameters
+    ----------
+    figure
+        The figure drawn on.
+    owned
+        Whether the plot function opened it. The caller's own figure (``ax=`` was given) is only
+        shown on ``show=True`` and never closed.
+    show
+        ``None`` shows the figure if it is owned and the backend has a screen. ``False`` closes an
+        owned figure, so that neither a notebook displays it nor memory fills up; the returned
+        Axes stays usable (``ax.figure.savefig(...)``).
+    save
+        File to write to; its suffix sets the format.
+    """
+    if save is not None:
+        figure.savefig(save, dpi=SAVE_DPI, bbox_inches="tight")
+    if show is None:
+        if owned and _has_screen():
+            plt.show()
+    elif show:
+        plt.show()
+    elif owned:
+        plt.close(figure)
+
+
+def _has_screen() -> bool:
+    # plt.show() on a file-only backend (agg, pdf, …) does nothing but warn
+    backend = mpl.get_backend().lower()
+    with_window = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
+    notebook = ("inline", "ipympl", "widget", "nbagg")
+    return backend in map(str.lower, with_window) or any(name in backend for name in notebook)

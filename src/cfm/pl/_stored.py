@@ -1,0 +1,87 @@
+"""Reading what the tools stored, with a clear word when it is not there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from cfm._fields import (
+    CONFIDENCE,
+    INFECTED,
+    NOVELTY,
+    PARAMS,
+    PREDICTION_SET,
+    PROBABILITIES,
+    SET_SEPARATOR,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class StoredPrediction:
+    """What :func:`cfm.tl.predict_virus` left in an AnnData of ``n`` profiles and ``k`` classes.
+
+    Attributes
+    ----------
+    call
+        ``(n,)`` names: a virus, "uninfected" or "unknown".
+    confidence, infected, novelty
+        ``(n,)`` numbers in [0, 1].
+    candidates
+        Conformal set of each profile.
+    probabilities
+        ``(n, k)``; columns are the classes.
+    params
+        How it was made.
+    """
+
+    call: np.ndarray
+    confidence: np.ndarray
+    infected: np.ndarray
+    novelty: np.ndarray
+    candidates: list[tuple[str, ...]]
+    probabilities: pd.DataFrame
+    params: Mapping[str, Any]
+
+
+def stored_prediction(adata: AnnData, key: str) -> StoredPrediction:
+    """Collect the fields of a virus call.
+
+    Raises
+    ------
+    KeyError
+        If any of them is missing; the text names the tool that writes them.
+    """
+    columns = [key, *(key + part for part in (CONFIDENCE, INFECTED, NOVELTY, PREDICTION_SET))]
+    missing = [f"obs[{name!r}]" for name in columns if name not in adata.obs]
+    if key + PROBABILITIES not in adata.obsm:
+        missing.append(f"obsm[{key + PROBABILITIES!r}]")
+    if missing:
+        raise KeyError(
+            f"{', '.join(missing)} not found; run cfm.tl.predict_virus(adata, key_added={key!r}) "
+            "first, or pass the key it was stored under."
+        )
+    probabilities = adata.obsm[key + PROBABILITIES]
+    if not isinstance(probabilities, pd.DataFrame):
+        raise TypeError(
+            f"obsm[{key + PROBABILITIES!r}] is a {type(probabilities).__name__}; expected the "
+            "DataFrame (profiles by classes) that cfm.tl.predict_virus stores: run it again."
+        )
+    sets = adata.obs[key + PREDICTION_SET].astype(str)
+    return StoredPrediction(
+        call=adata.obs[key].astype(str).to_numpy(dtype=object),
+        confidence=adata.obs[key + CONFIDENCE].to_numpy(dtype=np.float64),
+        infected=adata.obs[key + INFECTED].to_numpy(dtype=np.float64),
+        novelty=adata.obs[key + NOVELTY].to_numpy(dtype=np.float64),
+        candidates=[tuple(part for part in text.split(SET_SEPARATOR) if part) for text in sets],
+        probabilities=probabilities,
+        params=adata.uns.get(key, {}).get(PARAMS, {}),
+    )

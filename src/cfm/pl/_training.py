@@ -1,0 +1,148 @@
+"""Loss curves of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from cfm.pl._figure import figure_of, finish, new_figure
+from cfm.pl._palette import COLORS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from matplotlib.axes import Axes
+
+#: Which part of the data a curve was measured on: how its name says so, and how it is drawn.
+_PARTS = ("train", "validation", "test")
+_ALIASES = {"val": "validation", "valid": "validation", "training": "train"}
+_DRAWN = {
+    "train": (COLORS[0], "-", "o"),
+    "validation": (COLORS[1], "--", "s"),
+    "test": (COLORS[2], ":", "^"),
+}
+
+
+def training(
+    model: Any,
+    *,
+    metric: str | Sequence[str] = "loss",
+    log: bool = False,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes | dict[str, Axes]:
+    """Draw how a loss went down during training, on training and validation data.
+
+    Parameters
+    ----------
+    model
+        A trained model (its ``history`` is read), such a history itself (a mapping from names
+        like ``"train_loss_epoch"`` and ``"validation_loss"`` to a DataFrame or Series over
+        epochs), or one DataFrame with a column per curve.
+    metric
+        What to draw, without the words for the part of the data: ``"loss"`` finds
+        ``train_loss``, ``train_loss_epoch``, ``validation_loss``, ``loss_validation``. Several
+        names make one panel each.
+    log
+        Logarithmic vertical axis.
+    ax
+        Draw here instead of into a new figure (one ``metric``).
+    show
+        Show the figure. ``False`` closes it; the returned Axes can still be saved.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The Axes drawn on; with several metrics a dict from metric to Axes.
+
+    Raises
+    ------
+    KeyError
+        If the model was not trained or has no such curve; the text lists what there is.
+    TypeError
+        If ``model`` holds no history.
+    ValueError
+        If ``ax`` is given with several metrics.
+    """
+    curves = _curves(model)
+    metrics = [metric] if isinstance(metric, str) else list(metric)
+    if not metrics:
+        raise ValueError("metric is an empty list; name at least one curve.")
+    if ax is not None and len(metrics) > 1:
+        raise ValueError(f"ax= takes one panel, but {len(metrics)} metrics were asked for.")
+    for name in metrics:
+        if name not in curves:
+            raise KeyError(
+                f"no curve named {name!r} in the history; it has {', '.join(sorted(curves))}."
+            )
+    owned = ax is None
+    if ax is None:
+        figure = new_figure(5.0 * len(metrics), 3.6)
+        panels = list(figure.subplots(1, len(metrics), squeeze=False)[0])
+    else:
+        panels = [ax]
+    for panel, name in zip(panels, metrics, strict=True):
+        _draw(panel, name, curves[name], log=log)
+    finish(figure_of(panels[0]), owned=owned, show=show, save=save)
+    return panels[0] if isinstance(metric, str) else dict(zip(metrics, panels, strict=True))
+
+
+def _curves(model: Any) -> dict[str, dict[str, pd.Series]]:
+    """Sort a history into metric -> part of the data -> values over epochs."""
+    history = getattr(model, "history", model)
+    if history is None or (isinstance(history, Mapping | pd.DataFrame) and len(history) == 0):
+        raise KeyError("the model has no training history; call its train() first.")
+    if not isinstance(history, Mapping | pd.DataFrame):
+        raise TypeError(
+            f"got a {type(model).__name__} without a history; expected a trained model, its "
+            "history, or a DataFrame with one column per curve."
+        )
+    curves: dict[str, dict[str, pd.Series]] = {}
+    for key in history:
+        values = history[key]
+        if isinstance(values, pd.DataFrame):
+            values = values.iloc[:, 0]
+        values = pd.to_numeric(pd.Series(values), errors="coerce").dropna()
+        name, part = _metric_and_part(str(key))
+        # steps and epochs of the same loss: epochs are the smoother, shorter curve
+        known = curves.setdefault(name, {})
+        if len(values) and (part not in known or not str(key).endswith("_step")):
+            known[part] = values
+    return {name: parts for name, parts in curves.items() if parts}
+
+
+def _metric_and_part(key: str) -> tuple[str, str]:
+    words = [_ALIASES.get(word, word) for word in key.split("_")]
+    parts = [word for word in words if word in _PARTS]
+    rest = [word for word in words if word not in (*_PARTS, "epoch", "step")]
+    return "_".join(rest) or key, parts[0] if parts else "train"
+
+
+def _draw(ax: Axes, metric: str, parts: Mapping[str, pd.Series], *, log: bool) -> None:
+    for part in (name for name in _PARTS if name in parts):
+        values = parts[part]
+        color, line, marker = _DRAWN[part]
+        every = max(1, len(values) // 12)  # enough markers to tell the curves without colour
+        ax.plot(
+            values.index,
+            values.to_numpy(),
+            line,
+            color=color,
+            marker=marker,
+            markevery=every,
+            markersize=4,
+            linewidth=1.5,
+            label=f"{part} (last {values.iloc[-1]:.3g})",
+        )
+    if log:
+        ax.set_yscale("log")
+    names = {values.index.name for values in parts.values()} - {None}
+    ax.set(xlabel=str(names.pop()) if len(names) == 1 else "epoch", ylabel=metric.replace("_", " "))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)

@@ -1,0 +1,292 @@
+"""Heat map of a virus call: probabilities, conformal set and answer of every contrast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import Normalize
+from matplotlib.legend import Legend
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.transforms import ScaledTranslation
+
+from cfm._fields import UNINFECTED, UNKNOWN, VIRUS_KEY
+from cfm.pl._figure import figure_of, finish, new_figure
+from cfm.pl._labels import shorten
+from cfm.pl._stored import stored_prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+    from cfm.pl._stored import StoredPrediction
+
+_OUTLINE = "#D55E00"
+#: Free space between the "uninfected" column and the viruses, in cells.
+_GAP = 0.35
+#: Probabilities below this carry no number.
+_PRINTED_FROM = 0.05
+#: Width of a character of the row names and texts, in inches.
+_CHAR = 0.075
+#: Smaller text than this (points) is left out.
+_READABLE = 4.0
+#: With more rows than this the class names stand below as well.
+_TALL = 25
+
+
+def virus_probabilities(
+    adata: AnnData,
+    *,
+    key: str = VIRUS_KEY,
+    label: str | None = None,
+    truth: str | None = None,
+    cmap: str = "Blues",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw the probabilities of every virus for every contrast, and the call beside them.
+
+    Rows are contrasts, columns the classes of the model, "uninfected" set apart on the left. A
+    cell holds the probability in per cent (from 5 % on), also shown by its shade; the number of
+    the most probable class is bold. Outlined cells form the conformal set: with the stated
+    frequency the true class is among them. To the right stand the call (● virus, ○ uninfected,
+    ? unknown), its confidence, the probability of an infection and the novelty.
+
+    Parameters
+    ----------
+    adata
+        Contrasts with the fields written by :func:`cfm.tl.predict_virus`.
+    key
+        Where they are stored (``key_added`` of that call).
+    label
+        Column of ``obs`` that names the rows; ``None`` uses ``obs_names``. Long names lose their
+        middle.
+    truth
+        Column of ``obs`` with the known virus, written beside the call.
+    cmap
+        Sequential colour map whose darkness grows with the probability.
+    ax
+        Draw here instead of into a new figure. Text shrinks with the height of a row, and row
+        names that could not be read are left out.
+    show
+        Show the figure. ``False`` closes it; the returned Axes can still be saved.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The Axes drawn on.
+
+    Raises
+    ------
+    KeyError
+        If :func:`cfm.tl.predict_virus` was not run, or ``label`` or ``truth`` is no column.
+    ValueError
+        If there is no contrast.
+    """
+    stored = stored_prediction(adata, key)
+    for name in (label, truth):
+        if name is not None and name not in adata.obs:
+            raise KeyError(
+                f"obs has no column {name!r}; expected one of {', '.join(map(str, adata.obs))}."
+            )
+    if adata.n_obs == 0:
+        raise ValueError("adata has no contrasts; expected at least one row to draw.")
+    names = adata.obs_names if label is None else adata.obs[label].astype(str)
+    rows = [shorten(str(name)) for name in names]
+    true = None if truth is None else adata.obs[truth].astype(str).tolist()
+    order = _class_order(stored.probabilities.columns)
+    table = stored.probabilities.loc[:, order].to_numpy(dtype=np.float64)
+    left = _left_edges(order)
+
+    owned = ax is None
+    if ax is None:
+        ax = _own_axes(rows, order, stored.call, true)
+    font = _font_size(ax, len(rows))
+    _draw_cells(ax, table, left, cmap, font)
+    _outline_sets(ax, stored.candidates, order, left)
+    _name_axes(ax, rows, order, left, font)
+    _write_answers(ax, stored, true, font)
+    _explain(ax, stored, cmap)
+    finish(figure_of(ax), owned=owned, show=show, save=save)
+    return ax
+
+
+def _class_order(classes: Iterable[str]) -> list[str]:
+    """Put "uninfected" first and keep the model's own order, so that figures can be compared."""
+    names = [str(name) for name in classes]
+    return [n for n in names if n == UNINFECTED] + [n for n in names if n != UNINFECTED]
+
+
+def _left_edges(order: list[str]) -> np.ndarray:
+    edges = np.arange(len(order), dtype=np.float64)
+    if order and order[0] == UNINFECTED:
+        edges[1:] += _GAP
+    return edges
+
+
+def _own_axes(rows: list[str], order: list[str], call: np.ndarray, true: list[str] | None) -> Axes:
+    """Open a figure that is as large as its cells and texts need (inches)."""
+    height = len(rows) * (0.27 if len(rows) <= _TALL else 0.2)
+    side = _CHAR * max(map(len, call)) + 2.0
+    if true is not None:
+        side += _CHAR * max(5, *map(len, true)) + 0.2
+    width = 0.31 * (len(order) + _GAP) + _CHAR * max(map(len, rows)) + side
+    header = _CHAR * max(map(len, order)) * (2 if len(rows) > _TALL else 1)
+    return new_figure(width, height + header + 0.85).add_subplot()
+
+
+def _font_size(ax: Axes, n_rows: int) -> float:
+    figure = figure_of(ax)
+    if ax.get_figure(root=True) is figure and figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()  # sizes are only final once the layout was made
+    row_points = ax.get_window_extent().height / figure.dpi * 72 / n_rows
+    return float(np.clip(row_points * 0.62, 1.0, 9.0))
+
+
+def _draw_cells(ax: Axes, table: np.ndarray, left: np.ndarray, cmap: str, font: float) -> None:
+    norm = Normalize(0, 1)
+    n_rows = table.shape[0]
+    for j, x in enumerate(left):
+        ax.pcolormesh(
+            [x, x + 1],
+            np.arange(n_rows + 1) - 0.5,
+            table[:, [j]],
+            cmap=cmap,
+            norm=norm,
+            edgecolors="white",
+            linewidth=0.6,
+        )
+    top = table.argmax(axis=1)
+    if font >= _READABLE:
+        for i, j in zip(*np.nonzero(table >= _PRINTED_FROM), strict=True):
+            ax.text(
+                left[j] + 0.5,
+                i,
+                f"{100 * table[i, j]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=min(font, 8),
+                fontweight="bold" if j == top[i] else "normal",
+                color="white" if table[i, j] > 0.55 else "black",
+            )
+    ax.set_xlim(left[0], left[-1] + 1)
+    ax.set_ylim(n_rows - 0.5, -0.5)
+
+
+def _outline_sets(
+    ax: Axes, candidates: list[tuple[str, ...]], order: list[str], left: np.ndarray
+) -> None:
+    place = dict(zip(order, left, strict=True))
+    frames = [
+        Rectangle((place[name] + 0.07, i - 0.43), 0.86, 0.86)
+        for i, names in enumerate(candidates)
+        for name in names
+        if name in place
+    ]
+    ax.add_collection(
+        PatchCollection(frames, facecolor="none", edgecolor=_OUTLINE, linewidth=1.5, zorder=3)
+    )
+
+
+def _name_axes(ax: Axes, rows: list[str], order: list[str], left: np.ndarray, font: float) -> None:
+    ax.set_xticks(left + 0.5, [shorten(name, 30) for name in order], rotation=90, fontsize=8)
+    ax.tick_params(
+        length=0, labeltop=True, labelbottom=len(rows) > _TALL, labelleft=font >= _READABLE, pad=3
+    )
+    ax.set_yticks(range(len(rows)), rows, fontsize=max(font, _READABLE))
+    ax.spines[:].set_visible(False)
+
+
+def _write_answers(ax: Axes, stored: StoredPrediction, true: list[str] | None, font: float) -> None:
+    if font < _READABLE:
+        return
+    columns: list[tuple[str, list[str], float]] = []
+    if true is not None:
+        columns.append(("known", true, max(5, *map(len, true))))
+    calls = [f"{_mark(call)} {call}" for call in stored.call]
+    columns.append(("call", calls, 1.13 * max(4, *map(len, calls))))  # bold is wider
+    for title, values in (
+        ("conf.", stored.confidence),
+        ("P(inf.)", stored.infected),
+        ("novelty", stored.novelty),
+    ):
+        columns.append((title, [f"{value:.2f}" for value in values], len(title)))
+    offset = 8.0
+    for title, texts, length in columns:
+        ax.annotate(
+            title,
+            (1, 1),
+            xytext=(offset, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=min(font, 8),
+            color="#555555",
+        )
+        for i, text in enumerate(texts):
+            special = title == "call" and stored.call[i] in (UNINFECTED, UNKNOWN)
+            ax.annotate(
+                text,
+                (1, i),
+                xytext=(offset, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                va="center",
+                fontsize=font,
+                fontstyle="italic" if special else "normal",
+                fontweight="bold" if title == "call" and not special else "normal",
+                annotation_clip=False,
+            )
+        offset += length * font * 0.62 + 10
+
+
+def _mark(call: str) -> str:
+    return {UNINFECTED: "○", UNKNOWN: "?"}.get(call, "●")
+
+
+def _explain(ax: Axes, stored: StoredPrediction, cmap: str) -> None:
+    """Legend and colour scale below the cells, sized in inches whatever the figure's size."""
+    figure = figure_of(ax)
+    # inches, counted from the lower left corner of the cells
+    corner = figure.dpi_scale_trans + ScaledTranslation(0, 0, ax.transAxes)  # type: ignore[arg-type]
+    drop = 0.0
+    if ax.xaxis.get_tick_params()["labelbottom"]:
+        drop = 0.1 + _CHAR * max(len(text.get_text()) for text in ax.get_xticklabels())
+    scale = ax.inset_axes((0, -0.3 - drop, 1.5, 0.11), transform=corner)
+    scale.imshow(np.linspace(0, 1, 64)[None], cmap=cmap, aspect="auto", extent=(0, 100, 0, 1))
+    scale.set_xticks([0, 50, 100])
+    scale.set_yticks([])
+    scale.tick_params(labelsize=7, length=2)
+    scale.set_xlabel("probability (%)", fontsize=7.5, labelpad=1)
+    alpha = stored.params.get("alpha")
+    share = "" if alpha is None else f" ({100 * (1 - float(alpha)):.0f} %)"
+    frame = Patch(
+        facecolor="none", edgecolor=_OUTLINE, linewidth=1.5, label=f"conformal set{share}"
+    )
+    legend = Legend(
+        ax,
+        [frame],
+        [f"conformal set{share}"],
+        loc="upper left",
+        bbox_to_anchor=(1.65, -0.2 - drop),
+        bbox_transform=corner,
+        frameon=False,
+        fontsize=7.5,
+        handlelength=1.2,
+        handleheight=1.1,
+        borderpad=0,
+    )
+    ax.add_artist(legend)
+    ax.annotate(
+        "●  virus    ○  uninfected    ?  unknown",
+        (1.68, -0.5 - drop),
+        xycoords=corner,
+        fontsize=7.5,
+        va="center",
+        annotation_clip=False,
+    )

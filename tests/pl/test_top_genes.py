@@ -1,0 +1,61 @@
+"""``cfm.pl.top_genes`` shows the largest effects in the right order and direction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+
+import cfm
+
+
+def drawn(ax) -> dict[str, float]:
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    return dict(zip(names, [bar.get_width() for bar in ax.patches], strict=True))
+
+
+def test_largest_effects_in_order(predicted):
+    adata = predicted(3)
+    ax = cfm.pl.top_genes(adata, adata.obs_names[1], n_genes=4, show=False)
+    effects = dict(zip(adata.var_names, adata.X[1].tolist(), strict=True))
+    ranked = sorted(effects, key=lambda gene: -effects[gene])
+    assert list(drawn(ax)) == ranked[:4] + ranked[-4:]
+    assert drawn(ax) == pytest.approx({g: effects[g] for g in ranked[:4] + ranked[-4:]})
+
+
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(1, 20))
+def test_zero_and_missing_effects_are_never_shown(predicted, n_up, n_down, n_genes):
+    adata = predicted(1)
+    values = np.zeros(30, dtype=np.float32)
+    values[:n_up] = np.arange(1, n_up + 1)
+    values[15 : 15 + n_down] = -np.arange(1, n_down + 1)
+    values[29] = np.nan
+    adata.X = values[None]
+    if n_up + n_down == 0:
+        with pytest.raises(ValueError, match="no gene with a non-zero effect"):
+            cfm.pl.top_genes(adata, show=False)
+        return
+    shown = drawn(cfm.pl.top_genes(adata, n_genes=n_genes, show=False))
+    assert sum(v > 0 for v in shown.values()) == min(n_up, n_genes)
+    assert sum(v < 0 for v in shown.values()) == min(n_down, n_genes)
+
+
+def test_sparse_and_layers(predicted):
+    adata = predicted(2)
+    dense = drawn(cfm.pl.top_genes(adata, 1, show=False))
+    adata.layers["stat"] = sparse.csr_matrix(adata.X)
+    assert drawn(cfm.pl.top_genes(adata, 1, layer="stat", show=False)) == dense
+
+
+def test_bad_arguments(predicted):
+    adata = predicted(2)
+    with pytest.raises(KeyError, match="not in obs_names"):
+        cfm.pl.top_genes(adata, "nothing", show=False)
+    with pytest.raises(KeyError, match="out of range"):
+        cfm.pl.top_genes(adata, 2, show=False)
+    with pytest.raises(KeyError, match="layers has no"):
+        cfm.pl.top_genes(adata, 0, layer="stat", show=False)
+    with pytest.raises(ValueError, match="at least 1"):
+        cfm.pl.top_genes(adata, 0, n_genes=0, show=False)
