@@ -42,7 +42,7 @@ class GeneMapping:
 
     symbol: np.ndarray
     source: np.ndarray
-    organism: str
+    organism: Organism
 
     @property
     def mapped(self) -> np.ndarray:
@@ -72,7 +72,7 @@ def _tables() -> _Tables:
     return _Tables(frozenset(by_upper.values()), by_upper, previous, ensembl)
 
 
-def _detect_organism(names: Iterable[str], tables: _Tables) -> str:
+def _detect_organism(names: Iterable[str], tables: _Tables) -> Organism:
     """Mouse if more names look like mouse (``Isg15``, ``ENSMUSG…``) than like human."""
     mouse = human = 0
     for name in names:

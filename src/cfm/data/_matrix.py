@@ -1,0 +1,323 @@
+"""Read expression matrices of any storage, and check that they hold what they should."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+    from mudata import MuData
+
+#: Below this, fractional values look log-transformed: log2 of a million is 20.
+LOG_CEILING = 30.0
+#: Above this, values cannot be log2 expression: 2**64 copies of a transcript do not exist.
+LOG2_LIMIT = 64.0
+#: A block of rows is cut so that its dense form stays near this many values (32 MiB in float32).
+_BLOCK_VALUES = 8_000_000
+
+_BLOCK_FORMATS = ("csr", "csc")
+
+
+@dataclass(frozen=True)
+class CountSummary:
+    """What one pass over a count matrix found.
+
+    Attributes
+    ----------
+    library_size
+        ``(n_obs,)`` float64, sum of the counts of each observation; 0 marks an all-zero one.
+    fractional
+        Whether some counts are not whole numbers (expected counts of a quantifier).
+    maximum
+        The largest value.
+    """
+
+    library_size: np.ndarray
+    fractional: bool
+    maximum: float
+
+
+def select_modality(
+    data: AnnData | MuData, modality: str | None = None, columns: tuple[str, ...] = ()
+) -> tuple[AnnData, pd.DataFrame]:
+    """Return the AnnData to work on and its ``obs``.
+
+    Parameters
+    ----------
+    data
+        An AnnData, or a MuData of which one modality is taken.
+    modality
+        Name of the modality; may be left out where there is only one. Not for an AnnData.
+    columns
+        ``obs`` columns that will be needed. Those that only ``MuData.obs`` has (as ``column`` or
+        ``modality:column``) are added to the returned frame, matched by observation name.
+
+    Returns
+    -------
+    The AnnData, and its ``obs`` (a copy where columns were added).
+
+    Raises
+    ------
+    TypeError
+        If ``data`` is neither an AnnData nor a MuData.
+    ValueError, KeyError
+        If ``modality`` is missing, superfluous or unknown.
+    """
+    import anndata as ad
+    import mudata as md
+
+    if isinstance(data, ad.AnnData):
+        if modality is not None:
+            raise ValueError(
+                f"modality={modality!r} was given for an AnnData, which has none; "
+                "leave it out or pass the MuData."
+            )
+        return data, data.obs
+    if not isinstance(data, md.MuData):
+        raise TypeError(f"expected an AnnData or a MuData, found {type(data).__name__}.")
+    names = list(data.mod)
+    if modality is None:
+        if len(names) != 1:
+            raise ValueError(f"the MuData has modalities {names}; choose one with modality=.")
+        modality = names[0]
+    if modality not in names:
+        raise KeyError(f"the MuData has no modality {modality!r}; it has {names}.")
+    adata = data.mod[modality]
+    obs = adata.obs
+    for column in columns:
+        for name in (column, f"{modality}:{column}"):
+            if column not in obs.columns and name in data.obs.columns:
+                obs = obs.assign(**{column: data.obs[name].reindex(obs.index)})
+    return adata, obs
+
+
+def get_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = False) -> Any:
+    """Return ``X``, a layer or ``raw.X`` without loading it.
+
+    Parameters
+    ----------
+    adata
+        In memory, backed, lazy (dask) or a view.
+    layer
+        Name of a layer instead of ``X``.
+    use_raw
+        Take ``adata.raw.X``, whose columns are ``adata.raw.var_names``.
+
+    Returns
+    -------
+    numpy, scipy sparse or dask array, or an on-disk dataset; read it with :func:`row_blocks` or
+    :func:`read_rows`.
+
+    Raises
+    ------
+    KeyError
+        If the layer does not exist.
+    ValueError
+        If there is no matrix, it is empty, or both ``layer`` and ``use_raw`` are given.
+    """
+    if use_raw and layer is not None:
+        raise ValueError("layer= and use_raw=True exclude each other; choose one.")
+    if use_raw:
+        if adata.raw is None:
+            raise ValueError("use_raw=True, but adata.raw is None; store the counts or use layer=.")
+        matrix = adata.raw.X
+    elif layer is not None:
+        if layer not in adata.layers:
+            raise KeyError(f"no layer {layer!r}; adata has layers {sorted(adata.layers)}.")
+        matrix = adata.layers[layer]
+    else:
+        matrix = adata.X
+    if matrix is None:
+        raise ValueError(
+            f"adata.X is None; choose one of the layers {sorted(adata.layers)} with layer=."
+        )
+    if 0 in matrix.shape:
+        raise ValueError(f"the matrix is empty: {matrix.shape[0]} × {matrix.shape[1]}.")
+    return matrix
+
+
+def _in_memory(block: Any) -> Any:
+    """Compute dask, and settle on a numpy array or a CSR matrix."""
+    if hasattr(block, "compute"):
+        block = block.compute()
+    if sparse.issparse(block):
+        return block.tocsr()
+    block = np.asarray(block)
+    if block.dtype.kind not in "biuf":
+        raise TypeError(f"the matrix holds {block.dtype} values; numbers are expected.")
+    return block
+
+
+def by_rows(matrix: Any) -> Any:
+    """Turn what is slow to cut by rows (column-compressed storage) into CSR; else return it."""
+    if getattr(matrix, "format", None) in _BLOCK_FORMATS and hasattr(matrix, "to_memory"):
+        return matrix if matrix.format == "csr" else matrix.to_memory().tocsr()
+    return matrix.tocsr() if sparse.issparse(matrix) else matrix
+
+
+def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, Any]]:
+    """Go through a matrix in blocks of consecutive rows, whatever its storage.
+
+    Parameters
+    ----------
+    matrix
+        What :func:`get_matrix` returned.
+    n_rows
+        Rows per block; chosen by the number of columns if not given.
+
+    Yields
+    ------
+    The rows as a slice, and the block in memory: numpy array or CSR, dtype as stored.
+    """
+    matrix = by_rows(matrix)
+    total, n_columns = matrix.shape
+    step = n_rows or max(1, _BLOCK_VALUES // max(1, n_columns))
+    for start in range(0, total, step):
+        rows = slice(start, min(start + step, total))
+        yield rows, _in_memory(matrix[rows])
+
+
+def read_rows(matrix: Any, rows: np.ndarray) -> Any:
+    """Read some rows, in the order given, into a numpy array or CSR matrix.
+
+    Parameters
+    ----------
+    matrix
+        What :func:`get_matrix` returned.
+    rows
+        ``(n,)`` integer row numbers; repeats are allowed.
+    """
+    # files want their rows sorted and once each
+    unique, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+    block = _in_memory(by_rows(matrix)[unique])
+    return block if np.array_equal(unique, rows) else block[inverse]
+
+
+def to_dense(block: Any, dtype: Any = np.float64) -> np.ndarray:
+    """Return a block as a dense array of the given dtype."""
+    dense = block.toarray() if sparse.issparse(block) else block
+    return np.asarray(dense, dtype=dtype)
+
+
+def _values(block: Any) -> np.ndarray:
+    """Return the values that can be anything but zero."""
+    return block.data if sparse.issparse(block) else block.ravel()
+
+
+def _check_finite(values: np.ndarray, where: str) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        n_nan = int(np.isnan(values).sum())
+        n_inf = int(np.isinf(values).sum())
+        raise ValueError(
+            f"{where} holds {n_nan} NaN and {n_inf} infinite values in one block of rows; "
+            "finite numbers are expected: drop or repair these samples or genes."
+        )
+
+
+def check_counts(matrix: Any, *, where: str = "adata.X") -> CountSummary:
+    """Check, in one pass of blocks, that a matrix holds counts.
+
+    Whole numbers stored as any dtype are counts. Fractional values pass as *expected counts* (as
+    salmon, kallisto or RSEM give) if the largest value exceeds 30, which no logarithm of a count
+    reaches, and if the observations do not all have the same sum, as TPM and CPM have. FPKM
+    cannot be told from expected counts by its values, so it is for the caller to know.
+
+    Parameters
+    ----------
+    matrix
+        What :func:`get_matrix` returned.
+    where
+        How to name the matrix in an error.
+
+    Returns
+    -------
+    Library sizes and the kind of counts.
+
+    Raises
+    ------
+    ValueError
+        If values are negative, NaN or infinite, or look log-transformed or normalised.
+    """
+    library_size = np.zeros(matrix.shape[0])
+    fractional = False
+    maximum = 0.0
+    for rows, block in row_blocks(matrix):
+        values = _values(block)
+        _check_finite(values, where)
+        if values.size:
+            if values.min() < 0:
+                raise ValueError(
+                    f"{where} holds negative values (smallest {values.min():.4g}), so these are "
+                    "not counts; pass raw counts, or log2 values with units='log'."
+                )
+            maximum = max(maximum, float(values.max()))
+            if values.dtype.kind == "f" and not fractional:
+                fractional = bool((values != np.rint(values)).any())
+        library_size[rows] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+    if fractional:
+        _refuse_transformed(library_size, maximum, where)
+    return CountSummary(library_size, fractional, maximum)
+
+
+def _refuse_transformed(library_size: np.ndarray, maximum: float, where: str) -> None:
+    if maximum <= LOG_CEILING:
+        raise ValueError(
+            f"{where} holds fractional values of at most {maximum:.4g}, which look "
+            "log-transformed, not like counts; pass the raw counts (layer=), or log2 values with "
+            "units='log' where that is offered."
+        )
+    sums = library_size[library_size > 0]
+    same = sums.size > 1 and np.ptp(sums) <= 1e-3 * sums.mean()
+    if same or np.allclose(sums, 1e6, rtol=1e-3):
+        raise ValueError(
+            f"{where} holds fractional values and every sample sums to {sums.mean():.6g}, so it "
+            "is normalised (TPM, CPM or scaled), not counts; pass the raw counts (layer=), or "
+            "log2 values with units='log' where that is offered."
+        )
+
+
+def check_log_values(matrix: Any, *, where: str = "adata.X") -> None:
+    """Check, in one pass of blocks, that a matrix may hold log2 expression.
+
+    Raises
+    ------
+    ValueError
+        If values are NaN or infinite, or beyond ±64, which no log2 expression value is.
+    """
+    for _, block in row_blocks(matrix):
+        values = _values(block)
+        _check_finite(values, where)
+        largest = float(np.abs(values).max()) if values.size else 0.0
+        if largest > LOG2_LIMIT:
+            raise ValueError(
+                f"{where} holds values up to {largest:.6g}, which are not log2 expression; pass "
+                "counts with units='counts', or take log2 first."
+            )
+
+
+def check_unique_names(names: pd.Index, *, axis: str) -> None:
+    """Check that observation (``axis="obs"``) or gene (``axis="var"``) names are unique, not empty.
+
+    Raises
+    ------
+    ValueError
+        Naming some of the duplicates, and the function that repairs them.
+    """
+    repair = {
+        "var": "merge them with cfm.pp.map_genes(adata), or call adata.var_names_make_unique()",
+        "obs": "call adata.obs_names_make_unique()",
+    }[axis]
+    twice = names[names.duplicated()].unique()
+    if len(twice):
+        shown = ", ".join(repr(str(name)) for name in twice[:5])
+        raise ValueError(f"{len(twice)} {axis}_names occur more than once ({shown}); {repair}.")
+    n_empty = int((pd.Series(names, dtype=object).fillna("").astype(str).str.strip() == "").sum())
+    if n_empty:
+        raise ValueError(f"{n_empty} of adata.{axis}_names is empty; give it a name or drop it.")

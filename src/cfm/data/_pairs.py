@@ -1,0 +1,325 @@
+"""Every (case, control) pair as a profile, made when asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cfm.data._profiles import ProfileDraw
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+#: Values per block of rows when differences are taken: two blocks stay in the processor's cache.
+_BLOCK_VALUES = 200_000
+
+
+class ContrastPairs:
+    """All (case, control) pairs of a set of contrasts, as log2 fold-change profiles on demand.
+
+    Holds each sample once and two small index arrays, so ten million pairs of a few thousand
+    samples need no more memory than the samples do. A profile is the difference of two rows.
+    Made by :func:`cfm.pp.contrasts` with ``mode="pairs"``; training reads it as a
+    :class:`cfm.data.ProfileSource`.
+
+    Pairs are numbered contrast by contrast, in a contrast case by case, and for a case control by
+    control: ``pairs[i]`` is always the same pair.
+
+    Parameters
+    ----------
+    values
+        ``(n_samples, n_genes)`` float32, log2 expression of the samples (not copied).
+    cases, controls
+        For each contrast, the rows of ``values`` that are its cases and its controls.
+    contrasts
+        One row per contrast: what :meth:`obs` repeats for each pair.
+    var
+        Genes, indexed by symbol.
+    sample_names
+        ``(n_samples,)`` names of the rows of ``values``.
+    balanced
+        Whether :meth:`draw` picks each contrast equally often, rather than each pair.
+    controls_per_case
+        How many consecutive profiles of a draw share the same case (against different controls
+        where there are enough): the positive pairs of an agreement loss.
+    uns
+        Stored under ``uns["contrasts"]`` by :meth:`to_adata`.
+
+    Attributes
+    ----------
+    contrasts
+        DataFrame, one row per contrast, with the number of its pairs in ``n_pairs``.
+    var, sample_names, balanced, controls_per_case
+        As given; ``balanced`` and ``controls_per_case`` may be set at any time.
+    skipped
+        DataFrame (stratum, level, reason) of what :func:`cfm.pp.contrasts` left out.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit together, rows are out of range, or a contrast has no case or no
+        control.
+    """
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        cases: Sequence[np.ndarray],
+        controls: Sequence[np.ndarray],
+        *,
+        contrasts: pd.DataFrame,
+        var: pd.DataFrame,
+        sample_names: Sequence[str] | pd.Index,
+        balanced: bool = False,
+        controls_per_case: int = 1,
+        uns: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._values = np.ascontiguousarray(values, dtype=np.float32)
+        n_samples, n_genes = self._values.shape
+        if len(var) != n_genes or len(sample_names) != n_samples:
+            raise ValueError(
+                f"values is {n_samples} × {n_genes}, but {len(sample_names)} sample names and "
+                f"{len(var)} genes were given."
+            )
+        if not len(cases) == len(controls) == len(contrasts) > 0:
+            raise ValueError(
+                "cases, controls and contrasts need one entry per contrast and at least one, "
+                f"found {len(cases)}, {len(controls)} and {len(contrasts)}."
+            )
+        if not all(len(rows) for rows in (*cases, *controls)):
+            raise ValueError("every contrast needs at least one case and one control.")
+        self._n_cases = np.array([len(rows) for rows in cases], dtype=np.int64)
+        self._n_controls = np.array([len(rows) for rows in controls], dtype=np.int64)
+        self._cases = np.concatenate(cases).astype(np.int64)
+        self._controls = np.concatenate(controls).astype(np.int64)
+        rows = np.concatenate([self._cases, self._controls])
+        if rows.min() < 0 or rows.max() >= n_samples:
+            raise ValueError(f"cases and controls must be rows 0 to {n_samples - 1} of values.")
+        self._first_case = np.cumsum(self._n_cases) - self._n_cases
+        self._first_control = np.cumsum(self._n_controls) - self._n_controls
+        n_pairs = self._n_cases * self._n_controls
+        self._end = np.cumsum(n_pairs)  # (n_contrasts,), pairs up to and with each contrast
+        self.contrasts = contrasts.assign(n_pairs=n_pairs)
+        self.var = var
+        self.sample_names = pd.Index(sample_names)
+        self.balanced = balanced
+        self.controls_per_case = controls_per_case
+        self._uns = dict(uns or {})
+
+    @property
+    def var_names(self) -> pd.Index:
+        """Gene names of the columns of a profile."""
+        return self.var.index
+
+    @property
+    def skipped(self) -> pd.DataFrame:
+        """What was left out when the contrasts were made, and why."""
+        return self._uns.get("skipped", pd.DataFrame(columns=["stratum", "level", "reason"]))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of pairs and of genes."""
+        return len(self), self._values.shape[1]
+
+    def __len__(self) -> int:
+        return int(self._end[-1])
+
+    def __repr__(self) -> str:
+        return (
+            f"ContrastPairs: {len(self):,} pairs × {len(self.var):,} genes "
+            f"from {len(self._values):,} samples in {len(self.contrasts):,} contrasts"
+        )
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Return profiles by number.
+
+        Parameters
+        ----------
+        index
+            An integer, a slice, an integer array or a boolean mask over all pairs.
+
+        Returns
+        -------
+        float32, ``(n_genes,)`` for an integer and ``(n, n_genes)`` otherwise.
+        """
+        if isinstance(index, int | np.integer):
+            return self._effects(*self._rows(np.array([index])))[0]
+        return self._effects(*self._rows(self._numbers(index)))
+
+    def draw(
+        self, n: int, rng: np.random.Generator, *, out: np.ndarray | None = None
+    ) -> ProfileDraw:
+        """Draw random profiles, with replacement.
+
+        Parameters
+        ----------
+        n
+            How many.
+        rng
+            Random generator; the same state gives the same draw.
+        out
+            ``(n, n_genes)`` float32 to write into, so that a loop need not allocate.
+
+        Returns
+        -------
+        Effects ``(n, n_genes)`` float32, and as group the row of the case, so that profiles of
+        the same infected sample share it.
+        """
+        numbers = self.draw_numbers(n, rng)
+        case, control = self._rows(numbers)
+        return ProfileDraw(self._effects(case, control, out), case)
+
+    def draw_numbers(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw the numbers of random pairs: what :meth:`draw` makes into profiles.
+
+        Returns
+        -------
+        ``(n,)`` int64, for :meth:`obs` or indexing.
+        """
+        repeats = self.controls_per_case
+        if repeats < 1:
+            raise ValueError(f"controls_per_case must be at least 1, found {repeats}.")
+        n_cases = -(-n // repeats)
+        if self.balanced:
+            block = rng.integers(len(self._end), size=n_cases)
+            n_pairs = self._n_cases[block] * self._n_controls[block]
+            numbers = self._end[block] - n_pairs + rng.integers(n_pairs)
+        else:
+            numbers = rng.integers(len(self), size=n_cases)
+            block = np.searchsorted(self._end, numbers, side="right")
+        if repeats == 1:
+            return numbers
+        available = self._n_controls[block]
+        first = self._end[block] - self._n_cases[block] * available
+        of_case = numbers - (numbers - first) % available  # first pair of the same case
+        chosen = _distinct(available, repeats, rng)  # (n_cases, repeats)
+        return (of_case[:, None] + chosen).ravel()[:n]
+
+    def obs(self, index: Any) -> pd.DataFrame:
+        """Describe pairs.
+
+        Parameters
+        ----------
+        index
+            As for indexing: an integer, a slice, an integer array or a boolean mask.
+
+        Returns
+        -------
+        DataFrame, a row per pair: the columns of :attr:`contrasts`, and the sample names
+        ``case`` and ``control_sample``. Named ``"<case>_vs_<control>"``.
+        """
+        numbers = np.atleast_1d(self._numbers(index))
+        block = np.searchsorted(self._end, numbers, side="right")
+        case, control = self._rows(numbers)
+        left_out = ["n_cases", "n_controls", "n_pairs"]
+        frame = self.contrasts.drop(columns=left_out, errors="ignore").iloc[block]
+        case_names = self.sample_names[case].astype(str)
+        control_names = self.sample_names[control].astype(str)
+        frame = frame.assign(case=case_names, control_sample=control_names)
+        return frame.set_axis(case_names + "_vs_" + control_names, axis=0)
+
+    def to_adata(self, index: Any = None, *, n: int | None = None, seed: int = 0) -> AnnData:
+        """Make an AnnData of chosen pairs, of ``n`` random ones, or of all.
+
+        Parameters
+        ----------
+        index
+            Which pairs, as for indexing.
+        n
+            Take this many different pairs at random instead (all if there are fewer).
+        seed
+            Seed of that choice.
+
+        Returns
+        -------
+        AnnData with ``X`` log2 fold changes float32 (pairs × genes), ``obs`` from :meth:`obs`,
+        ``var`` the genes, and ``uns["contrasts"]`` how the pairs were made.
+
+        Raises
+        ------
+        ValueError
+            If both ``index`` and ``n`` are given.
+        """
+        import anndata as ad
+
+        if index is not None and n is not None:
+            raise ValueError("index and n exclude each other; give one.")
+        if n is not None and n < len(self):
+            index = np.random.default_rng(seed).choice(len(self), size=n, replace=False)
+            index.sort()
+        numbers = self._numbers(slice(None) if index is None else index)
+        obs = self.obs(numbers)
+        obs.index = ad.utils.make_index_unique(obs.index)
+        return ad.AnnData(
+            X=self._effects(*self._rows(numbers)),
+            obs=obs,
+            var=self.var.copy(),
+            uns={"contrasts": dict(self._uns)},
+        )
+
+    def _numbers(self, index: Any) -> np.ndarray:
+        """Turn what a user may index with into pair numbers."""
+        if isinstance(index, slice):
+            return np.arange(*index.indices(len(self)))
+        numbers = np.asarray(index)
+        if numbers.dtype == bool:
+            if numbers.shape != (len(self),):
+                raise IndexError(f"a mask needs one value for each of the {len(self)} pairs.")
+            return np.flatnonzero(numbers)
+        if numbers.size == 0:
+            return numbers.astype(np.int64)
+        if numbers.dtype.kind not in "iu":
+            raise IndexError(f"pairs are numbered by integers, found {numbers.dtype}.")
+        return numbers.astype(np.int64)
+
+    def _rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of ``values`` of the case and the control of each numbered pair."""
+        total = len(self)
+        if numbers.size and (numbers.min() < -total or numbers.max() >= total):
+            raise IndexError(f"there are {total} pairs, numbered from 0.")
+        numbers = np.where(numbers < 0, numbers + total, numbers)
+        block = np.searchsorted(self._end, numbers, side="right")
+        n_controls = self._n_controls[block]
+        within = numbers - (self._end[block] - self._n_cases[block] * n_controls)
+        case = self._cases[self._first_case[block] + within // n_controls]
+        control = self._controls[self._first_control[block] + within % n_controls]
+        return case, control
+
+    def _effects(
+        self, case: np.ndarray, control: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Differences of rows, a few rows at a time so that both stay in cache."""
+        n, n_genes = len(case), self._values.shape[1]
+        if out is None:
+            out = np.empty((n, n_genes), dtype=np.float32)
+        elif out.shape != (n, n_genes) or out.dtype != np.float32:
+            raise ValueError(f"out must be float32 of shape {(n, n_genes)}.")
+        step = max(1, _BLOCK_VALUES // max(1, n_genes))
+        buffer = np.empty((min(step, n), n_genes), dtype=np.float32)
+        for start in range(0, n, step):
+            rows = slice(start, start + step)
+            part, other = out[rows], buffer[: len(case[rows])]
+            # the rows are in range, and "clip" spares numpy a buffered copy
+            np.take(self._values, case[rows], axis=0, out=part, mode="clip")
+            np.take(self._values, control[rows], axis=0, out=other, mode="clip")
+            np.subtract(part, other, out=part)
+        return out
+
+
+def _distinct(available: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw for each entry ``k`` different numbers below it; with repeats where it is under ``k``.
+
+    Draws among those left over, then steps over the ones taken, smallest first.
+    """
+    chosen = np.empty((len(available), k), dtype=np.int64)
+    for j in range(k):
+        left = np.where(available >= k, available - j, available)
+        new = rng.integers(left)
+        for taken in np.sort(chosen[:, :j], axis=1).T:
+            new = np.where(available >= k, new + (new >= taken), new)
+        chosen[:, j] = new
+    return chosen

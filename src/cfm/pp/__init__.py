@@ -1,0 +1,6 @@
+"""Prepare data: gene identifiers, and counts to differential-expression profiles."""
+
+from cfm.pp._contrasts import contrasts
+from cfm.pp._map_genes import map_genes
+
+__all__ = ["contrasts", "map_genes"]

@@ -1,0 +1,379 @@
+"""Samples to differential-expression profiles: one per contrast, or every pair on demand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from cfm._fields import CONTRASTS
+from cfm.data._matrix import (
+    by_rows,
+    check_counts,
+    check_log_values,
+    check_unique_names,
+    get_matrix,
+    read_rows,
+    row_blocks,
+    select_modality,
+    to_dense,
+)
+from cfm.data._pairs import ContrastPairs
+from cfm.pp._deseq2 import MIN_REPLICATES, deseq2
+from cfm.pp._design import Contrast, Skipped, build_design, check_columns, describe, find_control
+from cfm.pp._log_cpm import log2_cpm
+from cfm.pp._pseudobulk import pseudobulk
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from mudata import MuData
+
+Mode = Literal["replicates", "pairs", "test"]
+Units = Literal["counts", "log"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Samples:
+    """Samples to compare: their matrix, table, genes, and library sizes (``None``: log2 values)."""
+
+    matrix: Any
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    library_size: np.ndarray | None
+    prior_count: float
+
+    def prior(self, rows: np.ndarray) -> float:
+        """Prior as a share of a library, from the samples that are compared and no others."""
+        if self.library_size is None:
+            return 0.0
+        return self.prior_count / float(self.library_size[rows].mean())
+
+    def log2(self, block: Any, rows: np.ndarray, prior: float) -> np.ndarray:
+        """Return log2 expression (float64) of a block that holds the given rows."""
+        if self.library_size is None:
+            return to_dense(block)
+        return log2_cpm(to_dense(block), self.library_size[rows], prior)
+
+
+def contrasts(
+    adata: AnnData | MuData,
+    groupby: str,
+    control: Any,
+    *,
+    by: str | Sequence[str] | None = None,
+    mode: Mode = "replicates",
+    layer: str | None = None,
+    units: Units = "counts",
+    sample_key: str | None = None,
+    min_cells: int = 10,
+    prior_count: float = 2.0,
+    shrink: bool = False,
+    n_cpus: int | None = 1,
+    modality: str | None = None,
+) -> AnnData | ContrastPairs:
+    """Make one differential-expression profile per contrast.
+
+    In each stratum (a combination of the ``by`` columns: study, donor, time, tissue, …) the
+    samples of each level of ``groupby`` are compared with the samples of the control level. The
+    input is left as it is; it may be dense, CSR, CSC, backed, dask-backed or a view.
+
+    Parameters
+    ----------
+    adata
+        Bulk or pseudobulk samples, or single cells with ``sample_key``. Names of genes must be
+        unique: :func:`cfm.pp.map_genes` merges duplicates.
+    groupby
+        Column of ``obs`` with the conditions.
+    control
+        Its level to compare with.
+    by
+        Column or columns of ``obs`` to match samples on. Numbers are matched exactly.
+    mode
+        ``"replicates"``: difference of the mean log2 CPM of cases and controls, where low counts
+        are shrunken towards no change by a prior count that scales with the library. Any number
+        of replicates, also one. ``"test"``: PyDESeq2's Wald test on counts; needs two cases and
+        two controls. ``"pairs"``: every (case, control) pair, made when asked for.
+    layer
+        Layer to use instead of ``X``.
+    units
+        ``"counts"``, or ``"log"`` for log2 expression (microarrays), whose means are subtracted
+        as they are.
+    sample_key
+        Column of ``obs`` that says which sample a single cell is of. Counts are then first summed
+        per ``sample_key`` × ``groupby`` × ``by`` by :func:`decoupler.pp.pseudobulk`.
+    min_cells
+        Pseudobulk samples of fewer cells are left out.
+    prior_count
+        Counts added to each gene of an average library of the contrast (edgeR's
+        ``prior.count``); larger shrinks more. Not for ``mode="test"`` nor ``units="log"``.
+    shrink
+        In ``mode="test"``, shrink fold changes by PyDESeq2's apeglm prior.
+    n_cpus
+        Processes for ``mode="test"``; ``None`` for all.
+    modality
+        Modality of a MuData. Columns that only ``MuData.obs`` has are found too.
+
+    Returns
+    -------
+    For ``"replicates"`` and ``"test"`` a new AnnData (also for a MuData, as contrasts share no
+    observations with it), one row per contrast, ordered by stratum and level:
+
+    ``adata.X``
+        log2 fold changes, float32, dense, no NaN. A gene without counts in the contrast has 0.
+    ``adata.layers['stat']``, ``['pval']``, ``['padj']``
+        float32; only in ``mode="test"``; NaN where a gene could not be tested.
+    ``adata.obs``
+        The ``groupby`` column (level), ``control``, the ``by`` columns, ``n_cases`` and
+        ``n_controls``. Names are ``"<stratum>|<level>_vs_<control>"``.
+    ``adata.var``
+        Of the input.
+    ``adata.uns['contrasts']``
+        ``params``: the arguments, whether counts were fractional, and the number of samples.
+        ``skipped``: DataFrame (stratum, level, reason) of all that was left out.
+
+    For ``"pairs"`` a :class:`cfm.data.ContrastPairs`.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer does not exist.
+    ValueError
+        If the control level does not exist; values are negative, NaN, infinite, or no counts
+        (log-transformed or normalised; see Notes); names are duplicated; there is one sample; or
+        no contrast remains.
+
+    Warns
+    -----
+    UserWarning
+        Strata without a control (or with nothing else), samples without any count, samples with a
+        missing value in ``groupby`` or ``by``, pseudobulks of too few cells and, in
+        ``mode="test"``, contrasts of too few replicates are left out, reported in one warning per
+        kind and listed in ``uns['contrasts']['skipped']``.
+
+    Notes
+    -----
+    A contrast depends on its own cases and controls only: leaving out another level, stratum or
+    row changes nothing. In ``mode="pairs"`` the prior is common to a stratum, whose samples are
+    held once; the mean over all pairs of a contrast is then the difference of the means, which is
+    ``mode="replicates"`` if the stratum has one level beside the control.
+
+    Fractional counts of a quantifier (salmon, kallisto, RSEM) are allowed; ``mode="test"`` rounds
+    them. Fractional values of at most 30 are refused as log-transformed, fractional samples
+    that all have the same sum as normalised (TPM, CPM). FPKM cannot be told from expected counts:
+    take log2 and pass ``units="log"``.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> adata = cfm.datasets.toy_infection()
+    >>> profiles = cfm.pp.contrasts(adata, "virus", "none", by="study")
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r} is not known; choose one of {get_args(Mode)}.")
+    if units not in get_args(Units):
+        raise ValueError(f"units={units!r} is not known; choose one of {get_args(Units)}.")
+    if units == "log" and (mode == "test" or sample_key is not None):
+        raise ValueError("mode='test' and sample_key= need counts, but units='log' was given.")
+    if not prior_count > 0:
+        raise ValueError(f"prior_count must be above 0, found {prior_count}.")
+    strata = [by] if isinstance(by, str) else list(by or [])
+    keys = [groupby, *strata]
+    if sample_key is not None and sample_key not in keys:
+        keys.append(sample_key)
+    adata, obs = select_modality(adata, modality, tuple(keys))
+    check_columns(obs, groupby, strata, sample_key)
+    control = find_control(obs[groupby], control)
+    skipped = Skipped()
+    samples, fractional = _read_samples(
+        adata, obs, layer, units, keys if sample_key else None, min_cells, prior_count, skipped
+    )
+    usable = _usable(samples, skipped)
+    found = build_design(samples.obs, groupby, control, strata, usable, skipped)
+    if mode == "test":
+        found = _enough_replicates(found, skipped)
+    if not found:
+        reasons = skipped.frame()["reason"].drop_duplicates().head(3).tolist()
+        raise ValueError(
+            f"no contrast of {groupby!r} with {control!r} can be made within by={strata}: "
+            + ("; ".join(reasons) or "there are only control samples")
+            + "; choose other by columns."
+        )
+    params = {
+        "mode": mode,
+        "groupby": groupby,
+        "control": str(control),
+        "by": np.array(strata, dtype=object) if strata else "",
+        "layer": layer or "X",
+        "units": units,
+        "sample_key": sample_key or "",
+        "min_cells": min_cells,
+        "prior_count": float(prior_count),
+        "shrink": shrink,
+        "modality": modality or "",
+        "fractional_counts": fractional,
+        "n_samples": int(np.unique(np.concatenate([c.rows for c in found])).size),
+    }
+    uns = {"params": params, "skipped": skipped.frame()}
+    table = describe(found, samples.obs, groupby, control, strata)
+    if mode == "pairs":
+        return _make_pairs(samples, found, table, uns)
+
+    import anndata as ad
+
+    # cut rows from files and dask once; what is in memory needs no copy
+    if not (isinstance(samples.matrix, np.ndarray) or sparse.issparse(samples.matrix)):
+        loaded = read_rows(samples.matrix, np.arange(len(samples.obs)))
+        samples = dataclasses.replace(samples, matrix=loaded)
+    result = ad.AnnData(
+        X=np.zeros((len(found), len(samples.var)), dtype=np.float32),
+        obs=table,
+        var=samples.var.copy(),
+        uns={CONTRASTS: uns},
+    )
+    if mode == "replicates":
+        for i, contrast in enumerate(found):
+            result.X[i] = _mean_difference(samples, contrast)
+    else:
+        _fill_tests(result, samples, found, shrink, n_cpus)
+    return result
+
+
+def _read_samples(
+    adata: AnnData,
+    obs: pd.DataFrame,
+    layer: str | None,
+    units: Units,
+    keys: list[str] | None,
+    min_cells: int,
+    prior_count: float,
+    skipped: Skipped,
+) -> tuple[_Samples, bool]:
+    """Check the input and, for single cells, sum it up."""
+    matrix = by_rows(get_matrix(adata, layer=layer))
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    check_unique_names(adata.var_names, axis="var")
+    library_size, fractional = None, False
+    if units == "log":
+        check_log_values(matrix, where=where)
+    else:
+        counts = check_counts(matrix, where=where)
+        library_size, fractional = counts.library_size, counts.fractional
+    if keys:
+        matrix, obs = pseudobulk(matrix, obs, keys, min_cells=min_cells, skipped=skipped)
+        library_size = matrix.sum(axis=1)
+    else:
+        check_unique_names(adata.obs_names, axis="obs")
+    if len(obs) == 1:
+        raise ValueError(
+            f"there is one sample only ({obs.index[0]!r}); a contrast needs at least one case and "
+            "one control."
+        )
+    return _Samples(matrix, obs, adata.var, library_size, prior_count), fractional
+
+
+def _usable(samples: _Samples, skipped: Skipped) -> np.ndarray:
+    """Return ``(n,)`` bool, and record samples without any count."""
+    if samples.library_size is None:
+        return np.ones(len(samples.obs), dtype=bool)
+    usable = samples.library_size > 0
+    empty = samples.obs.index[~usable].astype(str)
+    for name in empty:
+        skipped.add("", "", f"sample {name!r} has no counts")
+    if len(empty):
+        skipped.warn(len(empty), "sample(s) without any count", list(empty))
+    return usable
+
+
+def _enough_replicates(found: list[Contrast], skipped: Skipped) -> list[Contrast]:
+    """Leave out contrasts that have no replicates to estimate a dispersion from."""
+    kept, left_out = [], []
+    for contrast in found:
+        n_cases, n_controls = len(contrast.cases), len(contrast.controls)
+        if min(n_cases, n_controls) >= MIN_REPLICATES:
+            kept.append(contrast)
+        else:
+            reason = f"mode='test' needs 2 cases and 2 controls, found {n_cases} and {n_controls}"
+            skipped.add(contrast.stratum, str(contrast.level), reason)
+            left_out.append(f"{contrast.stratum} {contrast.level}".strip())
+    if left_out:
+        skipped.warn(len(left_out), "contrast(s) with too few replicates for a test", left_out)
+    return kept
+
+
+def _mean_difference(samples: _Samples, contrast: Contrast) -> np.ndarray:
+    """Return ``(n_genes,)`` the difference of the mean log2 values of cases and controls."""
+    rows = contrast.rows
+    block = read_rows(samples.matrix, rows)
+    values = samples.log2(block, rows, samples.prior(rows))
+    n_cases = len(contrast.cases)
+    effect = values[:n_cases].mean(axis=0) - values[n_cases:].mean(axis=0)
+    if samples.library_size is not None:
+        # exactly 0, not what rounding of two means leaves
+        effect[np.asarray(block.sum(axis=0)).ravel() == 0] = 0.0
+    return effect
+
+
+def _fill_tests(
+    result: AnnData, samples: _Samples, found: list[Contrast], shrink: bool, n_cpus: int | None
+) -> None:
+    """Write fold changes and the layers of the test."""
+    from scvi import settings
+    from scvi.utils import track
+
+    layers = ("stat", "pval", "padj")
+    for layer in layers:
+        result.layers[layer] = np.full(result.shape, np.nan, dtype=np.float32)
+    steps = track(range(len(found)), description="PyDESeq2", disable=settings.verbosity > 20)
+    for i in steps:
+        rows = found[i].rows
+        is_case = np.arange(len(rows)) < len(found[i].cases)
+        table = deseq2(
+            to_dense(read_rows(samples.matrix, rows)),
+            is_case,
+            result.var_names,
+            shrink=shrink,
+            n_cpus=n_cpus,
+        )
+        result.X[i] = table["lfc"]
+        for layer in layers:
+            result.layers[layer][i] = table[layer]
+
+
+def _make_pairs(
+    samples: _Samples, found: list[Contrast], table: pd.DataFrame, uns: dict[str, Any]
+) -> ContrastPairs:
+    """Hold each sample once as log2 values, with the prior of its stratum."""
+    used = np.unique(np.concatenate([contrast.rows for contrast in found]))
+    members: dict[int, list[np.ndarray]] = {}
+    for contrast in found:
+        members.setdefault(contrast.number, []).append(contrast.rows)
+    prior = np.zeros(len(samples.obs))
+    for rows_of in members.values():
+        rows = np.unique(np.concatenate(rows_of))
+        prior[rows] = samples.prior(rows)
+
+    position = np.full(len(samples.obs), -1, dtype=np.int64)
+    position[used] = np.arange(len(used))
+    values = np.empty((len(used), len(samples.var)), dtype=np.float32)
+    for block_rows, block in row_blocks(samples.matrix):
+        rows = np.arange(block_rows.start, block_rows.stop)
+        wanted = position[rows] >= 0
+        for share in np.unique(prior[rows[wanted]]):
+            of_share = wanted & (prior[rows] == share)
+            values[position[rows[of_share]]] = samples.log2(
+                block[of_share], rows[of_share], float(share)
+            )
+    return ContrastPairs(
+        values,
+        [position[contrast.cases] for contrast in found],
+        [position[contrast.controls] for contrast in found],
+        contrasts=table,
+        var=samples.var.copy(),
+        sample_names=samples.obs.index[used].astype(str),
+        uns=uns,
+    )

@@ -1,0 +1,213 @@
+"""Which samples are compared with which: strata, their levels, and what is left out and why."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Columns of the result that a ``groupby`` or ``by`` column must not be named like.
+RESERVED = ("control", "n_cases", "n_controls", "n_pairs", "case", "control_sample")
+
+
+@dataclass
+class Skipped:
+    """Collects what is left out; one warning per kind, every case in a table."""
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, stratum: str, level: str, reason: str) -> None:
+        """Record that a level (``""`` = all) of a stratum (``""`` = none) is left out."""
+        self.rows.append((stratum, level, reason))
+
+    def warn(self, found: int, what: str, examples: Sequence[str]) -> None:
+        """Tell the user once about several records of a kind."""
+        shown = ", ".join(repr(str(e)) for e in examples[:5]) + (", …" if found > 5 else "")
+        warnings.warn(
+            f"left out {found} {what}: {shown}; the result's 'skipped' table lists all.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """Return the records as a table of strings."""
+        frame = pd.DataFrame(self.rows, columns=["stratum", "level", "reason"], dtype=object)
+        return frame.set_axis(frame.index.astype(str), axis=0)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One level against the control in one stratum; ``cases`` and ``controls`` are row numbers.
+
+    ``number`` tells strata apart, ``stratum`` is for people to read.
+    """
+
+    number: int
+    stratum: str
+    level: Any
+    cases: np.ndarray
+    controls: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Cases, then controls."""
+        return np.concatenate([self.cases, self.controls])
+
+
+def check_columns(obs: pd.DataFrame, groupby: str, by: Sequence[str], *others: str | None) -> None:
+    """Check that the columns exist and make sense together.
+
+    Raises
+    ------
+    KeyError
+        For a column that does not exist.
+    ValueError
+        If a column is used twice or has a name of the result's own columns.
+    """
+    for column in (groupby, *by, *(o for o in others if o is not None)):
+        if column not in obs.columns:
+            raise KeyError(f"no column {column!r} in adata.obs; it has {list(obs.columns)}.")
+    if groupby in by or len(set(by)) != len(by):
+        raise ValueError(
+            f"by={list(by)} must name different columns, none of them groupby={groupby!r}."
+        )
+    clash = [column for column in (groupby, *by) if column in RESERVED]
+    if clash:
+        raise ValueError(
+            f"adata.obs column {clash[0]!r} has the name of a column of the result; rename it."
+        )
+
+
+def find_control(column: pd.Series, control: Any) -> Any:
+    """Return the level that is the control: equal to ``control``, or written the same.
+
+    Raises
+    ------
+    ValueError
+        Listing the levels, if there is none.
+    """
+    levels = list(pd.unique(column.dropna()))
+    for level in levels:
+        if level == control or str(level) == str(control):
+            return level
+    shown = ", ".join(repr(str(level)) for level in sorted(levels, key=str)[:20])
+    raise ValueError(
+        f"control={control!r} is not a level of adata.obs[{column.name!r}]; it has {shown}."
+    )
+
+
+def label(values: Sequence[Any]) -> str:
+    """Return a readable name of a stratum: ``A549|24`` (24.0 hours are written 24)."""
+    return "|".join(f"{v:g}" if isinstance(v, float | np.floating) else str(v) for v in values)
+
+
+def build_design(
+    obs: pd.DataFrame,
+    groupby: str,
+    control: Any,
+    by: Sequence[str],
+    usable: np.ndarray,
+    skipped: Skipped,
+) -> list[Contrast]:
+    """Return the contrasts of each level with the control, stratum by stratum.
+
+    Strata and levels follow the order of their categories or sorted values, never that of rows.
+
+    Parameters
+    ----------
+    obs
+        Samples.
+    groupby, control, by
+        As in :func:`cfm.pp.contrasts`.
+    usable
+        ``(n_obs,)`` bool; others are passed over (they have been recorded already).
+    skipped
+        Where samples with missing values and strata without controls or cases are recorded.
+
+    Raises
+    ------
+    ValueError
+        If the control does not exist.
+    """
+    control = find_control(obs[groupby], control)
+    missing = obs[[groupby, *by]].isna()
+    for column in (groupby, *by):
+        named = obs.index[missing[column]]
+        for name in named:
+            skipped.add("", "", f"sample {name!r} has no value in {column!r}")
+        if len(named):
+            skipped.warn(len(named), f"sample(s) without a value in obs[{column!r}]", list(named))
+    usable = usable & ~missing.any(axis=1).to_numpy()
+
+    strata = _number_groups(obs, by)
+    levels = _number_groups(obs, [groupby])
+    contrasts: list[Contrast] = []
+    no_control: list[str] = []
+    no_case: list[str] = []
+    is_control = (obs[groupby] == control).to_numpy(dtype=bool, na_value=False)
+    for number in np.unique(strata[usable]):
+        rows = np.flatnonzero(usable & (strata == number))
+        name = label(obs.iloc[rows[0]][list(by)].tolist()) if by else ""
+        cases = rows[~is_control[rows]]
+        controls = rows[is_control[rows]]
+        if not len(controls):
+            for level in pd.unique(obs[groupby].iloc[cases]):
+                skipped.add(
+                    name, str(level), f"no {str(control)!r} (control) sample in the stratum"
+                )
+            no_control.append(name)
+        elif not len(cases):
+            skipped.add(name, "", f"only {str(control)!r} (control) samples in the stratum")
+            no_case.append(name)
+        else:
+            for level_number in np.unique(levels[cases]):
+                of_level = cases[levels[cases] == level_number]
+                level = obs[groupby].iloc[of_level[0]]
+                contrasts.append(Contrast(int(number), name, level, of_level, controls))
+    if no_control:
+        skipped.warn(
+            len(no_control), f"strata without a {str(control)!r} (control) sample", no_control
+        )
+    if no_case:
+        skipped.warn(len(no_case), f"strata with only {str(control)!r} (control) samples", no_case)
+    return contrasts
+
+
+def _number_groups(obs: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Return ``(n_obs,)`` the group of each row in sorted order, -1 for missing values."""
+    if not columns:
+        return np.zeros(len(obs), dtype=np.int64)
+    groups = obs.groupby(list(columns), observed=True, sort=True, dropna=True)
+    return groups.ngroup().fillna(-1).to_numpy(dtype=np.int64)
+
+
+def describe(
+    contrasts: Sequence[Contrast], obs: pd.DataFrame, groupby: str, control: Any, by: Sequence[str]
+) -> pd.DataFrame:
+    """Return the ``obs`` of the result: level, control, strata columns and numbers of samples.
+
+    Columns keep the dtype of the input; names are ``stratum|level_vs_control``, made unique.
+    """
+    from anndata.utils import make_index_unique
+
+    first = [contrast.cases[0] for contrast in contrasts]
+    frame = obs.iloc[first][[groupby, *by]].copy()
+    for column in frame:
+        if isinstance(frame[column].dtype, pd.CategoricalDtype):
+            frame[column] = frame[column].cat.remove_unused_categories()
+    control = find_control(obs[groupby], control)
+    frame.insert(1, "control", str(control))
+    frame["control"] = frame["control"].astype("category")
+    frame["n_cases"] = np.array([len(c.cases) for c in contrasts], dtype=np.int64)
+    frame["n_controls"] = np.array([len(c.controls) for c in contrasts], dtype=np.int64)
+    names = [
+        label([*([c.stratum] if c.stratum else []), f"{label([c.level])}_vs_{label([control])}"])
+        for c in contrasts
+    ]
+    return frame.set_axis(make_index_unique(pd.Index(names, dtype=object)), axis=0)

@@ -1,0 +1,250 @@
+"""Gene identifiers of any kind to current symbols, with duplicates merged."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from cfm._fields import MAP_GENES, PARAMS
+from cfm.data._gene_ids import Organism, map_identifiers
+from cfm.data._matrix import LOG_CEILING, row_blocks
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cfm.data._gene_ids import GeneMapping
+
+logger = logging.getLogger(__name__)
+
+Aggregate = Literal["sum", "mean"]
+Unmapped = Literal["keep", "drop"]
+
+
+def map_genes(
+    adata: AnnData,
+    *,
+    organism: Organism = "auto",
+    var_key: str | None = None,
+    aggregate: Aggregate = "sum",
+    unmapped: Unmapped = "keep",
+    copy: bool = False,
+) -> AnnData | None:
+    """Name genes by current HGNC symbols and merge those with the same one.
+
+    Understands symbols, previous symbols, human Ensembl ids with or without version, and mixtures.
+    Mouse symbols become the human symbols of the same name in upper case (``Isg15`` → ``ISG15``):
+    orthologues by the case of their name only. Mouse Ensembl ids stay unmapped.
+
+    Genes that come to have the same name become one column, in the place of the first, in ``X``
+    and in every layer. ``varm``, ``varp`` and other ``var`` columns keep the first one's values;
+    ``raw`` stays as it is. Needs the number of genes to change, so a backed AnnData is read into
+    memory with ``copy=True`` and refused otherwise; a view becomes an AnnData of its own.
+
+    Parameters
+    ----------
+    adata
+        Any AnnData; dense, CSR, CSC or dask-backed.
+    organism
+        ``"human"``, ``"mouse"`` or ``"auto"`` (by which kind of name is more frequent). Other
+        species with human-like upper-case symbols count as human.
+    var_key
+        Column of ``var`` with the identifiers, instead of ``var_names``. Where it is empty or
+        unknown, ``var_names`` are tried.
+    aggregate
+        How values are merged: ``"sum"`` for counts and TPM, ``"mean"`` for log values.
+    unmapped
+        ``"keep"`` genes that are not known, under their name, or ``"drop"`` them.
+    copy
+        Return a changed copy instead of changing ``adata``.
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` an AnnData, with these fields written (over existing ones):
+
+    ``adata.var_names``
+        Symbols, unique.
+    ``adata.var['original_id']``
+        The identifiers that were merged into this gene, joined by ``";"``.
+    ``adata.var['mapping']``
+        How they were mapped: ``symbol``, ``alias``, ``ensembl``, ``ortholog`` or ``unmapped``;
+        several joined by ``";"``.
+    ``adata.uns['map_genes']``
+        ``params`` (arguments, organism found); ``n_mapped`` and ``n_unmapped`` identifiers;
+        ``n_merged``, columns that were merged into others; ``unmapped``, array of names.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is not an AnnData (for a MuData, pass a modality and call ``update()``).
+    KeyError
+        If ``var_key`` does not exist.
+    ValueError
+        If an argument is not known, nothing could be mapped, or ``adata`` is backed.
+
+    Warns
+    -----
+    UserWarning
+        If values that look log-transformed are summed.
+    """
+    import anndata as ad
+
+    if not isinstance(adata, ad.AnnData):
+        raise TypeError(
+            f"expected an AnnData, found {type(adata).__name__}; for a MuData pass one modality, "
+            "mdata.mod[name], and call mdata.update() afterwards."
+        )
+    if aggregate not in get_args(Aggregate) or unmapped not in get_args(Unmapped):
+        raise ValueError(
+            f"aggregate={aggregate!r} must be one of {get_args(Aggregate)} and "
+            f"unmapped={unmapped!r} one of {get_args(Unmapped)}."
+        )
+    if var_key is not None and var_key not in adata.var.columns:
+        raise KeyError(f"no column {var_key!r} in adata.var; it has {list(adata.var.columns)}.")
+    if adata.isbacked and not copy:
+        raise ValueError(
+            "adata is backed, and merging genes would rewrite its file; use copy=True, which "
+            "reads it into memory."
+        )
+    identifiers, mapping = _map(adata, var_key, organism)
+    n_mapped = int(mapping.mapped.sum())
+    if not n_mapped:
+        shown = ", ".join(repr(str(name)) for name in identifiers[:3])
+        raise ValueError(
+            f"none of the {len(identifiers)} gene identifiers ({shown}, …) is known; human "
+            "symbols, human Ensembl ids or mouse symbols are expected; if they are in a column of "
+            f"adata.var, name it by var_key= (columns: {list(adata.var.columns)})."
+        )
+    kept = np.flatnonzero(mapping.mapped | (unmapped == "keep"))
+    names = np.where(mapping.mapped, mapping.symbol, identifiers)[kept]
+    group, new_names = pd.factorize(names)  # (n_kept,) column of the result, in order of arrival
+    first = kept[np.unique(group, return_index=True)[1]]
+
+    if adata.isbacked:
+        adata = adata.to_memory()
+    elif copy:
+        adata = adata.copy()
+    merged: dict[str | None, Any] = {}
+    if len(new_names) < len(kept):
+        member = sparse.csr_matrix(
+            (np.ones(len(kept), dtype=np.int8), (kept, group)),
+            shape=(adata.n_vars, len(new_names)),
+        )
+        keys = [None, *adata.layers] if adata.X is not None else list(adata.layers)
+        for key in keys:
+            matrix = adata.X if key is None else adata.layers[key]
+            if aggregate == "sum":
+                _warn_of_logs(matrix, "adata.X" if key is None else f"adata.layers[{key!r}]")
+            merged[key] = _merge_columns(matrix, member, aggregate)
+
+    # all is computed: from here on adata changes
+    if len(new_names) < adata.n_vars:
+        adata._inplace_subset_var(first)
+    elif adata.is_view:
+        adata._init_as_actual(adata.copy())
+    for key, matrix in merged.items():
+        if key is None:
+            adata.X = matrix
+        else:
+            adata.layers[key] = matrix
+    adata.var_names = pd.Index(new_names.astype(str))
+    adata.var["original_id"] = _join(identifiers[kept], group)
+    adata.var["mapping"] = pd.Categorical(_join(mapping.source[kept], group))
+    adata.uns[MAP_GENES] = {
+        PARAMS: {
+            "organism": mapping.organism,
+            "var_key": var_key or "",
+            "aggregate": aggregate,
+            "unmapped": unmapped,
+        },
+        "n_mapped": n_mapped,
+        "n_unmapped": len(identifiers) - n_mapped,
+        "n_merged": len(kept) - len(new_names),
+        "unmapped": identifiers[~mapping.mapped].astype(str).astype(object),
+    }
+    logger.info(
+        "%d of %d identifiers mapped (%s), %d merged into others",
+        n_mapped,
+        len(identifiers),
+        mapping.organism,
+        len(kept) - len(new_names),
+    )
+    return adata if copy else None
+
+
+def _map(adata: AnnData, var_key: str | None, organism: Organism) -> tuple[np.ndarray, GeneMapping]:
+    """Return the identifier of each gene, and what it maps to."""
+    fallback = adata.var_names.astype(str).to_numpy(dtype=object)
+    if var_key is None:
+        return fallback, map_identifiers(fallback, organism)
+    given = adata.var[var_key].astype(object)
+    texts = given.where(given.notna(), "").astype(str).str.strip().to_numpy(dtype=object)
+    mapping = map_identifiers(texts, organism)
+    second = map_identifiers(fallback, mapping.organism)
+    use_second = ~mapping.mapped & (second.mapped | (texts == ""))
+    mapping.symbol[use_second] = second.symbol[use_second]
+    mapping.source[use_second] = second.source[use_second]
+    return np.where(use_second, fallback, texts), mapping
+
+
+def _join(texts: np.ndarray, group: np.ndarray) -> list[str]:
+    """Join the different texts of each group by ";", in order of arrival."""
+    joined: list[dict[str, None]] = [{} for _ in range(int(group.max()) + 1)]
+    for text, number in zip(texts, group, strict=True):
+        joined[number][str(text)] = None
+    return [";".join(texts_of) for texts_of in joined]
+
+
+def _warn_of_logs(matrix: Any, where: str) -> None:
+    """Warn if what is to be summed has negative, or only small and fractional values."""
+    _, block = next(row_blocks(matrix))
+    values = block.data if sparse.issparse(block) else block
+    if not values.size or values.dtype.kind != "f":
+        return
+    fractional = bool((values != np.rint(values)).any())
+    if values.min() < 0 or (fractional and values.max() <= LOG_CEILING):
+        warnings.warn(
+            f"{where} looks log-transformed, and genes with the same symbol are summed; use "
+            "aggregate='mean', or map genes before taking logarithms.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _merge_columns(matrix: Any, member: sparse.csr_matrix, aggregate: Aggregate) -> Any:
+    """Sum or average the columns of each group, in the storage and dtype that came in.
+
+    ``member`` is ``(n_old, n_new)``, 1 where an old column belongs to a new one. Means of integers
+    become float64.
+    """
+    dtype = _merged_dtype(matrix.dtype, aggregate)
+    if hasattr(matrix, "map_blocks"):  # dask stays lazy, a block of rows at a time
+        whole_rows = matrix.rechunk({1: -1})
+        return whole_rows.map_blocks(
+            _merge_columns,
+            member=member,
+            aggregate=aggregate,
+            dtype=dtype,
+            chunks=(whole_rows.chunks[0], (member.shape[1],)),
+            meta=matrix._meta,
+        )
+    weights: Any = member.astype(dtype)
+    if aggregate == "mean":
+        sizes = np.asarray(member.sum(axis=0)).ravel()
+        weights = weights @ sparse.diags_array(1.0 / sizes).astype(dtype)
+    if sparse.issparse(matrix):
+        return (matrix.astype(dtype, copy=False) @ weights).asformat(matrix.format)
+    dense = np.asarray(matrix).astype(dtype, copy=False)
+    return np.ascontiguousarray((weights.T @ dense.T).T)
+
+
+def _merged_dtype(dtype: Any, aggregate: Aggregate) -> np.dtype:
+    """Return the dtype of sums (as stored; bool counts up) or means (floating)."""
+    dtype = np.dtype(dtype)
+    if aggregate == "mean" and dtype.kind != "f":
+        return np.dtype(np.float64)
+    return np.dtype(np.int64) if dtype.kind == "b" else dtype
