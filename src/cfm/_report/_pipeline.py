@@ -1,0 +1,251 @@
+"""The main job: counts, contrasts, embedding, virus call, figures, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import pandas as pd
+
+from cfm import datasets, hub, pp, tl
+from cfm._fields import CONTRASTS, MAP_GENES, PARAMS, PROBABILITIES, SET_SEPARATOR, VIRUS_KEY
+from cfm._report import _figures as figures
+from cfm._report._html import card_excerpt, render, versions
+from cfm._report._read import Orientation, read_counts
+from cfm._report._summary import agreement, summarize
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cfm._report._summary import Agreement, Call
+
+logger = logging.getLogger(__name__)
+
+_BASIS = "X_cellpulse"
+#: How many unmapped gene names the report lists; the file of contrasts has all.
+_LISTED_GENES = 60
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What ``cfm demo`` was asked to do; see ``cfm demo --help`` for each field."""
+
+    output: Path
+    counts: Path | None = None
+    metadata: Path | None = None
+    orientation: Orientation = "auto"
+    sample_column: str | None = None
+    groupby: str = "virus"
+    control: str = "none"
+    by: tuple[str, ...] = ()
+    mode: Literal["replicates", "test"] = "replicates"
+    units: Literal["counts", "log"] = "counts"
+    sample_key: str | None = None
+    organism: Literal["auto", "human", "mouse"] = "auto"
+    model: str = "cellpulse-virus"
+    embedding_model: str = "cellpulse-mini"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came out: the contrasts with all fields, the calls in words, and the report's path."""
+
+    contrasts: AnnData
+    calls: list[Call]
+    agreement: Agreement
+    report: Path
+
+
+def run_demo(options: DemoOptions) -> DemoResult:
+    """Run the whole chain and write ``report.html``, ``calls.csv``, ``contrasts.h5ad``, figures.
+
+    Files of the same names in ``options.output`` are replaced.
+
+    Raises
+    ------
+    OSError
+        If the output folder cannot be written to, or an input file does not exist.
+    ValueError, KeyError, TypeError
+        From the step that refused its input.
+    """
+    folder = _writable(options.output)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        counts, source = _counts(options)
+        logger.info("%d samples by %d genes read", *counts.shape)
+        contrasts = _contrasts(counts, options)
+        logger.info("%d contrasts made; embedding and calling them", contrasts.n_obs)
+        tl.embed(contrasts, options.embedding_model, key_added=_BASIS)
+        tl.predict_virus(contrasts, options.model, key_added=VIRUS_KEY)
+    notes = _own_notes(caught)
+    checkpoint = hub.load_checkpoint(options.model)
+    calls = summarize(
+        contrasts,
+        key=VIRUS_KEY,
+        groupby=options.groupby,
+        training_studies=checkpoint.config.get("training_studies"),
+    )
+    logger.info("drawing figures and writing the report to %s", folder)
+    contrasts.write_h5ad(folder / "contrasts.h5ad")
+    _calls_table(contrasts).to_csv(folder / "calls.csv", index_label="contrast")
+    counted = agreement(calls)
+    page = render(
+        {
+            "source": source,
+            "calls": calls,
+            "agreement": counted,
+            "options": asdict(options),
+            "notes": notes,
+            "pictures": _pictures(contrasts, options, folder, checkpoint.files),
+            "checkpoint": checkpoint,
+            "card": card_excerpt(checkpoint.card or ""),
+            "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "versions": versions(),
+            **_how_made(contrasts),
+        }
+    )
+    report = folder / "report.html"
+    report.write_text(page, encoding="utf-8")
+    return DemoResult(contrasts, calls, counted, report)
+
+
+def _counts(options: DemoOptions) -> tuple[AnnData, dict[str, Any]]:
+    """Read the input, or take the bundled one; with a description for the report."""
+    if options.counts is None:
+        adata = datasets.blanco_melo()
+        name, digest = "GSE147507, bundled (cfm.datasets.blanco_melo)", ""
+    else:
+        adata = read_counts(
+            options.counts,
+            metadata=options.metadata,
+            orientation=options.orientation,
+            sample_column=options.sample_column,
+        )
+        name, digest = options.counts.name, sha256(options.counts.read_bytes()).hexdigest()
+    citation = adata.uns.get("source", "")
+    source = {
+        "name": name,
+        "sha256": digest,
+        "n_samples": adata.n_obs,
+        "n_genes": adata.n_vars,
+        "citation": citation if isinstance(citation, str) else "",
+    }
+    return adata, source
+
+
+def _contrasts(counts: AnnData, options: DemoOptions) -> AnnData:
+    """Map genes, subtract controls, and note the study of each contrast."""
+    merge: Literal["mean", "sum"] = "mean" if options.units == "log" else "sum"
+    mapped = cast(
+        "AnnData",
+        pp.map_genes(counts, organism=options.organism, aggregate=merge, copy=True),
+    )
+    by = list(options.by)
+    contrasts = cast(
+        "AnnData",
+        pp.contrasts(
+            mapped,
+            options.groupby,
+            _level(mapped, options.groupby, options.control),
+            by=by or None,
+            mode=options.mode,
+            units=options.units,
+            sample_key=options.sample_key,
+        ),
+    )
+    contrasts.uns.setdefault(MAP_GENES, mapped.uns[MAP_GENES])
+    if "study" in mapped.obs and "study" not in contrasts.obs:
+        contrasts.obs["study"] = _studies(mapped.obs, contrasts.obs, [*by, options.groupby])
+    return contrasts
+
+
+def _level(adata: AnnData, groupby: str, control: str) -> Any:
+    """Give back the level that reads like ``control``: a command line has only text."""
+    if groupby not in adata.obs:
+        return control
+    return {str(level): level for level in adata.obs[groupby].unique()}.get(control, control)
+
+
+def _studies(samples: pd.DataFrame, contrasts: pd.DataFrame, columns: list[str]) -> list[str]:
+    """Name the studies whose case samples are behind each contrast."""
+    found = samples.groupby([samples[c].astype(str) for c in columns])["study"]
+    names = {k: SET_SEPARATOR.join(sorted(set(map(str, v)))) for k, v in found}
+    rows = zip(*(contrasts[c].astype(str) for c in columns), strict=True)
+    return [names.get(row, "") for row in rows]
+
+
+def _pictures(
+    contrasts: AnnData, options: DemoOptions, output: Path, files: dict[str, str]
+) -> dict[str, Any]:
+    folder = output / "figures"
+    folder.mkdir(exist_ok=True)
+    groupby = options.groupby
+    history = files.get("history.csv")
+    return {
+        "probabilities": figures.draw_probabilities(
+            contrasts, folder, key=VIRUS_KEY, truth=groupby
+        ),
+        "embedding": figures.draw_embedding(
+            contrasts, folder, key=VIRUS_KEY, basis=_BASIS, groupby=groupby
+        ),
+        "genes": list(figures.draw_genes(contrasts, folder)),
+        "training": None if history is None else figures.draw_training(history, folder),
+    }
+
+
+def _how_made(contrasts: AnnData) -> dict[str, Any]:
+    """Collect the records that each step left in ``uns``."""
+    mapping = contrasts.uns[MAP_GENES]
+    made = contrasts.uns[CONTRASTS]
+    unmapped = [str(name) for name in mapping["unmapped"]]
+    steps = {
+        "cfm.pp.map_genes": mapping[PARAMS],
+        "cfm.pp.contrasts": made[PARAMS],
+        "cfm.tl.embed": contrasts.uns[_BASIS][PARAMS],
+        "cfm.tl.predict_virus": contrasts.uns[VIRUS_KEY][PARAMS],
+    }
+    return {
+        "steps": steps,
+        "prediction": contrasts.uns[VIRUS_KEY][PARAMS],
+        "skipped": pd.DataFrame(made["skipped"]).to_dict("records"),
+        "mapping": {name: mapping[name] for name in ("n_mapped", "n_unmapped", "n_merged")},
+        "unmapped": unmapped[:_LISTED_GENES],
+        "n_more_unmapped": max(0, len(unmapped) - _LISTED_GENES),
+    }
+
+
+def _calls_table(contrasts: AnnData) -> pd.DataFrame:
+    probabilities = contrasts.obsm[VIRUS_KEY + PROBABILITIES].add_prefix("P(").add_suffix(")")
+    return pd.concat([contrasts.obs, probabilities], axis=1)
+
+
+def _own_notes(caught: list[warnings.WarningMessage]) -> list[str]:
+    """Keep what this package had to say; other packages' warnings are for developers."""
+    here = str(Path(__file__).resolve().parent.parent)
+    said = [
+        str(w.message)
+        for w in caught
+        if issubclass(w.category, UserWarning) and str(Path(w.filename).resolve()).startswith(here)
+    ]
+    return list(dict.fromkeys(said))
+
+
+def _writable(folder: Path) -> Path:
+    """Make the folder and try to write there, before minutes of work are lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the output folder {folder} ({os.strerror(error.errno or 0)}); "
+            "choose another one with --output."
+        ) from error
+    return folder
