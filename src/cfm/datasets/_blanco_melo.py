@@ -37,8 +37,8 @@ def blanco_melo() -> ad.AnnData:
     --------
     >>> import cfm
     >>> adata = cfm.datasets.blanco_melo()
-    >>> adata.obs["virus"].value_counts().to_dict()
-    {'none': 10, 'SARS-CoV-2': 6, 'IAV': 2, 'RSV': 2}
+    >>> adata.obs["virus"].value_counts()["SARS-CoV-2"]
+    np.int64(6)
     """
     with as_file(files("cfm.datasets") / "files" / "blanco_melo.h5ad") as path:
         adata = ad.read_h5ad(path)

@@ -2,18 +2,17 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import logging
 import os
+from collections.abc import Hashable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import pandas as pd
 import pooch
 import requests
-
-logger = logging.getLogger(__name__)
 
 # A folder that has the files already, laid out as in the column `file` of list_datasets().
 FOLDER_VARIABLE = "CFM_DATA"
@@ -96,8 +95,8 @@ def fetch(
             f"There is no dataset {name!r}.{hint} See cfm.datasets.list_datasets() for the "
             f"{len(registry)} names."
         )
-    entry = registry.loc[name]
-    path = _local(str(entry["file"]), str(entry["sha256"]))
+    entry = registry.to_dict(orient="index")[name]
+    path = _local(entry["file"], entry["sha256"])
     if path is None:
         path = _cached(entry, base_url, cache_dir, progress_bar)
     adata = ad.read_h5ad(path)
@@ -131,10 +130,13 @@ def _local(file: str, sha256: str) -> Path | None:
 
 
 def _cached(
-    entry: pd.Series, base_url: str | None, cache_dir: str | Path | None, progress_bar: bool
+    entry: dict[Hashable, Any],
+    base_url: str | None,
+    cache_dir: str | Path | None,
+    progress_bar: bool,
 ) -> Path:
     folder = Path(cache_dir) if cache_dir is not None else Path(pooch.os_cache("cfm"))
-    path = folder / str(entry["file"])
+    path = folder.expanduser() / str(entry["file"])
     known_hash = f"sha256:{entry['sha256']}"
     if path.is_file() and pooch.hashes.hash_matches(path, known_hash):
         return path
@@ -151,7 +153,6 @@ def _cached(
             f"machine set the environment variable {FOLDER_VARIABLE} to their folder."
         )
     url = f"{address.rstrip('/')}/{entry['file']}"
-    logger.info("Downloading %s (%.1f MB)", url, entry["bytes"] / 1e6)
     try:
         # pooch writes to a temporary name, compares the hash, and only then moves the file.
         pooch.retrieve(

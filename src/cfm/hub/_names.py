@@ -33,7 +33,7 @@ def register_checkpoint(name: str, source: str | Path) -> None:
 
     Examples
     --------
-    >>> cfm.hub.register_checkpoint("ours", "runs/cellpulse")
+    >>> cfm.hub.register_checkpoint("ours", "runs/cellpulse")  # doctest: +SKIP
     >>> cfm.tl.embed(adata, model="ours")  # doctest: +SKIP
     """
     if not name or {"/", "\\"} & set(name) or name in {".", ".."}:
