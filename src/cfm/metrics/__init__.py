@@ -1,0 +1,45 @@
+"""Scores, and the baselines they are read against.
+
+Everything here works on plain arrays with numpy, scipy and scikit-learn. Effects are log2 fold
+changes of shape ``(profiles, genes)`` in which NaN marks a gene that was not measured.
+"""
+
+from cfm.metrics._bootstrap import paired_bootstrap
+from cfm.metrics._calibration import brier_score, expected_calibration_error
+from cfm.metrics._direction_baselines import GeneMean, MajoritySign, NearestProfiles
+from cfm.metrics._direction_kernel import CorrelationKernel, EffectPCA, SignedSetSVD
+from cfm.metrics._direction_scores import direction_scores, size_scores
+from cfm.metrics._scores import accuracy, auroc, macro_f1, recall_per_class, top_k_accuracy
+from cfm.metrics._virus_baselines import (
+    InterferonRule,
+    VirusGradientBoosting,
+    VirusLogisticRegression,
+    VirusNeighbors,
+    center_effects,
+)
+from cfm.metrics._weights import unit_weights
+
+__all__ = [
+    "CorrelationKernel",
+    "EffectPCA",
+    "GeneMean",
+    "InterferonRule",
+    "MajoritySign",
+    "NearestProfiles",
+    "SignedSetSVD",
+    "VirusGradientBoosting",
+    "VirusLogisticRegression",
+    "VirusNeighbors",
+    "accuracy",
+    "auroc",
+    "brier_score",
+    "center_effects",
+    "direction_scores",
+    "expected_calibration_error",
+    "macro_f1",
+    "paired_bootstrap",
+    "recall_per_class",
+    "size_scores",
+    "top_k_accuracy",
+    "unit_weights",
+]
