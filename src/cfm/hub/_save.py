@@ -82,6 +82,10 @@ def save_checkpoint(
     -----
     ``config.json`` holds ``format``, ``format_version``, ``model``, ``sha256`` of the weights,
     ``tensors`` (shape and dtype of each), ``files`` (SHA-256 of each) and ``config``.
+
+    A process that is killed outright cannot tidy up: it may leave a folder called
+    ``.<name>.<32 digits>`` beside the checkpoint, with the unfinished new one or, if it happened
+    between the two renames of a replacement, the old one.
     """
     # The real place, so that replacing a linked folder replaces the folder and not the link.
     target = Path(folder).expanduser().resolve()
