@@ -31,6 +31,8 @@ class Picture:
     path: Path
     caption: str
     alt: str
+    #: Whether its texts must not shrink: a narrow screen scrolls it sideways.
+    keep_size: bool = True
 
     @property
     def data_uri(self) -> str:
@@ -87,4 +89,6 @@ def draw_training(history: str, folder: Path) -> Picture:
 
     path = folder / "training.png"
     pl.training(pd.read_csv(StringIO(history), index_col=0), show=False, save=path)
-    return Picture(path, "Loss while the model was trained.", "Training and validation loss.")
+    return Picture(
+        path, "Loss while the model was trained.", "Training and validation loss.", keep_size=False
+    )

@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
 
 def shown(value: Any) -> str:
     """Write a stored parameter as text."""
-    if value is None:
+    if value is None or (isinstance(value, str) and not value):
         return "–"
     if isinstance(value, np.ndarray):
         value = value.tolist()

@@ -19,7 +19,7 @@ from cfm._fields import CONTRASTS, MAP_GENES, PARAMS, PROBABILITIES, SET_SEPARAT
 from cfm._report import _figures as figures
 from cfm._report._html import card_excerpt, render, versions
 from cfm._report._read import Orientation, read_counts
-from cfm._report._summary import agreement, summarize
+from cfm._report._summary import agreement, overview, summarize
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -100,6 +100,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
         {
             "source": source,
             "calls": calls,
+            "overview": overview(calls),
             "agreement": counted,
             "options": asdict(options),
             "notes": notes,

@@ -136,9 +136,27 @@ def agreement(calls: list[Call]) -> Agreement:
     )
 
 
+def overview(calls: list[Call]) -> str:
+    """Say in one or two sentences what all contrasts together show."""
+    named: dict[str, int] = {}
+    for call in calls:
+        named[call.call] = named.get(call.call, 0) + 1
+    n_infected = sum(call.infected >= 0.5 for call in calls)
+    viruses = {name: n for name, n in named.items() if name not in (UNINFECTED, UNKNOWN)}
+    text = f"{n_infected} of {len(calls)} contrasts look infected (probability at least 0.5). "
+    parts = [f"{name} in {n}" for name, n in sorted(viruses.items(), key=lambda v: (-v[1], v[0]))]
+    text += f"Called: {_listed(parts)}" if parts else "No virus is called"
+    others = [f"{name} in {named[name]}" for name in (UNINFECTED, UNKNOWN) if name in named]
+    return f"{text}; {_listed(others)}." if others else f"{text}."
+
+
 def _coverage(contrasts: AnnData, key: str) -> str:
     alpha = contrasts.uns.get(key, {}).get(PARAMS, {}).get("alpha")
-    return "" if alpha is None else f"{100 * (1 - float(alpha)):.0f} % "
+    return "" if alpha is None else f"{_percent(1 - float(alpha))} "
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def _sentence(
@@ -153,9 +171,9 @@ def _sentence(
     also = [name for name in candidates if name != call]
     if call == UNKNOWN:
         start = (
-            f"No virus is named. The profile is more unusual than {100 * novelty:.0f} % of the "
-            f"reference profiles; the nearest answer would have been {best} ({confidence:.2f}). "
-            f"Probability of an infection: {infected:.2f}."
+            f"No virus is named. The profile is more unusual than {_percent(novelty)} of "
+            f"the reference profiles; the nearest answer would have been {best} "
+            f"({confidence:.2f}). Probability of an infection: {infected:.2f}."
         )
         return start + _set_sentence(candidates, coverage)
     if call == UNINFECTED:

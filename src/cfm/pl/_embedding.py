@@ -88,12 +88,13 @@ def embedding(
     if ax is not None and len(colors) > 1:
         raise ValueError(f"ax= takes one panel, but {len(colors)} colours were asked for.")
     columns = {c: _color_values(adata, c) for c in colors if c is not None}
+    styles = _shared_styles(columns)
     names = _point_names(adata, label)
     points, axis_titles = _two_dimensions(vectors, name)
 
     owned = ax is None
     if ax is None:
-        figure = new_figure(4.6 * len(colors) + sum(map(_legend_width, columns.values())), 4.2)
+        figure = new_figure(4.0 * len(colors) + sum(map(_legend_width, columns.values())), 4.2)
         panels = list(figure.subplots(1, len(colors), squeeze=False)[0])
     else:
         panels = [ax]
@@ -101,7 +102,7 @@ def embedding(
         size = float(np.clip(12_000 / len(points), 6, 60))
     for panel, column in zip(panels, colors, strict=True):
         values = None if column is None else columns[column]
-        _draw_panel(panel, points, values, size, kwargs)
+        _draw_panel(panel, points, values, styles, size, kwargs)
         panel.set(xlabel=axis_titles[0], ylabel=axis_titles[1], title=column or "")
         panel.margins(0.12)
     if names is not None:
@@ -158,6 +159,28 @@ def _point_names(adata: AnnData, label: bool | str | None) -> list[str] | None:
     return [shorten(text, 26) for text in adata.obs_names]
 
 
+def _categories(values: pd.Series) -> np.ndarray:
+    return values.astype("string").fillna(_NOT_GIVEN).to_numpy(dtype=object)
+
+
+def _shared_styles(columns: dict[str, pd.Series]) -> dict[str, Style]:
+    """Give a category one look in every panel: a virus called and the same virus known."""
+    names: list[str] = []
+    for values in columns.values():
+        if _is_number(values):
+            continue
+        ordered = (
+            map(str, values.cat.categories)
+            if isinstance(values.dtype, pd.CategoricalDtype)
+            else sorted(set(_categories(values)))
+        )
+        present = set(_categories(values))
+        names += [name for name in ordered if name in present and name not in names]
+        if _NOT_GIVEN in present and _NOT_GIVEN not in names:
+            names.append(_NOT_GIVEN)
+    return category_styles(names) | ({_NOT_GIVEN: Style(GREY, ".")} if _NOT_GIVEN in names else {})
+
+
 def _two_dimensions(values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, str]]:
     """Return ``(n, 2)`` coordinates and the titles of the axes."""
     short = name.removeprefix(EMBEDDING_PREFIX)
@@ -183,6 +206,7 @@ def _draw_panel(
     ax: Axes,
     points: np.ndarray,
     values: pd.Series | None,
+    styles: dict[str, Style],
     size: float,
     kwargs: dict[str, Any],
 ) -> None:
@@ -196,20 +220,10 @@ def _draw_panel(
         shown.obs["value"] = values.to_numpy()
         _scanpy(shown, ax, size=size, color="value", **({"cmap": "viridis"} | kwargs))
         return
-    text = values.astype("string").fillna(_NOT_GIVEN)
-    given = (
-        [str(c) for c in values.cat.categories]
-        if isinstance(values.dtype, pd.CategoricalDtype)
-        else sorted(text.unique())
-    )
-    present = set(text)
-    names = [c for c in given if c in present and c != _NOT_GIVEN]
-    styles = category_styles(names)
-    if _NOT_GIVEN in present:
-        styles[_NOT_GIVEN] = Style(GREY, ".")
-    group = text.to_numpy(dtype=object)
-    for name, style in styles.items():
-        part = shown[group == name].copy()
+    group = _categories(values)
+    present = [name for name in styles if name in set(group)]
+    for name in present:
+        part, style = shown[group == name].copy(), styles[name]
         _scanpy(part, ax, na_color=style.color, marker=style.marker, size=size, **kwargs)
         ax.scatter([], [], c=style.color, marker=style.marker, s=40, label=_with_count(name, group))
     ax.legend(
@@ -217,7 +231,7 @@ def _draw_panel(
         bbox_to_anchor=(1.01, 0.5),
         frameon=False,
         fontsize=8,
-        ncols=_legend_columns(len(styles)),
+        ncols=_legend_columns(len(present)),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._palette import COLORS
@@ -140,6 +141,7 @@ def _draw(ax: Axes, metric: str, parts: Mapping[str, pd.Series], *, log: bool) -
             linewidth=1.5,
             label=f"{part} (last {values.iloc[-1]:.3g})",
         )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if log:
         ax.set_yscale("log")
     names = {values.index.name for values in parts.values()} - {None}
