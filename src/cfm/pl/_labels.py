@@ -25,7 +25,7 @@ _PLACES = (
 )
 
 
-def shorten(name: str, limit: int = 44) -> str:
+def shorten(name: str, limit: int = 60) -> str:
     """Cut a name to ``limit`` characters by leaving out its middle: both ends tell it apart."""
     if len(name) <= limit:
         return name

@@ -83,7 +83,7 @@ def top_genes(
     if ax is None:
         ax = new_figure(3.9, 0.9 + 0.19 * len(shown)).add_subplot()
     _draw(ax, effects[shown], [str(adata.var_names[j]) for j in shown], len(up))
-    ax.set_title(shorten(str(adata.obs_names[row])), fontsize=9)
+    ax.set_title(shorten(str(adata.obs_names[row]), 44), fontsize=9)
     finish(figure_of(ax), owned=owned, show=show, save=save)
     return ax
 
