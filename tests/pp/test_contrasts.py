@@ -1,0 +1,321 @@
+"""Contrasts: what they are, what they do not depend on, and how they are made."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfm.data import ContrastPairs
+from cfm.pp import contrasts
+
+
+def edger_cpm(counts, prior_count):
+    """cpm(y, log=TRUE, prior.count=) of edgeR, written as there."""
+    library = counts.sum(axis=1)
+    scaled = library / library.mean() * prior_count
+    return np.log2((counts + scaled[:, None]) / (library + 2 * scaled)[:, None] * 1e6)
+
+
+def test_replicates(counts):
+    before = counts.copy()
+    result = contrasts(counts, "virus", "none", by="study", prior_count=3)
+    assert result.obs_names.tolist() == ["study1|IAV_vs_none", "study2|IAV_vs_none"]
+    assert result.obs.columns.tolist() == ["virus", "control", "study", "n_cases", "n_controls"]
+    assert result.obs["virus"].tolist() == ["IAV", "IAV"]
+    assert result.obs["control"].tolist() == ["none", "none"]
+    assert result.obs["study"].tolist() == ["study1", "study2"]
+    assert result.obs[["n_cases", "n_controls"]].to_numpy().tolist() == [[3, 3], [3, 3]]
+    assert result.X.dtype == np.float32
+    assert result.var_names.equals(counts.var_names)
+    for i, study in enumerate(["study1", "study2"]):
+        rows = (counts.obs["study"] == study).to_numpy()
+        logs = edger_cpm(counts.X[rows].astype(float), 3)
+        infected = (counts.obs["virus"] == "IAV").to_numpy()[rows]
+        expected = logs[infected].mean(axis=0) - logs[~infected].mean(axis=0)
+        assert np.allclose(result.X[i], expected, atol=1e-5)
+    # the planted signal, up to the shift that changed composition brings
+    effect = result.X - np.median(result.X, axis=1, keepdims=True)
+    assert (effect[:, :10] > 2).all()
+    assert (effect[:, 10:15] < -1).all()
+    params = result.uns["contrasts"]["params"]
+    assert (params["mode"], params["control"], params["prior_count"]) == ("replicates", "none", 3)
+    assert list(params["by"]) == ["study"]
+    assert params["n_samples"] == 12
+    assert result.uns["contrasts"]["skipped"].empty
+    # the input is as it was
+    assert np.array_equal(counts.X, before.X)
+    assert counts.obs.equals(before.obs)
+    assert counts.uns == before.uns
+
+
+def test_gene_without_counts_has_no_change(counts):
+    counts.X[:, 20] = 0
+    counts.X *= np.linspace(0.5, 3, 12).round(1)[:, None].astype(np.float32)
+    counts.X = counts.X.round()
+    result = contrasts(counts, "virus", "none", by="study")
+    assert (result.X[:, 20] == 0).all()
+    assert np.isfinite(result.X).all()
+
+
+def test_prior_shrinks(counts):
+    counts.X = np.random.default_rng(0).poisson(1.5, counts.shape)
+    sizes = [
+        np.abs(contrasts(counts, "virus", "none", prior_count=p).X).mean() for p in (0.5, 2, 20)
+    ]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_several_columns_and_levels(counts):
+    counts.obs["time"] = np.tile([4.0, 24.0, 24.0], 4)
+    counts.obs["virus"] = counts.obs["virus"].astype(str)
+    counts.obs.iloc[4, counts.obs.columns.get_loc("virus")] = "RSV"
+    result = contrasts(counts, "virus", "none", by=["study", "time"])
+    assert result.obs_names.tolist() == [
+        "study1|4|IAV_vs_none",
+        "study1|24|IAV_vs_none",
+        "study1|24|RSV_vs_none",
+        "study2|4|IAV_vs_none",
+        "study2|24|IAV_vs_none",
+    ]
+    assert result.obs["time"].tolist() == [4, 24, 24, 4, 24]
+    assert result.obs["n_cases"].tolist() == [1, 1, 1, 1, 2]
+    assert result.obs["n_controls"].tolist() == [1, 2, 2, 1, 2]
+
+
+@given(st.permutations(range(12)), st.sampled_from(["replicates", "pairs"]))
+def test_order_of_samples_does_not_matter(order, mode):
+    counts = example()
+    one = contrasts(counts, "virus", "none", by="study", mode=mode)
+    two = contrasts(counts[list(order)], "virus", "none", by="study", mode=mode)
+    if mode == "pairs":
+        one, two = one.to_adata(), two.to_adata()
+        assert set(one.obs_names) == set(two.obs_names)
+        two = two[one.obs_names]
+    assert one.obs_names.tolist() == two.obs_names.tolist()
+    assert np.allclose(one.X, two.X, atol=1e-5)
+
+
+@pytest.mark.parametrize("by", [None, "study"])
+def test_swapping_case_and_control_flips_the_sign(counts, by):
+    there = contrasts(counts, "virus", "none", by=by)
+    back = contrasts(counts, "virus", "IAV", by=by)
+    assert np.array_equal(there.X, -back.X)
+    assert back.obs_names[0].endswith("none_vs_IAV")
+
+
+def test_a_contrast_depends_on_its_own_samples_only(counts):
+    counts.obs["virus"] = ["none", "none", "none", "IAV", "IAV", "RSV"] * 2
+    counts.X[5] *= 50
+    everything = contrasts(counts, "virus", "none", by="study")
+    few = contrasts(counts[[0, 1, 2, 3, 4]], "virus", "none", by="study")
+    assert np.array_equal(few.X[0], everything["study1|IAV_vs_none"].X[0])
+
+
+def test_mean_over_pairs_is_the_difference_of_means(counts):
+    pairs = contrasts(counts, "virus", "none", by="study", mode="pairs")
+    means = contrasts(counts, "virus", "none", by="study")
+    assert isinstance(pairs, ContrastPairs)
+    assert len(pairs) == 18
+    assert np.allclose(pairs[:9].mean(axis=0), means.X[0], atol=1e-5)
+    assert np.allclose(pairs[9:].mean(axis=0), means.X[1], atol=1e-5)
+    assert pairs.contrasts.index.tolist() == means.obs_names.tolist()
+    assert pairs.contrasts["n_pairs"].tolist() == [9, 9]
+    obs = pairs.obs([0, 17])
+    assert obs["virus"].tolist() == ["IAV", "IAV"]
+    assert obs["study"].tolist() == ["study1", "study2"]
+    assert obs["case"].tolist() == ["sample3", "sample11"]
+    assert obs["control_sample"].tolist() == ["sample0", "sample8"]
+    assert pairs.to_adata().uns["contrasts"]["params"]["mode"] == "pairs"
+
+
+def test_samples_that_no_pair_needs_are_not_held(counts):
+    counts.obs["study"] = pd.Categorical(["study1"] * 6 + ["study2"] * 3 + ["study3"] * 3)
+    with pytest.warns(UserWarning):
+        pairs = contrasts(counts, "virus", "none", by="study", mode="pairs")
+    assert len(pairs.sample_names) == 6
+    assert np.array_equal(pairs[:], contrasts(counts[:6], "virus", "none", mode="pairs")[:])
+
+
+def test_log_values(counts):
+    logs = np.log2(counts.X + 1)
+    arrays = ad.AnnData(logs, obs=counts.obs, var=counts.var)
+    result = contrasts(arrays, "virus", "none", by="study", units="log")
+    assert np.allclose(result.X[0], logs[3:6].mean(axis=0) - logs[:3].mean(axis=0), atol=1e-5)
+    pairs = contrasts(arrays, "virus", "none", by="study", units="log", mode="pairs")
+    assert np.allclose(pairs[0], logs[3] - logs[0], atol=1e-5)
+
+
+def test_expected_counts(counts):
+    counts.X = counts.X + 0.25
+    result = contrasts(counts, "virus", "none")
+    assert result.uns["contrasts"]["params"]["fractional_counts"]
+    assert result.n_obs == 1
+    assert result.obs_names[0] == "IAV_vs_none"
+
+
+@pytest.fixture
+def tested(counts):
+    rng = np.random.default_rng(0)
+    mean = np.where(counts.X.mean(axis=0) > 0, counts.X, 1)
+    counts.X = rng.poisson(rng.gamma(10, mean / 10)).astype(np.float32)
+    counts.X[:, 50] = 0
+    return counts
+
+
+def test_deseq2_gives_what_pydeseq2_gives(tested):
+    from pydeseq2.dds import DeseqDataSet
+    from pydeseq2.ds import DeseqStats
+
+    result = contrasts(tested, "virus", "none", by="study", mode="test")
+    study = tested[tested.obs["study"] == "study1"]
+    dds = DeseqDataSet(
+        counts=study.to_df().astype(int),
+        metadata=pd.DataFrame({"virus": study.obs["virus"].astype(str)}),
+        design="~virus",
+        quiet=True,
+        n_cpus=1,
+    )
+    dds.deseq2()
+    stats = DeseqStats(dds, contrast=["virus", "IAV", "none"], quiet=True, n_cpus=1)
+    stats.summary()
+    expected = stats.results_df
+    assert np.allclose(result.X[0], expected["log2FoldChange"].fillna(0), rtol=1e-3, atol=1e-3)
+    for layer, column in {"stat": "stat", "pval": "pvalue", "padj": "padj"}.items():
+        found = result.layers[layer][0]
+        assert found.dtype == np.float32
+        assert np.allclose(found, expected[column], rtol=1e-2, atol=1e-3, equal_nan=True)
+    assert result.X[0, 50] == 0
+    assert np.isnan(result.layers["pval"][0, 50])
+    assert (result.layers["padj"][0, :10] < 0.05).all()
+    assert np.isfinite(result.X).all()
+
+
+def test_deseq2_shrinks(tested):
+    study = tested[:6]
+    plain = contrasts(study, "virus", "none", mode="test")
+    shrunken = contrasts(study, "virus", "none", mode="test", shrink=True)
+    assert np.abs(shrunken.X[:, 15:]).mean() < np.abs(plain.X[:, 15:]).mean()
+    assert np.array_equal(shrunken.layers["pval"], plain.layers["pval"], equal_nan=True)
+
+
+def test_deseq2_when_every_gene_has_a_zero(tested):
+    for i in range(6):
+        tested.X[i, i::6] = 0
+    result = contrasts(tested[:6], "virus", "none", mode="test")
+    assert np.isfinite(result.X).all()
+
+
+def test_test_mode_needs_replicates(tested):
+    few = tested[[0, 1, 2, 3, 6, 7, 8, 9, 10]]
+    with pytest.warns(UserWarning, match="too few replicates for a test: 'study1 IAV'"):
+        result = contrasts(few, "virus", "none", by="study", mode="test")
+    assert result.obs_names.tolist() == ["study2|IAV_vs_none"]
+    skipped = result.uns["contrasts"]["skipped"]
+    assert skipped["stratum"].tolist() == ["study1"]
+    assert skipped["level"].tolist() == ["IAV"]
+    assert "found 1 and 3" in skipped["reason"].iloc[0]
+
+
+@pytest.mark.parametrize("file_format", ["h5ad", "zarr"])
+@pytest.mark.parametrize("mode", ["replicates", "test", "pairs"])
+@pytest.mark.parametrize("skips", [False, True])
+def test_survives_writing(counts, tmp_path, file_format, mode, skips):
+    if skips:
+        counts.obs["study"] = pd.Categorical(["study1"] * 6 + ["study2"] * 3 + ["study3"] * 3)
+        with pytest.warns(UserWarning):
+            result = contrasts(counts, "virus", "none", by="study", mode=mode)
+    else:
+        result = contrasts(counts, "virus", "none", mode=mode)
+    if mode == "pairs":
+        result = result.to_adata(n=5)
+    getattr(result, f"write_{file_format}")(tmp_path / "a")
+    again = (ad.read_h5ad if file_format == "h5ad" else ad.read_zarr)(tmp_path / "a")
+    assert np.array_equal(again.X, result.X)
+    pd.testing.assert_frame_equal(again.obs, result.obs, check_dtype=False, check_categorical=False)
+    skipped = again.uns["contrasts"]["skipped"]
+    assert skipped["reason"].tolist() == result.uns["contrasts"]["skipped"]["reason"].tolist()
+    assert again.uns["contrasts"]["params"]["mode"] == mode
+    for layer in result.layers:
+        assert np.array_equal(again.layers[layer], result.layers[layer], equal_nan=True)
+
+
+@pytest.fixture
+def cells(rng):
+    """Single cells: two donors, two conditions, two types of cells, of 30 genes."""
+    obs = pd.DataFrame(
+        {
+            "donor": np.repeat(["a", "b"], 80),
+            "stim": np.tile(np.repeat(["ctrl", "stim"], 40), 2),
+            "cell_type": np.tile(["B", "T"], 80),
+        },
+        index=[f"cell{i % 80}" for i in range(160)],  # barcodes repeat between samples
+    )
+    mean = np.ones((160, 30))
+    mean[(obs["stim"] == "stim").to_numpy(), :5] = 5
+    with pytest.warns(UserWarning, match="not unique"):
+        return ad.AnnData(rng.poisson(mean).astype(np.float32), obs=obs)
+
+
+def test_single_cells(cells):
+    result = contrasts(cells, "stim", "ctrl", by="cell_type", sample_key="donor")
+    assert result.obs_names.tolist() == ["B|stim_vs_ctrl", "T|stim_vs_ctrl"]
+    assert result.obs["n_cases"].tolist() == [2, 2]
+    sums = (
+        cells.to_df()
+        .groupby(
+            [
+                cells.obs["cell_type"].to_numpy(),
+                cells.obs["donor"].to_numpy(),
+                cells.obs["stim"].to_numpy(),
+            ]
+        )
+        .sum()
+    )
+    bulk = ad.AnnData(
+        sums.to_numpy(),
+        obs=pd.DataFrame(sums.index.tolist(), columns=["cell_type", "donor", "stim"]).set_axis(
+            [f"s{i}" for i in range(8)], axis=0
+        ),
+    )
+    expected = contrasts(bulk, "stim", "ctrl", by="cell_type")
+    assert np.allclose(result.X, expected.X, atol=1e-5)
+    assert (result.X[:, :5] > result.X[:, 5:].max()).all()
+
+
+def test_single_cells_paired_by_donor(cells):
+    pairs = contrasts(cells, "stim", "ctrl", by=["donor"], sample_key="donor", mode="pairs")
+    assert pairs.contrasts["donor"].tolist() == ["a", "b"]
+    assert len(pairs) == 2
+    assert pairs.obs([0])["case"].tolist() == ["stim|a"]
+
+
+def test_small_pseudobulks_are_left_out(cells):
+    cells.obs.iloc[:35, 0] = "c"
+    with pytest.warns(UserWarning, match="fewer than 30 cells: 'ctrl|a'"):
+        result = contrasts(cells, "stim", "ctrl", sample_key="donor", min_cells=30)
+    assert "has 5 cells" in result.uns["contrasts"]["skipped"]["reason"].iloc[0]
+    assert result.obs[["n_cases", "n_controls"]].to_numpy().tolist() == [[2, 2]]
+    with pytest.raises(ValueError, match=r"no combination of .* has min_cells=1000"):
+        contrasts(cells, "stim", "ctrl", sample_key="donor", min_cells=1000)
+
+
+def test_cells_without_a_sample_are_left_out(cells):
+    cells.obs.loc[(cells.obs["donor"] == "b").to_numpy(), "donor"] = None
+    with pytest.warns(UserWarning, match="80 cell"):
+        result = contrasts(cells, "stim", "ctrl", sample_key="donor")
+    assert result.obs["n_cases"].tolist() == [1]
+
+
+def example():
+    """The ``counts`` fixture's layout, for hypothesis."""
+    rng = np.random.default_rng(5)
+    obs = pd.DataFrame(
+        {
+            "study": np.repeat(["study1", "study2"], 6),
+            "virus": np.tile(np.repeat(["none", "IAV"], 3), 2),
+        },
+        index=[f"s{i}" for i in range(12)],
+    )
+    return ad.AnnData(rng.poisson(30, size=(12, 25)), obs=obs)

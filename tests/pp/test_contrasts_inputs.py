@@ -1,0 +1,239 @@
+"""Contrasts of every kind of input, and of input that is wrong."""
+
+import anndata as ad
+import dask.array as da
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from cfm.pp import contrasts
+
+
+@pytest.fixture
+def expected(counts):
+    return {
+        "replicates": contrasts(counts, "virus", "none", by="study").X,
+        "pairs": contrasts(counts, "virus", "none", by="study", mode="pairs")[:],
+    }
+
+
+def with_matrix(counts, matrix):
+    return ad.AnnData(matrix, obs=counts.obs.copy(), var=counts.var.copy())
+
+
+def backed(counts, matrix, path):
+    with_matrix(counts, matrix).write_h5ad(path)
+    return ad.read_h5ad(path, backed="r")
+
+
+STORAGE = {
+    "int64": lambda a, path: with_matrix(a, a.X.astype(np.int64)),
+    "float64": lambda a, path: with_matrix(a, a.X.astype(np.float64)),
+    "csr": lambda a, path: with_matrix(a, sparse.csr_matrix(a.X)),
+    "csc": lambda a, path: with_matrix(a, sparse.csc_matrix(a.X)),
+    "csr_array": lambda a, path: with_matrix(a, sparse.csr_array(a.X)),
+    "dask": lambda a, path: with_matrix(a, da.from_array(a.X, chunks=(5, 20))),
+    "backed": lambda a, path: backed(a, a.X, path),
+    "backed_csr": lambda a, path: backed(a, sparse.csr_matrix(a.X), path),
+    "backed_csc": lambda a, path: backed(a, sparse.csc_matrix(a.X), path),
+    "view": lambda a, path: ad.concat([a, a], keys=["x", "y"], index_unique="-")[:12],
+    "csr_view": lambda a, path: with_matrix(a, sparse.csr_matrix(a.X))[::-1],
+}
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+def test_storage(counts, expected, storage, tmp_path):
+    adata = STORAGE[storage](counts, tmp_path / "a.h5ad")
+    was_view = adata.is_view
+    found = contrasts(adata, "virus", "none", by="study")
+    assert np.allclose(found.X, expected["replicates"], atol=1e-5)
+    pairs = contrasts(adata, "virus", "none", by="study", mode="pairs")
+    if storage == "csr_view":
+        assert np.allclose(pairs[:9].mean(axis=0), expected["pairs"][:9].mean(axis=0), atol=1e-5)
+    else:
+        assert np.allclose(pairs[:], expected["pairs"], atol=1e-5)
+    assert adata.is_view == was_view
+
+
+def test_layer(counts, expected):
+    counts.layers["counts"] = sparse.csc_matrix(counts.X)
+    counts.X = np.log1p(counts.X)
+    result = contrasts(counts, "virus", "none", by="study", layer="counts")
+    assert np.allclose(result.X, expected["replicates"], atol=1e-5)
+    assert result.uns["contrasts"]["params"]["layer"] == "counts"
+    with pytest.raises(KeyError, match="no layer 'raw'"):
+        contrasts(counts, "virus", "none", layer="raw")
+
+
+def test_mudata(counts, expected):
+    bare = ad.AnnData(counts.X, obs=pd.DataFrame(index=counts.obs_names), var=counts.var)
+    with md.set_options(pull_on_update=False):
+        mdata = md.MuData({"rna": bare, "prot": bare[:, :3].copy()})
+    mdata.obs[["virus", "study"]] = counts.obs[["virus", "study"]]
+    result = contrasts(mdata, "virus", "none", by="study", modality="rna")
+    assert isinstance(result, ad.AnnData)
+    assert np.allclose(result.X, expected["replicates"], atol=1e-5)
+    assert list(mdata.mod) == ["rna", "prot"]
+    with pytest.raises(ValueError, match="choose one with modality="):
+        contrasts(mdata, "virus", "none")
+
+
+@pytest.mark.parametrize(
+    ("control", "levels"), [(0, [0, 1]), (False, [False, True]), ("0", [0, 1]), (0, [0.0, 1.0])]
+)
+def test_levels_that_are_no_text(counts, control, levels, tmp_path):
+    counts.obs["infected"] = np.where(counts.obs["virus"] == "IAV", levels[1], levels[0])
+    result = contrasts(counts, "infected", control)
+    assert result.n_obs == 1
+    assert result.obs["infected"].iloc[0] == levels[1]
+    result.write_h5ad(tmp_path / "a.h5ad")
+
+
+def test_stratum_without_control(counts):
+    few = counts[3:]
+    with pytest.warns(UserWarning, match="1 strata without a 'none' .* sample: 'study1'"):
+        result = contrasts(few, "virus", "none", by="study")
+    assert result.obs_names.tolist() == ["study2|IAV_vs_none"]
+    row = result.uns["contrasts"]["skipped"].iloc[0]
+    assert row["stratum"] == "study1"
+    assert row["level"] == "IAV"
+    assert row["reason"] == "no 'none' (control) sample in the stratum"
+
+
+def test_stratum_with_controls_only(counts):
+    with pytest.warns(UserWarning, match="strata with only 'none'"):
+        result = contrasts(counts[[0, 1, *range(6, 12)]], "virus", "none", by="study")
+    assert result.uns["contrasts"]["skipped"]["stratum"].tolist() == ["study1"]
+
+
+@pytest.mark.parametrize("mode", ["replicates", "pairs"])
+def test_all_zero_sample(counts, mode):
+    whole = contrasts(counts[1:], "virus", "none", by="study", mode=mode)
+    counts.X[0] = 0
+    with pytest.warns(UserWarning, match=r"1 sample\(s\) without any count: 'sample0'"):
+        result = contrasts(counts, "virus", "none", by="study", mode=mode)
+    if mode == "pairs":
+        assert len(result) == 15
+        assert np.array_equal(result[:], whole[:])
+        skipped = result.skipped
+    else:
+        assert np.array_equal(result.X, whole.X)
+        assert result.obs["n_controls"].tolist() == [2, 3]
+        skipped = result.uns["contrasts"]["skipped"]
+    assert skipped["reason"].tolist() == ["sample 'sample0' has no counts"]
+
+
+@pytest.mark.parametrize("column", ["virus", "study"])
+def test_missing_values(counts, column):
+    counts.obs.loc["sample0", column] = np.nan
+    with pytest.warns(UserWarning, match=f"without a value in obs\\['{column}'\\]: 'sample0'"):
+        result = contrasts(counts, "virus", "none", by="study")
+    assert result.obs["n_controls"].tolist() == [2, 3]
+    reason = result.uns["contrasts"]["skipped"]["reason"].tolist()
+    assert reason == [f"sample 'sample0' has no value in {column!r}"]
+
+
+def test_nothing_is_left(counts):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match=r"no contrast .* by=\['virus2'\]: no 'none' \(control\)"),
+    ):
+        counts.obs["virus2"] = counts.obs["virus"]
+        contrasts(counts, "virus", "none", by="virus2")
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="only 'none'"),
+    ):
+        contrasts(counts[:3], "virus", "none")
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="needs 2 cases and 2 controls, found 1 and 1"),
+    ):
+        contrasts(counts[[0, 3]], "virus", "none", mode="test")
+
+
+def test_control_that_does_not_exist(counts):
+    with pytest.raises(ValueError, match=r"'mock' is not a level .* it has 'IAV', 'none'"):
+        contrasts(counts, "virus", "mock")
+
+
+@pytest.mark.parametrize(
+    "columns", [("vrius", None), ("virus", "stduy"), ("virus", ["study", "x"])]
+)
+def test_column_that_does_not_exist(counts, columns):
+    with pytest.raises(KeyError, match=r"no column .* in adata.obs; it has"):
+        contrasts(counts, columns[0], "none", by=columns[1])
+    with pytest.raises(KeyError, match="no column 'cell'"):
+        contrasts(counts, "virus", "none", sample_key="cell")
+
+
+def test_one_sample(counts):
+    with pytest.raises(ValueError, match="one sample only"):
+        contrasts(counts[0], "virus", "none")
+
+
+@pytest.mark.filterwarnings("ignore:(Variable|Observation) names are not unique")
+def test_duplicate_names(counts):
+    genes = counts.copy()
+    genes.var_names = ["GENE0", *genes.var_names[:-1]]
+    with pytest.raises(ValueError, match=r"1 var_names .* cfm\.pp\.map_genes"):
+        contrasts(genes, "virus", "none")
+    counts.obs_names = ["sample0", *counts.obs_names[:-1]]
+    with pytest.raises(ValueError, match="obs_names_make_unique"):
+        contrasts(counts, "virus", "none")
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, sparse.csr_matrix])
+@pytest.mark.parametrize(
+    ("bad", "message"), [(-1, "negative"), (np.nan, "1 NaN"), (np.inf, "1 infinite")]
+)
+def test_bad_values(counts, wrap, bad, message):
+    counts.X[2, 3] = bad
+    adata = with_matrix(counts, wrap(counts.X))
+    with pytest.raises(ValueError, match=message):
+        contrasts(adata, "virus", "none")
+    if bad != -1:
+        with pytest.raises(ValueError, match=message):
+            contrasts(adata, "virus", "none", units="log")
+
+
+def test_values_in_the_wrong_units(counts):
+    logs = with_matrix(counts, np.log1p(counts.X))
+    with pytest.raises(ValueError, match=r"adata\.X holds .* look log-transformed"):
+        contrasts(logs, "virus", "none")
+    with pytest.raises(ValueError, match="not log2 expression"):
+        contrasts(counts, "virus", "none", units="log")
+    counts.layers["tpm"] = 1e6 * counts.X / counts.X.sum(axis=1, keepdims=True)
+    with pytest.raises(ValueError, match=r"adata\.layers\['tpm'\] .* normalised"):
+        contrasts(counts, "virus", "none", layer="tpm")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "wald"}, "mode='wald' is not known"),
+        ({"units": "tpm"}, "units='tpm' is not known"),
+        ({"units": "log", "mode": "test"}, "need counts"),
+        ({"units": "log", "sample_key": "donor"}, "need counts"),
+        ({"prior_count": 0}, "above 0"),
+        ({"by": "virus"}, "none of them groupby"),
+        ({"by": ["study", "study"]}, "different columns"),
+        ({"by": "control"}, "name of a column of the result"),
+    ],
+)
+def test_arguments(counts, arguments, message):
+    counts.obs["control"] = "x"
+    with pytest.raises(ValueError, match=message):
+        contrasts(counts, "virus", "none", **arguments)
+
+
+def test_strata_whose_labels_look_the_same(counts):
+    counts.obs["a"] = np.repeat(["x|y", "x"], 6)
+    counts.obs["b"] = np.repeat(["z", "y|z"], 6)
+    for mode in ("replicates", "pairs"):
+        result = contrasts(counts, "virus", "none", by=["a", "b"], mode=mode)
+        table = result.obs if mode == "replicates" else result.contrasts
+        assert table.index.is_unique
+        assert len(table) == 2
