@@ -10,6 +10,10 @@ import os
 import shutil
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -93,3 +97,16 @@ def _write_model_cards() -> None:
 
 _copy_tutorials()
 _write_model_cards()
+
+
+def _skip_foreign(
+    app: object, what: str, name: str, member: object, skip: bool, options: object
+) -> bool | None:
+    """Leave out methods that base classes of other packages put into our classes."""
+    module = getattr(member, "__module__", None) or "cfm"
+    return True if what == "class" and not module.startswith("cfm") else None
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the hooks of this file."""
+    app.connect("autodoc-skip-member", _skip_foreign)
