@@ -147,6 +147,23 @@ def test_log_values(counts):
     assert np.allclose(pairs[0], logs[3] - logs[0], atol=1e-5)
 
 
+def test_natural_logs_are_told(counts):
+    import scanpy as sc
+
+    sc.pp.normalize_total(counts, target_sum=1e4)
+    sc.pp.log1p(counts)
+    with pytest.warns(UserWarning, match="natural logarithms"):
+        contrasts(counts, "virus", "none", units="log")
+    counts.uns["log1p"]["base"] = 2
+    contrasts(counts, "virus", "none", units="log")
+
+
+def test_warnings_point_at_the_caller(counts):
+    with pytest.warns(UserWarning) as caught:
+        contrasts(counts[3:], "virus", "none", by="study")
+    assert [w.filename for w in caught] == [__file__]
+
+
 def test_expected_counts(counts):
     counts.X = counts.X + 0.25
     result = contrasts(counts, "virus", "none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -97,7 +98,8 @@ def contrasts(
         ``"replicates"``: difference of the mean log2 CPM of cases and controls, where low counts
         are shrunken towards no change by a prior count that scales with the library. Any number
         of replicates, also one. ``"test"``: PyDESeq2's Wald test on counts; needs two cases and
-        two controls. ``"pairs"``: every (case, control) pair, made when asked for.
+        two controls, and up to a minute per contrast of 20,000 genes on one core. ``"pairs"``:
+        every (case, control) pair, made when asked for.
     layer
         Layer to use instead of ``X``.
     units
@@ -153,7 +155,8 @@ def contrasts(
         Strata without a control (or with nothing else), samples without any count, samples with a
         missing value in ``groupby`` or ``by``, pseudobulks of too few cells and, in
         ``mode="test"``, contrasts of too few replicates are left out, reported in one warning per
-        kind and listed in ``uns['contrasts']['skipped']``.
+        kind and listed in ``uns['contrasts']['skipped']``. With ``units="log"``, if
+        :func:`scanpy.pp.log1p` left a note in ``uns`` that ``X`` holds natural logarithms.
 
     Notes
     -----
@@ -196,6 +199,7 @@ def contrasts(
     found = build_design(samples.obs, groupby, control, strata, usable, skipped)
     if mode == "test":
         found = _enough_replicates(found, skipped)
+    skipped.warn()
     if not found:
         reasons = skipped.frame()["reason"].drop_duplicates().head(3).tolist()
         raise ValueError(
@@ -260,6 +264,12 @@ def _read_samples(
     library_size, fractional = None, False
     if units == "log":
         check_log_values(matrix, where=where)
+        scanpy = adata.uns.get("log1p") if layer is None else None
+        if isinstance(scanpy, Mapping) and scanpy.get("base") in (None, np.e):
+            skipped.messages.append(
+                "adata.uns['log1p'] says that X holds natural logarithms, but units='log' expects "
+                "log2 values; divide X by np.log(2), or pass the counts."
+            )
     else:
         counts = check_counts(matrix, where=where)
         library_size, fractional = counts.library_size, counts.fractional
@@ -285,7 +295,7 @@ def _usable(samples: _Samples, skipped: Skipped) -> np.ndarray:
     for name in empty:
         skipped.add("", "", f"sample {name!r} has no counts")
     if len(empty):
-        skipped.warn(len(empty), "sample(s) without any count", list(empty))
+        skipped.note(len(empty), "sample(s) without any count", list(empty))
     return usable
 
 
@@ -301,7 +311,7 @@ def _enough_replicates(found: list[Contrast], skipped: Skipped) -> list[Contrast
             skipped.add(contrast.stratum, str(contrast.level), reason)
             left_out.append(f"{contrast.stratum} {contrast.level}".strip())
     if left_out:
-        skipped.warn(len(left_out), "contrast(s) with too few replicates for a test", left_out)
+        skipped.note(len(left_out), "contrast(s) with too few replicates for a test", left_out)
     return kept
 
 

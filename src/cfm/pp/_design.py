@@ -21,19 +21,23 @@ class Skipped:
     """Collects what is left out; one warning per kind, every case in a table."""
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def add(self, stratum: str, level: str, reason: str) -> None:
         """Record that a level (``""`` = all) of a stratum (``""`` = none) is left out."""
         self.rows.append((stratum, level, reason))
 
-    def warn(self, found: int, what: str, examples: Sequence[str]) -> None:
-        """Tell the user once about several records of a kind."""
+    def note(self, found: int, what: str, examples: Sequence[str]) -> None:
+        """Sum up several records of a kind, for the warning."""
         shown = ", ".join(repr(str(e)) for e in examples[:5]) + (", …" if found > 5 else "")
-        warnings.warn(
-            f"left out {found} {what}: {shown}; the result's 'skipped' table lists all.",
-            UserWarning,
-            stacklevel=4,
+        self.messages.append(
+            f"left out {found} {what}: {shown}; the result's 'skipped' table lists all."
         )
+
+    def warn(self) -> None:
+        """Warn of each kind, in the name of the function that the user called."""
+        for message in self.messages:
+            warnings.warn(message, UserWarning, stacklevel=3)
 
     def frame(self) -> pd.DataFrame:
         """Return the records as a table of strings."""
@@ -142,7 +146,7 @@ def build_design(
         for name in named:
             skipped.add("", "", f"sample {name!r} has no value in {column!r}")
         if len(named):
-            skipped.warn(len(named), f"sample(s) without a value in obs[{column!r}]", list(named))
+            skipped.note(len(named), f"sample(s) without a value in obs[{column!r}]", list(named))
     usable = usable & ~missing.any(axis=1).to_numpy()
 
     strata = _number_groups(obs, by)
@@ -171,11 +175,11 @@ def build_design(
                 level = obs[groupby].iloc[of_level[0]]
                 contrasts.append(Contrast(int(number), name, level, of_level, controls))
     if no_control:
-        skipped.warn(
+        skipped.note(
             len(no_control), f"strata without a {str(control)!r} (control) sample", no_control
         )
     if no_case:
-        skipped.warn(len(no_case), f"strata with only {str(control)!r} (control) samples", no_case)
+        skipped.note(len(no_case), f"strata with only {str(control)!r} (control) samples", no_case)
     return contrasts
 
 

@@ -60,7 +60,7 @@ def pseudobulk(
     n_missing = int((number < 0).sum())
     if n_missing:
         skipped.add("", "", f"{n_missing} cells have a missing value in one of {list(keys)}")
-        skipped.warn(n_missing, "cell(s) with a missing value in one of", list(keys))
+        skipped.note(n_missing, "cell(s) with a missing value in one of", list(keys))
     n_cells = np.bincount(number[number >= 0])
     _, first = np.unique(number, return_index=True)
     table = obs.iloc[first[-len(n_cells) :] if len(n_cells) else []][list(keys)].copy()
@@ -77,7 +77,7 @@ def pseudobulk(
     for name, found in zip(small, n_cells[~enough], strict=True):
         skipped.add("", "", f"pseudobulk {name!r} has {found} cells, fewer than {min_cells}")
     if len(small):
-        skipped.warn(len(small), f"pseudobulk(s) of fewer than {min_cells} cells", list(small))
+        skipped.note(len(small), f"pseudobulk(s) of fewer than {min_cells} cells", list(small))
 
     codes = np.array([f"{i:09d}" for i in range(len(n_cells))])
     sums = np.zeros((len(n_cells), matrix.shape[1]))
