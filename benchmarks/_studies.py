@@ -71,7 +71,8 @@ def load_signatures(
         The data folder.
     species
         Any of :data:`SPECIES`. Mouse genes become human symbols by the case of their name;
-        genes of the same symbol are averaged, genes without one are dropped. Genes of all species are the union, human first.
+        genes of the same symbol are averaged, genes without one are dropped. The genes are the
+        union over the species, human first.
     usable
         ``True``: contrasts that the manifest calls usable, ``False``: the others, ``None``: all.
 
