@@ -20,6 +20,7 @@ import pytest
 import cfm
 from cfm import hub
 from cfm._cli import main
+from cfm._report._summary import summarize
 
 KEY = "predicted_virus"
 CLASSES = ["uninfected", "HRV", "IAV", "RSV", "SARS-CoV-2"]
@@ -224,6 +225,41 @@ def test_what_was_left_out_is_listed(stand_in, study, tmp_path):
     assert any(row[0] == "study2" for row in page.rows if len(row) == 3)
     assert "no_such_gene" in page.text
     assert "Warnings during the run" in page.text
+
+
+def test_units_that_are_no_counts_are_pointed_out(stand_in, study, tmp_path):
+    adata = ad.read_h5ad(study)
+    adata.uns["units"] = "FPKM"
+    adata.write_h5ad(study)
+    run("--counts", study, "--by", "study", "--output", tmp_path)
+    assert "the input calls its values 'FPKM'" in read_page(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("call", "confidence", "infected", "expected"),
+    [
+        ("IAV", 0.8, 0.99, "Looks infected (probability 0.99) and looks most like IAV"),
+        ("IAV", 0.3, 0.99, "leans weakly towards IAV (confidence 0.30)"),
+        ("IAV", 0.4, 0.45, "The infection is in doubt (probability 0.45)"),
+        ("uninfected", 0.9, 0.1, "No infection is seen: its probability is 0.10"),
+        ("uninfected", 0.3, 0.7, "Undecided: the most probable single answer is uninfected"),
+        ("unknown", 0.8, 0.99, "No virus is named."),
+    ],
+)
+def test_sentences(call, confidence, infected, expected):
+    adata = ad.AnnData(np.zeros((1, len(CLASSES)), dtype=np.float32))
+    adata.obs["n_cases"] = adata.obs["n_controls"] = 2
+    stand_in_predict(adata, "m", key_added=KEY)
+    adata.obs[KEY] = call
+    adata.obs[f"{KEY}_confidence"] = confidence
+    adata.obs[f"{KEY}_infected"] = infected
+    for candidates, ending in (("", "No answer at all"), (call, "No other"), ("RSV|HRV", "RSV")):
+        adata.obs[f"{KEY}_set"] = candidates
+        (found,) = summarize(adata, key=KEY, groupby="virus", training_studies=None)
+        assert expected in found.sentence
+        assert call == "unknown" or ending in found.sentence
+        assert found.agrees is None
+        assert found.in_training is None
 
 
 def test_names_are_escaped(stand_in, study, tmp_path):

@@ -6,13 +6,14 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cfm import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cfm._report import DemoResult
 
@@ -159,25 +160,39 @@ def _demo(arguments: argparse.Namespace) -> None:
     by = arguments.by
     if by is None:
         by = ["series"] if arguments.counts is None else []
-    result = run_demo(
-        DemoOptions(
-            output=arguments.output,
-            counts=arguments.counts,
-            metadata=arguments.metadata,
-            orientation=arguments.orientation,
-            sample_column=arguments.sample_column,
-            groupby=arguments.groupby,
-            control=arguments.control,
-            by=tuple(by),
-            mode=arguments.mode,
-            units=arguments.units,
-            sample_key=arguments.sample_key,
-            organism=arguments.organism,
-            model=arguments.model,
-            embedding_model=arguments.embedding_model,
-        )
+    options = DemoOptions(
+        output=arguments.output,
+        counts=arguments.counts,
+        metadata=arguments.metadata,
+        orientation=arguments.orientation,
+        sample_column=arguments.sample_column,
+        groupby=arguments.groupby,
+        control=arguments.control,
+        by=tuple(by),
+        mode=arguments.mode,
+        units=arguments.units,
+        sample_key=arguments.sample_key,
+        organism=arguments.organism,
+        model=arguments.model,
+        embedding_model=arguments.embedding_model,
     )
+    with _progress_bars(not arguments.quiet):
+        result = run_demo(options)
     sys.stdout.write(_told(result))
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """Silence the bars of the tools through the one switch they share."""
+    from scvi import settings
+
+    before = settings.verbosity
+    if not shown:
+        settings.verbosity = logging.ERROR
+    try:
+        yield
+    finally:
+        settings.verbosity = before
 
 
 def _told(result: DemoResult) -> str:

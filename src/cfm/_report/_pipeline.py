@@ -130,6 +130,14 @@ def _counts(options: DemoOptions) -> tuple[AnnData, dict[str, Any]]:
             sample_column=options.sample_column,
         )
         name, digest = options.counts.name, sha256(options.counts.read_bytes()).hexdigest()
+    stated = adata.uns.get("units")
+    if options.units == "counts" and isinstance(stated, str) and stated != "counts":
+        warnings.warn(
+            f"the input calls its values {stated!r}, but counts are expected: low expression may "
+            "not be told from noise (log2 values go in with --units log).",
+            UserWarning,
+            stacklevel=1,
+        )
     citation = adata.uns.get("source", "")
     source = {
         "name": name,

@@ -176,7 +176,12 @@ def _sentence(
             f"({confidence:.2f}). Probability of an infection: {infected:.2f}."
         )
         return start + _set_sentence(candidates, coverage)
-    if call == UNINFECTED:
+    if call == UNINFECTED and infected >= 0.5:
+        start = (
+            f"Undecided: the most probable single answer is uninfected ({confidence:.2f}), but the "
+            f"viruses together are more probable ({infected:.2f})."
+        )
+    elif call == UNINFECTED:
         start = f"No infection is seen: its probability is {infected:.2f}."
     else:
         strength = "looks most like" if confidence >= 0.5 else "leans weakly towards"

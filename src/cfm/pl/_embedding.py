@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -256,7 +255,4 @@ def _with_count(name: str, group: np.ndarray) -> str:
 
 
 def _scanpy(adata: AnnData, ax: Axes, **kwargs: Any) -> None:
-    with warnings.catch_warnings():
-        # scanpy hands matplotlib a colour map for points without values; harmless
-        warnings.filterwarnings("ignore", message="No data for colormapping")
-        sc.pl.embedding(adata, "shown", ax=ax, show=False, **kwargs)
+    sc.pl.embedding(adata, "shown", ax=ax, show=False, **kwargs)

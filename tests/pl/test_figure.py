@@ -1,0 +1,88 @@
+"""``show=`` and ``save=`` mean the same in every plot."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfm
+
+HISTORY = pd.DataFrame({"train_loss": np.arange(3.0), "validation_loss": np.arange(3.0)})
+PLOTS = {
+    "virus_probabilities": lambda adata, **kw: cfm.pl.virus_probabilities(adata, **kw),
+    "embedding": lambda adata, **kw: cfm.pl.embedding(adata, color="virus", **kw),
+    "top_genes": lambda adata, **kw: cfm.pl.top_genes(adata, 0, **kw),
+    "training": lambda adata, **kw: cfm.pl.training(HISTORY, **kw),
+}
+
+
+@pytest.fixture(params=list(PLOTS))
+def plot(request, predicted):
+    adata = predicted(6)
+    return lambda **kw: PLOTS[request.param](adata, **kw)
+
+
+@pytest.fixture
+def shows(monkeypatch) -> list[int]:
+    """Figures that were open each time ``plt.show`` was called."""
+    calls: list[int] = []
+    monkeypatch.setattr(plt, "show", lambda: calls.append(len(plt.get_fignums())))
+    return calls
+
+
+def test_show_true_shows_the_open_figure(plot, shows):
+    plot(show=True)
+    assert shows == [1]
+
+
+def test_default_without_a_screen_keeps_the_figure_for_pyplot(plot, shows, recwarn):
+    ax = plot()
+    assert shows == []
+    assert plt.gcf() is ax.figure
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+
+
+def test_default_with_a_screen_shows(plot, shows, monkeypatch):
+    monkeypatch.setattr(mpl, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
+    plot()
+    assert shows == [1]
+
+
+def test_the_callers_figure_is_shown_only_when_asked(plot, shows, monkeypatch):
+    monkeypatch.setattr(mpl, "get_backend", lambda: "TkAgg")
+    ax = plt.figure().add_subplot()
+    plot(ax=ax)
+    assert shows == []
+    plot(ax=ax, show=True)
+    assert shows == [1]
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_save_goes_where_it_is_told(plot, tmp_path, suffix):
+    path = tmp_path / f"figure.{suffix}"
+    plot(save=path, show=False)
+    assert path.stat().st_size > 1000
+    assert plt.get_fignums() == []
+
+
+def test_no_setting_of_matplotlib_changes(plot):
+    before = dict(mpl.rcParams)
+    plot(show=False)
+    assert dict(mpl.rcParams) == before
+
+
+def test_subfigures_work(plot):
+    figure = plt.figure(figsize=(10, 5))
+    ax = figure.subfigures(1, 2)[1].add_subplot()
+    assert plot(ax=ax, show=False) is ax
+    assert plt.fignum_exists(figure.number)
+
+
+def test_axes_without_a_figure_are_refused(predicted):
+    ax = plt.figure().add_subplot()
+    ax.remove()
+    with pytest.raises(ValueError, match="removed from its figure"):
+        cfm.pl.virus_probabilities(predicted(3), ax=ax, show=False)
