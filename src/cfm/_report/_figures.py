@@ -65,11 +65,13 @@ def draw_embedding(
     if contrasts.n_obs < MIN_EMBEDDED:
         return None
     path = folder / "embedding.png"
-    pl.embedding(contrasts, basis=basis, color=[key, groupby], show=False, save=path)
+    several = contrasts.obs[groupby].nunique() > 1  # one level would be one colour
+    colors = [key, groupby] if several else [key]
+    pl.embedding(contrasts, basis=basis, color=colors, show=False, save=path)
     return Picture(
         path,
-        "The contrasts in the model's embedding: near points have similar responses. Left by "
-        f"call, right by {groupby}.",
+        "The contrasts in the model's embedding: near points have similar responses. "
+        + (f"Left by call, right by {groupby}." if several else "Marked by call."),
         "Scatter plot of the contrasts in the first two principal components of the embedding.",
     )
 

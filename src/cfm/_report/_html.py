@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,7 @@ def render(context: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["shown"] = shown
+    environment.filters["breakable"] = breakable
     return environment.get_template("report.html.j2").render(context)
 
 
@@ -61,6 +63,14 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} = {shown(part)}" for name, part in value.items()) or "none"
     return str(value)
+
+
+def breakable(name: str) -> Markup:
+    """Let a long name of a contrast break after its separators."""
+    text = str(escape(name))
+    for separator in ("|", "_"):
+        text = text.replace(separator, separator + "<wbr>")
+    return Markup(text)
 
 
 def card_excerpt(card: str) -> list[dict[str, Any]]:
