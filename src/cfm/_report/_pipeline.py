@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -129,7 +129,8 @@ def _counts(options: DemoOptions) -> tuple[AnnData, dict[str, Any]]:
             orientation=options.orientation,
             sample_column=options.sample_column,
         )
-        name, digest = options.counts.name, sha256(options.counts.read_bytes()).hexdigest()
+        with options.counts.open("rb") as file:  # in pieces: the file may not fit into memory twice
+            name, digest = options.counts.name, file_digest(file, "sha256").hexdigest()
     stated = adata.uns.get("units")
     if options.units == "counts" and isinstance(stated, str) and stated != "counts":
         warnings.warn(
