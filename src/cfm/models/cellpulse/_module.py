@@ -1,0 +1,366 @@
+"""CellPulse, tensor side: tokens of a differential-expression profile in, predictions out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfm.models.cellpulse._constants import (
+    DOWN,
+    HIDDEN,
+    N_DIRECTIONS,
+    N_STATES,
+    PADDING,
+    SUMMARY,
+    UNCHANGED,
+    UP,
+)
+from cfm.nn import DirectionBlock, LowRankLogistic, MagnitudeEmbedding
+
+class Tokens(NamedTuple):
+    """A batch of tokenised profiles.
+
+    ``gene`` ``(b, n)`` int64 positions in the vocabulary (0 at padding), ``state`` ``(b, n)`` int64
+    token states, ``magnitude`` ``(b, n)`` float32 log1p(|log2FC|), ``NaN`` where unknown or hidden.
+    """
+
+    gene: Tensor
+    state: Tensor
+    magnitude: Tensor
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """Move all three tensors."""
+        return Tokens(*(t.to(device, non_blocking=True) for t in self))
+
+
+@dataclass
+class Encoded:
+    """What the encoder knows of a batch of profiles.
+
+    ``summary`` ``(b, dim)`` embedding of each profile, ``tokens`` ``(b, n, dim)``, ``linear``
+    ``(b, n)`` direction of every token's gene as the linear gene-gene term scores it, ``genes``
+    ``(b, n, dim)`` identity embedding of every token's gene.
+    """
+
+    summary: Tensor
+    tokens: Tensor
+    linear: Tensor
+    genes: Tensor
+
+
+class CellPulseModule(nn.Module):
+    """Transformer over the strongest effects of a profile, with a linear gene-gene term inside.
+
+    A token is the sum of a gene, a direction and a magnitude embedding. Attention is
+    direction-aware (:class:`cfm.nn.DirectionAttention`). A linear term
+    (:class:`cfm.nn.LowRankLogistic`) predicts every gene from the visible ones; its prediction is
+    both an input feature of the transformer and a term of the direction logits, so that the
+    transformer only has to learn what the linear term cannot say.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the vocabulary.
+    n_factors
+        Rank of the linear gene-gene term.
+    dim, n_layers, n_heads, ff_mult, dropout
+        Size of the transformer.
+    learn_gene_embedding
+        Add a free embedding per gene to the projection of its factors.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        *,
+        n_factors: int = 128,
+        dim: int = 128,
+        n_layers: int = 1,
+        n_heads: int = 4,
+        ff_mult: int = 4,
+        dropout: float = 0.1,
+        learn_gene_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        self.n_genes = n_genes
+        self.dim = dim
+        # Closed form, see CellPulse.fit_gene_factors; only their relevance is learned.
+        self.register_buffer("gene_factors", torch.zeros(n_genes, n_factors))
+        self.register_buffer("factor_group", torch.zeros(n_factors, dtype=torch.int64))
+        self.log_relevance = nn.Parameter(torch.zeros(1))
+        self.linear = LowRankLogistic()
+        self.linear_weight = nn.Parameter(torch.tensor(1.0))
+        # How much of the transformer's correction is used; fitted on studies held out of training.
+        self.register_buffer("correction_weight", torch.tensor(1.0))
+        self.gene_projection = nn.Linear(n_factors, dim)
+        self.gene_embedding = nn.Embedding(n_genes, dim) if learn_gene_embedding else None
+        self.state_embedding = nn.Embedding(N_STATES + 1, dim, padding_idx=PADDING)
+        self.magnitude_embedding = MagnitudeEmbedding(dim)
+        self.signed_projection = nn.Linear(n_factors, dim, bias=False)
+        self.linear_feature = nn.Linear(2, dim)
+        self.summary_projection = nn.Linear(n_factors, dim)
+        self.blocks = nn.ModuleList(
+            DirectionBlock(dim, n_heads, N_STATES, ff_mult, dropout) for _ in range(n_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.direction_head = nn.Linear(dim, N_DIRECTIONS)
+        self.magnitude_head = nn.Linear(dim, 1)
+        self.summary_head = nn.Linear(dim, dim)
+        for embedding in (self.state_embedding, self.gene_embedding):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=0.02)
+        # The correction starts at nothing: before training the linear term speaks alone.
+        nn.init.zeros_(self.direction_head.weight)
+        nn.init.zeros_(self.direction_head.bias)
+        nn.init.zeros_(self.magnitude_head.weight)
+
+    def set_gene_factors(self, values: Tensor, group: Tensor) -> None:
+        """Set closed-form gene factors and the group of each, whose relevance is learned.
+
+        Parameters
+        ----------
+        values
+            ``(n_genes, n_factors)``; ``n_factors`` may differ from before: the projections that
+            read factors are then made anew.
+        group
+            ``(n_factors,)`` int64 ids from 0.
+        """
+        if values.shape[0] != self.n_genes:
+            raise ValueError(f"Gene factors of {values.shape[0]} genes; expected {self.n_genes}.")
+        device = self.gene_factors.device
+        n_factors = values.shape[1]
+        if n_factors != self.gene_factors.shape[1]:
+            for name in ("gene_projection", "signed_projection", "summary_projection"):
+                old = getattr(self, name)
+                layer = nn.Linear(n_factors, self.dim, bias=old.bias is not None)
+                setattr(self, name, layer.to(device))
+        self.gene_factors = values.to(device)
+        self.factor_group = group.to(device)
+        relevance = torch.zeros(int(group.max()) + 1, device=device)
+        self.log_relevance = nn.Parameter(relevance)
+
+    def scaled_factors(self) -> Tensor:
+        """Return the gene factors times their learned relevance, ``(n_genes, n_factors)``."""
+        return self.gene_factors * self.log_relevance.exp()[self.factor_group]
+
+    @torch.no_grad()
+    def rotate_factors(self, rotation: Tensor) -> None:
+        """Replace factors by ``factors @ rotation``, and all that reads them accordingly.
+
+        Parameters
+        ----------
+        rotation
+            ``(n_factors, rank)`` with orthonormal columns; learned relevances are absorbed.
+        """
+        values = self.scaled_factors() @ rotation
+        for name in ("gene_projection", "signed_projection", "summary_projection"):
+            old = getattr(self, name)
+            layer = nn.Linear(rotation.shape[1], self.dim, bias=old.bias is not None)
+            layer.to(rotation.device).weight.copy_(old.weight @ rotation)
+            if old.bias is not None:
+                layer.bias.copy_(old.bias)
+            setattr(self, name, layer)
+        self.gene_factors = values
+        self.factor_group = torch.zeros(rotation.shape[1], dtype=torch.int64).to(values.device)
+        self.log_relevance = nn.Parameter(torch.zeros(1, device=values.device))
+
+    def linear_scores(
+        self, tokens: Tokens, factor_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the linear term on the visible tokens.
+
+        Parameters
+        ----------
+        tokens
+            A batch; hidden tokens are predicted, not read.
+        factor_mask
+            ``(b, n_factors)`` of 0 and 1: factors that a profile may be predicted with.
+
+        Returns
+        -------
+        ``(b, n)`` linear score of every token, ``(b, n, r)`` factors of the tokens and ``(b, r)``
+        factor scores of the profiles.
+        """
+        visible = tokens.state < N_DIRECTIONS
+        factors = self.scaled_factors()[tokens.gene]  # (b, n, r)
+        if factor_mask is not None:
+            factors = factors * factor_mask.unsqueeze(1)
+        z = self.linear.scores(factors, tokens.state - 1, visible)  # (b, r)
+        return (factors @ z.unsqueeze(-1)).squeeze(-1), factors, z
+
+    def encode(self, tokens: Tokens, factor_mask: Tensor | None = None) -> Encoded:
+        """Run the transformer over a batch of tokens."""
+        x, state, linear, genes = self._embed(tokens, factor_mask)
+        for block in self.blocks:
+            x = block(x, state)
+        x = self.norm(x)
+        return Encoded(x[:, 0], x[:, 1:], linear, genes)
+
+    def _embed(
+        self, tokens: Tokens, factor_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embed tokens behind a summary token.
+
+        Returns ``(b, n + 1, dim)`` tokens, ``(b, n + 1)`` states, ``(b, n)`` linear scores and
+        ``(b, n, dim)`` gene embeddings.
+        """
+        state = tokens.state
+        visible = state < N_DIRECTIONS
+        linear, factors, z = self.linear_scores(tokens, factor_mask)
+        sign = (state - 1).to(factors.dtype) * visible  # −1, 0, 1
+        majority = sign.sum(1) / visible.sum(1).clamp(min=1)  # (b,)
+        context = torch.stack([linear, majority.unsqueeze(1).expand_as(linear)], dim=-1)
+        genes = self.gene_projection(factors)  # (b, n, dim)
+        if self.gene_embedding is not None:
+            genes = genes + self.gene_embedding(tokens.gene)
+        x = (
+            genes
+            + self.state_embedding(state)
+            + self.signed_projection(factors) * sign.unsqueeze(-1)
+            + self.magnitude_embedding(tokens.magnitude, ~torch.isnan(tokens.magnitude))
+            + self.linear_feature(context)
+        )  # (b, n, dim)
+        summary_state = torch.full_like(state[:, :1], SUMMARY)
+        summary = self.state_embedding(summary_state) + self.summary_projection(z).unsqueeze(1)
+        x = torch.cat([summary, x], dim=1)  # (b, n + 1, dim)
+        return x, torch.cat([summary_state, state], dim=1), linear, genes
+
+    def attention(self, tokens: Tokens) -> Tensor:
+        """Return attention weights, ``(b, layers, heads, n + 1, n + 1)``; position 0 = summary."""
+        x, state, _, _ = self._embed(tokens)
+        maps = []
+        for block in self.blocks:
+            maps.append(block.attention_weights(x, state))
+            x = block(x, state)
+        return torch.stack(maps, dim=1)
+
+    def predict_tokens(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """Predict the direction and magnitude of every token.
+
+        Returns
+        -------
+        ``(b, n, 3)`` logits of down, unchanged and up, and ``(b, n)`` log1p(|log2FC|).
+        """
+        tilt = self.linear_weight * encoded.linear  # (b, n)
+        signed = torch.stack([-tilt, torch.zeros_like(tilt), tilt], dim=-1)
+        correction = self.direction_head(encoded.tokens)  # (b, n, 3)
+        logits = signed + self.correction_weight * correction
+        return logits, self.magnitude_head(encoded.tokens).squeeze(-1)
+
+    def losses(
+        self,
+        hidden: Tokens,
+        target: Tokens,
+        asked: Tensor,
+        *,
+        groups: Tensor | None = None,
+        factor_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the pretraining losses of a batch.
+
+        Parameters
+        ----------
+        hidden
+            Tokens with a part of the states set to HIDDEN.
+        target
+            The same tokens with nothing hidden.
+        asked
+            ``(b, n)`` bool, the hidden ones.
+        groups
+            ``(b,)`` ids of the infected sample; profiles of one sample are made to agree.
+        factor_mask
+            See :meth:`linear_scores`.
+
+        Returns
+        -------
+        ``direction`` (cross-entropy over down, unchanged, up), ``magnitude`` (Huber, log1p scale),
+        ``summary`` (direction of hidden genes from the summary alone) and, with groups,
+        ``agreement`` (InfoNCE).
+        """
+        encoded = self.encode(hidden, factor_mask)
+        logits, size = self.predict_tokens(encoded)
+        out = {"direction": F.cross_entropy(logits[asked], target.state[asked])}
+        sized = asked & ~torch.isnan(target.magnitude)
+        out["magnitude"] = (
+            F.huber_loss(size[sized], target.magnitude[sized], delta=0.5)
+            if bool(sized.any())
+            else size.sum() * 0.0
+        )
+        moved = asked & (target.state != UNCHANGED)
+        recalled = torch.einsum(
+            "bd,bnd->bn", self.summary_head(encoded.summary), encoded.genes
+        ) / (self.dim**0.5)
+        out["summary"] = F.binary_cross_entropy_with_logits(
+            recalled[moved], (target.state[moved] == UP).to(recalled.dtype)
+        )
+        if groups is not None:
+            out["agreement"] = agreement_loss(encoded.summary, groups)
+        return out
+
+    def linear_loss(
+        self, hidden: Tokens, target: Tokens, asked: Tensor, factor_mask: Tensor | None = None
+    ) -> Tensor:
+        """Cross-entropy of the linear term alone on the hidden genes that move."""
+        linear, _, _ = self.linear_scores(hidden, factor_mask)
+        moved = asked & (target.state != UNCHANGED)
+        sign = (target.state[moved] - 1).to(linear.dtype)
+        return F.softplus(-2.0 * self.linear_weight * linear[moved] * sign).mean()
+
+    def forward(self, tokens: Tokens) -> Encoded:
+        """Alias of :meth:`encode`."""
+        return self.encode(tokens)
+
+
+def agreement_loss(summary: Tensor, groups: Tensor, temperature: float = 0.1) -> Tensor:
+    """InfoNCE between profiles that share a group, against the rest of the batch.
+
+    Profiles alone in their group serve as negatives only; 0 if no two profiles share a group.
+    """
+    z = F.normalize(summary, dim=-1)
+    logits = z @ z.T / temperature  # (b, b)
+    eye = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    logits = logits.masked_fill(eye, float("-inf"))
+    same = (groups.unsqueeze(0) == groups.unsqueeze(1)) & ~eye
+    paired = same.any(dim=1)
+    if not bool(paired.any()):
+        return summary.sum() * 0.0
+    log_p = torch.log_softmax(logits, dim=1).masked_fill(eye, 0.0)
+    return -((log_p * same).sum(1)[paired] / same.sum(1)[paired]).mean()
+
+
+def hide(
+    tokens: Tokens, share: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tokens, Tensor]:
+    """Hide the state and magnitude of a random part of each profile's tokens.
+
+    Parameters
+    ----------
+    tokens
+        Tokens with nothing hidden.
+    share
+        ``(b,)`` share of tokens to hide per profile.
+    generator
+        Source of randomness.
+
+    Returns
+    -------
+    The tokens with the hidden part replaced, and ``(b, n)`` bool, the hidden ones.
+    """
+    real = tokens.state != PADDING
+    draw = torch.rand(tokens.state.shape, generator=generator).to(tokens.state.device)
+    asked = real & (draw < share.unsqueeze(1))
+    state = torch.where(asked, torch.full_like(tokens.state, HIDDEN), tokens.state)
+    magnitude = tokens.magnitude.masked_fill(asked, float("nan"))
+    return Tokens(tokens.gene, state, magnitude), asked
+
+
+def opposite(tokens: Tokens) -> Tokens:
+    """Flip every direction: up becomes down and the reverse."""
+    flipped = torch.where(
+        (tokens.state == DOWN) | (tokens.state == UP), 2 - tokens.state, tokens.state
+    )
+    return tokens._replace(state=flipped)

@@ -1,0 +1,123 @@
+"""From log2 fold changes to CellPulse tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cfm.models.cellpulse._constants import DOWN, PADDING, UNCHANGED, UNCHANGED_BELOW, UP
+from cfm.models.cellpulse._module import Tokens
+
+if TYPE_CHECKING:
+    from cfm.data import GeneAlignment, GeneVocabulary
+
+
+class ProfileTokenizer:
+    """Turn each profile into its strongest effects: gene, direction and magnitude.
+
+    A profile is read as the ``n_tokens`` genes with the largest ``|log2FC|``; genes that are not
+    measured (``NaN``) or do not move (0) give no token. What a profile becomes depends on that
+    profile alone.
+
+    Parameters
+    ----------
+    vocabulary
+        Genes that the model knows.
+    n_tokens
+        Largest number of tokens per profile.
+    """
+
+    def __init__(self, vocabulary: GeneVocabulary, n_tokens: int = 1024) -> None:
+        if n_tokens < 1:
+            raise ValueError(f"n_tokens must be at least 1; found {n_tokens}.")
+        self.vocabulary = vocabulary
+        self.n_tokens = n_tokens
+
+    def encode(
+        self,
+        effects: np.ndarray,
+        alignment: GeneAlignment | None = None,
+        *,
+        has_magnitude: bool = True,
+        n_unchanged: int = 0,
+        rng: np.random.Generator | None = None,
+    ) -> Tokens:
+        """Tokenise profiles.
+
+        Parameters
+        ----------
+        effects
+            ``(n, n_genes)`` log2 fold changes; ``NaN`` = not measured. Columns follow the
+            vocabulary, or ``alignment`` says where they lie.
+        alignment
+            From :meth:`cfm.data.GeneVocabulary.align`.
+        has_magnitude
+            ``False`` for signed gene sets: magnitudes are marked unknown.
+        n_unchanged
+            Number of measured genes with ``|log2FC|`` < 0.1 to add as *unchanged* tokens, drawn
+            with ``rng`` (pretraining only).
+
+        Returns
+        -------
+        Tokens as wide as the longest profile of the batch; order within a profile carries no
+        meaning.
+        """
+        columns = slice(None) if alignment is None else alignment.columns
+        values = np.asarray(effects, dtype=np.float32)[:, columns]
+        strength = np.abs(values)
+        strength[np.isnan(strength)] = 0.0
+        n, n_genes = strength.shape
+        k = min(self.n_tokens, n_genes)
+        if k < n_genes:
+            top = np.argpartition(strength, n_genes - k, axis=1)[:, n_genes - k :]
+        else:
+            top = np.broadcast_to(np.arange(n_genes), (n, n_genes))
+        effect = np.take_along_axis(values, top, axis=1)
+        moves = np.take_along_axis(strength, top, axis=1) > 0
+        state = np.where(effect > 0, UP, DOWN)
+        if n_unchanged:
+            if rng is None:
+                raise ValueError("n_unchanged needs rng, the random generator that draws them.")
+            still = _draw_unchanged(values, n_unchanged, rng)  # (n, n_unchanged), -1 = none left
+            top = np.concatenate([top, np.maximum(still, 0)], axis=1)
+            effect = np.concatenate([effect, np.take_along_axis(values, still, axis=1)], axis=1)
+            moves = np.concatenate([moves, still >= 0], axis=1)
+            state = np.concatenate([state, np.full(still.shape, UNCHANGED)], axis=1)
+        state = np.where(moves, state, PADDING)
+        # Short profiles first have their tokens gathered, so that a batch is no wider than it must.
+        width = max(1, int(moves.sum(axis=1).max(initial=0)))
+        if width < state.shape[1]:
+            order = np.argsort(~moves, axis=1, kind="stable")[:, :width]
+            top, effect, state = (
+                np.take_along_axis(a, order, axis=1) for a in (top, effect, state)
+            )
+        gene = top if alignment is None else alignment.positions[top]
+        padding = state == PADDING
+        magnitude = np.log1p(np.abs(effect))
+        magnitude[padding | (not has_magnitude)] = np.nan
+        return Tokens(
+            torch.from_numpy(np.where(padding, 0, gene).astype(np.int64)),
+            torch.from_numpy(state.astype(np.int64)),
+            torch.from_numpy(magnitude.astype(np.float32)),
+        )
+
+
+def _draw_unchanged(values: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw up to ``n`` columns per row with a known effect below the threshold; −1 fills up."""
+    with np.errstate(invalid="ignore"):
+        candidate = np.abs(values) < UNCHANGED_BELOW  # NaN compares as False
+    # Candidates are looked for in a random sample of columns: drawing exactly would mean sorting
+    # every row, and training does not need exactly n.
+    tried = rng.integers(0, values.shape[1], size=(values.shape[0], 4 * n))
+    tried.sort(axis=1)
+    fresh = np.ones_like(tried, dtype=bool)
+    fresh[:, 1:] = tried[:, 1:] != tried[:, :-1]
+    hit = np.take_along_axis(candidate, tried, axis=1) & fresh
+    # Zero is either exactly unchanged or never seen in any sample; only seen genes are told apart
+    # by a non-zero value.
+    hit &= np.take_along_axis(values, tried, axis=1) != 0
+    order = np.argsort(~hit, axis=1, kind="stable")[:, :n]
+    drawn = np.take_along_axis(tried, order, axis=1)
+    return np.where(np.take_along_axis(hit, order, axis=1), drawn, -1)
