@@ -3,13 +3,16 @@
 from cfm.data._gene_ids import GeneMapping, map_identifiers
 from cfm.data._pairs import ContrastPairs
 from cfm.data._profiles import ProfileDraw, ProfileSource
-from cfm.data._vocabulary import GeneVocabulary
+from cfm.data._sources import ProfileMatrix
+from cfm.data._vocabulary import GeneAlignment, GeneVocabulary
 
 __all__ = [
     "ContrastPairs",
+    "GeneAlignment",
     "GeneMapping",
     "GeneVocabulary",
     "ProfileDraw",
+    "ProfileMatrix",
     "ProfileSource",
     "map_identifiers",
 ]

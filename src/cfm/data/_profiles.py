@@ -23,11 +23,15 @@ class ProfileDraw:
         pairs of the agreement loss.
     has_magnitude
         ``False`` for signed gene sets, where only the sign of an effect is known.
+    study
+        ``(n,)`` object, the study of each profile, ``""`` or ``None`` if unknown. Training
+        predicts a profile without what it knows of the profile's own study.
     """
 
     effects: np.ndarray
     group: np.ndarray
     has_magnitude: bool = True
+    study: np.ndarray | None = None
 
 
 @runtime_checkable

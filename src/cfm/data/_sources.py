@@ -1,0 +1,88 @@
+"""Profile sources that hold their profiles in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from cfm.data._profiles import ProfileDraw
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ProfileMatrix:
+    """A :class:`cfm.data.ProfileSource` over a matrix of profiles, such as contrasts in an AnnData.
+
+    Parameters
+    ----------
+    effects
+        ``(n, n_genes)`` log2 fold changes, dense with ``NaN`` = not measured, or sparse (signed
+        sets of −1, 0, 1).
+    var_names
+        Gene symbols of the columns.
+    study
+        ``(n,)`` study of each profile. A study is drawn in proportion to the square root of its
+        size, so that large ones do not drown the others. ``None``: all profiles alike.
+    group
+        ``(n,)`` ids of the infected sample; by default each profile stands alone.
+    weights
+        ``(n,)`` relative probability of being drawn, instead of the rule above.
+    has_magnitude
+        ``False`` where only signs are known.
+    """
+
+    def __init__(
+        self,
+        effects: np.ndarray | sp.spmatrix,
+        var_names: Sequence[str] | pd.Index,
+        *,
+        study: Sequence[str] | None = None,
+        group: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+        has_magnitude: bool = True,
+    ) -> None:
+        self._effects = sp.csr_matrix(effects) if sp.issparse(effects) else np.asarray(effects)
+        n, n_genes = self._effects.shape
+        self._var_names = pd.Index(var_names)
+        if n == 0 or n_genes != len(self._var_names):
+            raise ValueError(
+                f"effects is {n} × {n_genes} with {len(self._var_names)} gene names; expected at "
+                "least one profile and one name per column."
+            )
+        self._study = None if study is None else np.asarray(study, dtype=object)
+        self._group = np.arange(n) if group is None else np.asarray(group, dtype=np.int64)
+        if weights is None:
+            weights = np.ones(n)
+            if self._study is not None:
+                size = pd.Series(self._study).map(pd.Series(self._study).value_counts())
+                weights = 1.0 / np.sqrt(size.to_numpy(dtype=np.float64))
+        total = float(np.sum(weights))
+        if len(weights) != n or not np.isfinite(total) or total <= 0 or np.min(weights) < 0:
+            raise ValueError("weights must be non-negative, one per profile, and not all 0.")
+        self._probability = np.asarray(weights, dtype=np.float64) / total
+        self.has_magnitude = has_magnitude
+
+    @property
+    def var_names(self) -> pd.Index:
+        """Gene symbols of the columns."""
+        return self._var_names
+
+    def __len__(self) -> int:
+        return self._effects.shape[0]
+
+    def draw(self, n: int, rng: np.random.Generator) -> ProfileDraw:
+        """Draw ``n`` profiles with replacement."""
+        rows = rng.choice(len(self), size=n, p=self._probability)
+        effects = self._effects[rows]
+        if sp.issparse(effects):
+            effects = effects.toarray()
+        return ProfileDraw(
+            np.asarray(effects, dtype=np.float32),
+            self._group[rows],
+            self.has_magnitude,
+            None if self._study is None else self._study[rows],
+        )

@@ -1,0 +1,133 @@
+"""Batches for pretraining: draw profiles, tokenise, hide a part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from cfm.models.cellpulse._constants import PADDING
+from cfm.models.cellpulse._module import Tokens, hide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cfm.data import GeneAlignment, ProfileSource
+    from cfm.models.cellpulse._factors import GeneFactors
+    from cfm.models.cellpulse._tokens import ProfileTokenizer
+
+
+class Batch(NamedTuple):
+    """A pretraining batch; see :meth:`CellPulseModule.losses`."""
+
+    hidden: Tokens
+    target: Tokens
+    asked: Tensor
+    groups: Tensor
+    factor_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A source of profiles and how it is used.
+
+    ``share`` is the probability of a batch coming from it; ``study`` names the study of all its
+    profiles where the source does not say.
+    """
+
+    source: ProfileSource
+    alignment: GeneAlignment
+    share: float
+    study: str = ""
+
+
+class ProfileStream(IterableDataset[Batch]):
+    """An endless, seeded stream of pretraining batches.
+
+    Each batch comes from one source. Half of the batches that know magnitudes hide all of them,
+    so that the model can do without (signed sets have none).
+
+    Parameters
+    ----------
+    ingredients
+        Where profiles come from.
+    tokenizer, factors
+        Of the model that is trained.
+    batch_size
+        Profiles per batch.
+    n_tokens
+        Tokens per profile: a random part of the strongest effects.
+    n_unchanged
+        Genes that do not move, added per profile.
+    n_batches
+        Batches per epoch.
+    seed
+        Seed; epoch ``i`` of a seed is always the same.
+    """
+
+    def __init__(
+        self,
+        ingredients: Sequence[Ingredient],
+        tokenizer: ProfileTokenizer,
+        factors: GeneFactors,
+        *,
+        batch_size: int,
+        n_tokens: int,
+        n_unchanged: int,
+        n_batches: int,
+        seed: int,
+    ) -> None:
+        if not ingredients:
+            raise ValueError("Pretraining needs at least one source of profiles; found none.")
+        self.ingredients = list(ingredients)
+        self.tokenizer = tokenizer
+        self.factors = factors
+        self.batch_size = batch_size
+        self.n_tokens = n_tokens
+        self.n_unchanged = n_unchanged
+        self.n_batches = n_batches
+        self.seed = seed
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self.epoch += 1
+        share = np.array([i.share for i in self.ingredients], dtype=np.float64)
+        share /= share.sum()
+        for _ in range(self.n_batches):
+            yield self.batch(self.ingredients[rng.choice(len(share), p=share)], rng, generator)
+
+    def batch(
+        self, ingredient: Ingredient, rng: np.random.Generator, generator: torch.Generator
+    ) -> Batch:
+        """Make one batch from one source."""
+        draw = ingredient.source.draw(self.batch_size, rng)
+        known = draw.has_magnitude and rng.random() < 0.5
+        tokens = self.tokenizer.encode(
+            draw.effects,
+            ingredient.alignment,
+            has_magnitude=known,
+            n_unchanged=self.n_unchanged if draw.has_magnitude else 0,
+            rng=rng,
+        )
+        target = subsample(tokens, self.n_tokens, generator)
+        share = 0.3 + 0.4 * torch.rand(self.batch_size, generator=generator)
+        hidden, asked = hide(target, share, generator)
+        study = draw.study if draw.study is not None else [ingredient.study] * self.batch_size
+        mask = torch.from_numpy(self.factors.without(list(study)))
+        return Batch(hidden, target, asked, torch.from_numpy(draw.group), mask)
+
+
+def subsample(tokens: Tokens, n: int, generator: torch.Generator) -> Tokens:
+    """Keep ``n`` random tokens of each profile, padding last."""
+    if tokens.gene.shape[1] <= n:
+        return tokens
+    order = torch.rand(tokens.gene.shape, generator=generator)
+    order = order + (tokens.state == PADDING) * 2.0
+    keep = order.argsort(dim=1)[:, :n]
+    return Tokens(*(t.gather(1, keep) for t in tokens))
