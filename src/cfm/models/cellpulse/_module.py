@@ -21,6 +21,7 @@ from cfm.models.cellpulse._constants import (
 )
 from cfm.nn import DirectionBlock, LowRankLogistic, MagnitudeEmbedding
 
+
 class Tokens(NamedTuple):
     """A batch of tokenised profiles.
 
@@ -291,9 +292,9 @@ class CellPulseModule(nn.Module):
             else size.sum() * 0.0
         )
         moved = asked & (target.state != UNCHANGED)
-        recalled = torch.einsum(
-            "bd,bnd->bn", self.summary_head(encoded.summary), encoded.genes
-        ) / (self.dim**0.5)
+        recalled = torch.einsum("bd,bnd->bn", self.summary_head(encoded.summary), encoded.genes) / (
+            self.dim**0.5
+        )
         out["summary"] = F.binary_cross_entropy_with_logits(
             recalled[moved], (target.state[moved] == UP).to(recalled.dtype)
         )

@@ -36,13 +36,14 @@ class Ingredient:
     """A source of profiles and how it is used.
 
     ``share`` is the probability of a batch coming from it; ``study`` names the study of all its
-    profiles where the source does not say.
+    profiles where the source does not say; ``knows_magnitude`` is ``False`` for signed sets.
     """
 
     source: ProfileSource
     alignment: GeneAlignment
     share: float
     study: str = ""
+    knows_magnitude: bool = True
 
 
 class ProfileStream(IterableDataset[Batch]):
@@ -65,6 +66,9 @@ class ProfileStream(IterableDataset[Batch]):
         Genes that do not move, added per profile.
     n_batches
         Batches per epoch.
+    n_linear_batches
+        The first batches of all hold few profiles with all their tokens and only sources that
+        know studies: they are for the linear term.
     seed
         Seed; epoch ``i`` of a seed is always the same.
     """
@@ -79,6 +83,7 @@ class ProfileStream(IterableDataset[Batch]):
         n_tokens: int,
         n_unchanged: int,
         n_batches: int,
+        n_linear_batches: int = 0,
         seed: int,
     ) -> None:
         if not ingredients:
@@ -90,23 +95,36 @@ class ProfileStream(IterableDataset[Batch]):
         self.n_tokens = n_tokens
         self.n_unchanged = n_unchanged
         self.n_batches = n_batches
+        self.n_linear_batches = n_linear_batches
         self.seed = seed
         self.epoch = 0
 
     def __iter__(self) -> Iterator[Batch]:
         rng = np.random.default_rng([self.seed, self.epoch])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        self.epoch += 1
         share = np.array([i.share for i in self.ingredients], dtype=np.float64)
         share /= share.sum()
-        for _ in range(self.n_batches):
-            yield self.batch(self.ingredients[rng.choice(len(share), p=share)], rng, generator)
+        of_studies = [i for i in self.ingredients if i.knows_magnitude] or self.ingredients
+        for number in range(self.epoch * self.n_batches, (self.epoch + 1) * self.n_batches):
+            if number < self.n_linear_batches:
+                ingredient = of_studies[rng.integers(len(of_studies))]
+                n = max(4, self.batch_size // 3)
+                yield self.batch(ingredient, n, self.tokenizer.n_tokens, rng, generator)
+            else:
+                ingredient = self.ingredients[rng.choice(len(share), p=share)]
+                yield self.batch(ingredient, self.batch_size, self.n_tokens, rng, generator)
+        self.epoch += 1
 
     def batch(
-        self, ingredient: Ingredient, rng: np.random.Generator, generator: torch.Generator
+        self,
+        ingredient: Ingredient,
+        n: int,
+        n_tokens: int,
+        rng: np.random.Generator,
+        generator: torch.Generator,
     ) -> Batch:
-        """Make one batch from one source."""
-        draw = ingredient.source.draw(self.batch_size, rng)
+        """Make one batch of ``n`` profiles from one source."""
+        draw = ingredient.source.draw(n, rng)
         known = draw.has_magnitude and rng.random() < 0.5
         tokens = self.tokenizer.encode(
             draw.effects,
@@ -115,10 +133,10 @@ class ProfileStream(IterableDataset[Batch]):
             n_unchanged=self.n_unchanged if draw.has_magnitude else 0,
             rng=rng,
         )
-        target = subsample(tokens, self.n_tokens, generator)
-        share = 0.3 + 0.4 * torch.rand(self.batch_size, generator=generator)
+        target = subsample(tokens, n_tokens, generator)
+        share = 0.3 + 0.4 * torch.rand(n, generator=generator)
         hidden, asked = hide(target, share, generator)
-        study = draw.study if draw.study is not None else [ingredient.study] * self.batch_size
+        study = draw.study if draw.study is not None else [ingredient.study] * n
         mask = torch.from_numpy(self.factors.without(list(study)))
         return Batch(hidden, target, asked, torch.from_numpy(draw.group), mask)
 

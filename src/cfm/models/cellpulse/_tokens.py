@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cfm.models.cellpulse._constants import DOWN, PADDING, UNCHANGED, UNCHANGED_BELOW, UP
+from cfm.models.cellpulse._constants import DOWN, HIDDEN, PADDING, UNCHANGED, UNCHANGED_BELOW, UP
 from cfm.models.cellpulse._module import Tokens
 
 if TYPE_CHECKING:
@@ -102,6 +102,17 @@ class ProfileTokenizer:
             torch.from_numpy(state.astype(np.int64)),
             torch.from_numpy(magnitude.astype(np.float32)),
         )
+
+
+def ask(tokens: Tokens, genes: np.ndarray) -> Tokens:
+    """Append hidden tokens that ask for the direction of ``genes``, last and in their order."""
+    n = len(tokens.gene)
+    gene = torch.from_numpy(np.asarray(genes, dtype=np.int64)).expand(n, -1)
+    return Tokens(
+        torch.cat([tokens.gene, gene], dim=1),
+        torch.cat([tokens.state, torch.full_like(gene, HIDDEN)], dim=1),
+        torch.cat([tokens.magnitude, torch.full(gene.shape, float("nan"))], dim=1),
+    )
 
 
 def _draw_unchanged(values: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

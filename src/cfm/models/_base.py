@@ -1,0 +1,171 @@
+"""What the models share: checkpoints that load by name, devices, and reading effects."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from scvi.model.base import BaseModelClass
+
+from cfm.hub import load_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from cfm.hub import Checkpoint
+
+#: What scvi-tools calls a registry, for a model that was loaded without data.
+_EMPTY_REGISTRY: dict[str, Any] = {"field_registries": {}, "setup_args": {}}
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Return the device for a name; ``"auto"`` takes a GPU if there is one.
+
+    Raises
+    ------
+    ValueError
+        If the device does not exist here.
+    """
+    if isinstance(device, torch.device):
+        return device
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={device!r} is not available here; use 'auto', 'cpu' or a device that torch "
+            "can see."
+        ) from error
+    return found
+
+
+class PretrainedModel(BaseModelClass):
+    """A scvi-tools model that saves to and loads from cfm checkpoints.
+
+    Checkpoints are safetensors and JSON (:mod:`cfm.hub`), never pickles, so ``save`` and ``load``
+    replace those of scvi-tools.
+    """
+
+    def __init__(self, adata: AnnData | None = None) -> None:
+        if adata is None:
+            super().__init__(registry=dict(_EMPTY_REGISTRY))
+            self._adata = None
+            self._adata_manager = None
+        else:
+            super().__init__(adata)
+        #: Name and SHA-256 of the checkpoint that the weights come from; empty if trained here.
+        self.checkpoint_name = ""
+        self.checkpoint_sha256 = ""
+        self.card: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
+    ) -> Self:
+        """Load a model by name, folder or ``hf://org/name``.
+
+        Parameters
+        ----------
+        source
+            Name of a bundled or registered checkpoint (:func:`cfm.hub.list_checkpoints`), a
+            local folder, or ``hf://org/name`` on the Hugging Face hub.
+        adata
+            Data to attach for further training, registered with ``setup_anndata``. Not needed to
+            use the model.
+        device
+            Where the model runs; ``"auto"`` takes a GPU if there is one.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is damaged, is not safe to read, or belongs to another model.
+        """
+        checkpoint = load_checkpoint(source)
+        if checkpoint.model != cls.__name__:
+            raise ValueError(
+                f"Checkpoint {checkpoint.name!r} holds a {checkpoint.model or 'nameless'} model; "
+                f"expected {cls.__name__}. Load it with cfm.models.{checkpoint.model}."
+            )
+        model = cls._from_checkpoint(checkpoint, adata)
+        model.checkpoint_name = checkpoint.name
+        model.checkpoint_sha256 = checkpoint.sha256
+        model.card = checkpoint.card
+        model.is_trained_ = True
+        model.module.to(resolve_device(device))
+        model.module.eval()
+        return model
+
+    @classmethod
+    def load(
+        cls, dir_path: str | Path, adata: AnnData | None = None, *, device: str = "auto"
+    ) -> Self:
+        """Load what :meth:`save` wrote; the same as :meth:`from_pretrained`."""
+        return cls.from_pretrained(dir_path, adata, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    def attach(self, adata: AnnData) -> None:
+        """Attach data that were registered with ``setup_anndata``, for further training."""
+        manager = self._get_most_recent_anndata_manager(adata, required=True)
+        self._adata = adata
+        self._adata_manager = manager
+        self._register_manager_for_instance(manager)
+        self.registry_ = manager.registry
+        self.summary_stats = manager.summary_stats
+
+    def _adata_or_own(self, adata: AnnData | None) -> AnnData:
+        """Return the given AnnData, or the model's own."""
+        if adata is None and self.adata is None:
+            raise ValueError("The model has no data of its own; pass adata.")
+        return self.adata if adata is None else adata
+
+    @classmethod
+    @abstractmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+        """Build the model of a verified checkpoint."""
+
+
+def load_weights(
+    module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str, *, prefix: str = ""
+) -> None:
+    """Load weights strictly, in the module's own dtype.
+
+    Parameters
+    ----------
+    module
+        Where they go.
+    tensors
+        Weights by name; those that do not start with ``prefix`` are left aside.
+    name
+        Of the checkpoint, for the error.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes differ from the module's.
+    """
+    found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    wrong = [
+        f"{k}: found {tuple(found[k].shape) if k in found else 'nothing'}, expected {shape}"
+        for k, shape in expected.items()
+        if k not in found or tuple(found[k].shape) != shape
+    ]
+    wrong += [
+        f"{k}: found {tuple(found[k].shape)}, expected nothing" for k in found.keys() - expected
+    ]
+    if wrong:
+        raise ValueError(
+            f"The weights of checkpoint {name!r} do not fit the sizes in its config.json "
+            f"({'; '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}). It may be damaged or from "
+            "another version; download it again."
+        )
+    module.load_state_dict(found)

@@ -1,0 +1,231 @@
+"""The virus classifier of CellPulse: training it on labelled contrasts, and its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi import REGISTRY_KEYS
+
+from cfm._fields import UNINFECTED, UNKNOWN
+from cfm.models.cellpulse._classifier import Scores, VirusClassifier
+from cfm.models.cellpulse._fit_classifier import (
+    DEEP_SCALES,
+    Rows,
+    VirusFit,
+    conformal_threshold,
+    fit_infected,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class VirusPrediction:
+    """Answers of the classifier, one row per contrast.
+
+    Attributes
+    ----------
+    call
+        ``(n,)`` object: a virus, ``"uninfected"`` or ``"unknown"``.
+    proba
+        DataFrame, contrasts by viruses and ``"uninfected"``; rows sum to 1.
+    infected
+        ``(n,)`` float32, probability of an infection by any virus.
+    novelty
+        ``(n,)`` float32 in 0…1, share of the held-out profiles of known viruses that are less
+        unusual.
+    prediction_set
+        ``(n,)`` lists of names: conformal set, holds the truth with probability 1 − alpha for
+        contrasts like those of the training studies.
+    """
+
+    call: np.ndarray
+    proba: pd.DataFrame
+    infected: np.ndarray
+    novelty: np.ndarray
+    prediction_set: list[list[str]]
+
+
+class ClassifierMixin:
+    """Adds ``train_classifier``, ``predict`` and ``predict_proba`` to CellPulse."""
+
+    def train_classifier(
+        self,
+        adata: AnnData | None = None,
+        *,
+        teaches_virus: np.ndarray | None = None,
+        deep_scales: Sequence[float] = DEEP_SCALES,
+        alpha: float = 0.1,
+    ) -> pd.DataFrame:
+        """Train the classifier of viruses on labelled contrasts; the encoder stays as it is.
+
+        A convex problem: the same data give the same classifier. Temperature, odds of infection,
+        novelty and conformal sets are calibrated on predictions for studies left out one at a
+        time. Contrasts, (virus, study) units and viruses are weighted so that no study and no
+        virus drowns the others.
+
+        Parameters
+        ----------
+        adata
+            Labelled contrasts, registered with ``setup_anndata(adata, labels_key=…,
+            study_key=…)``; the model's own data if not given. The label ``"uninfected"`` marks
+            contrasts of other kinds: control against control, cytokines, bacteria, drugs.
+        teaches_virus
+            ``(n,)`` bool: rows that teach which virus it is, besides whether it is one. All by
+            default.
+        deep_scales
+            Sizes of the deep term to choose from, by log loss on left-out studies; 0 is the
+            linear model alone.
+        alpha
+            Miscoverage of the conformal sets.
+
+        Returns
+        -------
+        Out-of-fold predictions, a row per contrast: ``label``, ``study`` and the log-probability
+        of each virus (``NaN`` where the study is the only one of its virus, so that nothing can
+        be learned without it).
+
+        Raises
+        ------
+        ValueError
+            If there are no labels, fewer than two viruses or fewer than two studies.
+        """
+        if adata is not None:
+            self.attach(adata)
+        effects, studies = self.registered_effects()
+        labels = self.registered_categories(REGISTRY_KEYS.LABELS_KEY)
+        if (labels == "").all():
+            raise ValueError(
+                "The data were registered without labels; call CellPulse.setup_anndata(adata, "
+                "labels_key=…, study_key=…) first."
+            )
+        infected = labels != UNINFECTED
+        if UNKNOWN in labels:
+            raise ValueError(f"{UNKNOWN!r} is an answer, not a label; drop or rename those rows.")
+        teaches = infected if teaches_virus is None else infected & np.asarray(teaches_virus)
+        viruses = sorted(set(labels[teaches]))
+        if len(viruses) < 2:
+            raise ValueError(
+                f"Found {len(viruses)} virus label(s) {viruses}; a classifier needs at least two."
+            )
+        if len(set(studies[teaches])) < 2:
+            raise ValueError(
+                "All contrasts are from one study; nothing can be calibrated without another. "
+                "Register the study of each contrast with study_key=."
+            )
+        classifier = VirusClassifier(
+            len(self.vocabulary), self.module.dim, classes=viruses, alpha=alpha
+        )
+        measured = np.isfinite(effects[teaches]).mean(axis=0)
+        classifier.common.copy_(torch.from_numpy(measured >= min(0.5, measured.max())))
+        rows = Rows(self._views(classifier, effects), labels.astype(str), studies.astype(str))
+        fit = VirusFit(rows, np.flatnonzero(teaches), np.array(viruses))
+        scale = fit.choose_deep_scale(deep_scales)
+        held_out = fit.out_of_fold(scale)
+        fit.store(classifier, scale, held_out)
+        odds = fit_infected(classifier, rows, infected)
+        threshold = conformal_threshold(classifier, rows, fit, held_out, odds)
+        classifier.set_threshold.fill_(threshold)
+        self.classifier = classifier.to(self.device).eval()
+        self.provenance |= {"classes": viruses, "deep_scale": scale}
+        out = pd.DataFrame(np.nan, index=self.adata.obs_names, columns=pd.Index(viruses))
+        out.iloc[fit.rows] = fit.log_proba(classifier, held_out)
+        return out.assign(label=labels, study=studies)
+
+    @torch.inference_mode()
+    def predict_scores(
+        self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
+    ) -> Scores:
+        """Return the calibrated scores of contrasts; see :class:`Scores`."""
+        if self.classifier is None:
+            raise ValueError(
+                "This CellPulse has no virus classifier: call train_classifier() on labelled "
+                "contrasts, or load one that has, such as from_pretrained('cellpulse-virus')."
+            )
+        adata = self._adata_or_own(adata)
+        self.module.eval()
+        parts = []
+        for _, effects, tokens in self.encode_blocks(adata, layer=layer, batch_size=batch_size):
+            summary = self.module.encode(tokens.to(self.device)).summary
+            parts.append(self.classifier(torch.from_numpy(effects).to(self.device), summary))
+        return Scores(*(torch.cat(part).float().cpu() for part in zip(*parts, strict=True)))
+
+    def predict_proba(
+        self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
+    ) -> pd.DataFrame:
+        """Return calibrated probabilities, contrasts by viruses and ``"uninfected"``."""
+        return self.predict(adata, layer=layer, batch_size=batch_size).proba
+
+    def predict(
+        self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
+    ) -> VirusPrediction:
+        """Name the virus behind each contrast.
+
+        Parameters
+        ----------
+        adata
+            Contrasts by genes, any gene order; the model's own data if not given.
+        layer
+            Layer with the log2 fold changes instead of ``X``.
+        batch_size
+            Contrasts at a time; the result does not depend on it.
+
+        Returns
+        -------
+        See :class:`VirusPrediction`. The call is ``"uninfected"`` where that is the more
+        probable, else ``"unknown"`` where the profile is more unusual than 95 % of the held-out
+        profiles of known viruses, else the most probable virus.
+        """
+        own = self._adata_or_own(adata)
+        scores = self.predict_scores(own, layer=layer, batch_size=batch_size)
+        classifier = self.classifier
+        infected = torch.sigmoid(scores.infected)
+        table = joint_probabilities(scores.virus.exp(), infected).numpy().astype(np.float64)
+        table /= table.sum(axis=1, keepdims=True)
+        names = np.array([*classifier.classes, UNINFECTED], dtype=object)
+        reference = classifier.novelty_reference.cpu().sort().values
+        novelty = torch.searchsorted(reference, scores.novelty).float() / len(reference)
+        unknown = (scores.novelty > classifier.novelty_threshold.cpu()).numpy()
+        virus = names[table[:, :-1].argmax(axis=1)]
+        call = np.where(unknown, UNKNOWN, virus)
+        call = np.where(table[:, -1] >= 0.5, UNINFECTED, call)
+        threshold = float(classifier.set_threshold)
+        order = np.argsort(-table, axis=1, kind="stable")
+        # A set that names nothing helps nobody: the most probable answer is always in.
+        sets = [
+            [names[j] for rank, j in enumerate(o) if rank == 0 or row[j] >= threshold]
+            for o, row in zip(order, table, strict=True)
+        ]
+        return VirusPrediction(
+            call,
+            pd.DataFrame(table, index=own.obs_names, columns=names.astype(str)),
+            infected.numpy(),
+            novelty.numpy(),
+            sets,
+        )
+
+    @torch.inference_mode()
+    def _views(
+        self, classifier: VirusClassifier, effects: np.ndarray, batch_size: int = 64
+    ) -> tuple[np.ndarray, ...]:
+        """Return what the classifier reads of profiles on the vocabulary, as arrays."""
+        self.module.eval()
+        parts = []
+        for start in range(0, len(effects), batch_size):
+            block = effects[start : start + batch_size]
+            tokens = self.tokenizer.encode(block).to(self.device)
+            summary = self.module.encode(tokens).summary.cpu()
+            parts.append(classifier.views(torch.from_numpy(block), summary))
+        return tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True))
+
+
+def joint_probabilities(virus: torch.Tensor, infected: torch.Tensor) -> torch.Tensor:
+    """Join P(virus | infected) and P(infected) to ``(b, classes + 1)``, uninfected last."""
+    return torch.cat([virus * infected[:, None], 1.0 - infected[:, None]], dim=1)

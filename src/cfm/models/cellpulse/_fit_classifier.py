@@ -1,0 +1,318 @@
+"""Fits the wide-and-deep virus classifier: convex problems, and calibration out of fold."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from cfm._fields import UNINFECTED
+from cfm.metrics import unit_weights
+from cfm.models.cellpulse._classifier import novelty_score
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cfm.models.cellpulse._classifier import VirusClassifier
+
+#: Inverse penalties that are averaged: neither is better, and the mean of both is steadier.
+PENALTIES = (100.0, 1000.0)
+DEEP_SCALES = (0.0, 0.25, 0.5)
+_TEMPERATURES = (0.5, 2.0)
+#: A profile is called unknown when it is more unusual than this share of the held-out profiles
+#: of known viruses.
+NOVELTY_QUANTILE = 0.95
+#: Inverse penalty and scales of the infection term.
+INFECTED_PENALTY = 10.0
+INFECTED_DEEP = 0.25
+INFECTED_STATISTICS = 0.5
+
+
+@dataclass(frozen=True)
+class LinearTerms:
+    """Weights over two wide views and one deep view of unit-length rows.
+
+    ``wide_all``, ``wide_common`` ``(classes, genes)``, ``deep`` ``(classes, dim)``, ``bias``
+    ``(classes,)``.
+    """
+
+    classes: np.ndarray
+    wide_all: np.ndarray
+    wide_common: np.ndarray
+    deep: np.ndarray
+    bias: np.ndarray
+
+    def logits(self, wide_all: np.ndarray, common: np.ndarray, deep: np.ndarray) -> np.ndarray:
+        """Return ``(n, classes)``."""
+        return (
+            wide_all @ self.wide_all.T
+            + common @ self.wide_common.T
+            + deep @ self.deep.T
+            + self.bias
+        )
+
+
+def softmax_regression(
+    x: np.ndarray, y: np.ndarray, weight: np.ndarray, penalty: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Multinomial logistic regression with more columns than rows.
+
+    Solved in the row space of ``x``, where the solution lies (representer theorem).
+
+    Returns
+    -------
+    Classes, ``(classes, columns)`` weights and ``(classes,)`` intercepts of centred logits.
+    """
+    values, vectors = np.linalg.eigh(x @ x.T)
+    keep = values > 1e-10 * max(values[-1], 1e-300)
+    scale = np.sqrt(values[keep])
+    basis = x.T @ (vectors[:, keep] / scale)  # (columns, rank), orthonormal
+    model = LogisticRegression(C=penalty, max_iter=5000, tol=1e-5)
+    with warnings.catch_warnings():
+        # A fit that is a hair from its optimum is as good as one at it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(vectors[:, keep] * scale, y, sample_weight=weight / weight.mean())
+    coef, intercept = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # softmax of (−s/2, s/2) is the sigmoid of s
+        coef = np.vstack([-coef[0], coef[0]]) / 2
+        intercept = np.array([-intercept[0], intercept[0]]) / 2
+    return model.classes_, coef @ basis.T, intercept
+
+
+def fit_virus_terms(
+    wide_all: np.ndarray,
+    common: np.ndarray,
+    deep: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    *,
+    deep_scale: float,
+    penalties: Sequence[float] = PENALTIES,
+) -> LinearTerms:
+    """Fit the virus logits: the mean of one fit per wide view and penalty.
+
+    Parameters
+    ----------
+    wide_all, common, deep
+        ``(n, genes)``, ``(n, genes)`` and ``(n, dim)``, rows of unit length.
+    y, weight
+        ``(n,)`` viruses and weights.
+    deep_scale
+        Prior size of the deep term relative to the wide one; 0 leaves it out.
+    penalties
+        Inverse L2 penalties.
+    """
+    n_genes, n = wide_all.shape[1], 2 * len(penalties)
+    sums: list[np.ndarray] = []
+    for view in (wide_all, common):
+        x = np.hstack([view, deep_scale * deep])
+        for penalty in penalties:
+            classes, coef, intercept = softmax_regression(x, y, weight, penalty)
+            blank = np.zeros((len(classes), n_genes))
+            wide, rest = coef[:, :n_genes], coef[:, n_genes:] * deep_scale
+            first = view is wide_all
+            parts = [wide if first else blank, blank if first else wide, rest, intercept]
+            sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
+    return LinearTerms(classes, *(part / n for part in sums))
+
+
+def fit_temperature(logits: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
+    """Return the temperature with the smallest weighted log loss, bounded to 0.5…2.
+
+    Classes that a fold did not know have logits of ``-inf``; ``truth`` is never one of them.
+    """
+
+    def loss(log_t: float) -> float:
+        log_p = log_softmax(logits / np.exp(log_t), axis=1)
+        return float(-(weight * log_p[np.arange(len(truth)), truth]).sum())
+
+    bounds = tuple(np.log(_TEMPERATURES))
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+
+
+def fit_odds_calibration(
+    odds: np.ndarray, infected: np.ndarray, weight: np.ndarray
+) -> tuple[float, float]:
+    """Platt scaling: scale (never negative) and shift of out-of-fold log-odds, weighted."""
+    model = LogisticRegression(C=100.0)
+    model.fit(odds[:, None], infected, sample_weight=weight / weight.mean())
+    scale = float(model.coef_[0, 0])
+    if scale <= 0:  # out of fold the odds say nothing: answer the base rate
+        rate = float(np.average(infected, weights=weight))
+        return 0.0, float(np.log(rate / (1.0 - rate)))
+    return scale, float(model.intercept_[0])
+
+
+def weighted_quantile(values: np.ndarray, weight: np.ndarray, q: float) -> float:
+    """Smallest value with at least ``q`` of the weight at or below it."""
+    order = np.argsort(values)
+    share = np.cumsum(weight[order]) / weight.sum()
+    return float(values[order][min(np.searchsorted(share, q), len(values) - 1)])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled training profiles: the classifier's views as arrays, labels and studies."""
+
+    views: tuple[np.ndarray, ...]
+    labels: np.ndarray
+    studies: np.ndarray
+
+
+class VirusFit:
+    """Fits of the virus term with and without single studies.
+
+    Parameters
+    ----------
+    rows
+        All labelled profiles.
+    teaching
+        ``(m,)`` positions of those that teach which virus it is.
+    classes
+        Viruses, sorted.
+    """
+
+    def __init__(self, rows: Rows, teaching: np.ndarray, classes: np.ndarray) -> None:
+        self.rows = teaching
+        self.classes = classes
+        self._views = [v[teaching].astype(np.float64) for v in rows.views[:3]]
+        self.labels = rows.labels[teaching]
+        self.studies = rows.studies[teaching]
+        self.truth = np.searchsorted(classes, self.labels)
+        #: Every (virus, study) unit weighs the same: how predictions are judged.
+        self.unit_weight = unit_weights(self.labels, self.studies)
+
+    def terms(self, train: np.ndarray, scale: float, penalties: Sequence[float]) -> LinearTerms:
+        """Fit on some of the rows."""
+        weight = unit_weights(self.labels[train], self.studies[train], balance_labels=True)
+        views = [v[train] for v in self._views]
+        return fit_virus_terms(
+            *views, self.labels[train], weight, deep_scale=scale, penalties=penalties
+        )
+
+    def out_of_fold(self, scale: float, penalties: Sequence[float] = PENALTIES) -> np.ndarray:
+        """Return ``(m, classes)`` logits of each row, fitted without its study.
+
+        ``-inf`` for viruses that only this study has.
+        """
+        logits = np.full((len(self.rows), len(self.classes)), -np.inf)
+        for study in np.unique(self.studies):
+            test = self.studies == study
+            if len(np.unique(self.labels[~test])) < 2:
+                continue
+            terms = self.terms(~test, scale, penalties)
+            columns = np.searchsorted(self.classes, terms.classes)
+            views = [v[test] for v in self._views]
+            logits[np.ix_(test, columns)] = terms.logits(*views)
+        return logits
+
+    def known(self, held_out: np.ndarray) -> np.ndarray:
+        """Rows whose virus was learned from other studies, ``(m,)`` bool."""
+        return np.isfinite(held_out[np.arange(len(held_out)), self.truth])
+
+    def choose_deep_scale(self, scales: Sequence[float]) -> float:
+        """Return the scale with the smallest log loss on left-out studies; the first wins ties."""
+        if len(scales) == 1:
+            return float(scales[0])
+        losses = []
+        for scale in scales:
+            held_out = self.out_of_fold(scale, penalties=PENALTIES[:1])
+            known = self.known(held_out)
+            if not known.any():  # every virus has one study: nothing can be compared
+                return float(scales[0])
+            log_p = log_softmax(held_out[known], axis=1)
+            picked = log_p[np.arange(known.sum()), self.truth[known]]
+            losses.append(-(self.unit_weight[known] * picked).sum())
+        return float(scales[int(np.argmin(losses))])
+
+    def store(self, classifier: VirusClassifier, scale: float, held_out: np.ndarray) -> None:
+        """Fit on all rows, calibrate on the held-out logits, and fill the classifier."""
+        terms = self.terms(np.ones(len(self.rows), dtype=bool), scale, PENALTIES)
+        for name in ("wide_all", "wide_common", "deep", "bias"):
+            getattr(classifier, name).data = torch.from_numpy(getattr(terms, name)).float()
+        known = self.known(held_out)
+        if not known.any():
+            return
+        weight = self.unit_weight[known]
+        temperature = fit_temperature(held_out[known], self.truth[known], weight)
+        classifier.temperature.fill_(temperature)
+        novelty = novelty_score(torch.from_numpy(held_out[known])).numpy()
+        classifier.novelty_reference = torch.from_numpy(np.sort(novelty)).float()
+        classifier.novelty_threshold.fill_(weighted_quantile(novelty, weight, NOVELTY_QUANTILE))
+
+    def log_proba(self, classifier: VirusClassifier, held_out: np.ndarray) -> np.ndarray:
+        """Return calibrated held-out log-probabilities, ``NaN`` where the virus was not known."""
+        log_p = log_softmax(held_out / float(classifier.temperature), axis=1)
+        return np.where(self.known(held_out)[:, None] & np.isfinite(log_p), log_p, np.nan)
+
+
+def fit_infected(classifier: VirusClassifier, rows: Rows, infected: np.ndarray) -> np.ndarray:
+    """Fit the log-odds of infection, calibrate them, and fill the classifier.
+
+    Returns
+    -------
+    ``(n,)`` calibrated log-odds of each row, fitted without its study.
+    """
+    if infected.all():
+        # Without a negative nothing can be learned of infection: every profile is taken for one.
+        classifier.infected_shift.fill_(20.0)
+        return np.full(len(infected), 20.0)
+    wide, _, deep, statistics = (v.astype(np.float64) for v in rows.views)
+    mean, spread = statistics.mean(axis=0), statistics.std(axis=0).clip(min=1e-6)
+    x = np.hstack([wide, INFECTED_DEEP * deep, INFECTED_STATISTICS * (statistics - mean) / spread])
+    kind = np.where(infected, "infected", UNINFECTED)
+    order = np.array(["infected", UNINFECTED])
+
+    def fit(train: np.ndarray) -> tuple[np.ndarray, float]:
+        weight = unit_weights(kind[train], rows.studies[train], balance_labels=True)
+        _, coef, intercept = softmax_regression(x[train], kind[train], weight, INFECTED_PENALTY)
+        return coef[0] - coef[1], float(intercept[0] - intercept[1])
+
+    odds = np.full(len(kind), np.nan)
+    for study in np.unique(rows.studies):
+        test = rows.studies == study
+        if np.isin(order, kind[~test]).all():
+            coef, intercept = fit(~test)
+            odds[test] = x[test] @ coef + intercept
+    seen = np.isfinite(odds)
+    weight = unit_weights(kind[seen], rows.studies[seen], balance_labels=True)
+    scale, shift = fit_odds_calibration(odds[seen], infected[seen], weight)
+    coef, intercept = fit(np.ones(len(kind), dtype=bool))
+    n_genes, dim = wide.shape[1], deep.shape[1]
+    of_statistics = coef[n_genes + dim :] * INFECTED_STATISTICS / spread
+    classifier.infected_all.data = torch.from_numpy(coef[:n_genes]).float()
+    classifier.infected_deep.data = torch.from_numpy(
+        coef[n_genes : n_genes + dim] * INFECTED_DEEP
+    ).float()
+    classifier.infected_statistics.data = torch.from_numpy(of_statistics).float()
+    classifier.infected_bias.data.fill_(intercept - float(of_statistics @ mean))
+    classifier.infected_scale.fill_(scale)
+    classifier.infected_shift.fill_(shift)
+    return scale * odds + shift
+
+
+def conformal_threshold(
+    classifier: VirusClassifier, rows: Rows, fit: VirusFit, held_out: np.ndarray, odds: np.ndarray
+) -> float:
+    """Return the probability above which an answer belongs to the conformal set.
+
+    Least-ambiguous sets (Sadinle, Lei & Wasserman 2019): the alpha quantile, over (label, study)
+    units, of the probability that held-out profiles gave to their true label.
+    """
+    log_odds = np.full(len(rows.labels), np.nan)
+    uninfected = rows.labels == UNINFECTED
+    log_odds[uninfected] = -np.logaddexp(0.0, odds[uninfected])  # log P(uninfected)
+    log_p = fit.log_proba(classifier, held_out)[np.arange(len(fit.rows)), fit.truth]
+    log_odds[fit.rows] = log_p - np.logaddexp(0.0, -odds[fit.rows])  # log P(infected, virus)
+    seen = np.isfinite(log_odds)
+    if not seen.any():
+        return 1.0
+    weight = unit_weights(rows.labels[seen], rows.studies[seen])
+    return float(np.exp(weighted_quantile(log_odds[seen], weight, classifier.alpha)))

@@ -1,0 +1,222 @@
+"""Pretraining of CellPulse: what goes in, and the run itself."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
+import torch
+from scvi import settings
+from scvi.train import TrainRunner
+from torch.utils.data import DataLoader
+
+from cfm.data import ProfileMatrix
+from cfm.models.cellpulse._factors import GeneFactors, compress
+from cfm.models.cellpulse._stream import Batch, Ingredient, ProfileStream
+from cfm.models.cellpulse._training import PretrainingPlan, fit_correction_weight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cfm.data import ProfileSource
+
+_EPOCH = 25  # steps between two points of the training curves
+_VALIDATION_BATCHES = 8
+
+
+class _Batches(pl.LightningDataModule):
+    """The training stream and fixed validation batches; both come as whole batches."""
+
+    def __init__(self, training: ProfileStream, checks: list[Batch]) -> None:
+        super().__init__()
+        self.training = training
+        self.checks = checks
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return DataLoader(self.training, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        return DataLoader(self.checks, batch_size=None) if self.checks else []
+
+
+class PretrainMixin:
+    """Adds ``train`` to CellPulse."""
+
+    def train(
+        self,
+        max_steps: int = 500,
+        *,
+        sources: Mapping[str, ProfileSource] | None = None,
+        source_share: float = 0.3,
+        signed_set_share: float = 0.3,
+        validation_share: float = 0.15,
+        batch_size: int = 24,
+        tokens_per_profile: int = 256,
+        lr: float = 1e-3,
+        n_linear_steps: int = 80,
+        n_unchanged: int = 16,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        precision: str = "auto",
+        enable_progress_bar: bool | None = None,
+        seed: int = 0,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Pretrain on hidden directions and magnitudes.
+
+        First the relevance of the gene factors is fitted, each profile being predicted without
+        the factors of its own study; then the transformer learns what the linear term cannot say.
+        At the end held-out studies decide how much of the transformer's correction is used
+        (``module.correction_weight``), and the factors are compressed to the model's size.
+
+        Parameters
+        ----------
+        max_steps
+            Training steps in all.
+        sources
+            Further profiles by name of the study, such as :class:`cfm.data.ContrastPairs`; drawn
+            on the fly.
+        source_share, signed_set_share
+            Share of the batches from ``sources`` and from the signed sets; the rest are the
+            registered contrasts.
+        validation_share
+            Share of the registered studies that is held out, at least one if there are three.
+        batch_size
+            Profiles per step.
+        tokens_per_profile
+            Tokens drawn from each profile's strongest effects per step.
+        lr
+            Peak learning rate.
+        n_linear_steps
+            Steps for the linear term; 0 leaves it as it is.
+        n_unchanged
+            Genes that do not move, added to each profile.
+        accelerator, devices
+            As in scvi-tools.
+        precision
+            As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+        enable_progress_bar
+            By default as ``scvi.settings.verbosity`` says.
+        seed
+            Seed of the whole run.
+        **trainer_kwargs
+            For :class:`scvi.train.Trainer`.
+        """
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1; found {max_steps}.")
+        effects, studies = self.registered_effects()
+        held_out = held_out_studies(studies, validation_share, seed)
+        validation = np.isin(studies, held_out)
+        alignment = self.vocabulary.align(self.vocabulary.genes)
+        sample = self.registered_categories("sample")
+        group = pd.factorize(np.where(sample == "", np.arange(len(sample)).astype(str), sample))[0]
+
+        def matrix(rows: np.ndarray) -> ProfileMatrix:
+            return ProfileMatrix(
+                effects[rows], self.vocabulary.genes, study=studies[rows], group=group[rows]
+            )
+
+        share = 1.0 - (source_share if sources else 0.0)
+        share -= signed_set_share if self.signed_sets is not None else 0.0
+        if share <= 0:
+            raise ValueError("source_share and signed_set_share leave nothing for the contrasts.")
+        ingredients = [Ingredient(matrix(~validation), alignment, share)]
+        for name, source in (sources or {}).items():
+            if name in held_out:
+                continue
+            each = source_share / len(sources or {})
+            where = self.vocabulary.align(source.var_names)
+            ingredients.append(Ingredient(source, where, each, study=name))
+        if self.signed_sets is not None:
+            sets = ProfileMatrix(
+                self.signed_sets.X, self.signed_sets.var_names, has_magnitude=False
+            )
+            where = self.vocabulary.align(sets.var_names)
+            ingredients.append(Ingredient(sets, where, signed_set_share, knows_magnitude=False))
+
+        n_factors = self.module.gene_factors.shape[1]
+        factors = self._gene_factors or GeneFactors(
+            self.module.gene_factors.numpy(), np.full(n_factors, "", dtype=object)
+        )
+        n_epochs = -(-max_steps // _EPOCH)
+
+        def stream(parts: list[Ingredient], n_batches: int, n_linear: int, seed: int) -> Any:
+            return ProfileStream(
+                parts,
+                self.tokenizer,
+                factors,
+                batch_size=batch_size,
+                n_tokens=tokens_per_profile,
+                n_unchanged=n_unchanged,
+                n_batches=n_batches,
+                n_linear_batches=n_linear,
+                seed=seed,
+            )
+
+        training = stream(ingredients, _EPOCH, n_linear_steps, seed)
+        checks: list[Batch] = []
+        if validation.any():
+            parts = [Ingredient(matrix(validation), alignment, 1.0)]
+            checks = list(stream(parts, _VALIDATION_BATCHES, 0, seed + 1))
+        plan = PretrainingPlan(
+            self.module, lr=lr, n_steps=max_steps, n_linear_steps=min(n_linear_steps, max_steps)
+        )
+        if enable_progress_bar is None:
+            enable_progress_bar = settings.verbosity <= logging.INFO
+        runner = TrainRunner(
+            self,
+            training_plan=plan,
+            data_splitter=_Batches(training, checks),
+            max_epochs=n_epochs,
+            max_steps=max_steps,
+            accelerator=accelerator,
+            devices=devices,
+            precision=_precision(precision),
+            check_val_every_n_epoch=1,
+            enable_progress_bar=enable_progress_bar,
+            gradient_clip_val=1.0,
+            **trainer_kwargs,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            runner()
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(True)
+        if checks:
+            device = self.module.gene_factors.device
+            fit_correction_weight(self.module, [_moved(b, device) for b in checks])
+        self.compress_factors()
+        self.module.eval()
+
+    def compress_factors(self) -> None:
+        """Reduce the gene factors to ``size.n_factors``; what reads them is rotated along."""
+        values = self.module.scaled_factors().detach().cpu().numpy()
+        rank = min(self.size.n_factors, values.shape[1])
+        _, rotation = compress(values, rank)
+        self.module.rotate_factors(torch.from_numpy(rotation).to(self.module.gene_factors.device))
+        self._gene_factors = None
+
+
+def held_out_studies(studies: np.ndarray, share: float, seed: int) -> list[str]:
+    """Choose studies to hold out of training; none if there are fewer than three."""
+    names = sorted(set(studies) - {""})
+    if len(names) < 3 or share <= 0:
+        return []
+    n = max(1, round(share * len(names)))
+    return list(np.random.default_rng(seed).choice(names, size=n, replace=False))
+
+
+def _precision(precision: str) -> str:
+    if precision != "auto":
+        return precision
+    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch to a device."""
+    hidden, target, *rest = batch
+    return Batch(hidden.to(device), target.to(device), *(t.to(device) for t in rest))
