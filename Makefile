@@ -14,7 +14,7 @@ DEMO_ARGS ?=
 
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint docs bench check install dev clean
+.PHONY: demo test lint docs tutorials bench check install dev clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -31,6 +31,11 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# Runs the notebooks and keeps their outputs.
+tutorials: $(VENV)/.installed-dev
+	$(BIN)/jupyter execute --inplace tutorials/*.ipynb
+	$(BIN)/ruff format tutorials
 
 # Reads ../shared/data; writes its tables into docs/benchmarks.md. Takes long.
 bench: $(VENV)/.installed-dev
