@@ -96,7 +96,7 @@ class PretrainedModel(BaseModelClass):
         model.checkpoint_sha256 = checkpoint.sha256
         model.card = checkpoint.card
         model.is_trained_ = True
-        model.module.to(resolve_device(device))
+        model.to_device(device)
         model.module.eval()
         return model
 
@@ -111,6 +111,15 @@ class PretrainedModel(BaseModelClass):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.module.parameters()).device
+
+    def to_device(self, device: str | int | torch.device) -> None:
+        """Move the model; ``"auto"`` takes a GPU if there is one."""
+        name = f"cuda:{device}" if isinstance(device, int) else device
+        self.module.to(resolve_device(name))
+
+    @abstractmethod
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return the share of the model's genes that ``adata`` measures."""
 
     def attach(self, adata: AnnData) -> None:
         """Attach data that were registered with ``setup_anndata``, for further training."""

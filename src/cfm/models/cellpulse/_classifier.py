@@ -31,8 +31,10 @@ class Views(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Calibrated output: ``(b, classes)`` log-probabilities of the viruses given an infection,
-    ``(b,)`` log-odds of infection, ``(b,)`` novelty score (higher = less like any training virus).
+    """Calibrated output of a batch.
+
+    ``virus`` ``(b, classes)`` log-probabilities given an infection, ``infected`` ``(b,)`` log-odds
+    of infection, ``novelty`` ``(b,)``, higher = less like any training virus.
     """
 
     virus: Tensor

@@ -203,6 +203,16 @@ class CellPulse(ClassifierMixin, PretrainMixin, PretrainedModel):
             return np.full(self.adata.n_obs, "", dtype=object)
         return self.adata.obs[state.original_key].astype(str).to_numpy(dtype=object)
 
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return the share of the model's genes that ``adata`` measures."""
+        return self.vocabulary.align(adata.var_names).found_share
+
+    def to_device(self, device: str | int | torch.device) -> None:
+        """Move the model; ``"auto"`` takes a GPU if there is one."""
+        super().to_device(device)
+        if self.classifier is not None:
+            self.classifier.to(self.device)
+
     def encode_blocks(
         self, adata: AnnData, *, layer: str | None = None, batch_size: int = 64
     ) -> Iterator[tuple[slice, np.ndarray, Tokens]]:
@@ -374,7 +384,7 @@ class CellPulse(ClassifierMixin, PretrainMixin, PretrainedModel):
         model.module.set_gene_factors(torch.zeros(len(genes), size.n_factors), group)
         load_weights(model.module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
         if settings is not None:
-            model.classifier = VirusClassifier(len(genes), size.dim, **settings)
+            model.classifier = VirusClassifier(len(genes), size.dim, **settings).eval()
             load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
         model.provenance = config
         if adata is not None:

@@ -1,0 +1,53 @@
+"""Any model by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cfm.hub import load_checkpoint
+from cfm.models._base import PretrainedModel
+from cfm.models.cellpulse import CellPulse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Model classes by the name that checkpoints carry.
+MODELS: dict[str, type[PretrainedModel]] = {"CellPulse": CellPulse}
+
+
+def load_model(
+    source: str | Path | PretrainedModel, *, device: str | None = None
+) -> PretrainedModel:
+    """Return a model for what a user passes as ``model=``.
+
+    Parameters
+    ----------
+    source
+        A model, the name of a bundled or registered checkpoint, a local folder, or
+        ``hf://org/name``.
+    device
+        Where it is to run; ``None`` leaves a model object where it is and is ``"auto"`` otherwise.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    ValueError
+        If the checkpoint is damaged or of a model that this version does not know.
+    """
+    if isinstance(source, PretrainedModel):
+        if device is not None:
+            source.to_device(device)
+        return source
+    if not isinstance(source, str) and not hasattr(source, "__fspath__"):
+        raise TypeError(
+            f"model= is a {type(source).__name__}; expected a cfm model, the name of a checkpoint, "
+            "a folder or hf://org/name."
+        )
+    name = load_checkpoint(source).model
+    if name not in MODELS:
+        raise ValueError(
+            f"Checkpoint {str(source)!r} holds a {name or 'nameless'} model; this version of cfm "
+            f"knows {sorted(MODELS)}. Update cfm-tools, or choose another checkpoint."
+        )
+    return MODELS[name].from_pretrained(source, device=device or "auto")

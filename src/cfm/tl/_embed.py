@@ -1,0 +1,83 @@
+"""Embeddings of any model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cfm._fields import EMBEDDING_PREFIX, PARAMS
+from cfm.models import load_model
+from cfm.tl._store import run_record, target, warn_overwritten
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from cfm.models import PretrainedModel
+
+
+def embed(
+    adata: AnnData,
+    model: str | Path | PretrainedModel = "cellpulse-mini",
+    *,
+    layer: str | None = None,
+    key_added: str | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Embed observations with a model.
+
+    Parameters
+    ----------
+    adata
+        Observations by genes, of the kind that the model reads; for CellPulse contrasts with log2
+        fold changes, see :func:`cfm.pp.contrasts`. Genes as symbols or Ensembl ids; genes that
+        are absent or ``NaN`` are taken as not measured.
+    model
+        A model, the name of a checkpoint (:func:`cfm.hub.list_checkpoints`), a folder, or
+        ``hf://org/name``.
+    layer
+        Layer to read instead of ``X``.
+    key_added
+        Name of the result, by default ``X_<model>``, such as ``X_cellpulse``.
+    batch_size
+        Observations at a time; the result does not depend on it.
+    device
+        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    copy
+        Return a changed copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the changed copy. Writes
+
+    ``adata.obsm['X_cellpulse' | key_added]``
+        ``(n_obs, dim)`` float32.
+    ``adata.uns['X_cellpulse' | key_added]['params']``
+        The arguments, the model's name and SHA-256, and the share of its genes that were found.
+
+    Raises
+    ------
+    ValueError
+        If too few of the model's genes are found, values are infinite, or the matrix does not
+        look like what the model reads. ``adata`` is then as it was.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    >>> cfm.tl.embed(contrasts, "cellpulse-mini")
+    >>> contrasts.obsm["X_cellpulse"].shape[0] == contrasts.n_obs
+    True
+    """
+    model = load_model(model, device=device)
+    key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower()
+    latent = model.get_latent_representation(adata, layer=layer, batch_size=batch_size)
+    record = run_record(model, adata, layer=layer, batch_size=batch_size)
+    adata = target(adata, copy=copy)
+    if key in adata.obsm:
+        warn_overwritten(adata, f"obsm[{key!r}]", of_tool=key in adata.uns)
+    adata.obsm[key] = latent
+    adata.uns[key] = {PARAMS: record}
+    return adata if copy else None

@@ -1,0 +1,154 @@
+"""Which virus a host response looks like."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cfm._fields import (
+    CONFIDENCE,
+    INFECTED,
+    NOVELTY,
+    PARAMS,
+    PREDICTION_SET,
+    PROBABILITIES,
+    SET_SEPARATOR,
+    UNKNOWN,
+    VIRUS_KEY,
+)
+from cfm.models import CellPulse, load_model
+from cfm.pp import contrasts
+from cfm.tl._store import run_record, target, warn_overwritten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+    from mudata import MuData
+
+
+def predict_virus(
+    adata: AnnData | MuData,
+    model: str | Path | CellPulse = "cellpulse-virus",
+    *,
+    groupby: str | None = None,
+    control: Any = None,
+    by: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    key_added: str = VIRUS_KEY,
+    batch_size: int = 64,
+    device: str | None = None,
+    copy: bool = False,
+    **contrast_kwargs: Any,
+) -> AnnData | None:
+    """Name the virus behind contrasts of infected against control samples.
+
+    Answers are one of the viruses that the model was trained on, *uninfected* (the profile does
+    not look like an infection) or *unknown* (it does, but like none of the trained viruses).
+    Research use only; not a diagnostic.
+
+    Parameters
+    ----------
+    adata
+        Contrasts with log2 fold changes (:func:`cfm.pp.contrasts`); or, with ``groupby`` and
+        ``control``, counts of samples, whose contrasts are then made first.
+    model
+        A CellPulse with a classifier, the name of one, a folder, or ``hf://org/name``.
+    groupby, control, by
+        Condition column of ``obs``, its control level, and columns to match samples on; see
+        :func:`cfm.pp.contrasts`. Leave out for contrasts.
+    layer
+        Layer to read instead of ``X``.
+    key_added
+        Prefix of the results. The default is not ``"virus"``, because that column usually holds
+        the truth.
+    batch_size
+        Contrasts at a time; the result does not depend on it.
+    device
+        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    copy
+        Return a changed copy instead of writing to ``adata``.
+    **contrast_kwargs
+        Further arguments of :func:`cfm.pp.contrasts`, with ``groupby`` only.
+
+    Returns
+    -------
+    Given contrasts ``None``, or with ``copy=True`` the changed copy; given counts a new AnnData
+    of contrasts. Writes, with ``key`` = ``'predicted_virus' | key_added``:
+
+    ``adata.obs[key]``
+        Categorical, the call.
+    ``adata.obs[f'{key}_confidence']``
+        float32, calibrated probability of the most probable answer (virus or uninfected).
+    ``adata.obs[f'{key}_infected']``
+        float32, calibrated probability of an infection.
+    ``adata.obs[f'{key}_novelty']``
+        float32, share of held-out profiles of known viruses that are less unusual, 0 to 1.
+    ``adata.obs[f'{key}_set']``
+        str, conformal set of answers, joined by ``|``, most probable first.
+    ``adata.obsm[f'{key}_proba']``
+        DataFrame, contrasts by viruses and ``uninfected``; rows sum to 1.
+    ``adata.uns[key]``
+        ``params`` (arguments, model, SHA-256, share of genes found, ``alpha`` of the sets) and
+        ``classes``.
+
+    Raises
+    ------
+    ValueError
+        If only one of ``groupby`` and ``control`` is given, the matrix is not what it should be,
+        or too few genes are found. ``adata`` is then as it was.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> counts = cfm.datasets.blanco_melo()
+    >>> calls = cfm.tl.predict_virus(counts, groupby="virus", control="none", by="series")
+    >>> sorted(calls.obs["predicted_virus_confidence"].between(0, 1).unique().tolist())
+    [True]
+    """
+    if (groupby is None) != (control is None):
+        raise ValueError(
+            f"Found groupby={groupby!r} and control={control!r}; give both to make contrasts of "
+            "counts, or neither for contrasts."
+        )
+    model = load_model(model, device=device)
+    if not isinstance(model, CellPulse):
+        raise TypeError(f"model= is a {type(model).__name__}; expected CellPulse.")
+    record: dict[str, Any] = {}
+    made = groupby is not None
+    if made:
+        mode = contrast_kwargs.get("mode", "replicates")
+        if mode == "pairs":
+            raise ValueError(
+                "mode='pairs' makes no AnnData; use mode='replicates' or 'test', or call "
+                "cfm.pp.contrasts(…, mode='pairs').to_adata(n=…) and predict on that."
+            )
+        adata = contrasts(adata, groupby, control, by=by, layer=layer, **contrast_kwargs)
+        record = {"groupby": groupby, "control": str(control), "mode": mode}
+        record["by"] = [by] if isinstance(by, str) else list(by or [])
+        layer = None
+    elif by is not None or contrast_kwargs:
+        extra = sorted(contrast_kwargs) + (["by"] if by is not None else [])
+        raise TypeError(f"{extra} only go with groupby= and control=.")
+    prediction = model.predict(adata, layer=layer, batch_size=batch_size)
+    alpha = model.classifier.alpha if model.classifier is not None else np.nan
+    record = run_record(model, adata, layer=layer, batch_size=batch_size, alpha=alpha, **record)
+    adata = adata if made else target(adata, copy=copy)
+    if key_added in adata.obs:
+        warn_overwritten(adata, f"obs[{key_added!r}]", of_tool=key_added in adata.uns)
+    classes = prediction.proba.columns.astype(str).tolist()
+    calls = pd.Categorical(prediction.call, categories=[*classes, UNKNOWN])
+    adata.obs[key_added] = calls.remove_unused_categories()
+    confidence = prediction.proba.to_numpy().max(axis=1)
+    adata.obs[key_added + CONFIDENCE] = confidence.astype(np.float32)
+    adata.obs[key_added + INFECTED] = prediction.infected
+    adata.obs[key_added + NOVELTY] = prediction.novelty
+    adata.obs[key_added + PREDICTION_SET] = [
+        SET_SEPARATOR.join(names) for names in prediction.prediction_set
+    ]
+    adata.obsm[key_added + PROBABILITIES] = prediction.proba
+    adata.uns[key_added] = {PARAMS: record, "classes": classes}
+    return adata if made or copy else None
