@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from cfm.data._matrix import to_dense
 from cfm.data._profiles import ProfileDraw
 
 if TYPE_CHECKING:
@@ -77,11 +78,8 @@ class ProfileMatrix:
     def draw(self, n: int, rng: np.random.Generator) -> ProfileDraw:
         """Draw ``n`` profiles with replacement."""
         rows = rng.choice(len(self), size=n, p=self._probability)
-        effects = self._effects[rows]
-        if sp.issparse(effects):
-            effects = effects.toarray()
         return ProfileDraw(
-            np.asarray(effects, dtype=np.float32),
+            to_dense(self._effects[rows], np.float32),
             self._group[rows],
             self.has_magnitude,
             None if self._study is None else self._study[rows],

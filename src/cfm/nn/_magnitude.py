@@ -21,6 +21,8 @@ class MagnitudeEmbedding(nn.Module):
         Magnitude at which the lowest frequency has gone through half a turn.
     """
 
+    frequencies: Tensor
+
     def __init__(self, dim: int, n_frequencies: int = 8, max_value: float = 4.0) -> None:
         super().__init__()
         frequencies = math.pi / max_value * 2.0 ** torch.arange(n_frequencies, dtype=torch.float32)

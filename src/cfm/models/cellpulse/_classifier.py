@@ -93,6 +93,14 @@ class VirusClassifier(nn.Module):
         Miscoverage of the conformal set.
     """
 
+    common: Tensor
+    temperature: Tensor
+    infected_scale: Tensor
+    infected_shift: Tensor
+    novelty_reference: Tensor
+    novelty_threshold: Tensor
+    set_threshold: Tensor
+
     def __init__(
         self,
         n_genes: int,

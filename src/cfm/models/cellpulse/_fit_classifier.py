@@ -154,7 +154,7 @@ def weighted_quantile(values: np.ndarray, weight: np.ndarray, q: float) -> float
     """Smallest value with at least ``q`` of the weight at or below it."""
     order = np.argsort(values)
     share = np.cumsum(weight[order]) / weight.sum()
-    return float(values[order][min(np.searchsorted(share, q), len(values) - 1)])
+    return float(values[order][min(int(np.searchsorted(share, q)), len(values) - 1)])
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,15 @@ class VirusFit:
     def terms(self, train: np.ndarray, scale: float, penalties: Sequence[float]) -> LinearTerms:
         """Fit on some of the rows."""
         weight = unit_weights(self.labels[train], self.studies[train], balance_labels=True)
-        views = [v[train] for v in self._views]
+        wide_all, common, deep = (v[train] for v in self._views)
         return fit_virus_terms(
-            *views, self.labels[train], weight, deep_scale=scale, penalties=penalties
+            wide_all,
+            common,
+            deep,
+            self.labels[train],
+            weight,
+            deep_scale=scale,
+            penalties=penalties,
         )
 
     def out_of_fold(self, scale: float, penalties: Sequence[float] = PENALTIES) -> np.ndarray:
