@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from cfm._fields import (
     CONFIDENCE,
     INFECTED,
@@ -96,7 +94,9 @@ def summarize(
         confidence = float(obs[key + CONFIDENCE].iloc[i])
         infected = float(obs[key + INFECTED].iloc[i])
         novelty = float(obs[key + NOVELTY].iloc[i])
-        best = classes[int(np.argmax(probabilities.iloc[i].to_numpy()))]
+        row = dict(zip(classes, probabilities.iloc[i].to_numpy(), strict=True))
+        # the stored confidence is that of the most probable answer, which need not be the call
+        named = call if call in row else max(row, key=lambda k: (k in viruses, row[k]))
         nameable = known in viruses
         in_training = None
         if training_studies is not None and study:
@@ -117,7 +117,9 @@ def summarize(
                 agrees=call == known if nameable else None,
                 covered=known in candidates if nameable else None,
                 in_training=in_training,
-                sentence=_sentence(call, best, confidence, infected, novelty, candidates, coverage),
+                sentence=_sentence(
+                    call, named, float(row[named]), infected, novelty, candidates, coverage
+                ),
             )
         )
     return calls
@@ -161,8 +163,8 @@ def _percent(share: float) -> str:
 
 def _sentence(
     call: str,
-    best: str,
-    confidence: float,
+    named: str,
+    probability: float,
     infected: float,
     novelty: float,
     candidates: tuple[str, ...],
@@ -172,25 +174,25 @@ def _sentence(
     if call == UNKNOWN:
         start = (
             f"No virus is named. The profile is more unusual than {_percent(novelty)} of "
-            f"the reference profiles; the nearest answer would have been {best} "
-            f"({confidence:.2f}). Probability of an infection: {infected:.2f}."
+            f"the reference profiles; the nearest virus is {named} "
+            f"({probability:.2f}). Probability of an infection: {infected:.2f}."
         )
         return start + _set_sentence(candidates, coverage)
     if call == UNINFECTED and infected >= 0.5:
         start = (
-            f"Undecided: the most probable single answer is uninfected ({confidence:.2f}), but the "
-            f"viruses together are more probable ({infected:.2f})."
+            f"Undecided: the most probable single answer is uninfected ({probability:.2f}), but "
+            f"the viruses together are more probable ({infected:.2f})."
         )
     elif call == UNINFECTED:
         start = f"No infection is seen: its probability is {infected:.2f}."
     else:
-        strength = "looks most like" if confidence >= 0.5 else "leans weakly towards"
+        strength = "looks most like" if probability >= 0.5 else "leans weakly towards"
         start = (
             f"Looks infected (probability {infected:.2f}) and {strength} {call} "
-            f"(confidence {confidence:.2f})."
+            f"({probability:.2f})."
             if infected >= 0.5
             else f"The infection is in doubt (probability {infected:.2f}); the profile {strength} "
-            f"{call} (confidence {confidence:.2f})."
+            f"{call} ({probability:.2f})."
         )
     if not candidates:
         return f"{start} No answer at all passes for the {coverage}candidate set."
