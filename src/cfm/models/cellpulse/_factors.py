@@ -139,6 +139,31 @@ def fit_gene_factors(
     return GeneFactors(factors.astype(np.float32), np.concatenate(owner))
 
 
+def usual_sizes(effects: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Return each gene's mean log1p(|effect|) relative to its profile, every study weighing alike.
+
+    Parameters
+    ----------
+    effects
+        ``(n, n_genes)`` log2 fold changes; ``NaN`` and 0 are left out.
+    groups
+        ``(n,)`` study of each profile.
+
+    Returns
+    -------
+    ``(n_genes,)`` float32, shrunken by two pseudo-profiles of the usual size.
+    """
+    measured = np.isfinite(effects) & (effects != 0)
+    size = np.log1p(np.abs(np.where(measured, effects, 0.0)))
+    level = size.sum(axis=1, keepdims=True) / measured.sum(axis=1, keepdims=True).clip(min=1)
+    _, study, count = np.unique(
+        np.asarray(groups, dtype=object).astype(str), return_inverse=True, return_counts=True
+    )
+    weight = (1.0 / count[study])[:, None] * measured  # (n, n_genes)
+    total = weight.sum(axis=0)
+    return ((weight * (size - level)).sum(axis=0) / (total + 2.0)).astype(np.float32)
+
+
 def compress(values: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     r"""Reduce factors to a rank: :math:`F \approx F' R^\top` with orthonormal :math:`R`.
 

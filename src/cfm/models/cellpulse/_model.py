@@ -17,7 +17,7 @@ from cfm.models._base import PretrainedModel, load_weights
 from cfm.models.cellpulse._classifier import VirusClassifier
 from cfm.models.cellpulse._classify import ClassifierMixin
 from cfm.models.cellpulse._effects import align_effects, effect_blocks
-from cfm.models.cellpulse._factors import GeneFactors, fit_gene_factors
+from cfm.models.cellpulse._factors import GeneFactors, fit_gene_factors, usual_sizes
 from cfm.models.cellpulse._module import CellPulseModule, Tokens
 from cfm.models.cellpulse._pretrain import PretrainMixin
 from cfm.models.cellpulse._sizes import CellPulseSize, get_size
@@ -166,6 +166,7 @@ class CellPulse(ClassifierMixin, PretrainMixin, PretrainedModel):
             None if self.signed_sets is None else _aligned_sets(self.signed_sets, self.vocabulary)
         )
         factors = fit_gene_factors(effects, studies, signed_sets=sets, seed=seed)
+        self.module.usual_size.copy_(torch.from_numpy(usual_sizes(effects, studies)))
         _, group = np.unique(factors.group.astype(str), return_inverse=True)
         self._gene_factors = factors
         self.module.set_gene_factors(

@@ -44,13 +44,15 @@ class Encoded:
 
     ``summary`` ``(b, dim)`` embedding of each profile, ``tokens`` ``(b, n, dim)``, ``linear``
     ``(b, n)`` direction of every token's gene as the linear gene-gene term scores it, ``genes``
-    ``(b, n, dim)`` identity embedding of every token's gene.
+    ``(b, n, dim)`` identity embedding of every token's gene, ``size`` ``(b, n)`` magnitude of every
+    token as the size line predicts it.
     """
 
     summary: Tensor
     tokens: Tensor
     linear: Tensor
     genes: Tensor
+    size: Tensor
 
 
 class CellPulseModule(nn.Module):
@@ -97,6 +99,9 @@ class CellPulseModule(nn.Module):
         self.linear_weight = nn.Parameter(torch.tensor(1.0))
         # How much of the transformer's correction is used; fitted on studies held out of training.
         self.register_buffer("correction_weight", torch.tensor(1.0))
+        # log1p(|log2FC|) of a gene relative to its profile, a mean over known profiles.
+        self.register_buffer("usual_size", torch.zeros(n_genes))
+        self.register_buffer("size_correction_weight", torch.tensor(1.0))
         self.gene_projection = nn.Linear(n_factors, dim)
         self.gene_embedding = nn.Embedding(n_genes, dim) if learn_gene_embedding else None
         self.state_embedding = nn.Embedding(N_STATES + 1, dim, padding_idx=PADDING)
@@ -118,6 +123,7 @@ class CellPulseModule(nn.Module):
         nn.init.zeros_(self.direction_head.weight)
         nn.init.zeros_(self.direction_head.bias)
         nn.init.zeros_(self.magnitude_head.weight)
+        nn.init.zeros_(self.magnitude_head.bias)
 
     def set_gene_factors(self, values: Tensor, group: Tensor) -> None:
         """Set closed-form gene factors and the group of each, whose relevance is learned.
@@ -193,13 +199,37 @@ class CellPulseModule(nn.Module):
         z = self.linear.scores(factors, tokens.state - 1, visible)  # (b, r)
         return (factors @ z.unsqueeze(-1)).squeeze(-1), factors, z
 
+    @torch.no_grad()
+    def size_line(self, tokens: Tokens) -> Tensor:
+        """Predict magnitudes from the level of the visible ones and each gene's usual size.
+
+        Within a profile the visible magnitudes are regressed on the usual sizes of their genes;
+        the line, with a slope between 0 and 1, is read off at every token. 0 where no magnitude
+        is visible.
+
+        Returns
+        -------
+        ``(b, n)`` log1p(|log2FC|).
+        """
+        known = ~torch.isnan(tokens.magnitude)
+        usual = self.usual_size[tokens.gene]  # (b, n)
+        own = tokens.magnitude.nan_to_num(0.0)
+        n = known.sum(1, keepdim=True).clamp(min=1)
+        spread = (usual - (usual * known).sum(1, keepdim=True) / n) * known
+        # One pseudo-observation per unit of variance keeps the slope of a short profile near 0.
+        slope = (spread * own).sum(1, keepdim=True) / (spread.square().sum(1, keepdim=True) + 1.0)
+        hidden = torch.full_like(usual, float("nan"))
+        middle = torch.where(known, usual, hidden).nanmedian(1, keepdim=True).values
+        level = tokens.magnitude.nanmedian(1, keepdim=True).values
+        return (level + slope.clamp(0.0, 1.0) * (usual - middle)).nan_to_num(0.0)
+
     def encode(self, tokens: Tokens, factor_mask: Tensor | None = None) -> Encoded:
         """Run the transformer over a batch of tokens."""
         x, state, linear, genes = self._embed(tokens, factor_mask)
         for block in self.blocks:
             x = block(x, state)
         x = self.norm(x)
-        return Encoded(x[:, 0], x[:, 1:], linear, genes)
+        return Encoded(x[:, 0], x[:, 1:], linear, genes, self.size_line(tokens))
 
     def _embed(
         self, tokens: Tokens, factor_mask: Tensor | None = None
@@ -250,7 +280,8 @@ class CellPulseModule(nn.Module):
         signed = torch.stack([-tilt, torch.zeros_like(tilt), tilt], dim=-1)
         correction = self.direction_head(encoded.tokens)  # (b, n, 3)
         logits = signed + self.correction_weight * correction
-        return logits, self.magnitude_head(encoded.tokens).squeeze(-1)
+        correction = self.magnitude_head(encoded.tokens).squeeze(-1)  # (b, n)
+        return logits, encoded.size + self.size_correction_weight * correction
 
     def losses(
         self,

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from cfm.data import ProfileMatrix
 from cfm.models.cellpulse._factors import GeneFactors, compress
 from cfm.models.cellpulse._stream import Batch, Ingredient, ProfileStream
-from cfm.models.cellpulse._training import PretrainingPlan, fit_correction_weight
+from cfm.models.cellpulse._training import PretrainingPlan, fit_correction_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cfm.data import ProfileSource
 
 _EPOCH = 25  # steps between two points of the training curves
-_VALIDATION_BATCHES = 8
+_VALIDATION_BATCHES = 16
 
 
 class _Batches(pl.LightningDataModule):
@@ -160,7 +160,8 @@ class PretrainMixin:
         checks: list[Batch] = []
         if validation.any():
             parts = [Ingredient(matrix(validation), alignment, 1.0)]
-            checks = list(stream(parts, _VALIDATION_BATCHES, 0, seed + 1))
+            # Whole profiles, as the model will meet them.
+            checks = list(stream(parts, _VALIDATION_BATCHES, _VALIDATION_BATCHES, seed + 1))
         plan = PretrainingPlan(
             self.module, lr=lr, n_steps=max_steps, n_linear_steps=min(n_linear_steps, max_steps)
         )
@@ -187,7 +188,7 @@ class PretrainMixin:
             parameter.requires_grad_(True)
         if checks:
             device = self.module.gene_factors.device
-            fit_correction_weight(self.module, [_moved(b, device) for b in checks])
+            fit_correction_weights(self.module, [_moved(b, device) for b in checks])
         self.compress_factors()
         self.module.eval()
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 
+from cfm.models.cellpulse._constants import DOWN, UNCHANGED, UP
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -121,8 +123,8 @@ class PretrainingPlan(pl.LightningModule):
         total = torch.stack([LOSS_WEIGHTS[k] * v for k, v in losses.items()]).sum()
         self._log("validation_loss", total, len(groups))
         logits, _ = self.module.predict_tokens(self.module.encode(hidden, mask))
-        moved = asked & (target.state != 1)
-        right = (logits[..., 2] > logits[..., 0]) == (target.state == 2)
+        moved = asked & (target.state != UNCHANGED)
+        right = (logits[..., UP] > logits[..., DOWN]) == (target.state == UP)
         self._log("validation_direction_accuracy", right[moved].float().mean(), len(groups))
 
     def _log(self, name: str, value: Tensor, n: int) -> None:
@@ -130,23 +132,27 @@ class PretrainingPlan(pl.LightningModule):
 
 
 @torch.no_grad()
-def fit_correction_weight(module: CellPulseModule, batches: Sequence[Batch]) -> float:
-    """Choose how much of the transformer's correction to use, on batches of held-out studies.
+def fit_correction_weights(module: CellPulseModule, batches: Sequence[Batch]) -> None:
+    """Choose how much of the transformer's corrections to use, on batches of held-out studies.
 
-    Takes the weight of :data:`CORRECTION_GRID` with the smallest cross-entropy of the hidden
-    directions and stores it in the module.
+    Stores in the module the weights of :data:`CORRECTION_GRID` with the smallest cross-entropy of
+    the hidden directions and the smallest absolute error of the hidden magnitudes.
     """
     module.eval()
-    losses = torch.zeros(len(CORRECTION_GRID))
+    direction = torch.zeros(len(CORRECTION_GRID))
+    size = torch.zeros(len(CORRECTION_GRID))
     for hidden, target, asked, _, mask in batches:
         encoded = module.encode(hidden, mask)
-        moved = asked & (target.state != 1)
+        moved = asked & (target.state != UNCHANGED)
+        sized = asked & ~torch.isnan(target.magnitude)
+        sign = target.state[moved] - 1
         for i, weight in enumerate(CORRECTION_GRID):
             module.correction_weight.fill_(weight)
-            logits, _ = module.predict_tokens(encoded)
-            odds = (logits[..., 2] - logits[..., 0])[moved]
-            sign = (target.state[moved] - 1).to(odds.dtype)
-            losses[i] += torch.nn.functional.softplus(-odds * sign).mean()
-    best = CORRECTION_GRID[int(losses.argmin())]
-    module.correction_weight.fill_(best)
-    return best
+            module.size_correction_weight.fill_(weight)
+            logits, magnitude = module.predict_tokens(encoded)
+            odds = (logits[..., UP] - logits[..., DOWN])[moved]
+            direction[i] += torch.nn.functional.softplus(-odds * sign).mean().cpu()
+            error = (magnitude[sized] - target.magnitude[sized]).abs()
+            size[i] += error.mean().cpu() if len(error) else 0.0
+    module.correction_weight.fill_(CORRECTION_GRID[int(direction.argmin())])
+    module.size_correction_weight.fill_(CORRECTION_GRID[int(size.argmin())])
