@@ -80,7 +80,7 @@ class GeneVocabulary:
     def __repr__(self) -> str:
         return f"GeneVocabulary({len(self)} genes: {', '.join(self.genes[:3])}, …)"
 
-    def align(self, names: Sequence[str], *, min_genes: int = 1) -> GeneAlignment:
+    def align(self, names: Sequence[str] | pd.Index, *, min_genes: int = 1) -> GeneAlignment:
         """Find names in the vocabulary, mapping Ensembl ids and previous symbols where needed.
 
         Names are matched as they are; those that fail go through

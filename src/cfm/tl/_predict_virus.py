@@ -114,12 +114,13 @@ def predict_virus(
             f"Found groupby={groupby!r} and control={control!r}; give both to make contrasts of "
             "counts, or neither for contrasts."
         )
-    model = load_model(model, device=device)
-    if not isinstance(model, CellPulse):
-        raise TypeError(f"model= is a {type(model).__name__}; expected CellPulse.")
+    caller = load_model(model, device=device)
+    if not isinstance(caller, CellPulse):
+        raise TypeError(f"model= is a {type(caller).__name__}; expected CellPulse.")
+    classifier = caller.require_classifier()
     record: dict[str, Any] = {}
     made = groupby is not None
-    if made:
+    if groupby is not None:
         mode = contrast_kwargs.get("mode", "replicates")
         if mode == "pairs":
             raise ValueError(
@@ -133,9 +134,10 @@ def predict_virus(
     elif by is not None or contrast_kwargs:
         extra = sorted(contrast_kwargs) + (["by"] if by is not None else [])
         raise TypeError(f"{extra} only go with groupby= and control=.")
-    prediction = model.predict(adata, layer=layer, batch_size=batch_size)
-    alpha = model.classifier.alpha if model.classifier is not None else np.nan
-    record = run_record(model, adata, layer=layer, batch_size=batch_size, alpha=alpha, **record)
+    prediction = caller.predict(adata, layer=layer, batch_size=batch_size)
+    record = run_record(
+        caller, adata, layer=layer, batch_size=batch_size, alpha=classifier.alpha, **record
+    )
     adata = adata if made else target(adata, copy=copy)
     if key_added in adata.obs:
         warn_overwritten(adata, f"obs[{key_added!r}]", of_tool=key_added in adata.uns)

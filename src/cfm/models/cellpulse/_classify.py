@@ -19,6 +19,7 @@ from cfm.models.cellpulse._fit_classifier import (
     conformal_threshold,
     fit_infected,
 )
+from cfm.models.cellpulse._pretrain import Pretrainable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,8 +54,8 @@ class VirusPrediction:
     prediction_set: list[list[str]]
 
 
-class ClassifierMixin:
-    """Adds ``train_classifier``, ``predict`` and ``predict_proba`` to CellPulse."""
+class VirusCaller(Pretrainable):
+    """A CellPulse that can be taught viruses and names them."""
 
     def train_classifier(
         self,
@@ -139,22 +140,33 @@ class ClassifierMixin:
         out.iloc[fit.rows] = fit.log_proba(classifier, held_out)
         return out.assign(label=labels, study=studies)
 
-    @torch.inference_mode()
-    def predict_scores(
-        self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
-    ) -> Scores:
-        """Return the calibrated scores of contrasts; see :class:`Scores`."""
+    def require_classifier(self) -> VirusClassifier:
+        """Return the virus classifier.
+
+        Raises
+        ------
+        ValueError
+            If the model has none.
+        """
         if self.classifier is None:
             raise ValueError(
                 "This CellPulse has no virus classifier: call train_classifier() on labelled "
                 "contrasts, or load one that has, such as from_pretrained('cellpulse-virus')."
             )
+        return self.classifier
+
+    @torch.inference_mode()
+    def predict_scores(
+        self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
+    ) -> Scores:
+        """Return the calibrated scores of contrasts; see :class:`Scores`."""
+        classifier = self.require_classifier()
         adata = self._adata_or_own(adata)
         self.module.eval()
         parts = []
         for _, effects, tokens in self.encode_blocks(adata, layer=layer, batch_size=batch_size):
             summary = self.module.encode(tokens.to(self.device)).summary
-            parts.append(self.classifier(torch.from_numpy(effects).to(self.device), summary))
+            parts.append(classifier(torch.from_numpy(effects).to(self.device), summary))
         return Scores(*(torch.cat(part).float().cpu() for part in zip(*parts, strict=True)))
 
     def predict_proba(
@@ -185,11 +197,11 @@ class ClassifierMixin:
         """
         own = self._adata_or_own(adata)
         scores = self.predict_scores(own, layer=layer, batch_size=batch_size)
-        classifier = self.classifier
+        classifier = self.require_classifier()
         infected = torch.sigmoid(scores.infected)
         table = joint_probabilities(scores.virus.exp(), infected).numpy().astype(np.float64)
         table /= table.sum(axis=1, keepdims=True)
-        names = np.array([*classifier.classes, UNINFECTED], dtype=object)
+        names = np.asarray([*classifier.classes, UNINFECTED], dtype=object)
         reference = classifier.novelty_reference.cpu().sort().values
         novelty = torch.searchsorted(reference, scores.novelty).float() / len(reference)
         unknown = (scores.novelty > classifier.novelty_threshold.cpu()).numpy()

@@ -61,7 +61,7 @@ def graded_direction(effects: np.ndarray, n_top: int = 1000) -> np.ndarray:
 
 def fit_gene_factors(
     effects: np.ndarray,
-    groups: Sequence[str],
+    groups: Sequence[str] | np.ndarray,
     *,
     weights: np.ndarray | None = None,
     signed_sets: sp.spmatrix | None = None,
@@ -139,7 +139,7 @@ def fit_gene_factors(
     return GeneFactors(factors.astype(np.float32), np.concatenate(owner))
 
 
-def usual_sizes(effects: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+def usual_sizes(effects: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarray:
     """Return each gene's mean log1p(|effect|) relative to its profile, every study weighing alike.
 
     Parameters

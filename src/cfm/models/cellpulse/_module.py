@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm.models.cellpulse._constants import (
-    DOWN,
-    HIDDEN,
     N_DIRECTIONS,
     N_STATES,
     PADDING,
@@ -75,6 +73,12 @@ class CellPulseModule(nn.Module):
     learn_gene_embedding
         Add a free embedding per gene to the projection of its factors.
     """
+
+    gene_factors: Tensor
+    factor_group: Tensor
+    correction_weight: Tensor
+    usual_size: Tensor
+    size_correction_weight: Tensor
 
     def __init__(
         self,
@@ -265,7 +269,7 @@ class CellPulseModule(nn.Module):
         x, state, _, _ = self._embed(tokens)
         maps = []
         for block in self.blocks:
-            maps.append(block.attention_weights(x, state))
+            maps.append(cast("DirectionBlock", block).attention_weights(x, state))
             x = block(x, state)
         return torch.stack(maps, dim=1)
 
@@ -362,37 +366,3 @@ def agreement_loss(summary: Tensor, groups: Tensor, temperature: float = 0.1) ->
         return summary.sum() * 0.0
     log_p = torch.log_softmax(logits, dim=1).masked_fill(eye, 0.0)
     return -((log_p * same).sum(1)[paired] / same.sum(1)[paired]).mean()
-
-
-def hide(
-    tokens: Tokens, share: Tensor, generator: torch.Generator | None = None
-) -> tuple[Tokens, Tensor]:
-    """Hide the state and magnitude of a random part of each profile's tokens.
-
-    Parameters
-    ----------
-    tokens
-        Tokens with nothing hidden.
-    share
-        ``(b,)`` share of tokens to hide per profile.
-    generator
-        Source of randomness.
-
-    Returns
-    -------
-    The tokens with the hidden part replaced, and ``(b, n)`` bool, the hidden ones.
-    """
-    real = tokens.state != PADDING
-    draw = torch.rand(tokens.state.shape, generator=generator).to(tokens.state.device)
-    asked = real & (draw < share.unsqueeze(1))
-    state = torch.where(asked, torch.full_like(tokens.state, HIDDEN), tokens.state)
-    magnitude = tokens.magnitude.masked_fill(asked, float("nan"))
-    return Tokens(tokens.gene, state, magnitude), asked
-
-
-def opposite(tokens: Tokens) -> Tokens:
-    """Flip every direction: up becomes down and the reverse."""
-    flipped = torch.where(
-        (tokens.state == DOWN) | (tokens.state == UP), 2 - tokens.state, tokens.state
-    )
-    return tokens._replace(state=flipped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from scvi import settings
 from scvi.train import TrainRunner
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from cfm.data import ProfileMatrix
+from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore
 from cfm.models.cellpulse._factors import GeneFactors, compress
 from cfm.models.cellpulse._stream import Batch, Ingredient, ProfileStream
 from cfm.models.cellpulse._training import PretrainingPlan, fit_correction_weights
@@ -39,11 +40,13 @@ class _Batches(pl.LightningDataModule):
         return DataLoader(self.training, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        return DataLoader(self.checks, batch_size=None) if self.checks else []
+        if not self.checks:
+            return []
+        return DataLoader(cast("Dataset[Batch]", self.checks), batch_size=None)
 
 
-class PretrainMixin:
-    """Adds ``train`` to CellPulse."""
+class Pretrainable(CellPulseCore):
+    """A CellPulse that can be pretrained."""
 
     def train(
         self,
@@ -111,7 +114,7 @@ class PretrainMixin:
         held_out = held_out_studies(studies, validation_share, seed)
         validation = np.isin(studies, held_out)
         alignment = self.vocabulary.align(self.vocabulary.genes)
-        sample = self.registered_categories("sample")
+        sample = self.registered_categories(SAMPLE_KEY)
         group = pd.factorize(np.where(sample == "", np.arange(len(sample)).astype(str), sample))[0]
 
         def matrix(rows: np.ndarray) -> ProfileMatrix:
@@ -139,7 +142,7 @@ class PretrainMixin:
 
         n_factors = self.module.gene_factors.shape[1]
         factors = self._gene_factors or GeneFactors(
-            self.module.gene_factors.numpy(), np.full(n_factors, "", dtype=object)
+            self.module.gene_factors.cpu().numpy(), np.full(n_factors, "", dtype=object)
         )
         n_epochs = -(-max_steps // _EPOCH)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from cfm.models.cellpulse._constants import PADDING
-from cfm.models.cellpulse._module import Tokens, hide
+from cfm.models.cellpulse._masking import hide, subsample
+from cfm.models.cellpulse._module import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -139,13 +139,3 @@ class ProfileStream(IterableDataset[Batch]):
         study = draw.study if draw.study is not None else [ingredient.study] * n
         mask = torch.from_numpy(self.factors.without(list(study)))
         return Batch(hidden, target, asked, torch.from_numpy(draw.group), mask)
-
-
-def subsample(tokens: Tokens, n: int, generator: torch.Generator) -> Tokens:
-    """Keep ``n`` random tokens of each profile, padding last."""
-    if tokens.gene.shape[1] <= n:
-        return tokens
-    order = torch.rand(tokens.gene.shape, generator=generator)
-    order = order + (tokens.state == PADDING) * 2.0
-    keep = order.argsort(dim=1)[:, :n]
-    return Tokens(*(t.gather(1, keep) for t in tokens))

@@ -1,0 +1,293 @@
+"""CellPulse, AnnData side: what it is made of, the data it is given, saving and loading."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField
+
+from cfm.data import GeneVocabulary
+from cfm.hub import save_checkpoint
+from cfm.models._base import PretrainedModel, load_weights
+from cfm.models.cellpulse._classifier import VirusClassifier
+from cfm.models.cellpulse._effects import align_effects, effect_blocks
+from cfm.models.cellpulse._factors import GeneFactors, fit_gene_factors, usual_sizes
+from cfm.models.cellpulse._module import CellPulseModule, Tokens
+from cfm.models.cellpulse._sizes import CellPulseSize, get_size
+from cfm.models.cellpulse._tokens import ProfileTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from cfm.hub import Checkpoint
+
+#: Registry key of the column with the infected sample.
+SAMPLE_KEY = "sample"
+_GENES_FILE = "genes.txt"
+_CLASSIFIER = "classifier."
+_MODULE = "module."
+
+
+class CellPulseCore(PretrainedModel):
+    """Network, vocabulary and registered data of a CellPulse; see :class:`CellPulse`.
+
+    Attributes
+    ----------
+    module
+        The network.
+    vocabulary
+        Genes that it knows.
+    size
+        Its sizes.
+    tokenizer
+        Turns effects into its tokens.
+    signed_sets
+        Signed gene sets for training, if any.
+    classifier
+        The virus classifier, once trained or loaded.
+    provenance
+        What else is written into a checkpoint: where the model comes from (JSON types).
+    """
+
+    module: CellPulseModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        *,
+        signed_sets: AnnData | None = None,
+        vocabulary: Sequence[str] | GeneVocabulary | None = None,
+        size: str | CellPulseSize = "mini",
+        seed: int = 0,
+        **sizes: Any,
+    ) -> None:
+        super().__init__(adata)
+        if vocabulary is None:
+            if adata is None:
+                raise ValueError(
+                    "CellPulse needs adata or vocabulary to know its genes; found neither. To use "
+                    "a trained model, call CellPulse.from_pretrained(name)."
+                )
+            vocabulary = adata.var_names
+        if not isinstance(vocabulary, GeneVocabulary):
+            vocabulary = GeneVocabulary(list(vocabulary))
+        self.vocabulary = vocabulary
+        self.size = get_size(size, **sizes)
+        self.tokenizer = ProfileTokenizer(vocabulary, self.size.n_tokens)
+        self.signed_sets = signed_sets
+        self.classifier: VirusClassifier | None = None
+        self._gene_factors: GeneFactors | None = None
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = CellPulseModule(len(vocabulary), **self.size.module_arguments())
+            if adata is not None:
+                self.fit_gene_factors()
+        self.provenance: dict[str, Any] = {}
+        self._model_summary_string = (
+            f"CellPulse: {len(vocabulary)} genes, {self.size.n_tokens} tokens, "
+            f"{sum(p.numel() for p in self.module.parameters()):,} parameters"
+        )
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        labels_key: str | None = None,
+        study_key: str | None = None,
+        sample_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register contrasts for training.
+
+        Parameters
+        ----------
+        adata
+            Contrasts by genes.
+        layer
+            Layer with the log2 fold changes instead of ``X``.
+        labels_key
+            Column of ``obs`` with the virus, ``"uninfected"`` for contrasts of other kinds.
+        study_key
+            Column of ``obs`` with the study. Nothing is ever judged on a study it was fitted on.
+        sample_key
+            Column of ``obs`` with the infected sample: contrasts of one sample against different
+            controls are made to agree.
+        **kwargs
+            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, study_key),
+            CategoricalObsField(SAMPLE_KEY, sample_key),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def fit_gene_factors(self, *, seed: int = 0) -> None:
+        """Fit the factors of the linear gene-gene term to the registered data and signed sets.
+
+        Called when the model is made; see the module ``_factors`` for the covariance.
+        """
+        effects, studies = self.registered_effects()
+        sets = (
+            None if self.signed_sets is None else _aligned_sets(self.signed_sets, self.vocabulary)
+        )
+        factors = fit_gene_factors(effects, studies, signed_sets=sets, seed=seed)
+        self.module.usual_size.copy_(torch.from_numpy(usual_sizes(effects, studies)))
+        _, group = np.unique(factors.group.astype(str), return_inverse=True)
+        self._gene_factors = factors
+        self.module.set_gene_factors(
+            torch.from_numpy(factors.values), torch.from_numpy(group.astype(np.int64))
+        )
+
+    def registered_effects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the registered contrasts on the vocabulary, and the study of each.
+
+        Returns
+        -------
+        ``(n, n_vocabulary)`` float32 and ``(n,)`` object.
+
+        Raises
+        ------
+        ValueError
+            If the model has no data attached.
+        """
+        if self.adata is None:
+            raise ValueError(
+                "The model has no data; give it some with from_pretrained(name, adata=adata) "
+                "after CellPulse.setup_anndata(adata, …)."
+            )
+        layer = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY].attr_key
+        alignment = align_effects(self.adata, self.vocabulary, layer=layer)
+        effects = np.concatenate(
+            [alignment.apply(block) for _, block in effect_blocks(self.adata, layer=layer)]
+        )
+        return effects, self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
+
+    def registered_categories(self, key: str) -> np.ndarray:
+        """Return a registered column of ``obs`` as ``(n,)`` object; all ``""`` if not given."""
+        state = self.adata_manager.get_state_registry(key)
+        if state.original_key.startswith("_scvi"):
+            return np.full(self.adata.n_obs, "", dtype=object)
+        return self.adata.obs[state.original_key].astype(str).to_numpy(dtype=object)
+
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return the share of the model's genes that ``adata`` measures."""
+        return self.vocabulary.align(adata.var_names).found_share
+
+    def to_device(self, device: str | int | torch.device) -> None:
+        """Move the model; ``"auto"`` takes a GPU if there is one."""
+        super().to_device(device)
+        if self.classifier is not None:
+            self.classifier.to(self.device)
+
+    def encode_blocks(
+        self, adata: AnnData, *, layer: str | None = None, batch_size: int = 64
+    ) -> Iterator[tuple[slice, np.ndarray, Tokens]]:
+        """Yield ``(rows, effects on the vocabulary, tokens)`` in batches."""
+        alignment = align_effects(adata, self.vocabulary, layer=layer)
+        for rows, block in effect_blocks(adata, layer=layer, n_rows=batch_size):
+            yield rows, alignment.apply(block), self.tokenizer.encode(block, alignment)
+
+    def save(
+        self,
+        dir_path: str | Path,
+        *,
+        overwrite: bool = False,
+        card: str | None = None,
+        compact: bool = False,
+        **kwargs: Any,
+    ) -> Path:
+        """Save weights, vocabulary, classifier and provenance as a cfm checkpoint.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to make.
+        overwrite
+            Replace a checkpoint that is there.
+        card
+            Model card (Markdown); the loaded one by default.
+        compact
+            Store tables with a row or column per gene in float16, which halves the file and moves
+            embeddings by about 0.1 %.
+        **kwargs
+            None are taken: data are never saved with the model.
+        """
+        if kwargs:
+            raise TypeError(
+                f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
+                "Save data with adata.write_h5ad."
+            )
+        parts: dict[str, torch.nn.Module] = {_MODULE: self.module}
+        if self.classifier is not None:
+            parts[_CLASSIFIER] = self.classifier
+        tensors = {p + k: v for p, part in parts.items() for k, v in part.state_dict().items()}
+        if compact:
+            n = len(self.vocabulary)
+            tensors = {
+                k: v.half() if n in v.shape and v.is_floating_point() and v.ndim == 2 else v
+                for k, v in tensors.items()
+            }
+        config = {
+            "size": vars(self.size) | {"n_factors": self.module.gene_factors.shape[1]},
+            "n_relevances": self.module.log_relevance.numel(),
+            "classifier": None if self.classifier is None else self.classifier.settings(),
+            **self.provenance,
+        }
+        return save_checkpoint(
+            dir_path,
+            tensors,
+            config,
+            model=type(self).__name__,
+            files={_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"},
+            card=card if card is not None else self.card,
+            overwrite=overwrite,
+        )
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+        config = dict(checkpoint.config)
+        try:
+            size = CellPulseSize(**config.pop("size"))
+            n_relevances = int(config.pop("n_relevances"))
+            genes = checkpoint.files[_GENES_FILE].split()
+            settings = config.pop("classifier")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
+                f"CellPulse ({error}). It may be damaged or from another version; download it "
+                "again."
+            ) from error
+        model = cls(vocabulary=genes, size=size)
+        group = torch.arange(size.n_factors) % n_relevances
+        model.module.set_gene_factors(torch.zeros(len(genes), size.n_factors), group)
+        load_weights(model.module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
+        if settings is not None:
+            model.classifier = VirusClassifier(len(genes), size.dim, **settings).eval()
+            load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
+        model.provenance = config
+        if adata is not None:
+            model.attach(adata)
+        return model
+
+
+def _aligned_sets(signed_sets: AnnData, vocabulary: GeneVocabulary) -> sp.csr_matrix:
+    """Signed sets over the vocabulary, ``(sets, n_vocabulary)``."""
+    alignment = vocabulary.align(signed_sets.var_names)
+    matrix = sp.csr_matrix(signed_sets.X, dtype=np.float32)[:, alignment.columns].tocoo()
+    columns = alignment.positions[matrix.col]
+    shape = (matrix.shape[0], len(vocabulary))
+    return sp.csr_matrix((np.sign(matrix.data), (matrix.row, columns)), shape=shape)

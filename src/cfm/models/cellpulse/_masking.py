@@ -1,0 +1,45 @@
+"""What pretraining takes away from a profile: a random part of its tokens, and of what they say."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cfm.models.cellpulse._constants import HIDDEN, PADDING
+from cfm.models.cellpulse._module import Tokens
+
+
+def subsample(tokens: Tokens, n: int, generator: torch.Generator) -> Tokens:
+    """Keep ``n`` random tokens of each profile, padding last."""
+    if tokens.gene.shape[1] <= n:
+        return tokens
+    order = torch.rand(tokens.gene.shape, generator=generator)
+    order = order + (tokens.state == PADDING) * 2.0
+    keep = order.argsort(dim=1)[:, :n]
+    return Tokens(*(t.gather(1, keep) for t in tokens))
+
+
+def hide(
+    tokens: Tokens, share: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tokens, Tensor]:
+    """Hide the state and magnitude of a random part of each profile's tokens.
+
+    Parameters
+    ----------
+    tokens
+        Tokens with nothing hidden.
+    share
+        ``(b,)`` share of tokens to hide per profile.
+    generator
+        Source of randomness.
+
+    Returns
+    -------
+    The tokens with the hidden part replaced, and ``(b, n)`` bool, the hidden ones.
+    """
+    real = tokens.state != PADDING
+    draw = torch.rand(tokens.state.shape, generator=generator).to(tokens.state.device)
+    asked = real & (draw < share.unsqueeze(1))
+    state = torch.where(asked, torch.full_like(tokens.state, HIDDEN), tokens.state)
+    magnitude = tokens.magnitude.masked_fill(asked, float("nan"))
+    return Tokens(tokens.gene, state, magnitude), asked
