@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 
 import anndata as ad
@@ -23,34 +22,10 @@ import pandas as pd
 import cfm
 from benchmarks._studies import load_signatures, load_signed_sets
 from cfm.data import ContrastPairs, GeneVocabulary
-from training._count_studies import COUNT_STUDIES, VIRUS_NAMES, CountStudy
+from training._count_studies import COUNT_STUDIES, CountStudy
+from training._plan import UNINFECTED, Plan, pair_blocks, plan_infections, plan_nulls
 
-UNINFECTED = "uninfected"
 SIGNATURE_SPECIES = ("human", "mouse", "monkey")
-#: Columns of ``obs`` of the corpus that every row fills.
-COLUMNS = ("study", "virus", "kind", "source", "host", "usable", "agent", "whole")
-
-
-@dataclass
-class Plan:
-    """Contrasts to be made of one AnnData.
-
-    Attributes
-    ----------
-    blocks
-        For each block the number of its profile, its case rows and its control rows. A profile is
-        the mean over its blocks (one, or one per donor).
-    obs
-        A dictionary of ``obs`` columns for each profile.
-    """
-
-    blocks: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)
-    obs: list[dict] = field(default_factory=list)
-
-    def add(self, blocks: Iterable[tuple[np.ndarray, np.ndarray]], **obs: object) -> None:
-        """Add a profile."""
-        self.blocks += [(len(self.obs), *block) for block in blocks]
-        self.obs.append(obs)
 
 
 def default_genes(data: Path, min_measured: float = 0.5) -> pd.Index:
@@ -184,72 +159,6 @@ def read_counts(data: Path, study: CountStudy) -> ad.AnnData:
     return adata
 
 
-def plan_infections(
-    obs: pd.DataFrame, study: CountStudy, rng: np.random.Generator, n_subsets: int
-) -> Plan:
-    """Plan the infection contrasts of a file, as a whole and as small subsets."""
-    plan = Plan()
-    control = (obs["virus"].astype(str) == "none").to_numpy()
-    unusable = np.zeros(len(obs), dtype=bool)
-    if study.unusable:
-        unusable = obs.eval(study.unusable, engine="python").to_numpy(bool)
-    for rows in _groups(obs, study.by, np.arange(len(obs))):
-        controls = rows[control[rows]]
-        for cases in _groups(obs, ("virus", *study.split), rows[~control[rows]]):
-            blocks = list(_pairs(obs, study.pair, cases, controls))
-            if not blocks:
-                continue
-            virus = str(obs["virus"].iloc[cases[0]])
-            columns = {
-                "study": str(obs["study"].iloc[cases[0]]),
-                "virus": VIRUS_NAMES.get(virus, virus),
-                "kind": "infection",
-                "host": study.host,
-                "usable": not unusable[cases].any(),
-                "agent": virus,
-            }
-            plan.add(blocks, whole=True, **columns)
-            for subset in _subsets(blocks, n_subsets, rng):
-                plan.add(subset, whole=False, **columns)
-    return plan
-
-
-def plan_nulls(
-    plan: Plan,
-    obs: pd.DataFrame,
-    by: tuple[str, ...],
-    host: str,
-    rng: np.random.Generator,
-    n_nulls: int,
-) -> None:
-    """Plan contrasts of controls with other controls of the same stratum.
-
-    The first one of a stratum halves it; the others take one to three samples a side.
-    """
-    controls = np.flatnonzero(obs["virus"].astype(str) == "none")
-    for rows in _groups(obs, by, controls):
-        seen: set[tuple[frozenset, frozenset]] = set()
-        for i in range(n_nulls):
-            order = rng.permutation(rows)
-            half = len(rows) // 2
-            size = half if i == 0 else min(half, int(rng.integers(1, 4)))
-            cases, others = order[:size], order[size:] if i == 0 else order[size : 2 * size]
-            key = (frozenset(cases), frozenset(others))
-            if not size or key in seen or key[::-1] in seen:
-                continue
-            seen.add(key)
-            plan.add(
-                [(cases, others)],
-                study=str(obs["study"].iloc[cases[0]]),
-                virus=UNINFECTED,
-                kind="null",
-                host=host,
-                usable=True,
-                agent="none",
-                whole=i == 0,
-            )
-
-
 def run_plan(adata: ad.AnnData, plan: Plan, genes: pd.Index, units: str) -> ad.AnnData:
     """Make the contrasts of a plan by :func:`cfm.pp.contrasts`, averaged over their blocks."""
     expanded = _expand(adata, plan.blocks)
@@ -281,47 +190,6 @@ def _expand(adata: ad.AnnData, blocks: list[tuple[int, np.ndarray, np.ndarray]])
     names = adata.obs_names[rows].astype(str) + "." + obs.groupby(rows).cumcount().astype(str)
     x = adata.X[rows]
     return ad.AnnData(x, obs=obs.set_axis(names, axis=0), var=pd.DataFrame(index=adata.var_names))
-
-
-def _groups(obs: pd.DataFrame, columns: tuple[str, ...], rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of each combination of the columns; a missing value is a value."""
-    if not columns:
-        yield from [rows] if len(rows) else []
-        return
-    key = obs.iloc[rows][list(columns)].astype(str).agg("|".join, axis=1).to_numpy()
-    for name in dict.fromkeys(key):
-        yield rows[key == name]
-
-
-def _pairs(
-    obs: pd.DataFrame, pair: str, cases: np.ndarray, controls: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blocks of a contrast: itself, or one for each donor that has both."""
-    of = obs[pair].astype(str).to_numpy() if pair else np.zeros(len(obs))
-    for value in dict.fromkeys(of[cases]):
-        block = cases[of[cases] == value], controls[of[controls] == value]
-        if len(block[1]):
-            yield block
-
-
-def _subsets(
-    blocks: list[tuple[np.ndarray, np.ndarray]], n: int, rng: np.random.Generator
-) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """Different small parts of a contrast: one to three donors, or samples a side."""
-    seen = {_key(blocks)}
-    for _ in range(n):
-        size = int(rng.integers(1, 4))
-        if len(blocks) > 1:
-            chosen = [blocks[i] for i in rng.permutation(len(blocks))[:size]]
-        else:
-            chosen = [tuple(rng.permutation(side)[:size] for side in blocks[0])]
-        if _key(chosen) not in seen:
-            seen.add(_key(chosen))
-            yield chosen
-
-
-def _key(blocks: list[tuple[np.ndarray, np.ndarray]]) -> frozenset:
-    return frozenset((frozenset(cases), frozenset(controls)) for cases, controls in blocks)
 
 
 def _signatures(data: Path, genes: pd.Index) -> ad.AnnData:
@@ -372,7 +240,7 @@ def _stimuli(data: Path, genes: pd.Index) -> list[ad.AnnData]:
         experiment = pdc.obs["experiment"].astype(str).to_numpy()
         cases = np.flatnonzero(treatment == agent)
         controls = np.flatnonzero((treatment == "none") & (experiment == experiment[cases[0]]))
-        blocks = list(_pairs(pdc.obs, "donor", cases, controls)) or [(cases, controls)]
+        blocks = list(pair_blocks(pdc.obs, "donor", cases, controls)) or [(cases, controls)]
         plan.add(
             blocks,
             study="P259_pDC",
