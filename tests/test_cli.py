@@ -23,6 +23,7 @@ from cfm._cli import main
 from cfm._report._summary import summarize
 
 KEY = "predicted_virus"
+REAL_RESOLVE = hub.resolve
 CLASSES = ["uninfected", "HRV", "IAV", "RSV", "SARS-CoV-2"]
 CARD = """# stand-in
 
@@ -62,6 +63,12 @@ def stand_in_predict(adata, model, *, key_added):
     adata.obsm[f"{key_added}_proba"] = pd.DataFrame(proba, adata.obs_names, CLASSES)
     params = {"model": model, "sha256": "b" * 64, "vocabulary_share": 0.873, "alpha": 0.1}
     adata.uns[key_added] = {"params": params, "classes": CLASSES}
+
+
+@pytest.fixture(autouse=True)
+def _any_model(monkeypatch):
+    """Names of models pass, so that a bad table is what is noticed, bundled models or not."""
+    monkeypatch.setattr("cfm.hub.resolve", Path)
 
 
 @pytest.fixture
@@ -241,6 +248,7 @@ def test_units_that_are_no_counts_are_pointed_out(stand_in, study, tmp_path):
         ("IAV", 0.8, "Looks infected (probability 0.95) and looks most like IAV (0.80)"),
         ("IAV", 0.3, "leans weakly towards IAV (0.30)"),
         ("uninfected", 0.9, "No infection is seen: its probability is 0.10"),
+        ("uninfected", 0.7, "Probably uninfected: the probability of an infection is 0.30"),
         ("uninfected", 0.3, "Undecided: the most probable single answer is uninfected (0.30)"),
         ("unknown", 0.8, "No virus is named. The profile is more unusual than 10"),
     ],
@@ -416,6 +424,12 @@ def test_read_only_output(study, tmp_path, capsys):
     folder = tmp_path / "sealed"
     folder.mkdir(mode=0o500)
     assert "Permission denied" in refused(capsys, "--counts", study, "--output", folder)
+
+
+def test_unknown_model_is_noticed_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cfm.hub.resolve", REAL_RESOLVE)
+    line = refused(capsys, "--counts", "none.h5ad", "--model", "no-such", "--output", tmp_path)
+    assert "'no-such'" in line
 
 
 def test_debug_shows_the_error_itself(tmp_path):

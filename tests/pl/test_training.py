@@ -72,3 +72,8 @@ def test_bad_arguments(history):
         )
     with pytest.raises(ValueError, match="empty list"):
         cfm.pl.training(history, metric=[], show=False)
+
+
+def test_one_epoch(history):
+    ax = cfm.pl.training({"validation_loss": history["validation_loss"].iloc[:1]}, show=False)
+    assert ax.get_xlim() == (-1, 1)

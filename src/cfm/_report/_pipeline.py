@@ -76,6 +76,8 @@ def run_demo(options: DemoOptions) -> DemoResult:
         From the step that refused its input.
     """
     folder = _writable(options.output)
+    for model in (options.model, options.embedding_model):
+        hub.resolve(model)  # a misspelt name is noticed before the work, not after it
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         counts, source = _counts(options)

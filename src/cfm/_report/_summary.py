@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+#: A candidate set with more other answers than this narrows nothing down.
+_MANY = 4
+
 
 @dataclass(frozen=True)
 class Call:
@@ -183,6 +186,8 @@ def _sentence(
             f"Undecided: the most probable single answer is uninfected ({probability:.2f}), but "
             f"the viruses together are more probable ({infected:.2f})."
         )
+    elif call == UNINFECTED and infected >= 0.2:
+        start = f"Probably uninfected: the probability of an infection is {infected:.2f}."
     elif call == UNINFECTED:
         start = f"No infection is seen: its probability is {infected:.2f}."
     else:
@@ -198,6 +203,8 @@ def _sentence(
         return f"{start} No answer at all passes for the {coverage}candidate set."
     if not also:
         return f"{start} No other answer fits at the {coverage}level."
+    if len(also) > _MANY:
+        return f"{start} {len(also)} other answers fit too at the {coverage}level: undecided."
     return f"{start} Also possible at the {coverage}level: {_listed(also)}."
 
 

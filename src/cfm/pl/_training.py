@@ -142,6 +142,9 @@ def _draw(ax: Axes, metric: str, parts: Mapping[str, pd.Series], *, log: bool) -
             label=f"{part} (last {values.iloc[-1]:.3g})",
         )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    longest = max(parts.values(), key=len)
+    if len(longest) == 1:  # one epoch: no range to choose ticks from
+        ax.set_xlim(longest.index[0] - 1, longest.index[0] + 1)
     if log:
         ax.set_yscale("log")
     names = {values.index.name for values in parts.values()} - {None}
