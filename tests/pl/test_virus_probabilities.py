@@ -48,6 +48,17 @@ def test_conformal_sets_are_outlined(predicted):
     assert "conformal set (90 %)" in texts(ax)
 
 
+def test_the_called_class_is_bold_and_candidates_carry_their_number(predicted):
+    adata = predicted(2, 2)
+    adata.obs["predicted_virus"] = ["SARS-CoV", "unknown"]
+    adata.obs["predicted_virus_set"] = ["uninfected|SARS-CoV", "SARS-CoV-2"]
+    adata.obsm["predicted_virus_proba"].iloc[:] = [[0.6, 0.37, 0.03], [0.02, 0.01, 0.97]]
+    ax = cfm.pl.virus_probabilities(adata, show=False)
+    cells = [t for t in ax.texts if t.get_text().isdigit()]
+    assert [t.get_text() for t in cells] == ["60", "37", "3", "1", "97"]
+    assert [t.get_text() for t in cells if t.get_fontweight() == "bold"] == ["3"]
+
+
 def test_every_kind_of_answer_has_its_own_mark(predicted):
     adata = predicted(3, 4)
     adata.obs["predicted_virus"] = ["IAV", "uninfected", "unknown"]

@@ -204,7 +204,7 @@ def _sentence(
     if not also:
         return f"{start} No other answer fits at the {coverage}level."
     if len(also) > _MANY:
-        return f"{start} {len(also)} other answers fit too at the {coverage}level: undecided."
+        return f"{start} {len(also)} other answers cannot be ruled out at the {coverage}level."
     return f"{start} Also possible at the {coverage}level: {_listed(also)}."
 
 

@@ -52,10 +52,10 @@ def virus_probabilities(
     """Draw the probabilities of every virus for every contrast, and the call beside them.
 
     Rows are contrasts, columns the classes of the model, "uninfected" set apart on the left. A
-    cell holds the probability in per cent (from 5 % on), also shown by its shade; the number of
-    the most probable class is bold. Outlined cells form the conformal set: with the stated
-    frequency the true class is among them. To the right stand the call (● virus, ○ uninfected,
-    ? unknown), its confidence, the probability of an infection and the novelty.
+    cell holds the probability in per cent (from 5 % on, and in the conformal set), also shown by
+    its shade; the number of the called class is bold. Outlined cells form the conformal set: with
+    the stated frequency the true class is among them. To the right stand the call (● virus,
+    ○ uninfected, ? unknown), its confidence, the probability of an infection and the novelty.
 
     Parameters
     ----------
@@ -108,8 +108,12 @@ def virus_probabilities(
     if ax is None:
         ax = _own_axes(rows, order, stored.call, true)
     font = _font_size(ax, len(rows))
-    _draw_cells(ax, table, left, cmap, font)
-    _outline_sets(ax, stored.candidates, order, left)
+    in_set = np.array([[name in names for name in order] for names in stored.candidates])
+    called = stored.call[:, None] == np.array(order, dtype=object)
+    _draw_cells(ax, table, left, cmap)
+    if font >= _READABLE:
+        _write_numbers(ax, table, left, (table >= _PRINTED_FROM) | in_set | called, called, font)
+    _outline_sets(ax, in_set, left)
     _name_axes(ax, rows, order, left, font)
     _write_answers(ax, stored, true, font)
     _explain(ax, stored, cmap)
@@ -149,7 +153,7 @@ def _font_size(ax: Axes, n_rows: int) -> float:
     return float(np.clip(row_points * 0.62, 1.0, 9.0))
 
 
-def _draw_cells(ax: Axes, table: np.ndarray, left: np.ndarray, cmap: str, font: float) -> None:
+def _draw_cells(ax: Axes, table: np.ndarray, left: np.ndarray, cmap: str) -> None:
     norm = Normalize(0, 1)
     n_rows = table.shape[0]
     for j, x in enumerate(left):
@@ -162,33 +166,33 @@ def _draw_cells(ax: Axes, table: np.ndarray, left: np.ndarray, cmap: str, font: 
             edgecolors="white",
             linewidth=0.6,
         )
-    top = table.argmax(axis=1)
-    if font >= _READABLE:
-        for i, j in zip(*np.nonzero(table >= _PRINTED_FROM), strict=True):
-            ax.text(
-                left[j] + 0.5,
-                i,
-                f"{100 * table[i, j]:.0f}",
-                ha="center",
-                va="center",
-                fontsize=min(font, 8),
-                fontweight="bold" if j == top[i] else "normal",
-                color="white" if table[i, j] > 0.55 else "black",
-            )
     ax.set_xlim(left[0], left[-1] + 1)
     ax.set_ylim(n_rows - 0.5, -0.5)
 
 
-def _outline_sets(
-    ax: Axes, candidates: list[tuple[str, ...]], order: list[str], left: np.ndarray
+def _write_numbers(
+    ax: Axes,
+    table: np.ndarray,
+    left: np.ndarray,
+    written: np.ndarray,
+    bold: np.ndarray,
+    font: float,
 ) -> None:
-    place = dict(zip(order, left, strict=True))
-    frames = [
-        Rectangle((place[name] + 0.07, i - 0.43), 0.86, 0.86)
-        for i, names in enumerate(candidates)
-        for name in names
-        if name in place
-    ]
+    for i, j in zip(*np.nonzero(written), strict=True):
+        ax.text(
+            left[j] + 0.5,
+            i,
+            f"{100 * table[i, j]:.0f}",
+            ha="center",
+            va="center",
+            fontsize=min(font, 8),
+            fontweight="bold" if bold[i, j] else "normal",
+            color="white" if table[i, j] > 0.55 else "black",
+        )
+
+
+def _outline_sets(ax: Axes, in_set: np.ndarray, left: np.ndarray) -> None:
+    frames = [Rectangle((left[j] + 0.07, i - 0.43), 0.86, 0.86) for i, j in np.argwhere(in_set)]
     ax.add_collection(
         PatchCollection(frames, facecolor="none", edgecolor=_OUTLINE, linewidth=1.5, zorder=3)
     )
