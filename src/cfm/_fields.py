@@ -13,7 +13,8 @@ EMBEDDING_PREFIX = "X_"
 
 #: Default ``key_added`` of :func:`cfm.tl.predict_virus`; the call itself is ``obs[key]``.
 VIRUS_KEY = "predicted_virus"
-#: ``obs[key + CONFIDENCE]``: calibrated probability of the most probable virus or "uninfected".
+#: ``obs[key + CONFIDENCE]``: calibrated probability of the call; of the most probable virus where
+#: the call is "unknown".
 CONFIDENCE = "_confidence"
 #: ``obs[key + INFECTED]``: calibrated probability that the profile is an infection.
 INFECTED = "_infected"

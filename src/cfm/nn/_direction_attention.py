@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Large enough that exp() of it underflows to exactly zero, small enough for bfloat16 and float16.
-_PADDING_LOGIT = -3.0e4
+# Large enough that exp() of it underflows to exactly zero; times sqrt(head_dim), as the query
+# carries it, still a finite float16 for heads up to 256 wide.
+_PADDING_LOGIT = -4.0e3
 
 
 class DirectionAttention(nn.Module):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cfm._fields import EMBEDDING_PREFIX, PARAMS
 from cfm.models import load_model
-from cfm.tl._store import run_record, target, warn_overwritten
+from cfm.tl._store import check_key, run_record, target, warn_overwritten
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,9 +59,18 @@ def embed(
 
     Raises
     ------
+    TypeError
+        If ``adata`` is no AnnData, or ``model`` is none of the above.
+    KeyError
+        If the layer does not exist.
     ValueError
         If too few of the model's genes are found, values are infinite, or the matrix does not
-        look like what the model reads. ``adata`` is then as it was.
+        look like what the model reads. Whatever is raised, ``adata`` is left as it was.
+
+    Warns
+    -----
+    UserWarning
+        If few of the model's genes are found, or a field that another tool wrote is replaced.
 
     Examples
     --------
@@ -71,13 +80,14 @@ def embed(
     >>> contrasts.obsm["X_cellpulse"].shape[0] == contrasts.n_obs
     True
     """
+    if key_added is not None:
+        check_key(key_added)
     model = load_model(model, device=device)
     key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower()
     latent = model.get_latent_representation(adata, layer=layer, batch_size=batch_size)
     record = run_record(model, adata, layer=layer, batch_size=batch_size)
     adata = target(adata, copy=copy)
-    if key in adata.obsm:
-        warn_overwritten(adata, f"obsm[{key!r}]", of_tool=key in adata.uns)
+    warn_overwritten(adata, key, {"obsm": [key]})
     adata.obsm[key] = latent
     adata.uns[key] = {PARAMS: record}
     return adata if copy else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from cfm._fields import (
@@ -20,7 +19,7 @@ from cfm._fields import (
 )
 from cfm.models import CellPulse, load_model
 from cfm.pp import contrasts
-from cfm.tl._store import run_record, target, warn_overwritten
+from cfm.tl._store import check_key, run_record, target, warn_overwritten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +81,8 @@ def predict_virus(
     ``adata.obs[key]``
         Categorical, the call.
     ``adata.obs[f'{key}_confidence']``
-        float32, calibrated probability of the most probable answer (virus or uninfected).
+        float32, calibrated probability of the call; of the most probable virus where the call is
+        ``unknown``.
     ``adata.obs[f'{key}_infected']``
         float32, calibrated probability of an infection.
     ``adata.obs[f'{key}_novelty']``
@@ -97,9 +97,20 @@ def predict_virus(
 
     Raises
     ------
+    TypeError
+        If ``adata`` or ``model`` is of another type, or arguments of :func:`cfm.pp.contrasts` are
+        given without ``groupby``.
+    KeyError
+        If a layer or a column does not exist.
     ValueError
-        If only one of ``groupby`` and ``control`` is given, the matrix is not what it should be,
-        or too few genes are found. ``adata`` is then as it was.
+        If only one of ``groupby`` and ``control`` is given, the model has no classifier, the
+        matrix is not what it should be, or too few genes are found. Whatever is raised,
+        ``adata`` is left as it was.
+
+    Warns
+    -----
+    UserWarning
+        If few of the model's genes are found, or a field that another tool wrote is replaced.
 
     Examples
     --------
@@ -109,6 +120,7 @@ def predict_virus(
     >>> sorted(calls.obs["predicted_virus_confidence"].between(0, 1).unique().tolist())
     [True]
     """
+    check_key(key_added)
     if (groupby is None) != (control is None):
         raise ValueError(
             f"Found groupby={groupby!r} and control={control!r}; give both to make contrasts of "
@@ -139,13 +151,12 @@ def predict_virus(
         caller, adata, layer=layer, batch_size=batch_size, alpha=classifier.alpha, **record
     )
     adata = adata if made else target(adata, copy=copy)
-    if key_added in adata.obs:
-        warn_overwritten(adata, f"obs[{key_added!r}]", of_tool=key_added in adata.uns)
+    columns = [key_added + part for part in ("", CONFIDENCE, INFECTED, NOVELTY, PREDICTION_SET)]
+    warn_overwritten(adata, key_added, {"obs": columns, "obsm": [key_added + PROBABILITIES]})
     classes = prediction.proba.columns.astype(str).tolist()
     calls = pd.Categorical(prediction.call, categories=[*classes, UNKNOWN])
     adata.obs[key_added] = calls.remove_unused_categories()
-    confidence = prediction.proba.to_numpy().max(axis=1)
-    adata.obs[key_added + CONFIDENCE] = confidence.astype(np.float32)
+    adata.obs[key_added + CONFIDENCE] = prediction.confidence
     adata.obs[key_added + INFECTED] = prediction.infected
     adata.obs[key_added + NOVELTY] = prediction.novelty
     adata.obs[key_added + PREDICTION_SET] = [

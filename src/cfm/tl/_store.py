@@ -3,29 +3,69 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cfm._fields import PARAMS
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
 
     from cfm.models import PretrainedModel
 
 
 def target(adata: AnnData, *, copy: bool) -> AnnData:
-    """Return the AnnData to write to: a copy if asked for, or if it is a view."""
+    """Return the AnnData to write to: a copy in memory if asked for."""
     if not copy:
         return adata
     return adata.to_memory() if adata.isbacked else adata.copy()
 
 
-def warn_overwritten(adata: AnnData, key: str, *, of_tool: bool) -> None:
-    """Warn that a field which this tool did not write is about to be replaced."""
-    if not of_tool:
+def check_key(key_added: str) -> None:
+    """Check that a name can be stored in h5ad and zarr files, before anything is computed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no text, empty, or holds a ``/``.
+    """
+    if not isinstance(key_added, str):
+        raise TypeError(f"key_added is a {type(key_added).__name__}; expected text.")
+    if not key_added or "/" in key_added:
+        raise ValueError(
+            f"key_added={key_added!r} cannot be stored in a file; use a name without '/'."
+        )
+
+
+def warn_overwritten(adata: AnnData, key: str, fields: Mapping[str, Sequence[str]]) -> None:
+    """Warn if fields that this tool did not write are about to be replaced.
+
+    Parameters
+    ----------
+    adata
+        Where they would be written.
+    key
+        ``uns[key]`` holds the tool's record if it wrote them.
+    fields
+        Names by slot: ``{"obs": [...], "obsm": [...]}``.
+    """
+    record = adata.uns.get(key)
+    if isinstance(record, Mapping) and PARAMS in record:
+        return
+    taken = [
+        f"{slot}[{name!r}]"
+        for slot, names in (*fields.items(), ("uns", [key]))
+        for name in names
+        if name in getattr(adata, slot)
+    ]
+    if taken:
         warnings.warn(
-            f"{key} exists and was not written by this tool; it is replaced. Pass key_added= to "
-            "keep both.",
+            f"{', '.join(taken)} was not written by this tool and is replaced; pass another "
+            "key_added= to keep it.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

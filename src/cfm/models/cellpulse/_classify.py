@@ -37,6 +37,9 @@ class VirusPrediction:
         ``(n,)`` object: a virus, ``"uninfected"`` or ``"unknown"``.
     proba
         DataFrame, contrasts by viruses and ``"uninfected"``; rows sum to 1.
+    confidence
+        ``(n,)`` float32, probability of the call; of the most probable virus where the call is
+        ``"unknown"``.
     infected
         ``(n,)`` float32, probability of an infection by any virus.
     novelty
@@ -49,6 +52,7 @@ class VirusPrediction:
 
     call: np.ndarray
     proba: pd.DataFrame
+    confidence: np.ndarray
     infected: np.ndarray
     novelty: np.ndarray
     prediction_set: list[list[str]]
@@ -96,8 +100,11 @@ class VirusCaller(Pretrainable):
         Raises
         ------
         ValueError
-            If there are no labels, fewer than two viruses or fewer than two studies.
+            If there are no labels, some are missing or ``"unknown"``, fewer than two viruses or
+            fewer than two studies are left, or an argument is out of its range.
         """
+        if not 0.0 < alpha < 1.0:
+            raise ValueError(f"alpha must lie between 0 and 1; found {alpha}.")
         if adata is not None:
             self.attach(adata)
         effects, studies = self.registered_effects()
@@ -110,7 +117,14 @@ class VirusCaller(Pretrainable):
         infected = labels != UNINFECTED
         if UNKNOWN in labels:
             raise ValueError(f"{UNKNOWN!r} is an answer, not a label; drop or rename those rows.")
-        teaches = infected if teaches_virus is None else infected & np.asarray(teaches_virus)
+        teaches = infected
+        if teaches_virus is not None:
+            if np.shape(teaches_virus) != infected.shape:
+                raise ValueError(
+                    f"teaches_virus has shape {np.shape(teaches_virus)}; expected one value for "
+                    f"each of the {len(infected)} contrasts."
+                )
+            teaches = infected & np.asarray(teaches_virus, dtype=bool)
         viruses = sorted(set(labels[teaches]))
         if len(viruses) < 2:
             raise ValueError(
@@ -207,7 +221,9 @@ class VirusCaller(Pretrainable):
         unknown = (scores.novelty > classifier.novelty_threshold.cpu()).numpy()
         virus = names[table[:, :-1].argmax(axis=1)]
         call = np.where(unknown, UNKNOWN, virus)
-        call = np.where(table[:, -1] >= 0.5, UNINFECTED, call)
+        uninfected = table[:, -1] >= 0.5
+        call = np.where(uninfected, UNINFECTED, call)
+        confidence = np.where(uninfected, table[:, -1], table[:, :-1].max(axis=1))
         threshold = float(classifier.set_threshold)
         order = np.argsort(-table, axis=1, kind="stable")
         # A set that names nothing helps nobody: the most probable answer is always in.
@@ -218,6 +234,7 @@ class VirusCaller(Pretrainable):
         return VirusPrediction(
             call,
             pd.DataFrame(table, index=own.obs_names, columns=names.astype(str)),
+            confidence.astype(np.float32),
             infected.numpy(),
             novelty.numpy(),
             sets,

@@ -12,6 +12,7 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm.data import GeneVocabulary
+from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.hub import save_checkpoint
 from cfm.models._base import PretrainedModel, load_weights
 from cfm.models.cellpulse._classifier import VirusClassifier
@@ -197,6 +198,8 @@ class CellPulseCore(PretrainedModel):
         self, adata: AnnData, *, layer: str | None = None, batch_size: int = 64
     ) -> Iterator[tuple[slice, np.ndarray, Tokens]]:
         """Yield ``(rows, effects on the vocabulary, tokens)`` in batches."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; found {batch_size}.")
         alignment = align_effects(adata, self.vocabulary, layer=layer)
         for rows, block in effect_blocks(adata, layer=layer, n_rows=batch_size):
             yield rows, alignment.apply(block), self.tokenizer.encode(block, alignment)
@@ -241,11 +244,10 @@ class CellPulseCore(PretrainedModel):
                 k: v.half() if n in v.shape and v.is_floating_point() and v.ndim == 2 else v
                 for k, v in tensors.items()
             }
-        config = {
+        config = self.provenance | {
             "size": vars(self.size) | {"n_factors": self.module.gene_factors.shape[1]},
             "n_relevances": self.module.log_relevance.numel(),
             "classifier": None if self.classifier is None else self.classifier.settings(),
-            **self.provenance,
         }
         return save_checkpoint(
             dir_path,
@@ -263,20 +265,24 @@ class CellPulseCore(PretrainedModel):
         try:
             size = CellPulseSize(**config.pop("size"))
             n_relevances = int(config.pop("n_relevances"))
-            genes = checkpoint.files[_GENES_FILE].split()
+            genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
             settings = config.pop("classifier")
+            _check_sizes(checkpoint, len(genes), size, n_relevances, settings)
+            model = cls(vocabulary=genes, size=size)
+            model.module.set_gene_factors(
+                torch.zeros(len(genes), size.n_factors),
+                torch.arange(size.n_factors) % n_relevances,
+            )
+            if settings is not None:
+                model.classifier = VirusClassifier(len(genes), size.dim, **settings).eval()
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
                 f"CellPulse ({error}). It may be damaged or from another version; download it "
                 "again."
             ) from error
-        model = cls(vocabulary=genes, size=size)
-        group = torch.arange(size.n_factors) % n_relevances
-        model.module.set_gene_factors(torch.zeros(len(genes), size.n_factors), group)
         load_weights(model.module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
-        if settings is not None:
-            model.classifier = VirusClassifier(len(genes), size.dim, **settings).eval()
+        if model.classifier is not None:
             load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
         model.provenance = config
         if adata is not None:
@@ -284,10 +290,42 @@ class CellPulseCore(PretrainedModel):
         return model
 
 
+def _check_sizes(
+    checkpoint: Checkpoint,
+    n_genes: int,
+    size: CellPulseSize,
+    n_relevances: int,
+    classifier: dict[str, Any] | None,
+) -> None:
+    """Compare sizes with the weights, before memory is taken for what the sizes claim."""
+    expected = {
+        "gene_factors": (n_genes, size.n_factors),
+        "log_relevance": (n_relevances,),
+        f"blocks.{size.n_layers - 1}.feed_forward.1.weight": (size.ff_mult * size.dim, size.dim),
+    }
+    expected = {_MODULE + name: shape for name, shape in expected.items()}
+    if classifier is not None:
+        expected[_CLASSIFIER + "deep"] = (len(classifier["classes"]), size.dim)
+        expected[_CLASSIFIER + "novelty_reference"] = (int(classifier["n_reference"]),)
+    for name, shape in expected.items():
+        found = tuple(checkpoint.tensors[name].shape) if name in checkpoint.tensors else None
+        if found != shape:
+            raise ValueError(f"{name} should be {shape} and is {found or 'missing'}")
+
+
+def read_signed_sets(signed_sets: AnnData) -> sp.csr_matrix:
+    """Signed sets in memory, ``(sets, genes)`` of −1, 0 and 1, whatever their storage."""
+    blocks = [
+        sp.csr_matrix(np.sign(np.nan_to_num(to_dense(block, np.float32))))
+        for _, block in row_blocks(get_matrix(signed_sets))
+    ]
+    return sp.vstack(blocks, format="csr")
+
+
 def _aligned_sets(signed_sets: AnnData, vocabulary: GeneVocabulary) -> sp.csr_matrix:
     """Signed sets over the vocabulary, ``(sets, n_vocabulary)``."""
     alignment = vocabulary.align(signed_sets.var_names)
-    matrix = sp.csr_matrix(signed_sets.X, dtype=np.float32)[:, alignment.columns].tocoo()
+    matrix = read_signed_sets(signed_sets)[:, alignment.columns].tocoo()
     columns = alignment.positions[matrix.col]
     shape = (matrix.shape[0], len(vocabulary))
-    return sp.csr_matrix((np.sign(matrix.data), (matrix.row, columns)), shape=shape)
+    return sp.csr_matrix((matrix.data, (matrix.row, columns)), shape=shape)

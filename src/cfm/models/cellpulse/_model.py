@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cfm.models.cellpulse._classify import VirusCaller
-from cfm.models.cellpulse._constants import DOWN, UP
+from cfm.models.cellpulse._constants import DOWN, PADDING, UP
 from cfm.models.cellpulse._tokens import ask
 
 if TYPE_CHECKING:
@@ -112,8 +112,9 @@ class CellPulse(VirusCaller):
         self.module.eval()
         for _, _, tokens in self.encode_blocks(adata, layer=layer, batch_size=1):
             weights = self.module.attention(tokens.to(self.device))[0].float().cpu().numpy()
-            genes = self.vocabulary.genes[tokens.gene[0].numpy()]
-            yield genes.insert(0, "<summary>"), weights
+            n = int((tokens.state[0] != PADDING).sum())  # an empty profile still has one column
+            genes = self.vocabulary.genes[tokens.gene[0, :n].numpy()]
+            yield genes.insert(0, "<summary>"), weights[..., : n + 1, : n + 1]
 
     @torch.inference_mode()
     def predict_hidden(
@@ -133,7 +134,18 @@ class CellPulse(VirusCaller):
         -------
         ``(n, n_vocabulary)`` float32 log-odds of up against down, and expected |log2FC|; ``NaN``
         where nothing was asked.
+
+        Raises
+        ------
+        ValueError
+            If a shape is not that.
         """
+        shape = (len(effects), len(self.vocabulary))
+        if effects.shape != shape or hidden.shape != shape:
+            raise ValueError(
+                f"effects is {effects.shape} and hidden {hidden.shape}; expected {shape}, a column "
+                "for each gene of the vocabulary."
+            )
         self.module.eval()
         odds = np.full(effects.shape, np.nan, dtype=np.float32)
         size = np.full(effects.shape, np.nan, dtype=np.float32)

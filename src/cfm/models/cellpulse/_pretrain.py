@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
+import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
@@ -14,7 +17,7 @@ from scvi.train import TrainRunner
 from torch.utils.data import DataLoader, Dataset
 
 from cfm.data import ProfileMatrix
-from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore
+from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore, read_signed_sets
 from cfm.models.cellpulse._factors import GeneFactors, compress
 from cfm.models.cellpulse._stream import Batch, Ingredient, ProfileStream
 from cfm.models.cellpulse._training import PretrainingPlan, fit_correction_weights
@@ -73,7 +76,8 @@ class Pretrainable(CellPulseCore):
         First the relevance of the gene factors is fitted, each profile being predicted without
         the factors of its own study; then the transformer learns what the linear term cannot say.
         At the end held-out studies decide how much of the transformer's correction is used
-        (``module.correction_weight``), and the factors are compressed to the model's size.
+        (``module.correction_weight``), and the factors are compressed to the model's size. The
+        curves are in ``history``.
 
         Parameters
         ----------
@@ -107,15 +111,38 @@ class Pretrainable(CellPulseCore):
             Seed of the whole run.
         **trainer_kwargs
             For :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            If the model has no data, or a number is out of its range.
+        KeyboardInterrupt
+            If training is interrupted. The model then keeps what it has learned and can be used,
+            saved or trained further.
         """
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1; found {max_steps}.")
+        _check_numbers(
+            max_steps=(max_steps, 1),
+            batch_size=(batch_size, 1),
+            tokens_per_profile=(tokens_per_profile, 1),
+            n_linear_steps=(n_linear_steps, 0),
+            n_unchanged=(n_unchanged, 0),
+        )
         effects, studies = self.registered_effects()
         held_out = held_out_studies(studies, validation_share, seed)
         validation = np.isin(studies, held_out)
         alignment = self.vocabulary.align(self.vocabulary.genes)
+        if (studies == "").all():
+            warnings.warn(
+                "The data were registered without study_key: each contrast is predicted from gene "
+                "factors that it helped to make, and nothing is held out to check. Register the "
+                "study of each contrast.",
+                UserWarning,
+                stacklevel=2,
+            )
         sample = self.registered_categories(SAMPLE_KEY)
-        group = pd.factorize(np.where(sample == "", np.arange(len(sample)).astype(str), sample))[0]
+        alone = np.arange(len(sample)).astype(str).astype(object)
+        # One name in two studies means two samples.
+        group = pd.factorize(np.where(sample == "", alone, studies + "|" + sample))[0]
 
         def matrix(rows: np.ndarray) -> ProfileMatrix:
             return ProfileMatrix(
@@ -135,7 +162,7 @@ class Pretrainable(CellPulseCore):
             ingredients.append(Ingredient(source, where, each, study=name))
         if self.signed_sets is not None:
             sets = ProfileMatrix(
-                self.signed_sets.X, self.signed_sets.var_names, has_magnitude=False
+                read_signed_sets(self.signed_sets), self.signed_sets.var_names, has_magnitude=False
             )
             where = self.vocabulary.align(sets.var_names)
             ingredients.append(Ingredient(sets, where, signed_set_share, knows_magnitude=False))
@@ -184,16 +211,42 @@ class Pretrainable(CellPulseCore):
             gradient_clip_val=1.0,
             **trainer_kwargs,
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            runner()
-        for parameter in self.module.parameters():
-            parameter.requires_grad_(True)
+        finished = self._run(runner, seed)
         if checks:
             device = self.module.gene_factors.device
             fit_correction_weights(self.module, [_moved(b, device) for b in checks])
         self.compress_factors()
         self.module.eval()
+        if not finished:
+            raise KeyboardInterrupt(
+                f"Training was interrupted after step {plan.trainer.global_step} of {max_steps}; "
+                "the model keeps what it has learned."
+            )
+
+    def _run(self, runner: TrainRunner, seed: int) -> bool:
+        """Run the training; ``False`` if it was interrupted from the keyboard."""
+        if not self.history_:  # a loaded model: its curves begin here
+            self.is_trained_ = False
+        self.module.train()  # Lightning leaves the mode as it finds it
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                runner()
+        except SystemExit as stopped:
+            # What Lightning makes of Ctrl+C; it also goes deaf to the next one.
+            if not isinstance(stopped.__context__, KeyboardInterrupt):
+                raise
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_interrupt)
+            self.is_trained_ = True
+            self.to_device(runner.device)
+            return False
+        finally:
+            for parameter in self.module.parameters():
+                parameter.requires_grad_(True)
+            self.module.eval()
+        return True
 
     def compress_factors(self) -> None:
         """Reduce the gene factors to ``size.n_factors``; what reads them is rotated along."""
@@ -206,11 +259,20 @@ class Pretrainable(CellPulseCore):
 
 def held_out_studies(studies: np.ndarray, share: float, seed: int) -> list[str]:
     """Choose studies to hold out of training; none if there are fewer than three."""
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"validation_share must be at least 0 and below 1; found {share}.")
     names = sorted(set(studies) - {""})
-    if len(names) < 3 or share <= 0:
+    if len(names) < 3 or share == 0:
         return []
-    n = max(1, round(share * len(names)))
+    n = min(max(1, round(share * len(names))), len(names) - 1)
     return list(np.random.default_rng(seed).choice(names, size=n, replace=False))
+
+
+def _check_numbers(**numbers: tuple[int, int]) -> None:
+    """Check that each number is at least its lower bound."""
+    for name, (found, least) in numbers.items():
+        if found < least:
+            raise ValueError(f"{name} must be at least {least}; found {found}.")
 
 
 def _precision(precision: str) -> str:

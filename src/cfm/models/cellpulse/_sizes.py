@@ -19,6 +19,14 @@ class CellPulseSize:
     dropout: float = 0.1
     learn_gene_embedding: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("n_tokens", "n_factors", "dim", "n_layers", "n_heads", "ff_mult"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout!r}.")
+
     def module_arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of the module."""
         arguments = asdict(self)

@@ -19,7 +19,8 @@ class ProfileTokenizer:
 
     A profile is read as the ``n_tokens`` genes with the largest ``|log2FC|``; genes that are not
     measured (``NaN``) or do not move (0) give no token. What a profile becomes depends on that
-    profile alone.
+    profile alone: not on the rest of the batch, and not on the order of the genes (of equally
+    strong effects at the edge, those of genes that stand first in the vocabulary are taken).
 
     Parameters
     ----------
@@ -68,19 +69,19 @@ class ProfileTokenizer:
         values = np.asarray(effects, dtype=np.float32)[:, columns]
         strength = np.abs(values)
         strength[np.isnan(strength)] = 0.0
-        n, n_genes = strength.shape
+        n_genes = strength.shape[1]
         k = min(self.n_tokens, n_genes)
-        if k < n_genes:
-            top = np.argpartition(strength, n_genes - k, axis=1)[:, n_genes - k :]
-        else:
-            top = np.broadcast_to(np.arange(n_genes), (n, n_genes))
+        positions = np.arange(n_genes) if alignment is None else alignment.positions
+        top = _strongest(strength, k, positions)
         effect = np.take_along_axis(values, top, axis=1)
         moves = np.take_along_axis(strength, top, axis=1) > 0
         state = np.where(effect > 0, UP, DOWN)
         if n_unchanged:
             if rng is None:
                 raise ValueError("n_unchanged needs rng, the random generator that draws them.")
-            still = _draw_unchanged(values, n_unchanged, rng)  # (n, n_unchanged), -1 = none left
+            free = np.ones(strength.shape, dtype=bool)
+            np.put_along_axis(free, top, ~moves, axis=1)  # a gene has one token
+            still = _draw_unchanged(values, free, n_unchanged, rng)  # (n, n_unchanged), -1 = none
             top = np.concatenate([top, np.maximum(still, 0)], axis=1)
             effect = np.concatenate([effect, np.take_along_axis(values, still, axis=1)], axis=1)
             moves = np.concatenate([moves, still >= 0], axis=1)
@@ -93,7 +94,7 @@ class ProfileTokenizer:
             top, effect, state = (
                 np.take_along_axis(a, order, axis=1) for a in (top, effect, state)
             )
-        gene = top if alignment is None else alignment.positions[top]
+        gene = positions[top]
         padding = state == PADDING
         magnitude = np.log1p(np.abs(effect))
         magnitude[padding | (not has_magnitude)] = np.nan
@@ -115,10 +116,28 @@ def ask(tokens: Tokens, genes: np.ndarray) -> Tokens:
     )
 
 
-def _draw_unchanged(values: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw up to ``n`` columns per row with a known effect below the threshold; −1 fills up."""
+def _strongest(strength: np.ndarray, k: int, positions: np.ndarray) -> np.ndarray:
+    """Return the columns of the ``k`` largest values per row; ``positions`` decide between ties."""
+    n, n_genes = strength.shape
+    if k >= n_genes:
+        return np.broadcast_to(np.arange(n_genes), (n, n_genes))
+    top = np.argpartition(strength, n_genes - k, axis=1)[:, n_genes - k :]
+    edge = np.take_along_axis(strength, top, axis=1).min(axis=1, keepdims=True)
+    tied = ((strength >= edge).sum(axis=1) > k) & (edge[:, 0] > 0)
+    for row in np.flatnonzero(tied):
+        above = np.flatnonzero(strength[row] > edge[row])
+        level = np.flatnonzero(strength[row] == edge[row])
+        level = level[np.argsort(positions[level], kind="stable")]
+        top[row] = np.concatenate([above, level[: k - len(above)]])
+    return top
+
+
+def _draw_unchanged(
+    values: np.ndarray, free: np.ndarray, n: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw up to ``n`` free columns per row with a known effect below the threshold, else −1."""
     with np.errstate(invalid="ignore"):
-        candidate = np.abs(values) < UNCHANGED_BELOW  # NaN compares as False
+        candidate = free & (np.abs(values) < UNCHANGED_BELOW)  # NaN compares as False
     # Candidates are looked for in a random sample of columns: drawing exactly would mean sorting
     # every row, and training does not need exactly n.
     tried = rng.integers(0, values.shape[1], size=(values.shape[0], 4 * n))
