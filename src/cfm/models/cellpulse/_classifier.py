@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 #: Largest absolute centred effect.
 CLIP = 6.0
 #: Scalars that describe a profile as a whole, see :func:`profile_statistics`.
-N_STATISTICS = 3
+N_STATISTICS = 8
+#: Those of them that change sign with the profile.
+SIGNED_STATISTICS = (2, 5, 6, 7)
+#: Genes of the interferon statistics.
+INTERFERON_GENES = ("IFI27", "IFI44L", "ISG15", "MX1", "IFIT1", "RSAD2")
 
 
 class Views(NamedTuple):
@@ -21,7 +25,7 @@ class Views(NamedTuple):
 
     ``all`` and ``common`` ``(b, n_genes)``: centred, clipped effects of unit length over all genes
     and over those that most training profiles measure; ``deep`` ``(b, dim)``: the embedding, of
-    unit length; ``statistics`` ``(b, 3)``.
+    unit length; ``statistics`` ``(b, 8)``.
     """
 
     all: Tensor
@@ -34,7 +38,7 @@ class Scores(NamedTuple):
     """Calibrated output of a batch.
 
     ``virus`` ``(b, classes)`` log-probabilities given an infection, ``infected`` ``(b,)`` log-odds
-    of infection, ``novelty`` ``(b,)``, higher = less like any training virus.
+    of infection, ``novelty`` ``(b,)`` in 0…1, higher = less like any training virus.
     """
 
     virus: Tensor
@@ -53,21 +57,56 @@ def center(effects: Tensor) -> Tensor:
     return centred.clamp(-CLIP, CLIP).nan_to_num(0.0)
 
 
-def profile_statistics(effects: Tensor) -> Tensor:
-    """Return size and shape of profiles, ``(b, n_genes)`` with NaN to ``(b, 3)``.
+def profile_statistics(effects: Tensor, interferon: Tensor) -> Tensor:
+    """Return size and shape of profiles.
 
-    Log of the root mean square, log of the ratio of the largest percentile to the root mean
-    square, and skewness of the signs among the largest two per cent, all over measured genes.
+    Parameters
+    ----------
+    effects
+        ``(b, n_genes)`` log2 fold changes, NaN = not measured.
+    interferon
+        ``(n_genes,)`` 1 at interferon-stimulated genes, else 0.
+
+    Returns
+    -------
+    ``(b, 8)``: log of the root mean square; log share of effects above 1; asinh of the mean
+    interferon effect; log share beyond three robust standard deviations; log ratio of the mean of
+    the largest hundredth to the robust standard deviation; interferon effect in units of the root
+    mean square; mean sign of the largest fiftieth; asinh of the skewness. All over measured genes.
     """
-    measured = ~torch.isnan(effects)
-    x = center(effects)
-    n = measured.sum(-1).clamp(min=1)
-    rms = (x.square().sum(-1) / n).sqrt()
-    k = max(1, effects.shape[-1] // 50)
-    top, where = x.abs().topk(k, dim=-1)
-    tilt = x.gather(-1, where).sign().mean(-1)
-    size = torch.log(rms + 1e-3)
-    return torch.stack([size, torch.log(top.mean(-1) + 1e-3) - size, tilt], dim=-1)
+    seen = ~torch.isnan(effects)
+    x = center(effects)  # (b, g)
+    size = x.abs()
+    n = seen.sum(-1).clamp(min=1)
+    rms = (x.square().sum(-1) / n).sqrt().clamp(min=1e-3)
+    blank = torch.full_like(size, float("nan"))
+    robust = torch.where(seen, size, blank).nanmedian(dim=-1).values.nan_to_num(0.0)
+    robust = (1.4826 * robust).clamp(min=1e-3)
+    large = ((size > 1.0) & seen).sum(-1) / n
+    far = ((size > 3.0 * robust.unsqueeze(-1)) & seen).sum(-1) / n
+    # Counted by row, so that a profile measured in few genes is judged by its own largest ones.
+    order = size.sort(dim=-1, descending=True)
+    rank = torch.arange(x.shape[-1], device=x.device)
+    top = order.values * (rank < (n / 100).ceil().unsqueeze(-1))
+    top = top.sum(-1) / (n / 100).ceil()
+    signs = x.gather(-1, order.indices).sign() * (rank < (n / 50).ceil().unsqueeze(-1))
+    tilt = signs.sum(-1) / (n / 50).ceil()
+    of_interferon = seen * interferon
+    response = (effects.nan_to_num(0.0) * interferon).sum(-1) / of_interferon.sum(-1).clamp(min=1)
+    skewness = (x / rms.unsqueeze(-1)).pow(3).sum(-1) / n
+    return torch.stack(
+        [
+            rms.log(),
+            (large + 1e-3).log(),
+            response.asinh(),
+            (far + 1e-3).log(),
+            (top / robust + 1e-3).log(),
+            response / rms,
+            tilt,
+            skewness.asinh(),
+        ],
+        dim=-1,
+    )
 
 
 class VirusClassifier(nn.Module):
@@ -78,8 +117,10 @@ class VirusClassifier(nn.Module):
 
     .. math:: s_c = (w_c^\top u + w_c'^\top v + d_c^\top h + b_c) / T
 
-    A second, binary linear term over the same inputs and three statistics of the profile says
-    whether it is an infection at all.
+    A second, binary linear term over :math:`u` and eight statistics of the profile says whether it
+    is an infection at all. Novelty is the mean of two ranks among held-out profiles of known
+    viruses: how little the first virus leads the second, and how far the profile is from the mean
+    profile of the first.
 
     Parameters
     ----------
@@ -88,9 +129,9 @@ class VirusClassifier(nn.Module):
     classes
         Viruses, sorted.
     n_reference
-        Number of stored out-of-fold novelty scores.
-    alpha
-        Miscoverage of the conformal set.
+        Number of held-out profiles that novelty is ranked among.
+    n_set_reference
+        Number of held-out profiles that conformal sets are calibrated on.
     """
 
     common: Tensor
@@ -99,7 +140,10 @@ class VirusClassifier(nn.Module):
     infected_shift: Tensor
     novelty_reference: Tensor
     novelty_threshold: Tensor
-    set_threshold: Tensor
+    set_scores: Tensor
+    set_weights: Tensor
+    interferon: Tensor
+    centroids: Tensor
 
     def __init__(
         self,
@@ -108,18 +152,16 @@ class VirusClassifier(nn.Module):
         *,
         classes: Sequence[str],
         n_reference: int = 1,
-        alpha: float = 0.1,
+        n_set_reference: int = 1,
     ) -> None:
         super().__init__()
         self.classes = [str(c) for c in classes]
-        self.alpha = alpha
         n = len(self.classes)
         self.wide_all = nn.Parameter(torch.zeros(n, n_genes))
         self.wide_common = nn.Parameter(torch.zeros(n, n_genes))
         self.deep = nn.Parameter(torch.zeros(n, dim))
         self.bias = nn.Parameter(torch.zeros(n))
         self.infected_all = nn.Parameter(torch.zeros(n_genes))
-        self.infected_deep = nn.Parameter(torch.zeros(dim))
         self.infected_statistics = nn.Parameter(torch.zeros(N_STATISTICS))
         self.infected_bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("common", torch.ones(n_genes))
@@ -127,24 +169,27 @@ class VirusClassifier(nn.Module):
         # log-odds of infection are scaled and shifted to be calibrated
         self.register_buffer("infected_scale", torch.ones(()))
         self.register_buffer("infected_shift", torch.zeros(()))
-        self.register_buffer("novelty_reference", torch.zeros(n_reference))
+        self.register_buffer("interferon", torch.zeros(n_genes))
+        self.register_buffer("centroids", torch.zeros(n, n_genes))
+        # columns sorted on their own: margin and distance
+        self.register_buffer("novelty_reference", torch.zeros(n_reference, 2))
         self.register_buffer("novelty_threshold", torch.ones(()))
-        self.register_buffer("set_threshold", torch.ones(()))
+        self.register_buffer("set_scores", torch.ones(n_set_reference))
+        self.register_buffer("set_weights", torch.ones(n_set_reference))
 
     def settings(self) -> dict[str, Any]:
         """Return what the constructor needs, for the checkpoint."""
         return {
             "classes": self.classes,
             "n_reference": len(self.novelty_reference),
-            "alpha": self.alpha,
+            "n_set_reference": len(self.set_scores),
         }
 
     def views(self, effects: Tensor, summary: Tensor) -> Views:
         """Prepare ``(b, n_genes)`` effects (NaN = not measured) and ``(b, dim)`` embeddings."""
         common = torch.where(self.common > 0, effects, torch.full_like(effects, float("nan")))
-        return Views(
-            unit(center(effects)), unit(center(common)), unit(summary), profile_statistics(effects)
-        )
+        statistics = profile_statistics(effects, self.interferon)
+        return Views(unit(center(effects)), unit(center(common)), unit(summary), statistics)
 
     def raw_logits(self, views: Views) -> Tensor:
         """Return uncalibrated logits of the viruses, ``(b, classes)``."""
@@ -159,7 +204,6 @@ class VirusClassifier(nn.Module):
         """Return uncalibrated log-odds of infection, ``(b,)``."""
         return (
             views.all @ self.infected_all
-            + views.deep @ self.infected_deep
             + views.statistics @ self.infected_statistics
             + self.infected_bias
         )
@@ -167,14 +211,43 @@ class VirusClassifier(nn.Module):
     def forward(self, effects: Tensor, summary: Tensor) -> Scores:
         """Return calibrated scores of profiles; see :class:`Scores`."""
         views = self.views(effects, summary)
-        logits = self.raw_logits(views)
-        return Scores(
-            torch.log_softmax(logits / self.temperature, dim=-1),
-            self.infected_scale * self.raw_infected(views) + self.infected_shift,
-            novelty_score(logits),
-        )
+        logits = self.raw_logits(views) / self.temperature
+        odds = self.infected_scale * self.raw_infected(views) + self.infected_shift
+        unusual = novelty_components(logits, views.all, self.centroids)
+        novelty = novelty_rank(unusual, self.novelty_reference)
+        return Scores(torch.log_softmax(logits, dim=-1), odds, novelty)
+
+    def set_threshold(self, alpha: float) -> float:
+        """Return the cumulative probability that conformal sets reach at miscoverage ``alpha``."""
+        order = self.set_scores.argsort()
+        share = self.set_weights[order].cumsum(0) / self.set_weights.sum()
+        place = int(torch.searchsorted(share, 1.0 - alpha))
+        return float(self.set_scores[order][place]) if place < len(order) else 1.0
 
 
-def novelty_score(logits: Tensor) -> Tensor:
-    """Return how little any virus stands out, ``(b, classes)`` logits to ``(b,)``."""
-    return -logits.max(dim=-1).values
+def novelty_components(logits: Tensor, profiles: Tensor, centroids: Tensor) -> Tensor:
+    """Return how little any virus stands out and how far its mean profile is, ``(b, 2)``.
+
+    Parameters
+    ----------
+    logits
+        ``(b, classes)``; ``-inf`` for classes that are not known.
+    profiles, centroids
+        ``(b, n_genes)`` and ``(classes, n_genes)``, rows of unit length.
+    """
+    p = torch.softmax(logits, dim=-1)
+    first, second = p.topk(2, dim=-1).values.unbind(-1)
+    nearest = centroids[logits.argmax(dim=-1)]  # (b, n_genes)
+    return torch.stack([second - first, 1.0 - (profiles * nearest).sum(-1)], dim=-1)
+
+
+def novelty_rank(components: Tensor, reference: Tensor) -> Tensor:
+    """Return the mean share of reference profiles that are less unusual, ``(b,)`` in 0…1.
+
+    ``reference`` ``(m, 2)`` has each column sorted.
+    """
+    shares = [
+        torch.searchsorted(reference[:, j].contiguous(), components[:, j].contiguous())
+        for j in range(2)
+    ]
+    return torch.stack(shares).to(components.dtype).mean(0) / len(reference)

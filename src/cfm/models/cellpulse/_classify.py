@@ -11,13 +11,13 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from cfm._fields import UNINFECTED, UNKNOWN
-from cfm.models.cellpulse._classifier import Scores, VirusClassifier
+from cfm.models.cellpulse._classifier import INTERFERON_GENES, Scores, VirusClassifier
 from cfm.models.cellpulse._fit_classifier import (
     DEEP_SCALES,
     Rows,
     VirusFit,
-    conformal_threshold,
     fit_infected,
+    store_set_scores,
 )
 from cfm.models.cellpulse._pretrain import Pretrainable
 
@@ -46,8 +46,8 @@ class VirusPrediction:
         ``(n,)`` float32 in 0…1, share of the held-out profiles of known viruses that are less
         unusual.
     prediction_set
-        ``(n,)`` lists of names: conformal set, holds the truth with probability 1 − alpha for
-        contrasts like those of the training studies.
+        ``(n,)`` lists of names, most probable first: conformal set, holds the truth with
+        probability 1 − alpha for contrasts like those of the training studies.
     """
 
     call: np.ndarray
@@ -67,7 +67,6 @@ class VirusCaller(Pretrainable):
         *,
         teaches_virus: np.ndarray | None = None,
         deep_scales: Sequence[float] = DEEP_SCALES,
-        alpha: float = 0.1,
     ) -> pd.DataFrame:
         """Train the classifier of viruses on labelled contrasts; the encoder stays as it is.
 
@@ -88,8 +87,6 @@ class VirusCaller(Pretrainable):
         deep_scales
             Sizes of the deep term to choose from, by log loss on left-out studies; 0 is the
             linear model alone.
-        alpha
-            Miscoverage of the conformal sets.
 
         Returns
         -------
@@ -103,8 +100,6 @@ class VirusCaller(Pretrainable):
             If there are no labels, some are missing or ``"unknown"``, fewer than two viruses or
             fewer than two studies are left, or an argument is out of its range.
         """
-        if not 0.0 < alpha < 1.0:
-            raise ValueError(f"alpha must lie between 0 and 1; found {alpha}.")
         if adata is not None:
             self.attach(adata)
         effects, studies = self.registered_effects()
@@ -135,9 +130,9 @@ class VirusCaller(Pretrainable):
                 "All contrasts are from one study; nothing can be calibrated without another. "
                 "Register the study of each contrast with study_key=."
             )
-        classifier = VirusClassifier(
-            len(self.vocabulary), self.module.dim, classes=viruses, alpha=alpha
-        )
+        classifier = VirusClassifier(len(self.vocabulary), self.module.dim, classes=viruses)
+        interferon = self.vocabulary.genes.isin(INTERFERON_GENES)
+        classifier.interferon.copy_(torch.from_numpy(interferon))
         measured = np.isfinite(effects[teaches]).mean(axis=0)
         classifier.common.copy_(torch.from_numpy(measured >= min(0.5, measured.max())))
         rows = Rows(self._views(classifier, effects), labels.astype(str), studies.astype(str))
@@ -146,8 +141,7 @@ class VirusCaller(Pretrainable):
         held_out = fit.out_of_fold(scale)
         fit.store(classifier, scale, held_out)
         odds = fit_infected(classifier, rows, infected)
-        threshold = conformal_threshold(classifier, rows, fit, held_out, odds)
-        classifier.set_threshold.fill_(threshold)
+        store_set_scores(classifier, rows, fit, held_out, odds)
         self.classifier = classifier.to(self.device).eval()
         self.provenance |= {"classes": viruses, "deep_scale": scale}
         out = pd.DataFrame(np.nan, index=self.adata.obs_names, columns=pd.Index(viruses))
@@ -190,7 +184,12 @@ class VirusCaller(Pretrainable):
         return self.predict(adata, layer=layer, batch_size=batch_size).proba
 
     def predict(
-        self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
+        self,
+        adata: AnnData | None = None,
+        *,
+        layer: str | None = None,
+        alpha: float = 0.1,
+        batch_size: int = 64,
     ) -> VirusPrediction:
         """Name the virus behind each contrast.
 
@@ -200,6 +199,8 @@ class VirusCaller(Pretrainable):
             Contrasts by genes, any gene order; the model's own data if not given.
         layer
             Layer with the log2 fold changes instead of ``X``.
+        alpha
+            Miscoverage of the conformal sets, between 0 and 1.
         batch_size
             Contrasts at a time; the result does not depend on it.
 
@@ -209,6 +210,8 @@ class VirusCaller(Pretrainable):
         probable, else ``"unknown"`` where the profile is more unusual than 95 % of the held-out
         profiles of known viruses, else the most probable virus.
         """
+        if not 0.0 < alpha < 1.0:
+            raise ValueError(f"alpha must lie between 0 and 1; found {alpha}.")
         own = self._adata_or_own(adata)
         scores = self.predict_scores(own, layer=layer, batch_size=batch_size)
         classifier = self.require_classifier()
@@ -216,27 +219,19 @@ class VirusCaller(Pretrainable):
         table = joint_probabilities(scores.virus.exp(), infected).numpy().astype(np.float64)
         table /= table.sum(axis=1, keepdims=True)
         names = np.asarray([*classifier.classes, UNINFECTED], dtype=object)
-        reference = classifier.novelty_reference.cpu().sort().values
-        novelty = torch.searchsorted(reference, scores.novelty).float() / len(reference)
         unknown = (scores.novelty > classifier.novelty_threshold.cpu()).numpy()
         virus = names[table[:, :-1].argmax(axis=1)]
         call = np.where(unknown, UNKNOWN, virus)
         uninfected = table[:, -1] >= 0.5
         call = np.where(uninfected, UNINFECTED, call)
         confidence = np.where(uninfected, table[:, -1], table[:, :-1].max(axis=1))
-        threshold = float(classifier.set_threshold)
-        order = np.argsort(-table, axis=1, kind="stable")
-        # A set that names nothing helps nobody: the most probable answer is always in.
-        sets = [
-            [names[j] for rank, j in enumerate(o) if rank == 0 or row[j] >= threshold]
-            for o, row in zip(order, table, strict=True)
-        ]
+        sets = prediction_sets(table, names, classifier.set_threshold(alpha))
         return VirusPrediction(
             call,
             pd.DataFrame(table, index=own.obs_names, columns=names.astype(str)),
             confidence.astype(np.float32),
             infected.numpy(),
-            novelty.numpy(),
+            scores.novelty.numpy(),
             sets,
         )
 
@@ -258,3 +253,13 @@ class VirusCaller(Pretrainable):
 def joint_probabilities(virus: torch.Tensor, infected: torch.Tensor) -> torch.Tensor:
     """Join P(virus | infected) and P(infected) to ``(b, classes + 1)``, uninfected last."""
     return torch.cat([virus * infected[:, None], 1.0 - infected[:, None]], dim=1)
+
+
+def prediction_sets(table: np.ndarray, names: np.ndarray, reach: float) -> list[list[str]]:
+    """Return for each row the most probable names whose summed probability reaches ``reach``."""
+    order = np.argsort(-table, axis=1, kind="stable")
+    before = np.cumsum(np.take_along_axis(table, order, axis=1), axis=1)
+    before -= np.take_along_axis(table, order, axis=1)  # mass of all that are more probable
+    # A set that names nothing helps nobody: the most probable answer is always in.
+    size = np.maximum(1, (before < reach - 1e-6).sum(axis=1))
+    return [[str(n) for n in names[o[:k]]] for o, k in zip(order, size, strict=True)]

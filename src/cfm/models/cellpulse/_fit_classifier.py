@@ -15,24 +15,27 @@ from sklearn.linear_model import LogisticRegression
 
 from cfm._fields import UNINFECTED
 from cfm.metrics import unit_weights
-from cfm.models.cellpulse._classifier import novelty_score
+from cfm.models.cellpulse._classifier import (
+    SIGNED_STATISTICS,
+    novelty_components,
+    novelty_rank,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cfm.models.cellpulse._classifier import VirusClassifier
 
 #: Inverse penalties that are averaged: neither is better, and the mean of both is steadier.
 PENALTIES = (100.0, 1000.0)
 DEEP_SCALES = (0.0, 0.25, 0.5)
-_TEMPERATURES = (0.5, 2.0)
+_TEMPERATURES = (0.8, 1.25)
 #: A profile is called unknown when it is more unusual than this share of the held-out profiles
 #: of known viruses.
 NOVELTY_QUANTILE = 0.95
-#: Inverse penalty and scales of the infection term.
-INFECTED_PENALTY = 10.0
-INFECTED_DEEP = 0.25
-INFECTED_STATISTICS = 0.5
+#: Inverse penalty of the infection term, and size of its statistics beside the wide term.
+INFECTED_PENALTY = 1.0
+STATISTICS_SCALE = 0.1
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def fit_virus_terms(
 
 
 def fit_temperature(logits: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
-    """Return the temperature with the smallest weighted log loss, bounded to 0.5…2.
+    """Return the temperature with the smallest weighted log loss, bounded to 0.8…1.25.
 
     Classes that a fold did not know have logits of ``-inf``; ``truth`` is never one of them.
     """
@@ -209,15 +212,41 @@ class VirusFit:
         ``-inf`` for viruses that only this study has.
         """
         logits = np.full((len(self.rows), len(self.classes)), -np.inf)
-        for study in np.unique(self.studies):
-            test = self.studies == study
-            if len(np.unique(self.labels[~test])) < 2:
-                continue
+        for test in self.folds():
             terms = self.terms(~test, scale, penalties)
             columns = np.searchsorted(self.classes, terms.classes)
             views = [v[test] for v in self._views]
             logits[np.ix_(test, columns)] = terms.logits(*views)
         return logits
+
+    def folds(self) -> Iterator[np.ndarray]:
+        """Yield the rows of each study, ``(m,)`` bool, where the others hold two viruses."""
+        for study in np.unique(self.studies):
+            test = self.studies == study
+            if len(np.unique(self.labels[~test])) >= 2:
+                yield test
+
+    def centroids(self, train: np.ndarray) -> np.ndarray:
+        """Return the mean profile of each virus, studies weighing alike, ``(classes, genes)``.
+
+        Rows of unit length; 0 for viruses that are not among the rows.
+        """
+        out = np.zeros((len(self.classes), self._views[0].shape[1]))
+        for i, virus in enumerate(self.classes):
+            rows = train & (self.labels == virus)
+            if rows.any():
+                weight = unit_weights(self.labels[rows], self.studies[rows])
+                mean = weight @ self._views[0][rows]
+                out[i] = mean / max(np.linalg.norm(mean), 1e-12)
+        return out
+
+    def novelty(self, held_out: np.ndarray, temperature: float) -> np.ndarray:
+        """Return the novelty components of rows fitted without their study, ``(m, 2)``."""
+        out = np.full((len(self.rows), 2), np.nan)
+        for test in self.folds():
+            parts = (held_out[test] / temperature, self._views[0][test], self.centroids(~test))
+            out[test] = novelty_components(*map(torch.from_numpy, parts)).numpy()
+        return out
 
     def known(self, held_out: np.ndarray) -> np.ndarray:
         """Rows whose virus was learned from other studies, ``(m,)`` bool."""
@@ -249,9 +278,14 @@ class VirusFit:
         weight = self.unit_weight[known]
         temperature = fit_temperature(held_out[known], self.truth[known], weight)
         classifier.temperature.fill_(temperature)
-        novelty = novelty_score(torch.from_numpy(held_out[known])).numpy()
-        classifier.novelty_reference = torch.from_numpy(np.sort(novelty)).float()
-        classifier.novelty_threshold.fill_(weighted_quantile(novelty, weight, NOVELTY_QUANTILE))
+        classifier.centroids = torch.from_numpy(
+            self.centroids(np.ones(len(self.rows), dtype=bool))
+        ).float()
+        components = self.novelty(held_out, temperature)[known]
+        reference = torch.from_numpy(np.sort(components, axis=0)).float()
+        classifier.novelty_reference = reference
+        ranks = novelty_rank(torch.from_numpy(components).float(), reference).numpy()
+        classifier.novelty_threshold.fill_(weighted_quantile(ranks, weight, NOVELTY_QUANTILE))
 
     def log_proba(self, classifier: VirusClassifier, held_out: np.ndarray) -> np.ndarray:
         """Return calibrated held-out log-probabilities, ``NaN`` where the virus was not known."""
@@ -270,15 +304,27 @@ def fit_infected(classifier: VirusClassifier, rows: Rows, infected: np.ndarray) 
         # Without a negative nothing can be learned of infection: every profile is taken for one.
         classifier.infected_shift.fill_(20.0)
         return np.full(len(infected), 20.0)
-    wide, _, deep, statistics = (v.astype(np.float64) for v in rows.views)
+    wide, _, _, statistics = (v.astype(np.float64) for v in rows.views)
     mean, spread = statistics.mean(axis=0), statistics.std(axis=0).clip(min=1e-6)
-    x = np.hstack([wide, INFECTED_DEEP * deep, INFECTED_STATISTICS * (statistics - mean) / spread])
+    flipped = statistics.copy()
+    flipped[:, SIGNED_STATISTICS] *= -1.0
+
+    def inputs(wide: np.ndarray, statistics: np.ndarray) -> np.ndarray:
+        return np.hstack([wide, STATISTICS_SCALE * (statistics - mean) / spread])
+
+    x, mirrored = inputs(wide, statistics), inputs(-wide, flipped)
     kind = np.where(infected, "infected", UNINFECTED)
     order = np.array(["infected", UNINFECTED])
 
     def fit(train: np.ndarray) -> tuple[np.ndarray, float]:
         weight = unit_weights(kind[train], rows.studies[train], balance_labels=True)
-        _, coef, intercept = softmax_regression(x[train], kind[train], weight, INFECTED_PENALTY)
+        # Which half of the controls is called the case is arbitrary: each null profile is
+        # learned both ways round.
+        null = ~infected[train]
+        weight = np.concatenate([np.where(null, weight / 2, weight), weight[null] / 2])
+        both = np.vstack([x[train], mirrored[train][null]])
+        names = np.concatenate([kind[train], kind[train][null]])
+        _, coef, intercept = softmax_regression(both, names, weight, INFECTED_PENALTY)
         return coef[0] - coef[1], float(intercept[0] - intercept[1])
 
     odds = np.full(len(kind), np.nan)
@@ -291,12 +337,8 @@ def fit_infected(classifier: VirusClassifier, rows: Rows, infected: np.ndarray) 
     weight = unit_weights(kind[seen], rows.studies[seen], balance_labels=True)
     scale, shift = fit_odds_calibration(odds[seen], infected[seen], weight)
     coef, intercept = fit(np.ones(len(kind), dtype=bool))
-    n_genes, dim = wide.shape[1], deep.shape[1]
-    of_statistics = coef[n_genes + dim :] * INFECTED_STATISTICS / spread
-    classifier.infected_all.data = torch.from_numpy(coef[:n_genes]).float()
-    classifier.infected_deep.data = torch.from_numpy(
-        coef[n_genes : n_genes + dim] * INFECTED_DEEP
-    ).float()
+    of_statistics = coef[wide.shape[1] :] * STATISTICS_SCALE / spread
+    classifier.infected_all.data = torch.from_numpy(coef[: wide.shape[1]]).float()
     classifier.infected_statistics.data = torch.from_numpy(of_statistics).float()
     classifier.infected_bias.data.fill_(intercept - float(of_statistics @ mean))
     classifier.infected_scale.fill_(scale)
@@ -304,21 +346,33 @@ def fit_infected(classifier: VirusClassifier, rows: Rows, infected: np.ndarray) 
     return scale * odds + shift
 
 
-def conformal_threshold(
+def store_set_scores(
     classifier: VirusClassifier, rows: Rows, fit: VirusFit, held_out: np.ndarray, odds: np.ndarray
-) -> float:
-    """Return the probability above which an answer belongs to the conformal set.
+) -> None:
+    """Store what conformal sets are calibrated on: scores of held-out profiles.
 
-    Least-ambiguous sets (Sadinle, Lei & Wasserman 2019): the alpha quantile, over (label, study)
-    units, of the probability that held-out profiles gave to their true label.
+    Adaptive sets (Romano, Sesia & Candès 2020, without randomisation): the score of a profile is
+    the summed probability of its true label and of all that are more probable. (label, study)
+    units weigh alike; rows whose virus no other study has are left out.
     """
-    log_odds = np.full(len(rows.labels), np.nan)
+    log_p = np.full((len(rows.labels), len(fit.classes) + 1), -np.inf)
+    log_p[:, -1] = -np.logaddexp(0.0, odds)  # log P(uninfected)
+    within = fit.log_proba(classifier, held_out)
+    log_p[fit.rows, :-1] = np.nan_to_num(within, nan=-np.inf) - np.logaddexp(
+        0.0, -odds[fit.rows][:, None]
+    )
+    truth = np.full(len(rows.labels), -1)
+    truth[fit.rows] = np.where(fit.known(held_out), fit.truth, -1)
+    truth[rows.labels == UNINFECTED] = len(fit.classes)
+    seen = np.flatnonzero((truth >= 0) & np.isfinite(odds))
+    # The virus of an uninfected profile is never needed: its mass is put on one answer.
     uninfected = rows.labels == UNINFECTED
-    log_odds[uninfected] = -np.logaddexp(0.0, odds[uninfected])  # log P(uninfected)
-    log_p = fit.log_proba(classifier, held_out)[np.arange(len(fit.rows)), fit.truth]
-    log_odds[fit.rows] = log_p - np.logaddexp(0.0, -odds[fit.rows])  # log P(infected, virus)
-    seen = np.isfinite(log_odds)
-    if not seen.any():
-        return 1.0
+    log_p[uninfected, 0] = -np.logaddexp(0.0, -odds[uninfected])
+    if not len(seen):
+        return
+    p = np.exp(log_p[seen])
+    own = p[np.arange(len(seen)), truth[seen]][:, None]
+    scores = np.where(p >= own, p, 0.0).sum(axis=1).clip(max=1.0)
     weight = unit_weights(rows.labels[seen], rows.studies[seen])
-    return float(np.exp(weighted_quantile(log_odds[seen], weight, classifier.alpha)))
+    classifier.set_scores = torch.from_numpy(scores).float()
+    classifier.set_weights = torch.from_numpy(weight).float()
