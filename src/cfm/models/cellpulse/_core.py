@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -124,8 +125,19 @@ class CellPulseCore(PretrainedModel):
             controls are made to agree.
         **kwargs
             For :meth:`scvi.data.AnnDataManager.register_fields`.
+
+        Raises
+        ------
+        KeyError
+            If the layer or a column does not exist.
+        ValueError
+            If a column has missing values.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
+        get_matrix(adata, layer=layer)
+        for key in (labels_key, study_key, sample_key):
+            if key is not None:
+                _check_column(adata, key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
@@ -133,7 +145,10 @@ class CellPulseCore(PretrainedModel):
             CategoricalObsField(SAMPLE_KEY, sample_key),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
+        with warnings.catch_warnings():
+            # Said for categories of under three cells; a study or sample may have one contrast.
+            warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
+            manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
     def fit_gene_factors(self, *, seed: int = 0) -> None:
@@ -290,6 +305,18 @@ class CellPulseCore(PretrainedModel):
         return model
 
 
+def _check_column(adata: AnnData, key: str) -> None:
+    """Check that a column of ``obs`` exists and has no missing values."""
+    if key not in adata.obs:
+        raise KeyError(f"adata.obs has no column {key!r}; it has {adata.obs.columns.tolist()}.")
+    missing = int(adata.obs[key].isna().sum())
+    if missing:
+        raise ValueError(
+            f"adata.obs[{key!r}] is missing in {missing} of {adata.n_obs} contrasts; fill it in, "
+            "or drop those rows."
+        )
+
+
 def _check_sizes(
     checkpoint: Checkpoint,
     n_genes: int,
@@ -306,7 +333,8 @@ def _check_sizes(
     expected = {_MODULE + name: shape for name, shape in expected.items()}
     if classifier is not None:
         expected[_CLASSIFIER + "deep"] = (len(classifier["classes"]), size.dim)
-        expected[_CLASSIFIER + "novelty_reference"] = (int(classifier["n_reference"]),)
+        expected[_CLASSIFIER + "novelty_reference"] = (int(classifier["n_reference"]), 2)
+        expected[_CLASSIFIER + "set_scores"] = (int(classifier["n_set_reference"]),)
     for name, shape in expected.items():
         found = tuple(checkpoint.tensors[name].shape) if name in checkpoint.tensors else None
         if found != shape:
