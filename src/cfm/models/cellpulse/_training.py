@@ -135,8 +135,8 @@ class PretrainingPlan(pl.LightningModule):
 def fit_correction_weights(module: CellPulseModule, batches: Sequence[Batch]) -> None:
     """Choose how much of the transformer's corrections to use, on batches of held-out studies.
 
-    Stores in the module the weights of :data:`CORRECTION_GRID` with the smallest cross-entropy of
-    the hidden directions and the smallest absolute error of the hidden magnitudes.
+    Stores in the module the weights of :data:`CORRECTION_GRID` with the fewest wrong hidden
+    directions and the smallest absolute error of the hidden magnitudes; the smaller wins ties.
     """
     module.eval()
     direction = torch.zeros(len(CORRECTION_GRID))
@@ -145,13 +145,13 @@ def fit_correction_weights(module: CellPulseModule, batches: Sequence[Batch]) ->
         encoded = module.encode(hidden, mask)
         moved = asked & (target.state != UNCHANGED)
         sized = asked & ~torch.isnan(target.magnitude)
-        sign = target.state[moved] - 1
+        up = target.state[moved] == UP
         for i, weight in enumerate(CORRECTION_GRID):
             module.correction_weight.fill_(weight)
             module.size_correction_weight.fill_(weight)
             logits, magnitude = module.predict_tokens(encoded)
             odds = (logits[..., UP] - logits[..., DOWN])[moved]
-            direction[i] += torch.nn.functional.softplus(-odds * sign).mean().cpu()
+            direction[i] += ((odds > 0) != up).float().mean().cpu()
             error = (magnitude[sized] - target.magnitude[sized]).abs()
             size[i] += error.mean().cpu() if len(error) else 0.0
     module.correction_weight.fill_(CORRECTION_GRID[int(direction.argmin())])
