@@ -142,19 +142,23 @@ class PretrainedModel(BaseModelClass):
         """Build the model of a verified checkpoint."""
 
 
-def load_weights(
+def check_weights(
     module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str, *, prefix: str = ""
-) -> None:
-    """Load weights strictly, in the module's own dtype.
+) -> dict[str, torch.Tensor]:
+    """Check that weights fit a module, which may be on the ``meta`` device.
 
     Parameters
     ----------
     module
-        Where they go.
+        Where they are to go.
     tensors
         Weights by name; those that do not start with ``prefix`` are left aside.
     name
         Of the checkpoint, for the error.
+
+    Returns
+    -------
+    The weights by the module's own names.
 
     Raises
     ------
@@ -177,4 +181,11 @@ def load_weights(
             f"({'; '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}). It may be damaged or from "
             "another version; download it again."
         )
-    module.load_state_dict(found)
+    return found
+
+
+def load_weights(
+    module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str, *, prefix: str = ""
+) -> None:
+    """Load weights strictly, in the module's own dtype; arguments and errors as above."""
+    module.load_state_dict(check_weights(module, tensors, name, prefix=prefix))

@@ -15,7 +15,7 @@ from scvi.data.fields import CategoricalObsField, LayerField
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.hub import save_checkpoint
-from cfm.models._base import PretrainedModel, load_weights
+from cfm.models._base import PretrainedModel, check_weights, load_weights
 from cfm.models.cellpulse._classifier import VirusClassifier
 from cfm.models.cellpulse._effects import align_effects, effect_blocks
 from cfm.models.cellpulse._factors import GeneFactors, fit_gene_factors, usual_sizes
@@ -279,23 +279,29 @@ class CellPulseCore(PretrainedModel):
         config = dict(checkpoint.config)
         try:
             size = CellPulseSize(**config.pop("size"))
-            n_relevances = int(config.pop("n_relevances"))
+            groups = _relevance_groups(size, config.pop("n_relevances"))
             genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
             settings = config.pop("classifier")
-            _check_sizes(checkpoint, len(genes), size, n_relevances, settings)
-            model = cls(vocabulary=genes, size=size)
-            model.module.set_gene_factors(
-                torch.zeros(len(genes), size.n_factors),
-                torch.arange(size.n_factors) % n_relevances,
-            )
-            if settings is not None:
-                model.classifier = VirusClassifier(len(genes), size.dim, **settings).eval()
+            _check_layers(checkpoint, size)
+            with torch.device("meta"):  # takes no memory for what the sizes claim
+                module = CellPulseModule(len(genes), **size.module_arguments())
+                module.set_gene_factors(torch.zeros(len(genes), size.n_factors), groups)
+                head = None
+                if settings is not None:
+                    head = VirusClassifier(len(genes), size.dim, **settings)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
                 f"CellPulse ({error}). It may be damaged or from another version; download it "
                 "again."
             ) from error
+        check_weights(module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
+        if head is not None:
+            check_weights(head, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
+        model = cls(vocabulary=genes, size=size)
+        model.module.set_gene_factors(torch.zeros(len(genes), size.n_factors), groups)
+        if settings is not None:
+            model.classifier = VirusClassifier(len(genes), size.dim, **settings).eval()
         load_weights(model.module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
         if model.classifier is not None:
             load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
@@ -317,28 +323,20 @@ def _check_column(adata: AnnData, key: str) -> None:
         )
 
 
-def _check_sizes(
-    checkpoint: Checkpoint,
-    n_genes: int,
-    size: CellPulseSize,
-    n_relevances: int,
-    classifier: dict[str, Any] | None,
-) -> None:
-    """Compare sizes with the weights, before memory is taken for what the sizes claim."""
-    expected = {
-        "gene_factors": (n_genes, size.n_factors),
-        "log_relevance": (n_relevances,),
-        f"blocks.{size.n_layers - 1}.feed_forward.1.weight": (size.ff_mult * size.dim, size.dim),
-    }
-    expected = {_MODULE + name: shape for name, shape in expected.items()}
-    if classifier is not None:
-        expected[_CLASSIFIER + "deep"] = (len(classifier["classes"]), size.dim)
-        expected[_CLASSIFIER + "novelty_reference"] = (int(classifier["n_reference"]), 2)
-        expected[_CLASSIFIER + "set_scores"] = (int(classifier["n_set_reference"]),)
-    for name, shape in expected.items():
-        found = tuple(checkpoint.tensors[name].shape) if name in checkpoint.tensors else None
-        if found != shape:
-            raise ValueError(f"{name} should be {shape} and is {found or 'missing'}")
+def _relevance_groups(size: CellPulseSize, n_relevances: int) -> torch.Tensor:
+    """Return some group for each factor, as many groups as the checkpoint has relevances."""
+    if not 1 <= n_relevances <= size.n_factors:
+        raise ValueError(f"found {n_relevances} relevances of {size.n_factors} factors")
+    return torch.arange(size.n_factors) % n_relevances
+
+
+def _check_layers(checkpoint: Checkpoint, size: CellPulseSize) -> None:
+    """Check that the weights have as many layers as the sizes claim."""
+    prefix = f"{_MODULE}blocks."
+    names = (name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix))
+    found = len({name.split(".")[0] for name in names})
+    if found != size.n_layers:
+        raise ValueError(f"found n_layers {size.n_layers}, but weights of {found}")
 
 
 def read_signed_sets(signed_sets: AnnData) -> sp.csr_matrix:

@@ -144,6 +144,14 @@ def fit_odds_calibration(
     odds: np.ndarray, infected: np.ndarray, weight: np.ndarray
 ) -> tuple[float, float]:
     """Platt scaling: scale (never negative) and shift of out-of-fold log-odds, weighted."""
+    if infected.all() or not infected.any():
+        warnings.warn(
+            "All uninfected contrasts are of one study: without another the probability of an "
+            "infection is not calibrated.",
+            UserWarning,
+            stacklevel=4,
+        )
+        return 1.0, 0.0
     model = LogisticRegression(C=100.0)
     model.fit(odds[:, None], infected, sample_weight=weight / weight.mean())
     scale = float(model.coef_[0, 0])
@@ -355,6 +363,8 @@ def store_set_scores(
     the summed probability of its true label and of all that are more probable. (label, study)
     units weigh alike; rows whose virus no other study has are left out.
     """
+    usable = np.isfinite(odds)  # not where the study is the only one of its kind
+    odds = np.where(usable, odds, 0.0)
     log_p = np.full((len(rows.labels), len(fit.classes) + 1), -np.inf)
     log_p[:, -1] = -np.logaddexp(0.0, odds)  # log P(uninfected)
     within = fit.log_proba(classifier, held_out)
@@ -364,7 +374,7 @@ def store_set_scores(
     truth = np.full(len(rows.labels), -1)
     truth[fit.rows] = np.where(fit.known(held_out), fit.truth, -1)
     truth[rows.labels == UNINFECTED] = len(fit.classes)
-    seen = np.flatnonzero((truth >= 0) & np.isfinite(odds))
+    seen = np.flatnonzero((truth >= 0) & usable)
     # The virus of an uninfected profile is never needed: its mass is put on one answer.
     uninfected = rows.labels == UNINFECTED
     log_p[uninfected, 0] = -np.logaddexp(0.0, -odds[uninfected])
