@@ -22,7 +22,7 @@ from cfm.models import CellPulse
 #: Share of the usable human contrasts that must measure a gene for it to enter the vocabulary.
 MIN_MEASURED = 0.25
 SEED = 0
-MAX_STEPS = 400
+MAX_STEPS = 240
 
 
 @dataclass(frozen=True)

@@ -38,45 +38,30 @@ INFECTED_PENALTY = 1.0
 STATISTICS_SCALE = 0.1
 
 
-@dataclass(frozen=True)
-class LinearTerms:
-    """Weights over two wide views and one deep view of unit-length rows.
-
-    ``wide_all``, ``wide_common`` ``(classes, genes)``, ``deep`` ``(classes, dim)``, ``bias``
-    ``(classes,)``.
-    """
-
-    classes: np.ndarray
-    wide_all: np.ndarray
-    wide_common: np.ndarray
-    deep: np.ndarray
-    bias: np.ndarray
-
-    def logits(self, wide_all: np.ndarray, common: np.ndarray, deep: np.ndarray) -> np.ndarray:
-        """Return ``(n, classes)``."""
-        return (
-            wide_all @ self.wide_all.T
-            + common @ self.wide_common.T
-            + deep @ self.deep.T
-            + self.bias
-        )
-
-
 def softmax_regression(
-    x: np.ndarray, y: np.ndarray, weight: np.ndarray, penalty: float
+    gram: np.ndarray, y: np.ndarray, weight: np.ndarray, penalty: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Multinomial logistic regression with more columns than rows.
+    """Multinomial logistic regression with more columns than rows, from inner products alone.
 
-    Solved in the row space of ``x``, where the solution lies (representer theorem).
+    The solution lies in the row space of the inputs (representer theorem): the logits of a
+    profile are its inner products with the training rows times the dual weights.
+
+    Parameters
+    ----------
+    gram
+        ``(n, n)`` inner products of the training rows.
+    y, weight
+        ``(n,)`` labels and weights.
+    penalty
+        Inverse strength of the L2 penalty.
 
     Returns
     -------
-    Classes, ``(classes, columns)`` weights and ``(classes,)`` intercepts of centred logits.
+    Classes, ``(n, classes)`` dual weights and ``(classes,)`` intercepts.
     """
-    values, vectors = np.linalg.eigh(x @ x.T)
+    values, vectors = np.linalg.eigh(gram)
     keep = values > 1e-10 * max(values[-1], 1e-300)
     scale = np.sqrt(values[keep])
-    basis = x.T @ (vectors[:, keep] / scale)  # (columns, rank), orthonormal
     model = LogisticRegression(C=penalty, max_iter=5000, tol=1e-5)
     with warnings.catch_warnings():
         # A fit that is a hair from its optimum is as good as one at it.
@@ -86,44 +71,7 @@ def softmax_regression(
     if len(model.classes_) == 2:  # softmax of (−s/2, s/2) is the sigmoid of s
         coef = np.vstack([-coef[0], coef[0]]) / 2
         intercept = np.array([-intercept[0], intercept[0]]) / 2
-    return model.classes_, coef @ basis.T, intercept
-
-
-def fit_virus_terms(
-    wide_all: np.ndarray,
-    common: np.ndarray,
-    deep: np.ndarray,
-    y: np.ndarray,
-    weight: np.ndarray,
-    *,
-    deep_scale: float,
-    penalties: Sequence[float] = PENALTIES,
-) -> LinearTerms:
-    """Fit the virus logits: the mean of one fit per wide view and penalty.
-
-    Parameters
-    ----------
-    wide_all, common, deep
-        ``(n, genes)``, ``(n, genes)`` and ``(n, dim)``, rows of unit length.
-    y, weight
-        ``(n,)`` viruses and weights.
-    deep_scale
-        Prior size of the deep term relative to the wide one; 0 leaves it out.
-    penalties
-        Inverse L2 penalties.
-    """
-    n_genes, n = wide_all.shape[1], 2 * len(penalties)
-    sums: list[np.ndarray] = []
-    for view in (wide_all, common):
-        x = np.hstack([view, deep_scale * deep])
-        for penalty in penalties:
-            classes, coef, intercept = softmax_regression(x, y, weight, penalty)
-            blank = np.zeros((len(classes), n_genes))
-            wide, rest = coef[:, :n_genes], coef[:, n_genes:] * deep_scale
-            first = view is wide_all
-            parts = [wide if first else blank, blank if first else wide, rest, intercept]
-            sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
-    return LinearTerms(classes, *(part / n for part in sums))
+    return model.classes_, (vectors[:, keep] / scale) @ coef.T, intercept
 
 
 def fit_temperature(logits: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
@@ -193,38 +141,46 @@ class VirusFit:
     def __init__(self, rows: Rows, teaching: np.ndarray, classes: np.ndarray) -> None:
         self.rows = teaching
         self.classes = classes
-        self._views = [v[teaching].astype(np.float64) for v in rows.views[:3]]
+        self._wide, self._common, self._deep = (
+            v[teaching].astype(np.float64) for v in rows.views[:3]
+        )
+        self._grams = [v @ v.T for v in (self._wide, self._common, self._deep)]
         self.labels = rows.labels[teaching]
         self.studies = rows.studies[teaching]
         self.truth = np.searchsorted(classes, self.labels)
         #: Every (virus, study) unit weighs the same: how predictions are judged.
         self.unit_weight = unit_weights(self.labels, self.studies)
 
-    def terms(self, train: np.ndarray, scale: float, penalties: Sequence[float]) -> LinearTerms:
-        """Fit on some of the rows."""
+    def fits(
+        self, train: np.ndarray, scale: float, penalties: Sequence[float]
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Fit once per wide view and penalty on some of the rows.
+
+        Yields the view (0 or 1), dual weights and intercepts of the rows' viruses, sorted.
+        """
         weight = unit_weights(self.labels[train], self.studies[train], balance_labels=True)
-        wide_all, common, deep = (v[train] for v in self._views)
-        return fit_virus_terms(
-            wide_all,
-            common,
-            deep,
-            self.labels[train],
-            weight,
-            deep_scale=scale,
-            penalties=penalties,
-        )
+        inside = np.ix_(train, train)
+        for view in (0, 1):
+            gram = self._grams[view][inside] + scale**2 * self._grams[2][inside]
+            for penalty in penalties:
+                _, dual, intercept = softmax_regression(gram, self.labels[train], weight, penalty)
+                yield view, dual, intercept
 
     def out_of_fold(self, scale: float, penalties: Sequence[float] = PENALTIES) -> np.ndarray:
         """Return ``(m, classes)`` logits of each row, fitted without its study.
 
-        ``-inf`` for viruses that only this study has.
+        The mean over the fits; ``-inf`` for viruses that only this study has.
         """
         logits = np.full((len(self.rows), len(self.classes)), -np.inf)
         for test in self.folds():
-            terms = self.terms(~test, scale, penalties)
-            columns = np.searchsorted(self.classes, terms.classes)
-            views = [v[test] for v in self._views]
-            logits[np.ix_(test, columns)] = terms.logits(*views)
+            cross = np.ix_(test, ~test)
+            total, n = np.zeros(0), 0
+            for view, dual, intercept in self.fits(~test, scale, penalties):
+                gram = self._grams[view][cross] + scale**2 * self._grams[2][cross]
+                each = gram @ dual + intercept
+                total, n = (each if n == 0 else total + each), n + 1
+            columns = np.searchsorted(self.classes, np.unique(self.labels[~test]))
+            logits[np.ix_(test, columns)] = total / n
         return logits
 
     def folds(self) -> Iterator[np.ndarray]:
@@ -239,12 +195,12 @@ class VirusFit:
 
         Rows of unit length; 0 for viruses that are not among the rows.
         """
-        out = np.zeros((len(self.classes), self._views[0].shape[1]))
+        out = np.zeros((len(self.classes), self._wide.shape[1]))
         for i, virus in enumerate(self.classes):
             rows = train & (self.labels == virus)
             if rows.any():
                 weight = unit_weights(self.labels[rows], self.studies[rows])
-                mean = weight @ self._views[0][rows]
+                mean = weight @ self._wide[rows]
                 out[i] = mean / max(np.linalg.norm(mean), 1e-12)
         return out
 
@@ -252,7 +208,7 @@ class VirusFit:
         """Return the novelty components of rows fitted without their study, ``(m, 2)``."""
         out = np.full((len(self.rows), 2), np.nan)
         for test in self.folds():
-            parts = (held_out[test] / temperature, self._views[0][test], self.centroids(~test))
+            parts = (held_out[test] / temperature, self._wide[test], self.centroids(~test))
             out[test] = novelty_components(*map(torch.from_numpy, parts)).numpy()
         return out
 
@@ -277,9 +233,16 @@ class VirusFit:
 
     def store(self, classifier: VirusClassifier, scale: float, held_out: np.ndarray) -> None:
         """Fit on all rows, calibrate on the held-out logits, and fill the classifier."""
-        terms = self.terms(np.ones(len(self.rows), dtype=bool), scale, PENALTIES)
-        for name in ("wide_all", "wide_common", "deep", "bias"):
-            getattr(classifier, name).data = torch.from_numpy(getattr(terms, name)).float()
+        fits = list(self.fits(np.ones(len(self.rows), dtype=bool), scale, PENALTIES))
+        for view, dual, intercept in fits:
+            wide = classifier.wide_common if view else classifier.wide_all
+            inputs = self._common if view else self._wide
+            for parameter, value in (
+                (wide, dual.T @ inputs),
+                (classifier.deep, scale**2 * dual.T @ self._deep),
+                (classifier.bias, intercept),
+            ):
+                parameter.data += torch.from_numpy(value / len(fits)).float()
         known = self.known(held_out)
         if not known.any():
             return
@@ -320,31 +283,35 @@ def fit_infected(classifier: VirusClassifier, rows: Rows, infected: np.ndarray) 
     def inputs(wide: np.ndarray, statistics: np.ndarray) -> np.ndarray:
         return np.hstack([wide, STATISTICS_SCALE * (statistics - mean) / spread])
 
-    x, mirrored = inputs(wide, statistics), inputs(-wide, flipped)
     kind = np.where(infected, "infected", UNINFECTED)
-    order = np.array(["infected", UNINFECTED])
+    # Which half of the controls is called the case is arbitrary: each null profile is learned
+    # both ways round.
+    null = np.flatnonzero(~infected)
+    x = np.vstack([inputs(wide, statistics), inputs(-wide[null], flipped[null])])
+    kinds = np.concatenate([kind, kind[null]])
+    studies = np.concatenate([rows.studies, rows.studies[null]])
+    gram = x @ x.T
 
     def fit(train: np.ndarray) -> tuple[np.ndarray, float]:
-        weight = unit_weights(kind[train], rows.studies[train], balance_labels=True)
-        # Which half of the controls is called the case is arbitrary: each null profile is
-        # learned both ways round.
-        null = ~infected[train]
-        weight = np.concatenate([np.where(null, weight / 2, weight), weight[null] / 2])
-        both = np.vstack([x[train], mirrored[train][null]])
-        names = np.concatenate([kind[train], kind[train][null]])
-        _, coef, intercept = softmax_regression(both, names, weight, INFECTED_PENALTY)
-        return coef[0] - coef[1], float(intercept[0] - intercept[1])
+        weight = unit_weights(kinds[train], studies[train], balance_labels=True)
+        _, dual, intercept = softmax_regression(
+            gram[np.ix_(train, train)], kinds[train], weight, INFECTED_PENALTY
+        )
+        return dual[:, 0] - dual[:, 1], float(intercept[0] - intercept[1])
 
-    odds = np.full(len(kind), np.nan)
-    for study in np.unique(rows.studies):
-        test = rows.studies == study
-        if np.isin(order, kind[~test]).all():
-            coef, intercept = fit(~test)
-            odds[test] = x[test] @ coef + intercept
+    n = len(kind)
+    odds = np.full(n, np.nan)
+    for group in _study_groups(rows.studies):
+        test = np.isin(studies, group)
+        if len(np.unique(kinds[~test])) == 2:
+            dual, intercept = fit(~test)
+            own = np.flatnonzero(test[:n])
+            odds[own] = gram[np.ix_(own, np.flatnonzero(~test))] @ dual + intercept
     seen = np.isfinite(odds)
     weight = unit_weights(kind[seen], rows.studies[seen], balance_labels=True)
     scale, shift = fit_odds_calibration(odds[seen], infected[seen], weight)
-    coef, intercept = fit(np.ones(len(kind), dtype=bool))
+    dual, intercept = fit(np.ones(len(kinds), dtype=bool))
+    coef = dual @ x
     of_statistics = coef[wide.shape[1] :] * STATISTICS_SCALE / spread
     classifier.infected_all.data = torch.from_numpy(coef[: wide.shape[1]]).float()
     classifier.infected_statistics.data = torch.from_numpy(of_statistics).float()
@@ -352,6 +319,13 @@ def fit_infected(classifier: VirusClassifier, rows: Rows, infected: np.ndarray) 
     classifier.infected_scale.fill_(scale)
     classifier.infected_shift.fill_(shift)
     return scale * odds + shift
+
+
+def _study_groups(studies: np.ndarray, n_groups: int = 10) -> list[np.ndarray]:
+    """Put studies into at most ``n_groups`` groups of about as many rows, without randomness."""
+    names, sizes = np.unique(studies, return_counts=True)
+    order = names[np.argsort(-sizes, kind="stable")]
+    return [order[i::n_groups] for i in range(min(n_groups, len(order)))]
 
 
 def store_set_scores(
