@@ -319,20 +319,18 @@ class CellPulseModule(nn.Module):
         """
         encoded = self.encode(hidden, factor_mask)
         logits, size = self.predict_tokens(encoded)
-        out = {"direction": F.cross_entropy(logits[asked], target.state[asked])}
+        direction = F.cross_entropy(logits[asked], target.state[asked], reduction="none")
+        out = {"direction": mean_or_zero(direction)}
         sized = asked & ~torch.isnan(target.magnitude)
-        out["magnitude"] = (
-            F.huber_loss(size[sized], target.magnitude[sized], delta=0.5)
-            if bool(sized.any())
-            else size.sum() * 0.0
-        )
+        error = F.huber_loss(size[sized], target.magnitude[sized], delta=0.5, reduction="none")
+        out["magnitude"] = mean_or_zero(error)
         moved = asked & (target.state != UNCHANGED)
         recalled = torch.einsum("bd,bnd->bn", self.summary_head(encoded.summary), encoded.genes) / (
             self.dim**0.5
         )
-        out["summary"] = F.binary_cross_entropy_with_logits(
-            recalled[moved], (target.state[moved] == UP).to(recalled.dtype)
-        )
+        up = (target.state[moved] == UP).to(recalled.dtype)
+        surprise = F.binary_cross_entropy_with_logits(recalled[moved], up, reduction="none")
+        out["summary"] = mean_or_zero(surprise)
         if groups is not None:
             out["agreement"] = agreement_loss(encoded.summary, groups)
         return out
@@ -344,11 +342,16 @@ class CellPulseModule(nn.Module):
         linear, _, _ = self.linear_scores(hidden, factor_mask)
         moved = asked & (target.state != UNCHANGED)
         sign = (target.state[moved] - 1).to(linear.dtype)
-        return F.softplus(-2.0 * self.linear_weight * linear[moved] * sign).mean()
+        return mean_or_zero(F.softplus(-2.0 * self.linear_weight * linear[moved] * sign))
 
     def forward(self, tokens: Tokens) -> Encoded:
         """Alias of :meth:`encode`."""
         return self.encode(tokens)
+
+
+def mean_or_zero(values: Tensor) -> Tensor:
+    """Return the mean, 0 of no values: a batch in which nothing is asked teaches nothing."""
+    return values.sum() / max(1, values.numel())
 
 
 def agreement_loss(summary: Tensor, groups: Tensor, temperature: float = 0.1) -> Tensor:

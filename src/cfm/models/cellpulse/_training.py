@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from cfm.models.cellpulse._constants import DOWN, UNCHANGED, UP
+from cfm.models.cellpulse._module import mean_or_zero
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,7 +126,7 @@ class PretrainingPlan(pl.LightningModule):
         logits, _ = self.module.predict_tokens(self.module.encode(hidden, mask))
         moved = asked & (target.state != UNCHANGED)
         right = (logits[..., UP] > logits[..., DOWN]) == (target.state == UP)
-        self._log("validation_direction_accuracy", right[moved].float().mean(), len(groups))
+        self._log("validation_direction_accuracy", mean_or_zero(right[moved].float()), len(groups))
 
     def _log(self, name: str, value: Tensor, n: int) -> None:
         self.log(name, value.detach(), on_step=False, on_epoch=True, batch_size=n)
@@ -151,8 +152,8 @@ def fit_correction_weights(module: CellPulseModule, batches: Sequence[Batch]) ->
             module.size_correction_weight.fill_(weight)
             logits, magnitude = module.predict_tokens(encoded)
             odds = (logits[..., UP] - logits[..., DOWN])[moved]
-            direction[i] += ((odds > 0) != up).float().mean().cpu()
+            direction[i] += mean_or_zero(((odds > 0) != up).float()).cpu()
             error = (magnitude[sized] - target.magnitude[sized]).abs()
-            size[i] += error.mean().cpu() if len(error) else 0.0
+            size[i] += mean_or_zero(error).cpu()
     module.correction_weight.fill_(CORRECTION_GRID[int(direction.argmin())])
     module.size_correction_weight.fill_(CORRECTION_GRID[int(size.argmin())])
