@@ -39,10 +39,10 @@ tutorials: $(VENV)/.installed-dev
 
 # Reads ../shared/data; writes its tables into docs/benchmarks.md. Takes long.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.attention
-	$(BIN)/python -m benchmarks.contrasts
-	$(BIN)/python -m benchmarks.masked_direction
-	$(BIN)/python -m benchmarks.virus
+	$(BIN)/python -m benchmarks.attention --write
+	$(BIN)/python -m benchmarks.contrasts --write
+	$(BIN)/python -m benchmarks.masked_direction --write
+	$(BIN)/python -m benchmarks.virus --write
 
 check: test lint docs
 
