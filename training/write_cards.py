@@ -1,0 +1,213 @@
+"""Writes the model cards of the bundled checkpoints.
+
+``python -m training.write_cards --data DATA`` takes scores from ``benchmarks/results`` and data
+sources from the manifest, so that a card says only what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks._report import RESULTS, data_folder, markdown_table
+from cfm.datasets import list_datasets
+from cfm.hub import load_checkpoint
+
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "src" / "cfm" / "hub" / "checkpoints"
+
+INDEPENDENT = """\
+## Independent implementation, patent application
+
+Of the published CellPulse (bioRxiv 2026, Wuhan Institute of Virology and Institute of Software,
+Chinese Academy of Sciences) only the abstract is public. This is an independent implementation of
+what the abstract states; its authors wrote none of it, and its numbers are not theirs. They declare
+a patent application on their method ("method for disease diagnosis and drug discovery based on
+modeling of large-scale gene expression data"); nothing here grants a right to it.
+"""
+
+SETS = """\
+Signed gene sets: ImmuneSigDB pairs with an up and a down list (MSigDB C7 2024.1, CC-BY 4.0) and
+CytoSig 0.0.3 response weights (GPL-3).
+"""
+
+
+def results(name: str) -> dict[str, Any]:
+    """Read what a benchmark wrote with ``--write``."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing; run python -m benchmarks.{name} --write first.")
+    return json.loads(path.read_text())
+
+
+def scores(name: str, table: str, digits: int = 3) -> str:
+    """Return a table of a benchmark as markdown."""
+    return markdown_table(pd.DataFrame(results(name)[table]), digits)
+
+
+def signature_sources(folder: Path, studies: list[str]) -> str:
+    """List the studies of the signature tables with source and licence."""
+    manifest = pd.read_csv(folder / "virus_signatures" / "manifest.csv")
+    rows = manifest[manifest["study"].isin(studies)].fillna("")
+    table = rows.groupby("study", as_index=False).agg(
+        viruses=("virus", lambda v: ", ".join(sorted(set(v)))),
+        host=("host", lambda v: ", ".join(sorted(set(v)))),
+        contrasts=("signature", "size"),
+        source=("source_repository", lambda v: ", ".join(sorted(set(v) - {""}))),
+        licence=("licence", lambda v: ", ".join(sorted(set(v) - {""})) or "not stated"),
+    )
+    return markdown_table(table)
+
+
+def count_sources(studies: list[str]) -> str:
+    """List the count tables with accession and licence."""
+    table = list_datasets().reset_index()
+    table = table[table["study"].isin(studies)]
+    return markdown_table(table[["name", "accession", "citation", "licence"]])
+
+
+def mini_card(folder: Path) -> str:
+    """Card of ``cellpulse-mini``."""
+    checkpoint = load_checkpoint(CHECKPOINTS / "cellpulse-mini")
+    studies = checkpoint.config["training_studies"]
+    return f"""\
+# cellpulse-mini
+
+Pretrained CellPulse, the smallest size: embeds differential-expression profiles (contrasts of case
+against control) and predicts the direction and size of hidden effects. A linear gene-gene term and
+a direction-aware transformer of one layer.
+
+## Intended use
+
+Embedding bulk or pseudobulk contrasts of infection and other perturbations, filling in effects that
+were not measured, and as the encoder under a classifier. Research use only.
+
+## Limits
+
+- Human gene symbols; mouse and monkey genes through the names of their orthologues.
+- Trained on {len(studies)} studies, most of them viral infections; profiles of other biology are
+  known only through signed gene sets.
+- For directions the linear term does nearly all the work: held-out studies chose to use
+  {checkpoint.tensors["module.correction_weight"].item():.0%} of the transformer's correction in
+  this checkpoint. The table shows both.
+
+## Training
+
+`{checkpoint.config["training_command"]}`, seed {checkpoint.config["training_seed"]}, on two CPU
+cores in a few minutes. Masked direction (cross-entropy), masked magnitude (Huber) and recall of
+directions from the summary token; every profile is predicted without the factors of its own study.
+
+## Scores
+
+Half of the 1,000 largest effects of each contrast hidden, in studies left out of training (models
+trained by the same command without them; this checkpoint has seen all):
+
+{scores("masked_direction", "scores")}
+
+Paired over studies, 95 % bootstrap interval:
+
+{scores("masked_direction", "paired")}
+
+## Data
+
+{SETS}
+Contrasts (log2 fold changes):
+
+{signature_sources(folder, studies)}
+
+{INDEPENDENT}"""
+
+
+def virus_card(folder: Path) -> str:
+    """Card of ``cellpulse-virus``."""
+    checkpoint = load_checkpoint(CHECKPOINTS / "cellpulse-virus")
+    config = checkpoint.config
+    per_virus = config["studies_per_virus"]
+    single = ", ".join(v for v, n in per_virus.items() if n < 2)
+    several = ", ".join(f"{v} ({n})" for v, n in per_virus.items() if n >= 2)
+    counts = config["n_contrasts"]
+    used = (
+        "The embedding is not used by this classifier: on studies left out it did not lower the "
+        "log loss of the linear term."
+        if config["deep_scale"] == 0
+        else f"Prior size of the embedding beside the genes: {config['deep_scale']}."
+    )
+    return f"""\
+# cellpulse-virus
+
+CellPulse with a classifier that names the virus behind a contrast of infected against control
+samples, among {len(config["classes"])} viruses, or says *uninfected* or *unknown*.
+
+## Intended use
+
+Exploring which known infection a host response resembles. **Research use only; not a diagnostic.**
+
+## Limits
+
+- Few studies are public. Viruses with more than one study, whose scores are tested across studies:
+  {several}. **Viruses with a single study cannot be tested across studies**: {single}.
+- Across studies about half of the calls are right (table below). Read the candidate set, not only
+  the call: at the usual 90 % it often holds most of the viruses, which is the honest state of the
+  data.
+- *Unknown* is weak: viruses left out of training are told from known ones little better than by
+  chance.
+- *Uninfected* means "like one group of controls against another". Stimulation by interferon, other
+  cytokines or bacteria is called infected; early and weak infections are called uninfected.
+- Contrasts of very few samples, and of blood from unmatched donors, are the least certain.
+
+## Training
+
+`{config["training_command"]}`: {counts.get("infection", 0)} contrasts of infections and
+{counts.get("null", 0)} of controls against controls. A convex problem, no seed. Logits are linear
+in the centred, unit-length effects of all genes and of the commonly measured ones, and in the
+embedding. {used}
+Temperature, probability of infection, novelty and conformal sets are calibrated on studies left out
+one at a time.
+
+## Scores
+
+Models trained by the same code without the study that is scored (this checkpoint has seen all):
+
+{scores("virus", "virus")}
+
+Paired over (virus, study) units, 95 % bootstrap interval; with so few units a difference under 0.15
+is noise:
+
+{scores("virus", "virus_paired")}
+
+Infected against control, contrasts made from counts by the same code:
+
+{scores("virus", "infected")}
+
+A virus that training lacked:
+
+{scores("virus", "novelty")}
+
+## Data
+
+Encoder: see cellpulse-mini. Contrasts from published tables:
+
+{signature_sources(folder, config["training_studies"])}
+
+Contrasts made from count tables:
+
+{count_sources(config["training_studies"])}
+
+{INDEPENDENT}"""
+
+
+def main() -> None:
+    """Write both cards."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data")
+    folder = data_folder(parser.parse_args().data)
+    cards = {"cellpulse-mini": mini_card, "cellpulse-virus": virus_card}
+    for name, make in cards.items():
+        (CHECKPOINTS / name / "README.md").write_text(make(folder), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
