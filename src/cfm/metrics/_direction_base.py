@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
@@ -57,7 +59,7 @@ def as_effects(effects: ArrayLike, name: str) -> Floats:
     return x
 
 
-class DirectionBaseline(BaseEstimator):
+class DirectionBaseline(BaseEstimator, ABC):
     """Predict direction and size of hidden effects; subclasses fill in the direction.
 
     Sizes come from the same model in all baselines, so that they differ in the direction only:
@@ -162,11 +164,13 @@ class DirectionBaseline(BaseEstimator):
             raise ValueError("signed_sets may hold -1, 0 and 1 only.")
         return sets
 
-    def _fit(self, x: Floats, weight: NDArray[np.float64], sets: sp.csr_matrix | None) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _fit(self, x: Floats, weight: NDArray[np.float64], sets: sp.csr_matrix | None) -> None: ...
 
-    def _direction(self, seen: NDArray[np.intp], x: Floats, target: NDArray[np.intp]) -> NDArray:
-        raise NotImplementedError
+    @abstractmethod
+    def _direction(
+        self, seen: NDArray[np.intp], x: Floats, target: NDArray[np.intp]
+    ) -> NDArray: ...
 
     def _size(self, seen: NDArray[np.intp], x: Floats, target: NDArray[np.intp]) -> NDArray:
         usual = self.log_size_

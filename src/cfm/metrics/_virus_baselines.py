@@ -7,6 +7,7 @@ interface and give probabilities, so that they can be scored beside a model of :
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,7 +55,7 @@ def center_effects(effects: ArrayLike, clip: float = 6.0) -> NDArray[np.float32]
     return np.where(measured, np.clip(x, -clip, clip), np.float32(0.0))
 
 
-class _VirusBaseline(ClassifierMixin, BaseEstimator):
+class _VirusBaseline(ClassifierMixin, BaseEstimator, ABC):
     """Checks and bookkeeping; subclasses implement ``_fit`` and ``_proba`` on centred effects."""
 
     classes_: NDArray[np.generic]
@@ -105,11 +106,11 @@ class _VirusBaseline(ClassifierMixin, BaseEstimator):
         """Return ``(n,)`` the most probable labels."""
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
-    def _fit(self, raw: NDArray, x: NDArray, y: NDArray, weight: NDArray) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _fit(self, raw: NDArray, x: NDArray, y: NDArray, weight: NDArray) -> None: ...
 
-    def _proba(self, raw: NDArray, x: NDArray) -> NDArray[np.float64]:
-        raise NotImplementedError
+    @abstractmethod
+    def _proba(self, raw: NDArray, x: NDArray) -> NDArray[np.float64]: ...
 
 
 class VirusLogisticRegression(_VirusBaseline):
