@@ -14,7 +14,7 @@ DEMO_ARGS ?=
 
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint docs tutorials bench check install dev clean
+.PHONY: demo test lint docs readme tutorials bench check install dev clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -31,6 +31,10 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# Runs the example of the README and puts its output and figure there.
+readme: $(VENV)/.installed-dev
+	$(BIN)/python docs/refresh_readme.py
 
 # Runs the notebooks and keeps their outputs.
 tutorials: $(VENV)/.installed-dev

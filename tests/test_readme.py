@@ -1,0 +1,40 @@
+"""What README and tutorial show is what the package gives, with the weights that ship."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from cfm import hub
+from docs.refresh_readme import README, example, run_example
+
+ROOT = Path(__file__).parents[1]
+TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
+
+
+def test_example_of_the_readme_prints_what_it_says(tmp_path):
+    code, committed = example(README.read_text(encoding="utf-8"))
+    assert len([line for line in code.splitlines() if line]) <= 12
+    printed = run_example(code, tmp_path)
+    assert (tmp_path / "calls.png").stat().st_size > 10_000
+    number = re.compile(r"\d+\.\d+")
+    words, expected_words = (number.sub("#", text).split() for text in (printed, committed))
+    assert words == expected_words, "say make readme"
+    numbers, expected = ([float(n) for n in number.findall(t)] for t in (printed, committed))
+    assert numbers == pytest.approx(expected, abs=0.02), "say make readme"
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
+def test_tutorials_were_run_with_the_weights_that_ship(path):
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    assert [c["execution_count"] for c in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    said = [line for o in outputs if o.get("name") == "stderr" for line in o["text"]]
+    assert not [line for line in said if line.strip() and not line.startswith("Warning: ")]
+    if "predict_virus" in path.read_text():
+        weights = hub.load_checkpoint("cellpulse-virus").sha256
+        assert weights in json.dumps(outputs), "run with other weights: say make tutorials"
