@@ -88,6 +88,10 @@ def recall_per_class(
         ``(n,)`` predicted labels.
     sample_weight
         ``(n,)`` weights; uniform by default. A label whose weights are all 0 has recall NaN.
+
+    Returns
+    -------
+    Recall from 0 to 1 by label.
     """
     true = as_labels(y_true, "y_true")
     pred = as_labels(y_pred, "y_pred", len(true))

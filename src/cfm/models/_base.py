@@ -49,6 +49,11 @@ class PretrainedModel(BaseModelClass):
 
     Checkpoints are safetensors and JSON (:mod:`cfm.hub`), never pickles, so ``save`` and ``load``
     replace those of scvi-tools.
+
+    Parameters
+    ----------
+    adata
+        Data registered with ``setup_anndata``, or ``None`` for a model without data.
     """
 
     def __init__(self, adata: AnnData | None = None) -> None:

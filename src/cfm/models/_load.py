@@ -28,6 +28,10 @@ def load_model(
     device
         Where it is to run; ``None`` leaves a model object where it is and is ``"auto"`` otherwise.
 
+    Returns
+    -------
+    The model, ready for use.
+
     Raises
     ------
     TypeError

@@ -132,7 +132,7 @@ class CellPulse(VirusCaller):
 
         Returns
         -------
-        ``(n, n_vocabulary)`` float32 log-odds of up against down, and expected |log2FC|; ``NaN``
+        ``(n, n_vocabulary)`` float32 log-odds of up against down, and expected absolute log2FC; ``NaN``
         where nothing was asked.
 
         Raises
