@@ -132,8 +132,8 @@ class CellPulse(VirusCaller):
 
         Returns
         -------
-        ``(n, n_vocabulary)`` float32 log-odds of up against down, and expected absolute log2FC; ``NaN``
-        where nothing was asked.
+        ``(n, n_vocabulary)`` float32 log-odds of up against down, and expected absolute log2FC;
+        ``NaN`` where nothing was asked.
 
         Raises
         ------
