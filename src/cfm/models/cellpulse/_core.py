@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 #: Registry key of the column with the infected sample.
 SAMPLE_KEY = "sample"
 _GENES_FILE = "genes.txt"
+_HISTORY_FILE = "history.csv"
 _CLASSIFIER = "classifier."
 _MODULE = "module."
 
@@ -93,9 +95,15 @@ class CellPulseCore(PretrainedModel):
             if adata is not None:
                 self.fit_gene_factors()
         self.provenance: dict[str, Any] = {}
+        self._loaded_history: dict[str, str] = {}
+        self._summarise()
+
+    def _summarise(self) -> None:
+        """Set what scvi-tools shows of a model; the number of parameters changes with training."""
+        n = sum(p.numel() for p in self.module.parameters())
         self._model_summary_string = (
-            f"CellPulse: {len(vocabulary)} genes, {self.size.n_tokens} tokens, "
-            f"{sum(p.numel() for p in self.module.parameters()):,} parameters"
+            f"CellPulse: {len(self.vocabulary)} genes, {self.size.n_tokens} tokens, "
+            f"{n:,} parameters"
         )
 
     @classmethod
@@ -269,10 +277,18 @@ class CellPulseCore(PretrainedModel):
             tensors,
             config,
             model=type(self).__name__,
-            files={_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"},
+            files={_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"} | self._history_file(),
             card=card if card is not None else self.card,
             overwrite=overwrite,
         )
+
+    def _history_file(self) -> dict[str, str]:
+        """Training curves as a text file, a column per curve; nothing if never trained here."""
+        if not self.history_:
+            return self._loaded_history
+        curves = [frame.rename(columns=str) for frame in self.history_.values()]
+        table = pd.concat(curves, axis=1).dropna(how="all")
+        return {_HISTORY_FILE: table.to_csv(float_format="%.6g")}
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
@@ -289,7 +305,7 @@ class CellPulseCore(PretrainedModel):
                 head = None
                 if settings is not None:
                     head = VirusClassifier(len(genes), size.dim, **settings)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
                 f"CellPulse ({error}). It may be damaged or from another version; download it "
@@ -305,7 +321,10 @@ class CellPulseCore(PretrainedModel):
         load_weights(model.module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
         if model.classifier is not None:
             load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
+        model._summarise()
         model.provenance = config
+        history = checkpoint.files.get(_HISTORY_FILE)
+        model._loaded_history = {} if history is None else {_HISTORY_FILE: history}
         if adata is not None:
             model.attach(adata)
         return model

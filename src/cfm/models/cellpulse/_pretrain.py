@@ -253,8 +253,11 @@ class Pretrainable(CellPulseCore):
         values = self.module.scaled_factors().detach().cpu().numpy()
         rank = min(self.size.n_factors, values.shape[1])
         _, rotation = compress(values, rank)
-        self.module.rotate_factors(torch.from_numpy(rotation).to(self.module.gene_factors.device))
+        rotated = torch.from_numpy(rotation).to(self.module.gene_factors.device)
+        with torch.random.fork_rng(devices=[]):  # new layers are made, and filled at once
+            self.module.rotate_factors(rotated)
         self._gene_factors = None
+        self._summarise()
 
 
 def held_out_studies(studies: np.ndarray, share: float, seed: int) -> list[str]:

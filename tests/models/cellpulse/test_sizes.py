@@ -1,0 +1,34 @@
+"""Named sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfm.models.cellpulse import SIZES, CellPulseSize
+from cfm.models.cellpulse._sizes import get_size
+
+
+def test_names_and_changes() -> None:
+    assert list(SIZES) == ["mini", "small", "base", "published"]
+    assert get_size("mini", dim=64).dim == 64
+    assert get_size(SIZES["base"]) is not None
+    assert SIZES["published"].n_tokens == 2048
+
+
+def test_unknown_names_and_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Unknown size 'huge'; expected one of \['mini'"):
+        get_size("huge")
+    with pytest.raises(TypeError, match="width"):
+        get_size("mini", width=3)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "8", None])
+def test_sizes_are_positive_whole_numbers(value: object) -> None:
+    with pytest.raises(ValueError, match="dim must be a whole number of at least 1"):
+        get_size("mini", dim=value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_dropout_is_a_share(value: float) -> None:
+    with pytest.raises(ValueError, match="dropout must be at least 0 and below 1"):
+        CellPulseSize(n_tokens=8, n_factors=2, dim=16, n_layers=1, n_heads=1, dropout=value)
