@@ -218,7 +218,7 @@ class VirusClassifier(nn.Module):
         return Scores(torch.log_softmax(logits, dim=-1), odds, novelty)
 
     def set_threshold(self, alpha: float) -> float:
-        """Return the cumulative probability that conformal sets reach at miscoverage ``alpha``."""
+        """Return how much probability may come before an answer of a set at ``alpha``."""
         order = self.set_scores.argsort()
         share = self.set_weights[order].cumsum(0) / self.set_weights.sum()
         place = int(torch.searchsorted(share, 1.0 - alpha))

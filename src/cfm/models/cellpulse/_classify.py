@@ -256,10 +256,10 @@ def joint_probabilities(virus: torch.Tensor, infected: torch.Tensor) -> torch.Te
 
 
 def prediction_sets(table: np.ndarray, names: np.ndarray, reach: float) -> list[list[str]]:
-    """Return for each row the most probable names whose summed probability reaches ``reach``."""
+    """Return for each row the names before which at most ``reach`` of the probability comes."""
     order = np.argsort(-table, axis=1, kind="stable")
     before = np.cumsum(np.take_along_axis(table, order, axis=1), axis=1)
     before -= np.take_along_axis(table, order, axis=1)  # mass of all that are more probable
     # A set that names nothing helps nobody: the most probable answer is always in.
-    size = np.maximum(1, (before < reach - 1e-6).sum(axis=1))
+    size = np.maximum(1, (before <= reach + 1e-6).sum(axis=1))
     return [[str(n) for n in names[o[:k]]] for o, k in zip(order, size, strict=True)]

@@ -333,9 +333,11 @@ def store_set_scores(
 ) -> None:
     """Store what conformal sets are calibrated on: scores of held-out profiles.
 
-    Adaptive sets (Romano, Sesia & Candès 2020, without randomisation): the score of a profile is
-    the summed probability of its true label and of all that are more probable. (label, study)
-    units weigh alike; rows whose virus no other study has are left out.
+    Adaptive sets (Romano, Sesia & Candès 2020): the score of a profile is the summed probability
+    of all answers that are more probable than its true label, 0 where that comes first. Leaving
+    the label's own probability out needs no randomisation for sets of one answer where the
+    classifier is sure and right. (label, study) units weigh alike; rows whose virus no other study
+    has are left out.
     """
     usable = np.isfinite(odds)  # not where the study is the only one of its kind
     odds = np.where(usable, odds, 0.0)
@@ -356,7 +358,7 @@ def store_set_scores(
         return
     p = np.exp(log_p[seen])
     own = p[np.arange(len(seen)), truth[seen]][:, None]
-    scores = np.where(p >= own, p, 0.0).sum(axis=1).clip(max=1.0)
+    scores = np.where(p > own, p, 0.0).sum(axis=1).clip(max=1.0)
     weight = unit_weights(rows.labels[seen], rows.studies[seen])
     classifier.set_scores = torch.from_numpy(scores).float()
     classifier.set_weights = torch.from_numpy(weight).float()
