@@ -20,7 +20,11 @@ from cfm.data import ProfileMatrix
 from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore, read_signed_sets
 from cfm.models.cellpulse._factors import GeneFactors, compress
 from cfm.models.cellpulse._stream import Batch, Ingredient, ProfileStream
-from cfm.models.cellpulse._training import PretrainingPlan, fit_correction_weights
+from cfm.models.cellpulse._training import (
+    PretrainingPlan,
+    fit_correction_weights,
+    quiet_lightning,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -197,21 +201,22 @@ class Pretrainable(CellPulseCore):
         )
         if enable_progress_bar is None:
             enable_progress_bar = settings.verbosity <= logging.INFO
-        runner = TrainRunner(
-            self,
-            training_plan=plan,
-            data_splitter=_Batches(training, checks),
-            max_epochs=n_epochs,
-            max_steps=max_steps,
-            accelerator=accelerator,
-            devices=devices,
-            precision=_precision(precision),
-            check_val_every_n_epoch=1,
-            enable_progress_bar=enable_progress_bar,
-            gradient_clip_val=1.0,
-            **trainer_kwargs,
-        )
-        finished = self._run(runner, seed)
+        with quiet_lightning():
+            runner = TrainRunner(
+                self,
+                training_plan=plan,
+                data_splitter=_Batches(training, checks),
+                max_epochs=n_epochs,
+                max_steps=max_steps,
+                accelerator=accelerator,
+                devices=devices,
+                precision=_precision(precision),
+                check_val_every_n_epoch=1,
+                enable_progress_bar=enable_progress_bar,
+                gradient_clip_val=1.0,
+                **trainer_kwargs,
+            )
+            finished = self._run(runner, seed)
         if checks:
             device = self.module.gene_factors.device
             fit_correction_weights(self.module, [_moved(b, device) for b in checks])
