@@ -15,11 +15,13 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.base import BaseEstimator
 
 from benchmarks._report import Report, add_arguments, data_folder
 from benchmarks._studies import load_signatures, study_folds
 from benchmarks.masked_direction import MODELS, N_FOLDS, fold_model
+from cfm._fields import UNINFECTED
 from cfm.metrics import (
     InterferonRule,
     VirusGradientBoosting,
@@ -36,6 +38,7 @@ from cfm.metrics import (
     unit_weights,
 )
 from cfm.models import CellPulse
+from cfm.models.cellpulse._classify import joint_probabilities, prediction_sets
 from training.pretrain import MAX_STEPS, load_pretraining
 from training.train_virus import load_corpus, train_virus
 
@@ -50,6 +53,8 @@ BASELINES = [
 ]
 #: Classes of the binary baselines.
 INFECTED, CONTROL = "infected", "control"
+#: Miscoverages at which conformal sets are checked.
+ALPHAS = (0.1, 0.3)
 
 
 def baselines(genes: pd.Index) -> dict[str, tuple[BaseEstimator, bool]]:
@@ -111,6 +116,9 @@ def leave_one_study_out(corpus: ad.AnnData, encoders: Encoders) -> dict[str, dic
         for m in [OURS, *BASELINES]
     }
     out[OURS]["novelty"] = np.full(n, np.nan)
+    for alpha in ALPHAS:
+        out[OURS][f"covered {alpha}"] = np.full(n, np.nan)
+        out[OURS][f"size {alpha}"] = np.full(n, np.nan)
     effects = np.asarray(corpus.X)
     methods = baselines(corpus.var_names)
     scored = obs["scored"].to_numpy(bool)
@@ -122,6 +130,13 @@ def leave_one_study_out(corpus: ad.AnnData, encoders: Encoders) -> dict[str, dic
         put(out[OURS], test, columns, scores.virus.exp().numpy())
         out[OURS]["infected"][test] = scores.infected.numpy()
         out[OURS]["novelty"][test] = scores.novelty.numpy()
+        answers = np.asarray([*model.classifier.classes, UNINFECTED], dtype=object)
+        table = joint_probabilities(scores.virus.exp(), torch.sigmoid(scores.infected)).numpy()
+        for alpha in ALPHAS:
+            sets = prediction_sets(table, answers, model.classifier.set_threshold(alpha))
+            covered = [a in s for a, s in zip(label[test], sets, strict=True)]
+            out[OURS][f"covered {alpha}"][test] = covered
+            out[OURS][f"size {alpha}"][test] = [len(s) for s in sets]
         rest = study != left_out
         for name, (estimator, balance) in methods.items():
             rows = np.flatnonzero(teaches & rest)
@@ -202,6 +217,29 @@ def virus_table(report: Report, corpus: ad.AnnData, out: dict[str, dict[str, np.
             row = paired_bootstrap(per_row[OURS], per_row[name], units)
             paired.append({"CellPulse minus": name, "score": label} | row)
     report.table("virus_paired", pd.DataFrame(paired), "Paired over units (95 % interval)")
+
+
+def set_table(report: Report, corpus: ad.AnnData, out: dict[str, dict[str, np.ndarray]]) -> None:
+    """Coverage and size of the conformal sets, in studies left out."""
+    obs = corpus.obs
+    truth = obs["virus"].astype(str).to_numpy()
+    study = obs["study"].astype(str).to_numpy()
+    teaches = obs["teaches_virus"].to_numpy(bool)
+    studies = obs[teaches].groupby("virus", observed=True)["study"].nunique()
+    several = studies.index[studies >= 2].astype(str)
+    rows = {
+        "infections, virus known": teaches & np.isin(truth, several),
+        "control against control": ((obs["kind"] == "null") & (obs["host"] == "human")).to_numpy(),
+    }
+    table = []
+    for name, keep in rows.items():
+        weight = unit_weights(truth[keep], study[keep])
+        for alpha in ALPHAS:
+            covered, size = (out[OURS][f"{key} {alpha}"][keep] for key in ("covered", "size"))
+            coverage, mean = weight @ covered, weight @ size
+            row = {"contrasts": name, "asked": 1 - alpha, "coverage": coverage, "mean size": mean}
+            table.append(row)
+    report.table("sets", pd.DataFrame(table), "Conformal sets, one study left out", digits=2)
 
 
 def infected_table(
@@ -333,6 +371,7 @@ def main() -> None:
     out = leave_one_study_out(corpus, encoders)
     report = Report("virus", "Virus calls in unseen studies")
     virus_table(report, corpus, out)
+    set_table(report, corpus, out)
     infected_table(report, corpus, out)
     novelty_table(report, corpus, encoders, out)
     report.finish(args.write)
