@@ -1,0 +1,264 @@
+"""The convex problems behind the virus classifier, and its calibration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from cfm.metrics import unit_weights
+from cfm.models.cellpulse._classifier import (
+    SIGNED_STATISTICS,
+    Views,
+    VirusClassifier,
+    center,
+    novelty_rank,
+    profile_statistics,
+    unit,
+)
+from cfm.models.cellpulse._fit_classifier import (
+    Rows,
+    VirusFit,
+    fit_infected,
+    fit_odds_calibration,
+    fit_temperature,
+    softmax_regression,
+    weighted_quantile,
+)
+
+N_GENES, DIM = 60, 5
+
+
+def planted(
+    n_classes: int = 3, seed: int = 0, n_per: int = 5
+) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    """Views of profiles of some viruses in four studies, two viruses in each, and uninfected."""
+    rng = np.random.default_rng(seed)
+    centre = rng.normal(size=(n_classes + 1, N_GENES))
+    effects, labels, studies = [], [], []
+    for study in range(4):
+        batch = rng.normal(size=N_GENES)
+        for kind in (study % n_classes, (study + 1) % n_classes, n_classes):
+            for _ in range(n_per):
+                effects.append(centre[kind] + 0.7 * batch + 0.7 * rng.normal(size=N_GENES))
+                labels.append("uninfected" if kind == n_classes else f"v{kind}")
+                studies.append(f"s{study}")
+    x = torch.tensor(np.array(effects), dtype=torch.float32)
+    deep = unit(torch.tensor(rng.normal(size=(len(x), DIM)), dtype=torch.float32))
+    views = (unit(center(x)), unit(center(x[:, :40])), deep)
+    common = torch.cat([views[1], torch.zeros(len(x), N_GENES - 40)], dim=1)
+    interferon = torch.zeros(N_GENES)
+    interferon[:5] = 1
+    arrays = tuple(
+        v.numpy() for v in (views[0], common, views[2], profile_statistics(x, interferon))
+    )
+    return arrays, np.array(labels), np.array(studies)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("penalty", [1.0, 100.0])
+def test_the_dual_solution_is_sklearns(n_classes: int, penalty: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 200)) / 200**0.5  # of about unit length, as the model's rows are
+    y = np.array(list("abc"))[rng.integers(n_classes, size=30)]
+    weight = rng.uniform(0.2, 3.0, size=30)
+    names, dual, intercept = softmax_regression(x @ x.T, y, weight, penalty)
+    model = LogisticRegression(C=penalty, tol=1e-8, max_iter=10000)
+    model.fit(x, y, sample_weight=weight / weight.mean())
+    new = rng.normal(size=(10, 200)) / 200**0.5
+    found = new @ x.T @ dual + intercept
+    found = np.exp(found - found.max(axis=1, keepdims=True))
+    found /= found.sum(axis=1, keepdims=True)
+    assert names.tolist() == model.classes_.tolist()
+    np.testing.assert_allclose(found, model.predict_proba(new), atol=2e-3)
+
+
+def fitted(scale: float = 0.25) -> tuple[VirusFit, VirusClassifier, np.ndarray]:
+    views, labels, studies = planted()
+    classes = np.array(["v0", "v1", "v2"])
+    fit = VirusFit(Rows(views, labels, studies), np.flatnonzero(labels != "uninfected"), classes)
+    classifier = VirusClassifier(N_GENES, DIM, classes=list(classes))
+    held_out = fit.out_of_fold(scale)
+    fit.store(classifier, scale, held_out)
+    return fit, classifier, held_out
+
+
+def test_held_out_logits_never_saw_their_study() -> None:
+    """Whatever the study holds, what the others say of it is the same."""
+    views, labels, studies = planted()
+    classes = np.array(["v0", "v1", "v2"])
+    infected = np.flatnonzero(labels != "uninfected")
+    first = VirusFit(Rows(views, labels, studies), infected, classes).out_of_fold(0.25)
+    swapped = labels.copy()
+    own = (studies == "s1") & (labels == "v1")
+    swapped[own] = "v2"
+    second = VirusFit(Rows(views, swapped, studies), infected, classes).out_of_fold(0.25)
+    test = studies[infected] == "s1"
+    np.testing.assert_allclose(first[test], second[test], atol=1e-8)
+    assert np.abs(first[~test] - second[~test]).max() > 1e-3
+    truth = np.searchsorted(classes, labels[infected])
+    assert (first.argmax(axis=1) == truth).mean() > 0.8
+
+
+def test_stored_weights_give_the_logits_of_the_fit() -> None:
+    """The network computes from genes what the dual computes from inner products."""
+    fit, classifier, _ = fitted()
+    views, _, _ = planted()
+    found = classifier.raw_logits(Views(*map(torch.from_numpy, views)))
+    found = found.detach().numpy()[fit.rows]
+    everything = np.ones(len(fit.rows), dtype=bool)
+    expected = []
+    for view, dual, intercept in fit.fits(everything, 0.25, (100.0, 1000.0)):
+        wide, deep = views[view][fit.rows], views[2][fit.rows]
+        expected.append((wide @ wide.T + 0.25**2 * deep @ deep.T) @ dual + intercept)
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-3, atol=1e-3)
+
+
+def test_viruses_of_one_study_are_not_judged() -> None:
+    views, labels, studies = planted()
+    labels = labels.copy()
+    labels[(studies == "s0") & (labels == "v0")] = "only"
+    classes = np.array(["only", "v0", "v1", "v2"])
+    fit = VirusFit(Rows(views, labels, studies), np.flatnonzero(labels != "uninfected"), classes)
+    held_out = fit.out_of_fold(0.0)
+    own = fit.labels == "only"
+    assert np.isneginf(held_out[own, 0]).all()
+    np.testing.assert_array_equal(fit.known(held_out), ~own)
+
+
+def test_a_deep_term_of_noise_is_left_out() -> None:
+    fit, _, _ = fitted()
+    assert fit.choose_deep_scale((0.0, 5.0)) == 0.0
+    assert fit.choose_deep_scale((0.5,)) == 0.5
+
+
+def test_a_deep_term_that_knows_the_answer_is_taken() -> None:
+    views, labels, studies = planted()
+    deep = np.eye(DIM)[np.unique(labels, return_inverse=True)[1]]
+    noise = np.random.default_rng(1).normal(size=views[0].shape)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    rows = Rows((noise, noise, deep, views[3]), labels, studies)
+    fit = VirusFit(rows, np.flatnonzero(labels != "uninfected"), np.array(["v0", "v1", "v2"]))
+    assert fit.choose_deep_scale((0.0, 0.5)) == 0.5
+
+
+def test_temperature_is_that_of_the_smallest_log_loss() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 3))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = (p.cumsum(axis=1) > rng.random((4000, 1))).argmax(axis=1)
+    weight = np.ones(4000)
+    assert fit_temperature(logits * 1.1, truth, weight) == pytest.approx(1.1, abs=0.08)
+    assert fit_temperature(logits * 10, truth, weight) == pytest.approx(1.25, abs=0.01)
+    assert fit_temperature(logits / 10, truth, weight) == pytest.approx(0.8, abs=0.01)
+
+
+def test_odds_are_calibrated_and_never_turned_round() -> None:
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0, 2, size=5000)
+    truth = rng.random(5000) < 1 / (1 + np.exp(-(0.5 * odds + 1)))
+    scale, shift = fit_odds_calibration(odds, truth, np.ones(5000))
+    assert scale == pytest.approx(0.5, abs=0.05)
+    assert shift == pytest.approx(1.0, abs=0.1)
+    scale, shift = fit_odds_calibration(-odds, truth, np.ones(5000))
+    assert scale == 0.0
+    assert 1 / (1 + np.exp(-shift)) == pytest.approx(truth.mean())
+
+
+@given(values=st.lists(st.integers(0, 9), min_size=1, max_size=20), q=st.floats(0.01, 1.0))
+def test_a_quantile_has_at_least_its_weight_below(values: list[int], q: float) -> None:
+    x = np.array(values, dtype=float)
+    weight = np.arange(1.0, len(x) + 1)
+    found = weighted_quantile(x, weight, q)
+    assert found in x
+    assert weight[x <= found].sum() >= (q - 1e-9) * weight.sum()
+    assert weight[x < found].sum() < (q + 1e-9) * weight.sum()
+
+
+def test_infection_is_told_from_the_rest_and_null_profiles_from_both_sides() -> None:
+    views, labels, studies = planted()
+    classifier = VirusClassifier(N_GENES, DIM, classes=["v0", "v1", "v2"])
+    infected = labels != "uninfected"
+    odds = fit_infected(classifier, Rows(views, labels, studies), infected)
+    assert ((odds > 0) == infected).mean() > 0.85
+    wide, _, _, statistics = (torch.tensor(v) for v in views)
+    mirrored = statistics.clone()
+    mirrored[:, list(SIGNED_STATISTICS)] *= -1
+
+    def raw(x: torch.Tensor, s: torch.Tensor) -> np.ndarray:
+        return (
+            (
+                x @ classifier.infected_all
+                + s @ classifier.infected_statistics
+                + classifier.infected_bias
+            )
+            .detach()
+            .numpy()
+        )
+
+    null = ~infected
+    assert (raw(wide, statistics)[null] < 0).mean() > 0.8
+    assert (raw(-wide, mirrored)[null] < 0).mean() > 0.8
+
+
+def test_mirroring_a_profile_mirrors_the_signed_statistics_only() -> None:
+    """The code mirrors statistics without going back to the profile."""
+    effects = torch.randn(6, 301) ** 3  # an odd number: the median is a value
+    interferon = torch.zeros(301)
+    interferon[:6] = 1
+    there, back = (profile_statistics(s * effects, interferon) for s in (1, -1))
+    signs = torch.ones(there.shape[1])
+    signs[list(SIGNED_STATISTICS)] = -1
+    torch.testing.assert_close(back, there * signs, rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_do_not_depend_on_genes_that_are_not_measured() -> None:
+    effects = torch.randn(4, 200)
+    wide = torch.cat([effects, torch.full((4, 300), torch.nan)], dim=1)
+    interferon = (torch.arange(500) % 50 == 0).float()
+    torch.testing.assert_close(
+        profile_statistics(wide, interferon), profile_statistics(effects, interferon[:200])
+    )
+
+
+def test_statistics_of_nothing_are_finite() -> None:
+    effects = torch.zeros(3, 50)
+    effects[1] = torch.nan
+    assert torch.isfinite(profile_statistics(effects, torch.zeros(50))).all()
+
+
+def test_views_are_centred_clipped_and_of_unit_length() -> None:
+    classifier = VirusClassifier(4, 2, classes=["a", "b"])
+    classifier.common.copy_(torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    effects = torch.tensor([[1.0, 2.0, 100.0, torch.nan]])
+    views = classifier.views(effects, torch.tensor([[3.0, 4.0]]))
+    direction = torch.tensor([[-1.0, 0.0, 6.0, 0.0]])  # minus the median of 2, at most 6
+    torch.testing.assert_close(views.all, direction / 37**0.5)
+    torch.testing.assert_close(views.common, direction / 37**0.5)
+    torch.testing.assert_close(views.deep, torch.tensor([[0.6, 0.8]]))
+
+
+def test_novelty_is_a_share_of_the_reference() -> None:
+    reference = torch.stack([torch.arange(10.0), torch.arange(10.0)], dim=1)
+    found = novelty_rank(torch.tensor([[-1.0, -1.0], [4.5, 4.5], [99.0, 99.0]]), reference)
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.5, 1.0]))
+
+
+def test_thresholds_of_sets_follow_the_weights() -> None:
+    classifier = VirusClassifier(4, 2, classes=["a", "b"], n_set_reference=4)
+    classifier.set_scores.copy_(torch.tensor([0.4, 0.1, 0.3, 0.2]))
+    classifier.set_weights.copy_(torch.tensor([1.0, 1.0, 1.0, 7.0]))
+    assert classifier.set_threshold(0.5) == pytest.approx(0.2)
+    assert classifier.set_threshold(0.95) == pytest.approx(0.1)
+    assert classifier.set_threshold(0.15) == pytest.approx(0.3)
+    assert classifier.set_threshold(1e-9) == pytest.approx(0.4)
+
+
+def test_units_weigh_alike() -> None:
+    """What the fits rely on: a study with many contrasts does not drown the others."""
+    labels, studies = np.array(["a"] * 9 + ["a", "b"]), np.array(["s"] * 9 + ["t", "t"])
+    weight = unit_weights(labels, studies)
+    assert weight[:9].sum() == pytest.approx(weight[9]) == pytest.approx(weight[10])
