@@ -6,14 +6,13 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
 from cfm.hub import load_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from anndata import AnnData
 
     from cfm.hub import Checkpoint
 
@@ -42,6 +41,21 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             "can see."
         ) from error
     return found
+
+
+def require_anndata(adata: object) -> None:
+    """Check that something is an AnnData.
+
+    Raises
+    ------
+    TypeError
+        If it is not; of a MuData the error asks for one modality.
+    """
+    if not isinstance(adata, AnnData):
+        raise TypeError(
+            f"Found a {type(adata).__name__}; expected an AnnData of contrasts. Of a MuData, pass "
+            "one modality: mdata['rna']."
+        )
 
 
 class PretrainedModel(BaseModelClass):
@@ -139,7 +153,10 @@ class PretrainedModel(BaseModelClass):
         """Return the given AnnData, or the model's own."""
         if adata is None and self.adata is None:
             raise ValueError("The model has no data of its own; pass adata.")
-        return self.adata if adata is None else adata
+        if adata is None:
+            return self.adata
+        require_anndata(adata)
+        return adata
 
     @classmethod
     @abstractmethod

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cfm._fields import EMBEDDING_PREFIX, PARAMS
 from cfm.models import load_model
+from cfm.models._base import require_anndata
 from cfm.tl._store import check_key, run_record, target, warn_overwritten
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def embed(
     >>> contrasts.obsm["X_cellpulse"].shape[0] == contrasts.n_obs
     True
     """
+    require_anndata(adata)
     if key_added is not None:
         check_key(key_added)
     model = load_model(model, device=device)

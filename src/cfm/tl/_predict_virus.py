@@ -18,6 +18,7 @@ from cfm._fields import (
     VIRUS_KEY,
 )
 from cfm.models import CellPulse, load_model
+from cfm.models._base import require_anndata
 from cfm.pp import contrasts
 from cfm.tl._store import check_key, run_record, target, warn_overwritten
 
@@ -129,6 +130,8 @@ def predict_virus(
             f"Found groupby={groupby!r} and control={control!r}; give both to make contrasts of "
             "counts, or neither for contrasts."
         )
+    if groupby is None:
+        require_anndata(adata)
     caller = load_model(model, device=device)
     if not isinstance(caller, CellPulse):
         raise TypeError(f"model= is a {type(caller).__name__}; expected CellPulse.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.models._base import require_anndata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,11 +37,7 @@ def align_effects(
     ValueError
         If too few genes are found.
     """
-    if not hasattr(adata, "var_names") or hasattr(adata, "mod"):
-        raise TypeError(
-            f"Found a {type(adata).__name__}; expected an AnnData of contrasts. Of a MuData, pass "
-            "one modality: mdata['rna']."
-        )
+    require_anndata(adata)
     get_matrix(adata, layer=layer)
     alignment = vocabulary.align(adata.var_names, min_genes=min(MIN_GENES, len(vocabulary)))
     if alignment.found_share < LOW_SHARE:

@@ -1,0 +1,106 @@
+"""What all models share: devices, loading by name, and weights that fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import cfm
+from cfm.models import CellPulse, PretrainedModel, load_model
+from cfm.models._base import check_weights, load_weights, resolve_device
+from tests._toy import SIZES
+
+
+@pytest.fixture
+def registered(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("cfm.hub._names._registered", {})
+    cfm.hub.register_checkpoint("toy-by-name", checkpoint)
+    return "toy-by-name"
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device(torch.device("cpu")) == torch.device("cpu")
+    assert resolve_device() in (torch.device("cpu"), torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name", ["warp", "cuda:99", "cpu:x"])
+def test_devices_that_are_not_here_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"device='{name}' is not available here"):
+        resolve_device(name)
+
+
+def test_a_model_is_loaded_by_name_folder_and_string(checkpoint: Path, registered: str) -> None:
+    for source in (registered, checkpoint, str(checkpoint)):
+        model = load_model(source)
+        assert isinstance(model, CellPulse)
+        assert isinstance(model, PretrainedModel)
+        assert model.device.type in ("cpu", "cuda")
+        assert not model.module.training
+    assert load_model(registered).checkpoint_name == registered
+
+
+def test_a_model_object_is_itself(model: CellPulse) -> None:
+    assert load_model(model) is model
+    assert load_model(model, device="cpu") is model
+
+
+@pytest.mark.parametrize("source", [3, None, ["cellpulse-mini"], CellPulse])
+def test_other_things_are_no_model(source: object) -> None:
+    with pytest.raises(TypeError, match=r"model= is a .*; expected a cfm model, the name"):
+        load_model(source)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="no-such-model"):
+        load_model("no-such-model")
+
+
+def test_models_of_a_later_version_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = {"x": torch.ones(2)}
+    folder = cfm.hub.save_checkpoint(tmp_path / "later", tensors, {}, model="Oracle")
+    with pytest.raises(ValueError, match=r"holds a Oracle model; this version of cfm knows"):
+        load_model(folder)
+    with pytest.raises(ValueError, match=r"holds a Oracle model; expected CellPulse"):
+        CellPulse.from_pretrained(folder)
+
+
+def test_an_integer_is_a_gpu(model: CellPulse) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="device='cuda:0' is not available here"):
+        model.to_device(0)
+    model.to_device("auto")
+    assert model.device == torch.device("cpu")
+
+
+def test_weights_have_to_fit() -> None:
+    layer = torch.nn.Linear(3, 2)
+    good = {"a.weight": torch.ones(2, 3), "a.bias": torch.zeros(2), "b.x": torch.ones(1)}
+    load_weights(layer, good, "toy", prefix="a.")
+    assert (layer.weight == 1).all()
+    with pytest.raises(ValueError, match=r"bias: found nothing, expected \(2,\)"):
+        load_weights(layer, {"a.weight": torch.ones(2, 3)}, "toy", prefix="a.")
+    with pytest.raises(ValueError, match=r"weight: found \(2, 4\), expected \(2, 3\)"):
+        load_weights(layer, good | {"a.weight": torch.ones(2, 4)}, "toy", prefix="a.")
+    with pytest.raises(ValueError, match=r"extra: found \(1,\), expected nothing"):
+        load_weights(layer, good | {"a.extra": torch.ones(1)}, "toy", prefix="a.")
+
+
+def test_half_precision_is_loaded_in_the_modules_own() -> None:
+    layer = torch.nn.Linear(3, 2)
+    load_weights(layer, {k: v.half() for k, v in layer.state_dict().items()}, "toy")
+    assert layer.weight.dtype == torch.float32
+
+
+def test_fitting_can_be_checked_without_memory() -> None:
+    with torch.device("meta"):
+        layer = torch.nn.Linear(10**6, 10**6)
+    with pytest.raises(ValueError, match="do not fit the sizes"):
+        check_weights(layer, {"weight": torch.ones(1, 1), "bias": torch.ones(1)}, "toy")
+
+
+def test_models_are_named_by_their_class() -> None:
+    assert repr(type(CellPulse(vocabulary=["A"], **SIZES)).__name__) == "'CellPulse'"

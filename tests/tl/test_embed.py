@@ -1,0 +1,218 @@
+"""``cfm.tl.embed``: what it writes, from what it reads, and what it leaves alone."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import cfm
+from cfm.models import CellPulse
+from tests._same import assert_unchanged
+
+
+def test_what_is_written(model: CellPulse, contrasts: ad.AnnData) -> None:
+    before = contrasts.copy()
+    assert cfm.tl.embed(contrasts, model) is None
+    latent = contrasts.obsm["X_cellpulse"]
+    assert latent.dtype == np.float32
+    assert latent.shape == (contrasts.n_obs, model.module.dim)
+    np.testing.assert_array_equal(latent, model.get_latent_representation(before))
+    assert contrasts.uns["X_cellpulse"] == {
+        "params": {"batch_size": 64, "model": "CellPulse", "sha256": "", "vocabulary_share": 1.0}
+    }
+    del contrasts.obsm["X_cellpulse"], contrasts.uns["X_cellpulse"]
+    assert_unchanged(contrasts, before)
+
+
+def test_the_record_names_the_checkpoint_and_the_layer(
+    checkpoint: Path, contrasts: ad.AnnData
+) -> None:
+    contrasts.layers["lfc"] = contrasts.X
+    part = contrasts[:, :400].copy()
+    cfm.tl.embed(part, str(checkpoint), layer="lfc", batch_size=5)
+    params = part.uns["X_cellpulse"]["params"]
+    assert params["model"] == "toy"
+    assert len(params["sha256"]) == 64
+    assert params["layer"] == "lfc"
+    assert params["batch_size"] == 5
+    assert params["vocabulary_share"] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_the_result_survives_a_file(
+    model: CellPulse, contrasts: ad.AnnData, tmp_path: Path, kind: str
+) -> None:
+    cfm.tl.embed(contrasts, model)
+    path = tmp_path / f"x.{kind}"
+    if kind == "h5ad":
+        contrasts.write_h5ad(path)
+        back = ad.read_h5ad(path)
+    else:
+        contrasts.write_zarr(path)
+        back = ad.read_zarr(path)
+    np.testing.assert_array_equal(back.obsm["X_cellpulse"], contrasts.obsm["X_cellpulse"])
+    assert back.uns["X_cellpulse"]["params"] == contrasts.uns["X_cellpulse"]["params"]
+
+
+def test_a_copy_leaves_the_original_alone(model: CellPulse, contrasts: ad.AnnData) -> None:
+    before = contrasts.copy()
+    made = cfm.tl.embed(contrasts, model, copy=True)
+    assert_unchanged(contrasts, before)
+    assert made.obsm["X_cellpulse"].shape[0] == contrasts.n_obs
+
+
+def test_another_key(model: CellPulse, contrasts: ad.AnnData) -> None:
+    cfm.tl.embed(contrasts, model, key_added="X_mine")
+    assert list(contrasts.obsm) == ["X_mine"]
+    assert "params" in contrasts.uns["X_mine"]
+
+
+def test_its_own_result_is_replaced_quietly_and_others_with_a_warning(
+    model: CellPulse, contrasts: ad.AnnData
+) -> None:
+    cfm.tl.embed(contrasts, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cfm.tl.embed(contrasts, model)
+    contrasts.obsm["X_pca"] = np.zeros((contrasts.n_obs, 2))
+    contrasts.uns["X_pca"] = "made elsewhere"
+    with pytest.warns(UserWarning, match=r"obsm\['X_pca'\], uns\['X_pca'\] was not written by"):
+        cfm.tl.embed(contrasts, model, key_added="X_pca")
+    assert contrasts.obsm["X_pca"].shape[1] == model.module.dim
+
+
+def test_a_warning_that_is_an_error_leaves_the_data_alone(
+    model: CellPulse, contrasts: ad.AnnData
+) -> None:
+    contrasts.obsm["X_pca"] = np.zeros((contrasts.n_obs, 2))
+    before = contrasts.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="not written by this tool"):
+            cfm.tl.embed(contrasts, model, key_added="X_pca")
+    assert_unchanged(contrasts, before)
+
+
+def test_a_view_is_read_and_written_as_scanpy_does(model: CellPulse, contrasts: ad.AnnData) -> None:
+    before = contrasts.copy()
+    view = contrasts[5:9]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ad.ImplicitModificationWarning)
+        cfm.tl.embed(view, model)
+    assert view.obsm["X_cellpulse"].shape[0] == 4
+    assert_unchanged(contrasts, before)
+
+
+def test_backed_data_get_the_result_in_memory(
+    model: CellPulse, contrasts: ad.AnnData, tmp_path: Path
+) -> None:
+    contrasts.X = sp.csr_matrix(contrasts.X)
+    contrasts.write_h5ad(tmp_path / "x.h5ad")
+    backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
+    cfm.tl.embed(backed, model)
+    copied = cfm.tl.embed(backed, model, copy=True)
+    assert backed.isbacked
+    assert not copied.isbacked
+    cfm.tl.embed(contrasts, model)
+    for adata in (backed, copied):
+        np.testing.assert_allclose(
+            adata.obsm["X_cellpulse"], contrasts.obsm["X_cellpulse"], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_duplicated_observation_names_are_no_matter(
+    model: CellPulse, contrasts: ad.AnnData
+) -> None:
+    contrasts.obs_names = ["same"] * contrasts.n_obs
+    cfm.tl.embed(contrasts, model)
+    assert contrasts.obsm["X_cellpulse"].shape[0] == contrasts.n_obs
+
+
+def test_of_duplicated_genes_the_first_is_read(model: CellPulse, contrasts: ad.AnnData) -> None:
+    twice = ad.concat([contrasts, contrasts[:, :3]], axis="var", merge="same")
+    twice.X[:, -3:] = 50.0
+    cfm.tl.embed(twice, model)
+    np.testing.assert_allclose(
+        twice.obsm["X_cellpulse"], model.get_latent_representation(contrasts), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_one_contrast_and_silent_ones(model: CellPulse, contrasts: ad.AnnData) -> None:
+    one = contrasts[:1].copy()
+    one.X[:] = 0.0
+    cfm.tl.embed(one, model)
+    assert np.isfinite(one.obsm["X_cellpulse"]).all()
+
+
+def failing(contrasts: ad.AnnData) -> dict[str, tuple[ad.AnnData, dict, type, str]]:
+    """Calls that fail, by what is wrong: data, arguments, error, words of its message."""
+    infinite, counts, probes = contrasts.copy(), contrasts.copy(), contrasts.copy()
+    infinite.X[-1, -1] = np.inf
+    counts.X[-1] = np.arange(contrasts.n_vars) % 50 + 1
+    probes.var_names = [f"probe{i}" for i in range(contrasts.n_vars)]
+    none = ad.AnnData(obs=contrasts.obs, var=contrasts.var)
+    few = contrasts[:, :30].copy()
+    return {
+        "infinite": (infinite, {}, ValueError, "infinite values"),
+        "counts": (counts, {}, ValueError, "looks like expression or counts"),
+        "no gene": (probes, {}, ValueError, "Found 0 of the model's 800 genes"),
+        "few genes": (few, {}, ValueError, "at least 50 are needed"),
+        "no matrix": (none, {}, ValueError, "adata.X is None"),
+        "no layer": (contrasts, {"layer": "lfc"}, KeyError, "no layer 'lfc'"),
+        "model": (contrasts, {"model": 3}, TypeError, "model= is a int"),
+        "name": (contrasts, {"model": "nobody"}, ValueError, "nobody"),
+        "device": (contrasts, {"device": "warp"}, ValueError, "device='warp' is not available"),
+        "key": (contrasts, {"key_added": "a/b"}, ValueError, "cannot be stored in a file"),
+        "empty key": (contrasts, {"key_added": ""}, ValueError, "cannot be stored in a file"),
+        "no text": (contrasts, {"key_added": 3}, TypeError, "key_added is a int"),
+        "batch": (contrasts, {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+    }
+
+
+@pytest.mark.parametrize("case", list(failing(ad.AnnData(np.ones((2, 60))))))
+def test_calls_that_fail_leave_the_data_alone(
+    model: CellPulse, contrasts: ad.AnnData, case: str
+) -> None:
+    adata, arguments, error, words = failing(contrasts)[case]
+    before = adata.copy()
+    with pytest.raises(error, match=words):
+        cfm.tl.embed(adata, **({"model": model} | arguments))
+    assert_unchanged(adata, before)
+
+
+def test_few_genes_warn(model: CellPulse, contrasts: ad.AnnData) -> None:
+    few = contrasts[:, :100].copy()
+    with pytest.warns(UserWarning, match="Only 12% of the model's 800 genes"):
+        cfm.tl.embed(few, model)
+    assert few.uns["X_cellpulse"]["params"]["vocabulary_share"] == 0.125
+
+
+def test_of_mudata_one_modality_is_asked_for(model: CellPulse, contrasts: ad.AnnData) -> None:
+    both = md.MuData({"rna": contrasts})
+    with pytest.raises(TypeError, match=r"Found a MuData; .*pass one modality: mdata\['rna'\]"):
+        cfm.tl.embed(both, model)
+    cfm.tl.embed(both["rna"], model)
+    assert "X_cellpulse" in both["rna"].obsm
+
+
+@pytest.mark.parametrize("data", [None, np.ones((3, 800)), "contrasts.h5ad"])
+def test_only_anndata_are_embedded(checkpoint: Path, data: object) -> None:
+    with pytest.raises(TypeError, match="expected an AnnData of contrasts"):
+        cfm.tl.embed(data, checkpoint)
+
+
+def test_the_bundled_model() -> None:
+    counts = cfm.datasets.blanco_melo()
+    contrasts = cfm.pp.contrasts(counts, "virus", "none", by="series")
+    cfm.tl.embed(contrasts)
+    assert contrasts.obsm["X_cellpulse"].shape[0] == contrasts.n_obs
+    params = contrasts.uns["X_cellpulse"]["params"]
+    assert params["model"] == "cellpulse-mini"
+    assert len(params["sha256"]) == 64
+    assert params["vocabulary_share"] > 0.8
