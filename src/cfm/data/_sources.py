@@ -54,6 +54,9 @@ class ProfileMatrix:
                 f"effects is {n} × {n_genes} with {len(self._var_names)} gene names; expected at "
                 "least one profile and one name per column."
             )
+        for name, column in (("study", study), ("group", group)):
+            if column is not None and len(column) != n:
+                raise ValueError(f"{name} has {len(column)} entries; expected {n}, one per profile.")
         self._study = None if study is None else np.asarray(study, dtype=object)
         self._group = np.arange(n) if group is None else np.asarray(group, dtype=np.int64)
         if weights is None:

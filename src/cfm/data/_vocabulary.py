@@ -55,7 +55,7 @@ class GeneVocabulary:
     Raises
     ------
     ValueError
-        If names are duplicated or empty, or the list is empty.
+        If names are duplicated, empty or of several lines, or the list is empty.
     """
 
     def __init__(self, genes: Sequence[str]) -> None:
@@ -67,6 +67,9 @@ class GeneVocabulary:
             raise ValueError(f"A gene vocabulary needs unique names; found twice: {twice}.")
         if "" in self.genes:
             raise ValueError("A gene vocabulary cannot hold an empty name; drop it.")
+        broken = [g for g in self.genes if len(g.splitlines()) != 1]
+        if broken:  # checkpoints hold a name per line
+            raise ValueError(f"A gene name cannot hold a line break; found {broken[:5]}.")
 
     def __len__(self) -> int:
         return len(self.genes)
