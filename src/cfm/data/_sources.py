@@ -56,7 +56,7 @@ class ProfileMatrix:
             )
         for name, column in (("study", study), ("group", group)):
             if column is not None and len(column) != n:
-                raise ValueError(f"{name} has {len(column)} entries; expected {n}, one per profile.")
+                raise ValueError(f"{name} has {len(column)} entries; expected {n}, as profiles.")
         self._study = None if study is None else np.asarray(study, dtype=object)
         self._group = np.arange(n) if group is None else np.asarray(group, dtype=np.int64)
         if weights is None:

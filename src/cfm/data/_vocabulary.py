@@ -67,7 +67,7 @@ class GeneVocabulary:
             raise ValueError(f"A gene vocabulary needs unique names; found twice: {twice}.")
         if "" in self.genes:
             raise ValueError("A gene vocabulary cannot hold an empty name; drop it.")
-        broken = [g for g in self.genes if len(g.splitlines()) != 1]
+        broken = [g for g in self.genes if g.splitlines() != [g]]
         if broken:  # checkpoints hold a name per line
             raise ValueError(f"A gene name cannot hold a line break; found {broken[:5]}.")
 
