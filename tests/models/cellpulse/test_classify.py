@@ -8,12 +8,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cfm.models import CellPulse
 from cfm.models.cellpulse import VirusPrediction
+from cfm.models.cellpulse._classifier import Scores
 from cfm.models.cellpulse._classify import prediction_sets
 from tests._toy import SIZES, toy_contrasts
 
@@ -98,6 +100,22 @@ def test_probabilities_sum_to_one_and_agree_with_the_call(
     for values in (found.confidence, found.infected, found.novelty):
         assert values.dtype == np.float32
         assert ((values >= 0) & (values <= 1)).all()
+
+
+def test_the_confidence_is_that_of_the_call_even_if_another_answer_has_more(
+    model: CellPulse, contrasts: ad.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Infected for sure enough, but by one of four: no single virus reaches "uninfected"."""
+    scores = Scores(
+        torch.tensor([[0.4, 0.2, 0.2, 0.2]]).log().expand(2, -1),
+        torch.tensor([0.6, 0.6]).logit(),
+        torch.tensor([0.0, 1.0]),
+    )
+    monkeypatch.setattr(model, "predict_scores", lambda *a, **k: scores)
+    found = model.predict(contrasts[:2])
+    assert found.call.tolist() == ["virus_A", "unknown"]
+    np.testing.assert_allclose(found.confidence, 0.24, rtol=1e-5)
+    assert found.prediction_set[0][0] == "uninfected"
 
 
 def test_calls_of_contrasts_like_those_it_learned(model: CellPulse) -> None:

@@ -139,6 +139,19 @@ def test_what_is_hidden_never_leaks() -> None:
         assert torch.equal(found, expected)
 
 
+def test_asking_for_more_genes_does_not_change_the_linear_term() -> None:
+    network, tokens = module(), batch()
+    linear, _, z = network.linear_scores(tokens)
+    asked = Tokens(
+        torch.cat([tokens.gene, (tokens.gene[:, :6] + 1) % N_GENES], 1),
+        torch.cat([tokens.state, torch.full((3, 6), HIDDEN)], 1),
+        torch.cat([tokens.magnitude, torch.full((3, 6), torch.nan)], 1),
+    )
+    more, _, same = network.linear_scores(asked)
+    assert_close(more[:, :20], linear)
+    assert_close(same, z)
+
+
 def test_visible_tokens_do_reach_the_hidden_ones() -> None:
     network, tokens = module(), batch()
     state = tokens.state.clone()

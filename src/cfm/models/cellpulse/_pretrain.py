@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
@@ -233,17 +231,14 @@ class Pretrainable(CellPulseCore):
         if not self.history_:  # a loaded model: its curves begin here
             self.is_trained_ = False
         self.module.train()  # Lightning leaves the mode as it finds it
-        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 runner()
         except SystemExit as stopped:
-            # What Lightning makes of Ctrl+C; it also goes deaf to the next one.
+            # What Lightning makes of Ctrl+C.
             if not isinstance(stopped.__context__, KeyboardInterrupt):
                 raise
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, on_interrupt)
             self.is_trained_ = True
             self.to_device(runner.device)
             return False
