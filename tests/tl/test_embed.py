@@ -216,3 +216,17 @@ def test_the_bundled_model() -> None:
     assert params["model"] == "cellpulse-mini"
     assert len(params["sha256"]) == 64
     assert params["vocabulary_share"] > 0.8
+
+
+def test_the_bundled_model_embeds_a_profile_the_same_in_any_company() -> None:
+    """Real profiles of 17,607 genes: alone, in batches, in any order of rows and genes."""
+    counts = cfm.datasets.blanco_melo()
+    contrasts = cfm.pp.contrasts(counts, "virus", "none", by="series")
+    model = CellPulse.from_pretrained("cellpulse-mini")
+    latent = model.get_latent_representation(contrasts)
+    rng = np.random.default_rng(0)
+    rows, genes = rng.permutation(contrasts.n_obs), rng.permutation(contrasts.n_vars)
+    alone = [model.get_latent_representation(contrasts[[i]].copy())[0] for i in rows]
+    shuffled = contrasts[rows][:, genes].copy()
+    for found in (np.array(alone), model.get_latent_representation(shuffled, batch_size=3)):
+        np.testing.assert_allclose(found, latent[rows], rtol=1e-4, atol=5e-5)

@@ -55,6 +55,16 @@ def test_an_epoch_of_a_seed_is_always_the_same() -> None:
     assert not same(epochs[0], list(stream(source, seed=1)))
 
 
+def test_processes_that_train_together_draw_different_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = list(stream(ingredient(matrix())))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        assert same(list(stream(ingredient(matrix()))), alone) == (rank == 0)
+
+
 def test_batches_hide_a_part_and_keep_the_rest() -> None:
     for batch in stream(ingredient(matrix())):
         assert batch.hidden.gene.shape == (6, 10)

@@ -70,7 +70,8 @@ class ProfileStream(IterableDataset[Batch]):
         The first batches of all hold few profiles with all their tokens and only sources that
         know studies: they are for the linear term.
     seed
-        Seed; epoch ``i`` of a seed is always the same.
+        Seed; epoch ``i`` of a seed is always the same. Processes that train together draw
+        different batches.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class ProfileStream(IterableDataset[Batch]):
         self.epoch = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        rng = np.random.default_rng([self.seed, self.epoch])
+        rng = np.random.default_rng([self.seed, self.epoch, *_process()])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         share = np.array([i.share for i in self.ingredients], dtype=np.float64)
         share /= share.sum()
@@ -139,3 +140,11 @@ class ProfileStream(IterableDataset[Batch]):
         study = draw.study if draw.study is not None else [ingredient.study] * n
         mask = torch.from_numpy(self.factors.without(list(study)))
         return Batch(hidden, target, asked, torch.from_numpy(draw.group), mask)
+
+
+def _process() -> list[int]:
+    """Return the rank of this process among those that train together, nothing for the first."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return []
+    rank = torch.distributed.get_rank()
+    return [rank] if rank else []
