@@ -265,6 +265,29 @@ def infected_table(
             weight = unit_weights(y, study[keep], balance_labels=True)
             row[label] = auroc(y, result["infected"][keep], sample_weight=weight)
         table.append(row)
+    keep = positive | null
+    names, unit = np.unique(study[keep], return_inverse=True)
+    rng = np.random.default_rng(0)
+    draws: list[np.ndarray] = []
+    while len(draws) < 1000:
+        drawn = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+        if all(drawn[unit][positive[keep] == side].any() for side in (True, False)):
+            draws.append(drawn)
+    y = positive[keep]
+    base = unit_weights(y, study[keep], balance_labels=True)
+
+    def resampled(name: str) -> np.ndarray:
+        score = out[name]["infected"][keep]
+        return np.array([auroc(y, score, sample_weight=base * drawn[unit]) for drawn in draws])
+
+    ours = resampled(OURS)
+    low, high = np.quantile(ours, [0.025, 0.975])
+    paired = [{"AUROC of": OURS, "minus": "nothing", "diff": ours.mean(), "low": low, "high": high}]
+    for name in BASELINES:
+        d = ours - resampled(name)
+        low, high = np.quantile(d, [0.025, 0.975])
+        row = {"AUROC of": OURS, "minus": name, "diff": d.mean(), "low": low, "high": high}
+        paired.append(row)
     n_pos, n_null = int(positive.sum()), int(null.sum())
     report.text(
         f"Infected against control: {n_pos} usable human infection contrasts made from counts in "
@@ -273,6 +296,11 @@ def infected_table(
         "cytokines, bacteria and antibodies; no method was trained on them."
     )
     report.table("infected", pd.DataFrame(table), "Infected against control, one study left out")
+    report.table(
+        "infected_paired",
+        pd.DataFrame(paired),
+        "Infected against control, bootstrap over studies (mean, 95 % interval)",
+    )
 
 
 def novelty_table(

@@ -74,6 +74,15 @@ def softmax_regression(
     return model.classes_, (vectors[:, keep] / scale) @ coef.T, intercept
 
 
+def clearly_lower(losses: np.ndarray, reference: np.ndarray) -> bool:
+    """Whether paired losses are lower by more than the standard error of their mean difference."""
+    difference = losses - reference
+    if len(difference) < 2:
+        return False
+    error = difference.std(ddof=1) / np.sqrt(len(difference))
+    return bool(difference.mean() < -error)
+
+
 def fit_temperature(logits: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
     """Return the temperature with the smallest weighted log loss, bounded to 0.8…1.25.
 
@@ -217,19 +226,34 @@ class VirusFit:
         return np.isfinite(held_out[np.arange(len(held_out)), self.truth])
 
     def choose_deep_scale(self, scales: Sequence[float]) -> float:
-        """Return the scale with the smallest log loss on left-out studies; the first wins ties."""
+        """Return the scale with the smallest log loss on left-out studies.
+
+        Only one that beats the first by more than the standard error over (virus, study) units;
+        with few units a free choice is a choice of noise.
+        """
+        first, best, loss = float(scales[0]), float(scales[0]), 0.0
         if len(scales) == 1:
-            return float(scales[0])
-        losses = []
+            return first
+        reference: np.ndarray | None = None
         for scale in scales:
             held_out = self.out_of_fold(scale, penalties=PENALTIES[:1])
-            known = self.known(held_out)
-            if not known.any():  # every virus has one study: nothing can be compared
-                return float(scales[0])
-            log_p = log_softmax(held_out[known], axis=1)
-            picked = log_p[np.arange(known.sum()), self.truth[known]]
-            losses.append(-(self.unit_weight[known] * picked).sum())
-        return float(scales[int(np.argmin(losses))])
+            if not self.known(held_out).any():  # every virus has one study: nothing to compare
+                return first
+            losses = self.unit_losses(held_out)
+            if reference is None:
+                reference = losses
+            elif clearly_lower(losses, reference) and (losses - reference).mean() < loss:
+                best, loss = float(scale), float((losses - reference).mean())
+        return best
+
+    def unit_losses(self, held_out: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        """Return the mean log loss of each (virus, study) unit whose virus was known."""
+        known = self.known(held_out)
+        log_p = log_softmax(held_out[known] / temperature, axis=1)
+        losses = -log_p[np.arange(known.sum()), self.truth[known]]
+        names = np.char.add(np.char.add(self.labels[known], "|"), self.studies[known])
+        unit = np.unique(names, return_inverse=True)[1]
+        return np.bincount(unit, weights=losses) / np.bincount(unit)
 
     def store(self, classifier: VirusClassifier, scale: float, held_out: np.ndarray) -> None:
         """Fit on all rows, calibrate on the held-out logits, and fill the classifier."""
@@ -248,6 +272,8 @@ class VirusFit:
             return
         weight = self.unit_weight[known]
         temperature = fit_temperature(held_out[known], self.truth[known], weight)
+        if not clearly_lower(self.unit_losses(held_out, temperature), self.unit_losses(held_out)):
+            temperature = 1.0
         classifier.temperature.fill_(temperature)
         classifier.centroids = torch.from_numpy(
             self.centroids(np.ones(len(self.rows), dtype=bool))
