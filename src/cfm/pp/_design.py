@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ class Skipped:
     def warn(self) -> None:
         """Warn of each kind, in the name of the function that the user called."""
         for message in self.messages:
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warn_user(message)
 
     def frame(self) -> pd.DataFrame:
         """Return the records as a table of strings."""

@@ -56,7 +56,8 @@ def embed(
     ``adata.obsm['X_cellpulse' | key_added]``
         ``(n_obs, dim)`` float32.
     ``adata.uns['X_cellpulse' | key_added]['params']``
-        The arguments, the model's name and SHA-256, and the share of its genes that were found.
+        The arguments, the model's name and SHA-256, the device it ran on, and the share of its
+        genes that were found.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def embed(
     model = load_model(model, device=device)
     key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower()
     latent = model.get_latent_representation(adata, layer=layer, batch_size=batch_size)
-    record = run_record(model, adata, layer=layer, batch_size=batch_size)
+    record = run_record(model, adata, key_added=key, layer=layer, batch_size=batch_size)
     adata = target(adata, copy=copy)
     warn_overwritten(adata, key, {"obsm": [key]})
     adata.obsm[key] = latent

@@ -96,7 +96,7 @@ def predict_virus(
     ``adata.obsm[f'{key}_proba']``
         DataFrame, contrasts by viruses and ``uninfected``; rows sum to 1.
     ``adata.uns[key]``
-        ``params`` (arguments, model, SHA-256, share of genes found, ``alpha`` of the sets) and
+        ``params`` (arguments, model, SHA-256, device, share of genes found) and
         ``classes``.
 
     Raises
@@ -147,13 +147,14 @@ def predict_virus(
             )
         adata = contrasts(adata, groupby, control, by=by, layer=layer, **contrast_kwargs)
         record = {"groupby": groupby, "control": str(control), "mode": mode}
-        record["by"] = [by] if isinstance(by, str) else list(by or [])
+        record["by"] = [] if by is None else [by] if isinstance(by, str) else list(by)
         layer = None
     elif by is not None or contrast_kwargs:
         extra = sorted(contrast_kwargs) + (["by"] if by is not None else [])
         raise TypeError(f"{extra} only go with groupby= and control=.")
     prediction = caller.predict(adata, layer=layer, alpha=alpha, batch_size=batch_size)
-    record = run_record(caller, adata, layer=layer, batch_size=batch_size, alpha=alpha, **record)
+    record |= {"key_added": key_added, "layer": layer, "batch_size": batch_size, "alpha": alpha}
+    record = run_record(caller, adata, **record)
     adata = adata if made else target(adata, copy=copy)
     columns = [key_added + part for part in ("", CONFIDENCE, INFECTED, NOVELTY, PREDICTION_SET)]
     warn_overwritten(adata, key_added, {"obs": columns, "obsm": [key_added + PROBABILITIES]})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cfm._fields import PARAMS
+from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,27 +52,29 @@ def warn_overwritten(adata: AnnData, key: str, fields: Mapping[str, Sequence[str
         Names by slot: ``{"obs": [...], "obsm": [...]}``.
     """
     record = adata.uns.get(key)
-    if isinstance(record, Mapping) and PARAMS in record:
-        return
     taken = [
         f"{slot}[{name!r}]"
-        for slot, names in (*fields.items(), ("uns", [key]))
+        for slot, names in fields.items()
         for name in names
         if name in getattr(adata, slot)
     ]
+    # A record without any of the fields is another tool's, such as uns["contrasts"].
+    if taken and isinstance(record, Mapping) and PARAMS in record:
+        return
+    if record is not None:
+        taken.append(f"uns[{key!r}]")
     if taken:
-        warnings.warn(
+        warn_user(
             f"{', '.join(taken)} was not written by this tool and is replaced; pass another "
-            "key_added= to keep it.",
-            UserWarning,
-            stacklevel=3,
+            "key_added= to keep it."
         )
 
 
 def run_record(model: PretrainedModel, adata: AnnData, **arguments: Any) -> dict[str, Any]:
-    """Return what made a result: the arguments, the model, its checksum and vocabulary share."""
+    """Return what made a result: the arguments, model, checksum, device and vocabulary share."""
     record = {k: v for k, v in arguments.items() if v is not None}
     return record | {
+        "device": str(model.device),
         "model": model.checkpoint_name or type(model).__name__,
         "sha256": model.checkpoint_sha256,
         "vocabulary_share": float(model.vocabulary_share(adata)),

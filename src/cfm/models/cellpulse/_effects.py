@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._warn import warn_user
 from cfm.models._base import require_anndata
 
 if TYPE_CHECKING:
@@ -41,11 +41,9 @@ def align_effects(
     get_matrix(adata, layer=layer)
     alignment = vocabulary.align(adata.var_names, min_genes=min(MIN_GENES, len(vocabulary)))
     if alignment.found_share < LOW_SHARE:
-        warnings.warn(
+        warn_user(
             f"Only {alignment.found_share:.0%} of the model's {len(vocabulary)} genes are "
-            f"measured ({len(alignment.columns)}); predictions from so few are less certain.",
-            UserWarning,
-            stacklevel=3,
+            f"measured ({len(alignment.columns)}); predictions from so few are less certain."
         )
     return alignment
 
