@@ -63,6 +63,11 @@ def test_every_storage_reads_the_same(stored):
     assert (summary.fractional, summary.maximum) == (False, VALUES.max())
 
 
+def test_get_matrix_where_there_is_none():
+    with pytest.raises(ValueError, match=r"X is None; a matrix .* is expected, and there is no"):
+        get_matrix(ad.AnnData(obs=pd.DataFrame(index=["a"])))
+
+
 def test_get_matrix():
     adata = ad.AnnData(VALUES, layers={"two": 2 * VALUES})
     assert get_matrix(adata) is adata.X

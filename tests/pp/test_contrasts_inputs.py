@@ -237,3 +237,24 @@ def test_strata_whose_labels_look_the_same(counts):
         table = result.obs if mode == "replicates" else result.contrasts
         assert table.index.is_unique
         assert len(table) == 2
+
+
+def test_no_sample_has_any_count(counts):
+    counts.X[:] = 0
+    with pytest.raises(ValueError, match="none of the 12 samples has any count"):
+        contrasts(counts, "virus", "none", by="study")
+
+
+def test_no_observation(counts):
+    with pytest.raises(ValueError, match="the matrix is empty: 0 × 60"):
+        contrasts(counts[:0].copy(), "virus", "none")
+
+
+def test_read_lazily_from_a_file(counts, expected, tmp_path):
+    pytest.importorskip("xarray")
+    from anndata.experimental import read_lazy
+
+    counts.write_zarr(tmp_path / "x.zarr")
+    found = contrasts(read_lazy(tmp_path / "x.zarr"), "virus", "none", by="study")
+    np.testing.assert_array_equal(found.X, expected["replicates"])
+    found.write_h5ad(tmp_path / "found.h5ad")

@@ -175,6 +175,8 @@ def test_bad_input(adata):
     before = adata.copy()
     with pytest.raises(ValueError, match=r"none of the 2 gene identifiers \('a', 'b'"):
         map_genes(ad.AnnData(np.ones((1, 2)), var=pd.DataFrame(index=["a", "b"])))
+    with pytest.raises(ValueError, match="adata has no genes"):
+        map_genes(ad.AnnData(np.ones((2, 0))))
     with pytest.raises(KeyError, match="no column 'symbol'"):
         map_genes(adata, var_key="symbol")
     with pytest.raises(ValueError, match="aggregate='max'"):

@@ -79,7 +79,7 @@ def select_modality(
                 f"modality={modality!r} was given for an AnnData, which has none; "
                 "leave it out or pass the MuData."
             )
-        return data, data.obs
+        return data, in_memory_frame(data.obs)
     if not isinstance(data, md.MuData):
         raise TypeError(f"expected an AnnData or a MuData, found {type(data).__name__}.")
     names = list(data.mod)
@@ -96,6 +96,11 @@ def select_modality(
             if column not in obs.columns and name in data.obs.columns:
                 obs = obs.assign(**{column: data.obs[name].reindex(obs.index)})
     return adata, obs
+
+
+def in_memory_frame(frame: Any) -> pd.DataFrame:
+    """Return ``obs`` or ``var`` as a DataFrame, also of :func:`anndata.experimental.read_lazy`."""
+    return frame if isinstance(frame, pd.DataFrame) else frame.to_memory()
 
 
 def get_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = False) -> Any:
@@ -135,9 +140,12 @@ def get_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = Fals
     else:
         matrix = adata.X
     if matrix is None:
-        raise ValueError(
-            f"adata.X is None; choose one of the layers {sorted(adata.layers)} with layer=."
+        remedy = (
+            f"choose one of the layers {sorted(adata.layers)} with layer="
+            if len(adata.layers)
+            else "a matrix of observations by genes is expected, and there is no layer either"
         )
+        raise ValueError(f"adata.X is None; {remedy}.")
     if 0 in matrix.shape:
         raise ValueError(f"the matrix is empty: {matrix.shape[0]} × {matrix.shape[1]}.")
     return matrix

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -17,6 +16,7 @@ from cfm.data._matrix import (
     check_log_values,
     check_unique_names,
     get_matrix,
+    in_memory_frame,
     read_rows,
     row_blocks,
     select_modality,
@@ -25,6 +25,7 @@ from cfm.data._matrix import (
 from cfm.data._pairs import ContrastPairs
 from cfm.pp._deseq2 import MIN_REPLICATES, deseq2
 from cfm.pp._design import Contrast, Skipped, build_design, check_columns, describe, find_control
+from cfm.pp._hints import hints_about_cells, hints_about_counts, hints_about_logs
 from cfm.pp._log_cpm import log2_cpm
 from cfm.pp._pseudobulk import pseudobulk
 
@@ -155,8 +156,10 @@ def contrasts(
         Strata without a control (or with nothing else), samples without any count, samples with a
         missing value in ``groupby`` or ``by``, pseudobulks of too few cells and, in
         ``mode="test"``, contrasts of too few replicates are left out, reported in one warning per
-        kind and listed in ``uns['contrasts']['skipped']``. With ``units="log"``, if
-        :func:`scanpy.pp.log1p` left a note in ``uns`` that ``X`` holds natural logarithms.
+        kind and listed in ``uns['contrasts']['skipped']``. Also if ``uns['units']`` says that ``X``
+        holds no counts; if the observations look like single cells (100 or more, of few counts)
+        and there is no ``sample_key``; and with ``units="log"`` if :func:`scanpy.pp.log1p` left a
+        note in ``uns`` that ``X`` holds natural logarithms.
 
     Notes
     -----
@@ -184,11 +187,12 @@ def contrasts(
         raise ValueError("mode='test' and sample_key= need counts, but units='log' was given.")
     if not prior_count > 0:
         raise ValueError(f"prior_count must be above 0, found {prior_count}.")
-    strata = [by] if isinstance(by, str) else list(by or [])
+    strata = [] if by is None else [by] if isinstance(by, str) else list(by)
     keys = [groupby, *strata]
     if sample_key is not None and sample_key not in keys:
         keys.append(sample_key)
     adata, obs = select_modality(adata, modality, tuple(keys))
+    get_matrix(adata, layer=layer)  # that there is one, before its samples are looked at
     check_columns(obs, groupby, strata, sample_key)
     control = find_control(obs[groupby], control)
     skipped = Skipped()
@@ -205,7 +209,7 @@ def contrasts(
         raise ValueError(
             f"no contrast of {groupby!r} with {control!r} can be made within by={strata}: "
             + ("; ".join(reasons) or "there are only control samples")
-            + "; choose other by columns."
+            + ("; choose other by columns." if strata else ".")
         )
     params = {
         "mode": mode,
@@ -264,15 +268,12 @@ def _read_samples(
     library_size, fractional = None, False
     if units == "log":
         check_log_values(matrix, where=where)
-        scanpy = adata.uns.get("log1p") if layer is None else None
-        if isinstance(scanpy, Mapping) and scanpy.get("base") in (None, np.e):
-            skipped.messages.append(
-                "adata.uns['log1p'] says that X holds natural logarithms, but units='log' expects "
-                "log2 values; divide X by np.log(2), or pass the counts."
-            )
+        skipped.messages += hints_about_logs(adata) if layer is None else []
     else:
         counts = check_counts(matrix, where=where)
         library_size, fractional = counts.library_size, counts.fractional
+        skipped.messages += hints_about_counts(adata) if layer is None else []
+        skipped.messages += hints_about_cells(library_size) if not keys else []
     if keys:
         matrix, obs = pseudobulk(matrix, obs, keys, min_cells=min_cells, skipped=skipped)
         library_size = matrix.sum(axis=1)
@@ -283,7 +284,8 @@ def _read_samples(
             f"there is one sample only ({obs.index[0]!r}); a contrast needs at least one case and "
             "one control."
         )
-    return _Samples(matrix, obs, adata.var, library_size, prior_count), fractional
+    var = in_memory_frame(adata.var)
+    return _Samples(matrix, obs, var, library_size, prior_count), fractional
 
 
 def _usable(samples: _Samples, skipped: Skipped) -> np.ndarray:
@@ -292,6 +294,11 @@ def _usable(samples: _Samples, skipped: Skipped) -> np.ndarray:
         return np.ones(len(samples.obs), dtype=bool)
     usable = samples.library_size > 0
     empty = samples.obs.index[~usable].astype(str)
+    if len(empty) == len(usable):
+        raise ValueError(
+            f"none of the {len(empty)} samples has any count; raw counts are expected (layer= "
+            "chooses another matrix)."
+        )
     for name in empty:
         skipped.add("", "", f"sample {name!r} has no counts")
     if len(empty):

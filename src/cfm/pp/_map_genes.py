@@ -110,6 +110,8 @@ def map_genes(
             "adata is backed, and merging genes would rewrite its file; use copy=True, which "
             "reads it into memory."
         )
+    if not adata.n_vars:
+        raise ValueError("adata has no genes (n_vars is 0); observations by genes are expected.")
     identifiers, mapping = _map(adata, var_key, organism)
     n_mapped = int(mapping.mapped.sum())
     if not n_mapped:
