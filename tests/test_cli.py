@@ -239,7 +239,7 @@ def test_units_that_are_no_counts_are_pointed_out(stand_in, study, tmp_path):
     adata.uns["units"] = "FPKM"
     adata.write_h5ad(study)
     run("--counts", study, "--by", "study", "--output", tmp_path)
-    assert "the input calls its values 'FPKM'" in read_page(tmp_path).text
+    assert "calls the values of X 'FPKM'" in read_page(tmp_path).text
 
 
 @pytest.mark.parametrize(
@@ -424,6 +424,36 @@ def test_read_only_output(study, tmp_path, capsys):
     folder = tmp_path / "sealed"
     folder.mkdir(mode=0o500)
     assert "Permission denied" in refused(capsys, "--counts", study, "--output", folder)
+
+
+def test_warnings_are_shown_in_the_terminal_too(stand_in, study, tmp_path, caplog):
+    adata = ad.read_h5ad(study)
+    adata[~((adata.obs["study"] == "study2") & (adata.obs["virus"] == "none"))].write_h5ad(study)
+    assert run("--counts", study, "--by", "study", "--output", tmp_path / "out") == 0
+    assert "warning: left out 1 strata without a 'none'" in caplog.text
+
+
+def test_full_disk_leaves_the_earlier_file(stand_in, study, tmp_path, capsys, monkeypatch):
+    def write_a_part(adata, path, *args, **kwargs):
+        Path(path).write_bytes(b"part")
+        raise OSError("[Errno 28] Can't close file (No space left on device, buf = 0x55)")
+
+    (tmp_path / "contrasts.h5ad").write_bytes(b"earlier")
+    monkeypatch.setattr(ad.AnnData, "write_h5ad", write_a_part)
+    line = refused(capsys, "--counts", study, "--output", tmp_path)
+    assert "the disk is full" in line
+    assert "buf" not in line
+    assert (tmp_path / "contrasts.h5ad").read_bytes() == b"earlier"
+    assert not list(tmp_path.glob(".contrasts*"))
+
+
+def test_ctrl_c_ends_with_one_line(study, tmp_path, capsys, monkeypatch):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cfm._report.run_demo", interrupt)
+    assert run("--counts", study, "--output", tmp_path) == 130
+    assert capsys.readouterr().err.startswith("cfm: interrupted")
 
 
 def test_unknown_model_is_noticed_first(tmp_path, capsys, monkeypatch):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cfm._report import DemoResult
 
 _EXIT_BAD_INPUT = 2
+_EXIT_INTERRUPTED = 130  # what a shell makes of Ctrl-C
 #: What the package raises about its input; anything else is a bug and shows its traceback.
 _INPUT_ERRORS = (ValueError, KeyError, TypeError, OSError)
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    The exit status: 0, or 2 when the input was refused (the reason is one line on stderr).
+    The exit status: 0, 2 when the input was refused (the reason is one line on stderr), or 130
+    after Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -44,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"cfm: error: {_one_line(error)}\n")
         return _EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        sys.stderr.write("cfm: interrupted; files written so far are in the output folder\n")
+        return _EXIT_INTERRUPTED
     return 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import tempfile
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import file_digest
@@ -22,6 +24,8 @@ from cfm._report._read import Orientation, read_counts
 from cfm._report._summary import agreement, overview, summarize
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
 
     from cfm._report._summary import Agreement, Call
@@ -87,6 +91,8 @@ def run_demo(options: DemoOptions) -> DemoResult:
         tl.embed(contrasts, options.embedding_model, key_added=_BASIS)
         tl.predict_virus(contrasts, options.model, key_added=VIRUS_KEY)
     notes = _own_notes(caught)
+    for note in notes:
+        logger.warning("warning: %s", note)
     checkpoint = hub.load_checkpoint(options.model)
     calls = summarize(
         contrasts,
@@ -95,9 +101,11 @@ def run_demo(options: DemoOptions) -> DemoResult:
         training_studies=checkpoint.config.get("training_studies"),
     )
     logger.info("drawing figures and writing the report to %s", folder)
-    contrasts.write_h5ad(folder / "contrasts.h5ad")
-    _calls_table(contrasts).to_csv(folder / "calls.csv", index_label="contrast")
     counted = agreement(calls)
+    with _full_disk_in_words(folder):
+        _write_contrasts(contrasts, folder / "contrasts.h5ad")
+        _calls_table(contrasts).to_csv(folder / "calls.csv", index_label="contrast")
+        pictures = _pictures(contrasts, options, folder, checkpoint.files)
     page = render(
         {
             "source": source,
@@ -106,7 +114,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
             "agreement": counted,
             "options": asdict(options),
             "notes": notes,
-            "pictures": _pictures(contrasts, options, folder, checkpoint.files),
+            "pictures": pictures,
             "checkpoint": checkpoint,
             "card": card_excerpt(checkpoint.card or ""),
             "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -115,7 +123,8 @@ def run_demo(options: DemoOptions) -> DemoResult:
         }
     )
     report = folder / "report.html"
-    report.write_text(page, encoding="utf-8")
+    with _full_disk_in_words(folder):
+        report.write_text(page, encoding="utf-8")
     return DemoResult(contrasts, calls, counted, report)
 
 
@@ -133,14 +142,6 @@ def _counts(options: DemoOptions) -> tuple[AnnData, dict[str, Any]]:
         )
         with options.counts.open("rb") as file:  # in pieces: the file may not fit into memory twice
             name, digest = options.counts.name, file_digest(file, "sha256").hexdigest()
-    stated = adata.uns.get("units")
-    if options.units == "counts" and isinstance(stated, str) and stated != "counts":
-        warnings.warn(
-            f"the input calls its values {stated!r}, but counts are expected: low expression may "
-            "not be told from noise (log2 values go in with --units log).",
-            UserWarning,
-            stacklevel=1,
-        )
     citation = adata.uns.get("source", "")
     source = {
         "name": name,
@@ -247,6 +248,30 @@ def _own_notes(caught: list[warnings.WarningMessage]) -> list[str]:
         if issubclass(w.category, UserWarning) and str(Path(w.filename).resolve()).startswith(here)
     ]
     return list(dict.fromkeys(said))
+
+
+def _write_contrasts(contrasts: AnnData, path: Path) -> None:
+    """Write the file in full, or leave what was there."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        contrasts.write_h5ad(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _full_disk_in_words(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # h5py puts the number into its text only
+        if error.errno != errno.ENOSPC and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(
+            f"the disk is full, and the results could not be written to {folder}; free some "
+            "space, or choose another folder with --output."
+        ) from error
 
 
 def _writable(folder: Path) -> Path:
