@@ -21,15 +21,24 @@ class DirectionBlock(nn.Module):
     ff_mult
         Width of the hidden feed-forward layer, as a multiple of ``dim``.
     dropout
-        Dropout of attention weights and of both branches.
+        Dropout of both branches.
+    attention_dropout
+        Dropout of the attention weights. On a CPU anything but 0 makes training build the
+        ``n × n`` weights: twice the time, and memory that grows with ``n²``.
     """
 
     def __init__(
-        self, dim: int, n_heads: int, n_states: int, ff_mult: int = 4, dropout: float = 0.0
+        self,
+        dim: int,
+        n_heads: int,
+        n_states: int,
+        ff_mult: int = 4,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim)
-        self.attention = DirectionAttention(dim, n_heads, n_states, dropout)
+        self.attention = DirectionAttention(dim, n_heads, n_states, attention_dropout)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim),
             nn.Linear(dim, ff_mult * dim),

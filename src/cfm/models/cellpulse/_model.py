@@ -43,7 +43,7 @@ class CellPulse(VirusCaller):
         Seed of the initial weights.
     **sizes
         Single numbers to change in the size: ``n_tokens``, ``n_factors``, ``dim``, ``n_layers``,
-        ``n_heads``, ``ff_mult``, ``dropout``, ``learn_gene_embedding``.
+        ``n_heads``, ``ff_mult``, ``dropout``, ``attention_dropout``, ``learn_gene_embedding``.
 
     Notes
     -----

@@ -68,7 +68,7 @@ class CellPulseModule(nn.Module):
         Size of the vocabulary.
     n_factors
         Rank of the linear gene-gene term.
-    dim, n_layers, n_heads, ff_mult, dropout
+    dim, n_layers, n_heads, ff_mult, dropout, attention_dropout
         Size of the transformer.
     learn_gene_embedding
         Add a free embedding per gene to the projection of its factors.
@@ -90,6 +90,7 @@ class CellPulseModule(nn.Module):
         n_heads: int = 4,
         ff_mult: int = 4,
         dropout: float = 0.1,
+        attention_dropout: float = 0.0,
         learn_gene_embedding: bool = False,
     ) -> None:
         super().__init__()
@@ -114,7 +115,8 @@ class CellPulseModule(nn.Module):
         self.linear_feature = nn.Linear(2, dim)
         self.summary_projection = nn.Linear(n_factors, dim)
         self.blocks = nn.ModuleList(
-            DirectionBlock(dim, n_heads, N_STATES, ff_mult, dropout) for _ in range(n_layers)
+            DirectionBlock(dim, n_heads, N_STATES, ff_mult, dropout, attention_dropout)
+            for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(dim)
         self.direction_head = nn.Linear(dim, N_DIRECTIONS)

@@ -17,6 +17,7 @@ class CellPulseSize:
     n_heads: int
     ff_mult: int = 4
     dropout: float = 0.1
+    attention_dropout: float = 0.0
     learn_gene_embedding: bool = False
 
     def __post_init__(self) -> None:
@@ -24,8 +25,10 @@ class CellPulseSize:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout!r}.")
+        for name in ("dropout", "attention_dropout"):
+            share = getattr(self, name)
+            if not 0.0 <= share < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1; found {share!r}.")
 
     def module_arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of the module."""
@@ -37,7 +40,9 @@ class CellPulseSize:
 #: ``mini`` is what ships with cfm; ``published`` has the scale that the abstract of CellPulse
 #: implies (no size is published): 2,048 genes of context and over 100 million parameters.
 SIZES = {
-    "mini": CellPulseSize(n_tokens=1024, n_factors=128, dim=128, n_layers=1, n_heads=4),
+    "mini": CellPulseSize(
+        n_tokens=1024, n_factors=128, dim=128, n_layers=1, n_heads=4, attention_dropout=0.1
+    ),
     "small": CellPulseSize(n_tokens=1024, n_factors=128, dim=256, n_layers=4, n_heads=8),
     "base": CellPulseSize(
         n_tokens=2048, n_factors=256, dim=512, n_layers=8, n_heads=8, learn_gene_embedding=True
