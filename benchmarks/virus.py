@@ -91,7 +91,23 @@ def load_encoders(folder: Path, models: Path, max_steps: int) -> Encoders:
         for i in range(N_FOLDS)
     ]
     # Studies of other hosts were in every fold's training; they are never scored.
-    return Encoders(loaded, fold_of)
+    return Encoders([remember_embeddings(model) for model in loaded], fold_of)
+
+
+def remember_embeddings(model: CellPulse) -> CellPulse:
+    """Let a model embed each profile once: the classifier is trained many times on the same."""
+    known: dict[bytes, np.ndarray] = {}
+    embed = model.embed_effects
+
+    def lookup(effects: np.ndarray) -> np.ndarray:
+        names = [row.tobytes() for row in effects]
+        new = [i for i, name in enumerate(names) if name not in known]
+        if new:
+            known.update(zip([names[i] for i in new], embed(effects[new]), strict=True))
+        return np.stack([known[name] for name in names])
+
+    model.embed_effects = lookup  # type: ignore[method-assign]
+    return model
 
 
 def leave_one_study_out(corpus: ad.AnnData, encoders: Encoders) -> dict[str, dict[str, np.ndarray]]:

@@ -236,16 +236,31 @@ class VirusCaller(Pretrainable):
         )
 
     @torch.inference_mode()
+    def embed_effects(self, effects: np.ndarray) -> np.ndarray:
+        """Embed profiles that lie on the vocabulary already.
+
+        Parameters
+        ----------
+        effects
+            ``(n, n_vocabulary)`` float32, ``NaN`` = not measured.
+
+        Returns
+        -------
+        ``(n, dim)`` float32.
+        """
+        self.module.eval()
+        tokens = self.tokenizer.encode(effects).to(self.device)
+        return self.module.encode(tokens).summary.float().cpu().numpy()
+
+    @torch.inference_mode()
     def _views(
         self, classifier: VirusClassifier, effects: np.ndarray, batch_size: int = 64
     ) -> tuple[np.ndarray, ...]:
         """Return what the classifier reads of profiles on the vocabulary, as arrays."""
-        self.module.eval()
         parts = []
         for start in range(0, len(effects), batch_size):
             block = effects[start : start + batch_size]
-            tokens = self.tokenizer.encode(block).to(self.device)
-            summary = self.module.encode(tokens).summary.cpu()
+            summary = torch.from_numpy(self.embed_effects(block))
             parts.append(classifier.views(torch.from_numpy(block), summary))
         return tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True))
 
