@@ -63,9 +63,7 @@ def pretrain(data: PretrainingData, *, max_steps: int = MAX_STEPS, seed: int = S
     CellPulse.setup_anndata(contrasts, study_key="study")
     model = CellPulse(contrasts, signed_sets=sets, size="mini", seed=seed)
     model.train(max_steps, seed=seed)
-    model.provenance["training_studies"] = sorted(set(contrasts.obs["study"]))
     model.provenance["training_command"] = "python -m training.pretrain"
-    model.provenance["training_seed"] = seed
     return model
 
 

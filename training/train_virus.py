@@ -69,9 +69,7 @@ def main() -> None:
     rows = corpus.obs[corpus.obs["trains"]]
     teaching = rows[rows["teaches_virus"].astype(bool)]
     studies = teaching.groupby("virus", observed=True)["study"].nunique()
-    encoder_studies = set(model.provenance["training_studies"])
     model.provenance |= {
-        "training_studies": sorted(encoder_studies | set(rows["study"].astype(str))),
         "studies_per_virus": {str(k): int(v) for k, v in studies.items()},
         "n_contrasts": {str(k): int(n) for k, n in rows["kind"].value_counts().items()},
         "training_command": "python -m training.train_virus --encoder cellpulse-mini",

@@ -302,3 +302,20 @@ def test_registering_leaves_the_matrix_alone() -> None:
     CellPulse.setup_anndata(adata, study_key="study", labels_key="label")
     CellPulse(adata, **SIZES)
     np.testing.assert_array_equal(adata.X, before)
+
+
+def test_weights_trained_further_are_not_passed_off_as_the_checkpoint(tmp_path: Path) -> None:
+    contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    cfm.models.CellPulse.setup_anndata(contrasts, labels_key="virus", study_key="study")
+    first = cfm.models.CellPulse(contrasts, dim=32, n_tokens=64, n_factors=8)
+    first.provenance = {"training_studies": ["earlier"], "note": "of the first"}
+    first.save(tmp_path / "first", card="# card of the first")
+    model = cfm.models.CellPulse.load(tmp_path / "first", contrasts)
+    sha256 = model.checkpoint_sha256
+    model.train_classifier(deep_scales=(0.0,))
+    assert model.checkpoint_sha256 == ""
+    assert model.card is None
+    assert model.provenance["started_from"] == {"name": "first", "sha256": sha256}
+    studies = {"earlier", *contrasts.obs["study"]}
+    assert set(model.provenance["training_studies"]) == studies
+    assert "note" not in model.provenance

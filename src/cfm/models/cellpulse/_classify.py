@@ -143,7 +143,7 @@ class VirusCaller(Pretrainable):
         odds = fit_infected(classifier, rows, infected)
         store_set_scores(classifier, rows, fit, held_out, odds)
         self.classifier = classifier.to(self.device).eval()
-        self.provenance |= {"classes": viruses, "deep_scale": scale}
+        self.trained_here(studies, classes=viruses, deep_scale=scale)
         out = pd.DataFrame(np.nan, index=self.adata.obs_names, columns=pd.Index(viruses))
         out.iloc[fit.rows] = fit.log_proba(classifier, held_out)
         return out.assign(label=labels, study=studies)

@@ -207,6 +207,31 @@ class CellPulseCore(PretrainedModel):
             return np.full(self.adata.n_obs, "", dtype=object)
         return self.adata.obs[state.original_key].astype(str).to_numpy(dtype=object)
 
+    def trained_here(self, studies: np.ndarray, **facts: Any) -> None:
+        """Record that the weights are no longer those of the checkpoint they came from.
+
+        Parameters
+        ----------
+        studies
+            Studies that were trained on; they join those of the checkpoint.
+        **facts
+            What else to record in ``provenance``, all JSON types. The rest of what the
+            checkpoint said of itself, and its card, is dropped; its name and SHA-256 are kept
+            as ``started_from``.
+        """
+        seen = set(self.provenance.get("training_studies", [])) | set(studies) - {""}
+        kept: dict[str, Any] = {"training_studies": sorted(str(s) for s in seen)}
+        if self.checkpoint_sha256:
+            kept["started_from"] = {
+                "name": self.checkpoint_name,
+                "sha256": self.checkpoint_sha256,
+            }
+        elif "started_from" in self.provenance:
+            kept["started_from"] = self.provenance["started_from"]
+        self.provenance = kept | facts
+        self.checkpoint_name = self.checkpoint_sha256 = ""
+        self.card = None
+
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
         return self.vocabulary.align(adata.var_names).found_share

@@ -220,6 +220,7 @@ class Pretrainable(CellPulseCore):
             fit_correction_weights(self.module, [_moved(b, device) for b in checks])
         self.compress_factors()
         self.module.eval()
+        self.trained_here(studies, training_seed=seed, max_steps=max_steps)
         if not finished:
             raise KeyboardInterrupt(
                 f"Training was interrupted after step {plan.trainer.global_step} of {max_steps}; "
