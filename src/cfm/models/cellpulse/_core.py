@@ -15,10 +15,11 @@ from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._warn import warn_user
 from cfm.hub import save_checkpoint
 from cfm.models._base import PretrainedModel, check_weights, load_weights
 from cfm.models.cellpulse._classifier import VirusClassifier
-from cfm.models.cellpulse._effects import align_effects, effect_blocks
+from cfm.models.cellpulse._effects import MIN_GENES, align_effects, effect_blocks
 from cfm.models.cellpulse._factors import GeneFactors, fit_gene_factors, usual_sizes
 from cfm.models.cellpulse._module import CellPulseModule, Tokens
 from cfm.models.cellpulse._sizes import CellPulseSize, get_size
@@ -249,8 +250,18 @@ class CellPulseCore(PretrainedModel):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; found {batch_size}.")
         alignment = align_effects(adata, self.vocabulary, layer=layer)
+        empty = 0
         for rows, block in effect_blocks(adata, layer=layer, n_rows=batch_size):
-            yield rows, alignment.apply(block), self.tokenizer.encode(block, alignment)
+            effects = alignment.apply(block)
+            empty += int(
+                (np.isfinite(effects).sum(axis=1) < min(MIN_GENES, len(alignment.columns))).sum()
+            )
+            yield rows, effects, self.tokenizer.encode(block, alignment)
+        if empty:
+            warn_user(
+                f"{empty} of {adata.n_obs} contrasts measure fewer than {MIN_GENES} of the model's "
+                "genes (the rest are NaN); what is said of them means nothing. Drop them."
+            )
 
     def save(
         self,
