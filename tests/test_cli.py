@@ -20,6 +20,7 @@ import pytest
 import cfm
 from cfm import hub
 from cfm._cli import main
+from cfm._report._read import read_counts
 from cfm._report._summary import summarize
 
 KEY = "predicted_virus"
@@ -389,7 +390,9 @@ def test_damaged_or_unknown_files(tmp_path, capsys):
         ("gene,a,a\nISG15,1,2\n", "s,virus\na,none\nb,IAV\n", "column 'a' 2 times"),
         ("gene,a,b\nISG15,1,2\n", "s,virus\na,none\na,IAV\n", "1 repeated sample names"),
         ("gene,a,b\nISG15,1,2\n", "s,virus\nc,none\nd,IAV\n", "none of the samples"),
-        ("gene;a;b\nISG15;1;2\n", "s,virus\na,none\nb,IAV\n", "expected at least one of each"),
+        ("gene;a;b\nISG15;1;2\n", "s,virus\na,none\nb,IAV\n", "separated by ';'"),
+        ("gene;a;b\nISG15;1,5;2\n", "s,virus\na,none\nb,IAV\n", "separated by ';'"),
+        ("gene\nISG15\n", "s,virus\na,none\nb,IAV\n", "expected at least one of each"),
         ("gene,a,b\nISG15,-1,2\n", "s,virus\na,none\nb,IAV\n", "negative"),
     ],
 )
@@ -399,6 +402,34 @@ def test_bad_tables(tmp_path, capsys, counts, samples, expected):
     line = refused(capsys, "--counts", tmp_path / "counts.csv", "--metadata",
                    tmp_path / "samples.csv", "--output", tmp_path)  # fmt: skip
     assert expected in line
+
+
+def test_a_table_that_is_not_in_utf8(study, tmp_path, capsys):
+    samples = tmp_path / "samples.csv"
+    samples.write_bytes("sample,virus\ns0,für\n".encode("latin-1"))
+    line = refused(capsys, "--counts", study, "--metadata", samples, "--output", tmp_path)
+    assert "save it as UTF-8" in line
+
+
+def test_a_table_of_featurecounts_or_htseq(study, tmp_path):
+    adata = ad.read_h5ad(study)
+    table = adata.to_df().T.rename_axis("Geneid")
+    table.insert(0, "Length", 1000)
+    table.insert(0, "Chr", "chr1")
+    counts, samples = tmp_path / "counts.txt", tmp_path / "samples.csv"
+    counts.write_text('# Program:featureCounts v2.0.6; Command:"-a\t"\n' + table.to_csv(sep="\t"))
+    adata.obs.set_axis([f" {name} " for name in adata.obs_names]).to_csv(samples)
+    with pytest.warns(UserWarning, match=r"left out: Chr, Length\.$"):
+        read = read_counts(counts, metadata=samples)
+    assert read.obs_names.equals(adata.obs_names)
+    np.testing.assert_array_equal(read.X, adata.X)
+
+    table = table.drop(columns=["Chr", "Length"])
+    table.loc["__no_feature"] = table.loc["N_unmapped"] = 10_000.0
+    table.to_csv(counts, sep="\t")
+    with pytest.warns(UserWarning, match=r"left out: __no_feature, N_unmapped\.$"):
+        read = read_counts(counts, metadata=samples)
+    np.testing.assert_array_equal(read.X, adata.X)
 
 
 def test_a_table_needs_metadata_and_the_right_orientation(study, tmp_path, capsys):

@@ -86,3 +86,10 @@ def test_axes_without_a_figure_are_refused(predicted):
     ax.remove()
     with pytest.raises(ValueError, match="removed from its figure"):
         cfm.pl.virus_probabilities(predicted(3), ax=ax, show=False)
+
+
+@pytest.mark.parametrize("save", [True, 3])
+def test_save_must_be_a_file_name(predicted, save):
+    with pytest.raises(TypeError, match=r"is no file name; pass one, such as 'figure\.png'"):
+        cfm.pl.virus_probabilities(predicted(4), save=save, show=False)
+    assert not plt.get_fignums()

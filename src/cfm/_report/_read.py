@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Orientation = Literal["auto", "genes-in-rows", "samples-in-rows"]
+#: Lines that htseq-count and STAR add to a table of genes.
+_TALLIES = (
+    *("__no_feature", "__ambiguous", "__too_low_aQual", "__not_aligned", "__alignment_not_unique"),
+    *("N_unmapped", "N_multimapping", "N_noFeature", "N_ambiguous"),
+)
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
 
 
@@ -36,7 +41,9 @@ def read_counts(
     ----------
     path
         ``.h5ad``, or a table (``.csv``, ``.tsv``, ``.txt``, each also ``.gz``) with one header
-        line; its first column holds the names of the genes or of the samples.
+        line, after lines of comment if any (``#``, as featureCounts writes); its first column
+        holds the names of the genes or of the samples. Tallies of htseq-count and STAR
+        (``__no_feature``, ``N_unmapped``, …) are left out with a warning.
     metadata
         Table with one line per sample; required for a table of counts, optional for ``.h5ad``,
         where its columns are added. All its cells are read as text.
@@ -107,8 +114,12 @@ def _read_frame(path: Path, *, text: bool) -> pd.DataFrame:
     """Read a table whose first column is the index; with ``text`` every cell stays as written."""
     separator = _separator(path)
     try:
-        with _open_text(path) as lines:
-            header = next(csv.reader(lines, delimiter=separator), [])
+        n_comments, header = _read_header(path, separator)
+        if len(header) == 1 and (other := _other_separator(header[0], separator)):
+            raise ValueError(
+                f"{path} seems to be separated by {other!r}, but its name promises {separator!r}; "
+                "expected .csv with commas, or .tsv or .txt with tabs."
+            )
         repeated = sorted({name for name in header if name and header.count(name) > 1})
         if repeated:
             raise ValueError(
@@ -116,34 +127,61 @@ def _read_frame(path: Path, *, text: bool) -> pd.DataFrame:
                 "expected every name once."
             )
         # the words "NA" and "None" are levels that people use, so only an empty cell is missing
-        frame = pd.read_csv(
-            path,
-            sep=separator,
-            index_col=0,
-            dtype=str if text else None,
-            keep_default_na=False,
-            na_values=[""],
-            encoding="utf-8-sig",
-            low_memory=False,
-        )
+        with _open_text(path) as lines:
+            for _ in range(n_comments):  # skiprows= stumbles over quotes in them
+                next(lines)
+            frame = pd.read_csv(
+                lines,
+                sep=separator,
+                index_col=0,
+                dtype=str if text else None,
+                keep_default_na=False,
+                na_values=[""],
+                low_memory=False,
+            )
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
+        ) from error
     except (
         pd.errors.ParserError,
         pd.errors.EmptyDataError,
-        UnicodeDecodeError,
         gzip.BadGzipFile,
         zlib.error,
         EOFError,
         csv.Error,
     ) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
-    frame.index = frame.index.astype(str)
-    frame.columns = frame.columns.astype(str)
+    # blanks around a name cannot be seen, and names of two tables must agree
+    frame.index = frame.index.astype(str).str.strip()
+    frame.columns = frame.columns.astype(str).str.strip()
     if frame.empty:
         raise ValueError(
             f"{path} has {frame.shape[0]} lines and {frame.shape[1]} columns besides the names; "
             f"expected at least one of each, separated by {separator!r}."
         )
     return frame
+
+
+def _read_header(path: Path, separator: str) -> tuple[int, list[str]]:
+    """Return how many lines of comment (``#``) come first, as featureCounts writes, and the next.
+
+    A header may begin with ``#`` too (``#Geneid``), with no blank after it and names that follow.
+    """
+    with _open_text(path) as lines:
+        for number, line in enumerate(lines):
+            cells = next(csv.reader([line], delimiter=separator), [])
+            comment = line.startswith("# ") or (line.startswith("#") and len(cells) == 1)
+            if not comment:
+                return number, cells
+    return 0, []
+
+
+def _other_separator(line: str, separator: str) -> str | None:
+    """Return the separator that a line of one column may have been meant to be cut by."""
+    counted = {other: line.count(other) for other in (";", "\t", ",") if other != separator}
+    likely = max(counted, key=lambda other: counted[other])
+    return likely if counted[likely] else None
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -211,7 +249,16 @@ def _assemble(table: pd.DataFrame, samples: pd.DataFrame, path: Path) -> ad.AnnD
             UserWarning,
             stacklevel=3,
         )
-    table = table.loc[known]
+    tallies = table.columns.isin(_TALLIES)
+    if tallies.any():
+        warnings.warn(
+            f"{int(tallies.sum())} rows or columns of {path.name} are no genes but what the "
+            f"counting program tallied beside them, and are left out: "
+            f"{_some(table.columns[tallies])}.",
+            UserWarning,
+            stacklevel=3,
+        )
+    table = table.loc[known, ~tallies]
     numbers = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     if np.isnan(numbers).any():
         row, column = np.argwhere(np.isnan(numbers))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -49,9 +50,21 @@ def finish(
         Axes stays usable (``ax.figure.savefig(...)``).
     save
         File to write to; its suffix sets the format.
+
+    Raises
+    ------
+    TypeError
+        If ``save`` is no file name. An owned figure that cannot be saved is closed.
     """
     if save is not None:
-        figure.savefig(save, dpi=SAVE_DPI, bbox_inches="tight")
+        try:
+            if not isinstance(save, str | os.PathLike):
+                raise TypeError(f"save={save!r} is no file name; pass one, such as 'figure.png'.")
+            figure.savefig(save, dpi=SAVE_DPI, bbox_inches="tight")
+        except BaseException:
+            if owned:
+                plt.close(figure)
+            raise
     if show is None:
         if owned and _has_screen():
             plt.show()
