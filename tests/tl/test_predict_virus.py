@@ -173,7 +173,8 @@ def test_one_contrast_silent_and_missing_ones(model: CellPulse, contrasts: ad.An
     few = contrasts[:3].copy()
     few.X[0] = 0.0
     few.X[1] = np.nan
-    cfm.tl.predict_virus(few, model)
+    with pytest.warns(UserWarning, match="1 of 3 contrasts measure fewer than 50"):
+        cfm.tl.predict_virus(few, model)
     one = few[:1].copy()
     cfm.tl.predict_virus(one, model, key_added="again")
     assert one.obs["again"].tolist() == few.obs[KEY].tolist()[:1]

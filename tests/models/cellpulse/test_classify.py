@@ -200,7 +200,8 @@ def test_silent_missing_and_single_contrasts_have_an_answer(
     assert len(model.predict(one).call) == 1
     contrasts.X[0] = 0.0
     contrasts.X[1] = np.nan
-    found = model.predict(contrasts)
+    with pytest.warns(UserWarning, match=r"1 of \d+ contrasts measure fewer than"):
+        found = model.predict(contrasts)
     assert np.isfinite(found.proba).all(axis=None)
     assert np.isfinite(found.novelty).all()
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm.data import GeneVocabulary
-from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.hub import save_checkpoint
 from cfm.models._base import PretrainedModel, check_weights, load_weights
@@ -22,6 +21,7 @@ from cfm.models.cellpulse._classifier import VirusClassifier
 from cfm.models.cellpulse._effects import MIN_GENES, align_effects, effect_blocks
 from cfm.models.cellpulse._factors import GeneFactors, fit_gene_factors, usual_sizes
 from cfm.models.cellpulse._module import CellPulseModule, Tokens
+from cfm.models.cellpulse._signed_sets import aligned_sets
 from cfm.models.cellpulse._sizes import CellPulseSize, get_size
 from cfm.models.cellpulse._tokens import ProfileTokenizer
 
@@ -166,9 +166,7 @@ class CellPulseCore(PretrainedModel):
         Called when the model is made; see the module ``_factors`` for the covariance.
         """
         effects, studies = self.registered_effects()
-        sets = (
-            None if self.signed_sets is None else _aligned_sets(self.signed_sets, self.vocabulary)
-        )
+        sets = None if self.signed_sets is None else aligned_sets(self.signed_sets, self.vocabulary)
         factors = fit_gene_factors(effects, studies, signed_sets=sets, seed=seed)
         self.module.usual_size.copy_(torch.from_numpy(usual_sizes(effects, studies)))
         _, group = np.unique(factors.group.astype(str), return_inverse=True)
@@ -250,12 +248,10 @@ class CellPulseCore(PretrainedModel):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; found {batch_size}.")
         alignment = align_effects(adata, self.vocabulary, layer=layer)
-        empty = 0
+        empty, least = 0, min(MIN_GENES, len(alignment.columns))
         for rows, block in effect_blocks(adata, layer=layer, n_rows=batch_size):
             effects = alignment.apply(block)
-            empty += int(
-                (np.isfinite(effects).sum(axis=1) < min(MIN_GENES, len(alignment.columns))).sum()
-            )
+            empty += int((np.isfinite(effects).sum(axis=1) < least).sum())
             yield rows, effects, self.tokenizer.encode(block, alignment)
         if empty:
             warn_user(
@@ -392,21 +388,3 @@ def _check_layers(checkpoint: Checkpoint, size: CellPulseSize) -> None:
     found = len({name.split(".")[0] for name in names})
     if found != size.n_layers:
         raise ValueError(f"found n_layers {size.n_layers}, but weights of {found}")
-
-
-def read_signed_sets(signed_sets: AnnData) -> sp.csr_matrix:
-    """Signed sets in memory, ``(sets, genes)`` of −1, 0 and 1, whatever their storage."""
-    blocks = [
-        sp.csr_matrix(np.sign(np.nan_to_num(to_dense(block, np.float32))))
-        for _, block in row_blocks(get_matrix(signed_sets))
-    ]
-    return sp.vstack(blocks, format="csr")
-
-
-def _aligned_sets(signed_sets: AnnData, vocabulary: GeneVocabulary) -> sp.csr_matrix:
-    """Signed sets over the vocabulary, ``(sets, n_vocabulary)``."""
-    alignment = vocabulary.align(signed_sets.var_names)
-    matrix = read_signed_sets(signed_sets)[:, alignment.columns].tocoo()
-    columns = alignment.positions[matrix.col]
-    shape = (matrix.shape[0], len(vocabulary))
-    return sp.csr_matrix((matrix.data, (matrix.row, columns)), shape=shape)

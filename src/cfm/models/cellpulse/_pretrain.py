@@ -15,8 +15,9 @@ from scvi.train import TrainRunner
 from torch.utils.data import DataLoader, Dataset
 
 from cfm.data import ProfileMatrix
-from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore, read_signed_sets
+from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore
 from cfm.models.cellpulse._factors import GeneFactors, compress
+from cfm.models.cellpulse._signed_sets import read_signed_sets
 from cfm.models.cellpulse._stream import Batch, Ingredient, ProfileStream
 from cfm.models.cellpulse._training import (
     PretrainingPlan,
