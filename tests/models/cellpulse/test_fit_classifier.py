@@ -262,3 +262,14 @@ def test_units_weigh_alike() -> None:
     labels, studies = np.array(["a"] * 9 + ["a", "b"]), np.array(["s"] * 9 + ["t", "t"])
     weight = unit_weights(labels, studies)
     assert weight[:9].sum() == pytest.approx(weight[9]) == pytest.approx(weight[10])
+
+
+def test_sets_reach_far_enough_for_infections_and_for_controls() -> None:
+    classifier = VirusClassifier(4, 2, classes=["a", "b"], n_set_reference=20)
+    # ten infections that are hard and ten controls that are easy
+    classifier.set_scores.copy_(torch.cat([torch.linspace(0.1, 1.0, 10), torch.zeros(10)]))
+    classifier.set_infected.copy_(torch.cat([torch.ones(10), torch.zeros(10)]))
+    assert classifier.set_threshold(0.1) == pytest.approx(0.9)
+    assert classifier.set_threshold(0.5) == pytest.approx(0.5)
+    classifier.set_infected.zero_()  # all alike: the easy half hides the hard one
+    assert classifier.set_threshold(0.5) == pytest.approx(0.0, abs=0.11)

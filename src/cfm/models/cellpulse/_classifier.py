@@ -142,6 +142,7 @@ class VirusClassifier(nn.Module):
     novelty_threshold: Tensor
     set_scores: Tensor
     set_weights: Tensor
+    set_infected: Tensor
     interferon: Tensor
     centroids: Tensor
 
@@ -176,6 +177,7 @@ class VirusClassifier(nn.Module):
         self.register_buffer("novelty_threshold", torch.ones(()))
         self.register_buffer("set_scores", torch.ones(n_set_reference))
         self.register_buffer("set_weights", torch.ones(n_set_reference))
+        self.register_buffer("set_infected", torch.ones(n_set_reference))
 
     def settings(self) -> dict[str, Any]:
         """Return what the constructor needs, for the checkpoint."""
@@ -219,10 +221,18 @@ class VirusClassifier(nn.Module):
 
     def set_threshold(self, alpha: float) -> float:
         """Return how much probability may come before an answer of a set at ``alpha``."""
-        order = self.set_scores.argsort()
-        share = self.set_weights[order].cumsum(0) / self.set_weights.sum()
-        place = int(torch.searchsorted(share, 1.0 - alpha))
-        return float(self.set_scores[order][place]) if place < len(order) else 1.0
+        # Infections and controls apart, and the larger of the two: controls are recognised so
+        # much more easily that together they would hide how often an infection is missed.
+        reach = 0.0
+        for group in (self.set_infected > 0, self.set_infected <= 0):
+            if not bool(group.any()):
+                continue
+            scores, order = self.set_scores[group].sort()
+            weights = self.set_weights[group][order]
+            share = weights.cumsum(0) / weights.sum()
+            place = int(torch.searchsorted(share, 1.0 - alpha))
+            reach = max(reach, float(scores[place]) if place < len(scores) else 1.0)
+        return reach
 
 
 def novelty_components(logits: Tensor, profiles: Tensor, centroids: Tensor) -> Tensor:

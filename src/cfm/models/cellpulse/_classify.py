@@ -47,7 +47,8 @@ class VirusPrediction:
         unusual.
     prediction_set
         ``(n,)`` lists of names, most probable first: conformal set, holds the truth with
-        probability 1 − alpha for contrasts like those of the training studies.
+        probability 1 − alpha for infections, and for controls, like those of the training
+        studies.
     """
 
     call: np.ndarray

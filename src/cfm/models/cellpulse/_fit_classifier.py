@@ -388,3 +388,4 @@ def store_set_scores(
     weight = unit_weights(rows.labels[seen], rows.studies[seen])
     classifier.set_scores = torch.from_numpy(scores).float()
     classifier.set_weights = torch.from_numpy(weight).float()
+    classifier.set_infected = torch.from_numpy(~uninfected[seen]).float()
