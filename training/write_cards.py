@@ -130,8 +130,8 @@ def virus_card(folder: Path) -> str:
     several = ", ".join(f"{v} ({n})" for v, n in per_virus.items() if n >= 2)
     counts = config["n_contrasts"]
     used = (
-        "The embedding is not used by this classifier: on studies left out it did not lower the "
-        "log loss of the linear term."
+        "The embedding is not used by this classifier: on studies left out it did not clearly "
+        "lower the log loss of the linear term."
         if config["deep_scale"] == 0
         else f"Prior size of the embedding beside the genes: {config['deep_scale']}."
     )
@@ -150,10 +150,9 @@ Exploring which known infection a host response resembles. **Research use only; 
 - Few studies are public. Viruses with more than one study, whose scores are tested across studies:
   {several}. **Viruses with a single study cannot be tested across studies**: {single}.
 - Across studies about half of the calls are right (table below). Read the candidate set, not only
-  the call: at the usual 90 % it often holds most of the viruses, which is the honest state of the
-  data.
-- *Unknown* is weak: viruses left out of training are told from known ones little better than by
-  chance.
+  the call: at 90 % it often holds most of the viruses. That is what the data support.
+- *Unknown* means little: viruses left out of training are told from known ones about as well as by
+  chance (last table).
 - *Uninfected* means "like one group of controls against another". Stimulation by interferon, other
   cytokines or bacteria is called infected; early and weak infections are called uninfected.
 - Contrasts of very few samples, and of blood from unmatched donors, are the least certain.
@@ -178,6 +177,10 @@ is noise:
 
 {scores("virus", "virus_paired")}
 
+Conformal sets, of {len(config["classes"]) + 1} possible answers:
+
+{scores("virus", "sets", 2)}
+
 Infected against control, contrasts made from counts by the same code:
 
 {scores("virus", "infected")}
@@ -185,6 +188,10 @@ Infected against control, contrasts made from counts by the same code:
 A virus that training lacked:
 
 {scores("virus", "novelty")}
+
+Paired over viruses:
+
+{scores("virus", "novelty_paired")}
 
 ## Data
 
