@@ -19,6 +19,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests._toy_fixtures"]
+
 # Timing on a shared two-core machine says nothing about an input, so no deadline.
 settings.register_profile(
     "cfm",

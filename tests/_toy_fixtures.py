@@ -1,4 +1,4 @@
-"""A trained toy model and its data for the tests of models."""
+"""Fixtures of the trained toy model and its data, for all tests (a plugin of tests/conftest.py)."""
 
 from __future__ import annotations
 
