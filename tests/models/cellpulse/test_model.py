@@ -210,3 +210,11 @@ def test_the_model_describes_itself(
             f"CellPulse: 800 genes, 96 tokens, {n:,} parameters",
             "Training status: Trained",
         ]
+
+
+def test_a_loaded_model_shows_the_curves_it_came_with(model: CellPulse, fresh: CellPulse) -> None:
+    assert fresh.history_ is None  # none of its own
+    assert set(fresh.history) == set(model.history)
+    for name, curve in model.history.items():
+        shown = curve.dropna().astype(float)
+        np.testing.assert_allclose(fresh.history[name].to_numpy(), shown.to_numpy(), rtol=1e-5)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from io import StringIO
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import pandas as pd
 import torch
 
 from cfm.models.cellpulse._classify import VirusCaller
@@ -14,7 +16,6 @@ from cfm.models.cellpulse._tokens import ask
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pandas as pd
     from anndata import AnnData
 
 
@@ -59,6 +60,15 @@ class CellPulse(VirusCaller):
     >>> import cfm
     >>> model = cfm.models.CellPulse.from_pretrained("cellpulse-virus")
     """
+
+    @property
+    def history(self) -> dict[str, pd.DataFrame] | None:
+        """Training curves by name, a row per epoch; of a loaded model those it came with."""
+        if self.history_ or not self._loaded_history:
+            return cast("dict[str, pd.DataFrame] | None", self.history_)
+        (text,) = self._loaded_history.values()
+        table = pd.read_csv(StringIO(text), index_col=0)
+        return {name: table[[name]].dropna() for name in table.columns}
 
     @torch.inference_mode()
     def get_latent_representation(
