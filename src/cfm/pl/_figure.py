@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -57,14 +58,13 @@ def finish(
         If ``save`` is no file name. An owned figure that cannot be saved is closed.
     """
     if save is not None:
-        try:
+        with ExitStack() as on_failure:
+            if owned:
+                on_failure.callback(plt.close, figure)
             if not isinstance(save, str | os.PathLike):
                 raise TypeError(f"save={save!r} is no file name; pass one, such as 'figure.png'.")
             figure.savefig(save, dpi=SAVE_DPI, bbox_inches="tight")
-        except BaseException:
-            if owned:
-                plt.close(figure)
-            raise
+            on_failure.pop_all()  # saved: the figure stays open
     if show is None:
         if owned and _has_screen():
             plt.show()
