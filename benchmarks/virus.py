@@ -90,7 +90,9 @@ def load_encoders(folder: Path, models: Path, max_steps: int) -> Encoders:
         fold_model(data.without(set(studies[fold == i])), i, models, max_steps=max_steps, seed=0)
         for i in range(N_FOLDS)
     ]
-    # Studies of other hosts were in every fold's training; they are never scored.
+    # Studies of other hosts, and those that the manifest calls unusable, were in every fold's
+    # pretraining. The former are never scored; of the latter only control against control, for
+    # which the classifier does not read the embedding.
     return Encoders([remember_embeddings(model) for model in loaded], fold_of)
 
 

@@ -1,6 +1,6 @@
 """Trains the virus classifier on a pretrained CellPulse.
 
-``python -m training.train_virus --data DATA --encoder FOLDER --output FOLDER`` makes
+``python -m training.train_virus --data DATA --encoder NAME --output FOLDER`` makes
 ``cellpulse-virus`` from ``cellpulse-mini``.
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
     """Train on everything and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data")
-    parser.add_argument("--encoder", required=True, type=Path)
+    parser.add_argument("--encoder", required=True, help="name of a checkpoint, or a folder")
     parser.add_argument("--output", required=True, type=Path)
     args = parser.parse_args()
     model = CellPulse.load(args.encoder)

@@ -96,8 +96,9 @@ were not measured, and as the encoder under a classifier. Research use only.
 
 ## Training
 
-`{checkpoint.config["training_command"]}`, seed {checkpoint.config["training_seed"]}, on two CPU
-cores in a few minutes. Masked direction (cross-entropy), masked magnitude (Huber) and recall of
+`{checkpoint.config["training_command"]} --data DATA --output FOLDER`, seed
+{checkpoint.config["training_seed"]}, on a CPU in a few minutes.
+Masked direction (cross-entropy), masked magnitude (Huber) and recall of
 directions from the summary token; every profile is predicted without the factors of its own study.
 
 ## Scores
@@ -153,18 +154,21 @@ Exploring which known infection a host response resembles. **Research use only; 
   the call: at 90 % it often holds most of the viruses. That is what the data support.
 - *Unknown* means little: viruses left out of training are told from known ones about as well as by
   chance (last table).
+- Probabilities of the viruses are only roughly calibrated: see ECE below.
 - *Uninfected* means "like one group of controls against another". Stimulation by interferon, other
   cytokines or bacteria is called infected; early and weak infections are called uninfected.
 - Contrasts of very few samples, and of blood from unmatched donors, are the least certain.
 
 ## Training
 
-`{config["training_command"]}`: {counts.get("infection", 0)} contrasts of infections and
-{counts.get("null", 0)} of controls against controls. A convex problem, no seed. Logits are linear
+`{config["training_command"]} --data DATA --output FOLDER`: {counts.get("infection", 0)}
+contrasts of infections and {counts.get("null", 0)} of controls against controls.
+A convex problem, no seed. Logits are linear
 in the centred, unit-length effects of all genes and of the commonly measured ones, and in the
 embedding. {used}
-Temperature, probability of infection, novelty and conformal sets are calibrated on studies left out
-one at a time.
+Novelty, conformal sets, the probability of an infection and (where it clearly helps; here it is
+{checkpoint.tensors["classifier.temperature"].item():.2f}) the temperature are fitted on predictions
+for studies left out.
 
 ## Scores
 

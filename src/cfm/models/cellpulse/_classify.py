@@ -72,9 +72,9 @@ class VirusCaller(Pretrainable):
         """Train the classifier of viruses on labelled contrasts; the encoder stays as it is.
 
         A convex problem: the same data give the same classifier. Temperature, odds of infection,
-        novelty and conformal sets are calibrated on predictions for studies left out one at a
-        time. Contrasts, (virus, study) units and viruses are weighted so that no study and no
-        virus drowns the others.
+        novelty and conformal sets are fitted on predictions for studies left out. Contrasts,
+        (virus, study) units and viruses are weighted so that no study and no virus drowns the
+        others.
 
         Parameters
         ----------

@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from cfm._fields import UNINFECTED
+from cfm.data._warn import warn_user
 from cfm.metrics import unit_weights
 from cfm.models.cellpulse._classifier import (
     SIGNED_STATISTICS,
@@ -102,11 +103,9 @@ def fit_odds_calibration(
 ) -> tuple[float, float]:
     """Platt scaling: scale (never negative) and shift of out-of-fold log-odds, weighted."""
     if infected.all() or not infected.any():
-        warnings.warn(
+        warn_user(
             "All uninfected contrasts are of one study: without another the probability of an "
-            "infection is not calibrated.",
-            UserWarning,
-            stacklevel=4,
+            "infection is not calibrated."
         )
         return 1.0, 0.0
     model = LogisticRegression(C=100.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
@@ -15,6 +14,7 @@ from scvi.train import TrainRunner
 from torch.utils.data import DataLoader, Dataset
 
 from cfm.data import ProfileMatrix
+from cfm.data._warn import warn_user
 from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore
 from cfm.models.cellpulse._factors import GeneFactors, compress
 from cfm.models.cellpulse._signed_sets import read_signed_sets
@@ -135,12 +135,10 @@ class Pretrainable(CellPulseCore):
         validation = np.isin(studies, held_out)
         alignment = self.vocabulary.align(self.vocabulary.genes)
         if (studies == "").all():
-            warnings.warn(
+            warn_user(
                 "The data were registered without study_key: each contrast is predicted from gene "
                 "factors that it helped to make, and nothing is held out to check. Register the "
-                "study of each contrast.",
-                UserWarning,
-                stacklevel=2,
+                "study of each contrast."
             )
         sample = self.registered_categories(SAMPLE_KEY)
         alone = np.arange(len(sample)).astype(str).astype(object)
