@@ -22,6 +22,7 @@ from cfm.models.cellpulse._classifier import (
 from cfm.models.cellpulse._fit_classifier import (
     Rows,
     VirusFit,
+    clearly_lower,
     fit_infected,
     fit_odds_calibration,
     fit_temperature,
@@ -273,3 +274,13 @@ def test_sets_reach_far_enough_for_infections_and_for_controls() -> None:
     assert classifier.set_threshold(0.5) == pytest.approx(0.5)
     classifier.set_infected.zero_()  # all alike: the easy half hides the hard one
     assert classifier.set_threshold(0.5) == pytest.approx(0.0, abs=0.11)
+
+
+def test_only_a_difference_beyond_its_standard_error_is_clear() -> None:
+    reference = np.array([1.0, 1.0, 1.0, 1.0])
+    # mean -0.25, standard error 0.5 / 2: not beyond it
+    assert not clearly_lower(reference + [-1.0, 0.0, 0.0, 0.0], reference)
+    # mean -0.5, standard error 0.577 / 2
+    assert clearly_lower(reference + [-1.0, -1.0, 0.0, 0.0], reference)
+    assert not clearly_lower(reference + [1.0, 1.0, 0.0, 0.0], reference)
+    assert not clearly_lower(reference[:1] - 1.0, reference[:1])  # one unit says nothing
