@@ -279,8 +279,8 @@ def test_sets_reach_far_enough_for_infections_and_for_controls() -> None:
 def test_only_a_difference_beyond_its_standard_error_is_clear() -> None:
     reference = np.array([1.0, 1.0, 1.0, 1.0])
     # mean -0.25, standard error 0.5 / 2: not beyond it
-    assert not clearly_lower(reference + [-1.0, 0.0, 0.0, 0.0], reference)
+    assert not clearly_lower(reference + np.array([-1.0, 0.0, 0.0, 0.0]), reference)
     # mean -0.5, standard error 0.577 / 2
-    assert clearly_lower(reference + [-1.0, -1.0, 0.0, 0.0], reference)
-    assert not clearly_lower(reference + [1.0, 1.0, 0.0, 0.0], reference)
+    assert clearly_lower(reference + np.array([-1.0, -1.0, 0.0, 0.0]), reference)
+    assert not clearly_lower(reference + np.array([1.0, 1.0, 0.0, 0.0]), reference)
     assert not clearly_lower(reference[:1] - 1.0, reference[:1])  # one unit says nothing
