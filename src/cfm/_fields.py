@@ -34,3 +34,19 @@ UNKNOWN = "unknown"
 CONTRASTS = "contrasts"
 #: ``uns[MAP_GENES]`` of an AnnData that went through :func:`cfm.pp.map_genes`.
 MAP_GENES = "map_genes"
+
+#: Default ``key_added`` of :func:`cfm.tl.host_factors`; ``uns[key][RESULTS]`` is its table.
+HOST_FACTORS_KEY = "host_factors"
+#: Default ``key_added`` of :func:`cfm.tl.screen_drugs`; ``uns[key][RESULTS]`` is its table.
+DRUG_SCREEN_KEY = "drug_screen"
+#: ``uns[key][RESULTS]``: tidy DataFrame of a tool that ranks genes or compounds.
+RESULTS = "results"
+
+#: Default ``key_added`` of :func:`cfm.tl.gene_programs`: ``uns[key]``, ``varm[key]`` and
+#: ``obsm[EMBEDDING_PREFIX + key]``.
+GENE_PROGRAMS_KEY = "gene_programs"
+#: Tables in ``uns[GENE_PROGRAMS_KEY]``.
+PROGRAMS = "programs"
+PROGRAM_GENES = "genes"
+PROGRAM_EDGES = "edges"
+ENRICHMENT = "enrichment"
