@@ -9,6 +9,14 @@ from cfm.metrics._calibration import brier_score, expected_calibration_error
 from cfm.metrics._direction_baselines import GeneMean, MajoritySign, NearestProfiles
 from cfm.metrics._direction_kernel import CorrelationKernel, EffectPCA, SignedSetSVD
 from cfm.metrics._direction_scores import direction_scores, size_scores
+from cfm.metrics._null import pooled_p_values
+from cfm.metrics._ranking import (
+    average_precision,
+    enrichment_factor,
+    hits_at,
+    odds_ratio_at,
+    permutation_interval,
+)
 from cfm.metrics._scores import accuracy, auroc, macro_f1, recall_per_class, top_k_accuracy
 from cfm.metrics._virus_baselines import (
     InterferonRule,
@@ -32,12 +40,18 @@ __all__ = [
     "VirusNeighbors",
     "accuracy",
     "auroc",
+    "average_precision",
     "brier_score",
     "center_effects",
     "direction_scores",
+    "enrichment_factor",
     "expected_calibration_error",
+    "hits_at",
     "macro_f1",
+    "odds_ratio_at",
     "paired_bootstrap",
+    "permutation_interval",
+    "pooled_p_values",
     "recall_per_class",
     "size_scores",
     "top_k_accuracy",

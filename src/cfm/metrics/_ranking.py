@@ -1,0 +1,155 @@
+"""How far up a ranking puts a list of known positives, and what chance would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import average_precision_score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def average_precision(scores: ArrayLike, positives: ArrayLike) -> float:
+    """Area under the precision-recall curve, as average precision.
+
+    Parameters
+    ----------
+    scores
+        ``(n,)`` finite, larger = ranked higher; equal scores are one threshold.
+    positives
+        ``(n,)`` bool.
+
+    Returns
+    -------
+    A number in [0, 1]; a random ranking has the share of positives.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, a score is not finite, or all or none are positive.
+    """
+    values, hits = _checked(scores, positives)
+    return float(average_precision_score(hits, values))
+
+
+def hits_at(scores: ArrayLike, positives: ArrayLike, k: int) -> float:
+    """Count the positives among the ``k`` largest scores; ties at the edge count by their share.
+
+    Parameters
+    ----------
+    scores, positives
+        See :func:`average_precision`.
+    k
+        Length of the list, 1 to ``n``.
+
+    Returns
+    -------
+    The expected number under a random order of equal scores.
+    """
+    values, hits = _checked(scores, positives)
+    if not 1 <= k <= len(values):
+        raise ValueError(f"k is {k}; expected 1 to {len(values)}, the number of scores.")
+    edge = np.partition(values, len(values) - k)[len(values) - k]
+    above, tied = values > edge, values == edge
+    return float(hits[above].sum() + hits[tied].mean() * (k - above.sum()))
+
+
+def odds_ratio_at(scores: ArrayLike, positives: ArrayLike, k: int) -> float:
+    """Odds of a positive among the ``k`` largest scores, relative to the rest.
+
+    Half a count is added to each cell (Haldane and Anscombe), so that empty cells stay finite.
+
+    Parameters
+    ----------
+    scores, positives, k
+        See :func:`hits_at`.
+
+    Returns
+    -------
+    The odds ratio; about 1 for a random ranking.
+    """
+    inside = hits_at(scores, positives, k)
+    hits = np.asarray(positives, dtype=bool)
+    outside = hits.sum() - inside
+    rest = len(hits) - k - outside
+    return float((inside + 0.5) * (rest + 0.5) / ((k - inside + 0.5) * (outside + 0.5)))
+
+
+def enrichment_factor(scores: ArrayLike, positives: ArrayLike, share: float = 0.01) -> float:
+    """Positives in the first ``share`` of a ranking, as a multiple of what chance puts there.
+
+    Parameters
+    ----------
+    scores, positives
+        See :func:`average_precision`.
+    share
+        Of the list, above 0 and at most 1; at least one entry is looked at.
+
+    Returns
+    -------
+    The enrichment factor; 1 for a random ranking.
+    """
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share is {share}; expected more than 0 and at most 1.")
+    hits = np.asarray(positives, dtype=bool)
+    k = max(1, round(share * len(hits)))
+    return hits_at(scores, positives, k) / k / float(hits.mean())
+
+
+def permutation_interval(
+    score: Callable[[NDArray[np.float64], NDArray[np.bool_]], float],
+    scores: ArrayLike,
+    positives: ArrayLike,
+    *,
+    n_permutations: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Compare a ranking score with what it is when the positives are drawn at random.
+
+    Parameters
+    ----------
+    score
+        Function of scores and positives, such as :func:`average_precision`.
+    scores, positives
+        See :func:`average_precision`.
+    n_permutations
+        Number of random draws of equally many positives.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    ``value``, ``expected`` (mean of the draws), ``low`` and ``high`` (their central 95 %), and
+    ``p``, the one-sided share of draws that reach the value, ``(1 + hits) / (1 + draws)``.
+    """
+    values, hits = _checked(scores, positives)
+    rng = np.random.default_rng(seed)
+    value = score(values, hits)
+    null = np.array([score(values, rng.permutation(hits)) for _ in range(n_permutations)])
+    low, high = np.quantile(null, [0.025, 0.975])
+    return {
+        "value": value,
+        "expected": float(null.mean()),
+        "low": float(low),
+        "high": float(high),
+        "p": float((1 + (null >= value - 1e-12).sum()) / (1 + n_permutations)),
+    }
+
+
+def _checked(
+    scores: ArrayLike, positives: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    values = np.asarray(scores, dtype=np.float64)
+    hits = np.asarray(positives, dtype=bool)
+    if values.ndim != 1 or hits.shape != values.shape:
+        raise ValueError(
+            f"scores has shape {values.shape} and positives {hits.shape}; expected the same length."
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("scores holds NaN or infinite values; drop or fill them.")
+    if hits.all() or not hits.any():
+        raise ValueError(f"{hits.sum()} of {len(hits)} are positive; expected some, but not all.")
+    return values, hits
