@@ -50,3 +50,6 @@ PROGRAMS = "programs"
 PROGRAM_GENES = "genes"
 PROGRAM_EDGES = "edges"
 ENRICHMENT = "enrichment"
+
+#: ``var[GENE_LENGTH]``: base pairs, as used by :func:`cfm.pp.tpm`.
+GENE_LENGTH = "gene_length"

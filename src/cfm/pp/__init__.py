@@ -2,5 +2,6 @@
 
 from cfm.pp._contrasts import contrasts
 from cfm.pp._map_genes import map_genes
+from cfm.pp._tpm import tpm
 
-__all__ = ["contrasts", "map_genes"]
+__all__ = ["contrasts", "map_genes", "tpm"]
