@@ -5,7 +5,7 @@ gene id, symbol, length in base pairs). Writes ``src/cfm/data/tables/gene_length
 per human Ensembl gene id in rising order:
 
 ``step`` (the number of the ENSG id less that of the line before: small numbers compress better),
-``length`` (base pairs), ``symbol`` (only where ``human_genes.tsv.gz`` leads from the id to another).
+``length`` (base pairs), ``symbol`` (only where ``human_genes.tsv.gz`` names another).
 
 The output is the same byte for byte in every run.
 

@@ -1,0 +1,249 @@
+"""Graph of genes that are expressed together, the prior knowledge of BulkFormer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse, stats
+
+from cfm._fields import PARAMS
+from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._units import looks_like_counts
+from cfm.data._warn import warn_user
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Correlations are compared in these steps: what differs by rounding only is a tie.
+_STEPS = 1_000_000
+#: A gene whose spread is below this share of its size is constant up to rounding (float32).
+_CONSTANT = 1e-6
+#: Columns that are brought to float64 at a time.
+_TILE = 2048
+#: Warn where more pairs than this share pass the threshold by chance.
+_CHANCE = 0.05
+
+
+def coexpression_graph(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    n_neighbors: int = 20,
+    min_correlation: float = 0.4,
+    symmetric: bool = False,
+    block_size: int = 512,
+    key_added: str = "coexpression",
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Link each gene to those whose expression correlates most with its own.
+
+    The weight of genes :math:`g` and :math:`h` is the absolute Pearson correlation
+    :math:`|r_{gh}|` over the observations. Each gene keeps its ``n_neighbors`` largest weights of
+    at least ``min_correlation``; it is no neighbour of itself.
+
+    Correlations are rounded to six decimals before they are compared with each other and with the
+    threshold, and among equal ones the gene that comes first in ``var_names`` is kept: so the
+    graph depends neither on ``block_size`` nor on the order of the observations.
+
+    Parameters
+    ----------
+    adata
+        Observations by genes with log expression, such as the layer that :func:`cfm.pp.tpm`
+        makes: dense, sparse, backed or dask-backed.
+    layer
+        Layer to read instead of ``X``.
+    n_neighbors
+        Most neighbours that a gene has.
+    min_correlation
+        Smallest absolute correlation of neighbours, 0 (any) to 1.
+    symmetric
+        Add the reverse of each link, so that a gene that many choose has more than
+        ``n_neighbors``. Without it, row :math:`g` holds the choice of gene :math:`g`.
+    block_size
+        Genes whose correlations with all others are held at a time. Memory is about
+        ``n_obs × n_vars × 4`` + ``block_size × n_vars × 8`` bytes; time grows with
+        ``n_obs × n_vars²``.
+    key_added
+        Where the result goes.
+    copy
+        Return a changed copy instead of changing ``adata``.
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` an AnnData, with these fields written:
+
+    ``adata.varp[key_added]``
+        ``(n_vars, n_vars)`` CSR float32 of absolute correlations, columns in rising order.
+    ``adata.uns[key_added]``
+        ``params``; ``n_edges``, stored entries; ``n_constant``, genes that do not vary and so
+        have no neighbours; ``n_isolated``, all genes without a neighbour, these included.
+
+    Raises
+    ------
+    KeyError
+        If the layer does not exist.
+    ValueError
+        If there are fewer than 3 observations, values are NaN or infinite, no gene varies, or an
+        argument is out of range.
+
+    Warns
+    -----
+    UserWarning
+        If the values look like counts, whose correlations follow the size of the libraries; or if
+        so few observations exceed the threshold by chance in more than 5 % of gene pairs.
+
+    Notes
+    -----
+    BulkFormer (SPECS, section 4.1): absolute correlation, 20 edges per gene, 0.4 and above.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, cfm
+    >>> level = np.random.default_rng(0).normal(size=(50, 1))
+    >>> noise = np.random.default_rng(1).normal(size=(50, 4))
+    >>> adata = ad.AnnData(np.hstack([level, -level, noise]))
+    >>> cfm.pp.coexpression_graph(adata)
+    >>> adata.varp["coexpression"].toarray()[0].round(2).tolist()
+    [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    """
+    _check_arguments(n_neighbors, min_correlation, block_size, key_added)
+    matrix = get_matrix(adata, layer=layer)
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    if adata.n_obs < 3:
+        raise ValueError(
+            f"{where} has {adata.n_obs} observations; a correlation needs at least 3, and some "
+            "dozens to mean anything."
+        )
+    unit, varies = _unit_columns(matrix, where)
+    if looks_like_counts(matrix):
+        warn_user(
+            f"{where} looks like counts, whose correlations follow the size of the libraries; "
+            "call cfm.pp.tpm(adata) and pass layer='log_tpm'."
+        )
+    _warn_of_chance(adata.n_obs, min_correlation)
+    graph = _nearest(unit, n_neighbors, min_correlation, block_size, adata.n_vars, varies)
+    if symmetric:
+        graph = graph.maximum(graph.T).tocsr()
+        graph.sort_indices()
+
+    if copy:
+        adata = adata.to_memory() if adata.isbacked else adata.copy()
+    adata.varp[key_added] = graph
+    linked = np.zeros(adata.n_vars, dtype=bool)
+    linked[np.unique(graph.indices)] = True
+    linked |= np.diff(graph.indptr) > 0
+    adata.uns[key_added] = {
+        PARAMS: {
+            "layer": layer or "",
+            "n_neighbors": int(n_neighbors),
+            "min_correlation": float(min_correlation),
+            "symmetric": bool(symmetric),
+            "weight": "absolute Pearson correlation",
+            "n_obs": int(adata.n_obs),
+        },
+        "n_edges": int(graph.nnz),
+        "n_constant": int(adata.n_vars - len(varies)),
+        "n_isolated": int((~linked).sum()),
+    }
+    return adata if copy else None
+
+
+def _check_arguments(
+    n_neighbors: int, min_correlation: float, block_size: int, key_added: str
+) -> None:
+    for name, value in (("n_neighbors", n_neighbors), ("block_size", block_size)):
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r}; a whole number of at least 1 is expected.")
+    if not 0 <= min_correlation <= 1:
+        raise ValueError(f"min_correlation={min_correlation!r} is not between 0 and 1.")
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        raise ValueError(f"key_added={key_added!r} cannot be stored; use a name without '/'.")
+
+
+def _unit_columns(matrix: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Centre the columns and give them length 1; leave out those that do not vary.
+
+    Returns ``(n_obs, n)`` float32 and the ``(n,)`` numbers of the columns.
+    """
+    values = np.empty(matrix.shape, dtype=np.float32)
+    for rows, block in row_blocks(matrix):
+        values[rows] = to_dense(block, np.float32)
+    varies = np.zeros(matrix.shape[1], dtype=bool)
+    for start in range(0, matrix.shape[1], _TILE):
+        tile = values[:, start : start + _TILE].astype(np.float64)
+        if not np.isfinite(tile).all():
+            raise ValueError(
+                f"{where} holds {int((~np.isfinite(tile)).sum())} NaN or infinite values in one "
+                "block of genes; drop or fill these genes first."
+            )
+        size = np.sqrt((tile**2).sum(axis=0))
+        tile -= tile.mean(axis=0)
+        spread = np.sqrt((tile**2).sum(axis=0))
+        moves = spread > _CONSTANT * size
+        varies[start : start + _TILE] = moves
+        values[:, start : start + _TILE] = tile / np.where(moves, spread, 1.0)
+    if not varies.any():
+        raise ValueError(f"no gene of {where} varies over the observations; there is no graph.")
+    kept = np.flatnonzero(varies)
+    return (values if varies.all() else values[:, kept]), kept
+
+
+def _warn_of_chance(n_obs: int, min_correlation: float) -> None:
+    if not 0 < min_correlation < 1:
+        return
+    t = min_correlation * np.sqrt((n_obs - 2) / (1 - min_correlation**2))
+    share = float(2 * stats.t.sf(t, n_obs - 2))
+    if share > _CHANCE:
+        warn_user(
+            f"with {n_obs} observations, {100 * share:.0f} % of unrelated gene pairs have a "
+            f"correlation of {min_correlation} or more by chance; use more observations or raise "
+            "min_correlation=."
+        )
+
+
+def _nearest(
+    unit: np.ndarray,
+    n_neighbors: int,
+    min_correlation: float,
+    block_size: int,
+    n_vars: int,
+    columns: np.ndarray,
+) -> sparse.csr_matrix:
+    """Return the ``n_neighbors`` largest absolute correlations of each column of ``unit``."""
+    n = unit.shape[1]
+    keep = min(n_neighbors, n - 1)
+    lowest = np.rint(min_correlation * _STEPS)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    last = np.arange(n - 1, -1, -1.0)  # among ties, the first column has the largest key
+    for start in range(0, n, block_size):
+        own = np.arange(start, min(start + block_size, n))
+        left = np.ascontiguousarray(unit[:, own].T, dtype=np.float64)
+        keys = np.empty((len(own), n))  # (block, n)
+        for first in range(0, n, _TILE):
+            keys[:, first : first + _TILE] = left @ unit[:, first : first + _TILE].astype(float)
+        # One exact whole number below 2**53 holds the rounded correlation and the column: it can
+        # be sorted in place, and no two are equal.
+        np.abs(keys, out=keys)
+        keys *= _STEPS
+        np.rint(keys, out=keys)
+        np.minimum(keys, _STEPS, out=keys)
+        keys *= n
+        keys += last
+        keys[np.arange(len(own)), own] = -1.0
+        if keep < n:
+            keys.partition(n - keep, axis=1)
+        best = keys[:, n - keep :] if keep else keys[:, :0]
+        steps = np.floor_divide(best, n)
+        column = (n - 1 - (best - steps * n)).astype(np.int64)
+        passes = (steps >= lowest) & (best >= 0)
+        row = np.broadcast_to(own[:, None], best.shape)
+        found.append((row[passes], column[passes], steps[passes]))
+    rows, neighbours, steps = (np.concatenate(part) for part in zip(*found, strict=True))
+    graph = sparse.csr_matrix(
+        ((steps / _STEPS).astype(np.float32), (columns[rows], columns[neighbours])),
+        shape=(n_vars, n_vars),
+    )
+    graph.eliminate_zeros()
+    graph.sort_indices()
+    return graph

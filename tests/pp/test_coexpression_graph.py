@@ -1,0 +1,169 @@
+"""Neighbours by absolute correlation, the same however the work is cut."""
+
+from __future__ import annotations
+
+import anndata as ad
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+
+from cfm.pp import coexpression_graph
+from tests._same import assert_unchanged
+
+
+def modules(n_obs: int = 80, n_modules: int = 4, size: int = 6, seed: int = 0) -> ad.AnnData:
+    """Genes that follow the hidden level of their module, half of them in the opposite sense."""
+    rng = np.random.default_rng(seed)
+    level = rng.normal(size=(n_obs, n_modules)).repeat(size, axis=1)
+    sign = np.tile([1.0, -1.0], n_modules * size // 2)
+    x = 8 + sign * level + 0.5 * rng.normal(size=level.shape)
+    return ad.AnnData(x.astype(np.float32))
+
+
+def graph(adata: ad.AnnData, **arguments) -> np.ndarray:
+    return coexpression_graph(adata, copy=True, **arguments).varp["coexpression"].toarray()
+
+
+def test_planted_modules_are_found_and_nothing_else():
+    adata = modules()
+    found = graph(adata) > 0
+    module = np.arange(24) // 6
+    same = (module[:, None] == module) & ~np.eye(24, dtype=bool)
+    np.testing.assert_array_equal(found, same)
+
+
+def test_weights_are_absolute_correlations_of_the_largest_first():
+    adata = modules(seed=1)
+    correlation = np.abs(np.corrcoef(adata.X.astype(float).T))
+    np.fill_diagonal(correlation, 0)
+    found = graph(adata, n_neighbors=3, min_correlation=0)
+    assert (np.count_nonzero(found, axis=1) == 3).all()
+    for i, row in enumerate(found):
+        best = np.sort(np.argsort(-correlation[i])[:3])
+        np.testing.assert_array_equal(np.flatnonzero(row), best)
+        np.testing.assert_allclose(row[best], correlation[i, best], atol=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(0, 10))
+def test_same_graph_whatever_block_size_and_row_order(block_size, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(30, 24)).round(1)
+    x[:, 12:] = -3 * x[:, :12]  # every gene has an equal: ties everywhere
+    adata = ad.AnnData(x.astype(np.float32))
+    whole = coexpression_graph(adata, n_neighbors=4, min_correlation=0, copy=True)
+    shuffled = adata[rng.permutation(30)].copy()
+    cut = coexpression_graph(
+        shuffled, n_neighbors=4, min_correlation=0, block_size=block_size, copy=True
+    )
+    a, b = whole.varp["coexpression"], cut.varp["coexpression"]
+    np.testing.assert_array_equal(a.indices, b.indices)
+    np.testing.assert_array_equal(a.indptr, b.indptr)
+    np.testing.assert_allclose(a.data, b.data, atol=1.01e-6)
+
+
+def test_among_ties_the_first_gene_is_kept():
+    rng = np.random.default_rng(0)
+    x = np.tile(rng.normal(size=(50, 1)), 5)
+    found = graph(ad.AnnData(x), n_neighbors=2)
+    assert [np.flatnonzero(row).tolist() for row in found] == [
+        [1, 2],
+        [0, 2],
+        [0, 1],
+        [0, 1],
+        [0, 1],
+    ]
+
+
+def test_constant_genes_have_no_neighbours():
+    adata = modules()
+    adata.X[:, 3] = 7.1
+    adata.X[:, 4] = 0
+    coexpression_graph(adata)
+    found = adata.varp["coexpression"].toarray()
+    assert not found[[3, 4]].any()
+    assert not found[:, [3, 4]].any()
+    assert adata.uns["coexpression"]["n_constant"] == 2
+    assert adata.uns["coexpression"]["n_isolated"] == 2
+    assert (np.count_nonzero(found, axis=1)[:3] == 3).all()
+
+
+def test_symmetric():
+    adata = modules(seed=2)
+    one_way = graph(adata, n_neighbors=2)
+    both = graph(adata, n_neighbors=2, symmetric=True)
+    np.testing.assert_array_equal(both, np.maximum(one_way, one_way.T))
+    assert np.count_nonzero(both) > np.count_nonzero(one_way)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        sparse.csr_matrix,
+        sparse.csc_matrix,
+        lambda x: da.from_array(x, chunks=(30, 7)),
+        lambda x: x.astype(np.float64),
+    ],
+)
+def test_storages(wrap):
+    adata = modules()
+    expected = graph(adata)
+    np.testing.assert_allclose(graph(ad.AnnData(wrap(adata.X))), expected, atol=2e-6)
+
+
+def test_layer_backed_and_files(tmp_path):
+    adata = modules()
+    expected = graph(adata)
+    adata.layers["log"] = adata.X.copy()
+    adata.X = np.zeros_like(adata.X)
+    np.testing.assert_array_equal(graph(adata, layer="log"), expected)
+    modules().write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    result = coexpression_graph(backed, copy=True)
+    result.write_h5ad(tmp_path / "b.h5ad")
+    result.write_zarr(tmp_path / "b.zarr")
+    for again in (ad.read_h5ad(tmp_path / "b.h5ad"), ad.read_zarr(tmp_path / "b.zarr")):
+        np.testing.assert_array_equal(again.varp["coexpression"].toarray(), expected)
+        assert again.varp["coexpression"].dtype == np.float32
+        assert again.uns["coexpression"]["params"]["n_neighbors"] == 20
+
+
+def test_counts_and_few_samples_are_pointed_out():
+    counts = ad.AnnData(np.random.default_rng(0).poisson(200, size=(60, 5)))
+    with pytest.warns(UserWarning, match="looks like counts"):
+        coexpression_graph(counts)
+    with pytest.warns(UserWarning, match="with 10 observations, 25 % of unrelated gene pairs"):
+        coexpression_graph(modules(n_obs=10))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_neighbors": 0}, "n_neighbors=0"),
+        ({"block_size": 0.5}, "block_size=0.5"),
+        ({"min_correlation": 1.5}, "not between 0 and 1"),
+        ({"key_added": "a/b"}, "without '/'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    adata = modules()
+    before = adata.copy()
+    with pytest.raises(ValueError, match=message):
+        coexpression_graph(adata, **arguments)
+    assert_unchanged(adata, before)
+
+
+def test_bad_values():
+    adata = modules()
+    with pytest.raises(KeyError, match="no layer 'log_tpm'"):
+        coexpression_graph(adata, layer="log_tpm")
+    with pytest.raises(ValueError, match="2 observations"):
+        coexpression_graph(adata[:2].copy())
+    with pytest.raises(ValueError, match=r"no gene of .* varies"):
+        coexpression_graph(ad.AnnData(np.ones((30, 4))))
+    adata.X[3, 2] = np.nan
+    with pytest.raises(ValueError, match="1 NaN or infinite"):
+        coexpression_graph(adata)
+    assert "coexpression" not in adata.varp
