@@ -1,6 +1,7 @@
 """Tools: call a model on an AnnData and store the result in it."""
 
 from cfm.tl._embed import embed
+from cfm.tl._host_factors import host_factors
 from cfm.tl._predict_virus import predict_virus
 
-__all__ = ["embed", "predict_virus"]
+__all__ = ["embed", "host_factors", "predict_virus"]

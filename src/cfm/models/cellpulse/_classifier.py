@@ -76,12 +76,27 @@ def profile_statistics(effects: Tensor, interferon: Tensor) -> Tensor:
     """
     seen = ~torch.isnan(effects)
     x = center(effects)  # (b, g)
+    return centred_statistics(x, seen, mean_response(effects, interferon), robust_spread(x, seen))
+
+
+def mean_response(effects: Tensor, interferon: Tensor) -> Tensor:
+    """Return the mean effect of the measured interferon genes, ``(b,)``; 0 if there is none."""
+    n = (~torch.isnan(effects) * interferon).sum(-1).clamp(min=1)
+    return (effects.nan_to_num(0.0) * interferon).sum(-1) / n
+
+
+def robust_spread(x: Tensor, seen: Tensor) -> Tensor:
+    """Return 1.4826 times the median absolute centred effect of the measured genes, ``(b,)``."""
+    blank = torch.full_like(x, float("nan"))
+    median = torch.where(seen, x.abs(), blank).nanmedian(dim=-1).values.nan_to_num(0.0)
+    return (1.4826 * median).clamp(min=1e-3)
+
+
+def centred_statistics(x: Tensor, seen: Tensor, response: Tensor, robust: Tensor) -> Tensor:
+    """Return :func:`profile_statistics` from centred effects ``(b, g)`` and two of their parts."""
     size = x.abs()
     n = seen.sum(-1).clamp(min=1)
     rms = (x.square().sum(-1) / n).sqrt().clamp(min=1e-3)
-    blank = torch.full_like(size, float("nan"))
-    robust = torch.where(seen, size, blank).nanmedian(dim=-1).values.nan_to_num(0.0)
-    robust = (1.4826 * robust).clamp(min=1e-3)
     large = ((size > 1.0) & seen).sum(-1) / n
     far = ((size > 3.0 * robust.unsqueeze(-1)) & seen).sum(-1) / n
     # Counted by row, so that a profile measured in few genes is judged by its own largest ones.
@@ -91,8 +106,6 @@ def profile_statistics(effects: Tensor, interferon: Tensor) -> Tensor:
     top = top.sum(-1) / (n / 100).ceil()
     signs = x.gather(-1, order.indices).sign() * (rank < (n / 50).ceil().unsqueeze(-1))
     tilt = signs.sum(-1) / (n / 50).ceil()
-    of_interferon = seen * interferon
-    response = (effects.nan_to_num(0.0) * interferon).sum(-1) / of_interferon.sum(-1).clamp(min=1)
     skewness = (x / rms.unsqueeze(-1)).pow(3).sum(-1) / n
     return torch.stack(
         [

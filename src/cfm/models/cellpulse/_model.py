@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cfm.models.cellpulse._classify import VirusCaller
 from cfm.models.cellpulse._constants import DOWN, PADDING, UP
+from cfm.models.cellpulse._explain import VirusExplainer
 from cfm.models.cellpulse._tokens import ask
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-class CellPulse(VirusCaller):
+class CellPulse(VirusExplainer):
     """Foundation model of differential-expression profiles of viral infection.
 
     A profile is a contrast, infected against matched control. It is read as its strongest

@@ -1,0 +1,57 @@
+"""Groups of observations that several tools work on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+
+def profile_groups(
+    adata: AnnData, groupby: str, groups: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Return the row numbers of each level of a column, levels in sorted order.
+
+    Parameters
+    ----------
+    adata
+        Observations.
+    groupby
+        Column of ``obs``; rows in which it is missing belong to no group.
+    groups
+        Levels to return, in this order; all by default.
+
+    Raises
+    ------
+    KeyError
+        If the column or a level does not exist.
+    TypeError
+        If ``groups`` is a single text.
+    ValueError
+        If there is no group, or one is asked for twice.
+    """
+    if groupby not in adata.obs:
+        raise KeyError(
+            f"adata.obs has no column {groupby!r}; it has {adata.obs.columns.tolist()}. Say with "
+            "groupby= which column holds the groups."
+        )
+    if isinstance(groups, str):
+        raise TypeError(f"groups={groups!r} is one text; expected a list, such as [{groups!r}].")
+    column = adata.obs[groupby]
+    present = column.notna().to_numpy()
+    values = column.astype(str).to_numpy(dtype=object)
+    levels = sorted(set(values[present]))
+    if not levels:
+        raise ValueError(f"adata.obs[{groupby!r}] is missing in all {adata.n_obs} rows.")
+    wanted = levels if groups is None else [str(g) for g in groups]
+    unknown = [g for g in wanted if g not in levels]
+    if unknown:
+        raise KeyError(f"adata.obs[{groupby!r}] has no {unknown}; it has {levels}.")
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise ValueError(f"groups={wanted}; expected at least one level, each once.")
+    return {g: np.flatnonzero(present & (values == g)) for g in wanted}

@@ -1,0 +1,307 @@
+"""Host genes that carry a virus call, with evidence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+
+from cfm._fields import HOST_FACTORS_KEY, PARAMS, RESULTS
+from cfm.metrics import pooled_p_values
+from cfm.models import CellPulse, load_model
+from cfm.models._base import require_anndata
+from cfm.tl._factor_scores import (
+    SINGLE,
+    GeneScorer,
+    Method,
+    Null,
+    ProgressTicks,
+    choose_null,
+    importance,
+    mean_over_profiles,
+    permuted_labels,
+    permuted_profiles,
+)
+from cfm.tl._groups import profile_groups
+from cfm.tl._store import check_key, run_record, target, warn_overwritten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+
+
+def host_factors(
+    adata: AnnData,
+    groupby: str = "virus",
+    method: Method = "consensus",
+    *,
+    model: str | Path | CellPulse = "cellpulse-virus",
+    groups: Sequence[str] | None = None,
+    reversal: Literal["neutral", "flip"] = "neutral",
+    null: Literal["auto", "labels", "directions", "effects"] = "auto",
+    n_permutations: int = 50,
+    layer: str | None = None,
+    key_added: str = HOST_FACTORS_KEY,
+    seed: int = 0,
+    device: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Rank the genes that carry the call of each group of contrasts.
+
+    What is explained is the group's virus: its log-odds against the other viruses, if the model's
+    classifier knows a virus of the group's name, else the log-odds of an infection. These are
+    genes whose *response* tells the model what it sees. They are candidates for host factors, not
+    proof of one: genes that a virus depends on are often not regulated at all (see the benchmarks).
+
+    Parameters
+    ----------
+    adata
+        Contrasts with log2 fold changes (:func:`cfm.pp.contrasts`).
+    groupby
+        Column of ``obs`` with the groups, such as the virus.
+    method
+        ``"attention"``: how much the model's summary attends to the gene (rollout).
+        ``"integrated_gradients"``: the gene's share of the log-odds. ``"reversal"``: the gene's
+        effect is taken away in silico, and the log-odds measured again. ``"consensus"``: the mean
+        of :math:`-\log_{10}` of the rank fractions under all three.
+    model
+        A CellPulse with a classifier, the name of one, a folder, or ``hf://org/name``.
+    groups
+        Levels of ``groupby`` to explain; all by default.
+    reversal
+        What an effect becomes in the experiment: nothing (``"neutral"``) or its opposite
+        (``"flip"``).
+    null
+        What is permuted for the p-values; the whole of the pipeline is scored again.
+        ``"labels"``: which contrasts make up the group; small p: the gene carries the call of
+        these contrasts more than that of others. ``"effects"``: each contrast's effects over its
+        genes; small p: the gene contributes more than it would with the effect of another gene.
+        ``"directions"``: the signs of the effects only, sizes stay; small p: the direction
+        matters; with few contrasts nothing can be significant. ``"auto"`` takes labels if there
+        are at least 100 ways to choose the group's contrasts, else effects.
+    n_permutations
+        Number of permutations, 0 for none (p-values are then ``NaN``). Standardised scores of all
+        genes are pooled, so a few tens resolve p-values well below one in their number.
+    layer
+        Layer to read instead of ``X``.
+    key_added
+        Name of the result.
+    seed
+        Seed of the permutations.
+    device
+        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    copy
+        Return a changed copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the changed copy. Writes
+
+    ``adata.uns['host_factors' | key_added]['results']``
+        DataFrame, a row per group and gene that the group measures, sorted by group and rank:
+        ``group``, ``gene`` (symbol in the model's vocabulary), ``score`` (float64, larger = more
+        important: mean attention in units of an average token, absolute mean change of the
+        log-odds, or the consensus), ``rank`` (int64, from 1), ``direction`` (``"up"``,
+        ``"down"``, ``"unchanged"``), ``effect`` (mean log2 fold change), ``concordance`` (share
+        of the contrasts that measure the gene in which it moves in that direction),
+        ``call_effect`` (natural-log odds that the gene's effect brings to the call, by reversal
+        to neutral; positive speaks for it), ``p_value``, ``fdr`` (Benjamini & Hochberg within
+        the group), ``n_profiles``. With ``"consensus"`` also ``score_attention``,
+        ``score_integrated_gradients`` and ``score_reversal``.
+    ``adata.uns['host_factors' | key_added]['params']``
+        The arguments, the model, its SHA-256, the share of its genes found, and in the order of
+        ``groups`` what was explained (``targets``) and permuted (``nulls``).
+    ``adata.varm['host_factors' | key_added]``
+        DataFrame float32, genes by groups (``/`` in their names becomes ``|``): the scores; 0 for
+        genes that have none.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` or ``model`` is of another type.
+    KeyError
+        If the column, a group or the layer does not exist.
+    ValueError
+        If an argument is out of its range, the model has no classifier, labels are to be permuted
+        where there is nothing to permute, or the matrix is not one of log2 fold changes. Whatever
+        is raised, ``adata`` is left as it was.
+
+    Notes
+    -----
+    Attention rollout: Abnar & Zuidema 2020. Integrated gradients: Sundararajan, Taly & Yan 2017,
+    through captum. Reversal is exact and done for all genes at once.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    >>> cfm.tl.host_factors(contrasts, "virus", "reversal", n_permutations=5)
+    >>> table = contrasts.uns["host_factors"]["results"]
+    >>> sorted(table["group"].unique())
+    ['virus_A', 'virus_B', 'virus_C', 'virus_D']
+    """
+    require_anndata(adata)
+    check_key(key_added)
+    _check_choice("method", method, get_args(Method))
+    _check_choice("reversal", reversal, ("neutral", "flip"))
+    _check_choice("null", null, ("auto", *get_args(Null)))
+    if not isinstance(n_permutations, int) or n_permutations < 0 or n_permutations == 1:
+        raise ValueError(f"n_permutations={n_permutations!r}; expected 0, or 2 or more.")
+    caller = load_model(model, device=device)
+    if not isinstance(caller, CellPulse):
+        raise TypeError(f"model= is a {type(caller).__name__}; expected CellPulse.")
+    caller.require_classifier()
+    rows_of = profile_groups(adata, groupby, groups)
+    everyone = np.flatnonzero(adata.obs[groupby].notna().to_numpy())
+    # Sorted by name, so that the order of the rows does not change a permutation.
+    names = adata.obs_names.astype(str).to_numpy()
+    everyone = everyone[np.argsort(names[everyone], kind="stable")]
+    nulls: dict[str, Null] = {
+        g: choose_null(len(rows), len(everyone)) if null == "auto" else null
+        for g, rows in rows_of.items()
+    }
+    for group, rows in rows_of.items():
+        if nulls[group] == "labels" and len(rows) == len(everyone) and n_permutations:
+            raise ValueError(
+                f"null='labels' cannot permute anything: all {len(rows)} contrasts are in group "
+                f"{group!r}. Use null='effects', or add contrasts of other groups."
+            )
+    effects = np.concatenate([e for _, e, _ in caller.encode_blocks(adata, layer=layer)])
+    methods = SINGLE if method == "consensus" else (method,)
+    n_steps = sum(
+        len(everyone) if nulls[g] == "labels" and n_permutations else len(r) * (1 + n_permutations)
+        for g, r in rows_of.items()
+    )
+    bar = ProgressTicks(n_steps, "Scoring genes")
+    scorer = GeneScorer(caller, reversal, bar)
+    explain = {g: caller.explained_target(g) for g in rows_of}
+    tables = []
+    try:
+        for group, members in rows_of.items():
+            rows = members[np.argsort(names[members], kind="stable")]
+            tables.append(
+                _group_table(
+                    scorer,
+                    effects,
+                    names,
+                    rows,
+                    everyone,
+                    methods,
+                    group=group,
+                    explained=explain[group],
+                    null=nulls[group],
+                    n_permutations=n_permutations,
+                    seed=seed,
+                )
+            )
+    finally:
+        bar.close()
+    results = pd.concat(tables, ignore_index=True)
+    results.index = results.index.astype(str)
+    record: dict[str, Any] = run_record(
+        caller,
+        adata,
+        groupby=groupby,
+        method=method,
+        reversal=reversal,
+        null=null,
+        n_permutations=n_permutations,
+        layer=layer,
+        key_added=key_added,
+        seed=seed,
+        # Lists and not a dict by group: a name with "/" cannot be a key in a file.
+        groups=list(rows_of),
+        targets=list(explain.values()),
+        nulls=[nulls[g] for g in rows_of],
+    )
+    alignment = caller.vocabulary.align(adata.var_names)
+    column = pd.Series(alignment.columns, index=caller.vocabulary.genes[alignment.positions])
+    scores = np.zeros((adata.n_vars, len(rows_of)), dtype=np.float32)
+    for j, group in enumerate(rows_of):
+        part = results[results["group"] == group]
+        scores[column[part["gene"]].to_numpy(), j] = part["score"]
+    adata = target(adata, copy=copy)
+    warn_overwritten(adata, key_added, {"varm": [key_added]})
+    columns = [g.replace("/", "|") for g in rows_of]
+    adata.varm[key_added] = pd.DataFrame(scores, index=adata.var_names, columns=columns)
+    adata.uns[key_added] = {PARAMS: record, RESULTS: results}
+    return adata if copy else None
+
+
+def _group_table(
+    scorer: GeneScorer,
+    effects: np.ndarray,
+    names: np.ndarray,
+    rows: np.ndarray,
+    everyone: np.ndarray,
+    methods: Sequence[Method],
+    *,
+    group: str,
+    explained: str,
+    null: Null,
+    n_permutations: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Score the genes of one group and put them in order."""
+    own = effects[rows]
+    measured = np.flatnonzero(~np.isnan(own).all(axis=0))
+    if null == "labels" and n_permutations:
+        every = scorer(effects[everyone], explained, methods)[:, :, measured]
+        scores = every[:, np.isin(everyone, rows)]
+        rng = np.random.default_rng([seed, len(rows)])
+        permuted = np.stack(list(permuted_labels(every, len(rows), n_permutations, rng)))
+    else:
+        scores = scorer(own, explained, methods)[:, :, measured]
+        draws = []
+        for b in range(n_permutations):
+            shuffled = permuted_profiles(own, names[rows].tolist(), null, b, seed)
+            again = scorer(shuffled, explained, methods)[:, :, measured]
+            draws.append(importance(mean_over_profiles(again)))
+        permuted = np.stack(draws) if draws else np.empty((0, 1, 1))
+    found = importance(mean_over_profiles(scores))
+    score = found[-1]
+    p = np.full(len(score), np.nan)
+    fdr = p.copy()
+    if n_permutations:
+        p = pooled_p_values(score, permuted[:, -1])
+        fdr = false_discovery_control(p)
+    own = own[:, measured]
+    effect = mean_over_profiles(own)
+    with np.errstate(invalid="ignore"):
+        same = (np.sign(own) == np.sign(effect)).sum(axis=0)
+    if "reversal" in methods and scorer.mode == "neutral":
+        call = mean_over_profiles(scores[methods.index("reversal")])
+    else:
+        call = mean_over_profiles(scorer.model.reversal(effects[rows], explained))[measured]
+    table = pd.DataFrame(
+        {
+            "group": group,
+            "gene": scorer.model.vocabulary.genes[measured].astype(str),
+            "score": score,
+            "rank": 0,
+            "direction": np.array(["down", "unchanged", "up"])[np.sign(effect).astype(int) + 1],
+            "effect": effect,
+            "concordance": same / (~np.isnan(own)).sum(axis=0),
+            "call_effect": call,
+            "p_value": p,
+            "fdr": fdr,
+            "n_profiles": len(rows),
+        }
+    )
+    if len(found) > 1:
+        for i, single in enumerate(methods):
+            table[f"score_{single}"] = found[i]
+    # Of equal scores the stronger call, then the stronger effect, then the name goes first.
+    order = np.lexsort((table["gene"], -np.abs(effect), -np.abs(call), -score))
+    table = table.iloc[order].reset_index(drop=True)
+    table["rank"] = np.arange(1, len(table) + 1)
+    return table
+
+
+def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}; expected one of {', '.join(allowed)}.")
