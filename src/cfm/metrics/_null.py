@@ -11,10 +11,10 @@ def pooled_p_values(
 ) -> NDArray[np.float64]:
     r"""One-sided p-values of scores against permutations of the same scores.
 
-    Each score is standardised by the mean and standard deviation that it has over the
-    permutations, and the standardised permuted scores of all genes are pooled:
+    The scores as observed count as one more permutation, number 0. Each gene's scores are
+    standardised by their mean and standard deviation over all of them, and pooled over genes:
 
-    .. math:: p_j = \frac{1 + \sum_{b,k} [z^*_{bk} \ge z_j]}{1 + BG}
+    .. math:: p_j = \frac{1}{(B + 1) G} \sum_{b=0}^{B} \sum_{k=1}^{G} [z_{bk} \ge z_{0j}]
 
     so that a few permutations resolve small p-values (the pooled null of Storey & Tibshirani
     2003). A score that does not vary over the permutations has nothing to be standardised by; its
@@ -41,16 +41,13 @@ def pooled_p_values(
             f"observed has shape {observed.shape} and null {null.shape}; expected (n,) and "
             "(permutations, n) with at least two permutations."
         )
-    mean = null.mean(axis=0, dtype=np.float64)
-    spread = null.std(axis=0, dtype=np.float64)
+    scores = np.vstack([observed, null]).astype(np.float64)
+    mean, spread = scores.mean(axis=0), scores.std(axis=0)
     # Rounding leaves a spread where there is none.
-    varies = spread > 1e-9 * (np.abs(mean) + np.abs(observed)) + 1e-300
-    safe = np.where(varies, spread, 1.0)
-    # A gene without spread is never extreme, and enters the pool as such.
-    z = np.where(varies, (observed - mean) / safe, -np.inf)
-    pool = np.where(varies, (null - mean) / safe, -np.inf)
-    pool = np.sort(pool.ravel())
+    varies = spread > 1e-9 * np.abs(scores).max(axis=0)
+    z = np.where(varies, (scores - mean) / np.where(varies, spread, 1.0), -np.inf)
+    pool = np.sort(z.ravel())
     # A hair below: a permutation that rearranges nothing has the observed score exactly.
-    reached = len(pool) - np.searchsorted(pool, z - 1e-9 * (1.0 + np.abs(z)), side="left")
-    p = (1.0 + reached) / (1.0 + len(pool))
-    return np.where(varies, np.minimum(p, 1.0), 1.0)
+    edge = z[0] - 1e-9 * (1.0 + np.abs(z[0]))
+    reached = len(pool) - np.searchsorted(pool, edge, side="left")
+    return np.where(varies, reached / len(pool), 1.0)

@@ -114,8 +114,8 @@ class VirusExplainer(VirusCaller):
         All effects of a profile are switched on together by a gate :math:`\alpha`, from 0 (a
         tenth for ``"infected"``) to 1, while the length that it is divided by, its median and its
         spread stay those of the whole profile: a profile scaled as one would look the same to the
-        classifier at every :math:`\alpha`. The gene's share is the integral of the gradient by its gate
-        (Sundararajan, Taly & Yan 2017, eq. 1; computed by captum).
+        classifier at every :math:`\alpha`. The gene's share is the integral of the gradient by its
+        gate (Sundararajan, Taly & Yan 2017, eq. 1; computed by captum).
 
         Parameters
         ----------

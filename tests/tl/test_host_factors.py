@@ -1,0 +1,297 @@
+"""``cfm.tl.host_factors``: planted genes come first, with honest p-values, whatever the method."""
+
+from __future__ import annotations
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import rankdata
+
+import cfm
+from cfm.models import CellPulse
+from tests._same import assert_unchanged
+from tests._toy import SIZES, toy_checkpoint, toy_contrasts
+
+KEY = "host_factors"
+COLUMNS = [
+    "group",
+    "gene",
+    "score",
+    "rank",
+    "direction",
+    "effect",
+    "concordance",
+    "call_effect",
+    "p_value",
+    "fdr",
+    "n_profiles",
+]
+VIRUSES = ["virus_A", "virus_B", "virus_C", "virus_D"]
+
+
+@pytest.fixture(scope="module")
+def model() -> CellPulse:
+    """The toy model with a classifier that reads effects alone, as the bundled one does."""
+    shallow = CellPulse.load(toy_checkpoint())
+    with torch.no_grad():
+        shallow.classifier.deep.zero_()
+    return shallow
+
+
+def table(adata: ad.AnnData, key: str = KEY) -> pd.DataFrame:
+    return adata.uns[key]["results"]
+
+
+def of(adata: ad.AnnData, group: str) -> pd.DataFrame:
+    found = table(adata)
+    return found[found["group"] == group].set_index("gene")
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "reversal"])
+def test_planted_genes_of_the_virus_come_first(
+    model: CellPulse, contrasts: ad.AnnData, method: str
+) -> None:
+    truth = contrasts.varm["truth"]
+    cfm.tl.host_factors(contrasts, "virus", method, model=model, groups=VIRUSES, n_permutations=20)
+    for virus in VIRUSES:
+        genes = of(contrasts, virus)
+        own = truth.index[(truth[virus] != 0)]
+        assert genes.index[:20].isin(own).mean() > 0.8, virus
+        first = genes.iloc[:20]
+        planted = np.sign(truth.loc[first.index, virus])
+        moved = first["direction"].map({"up": 1, "down": -1, "unchanged": 0})
+        assert (moved == planted).mean() > 0.8
+        assert (first["call_effect"] > 0).mean() > 0.8
+        assert genes.loc[own, "p_value"].median() < genes["p_value"].median()
+
+
+def test_what_is_written(model: CellPulse, contrasts: ad.AnnData) -> None:
+    before = contrasts.copy()
+    assert cfm.tl.host_factors(contrasts, model=model, n_permutations=3) is None
+    found = table(contrasts)
+    assert found.columns.tolist() == [
+        *COLUMNS,
+        "score_attention",
+        "score_integrated_gradients",
+        "score_reversal",
+    ]
+    groups = sorted(contrasts.obs["virus"].unique())
+    assert found["group"].unique().tolist() == groups
+    assert len(found) == len(groups) * contrasts.n_vars
+    for group, genes in found.groupby("group"):
+        assert genes["rank"].tolist() == list(range(1, len(genes) + 1))
+        assert genes["score"].is_monotonic_decreasing
+        rows = (contrasts.obs["virus"] == group).to_numpy()
+        assert (genes["n_profiles"] == rows.sum()).all()
+        effect = contrasts[rows].to_df().mean()
+        np.testing.assert_allclose(effect[genes["gene"]], genes["effect"], atol=1e-5)
+        assert genes["concordance"].between(0, 1).all()
+        assert genes["p_value"].between(0, 1).all()
+        assert (genes["fdr"] >= genes["p_value"] - 1e-12).all()
+    scores = contrasts.varm[KEY]
+    assert scores.columns.tolist() == groups
+    first = found.iloc[0]
+    assert scores.loc[first["gene"], first["group"]] == pytest.approx(first["score"], rel=1e-6)
+    params = contrasts.uns[KEY]["params"]
+    expected = {"groupby": "virus", "method": "consensus", "seed": 0, "vocabulary_share": 1.0}
+    assert params.items() >= expected.items()
+    targets = dict(zip(params["groups"], params["targets"], strict=True))
+    assert targets == {v: v for v in VIRUSES} | {"IFN-beta": "infected"}
+    del contrasts.uns[KEY], contrasts.varm[KEY]
+    assert_unchanged(contrasts, before)
+
+
+def test_consensus_is_the_mean_log_rank_of_the_three(
+    model: CellPulse, contrasts: ad.AnnData
+) -> None:
+    cfm.tl.host_factors(contrasts, model=model, groups=["virus_A"], n_permutations=0)
+    found = table(contrasts)
+    ranks = [
+        rankdata(-found[f"score_{m}"]) for m in ("attention", "integrated_gradients", "reversal")
+    ]
+    expected = -np.log10(np.array(ranks) / len(found)).mean(axis=0)
+    np.testing.assert_allclose(found["score"], expected)
+    assert found["p_value"].isna().all()
+    assert found["fdr"].isna().all()
+
+
+def test_single_methods_score_as_in_the_consensus(model: CellPulse, contrasts: ad.AnnData) -> None:
+    arguments = {"model": model, "groups": ["virus_B"], "n_permutations": 0}
+    cfm.tl.host_factors(contrasts, **arguments)
+    together = of(contrasts, "virus_B")
+    for method in ("attention", "integrated_gradients", "reversal"):
+        cfm.tl.host_factors(contrasts, "virus", method, key_added=method, **arguments)
+        single = table(contrasts, method).set_index("gene")
+        assert not [c for c in single if c.startswith("score_")]
+        np.testing.assert_allclose(
+            single.loc[together.index, "score"], together[f"score_{method}"], rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            single.loc[together.index, "call_effect"], together["call_effect"], rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("null", ["labels", "effects", "directions"])
+def test_p_values_do_not_reject_what_is_random(null: str, model: CellPulse) -> None:
+    rng = np.random.default_rng(5)
+    genes = model.vocabulary.genes
+    noise = ad.AnnData(
+        rng.normal(size=(24, len(genes))).astype(np.float32),
+        obs=pd.DataFrame({"virus": ["x"] * 6 + ["y"] * 18}, index=[f"c{i}" for i in range(24)]),
+        var=pd.DataFrame(index=genes.astype(str)),
+    )
+    cfm.tl.host_factors(
+        noise, "virus", "reversal", model=model, groups=["x"], null=null, n_permutations=40
+    )
+    found = table(noise)
+    # Only "effects" permutes genes apart; else what all genes share moves them together.
+    assert (0.03 if null == "effects" else 0.0) < (found["p_value"] < 0.05).mean() < 0.09
+    assert (found["fdr"] < 0.05).mean() < 0.01
+    assert noise.uns[KEY]["params"]["nulls"] == [null]
+
+
+def test_labels_find_what_only_this_group_does(model: CellPulse, contrasts: ad.AnnData) -> None:
+    truth = contrasts.varm["truth"]
+    shared = truth.index[(truth[VIRUSES] != 0).all(axis=1)]
+    own = truth.index[(truth["virus_A"] != 0) & (truth[VIRUSES[1:]] == 0).all(axis=1)]
+    arguments = {"model": model, "groups": ["virus_A"], "n_permutations": 40}
+    cfm.tl.host_factors(contrasts, "virus", "reversal", null="labels", **arguments)
+    genes = of(contrasts, "virus_A")
+    assert (genes.loc[own, "fdr"] < 0.05).mean() > 0.5
+    assert (genes.loc[own, "fdr"] < 0.05).mean() > (genes.loc[shared, "fdr"] < 0.05).mean()
+
+
+def test_seeds_repeat_and_row_order_does_not_matter(
+    model: CellPulse, contrasts: ad.AnnData, rng: np.random.Generator
+) -> None:
+    arguments = {"model": model, "groups": ["virus_C"], "n_permutations": 4, "copy": True}
+    for null in ("labels", "effects"):
+        first = cfm.tl.host_factors(contrasts, "virus", "reversal", null=null, **arguments)
+        turned = contrasts[rng.permutation(contrasts.n_obs)][:, ::-1].copy()
+        second = cfm.tl.host_factors(turned, "virus", "reversal", null=null, **arguments)
+        pd.testing.assert_frame_equal(table(first), table(second), rtol=1e-5)
+        other = cfm.tl.host_factors(contrasts, "virus", "reversal", null=null, seed=1, **arguments)
+        assert (table(first)["p_value"] != table(other)["p_value"]).any()
+        np.testing.assert_array_equal(table(first)["score"], table(other)["score"])
+    assert KEY not in contrasts.uns
+
+
+def test_one_profile_in_a_group_falls_back_to_effects(
+    model: CellPulse, contrasts: ad.AnnData
+) -> None:
+    rows = contrasts.obs.groupby("virus", observed=True).head(1).index
+    few = contrasts[rows].copy()
+    cfm.tl.host_factors(few, "virus", "reversal", model=model, n_permutations=10)
+    assert set(few.uns[KEY]["params"]["nulls"]) == {"effects"}
+    assert table(few)["p_value"].between(0, 1).all()
+    assert set(table(few)["n_profiles"]) == {1}
+
+
+def test_missing_genes_have_no_row_and_missing_groups_no_profiles(
+    model: CellPulse, contrasts: ad.AnnData
+) -> None:
+    rows = (contrasts.obs["virus"] == "virus_A").to_numpy()
+    x = contrasts.X.copy()
+    x[rows, 5] = np.nan
+    x[np.flatnonzero(rows)[0], 6] = np.nan
+    contrasts.X = x
+    contrasts.obs["virus"] = contrasts.obs["virus"].astype(object)
+    contrasts.obs.iloc[np.flatnonzero(~rows)[0], contrasts.obs.columns.get_loc("virus")] = None
+    cfm.tl.host_factors(contrasts, "virus", "reversal", model=model, n_permutations=2)
+    genes = of(contrasts, "virus_A")
+    assert contrasts.var_names[5] not in genes.index
+    assert contrasts.var_names[6] in genes.index
+    assert table(contrasts).notna().all().all()
+    assert "None" not in set(table(contrasts)["group"])
+
+
+def test_nothing_moves_and_everything_is_tied(model: CellPulse, contrasts: ad.AnnData) -> None:
+    contrasts.X = np.zeros_like(contrasts.X)
+    cfm.tl.host_factors(contrasts, model=model, n_permutations=3)
+    found = table(contrasts)
+    assert (found["p_value"] == 1).all()
+    assert (found["direction"] == "unchanged").all()
+    names = found.loc[found["group"] == "virus_A", "gene"].tolist()
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_round_trip(kind: str, model: CellPulse, contrasts: ad.AnnData, tmp_path) -> None:
+    contrasts.obs["virus"] = contrasts.obs["virus"].astype(str).replace({"virus_A": "HSV-1/2"})
+    cfm.tl.host_factors(contrasts, model=model, n_permutations=2)
+    path = tmp_path / f"x.{kind}"
+    if kind == "h5ad":
+        contrasts.write_h5ad(path)
+        back = ad.read_h5ad(path)
+    else:
+        contrasts.write_zarr(path)
+        back = ad.read_zarr(path)
+    pd.testing.assert_frame_equal(table(back), table(contrasts))
+    pd.testing.assert_frame_equal(back.varm[KEY], contrasts.varm[KEY])
+    params = contrasts.uns[KEY]["params"]
+    assert back.uns[KEY]["params"].keys() == params.keys()
+    for name, value in params.items():
+        np.testing.assert_array_equal(back.uns[KEY]["params"][name], value)
+
+
+def test_ensembl_ids_and_views(contrasts: ad.AnnData) -> None:
+    real = cfm.pp.contrasts(cfm.datasets.blanco_melo(), "virus", "none", by="series")
+    view = real[:2]
+    copy = cfm.tl.host_factors(view, "virus", "reversal", n_permutations=0, copy=True)
+    assert view.is_view
+    assert copy.uns[KEY]["params"]["model"] == "cellpulse-virus"
+    assert copy.uns[KEY]["params"]["targets"] == ["SARS-CoV-2"]
+
+
+def test_bad_input(model: CellPulse, contrasts: ad.AnnData) -> None:
+    before = contrasts.copy()
+    cases = [
+        (KeyError, "no column 'disease'", {"groupby": "disease"}),
+        (KeyError, r"has no \['Ebola'\]", {"groups": ["Ebola"]}),
+        (TypeError, "expected a list", {"groups": "virus_A"}),
+        (ValueError, "each once", {"groups": ["virus_A", "virus_A"]}),
+        (ValueError, "at least one level", {"groups": []}),
+        (ValueError, "method='saliency'; expected one of attention", {"method": "saliency"}),
+        (ValueError, "reversal='off'", {"reversal": "off"}),
+        (ValueError, "null='genes'", {"null": "genes"}),
+        (ValueError, "expected 0, or 2 or more", {"n_permutations": 1}),
+        (ValueError, "expected 0, or 2 or more", {"n_permutations": 2.5}),
+        (KeyError, "layer", {"layer": "absent"}),
+        (ValueError, "without '/'", {"key_added": "a/b"}),
+    ]
+    for error, message, arguments in cases:
+        with pytest.raises(error, match=message):
+            cfm.tl.host_factors(contrasts, **({"model": model} | arguments))
+    with pytest.raises(TypeError, match="expected an AnnData"):
+        cfm.tl.host_factors(md.MuData({"rna": contrasts}), model=model)
+    alone = contrasts[contrasts.obs["virus"] == "virus_A"].copy()
+    with pytest.raises(ValueError, match="cannot permute anything"):
+        cfm.tl.host_factors(alone, model=model, null="labels")
+    contrasts.obs["empty"] = np.nan
+    with pytest.raises(ValueError, match="missing in all"):
+        cfm.tl.host_factors(contrasts, "empty", model=model)
+    del contrasts.obs["empty"]
+    assert_unchanged(contrasts, before)
+
+
+def test_a_model_without_classifier_is_refused(contrasts: ad.AnnData) -> None:
+    CellPulse.setup_anndata(contrasts)
+    with pytest.raises(ValueError, match="train_classifier"):
+        cfm.tl.host_factors(contrasts, model=CellPulse(contrasts, **SIZES))
+
+
+def test_a_field_of_another_tool_is_replaced_with_a_warning(
+    model: CellPulse, contrasts: ad.AnnData
+) -> None:
+    contrasts.uns[KEY] = "mine"
+    arguments = {"model": model, "groups": ["virus_A"], "n_permutations": 0}
+    with pytest.warns(UserWarning, match="not written by this tool"):
+        cfm.tl.host_factors(contrasts, "virus", "reversal", **arguments)
+    cfm.tl.host_factors(contrasts, "virus", "reversal", **arguments)
+
+
+def test_toy_contrasts_are_shared_unharmed() -> None:
+    assert KEY not in toy_contrasts().uns
