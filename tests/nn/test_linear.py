@@ -1,0 +1,44 @@
+"""Prepared linear layers give the numbers of plain ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cfm.nn import _linear
+from cfm.nn._linear import fast_bfloat16, prepare_linear
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (1, 7)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_float32(
+    monkeypatch: pytest.MonkeyPatch, onednn: bool, shape: tuple[int, ...], with_bias: bool
+) -> None:
+    onednn = onednn and torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(_linear, "_prefers_onednn", lambda device: onednn)
+    weight, bias = torch.randn(11, 7), torch.randn(11) if with_bias else None
+    x = torch.randn(*shape)
+    found = prepare_linear(weight, bias, torch.float32)(x)
+    expected = torch.nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16() -> None:
+    weight, bias, x = torch.randn(11, 7), torch.randn(11), torch.randn(5, 7)
+    found = prepare_linear(weight, bias, torch.bfloat16)(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        found.float(), torch.nn.functional.linear(x, weight, bias), rtol=0.05, atol=0.1
+    )
+
+
+def test_strided_input() -> None:
+    weight, x = torch.randn(4, 6), torch.randn(3, 5, 12)[:, ::2, ::2]
+    found = prepare_linear(weight, None, torch.float32)(x)
+    torch.testing.assert_close(found, x @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+def test_whether_bfloat16_is_fast_has_an_answer() -> None:
+    assert fast_bfloat16(torch.device("cpu")) in (True, False)
+    assert fast_bfloat16(torch.device("meta")) is False
