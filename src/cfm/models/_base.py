@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Self
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Self, cast
 
+import pandas as pd
 import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
@@ -14,8 +16,12 @@ from cfm.hub import load_checkpoint
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+
     from cfm.hub import Checkpoint
 
+#: Text file of a checkpoint with the training curves, a column per curve.
+HISTORY_FILE = "history.csv"
 #: What scvi-tools calls a registry, for a model that was loaded without data.
 _EMPTY_REGISTRY: dict[str, Any] = {"field_registries": {}, "setup_args": {}}
 
@@ -81,6 +87,18 @@ class PretrainedModel(BaseModelClass):
         self.checkpoint_name = ""
         self.checkpoint_sha256 = ""
         self.card: str | None = None
+        #: What else is known of the weights: how and on which studies they were trained.
+        self.provenance: dict[str, Any] = {}
+        self._loaded_history: dict[str, str] = {}
+
+    @property
+    def history(self) -> dict[str, pd.DataFrame] | None:
+        """Training curves by name, a row per epoch; of a loaded model those it came with."""
+        if self.history_ or not self._loaded_history:
+            return cast("dict[str, pd.DataFrame] | None", self.history_)
+        (text,) = self._loaded_history.values()
+        table = pd.read_csv(StringIO(text), index_col=0)
+        return {name: table[[name]].dropna() for name in table.columns}
 
     @classmethod
     def from_pretrained(
@@ -120,6 +138,11 @@ class PretrainedModel(BaseModelClass):
         return model
 
     @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a folder or file holds weights as this model's authors publish them."""
+        return False
+
+    @classmethod
     def load(
         cls, dir_path: str | Path, adata: AnnData | None = None, *, device: str = "auto"
     ) -> Self:
@@ -157,6 +180,39 @@ class PretrainedModel(BaseModelClass):
             return self.adata
         require_anndata(adata)
         return adata
+
+    def trained_here(self, studies: np.ndarray, **facts: Any) -> None:
+        """Record that the weights are no longer those of the checkpoint they came from.
+
+        Parameters
+        ----------
+        studies
+            Studies that were trained on; they join those of the checkpoint.
+        **facts
+            What else to record in ``provenance``, all JSON types. The rest of what the
+            checkpoint said of itself, and its card, is dropped; its name and SHA-256 are kept
+            as ``started_from``.
+        """
+        seen = set(self.provenance.get("training_studies", [])) | set(studies) - {""}
+        kept: dict[str, Any] = {"training_studies": sorted(str(s) for s in seen)}
+        if self.checkpoint_sha256:
+            kept["started_from"] = {
+                "name": self.checkpoint_name,
+                "sha256": self.checkpoint_sha256,
+            }
+        elif "started_from" in self.provenance:
+            kept["started_from"] = self.provenance["started_from"]
+        self.provenance = kept | facts
+        self.checkpoint_name = self.checkpoint_sha256 = ""
+        self.card = None
+
+    def _history_file(self) -> dict[str, str]:
+        """Training curves as a text file, a column per curve; nothing if never trained here."""
+        if not self.history_:
+            return self._loaded_history
+        curves = [frame.rename(columns=str) for frame in self.history_.values()]
+        table = pd.concat(curves, axis=1).dropna(how="all")
+        return {HISTORY_FILE: table.to_csv(float_format="%.6g")}
 
     @classmethod
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cfm.hub import load_checkpoint
+from cfm.hub import load_checkpoint, resolve
 from cfm.models._base import PretrainedModel
 from cfm.models.cellpulse import CellPulse
 
@@ -23,8 +23,8 @@ def load_model(
     Parameters
     ----------
     source
-        A model, the name of a bundled or registered checkpoint, a local folder, or
-        ``hf://org/name``.
+        A model, the name of a bundled or registered checkpoint, a local folder (also one with
+        weights as the authors of a model publish them), or ``hf://org/name``.
     device
         Where it is to run; ``None`` leaves a model object where it is and is ``"auto"`` otherwise.
 
@@ -48,6 +48,10 @@ def load_model(
             f"model= is a {type(source).__name__}; expected a cfm model, the name of a checkpoint, "
             "a folder or hf://org/name."
         )
+    path = resolve(source)
+    for model in MODELS.values():
+        if model.recognises(path):
+            return model.from_pretrained(source, device=device or "auto")
     name = load_checkpoint(source).model
     if name not in MODELS:
         raise ValueError(

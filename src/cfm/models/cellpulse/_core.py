@@ -6,7 +6,6 @@ import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -16,7 +15,7 @@ from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.hub import save_checkpoint
-from cfm.models._base import PretrainedModel, check_weights, load_weights
+from cfm.models._base import HISTORY_FILE, PretrainedModel, check_weights, load_weights
 from cfm.models.cellpulse._classifier import VirusClassifier
 from cfm.models.cellpulse._effects import MIN_GENES, align_effects, effect_blocks
 from cfm.models.cellpulse._factors import GeneFactors, fit_gene_factors, usual_sizes
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 #: Registry key of the column with the infected sample.
 SAMPLE_KEY = "sample"
 _GENES_FILE = "genes.txt"
-_HISTORY_FILE = "history.csv"
 _CLASSIFIER = "classifier."
 _MODULE = "module."
 
@@ -95,8 +93,6 @@ class CellPulseCore(PretrainedModel):
             self.module = CellPulseModule(len(vocabulary), **self.size.module_arguments())
             if adata is not None:
                 self.fit_gene_factors()
-        self.provenance: dict[str, Any] = {}
-        self._loaded_history: dict[str, str] = {}
         self._summarise()
 
     def _summarise(self) -> None:
@@ -206,31 +202,6 @@ class CellPulseCore(PretrainedModel):
             return np.full(self.adata.n_obs, "", dtype=object)
         return self.adata.obs[state.original_key].astype(str).to_numpy(dtype=object)
 
-    def trained_here(self, studies: np.ndarray, **facts: Any) -> None:
-        """Record that the weights are no longer those of the checkpoint they came from.
-
-        Parameters
-        ----------
-        studies
-            Studies that were trained on; they join those of the checkpoint.
-        **facts
-            What else to record in ``provenance``, all JSON types. The rest of what the
-            checkpoint said of itself, and its card, is dropped; its name and SHA-256 are kept
-            as ``started_from``.
-        """
-        seen = set(self.provenance.get("training_studies", [])) | set(studies) - {""}
-        kept: dict[str, Any] = {"training_studies": sorted(str(s) for s in seen)}
-        if self.checkpoint_sha256:
-            kept["started_from"] = {
-                "name": self.checkpoint_name,
-                "sha256": self.checkpoint_sha256,
-            }
-        elif "started_from" in self.provenance:
-            kept["started_from"] = self.provenance["started_from"]
-        self.provenance = kept | facts
-        self.checkpoint_name = self.checkpoint_sha256 = ""
-        self.card = None
-
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
         return self.vocabulary.align(adata.var_names).found_share
@@ -314,14 +285,6 @@ class CellPulseCore(PretrainedModel):
             overwrite=overwrite,
         )
 
-    def _history_file(self) -> dict[str, str]:
-        """Training curves as a text file, a column per curve; nothing if never trained here."""
-        if not self.history_:
-            return self._loaded_history
-        curves = [frame.rename(columns=str) for frame in self.history_.values()]
-        table = pd.concat(curves, axis=1).dropna(how="all")
-        return {_HISTORY_FILE: table.to_csv(float_format="%.6g")}
-
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
         config = dict(checkpoint.config)
@@ -355,8 +318,8 @@ class CellPulseCore(PretrainedModel):
             load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
         model._summarise()
         model.provenance = config
-        history = checkpoint.files.get(_HISTORY_FILE)
-        model._loaded_history = {} if history is None else {_HISTORY_FILE: history}
+        history = checkpoint.files.get(HISTORY_FILE)
+        model._loaded_history = {} if history is None else {HISTORY_FILE: history}
         if adata is not None:
             model.attach(adata)
         return model

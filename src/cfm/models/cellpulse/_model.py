@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from io import StringIO
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -61,15 +60,6 @@ class CellPulse(VirusExplainer):
     >>> model = cfm.models.CellPulse.from_pretrained("cellpulse-virus")
     """
 
-    @property
-    def history(self) -> dict[str, pd.DataFrame] | None:
-        """Training curves by name, a row per epoch; of a loaded model those it came with."""
-        if self.history_ or not self._loaded_history:
-            return cast("dict[str, pd.DataFrame] | None", self.history_)
-        (text,) = self._loaded_history.values()
-        table = pd.read_csv(StringIO(text), index_col=0)
-        return {name: table[[name]].dropna() for name in table.columns}
-
     @torch.inference_mode()
     def get_latent_representation(
         self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
@@ -125,6 +115,20 @@ class CellPulse(VirusExplainer):
             n = int((tokens.state[0] != PADDING).sum())  # an empty profile still has one column
             genes = self.vocabulary.genes[tokens.gene[0, :n].numpy()]
             yield genes.insert(0, "<summary>"), weights[..., : n + 1, : n + 1]
+
+    @torch.inference_mode()
+    def get_gene_factors(self) -> tuple[pd.Index, np.ndarray]:
+        """Return the linear gene-gene term: genes and their factors.
+
+        Returns
+        -------
+        genes
+            ``(n_genes,)`` the vocabulary.
+        factors
+            ``(n_genes, n_factors)`` float32; the inner product of two rows is how strongly the
+            model expects the two genes to move together (> 0) or against each other (< 0).
+        """
+        return self.vocabulary.genes, self.module.scaled_factors().float().cpu().numpy()
 
     @torch.inference_mode()
     def predict_hidden(

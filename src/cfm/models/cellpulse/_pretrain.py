@@ -15,6 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from cfm.data import ProfileMatrix
 from cfm.data._warn import warn_user
+from cfm.models._lightning import (
+    check_numbers,
+    held_out_studies,
+    quiet_lightning,
+    run_training,
+    training_precision,
+)
 from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore
 from cfm.models.cellpulse._factors import GeneFactors, compress
 from cfm.models.cellpulse._signed_sets import read_signed_sets
@@ -22,7 +29,6 @@ from cfm.models.cellpulse._stream import Batch, Ingredient, ProfileStream
 from cfm.models.cellpulse._training import (
     PretrainingPlan,
     fit_correction_weights,
-    quiet_lightning,
 )
 
 if TYPE_CHECKING:
@@ -123,7 +129,7 @@ class Pretrainable(CellPulseCore):
             If training is interrupted. The model then keeps what it has learned and can be used,
             saved or trained further.
         """
-        _check_numbers(
+        check_numbers(
             max_steps=(max_steps, 1),
             batch_size=(batch_size, 1),
             tokens_per_profile=(tokens_per_profile, 1),
@@ -207,7 +213,7 @@ class Pretrainable(CellPulseCore):
                 max_steps=max_steps,
                 accelerator=accelerator,
                 devices=devices,
-                precision=_precision(precision),
+                precision=training_precision(precision),
                 check_val_every_n_epoch=1,
                 enable_progress_bar=enable_progress_bar,
                 gradient_clip_val=1.0,
@@ -228,25 +234,11 @@ class Pretrainable(CellPulseCore):
 
     def _run(self, runner: TrainRunner, seed: int) -> bool:
         """Run the training; ``False`` if it was interrupted from the keyboard."""
-        if not self.history_:  # a loaded model: its curves begin here
-            self.is_trained_ = False
-        self.module.train()  # Lightning leaves the mode as it finds it
         try:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                runner()
-        except SystemExit as stopped:
-            # What Lightning makes of Ctrl+C.
-            if not isinstance(stopped.__context__, KeyboardInterrupt):
-                raise
-            self.is_trained_ = True
-            self.to_device(runner.device)
-            return False
+            return run_training(self, runner, seed)
         finally:
             for parameter in self.module.parameters():
                 parameter.requires_grad_(True)
-            self.module.eval()
-        return True
 
     def compress_factors(self) -> None:
         """Reduce the gene factors to ``size.n_factors``; what reads them is rotated along."""
@@ -258,31 +250,6 @@ class Pretrainable(CellPulseCore):
             self.module.rotate_factors(rotated)
         self._gene_factors = None
         self._summarise()
-
-
-def held_out_studies(studies: np.ndarray, share: float, seed: int) -> list[str]:
-    """Choose studies to hold out of training; none if there are fewer than three."""
-    if not 0.0 <= share < 1.0:
-        raise ValueError(f"validation_share must be at least 0 and below 1; found {share}.")
-    names = sorted(set(studies) - {""})
-    if len(names) < 3 or share == 0:
-        return []
-    n = min(max(1, round(share * len(names))), len(names) - 1)
-    return list(np.random.default_rng(seed).choice(names, size=n, replace=False))
-
-
-def _check_numbers(**numbers: tuple[int, int]) -> None:
-    """Check that each number is at least its lower bound."""
-    for name, (found, least) in numbers.items():
-        if found < least:
-            raise ValueError(f"{name} must be at least {least}; found {found}.")
-
-
-def _precision(precision: str) -> str:
-    if precision != "auto":
-        return precision
-    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if fast else "32-true"
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

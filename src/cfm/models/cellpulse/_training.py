@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -14,7 +11,7 @@ from cfm.models.cellpulse._constants import DOWN, UNCHANGED, UP
 from cfm.models.cellpulse._module import mean_or_zero
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -133,22 +130,6 @@ class PretrainingPlan(pl.LightningModule):
 
     def _log(self, name: str, value: Tensor, n: int) -> None:
         self.log(name, value.detach(), on_step=False, on_epoch=True, batch_size=n)
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keep from the user what Lightning says of itself: advice to install more, its own notes."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*(LeafSpec|treespec).*", FutureWarning)
-            # no validation studies: nothing to check is not an error
-            warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @torch.no_grad()

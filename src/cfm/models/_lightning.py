@@ -1,0 +1,81 @@
+"""Training in Lightning: what the models share."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scvi.train import TrainRunner
+
+    from cfm.models._base import PretrainedModel
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep from the user what Lightning says of itself: advice to install more, its own notes."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*(LeafSpec|treespec).*", FutureWarning)
+            # no validation studies: nothing to check is not an error
+            warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def run_training(model: PretrainedModel, runner: TrainRunner, seed: int) -> bool:
+    """Run the training; ``False`` if it was interrupted from the keyboard."""
+    if not model.history_:  # a loaded model: its curves begin here
+        model.is_trained_ = False
+    model.module.train()  # Lightning leaves the mode as it finds it
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            runner()
+    except SystemExit as stopped:
+        # What Lightning makes of Ctrl+C.
+        if not isinstance(stopped.__context__, KeyboardInterrupt):
+            raise
+        model.is_trained_ = True
+        model.to_device(runner.device)
+        return False
+    finally:
+        model.module.eval()
+    return True
+
+
+def held_out_studies(studies: np.ndarray, share: float, seed: int) -> list[str]:
+    """Choose studies to hold out of training; none if there are fewer than three."""
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"validation_share must be at least 0 and below 1; found {share}.")
+    names = sorted(set(studies) - {""})
+    if len(names) < 3 or share == 0:
+        return []
+    n = min(max(1, round(share * len(names))), len(names) - 1)
+    return list(np.random.default_rng(seed).choice(names, size=n, replace=False))
+
+
+def check_numbers(**numbers: tuple[int, int]) -> None:
+    """Check that each number is at least its lower bound."""
+    for name, (found, least) in numbers.items():
+        if found < least:
+            raise ValueError(f"{name} must be at least {least}; found {found}.")
+
+
+def training_precision(precision: str) -> str:
+    """Return Lightning's name of a precision; ``"auto"`` is bfloat16 on a GPU fast at it."""
+    if precision != "auto":
+        return precision
+    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if fast else "32-true"
