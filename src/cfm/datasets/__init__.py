@@ -1,11 +1,23 @@
-"""Data to try things on: simulated with a known answer, one real table, and public studies.
+"""Data to try things on: simulated with a known answer, real tables, and public studies.
 
 Nothing here needs the internet but :func:`fetch`, which says so when it needs an address.
 """
 
 from cfm.datasets._blanco_melo import blanco_melo
+from cfm.datasets._cmap_signatures import cmap_signatures
+from cfm.datasets._drug_targets import drug_targets
 from cfm.datasets._fetch import fetch, list_datasets
+from cfm.datasets._hallmark import hallmark
 from cfm.datasets._toy_infection import toy_infection
 from cfm.datasets._toy_infection_cells import toy_infection_cells
 
-__all__ = ["blanco_melo", "fetch", "list_datasets", "toy_infection", "toy_infection_cells"]
+__all__ = [
+    "blanco_melo",
+    "cmap_signatures",
+    "drug_targets",
+    "fetch",
+    "hallmark",
+    "list_datasets",
+    "toy_infection",
+    "toy_infection_cells",
+]
