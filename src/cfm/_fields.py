@@ -53,3 +53,19 @@ ENRICHMENT = "enrichment"
 
 #: ``var[GENE_LENGTH]``: base pairs, as used by :func:`cfm.pp.tpm`.
 GENE_LENGTH = "gene_length"
+
+#: Default ``key_added`` of :func:`cfm.tl.probe`: ``uns[key]``, ``obs[key]``, and the parts below.
+PROBE_KEY = "probe"
+#: ``uns[key][COMPARISONS]``: paired differences between representations.
+COMPARISONS = "comparisons"
+#: ``obs[key + FOLD]``: fold in which an observation was predicted, -1 where it was left out.
+FOLD = "_fold"
+#: ``obs[key + RISK_GROUP]``: "low" or "high" predicted risk (survival).
+RISK_GROUP = "_risk_group"
+LOW_RISK, HIGH_RISK = "low", "high"
+#: ``obsm[key + PREDICTIONS]``: DataFrame, observations by methods, or by targets.
+PREDICTIONS = "_predictions"
+#: ``representation`` of what plain expression and no features at all give.
+PLAIN_EXPRESSION, NO_FEATURES = "expression PCA", "none"
+#: ``target`` of the mean over several targets.
+MEAN_TARGET = "mean over targets"

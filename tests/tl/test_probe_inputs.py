@@ -1,0 +1,154 @@
+"""What a probe refuses or points out, and that it then leaves the AnnData alone."""
+
+from __future__ import annotations
+
+import anndata as ad
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from cfm.tl import probe
+from tests._same import assert_unchanged
+from tests.tl.test_probe import cohort
+
+QUICK = {"groups": "patient", "use_rep": "X_emb", "n_boot": 10, "n_folds": 3}
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "arguments", "error", "message"),
+    [
+        ("nothing", "classification", {}, KeyError, "no 'nothing' in obs or obsm"),
+        (["dose", "nothing"], "regression", {}, KeyError, "no column \\['nothing'\\]"),
+        (3, "regression", {}, TypeError, "target=3; expected the name"),
+        (["dose", "dose"], "regression", {}, ValueError, "names a column twice"),
+        ("disease", "guess", {}, ValueError, "task='guess' is not known"),
+        ("disease", "regression", {}, TypeError, "'disease' holds object values; numbers"),
+        ("one", "classification", {}, ValueError, "has one class, 'a'"),
+        ("rare", "classification", {}, ValueError, r"1 of 3 classes .* fewer members .* 'r' \(2\)"),
+        ("dose", "classification", {}, ValueError, "task='regression'"),
+        ("lonely", "classification", {}, ValueError, r"\['x'\] occur in one group each"),
+        ("five", "regression", {}, ValueError, "'five' is 5 in all observations"),
+        ("short", "regression", {}, ValueError, "'short' has 4 values, too few for 3 folds"),
+        ("empty", "regression", {}, ValueError, "no observation has a value"),
+        ("infinite", "regression", {}, ValueError, "target holds infinite values"),
+        (["dose", "other"], "classification", {}, ValueError, "one target at a time"),
+        ("disease", "classification", {"groups": "hospital"}, KeyError, "no column 'hospital'"),
+        ("disease", "classification", {"groups": "site"}, ValueError, "3 groups .* but 4 folds"),
+        ("disease", "classification", {"groups": "half"}, ValueError, "2 groups .* at least 3"),
+        ("disease", "classification", {"groups": "gap"}, ValueError, "1 observations .* no group"),
+        ("disease", "classification", {"n_folds": 200}, ValueError, "than the 200 folds"),
+        ("disease", "classification", {"n_folds": 1}, ValueError, "n_folds=1; a whole number"),
+        ("disease", "classification", {"n_boot": 0}, ValueError, "n_boot=0"),
+        ("disease", "classification", {"confidence": 95}, ValueError, "confidence=95"),
+        ("disease", "classification", {"heads": "svm"}, ValueError, "choose some of \\['logistic'"),
+        ("disease", "classification", {"heads": []}, ValueError, "heads=\\[\\] is not known"),
+        ("disease", "classification", {"use_rep": "X_no"}, KeyError, "no 'X_no' in adata.obsm"),
+        ("disease", "classification", {"use_rep": []}, ValueError, "use_rep is an empty list"),
+        ("disease", "classification", {"use_rep": "X_inf"}, ValueError, "1 infinite values"),
+        ("disease", "classification", {"use_rep": "text"}, TypeError, "hold no numbers: \\['a'\\]"),
+        ("disease", "classification", {"layer": "log"}, KeyError, "no layer 'log'"),
+        ("disease", "classification", {"key_added": "a/b"}, ValueError, "without '/'"),
+    ],
+)  # fmt: skip
+def test_bad_input(target, task, arguments, error, message):
+    adata = cohort()
+    obs = adata.obs
+    n = adata.n_obs
+    obs["one"] = "a"
+    obs["rare"] = ["r"] * 2 + ["a", "b"] * ((n - 2) // 2)
+    obs["lonely"] = ["x"] * 3 + ["y"] * (n - 3)
+    obs["five"], obs["empty"] = 5.0, np.nan
+    obs["short"] = [1.0, 2.0, 3.0, 4.0] + [np.nan] * (n - 4)
+    obs["infinite"] = [np.inf] + [1.0] * (n - 1)
+    obs["site"] = [f"site{i % 3}" for i in range(n)]
+    obs["half"] = [f"half{i % 2}" for i in range(n)]
+    obs["gap"] = pd.Categorical([np.nan, *obs["patient"][1:]])
+    adata.obsm["X_inf"] = np.where(np.arange(n) == 3, np.inf, 0.0)[:, None]
+    adata.obsm["text"] = pd.DataFrame({"a": ["b"] * n}, index=adata.obs_names)
+    if arguments.get("groups") == "site":
+        arguments = arguments | {"n_folds": 4}
+    before = adata.copy()
+    with pytest.raises(error, match=message):
+        probe(adata, target, task, **(QUICK | arguments))
+    assert_unchanged(adata, before)
+
+
+def test_names_of_observations_must_be_unique():
+    adata = cohort()
+    adata.obs_names = ["a"] * adata.n_obs
+    with pytest.raises(ValueError, match="obs_names_make_unique"):
+        probe(adata, "disease", **QUICK)
+
+
+def test_missing_features_are_filled_and_pointed_out():
+    adata = cohort()
+    adata.obsm["X_emb"][::9, 0] = np.nan
+    adata.obsm["X_emb"] = np.hstack([adata.obsm["X_emb"], np.full((adata.n_obs, 1), np.nan)])
+    with pytest.warns(UserWarning, match=r"19 % of adata.obsm\['X_emb'\] is missing"):
+        probe(adata, "disease", heads="logistic", **QUICK)
+    table = adata.uns["probe"]["results"]
+    assert table.query("metric == 'auroc'")["score"].iloc[0] > 0.8
+
+
+def test_counts_are_pointed_out():
+    adata = cohort()
+    adata.X = np.random.default_rng(0).poisson(50, size=adata.shape)
+    with pytest.warns(UserWarning, match=r"adata.X looks like counts.*layer='log_tpm'"):
+        probe(adata, "disease", heads="logistic", **QUICK)
+
+
+def test_no_expression_is_needed_if_not_asked_for():
+    adata = cohort()
+    adata.X = None
+    with pytest.raises(ValueError, match="X is None"):
+        probe(adata, "disease", **QUICK)
+    probe(adata, "disease", heads="logistic", plain_expression=False, **QUICK)
+    found = adata.uns["probe"]["results"]["representation"].unique()
+    assert found.tolist() == ["X_emb", "none"]
+
+
+@pytest.mark.parametrize(
+    "wrap", [sparse.csr_matrix, sparse.csc_matrix, lambda x: da.from_array(x, chunks=(20, 10))]
+)
+def test_storages(wrap):
+    expected, adata = cohort(), cohort()
+    adata.X = wrap(adata.X)
+    for a in (expected, adata):
+        probe(a, "disease", heads="logistic", **QUICK)
+    pd.testing.assert_frame_equal(adata.uns["probe"]["results"], expected.uns["probe"]["results"])
+
+
+def test_backed(tmp_path):
+    expected = cohort()
+    expected.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    for a in (expected, backed):
+        probe(a, "disease", heads="logistic", **QUICK)
+    pd.testing.assert_frame_equal(backed.uns["probe"]["results"], expected.uns["probe"]["results"])
+
+
+def test_other_fields_are_not_replaced_in_silence():
+    adata = cohort()
+    adata.obs["probe"] = "mine"
+    with pytest.warns(UserWarning, match=r"obs\['probe'\] was not written by this tool"):
+        probe(adata, "disease", heads="logistic", **QUICK)
+    probe(adata, "disease", heads="logistic", **QUICK)
+
+
+def test_models_behind_an_embedding_are_recorded():
+    adata = cohort()
+    adata.uns["X_emb"] = {"params": {"model": "toy", "sha256": "abc"}}
+    probe(adata, "disease", heads="logistic", **QUICK)
+    assert adata.uns["probe"]["params"]["models"] == {"X_emb": "toy abc"}
+
+
+@pytest.mark.parametrize("kind", [bool, int, "category"])
+def test_classes_of_any_kind(kind):
+    adata = cohort()
+    adata.obs["label"] = (adata.obs["disease"] == "case").astype(kind)
+    probe(adata, "label", heads="logistic", **QUICK)
+    assert adata.uns["probe"]["results"]["score"].iloc[0] > 0.8
+    classes = adata.uns["probe"]["params"]["classes"]
+    assert list(classes) == (["0", "1"] if kind is int else ["False", "True"])
