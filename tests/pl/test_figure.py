@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import cfm
+from tests.pl._explained import with_drug_screen, with_gene_programs, with_host_factors
 
 HISTORY = pd.DataFrame({"train_loss": np.arange(3.0), "validation_loss": np.arange(3.0)})
 PLOTS = {
@@ -16,6 +17,15 @@ PLOTS = {
     "embedding": lambda adata, **kw: cfm.pl.embedding(adata, color="virus", **kw),
     "top_genes": lambda adata, **kw: cfm.pl.top_genes(adata, 0, **kw),
     "training": lambda adata, **kw: cfm.pl.training(HISTORY, **kw),
+    "host_factors": lambda adata, **kw: cfm.pl.host_factors(with_host_factors(), **kw),
+    "enrichment": lambda adata, **kw: cfm.pl.host_factor_enrichment(
+        with_host_factors(), ["GENE1", "GENE5"], n_permutations=20, **kw
+    ),
+    "heatmap": lambda adata, **kw: cfm.pl.gene_programs(with_gene_programs(), **kw),
+    "network": lambda adata, **kw: cfm.pl.gene_programs(with_gene_programs(), kind="network", **kw),
+    "bars": lambda adata, **kw: cfm.pl.drug_screen(with_drug_screen(9), **kw),
+    "waterfall": lambda adata, **kw: cfm.pl.drug_screen(with_drug_screen(), **kw),
+    "scatter": lambda adata, **kw: cfm.pl.drug_screen(with_drug_screen(), kind="scatter", **kw),
 }
 
 

@@ -7,9 +7,22 @@ matplotlib setting is changed. Nothing is told by colour alone.
 
 from __future__ import annotations
 
+from cfm.pl._drug_screen import drug_screen
 from cfm.pl._embedding import embedding
+from cfm.pl._gene_programs import gene_programs
+from cfm.pl._host_factor_enrichment import host_factor_enrichment
+from cfm.pl._host_factors import host_factors
 from cfm.pl._top_genes import top_genes
 from cfm.pl._training import training
 from cfm.pl._virus_probabilities import virus_probabilities
 
-__all__ = ["embedding", "top_genes", "training", "virus_probabilities"]
+__all__ = [
+    "drug_screen",
+    "embedding",
+    "gene_programs",
+    "host_factor_enrichment",
+    "host_factors",
+    "top_genes",
+    "training",
+    "virus_probabilities",
+]

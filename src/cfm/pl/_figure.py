@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.backends import BackendFilter, backend_registry
+from matplotlib.transforms import ScaledTranslation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -31,6 +34,34 @@ def figure_of(ax: Axes) -> Figure:
     if figure is None:
         raise ValueError("ax= is an Axes that was removed from its figure; pass a live one.")
     return figure
+
+
+def legend_below(
+    ax: Axes,
+    handles: Sequence[Artist],
+    *,
+    columns: int,
+    drop: float = 0.42,
+    handle: float = 1.3,
+) -> None:
+    """Put a legend ``drop`` inches under the left end of the lower axis, whatever the size.
+
+    ``handle`` is the length of a sample line, in letters.
+    """
+    shift = ScaledTranslation(0, -drop, figure_of(ax).dpi_scale_trans)
+    ax.legend(
+        handles=list(handles),
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=ax.transAxes + shift,
+        ncols=columns,
+        frameon=False,
+        fontsize=7.5,
+        handlelength=handle,
+        handletextpad=0.5,
+        columnspacing=1.2,
+        borderpad=0,
+    )
 
 
 def finish(

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+
+from cfm.pl._figure import figure_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
 #: Offsets in points that are tried in turn, with the alignment that keeps the text off the point.
@@ -34,7 +39,15 @@ def shorten(name: str, limit: int = 60) -> str:
 
 
 def label_points(
-    ax: Axes, points: np.ndarray, names: Sequence[str], *, fontsize: float = 7.5
+    ax: Axes,
+    points: np.ndarray,
+    names: Sequence[str],
+    *,
+    fontsize: float = 7.5,
+    radius: float = 4.5,
+    avoid: Sequence[Bbox] = (),
+    frame: Bbox | None = None,
+    halo: str | None = None,
 ) -> None:
     """Write each name beside its point, at the first place that touches nothing drawn so far.
 
@@ -45,15 +58,26 @@ def label_points(
     points
         ``(n, 2)`` positions in data units.
     names
-        ``n`` texts. A name that fits nowhere is left out rather than written over another one.
-    fontsize
-        In points.
+        ``n`` texts. A name that fits nowhere is left out rather than written over another one;
+        an empty one is a point to keep clear of, without a name.
+    fontsize, radius
+        Of the text and of the largest marker, in points.
+    avoid
+        Boxes in pixels to keep clear of.
+    frame
+        Box in pixels to stay inside of; ``None`` takes the Axes.
+    halo
+        Colour around the letters where they cross lines.
     """
     pixels = ax.transData.transform(points)
-    radius = ax.figure.dpi / 72 * 4.5
-    frame = ax.get_window_extent()
-    taken: list[Bbox] = []
+    off = radius / 4.5
+    radius *= figure_of(ax).dpi / 72
+    frame = frame or ax.get_window_extent()
+    effects = [withStroke(linewidth=2.5, foreground=halo)] if halo else None
+    taken: list[Bbox] = list(avoid)
     for i, ((x, y), name) in enumerate(zip(points, names, strict=True)):
+        if not name:
+            continue
         others = np.delete(pixels, i, axis=0)
         text = ax.annotate(
             name,
@@ -62,9 +86,10 @@ def label_points(
             textcoords="offset points",
             fontsize=fontsize,
             in_layout=False,
+            path_effects=effects,
         )
         for dx, dy, ha, va in _PLACES:
-            text.set(position=(dx, dy), ha=ha, va=va)
+            text.set(position=(off * dx, off * dy), ha=ha, va=va)
             box = text.get_window_extent()
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
@@ -74,6 +99,34 @@ def label_points(
                 break
         else:
             text.remove()
+
+
+def room_for_tips(ax: Axes, values: np.ndarray, tips: Sequence[Annotation]) -> None:
+    """Widen the horizontal limits so that the texts at the ends of the bars stay inside.
+
+    Parameters
+    ----------
+    ax
+        With all row names written: they decide how wide the Axes is.
+    values
+        Lengths of the bars, with sign.
+    tips
+        Texts that begin a few points beyond the ends, aligned away from the bar.
+    """
+    figure = figure_of(ax)
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()  # sizes are only final once the layout was made
+    width = ax.get_window_extent().width
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    span = high - low or 1.0
+    pad = 8 * figure.dpi / 72
+    share = {"left": 0.0, "right": 0.0}  # of the width, by the side that the text stands on
+    for tip in tips:
+        side = "left" if tip.get_horizontalalignment() == "right" else "right"
+        text = Text.get_window_extent(tip).width + pad
+        share[side] = max(share[side], min(text / width, 0.4))
+    whole = span / (1 - share["left"] - share["right"])
+    ax.set_xlim(low - share["left"] * whole, high + share["right"] * whole)
 
 
 def _covers_a_point(box: Bbox, pixels: np.ndarray, radius: float) -> bool:

@@ -25,6 +25,12 @@ class Style(NamedTuple):
     marker: str
 
 
+#: The same said by shape, in texts and as markers.
+ARROWS = {"up": "▲", "down": "▼", "unchanged": "●", "mixed": "◆"}
+DIRECTION_STYLES = {"up": Style(UP, "^"), "down": Style(DOWN, "v"), "unchanged": Style(GREY, "o")}
+#: A false discovery rate up to this is marked.
+SIGNIFICANT = 0.05
+
 #: Answers that are not viruses look different from every virus.
 _SPECIAL = {UNINFECTED: Style("#222222", "P"), UNKNOWN: Style(GREY, "X")}
 

@@ -19,7 +19,7 @@ from cfm._fields import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from anndata import AnnData
@@ -85,3 +85,67 @@ def stored_prediction(adata: AnnData, key: str) -> StoredPrediction:
         probabilities=probabilities,
         params=adata.uns.get(key, {}).get(PARAMS, {}),
     )
+
+
+def stored_table(
+    adata: AnnData,
+    key: str,
+    table: str,
+    *,
+    tool: str,
+    columns: Sequence[str],
+    empty: bool = False,
+) -> pd.DataFrame:
+    """Read the table that a ranking tool left in ``uns[key][table]``.
+
+    Parameters
+    ----------
+    adata
+        Where it is stored.
+    key
+        ``key_added`` of the tool.
+    table
+        Name of the table.
+    tool
+        Name of the tool, such as ``"host_factors"``, for the error.
+    columns
+        What has to be there.
+    empty
+        Whether a table without rows will do.
+
+    Returns
+    -------
+    A copy whose texts are plain: a file gives them back as categories.
+
+    Raises
+    ------
+    KeyError
+        If the table or a column is missing; the text names the tool that writes them.
+    ValueError
+        If the table has no rows.
+    """
+    stored = adata.uns.get(key)
+    frame = stored.get(table) if hasattr(stored, "get") else None
+    advice = (
+        f"run cfm.tl.{tool}(adata, key_added={key!r}) first, or pass the key it was stored under."
+    )
+    if not isinstance(frame, pd.DataFrame):
+        raise KeyError(f"uns[{key!r}][{table!r}] not found; {advice}")
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise KeyError(f"uns[{key!r}][{table!r}] has no column {', '.join(missing)}; {advice}")
+    if frame.empty and not empty:
+        raise ValueError(
+            f"uns[{key!r}][{table!r}] has no rows: cfm.tl.{tool} found nothing to draw."
+        )
+    plain = frame.copy()
+    for name in plain:
+        if not pd.api.types.is_numeric_dtype(plain[name]):
+            plain[name] = plain[name].astype(str)
+    return plain
+
+
+def stored_params(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """Return how a result was made; empty if that is not recorded."""
+    stored = adata.uns.get(key)
+    return stored.get(PARAMS, {}) if hasattr(stored, "get") else {}

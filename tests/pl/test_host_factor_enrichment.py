@@ -1,0 +1,127 @@
+"""``cfm.pl.host_factor_enrichment`` finds planted lists at the right end, repeatably."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import cfm
+from tests.pl._drawn import legend_texts, outside, overlapping, same_after_files
+from tests.pl._explained import with_host_factors
+
+
+@pytest.fixture
+def ranked():
+    return with_host_factors(400)
+
+
+def genes(adata) -> list[str]:
+    return adata.uns["host_factors"]["results"]["gene"].tolist()
+
+
+def numbers(text: str) -> dict[str, float]:
+    text = text.replace("−", "-")
+    return {
+        "ES": float(re.search(r"[^N]ES ([+-][\d.]+)", text)[1]),
+        "NES": float(re.search(r"NES ([+-][\d.]+)", text)[1]),
+        "p": float(re.search(r"p [=<] ([\d.e-]+)", text)[1]),
+    }
+
+
+def test_planted_lists_peak_at_their_end(ranked):
+    order = genes(ranked)
+    lists = {"top": order[:20], "bottom": order[-20:], "everywhere": order[::13]}
+    ax = cfm.pl.host_factor_enrichment(ranked, lists, show=False)
+    top, bottom, everywhere = (numbers(text) for text in legend_texts(ax))
+    assert top["ES"] > 0.9
+    assert top["p"] < 0.01
+    assert bottom["ES"] < -0.9
+    assert bottom["p"] < 0.01
+    assert everywhere["p"] > 0.05
+    curves = [line for line in ax.get_lines() if len(line.get_xdata()) == 401]
+    assert len({line.get_linestyle() for line in curves}) == 3
+    assert np.argmax(curves[0].get_ydata()) == 20
+
+
+def test_curve_is_the_running_sum_of_the_definition(ranked):
+    order = genes(ranked)
+    members = {order[3], order[30], order[200]}
+    ax = cfm.pl.host_factor_enrichment(ranked, members, weight=0, show=False)
+    hit = np.array([gene in members for gene in order])
+    expected = np.cumsum(np.where(hit, 1 / 3, -1 / 397))
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata()[1:], expected, atol=1e-6)
+
+
+def test_ticks_stand_at_the_ranks_of_the_list(ranked):
+    order = genes(ranked)
+    ax = cfm.pl.host_factor_enrichment(ranked, [order[4], order[100], "ABSENT"], show=False)
+    (rug,) = ax.collections
+    assert [segment[0][0] for segment in rug.get_segments()] == [5, 101]
+    assert legend_texts(ax)[0].startswith("reference (2 of 3): ES ")
+
+
+def test_ties_are_walked_in_the_order_of_the_rank(ranked):
+    table = ranked.uns["host_factors"]["results"]
+    table["score"] = np.repeat([2.0, 1.0], 200)
+    members = genes(ranked)[200:210]
+    ax = cfm.pl.host_factor_enrichment(ranked, members, show=False)
+    (rug,) = ax.collections
+    assert [segment[0][0] for segment in rug.get_segments()] == list(range(201, 211))
+
+
+def test_runs_repeat_and_write_nothing_to_the_terminal(ranked, capfd):
+    members = genes(ranked)[::9]
+    said = [
+        legend_texts(cfm.pl.host_factor_enrichment(ranked, members, n_permutations=50, show=False))
+        for _ in range(2)
+    ]
+    assert said[0] == said[1]
+    assert capfd.readouterr().err == ""
+    assert logging.root.manager.disable == 0
+
+
+def test_long_names_and_many_lists_stay_readable(ranked):
+    order = genes(ranked)
+    lists = {f"a long name of a screen in some cell line, hour {i}": order[i::40] for i in range(6)}
+    ax = cfm.pl.host_factor_enrichment(ranked, lists, n_permutations=20, show=False)
+    texts = [*ax.get_legend().get_texts(), ax.title, ax.xaxis.label]
+    assert overlapping(texts) == []
+    assert outside(texts, ax.figure.bbox) == []
+
+
+def test_groups_become_panels_and_files_work(tmp_path):
+    adata = with_host_factors(groups=("IAV", "RSV"))
+    axes = cfm.pl.host_factor_enrichment(adata, ["GENE1", "GENE7"], show=False)
+    assert list(axes) == ["IAV", "RSV"]
+    same_after_files(
+        adata,
+        lambda stored: cfm.pl.host_factor_enrichment(stored, ["GENE1"], group="RSV", show=False),
+        tmp_path,
+    )
+
+
+def test_bad_arguments(ranked, predicted):
+    draw = cfm.pl.host_factor_enrichment
+    with pytest.raises(KeyError, match=r"run cfm\.tl\.host_factors"):
+        draw(predicted(3), ["GENE1"], show=False)
+    with pytest.raises(TypeError, match="is the text 'GENE1'"):
+        draw(ranked, "GENE1", show=False)
+    with pytest.raises(ValueError, match="list 'a' is empty"):
+        draw(ranked, {"a": []}, show=False)
+    with pytest.raises(ValueError, match="empty dict"):
+        draw(ranked, {}, show=False)
+    with pytest.raises(ValueError, match="none of the 400 ranked genes"):
+        draw(ranked, ["Ifit1"], show=False)
+    with pytest.raises(ValueError, match="has all 400 ranked genes"):
+        draw(ranked, genes(ranked), show=False)
+    with pytest.raises(ValueError, match="at least 1"):
+        draw(ranked, ["GENE1"], n_permutations=0, show=False)
+    with pytest.raises(ValueError, match="have the same score"):
+        draw(with_host_factors(tied=True), ["GENE1"], show=False)
+    both = with_host_factors(groups=("IAV", "RSV"))
+    with pytest.raises(ValueError, match="there are 2 groups"):
+        draw(both, ["GENE1"], ax=plt.figure().add_subplot(), show=False)
