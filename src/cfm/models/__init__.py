@@ -2,6 +2,7 @@
 
 from cfm.models._base import PretrainedModel
 from cfm.models._load import load_model
+from cfm.models._protocols import AttentionModel, GeneFactorModel
 from cfm.models.cellpulse import CellPulse
 
-__all__ = ["CellPulse", "PretrainedModel", "load_model"]
+__all__ = ["AttentionModel", "CellPulse", "GeneFactorModel", "PretrainedModel", "load_model"]

@@ -1,8 +1,9 @@
 """Tools: call a model on an AnnData and store the result in it."""
 
 from cfm.tl._embed import embed
+from cfm.tl._gene_programs import gene_programs
 from cfm.tl._host_factors import host_factors
 from cfm.tl._predict_virus import predict_virus
 from cfm.tl._probe import probe
 
-__all__ = ["embed", "host_factors", "predict_virus", "probe"]
+__all__ = ["embed", "gene_programs", "host_factors", "predict_virus", "probe"]
