@@ -12,6 +12,8 @@ from cfm.pl._embedding import embedding
 from cfm.pl._gene_programs import gene_programs
 from cfm.pl._host_factor_enrichment import host_factor_enrichment
 from cfm.pl._host_factors import host_factors
+from cfm.pl._probe import probe
+from cfm.pl._survival import survival
 from cfm.pl._top_genes import top_genes
 from cfm.pl._training import training
 from cfm.pl._virus_probabilities import virus_probabilities
@@ -22,6 +24,8 @@ __all__ = [
     "gene_programs",
     "host_factor_enrichment",
     "host_factors",
+    "probe",
+    "survival",
     "top_genes",
     "training",
     "virus_probabilities",

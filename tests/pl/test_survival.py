@@ -1,0 +1,122 @@
+"""``cfm.pl.survival``: Kaplan–Meier curves, numbers at risk, log-rank."""
+
+from __future__ import annotations
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import cfm
+
+
+def make_survival(n: int = 60, seed: int = 0) -> ad.AnnData:
+    rng = np.random.default_rng(seed)
+    high = np.arange(n) % 2 == 1
+    time = rng.exponential(np.where(high, 10.0, 40.0))
+    end = rng.uniform(5, 80, size=n)
+    obs = pd.DataFrame(
+        {
+            "days": np.minimum(time, end).round(1) + 0.1,
+            "died": time <= end,
+            "probe_risk_group": pd.Categorical(
+                np.where(high, "high", "low"), categories=["low", "high"]
+            ),
+        },
+        index=[f"p{i}" for i in range(n)],
+    )
+    adata = ad.AnnData(np.zeros((n, 2)), obs=obs)
+    params = {"task": "survival", "target": ["days", "died"]}
+    adata.uns["probe"] = {"params": params, "results": pd.DataFrame({"score": [0.7]})}
+    return adata
+
+
+def steps(ax) -> list:
+    return [line for line in ax.get_lines() if line.get_drawstyle() == "steps-post"]
+
+
+def test_curves_are_kaplan_meier():
+    adata = make_survival()
+    ax = cfm.pl.survival(adata, show=False)
+    low, high = steps(ax)
+    assert low.get_label().startswith("low risk (n = 30, ")
+    assert high.get_label().startswith("high risk (n = 30, ")
+    obs = adata.obs[adata.obs["probe_risk_group"] == "high"]
+    at_risk, alive = len(obs), 1.0
+    for moment, part in obs.groupby("days"):
+        alive *= 1 - part["died"].sum() / at_risk
+        at_risk -= len(part)
+        x, y = high.get_data()
+        assert y[np.flatnonzero(x <= moment)[-1]] == pytest.approx(alive)
+    assert low.get_linestyle() != high.get_linestyle()
+    assert low.get_color() != high.get_color()
+
+
+def test_log_rank_and_numbers_at_risk():
+    adata = make_survival(n=40, seed=5)
+    ax = cfm.pl.survival(adata, show=False)
+    obs = adata.obs
+    groups = [obs[obs["probe_risk_group"] == name] for name in ("low", "high")]
+    censored = [stats.CensoredData.right_censored(g["days"], ~g["died"]) for g in groups]
+    p = stats.logrank(*censored).pvalue
+    shown = [text.get_text() for text in ax.texts]
+    assert ("log-rank p < 0.001" if p < 0.001 else f"log-rank p = {p:.3f}") in shown
+    ticks = [t for t in ax.get_xticks() if 0 <= t <= ax.get_xlim()[1]]
+    for group, name in zip(groups, ("low", "high"), strict=True):
+        start = shown.index(name) + 1
+        expected = [str(int((group["days"] >= t).sum())) for t in ticks]
+        assert shown[start : start + len(ticks)] == expected
+
+
+def test_other_groups_and_no_bands():
+    adata = make_survival()
+    adata.obs["stage"] = pd.Categorical([f"stage {i % 5}" for i in range(60)])
+    ax = cfm.pl.survival(adata, groupby="stage", show=False)
+    assert len(steps(ax)) == 5
+    assert len({str(line.get_linestyle()) + line.get_color() for line in steps(ax)}) == 5
+    assert len(ax.collections) == 0
+    assert not [t for t in ax.texts if "log-rank" in t.get_text()]
+    assert len(cfm.pl.survival(adata, show=False).collections) == 2
+    assert len(cfm.pl.survival(adata, confidence=None, show=False).collections) == 0
+
+
+def test_few_patients_and_a_group_without_events(tmp_path):
+    adata = make_survival(n=6)
+    adata.obs["died"] = [False, True, False, True, False, False]
+    ax = cfm.pl.survival(adata, save=tmp_path / "a.png", show=False)
+    low = steps(ax)[0]
+    assert (low.get_ydata() == 1).all()
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    alone = adata[adata.obs["probe_risk_group"] == "high"].copy()
+    assert len(steps(cfm.pl.survival(alone, show=False))) == 1
+
+
+def test_left_out_patients_are_not_drawn():
+    adata = make_survival()
+    adata.obs.loc[adata.obs_names[:10], "probe_risk_group"] = np.nan
+    assert "n = 25" in steps(cfm.pl.survival(adata, show=False))[0].get_label()
+
+
+def test_own_axes():
+    figure, ax = plt.subplots()
+    assert cfm.pl.survival(make_survival(), ax=ax, show=False) is ax
+    assert plt.fignum_exists(figure.number)
+
+
+def test_bad_input():
+    adata = make_survival()
+    with pytest.raises(KeyError, match=r"run cfm\.tl\.probe"):
+        cfm.pl.survival(adata, key="other", show=False)
+    with pytest.raises(KeyError, match="no column 'stage'"):
+        cfm.pl.survival(adata, groupby="stage", show=False)
+    adata.obs["name"] = adata.obs_names
+    with pytest.raises(ValueError, match="60 groups; at most 6"):
+        cfm.pl.survival(adata, groupby="name", show=False)
+    adata.obs["probe_risk_group"] = np.nan
+    with pytest.raises(ValueError, match="no observation has"):
+        cfm.pl.survival(adata, show=False)
+    adata.uns["probe"]["params"]["task"] = "regression"
+    with pytest.raises(KeyError, match="probe of a regression target"):
+        cfm.pl.survival(adata, show=False)
