@@ -11,7 +11,9 @@ import torch
 from scipy.stats import rankdata
 
 import cfm
+from cfm.metrics import auroc
 from cfm.models import CellPulse
+from cfm.tl._guided_factors import guided_scores
 from tests._same import assert_unchanged
 from tests._toy import SIZES, toy_checkpoint, toy_contrasts
 
@@ -218,6 +220,48 @@ def test_nothing_moves_and_everything_is_tied(model: CellPulse, contrasts: ad.An
     assert names == sorted(names)
 
 
+def test_guided_finds_genes_that_respond_like_known_ones(
+    model: CellPulse, contrasts: ad.AnnData, rng: np.random.Generator
+) -> None:
+    truth = contrasts.varm["truth"]
+    planted = truth.index[(truth["virus_A"] > 0) & (truth["IFN-beta"] == 0)]
+    known = rng.permutation(planted)[: len(planted) // 2]
+    cfm.tl.host_factors(contrasts, "virus", "guided", model=model, groups=["virus_A"], known=known)
+    genes = of(contrasts, "virus_A")
+    assert genes["known"].sum() == len(known)
+    hidden = planted.difference(known)
+    strangers = genes.index.difference(planted)
+    assert (
+        auroc(
+            np.r_[np.ones(len(hidden)), np.zeros(len(strangers))] > 0,
+            np.r_[genes.loc[hidden, "score"], genes.loc[strangers, "score"]],
+        )
+        > 0.7
+    )
+    assert (genes.loc[hidden, "p_value"] < 0.05).mean() > 0.3
+    assert contrasts.uns[KEY]["params"]["nulls"] == ["known"]
+    # A rule that has seen a gene must not judge it: known genes gain nothing by being known.
+    shuffled = dict(virus_A=rng.permutation(contrasts.var_names)[:60].tolist())
+    arguments = {"model": model, "groups": ["virus_A"]}
+    cfm.tl.host_factors(contrasts, "virus", "guided", known=shuffled, **arguments)
+    found = of(contrasts, "virus_A")
+    assert 0.3 < auroc(found["known"].to_numpy(), found["score"].to_numpy()) < 0.62
+    assert (found["fdr"] < 0.05).mean() < 0.02
+
+
+def test_guided_scores_in_closed_form(rng: np.random.Generator) -> None:
+    vectors, known = rng.normal(size=(300, 4)), rng.random((300, 3)) < 0.3
+    fold = rng.integers(0, 3, 300)
+    found = guided_scores(vectors, known, fold, ridge=0.5)
+    train = fold != 1
+    x = vectors[train]
+    covariance = np.cov(x.T, bias=True)
+    shrunken = covariance + 0.5 * np.trace(covariance) / 4 * np.eye(4)
+    w = np.linalg.solve(shrunken, x[known[train, 2]].mean(0) - x.mean(0))
+    expected = (vectors[~train] - x.mean(0)) @ w / np.sqrt(w @ covariance @ w)
+    np.testing.assert_allclose(found[~train, 2], expected)
+
+
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 def test_round_trip(kind: str, model: CellPulse, contrasts: ad.AnnData, tmp_path) -> None:
     contrasts.obs["virus"] = contrasts.obs["virus"].astype(str).replace({"virus_A": "HSV-1/2"})
@@ -261,6 +305,11 @@ def test_bad_input(model: CellPulse, contrasts: ad.AnnData) -> None:
         (ValueError, "expected 0, or 2 or more", {"n_permutations": 2.5}),
         (KeyError, "layer", {"layer": "absent"}),
         (ValueError, "without '/'", {"key_added": "a/b"}),
+        (ValueError, "needs known=", {"method": "guided"}),
+        (ValueError, "goes with method='guided'", {"known": ["IFIT1"]}),
+        (TypeError, "expected a list of gene", {"method": "guided", "known": "IFIT1"}),
+        (ValueError, "Found 1 of 2 known", {"method": "guided", "known": ["IFIT1", "nothing"]}),
+        (KeyError, "no host factors for group", {"method": "guided", "known": {"x": ["IFIT1"]}}),
     ]
     for error, message, arguments in cases:
         with pytest.raises(error, match=message):

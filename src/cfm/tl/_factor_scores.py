@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cfm.models import CellPulse
 
-Method = Literal["attention", "integrated_gradients", "reversal", "consensus"]
+Method = Literal["attention", "integrated_gradients", "reversal", "consensus", "guided"]
 Null = Literal["labels", "directions", "effects"]
 
 #: Methods that look at a profile on their own; the consensus joins them.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -25,10 +27,10 @@ from cfm.tl._factor_scores import (
     permuted_profiles,
 )
 from cfm.tl._groups import profile_groups
+from cfm.tl._guided_factors import gene_folds, guided_scores, known_genes
 from cfm.tl._store import check_key, run_record, target, warn_overwritten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -41,6 +43,7 @@ def host_factors(
     *,
     model: str | Path | CellPulse = "cellpulse-virus",
     groups: Sequence[str] | None = None,
+    known: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     reversal: Literal["neutral", "flip"] = "neutral",
     null: Literal["auto", "labels", "directions", "effects"] = "auto",
     n_permutations: int = 50,
@@ -67,11 +70,17 @@ def host_factors(
         ``"attention"``: how much the model's summary attends to the gene (rollout).
         ``"integrated_gradients"``: the gene's share of the log-odds. ``"reversal"``: the gene's
         effect is taken away in silico, and the log-odds measured again. ``"consensus"``: the mean
-        of :math:`-\log_{10}` of the rank fractions under all three.
+        of :math:`-\log_{10}` of the rank fractions under all three. ``"guided"``: how much the
+        gene responds, over all that the model was pretrained on, like host factors that are known
+        already; the score does not depend on the contrasts of the group.
     model
         A CellPulse with a classifier, the name of one, a folder, or ``hf://org/name``.
     groups
         Levels of ``groupby`` to explain; all by default.
+    known
+        For ``"guided"``: genes known as host factors, such as the hits of a CRISPR screen of this
+        or other viruses; a list, or a dict of lists by group. They are scored by a rule that was
+        fitted without them.
     reversal
         What an effect becomes in the experiment: nothing (``"neutral"``) or its opposite
         (``"flip"``).
@@ -82,7 +91,9 @@ def host_factors(
         genes; small p: the gene contributes more than it would with the effect of another gene.
         ``"directions"``: the signs of the effects only, sizes stay; small p: the direction
         matters; with few contrasts nothing can be significant. ``"auto"`` takes labels if there
-        are at least 100 ways to choose the group's contrasts, else effects.
+        are at least 100 ways to choose the group's contrasts, else effects. With ``"guided"``
+        always the labels *known*: small p: the gene is more like the known ones than like as many
+        genes drawn at random.
     n_permutations
         Number of permutations, 0 for none (p-values are then ``NaN``). Standardised scores of all
         genes are pooled, so a few tens resolve p-values well below one in their number.
@@ -105,13 +116,15 @@ def host_factors(
         DataFrame, a row per group and gene that the group measures, sorted by group and rank:
         ``group``, ``gene`` (symbol in the model's vocabulary), ``score`` (float64, larger = more
         important: mean attention in units of an average token, absolute mean change of the
-        log-odds, or the consensus), ``rank`` (int64, from 1), ``direction`` (``"up"``,
+        log-odds, the consensus, or standard deviations along the direction of known factors),
+        ``rank`` (int64, from 1), ``direction`` (``"up"``,
         ``"down"``, ``"unchanged"``), ``effect`` (mean log2 fold change), ``concordance`` (share
         of the contrasts that measure the gene in which it moves in that direction),
         ``call_effect`` (natural-log odds that the gene's effect brings to the call, by reversal
         to neutral; positive speaks for it), ``p_value``, ``fdr`` (Benjamini & Hochberg within
         the group), ``n_profiles``. With ``"consensus"`` also ``score_attention``,
-        ``score_integrated_gradients`` and ``score_reversal``.
+        ``score_integrated_gradients`` and ``score_reversal``, with ``"guided"`` also ``known``
+        (bool).
     ``adata.uns['host_factors' | key_added]['params']``
         The arguments, the model, its SHA-256, the share of its genes found, and in the order of
         ``groups`` what was explained (``targets``) and permuted (``nulls``).
@@ -133,7 +146,8 @@ def host_factors(
     Notes
     -----
     Attention rollout: Abnar & Zuidema 2020. Integrated gradients: Sundararajan, Taly & Yan 2017,
-    through captum. Reversal is exact and done for all genes at once.
+    through captum. Reversal is exact and done for all genes at once. Guided scores: linear
+    discriminant analysis of the model's gene factors.
 
     Examples
     --------
@@ -149,6 +163,8 @@ def host_factors(
     _check_choice("method", method, get_args(Method))
     _check_choice("reversal", reversal, ("neutral", "flip"))
     _check_choice("null", null, ("auto", *get_args(Null)))
+    if known is not None and method != "guided":
+        raise ValueError(f"known= goes with method='guided'; found method={method!r}.")
     if not isinstance(n_permutations, int) or n_permutations < 0 or n_permutations == 1:
         raise ValueError(f"n_permutations={n_permutations!r}; expected 0, or 2 or more.")
     caller = load_model(model, device=device)
@@ -156,50 +172,37 @@ def host_factors(
         raise TypeError(f"model= is a {type(caller).__name__}; expected CellPulse.")
     caller.require_classifier()
     rows_of = profile_groups(adata, groupby, groups)
-    everyone = np.flatnonzero(adata.obs[groupby].notna().to_numpy())
-    # Sorted by name, so that the order of the rows does not change a permutation.
     names = adata.obs_names.astype(str).to_numpy()
-    everyone = everyone[np.argsort(names[everyone], kind="stable")]
+    everyone = _sorted(np.flatnonzero(adata.obs[groupby].notna().to_numpy()), names)
     nulls: dict[str, Null] = {
         g: choose_null(len(rows), len(everyone)) if null == "auto" else null
         for g, rows in rows_of.items()
     }
-    for group, rows in rows_of.items():
-        if nulls[group] == "labels" and len(rows) == len(everyone) and n_permutations:
-            raise ValueError(
-                f"null='labels' cannot permute anything: all {len(rows)} contrasts are in group "
-                f"{group!r}. Use null='effects', or add contrasts of other groups."
-            )
     effects = np.concatenate([e for _, e, _ in caller.encode_blocks(adata, layer=layer)])
-    methods = SINGLE if method == "consensus" else (method,)
-    n_steps = sum(
-        len(everyone) if nulls[g] == "labels" and n_permutations else len(r) * (1 + n_permutations)
-        for g, r in rows_of.items()
-    )
-    bar = ProgressTicks(n_steps, "Scoring genes")
-    scorer = GeneScorer(caller, reversal, bar)
     explain = {g: caller.explained_target(g) for g in rows_of}
-    tables = []
-    try:
-        for group, members in rows_of.items():
-            rows = members[np.argsort(names[members], kind="stable")]
-            tables.append(
-                _group_table(
-                    scorer,
-                    effects,
-                    names,
-                    rows,
-                    everyone,
-                    methods,
-                    group=group,
-                    explained=explain[group],
-                    null=nulls[group],
-                    n_permutations=n_permutations,
-                    seed=seed,
-                )
-            )
-    finally:
-        bar.close()
+    job = _Job(caller, effects, names, everyone, n_permutations, seed)
+    if method == "guided":
+        tables = [
+            job.guided(g, _sorted(rows, names), explain[g], known) for g, rows in rows_of.items()
+        ]
+    else:
+        _check_labels(nulls, rows_of, len(everyone), n_permutations)
+        methods = SINGLE if method == "consensus" else (method,)
+        steps = {
+            g: len(everyone)
+            if nulls[g] == "labels" and n_permutations
+            else len(rows) * (1 + n_permutations)
+            for g, rows in rows_of.items()
+        }
+        bar = ProgressTicks(sum(steps.values()), "Scoring genes")
+        scorer = GeneScorer(caller, reversal, bar)
+        try:
+            tables = [
+                job.explained(g, _sorted(rows, names), explain[g], scorer, methods, nulls[g])
+                for g, rows in rows_of.items()
+            ]
+        finally:
+            bar.close()
     results = pd.concat(tables, ignore_index=True)
     results.index = results.index.astype(str)
     record: dict[str, Any] = run_record(
@@ -216,7 +219,7 @@ def host_factors(
         # Lists and not a dict by group: a name with "/" cannot be a key in a file.
         groups=list(rows_of),
         targets=list(explain.values()),
-        nulls=[nulls[g] for g in rows_of],
+        nulls=["known" if method == "guided" else nulls[g] for g in rows_of],
     )
     alignment = caller.vocabulary.align(adata.var_names)
     column = pd.Series(alignment.columns, index=caller.vocabulary.genes[alignment.positions])
@@ -232,55 +235,100 @@ def host_factors(
     return adata if copy else None
 
 
-def _group_table(
-    scorer: GeneScorer,
-    effects: np.ndarray,
-    names: np.ndarray,
-    rows: np.ndarray,
-    everyone: np.ndarray,
-    methods: Sequence[Method],
-    *,
-    group: str,
-    explained: str,
-    null: Null,
-    n_permutations: int,
-    seed: int,
-) -> pd.DataFrame:
-    """Score the genes of one group and put them in order."""
-    own = effects[rows]
-    measured = np.flatnonzero(~np.isnan(own).all(axis=0))
-    if null == "labels" and n_permutations:
-        every = scorer(effects[everyone], explained, methods)[:, :, measured]
-        scores = every[:, np.isin(everyone, rows)]
-        rng = np.random.default_rng([seed, len(rows)])
-        permuted = np.stack(list(permuted_labels(every, len(rows), n_permutations, rng)))
-    else:
-        scores = scorer(own, explained, methods)[:, :, measured]
+@dataclass
+class _Job:
+    """What the groups of one call share; see :func:`host_factors`."""
+
+    model: CellPulse
+    effects: np.ndarray
+    names: np.ndarray
+    everyone: np.ndarray
+    n_permutations: int
+    seed: int
+
+    def explained(
+        self,
+        group: str,
+        rows: np.ndarray,
+        target: str,
+        scorer: GeneScorer,
+        methods: Sequence[Method],
+        null: Null,
+    ) -> pd.DataFrame:
+        """Score the genes of one group by what carries its call."""
+        own = self.effects[rows]
+        seen = np.flatnonzero(~np.isnan(own).all(axis=0))
         draws = []
-        for b in range(n_permutations):
-            shuffled = permuted_profiles(own, names[rows].tolist(), null, b, seed)
-            again = scorer(shuffled, explained, methods)[:, :, measured]
-            draws.append(importance(mean_over_profiles(again)))
-        permuted = np.stack(draws) if draws else np.empty((0, 1, 1))
-    found = importance(mean_over_profiles(scores))
-    score = found[-1]
-    p = np.full(len(score), np.nan)
-    fdr = p.copy()
-    if n_permutations:
-        p = pooled_p_values(score, permuted[:, -1])
-        fdr = false_discovery_control(p)
-    own = own[:, measured]
-    effect = mean_over_profiles(own)
-    with np.errstate(invalid="ignore"):
-        same = (np.sign(own) == np.sign(effect)).sum(axis=0)
-    if "reversal" in methods and scorer.mode == "neutral":
-        call = mean_over_profiles(scores[methods.index("reversal")])
-    else:
-        call = mean_over_profiles(scorer.model.reversal(effects[rows], explained))[measured]
-    table = pd.DataFrame(
-        {
+        if null == "labels" and self.n_permutations:
+            every = scorer(self.effects[self.everyone], target, methods)[:, :, seen]
+            scores = every[:, np.isin(self.everyone, rows)]
+            rng = np.random.default_rng([self.seed, len(rows)])
+            draws = list(permuted_labels(every, len(rows), self.n_permutations, rng))
+        else:
+            scores = scorer(own, target, methods)[:, :, seen]
+            for b in range(self.n_permutations):
+                shuffled = permuted_profiles(own, self.names[rows].tolist(), null, b, self.seed)
+                again = scorer(shuffled, target, methods)[:, :, seen]
+                draws.append(importance(mean_over_profiles(again)))
+        found = importance(mean_over_profiles(scores))
+        call = None
+        if "reversal" in methods and scorer.mode == "neutral":
+            call = mean_over_profiles(scores[methods.index("reversal")])
+        permuted = np.stack([d[-1] for d in draws]) if draws else None
+        extra = {}
+        if len(found) > 1:
+            extra = {f"score_{m}": found[i] for i, m in enumerate(methods)}
+        return self._table(group, rows, target, seen, found[-1], permuted, call, extra)
+
+    def guided(
+        self,
+        group: str,
+        rows: np.ndarray,
+        target: str,
+        known: Sequence[str] | Mapping[str, Sequence[str]] | None,
+    ) -> pd.DataFrame:
+        """Score the genes of one group by their likeness to known host factors."""
+        genes = self.model.vocabulary.genes
+        seen = np.flatnonzero(~np.isnan(self.effects[rows]).all(axis=0))
+        is_known = known_genes(known, group, genes)[seen]
+        rng = np.random.default_rng(self.seed)
+        lists = [is_known, *(rng.permutation(is_known) for _ in range(self.n_permutations))]
+        scores = guided_scores(
+            self.model.gene_vectors()[seen],
+            np.column_stack(lists),
+            gene_folds(genes[seen].tolist()),
+        ).T
+        permuted = scores[1:] if self.n_permutations else None
+        return self._table(
+            group, rows, target, seen, scores[0], permuted, None, {"known": is_known}
+        )
+
+    def _table(
+        self,
+        group: str,
+        rows: np.ndarray,
+        target: str,
+        seen: np.ndarray,
+        score: np.ndarray,
+        permuted: np.ndarray | None,
+        call: np.ndarray | None,
+        extra: Mapping[str, np.ndarray],
+    ) -> pd.DataFrame:
+        """Put the genes ``seen`` of one group in order, with what else is known of them."""
+        p = np.full(len(score), np.nan)
+        fdr = p.copy()
+        if permuted is not None:
+            p = pooled_p_values(score, permuted)
+            fdr = false_discovery_control(p)
+        own = self.effects[rows][:, seen]
+        effect = mean_over_profiles(own)
+        with np.errstate(invalid="ignore"):
+            same = (np.sign(own) == np.sign(effect)).sum(axis=0)
+        if call is None:
+            call = mean_over_profiles(self.model.reversal(self.effects[rows], target))[seen]
+        columns = {
             "group": group,
-            "gene": scorer.model.vocabulary.genes[measured].astype(str),
+            "gene": self.model.vocabulary.genes[seen].astype(str),
             "score": score,
             "rank": 0,
             "direction": np.array(["down", "unchanged", "up"])[np.sign(effect).astype(int) + 1],
@@ -291,15 +339,29 @@ def _group_table(
             "fdr": fdr,
             "n_profiles": len(rows),
         }
-    )
-    if len(found) > 1:
-        for i, single in enumerate(methods):
-            table[f"score_{single}"] = found[i]
-    # Of equal scores the stronger call, then the stronger effect, then the name goes first.
-    order = np.lexsort((table["gene"], -np.abs(effect), -np.abs(call), -score))
-    table = table.iloc[order].reset_index(drop=True)
-    table["rank"] = np.arange(1, len(table) + 1)
-    return table
+        table = pd.DataFrame(columns | dict(extra))
+        # Of equal scores the stronger call, then the stronger effect, then the name goes first.
+        order = np.lexsort((table["gene"], -np.abs(effect), -np.abs(call), -score))
+        table = table.iloc[order].reset_index(drop=True)
+        table["rank"] = np.arange(1, len(table) + 1)
+        return table
+
+
+def _sorted(rows: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Sort rows by name, so that the order of the rows does not change a permutation."""
+    return rows[np.argsort(names[rows], kind="stable")]
+
+
+def _check_labels(
+    nulls: Mapping[str, Null], rows_of: Mapping[str, np.ndarray], n_all: int, n_permutations: int
+) -> None:
+    """Refuse to permute labels where all contrasts have the same."""
+    for group, rows in rows_of.items():
+        if nulls[group] == "labels" and len(rows) == n_all and n_permutations:
+            raise ValueError(
+                f"null='labels' cannot permute anything: all {n_all} contrasts are in group "
+                f"{group!r}. Use null='effects', or add contrasts of other groups."
+            )
 
 
 def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
