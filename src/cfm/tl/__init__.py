@@ -5,5 +5,13 @@ from cfm.tl._gene_programs import gene_programs
 from cfm.tl._host_factors import host_factors
 from cfm.tl._predict_virus import predict_virus
 from cfm.tl._probe import probe
+from cfm.tl._screen_drugs import screen_drugs
 
-__all__ = ["embed", "gene_programs", "host_factors", "predict_virus", "probe"]
+__all__ = [
+    "embed",
+    "gene_programs",
+    "host_factors",
+    "predict_virus",
+    "probe",
+    "screen_drugs",
+]

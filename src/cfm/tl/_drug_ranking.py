@@ -1,0 +1,142 @@
+"""One ranking of compounds out of all the evidence there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+
+from cfm.metrics._evidence import (
+    standardize,
+    sum_of_correlated,
+    tail_p_values,
+    upper_p_values,
+)
+from cfm.tl._signatures import compound_key
+
+if TYPE_CHECKING:
+    from cfm.tl._reversal_evidence import GroupReversal
+    from cfm.tl._target_evidence import GroupTargets
+
+
+def rank_compounds(
+    names: np.ndarray | None,
+    pairs: pd.DataFrame | None,
+    reversal: GroupReversal | None,
+    by_target: GroupTargets | None,
+) -> pd.DataFrame:
+    """Join the evidence of one group, and rank the compounds that have any.
+
+    Parameters
+    ----------
+    names
+        ``(c,)`` compounds of the reversal.
+    pairs
+        Targets: ``key``, ``compound`` and ``gene``.
+    reversal, by_target
+        The evidence; ``None`` = none of this kind.
+
+    Returns
+    -------
+    A row per compound, in the order of their ranks, with the columns of
+    :func:`cfm.tl.screen_drugs` but ``group``.
+    """
+    out = _compounds(names, pairs)
+    # Null of the combined score, by the class of a compound's signatures and number of targets.
+    z_signature, signature_nulls, signature_class = _signature_part(out, names, reversal)
+    z_target, target_nulls = _target_part(out, by_target)
+    score = sum_of_correlated(z_signature, z_target, 0.0)
+    p_value = np.full(len(out), np.nan)
+    kinds = np.stack([signature_class, out["n_targets"].to_numpy(np.int64)], axis=1)
+    for s, t in np.unique(kinds, axis=0).tolist():
+        rows = (kinds == (s, t)).all(axis=1)
+        nulls = [x for x in (signature_nulls.get(s), target_nulls.get(t)) if x is not None]
+        if nulls:
+            null = sum_of_correlated(nulls[0], nulls[1], 0.0) if len(nulls) == 2 else nulls[0]
+            p_value[rows] = tail_p_values(score[rows], null)
+    out["score"], out["p_value"] = score, p_value
+    out = out[~np.isnan(score)]
+    # Names decide between scores that are equal but for rounding.
+    out = out.assign(falling=-out["score"].round(9)).sort_values("falling", kind="stable")
+    out["rank"] = np.arange(1, len(out) + 1)
+    out["fdr"] = false_discovery_control(out["p_value"]) if len(out) else np.nan
+    return out.drop(columns="falling")
+
+
+def _compounds(names: np.ndarray | None, pairs: pd.DataFrame | None) -> pd.DataFrame:
+    """Return a row without evidence for each compound, in the order of their names."""
+    spelling = pd.Series(dtype=object)
+    if pairs is not None:
+        spelling = pairs.drop_duplicates("key").set_index("key")["compound"]
+    if names is not None:
+        own = pd.Series(names, index=compound_key(pd.Series(names, dtype=object)))
+        spelling = pd.concat([own, spelling[~spelling.index.isin(own.index)]])
+    out = pd.DataFrame({"compound": spelling.sort_index()})
+    for column in ("reversal", "embedding_reversal", "target_score"):
+        out[column] = np.nan
+    for column in ("p_reversal", "p_embedding", "p_target"):
+        out[column] = np.nan
+    for column in ("n_signatures", "n_targets"):
+        out[column] = 0
+    for column in ("reversal_genes", "target_genes"):
+        out[column] = ""
+    return out
+
+
+def _signature_part(
+    out: pd.DataFrame, names: np.ndarray | None, found: GroupReversal | None
+) -> tuple[np.ndarray, dict[int, np.ndarray], np.ndarray]:
+    """Fill in the reversal; return its z, the null of z by class, and the class (−1 = none)."""
+    z = np.full(len(out), np.nan)
+    group = np.full(len(out), -1, dtype=np.int64)
+    if found is None or names is None:
+        return z, {}, group
+    keys = compound_key(pd.Series(names, dtype=object)).to_numpy()
+    out["reversal"] = pd.Series(found.reversal, index=keys).reindex(out.index)
+    out["embedding_reversal"] = pd.Series(found.embedded, index=keys).reindex(out.index)
+    counts = pd.Series(found.n_signatures, index=keys).reindex(out.index, fill_value=0)
+    out["n_signatures"] = counts.astype(np.int64)
+    out["reversal_genes"] = pd.Series(found.genes, index=keys).reindex(out.index, fill_value="")
+    own = pd.Series(found.null_class, index=keys).reindex(out.index, fill_value=-1)
+    group = np.where(out["reversal"].isna(), -1, own).astype(np.int64)
+    p_reversal, p_embedding = np.full((2, len(out)), np.nan)
+    nulls: dict[int, np.ndarray] = {}
+    for k in np.unique(group[group >= 0]):
+        rows = group == k
+        null, null_model = found.null_reversal[k], found.null_embedded[k]
+        reversal, embedded = out["reversal"][rows], out["embedding_reversal"][rows]
+        p_reversal[rows] = upper_p_values(reversal, null)
+        z[rows], nulls[k] = standardize(reversal, null), standardize(null, null)
+        if np.isfinite(null_model).all():
+            p_embedding[rows] = upper_p_values(embedded, null_model)
+            second = standardize(null_model, null_model)
+            varies = nulls[k].any() and second.any()
+            rho = float(np.corrcoef(nulls[k], second)[0, 1]) if varies else 0.0
+            z[rows] = sum_of_correlated(z[rows], standardize(embedded, null_model), rho)
+            nulls[k] = sum_of_correlated(nulls[k], second, rho)
+    out["p_reversal"], out["p_embedding"] = p_reversal, p_embedding
+    return z, nulls, group
+
+
+def _target_part(
+    out: pd.DataFrame, found: GroupTargets | None
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Fill in the target evidence; return its z, and the null of z by number of targets."""
+    z, p = np.full((2, len(out)), np.nan)
+    nulls: dict[int, np.ndarray] = {}
+    if found is None:
+        return z, nulls
+    out["target_score"] = found.score.reindex(out.index)
+    out["n_targets"] = found.n_targets.reindex(out.index, fill_value=0).astype(np.int64)
+    out["target_genes"] = found.genes.reindex(out.index, fill_value="")
+    n_targets = out["n_targets"].to_numpy()
+    for size in np.unique(n_targets[n_targets > 0]):
+        rows = n_targets == size
+        null = found.null[:, size - 1]
+        score = out["target_score"][rows]
+        p[rows] = upper_p_values(score, null)
+        z[rows], nulls[size] = standardize(score, null), standardize(null, null)
+    out["p_target"] = p
+    return z, nulls

@@ -1,0 +1,288 @@
+"""Compounds that push a profile back, or that act on its host factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scvi import settings
+from scvi.utils import track
+
+from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
+from cfm.models import CellPulse, load_model
+from cfm.models._base import require_anndata
+from cfm.models.cellpulse._effects import align_effects, effect_blocks
+from cfm.tl._drug_ranking import rank_compounds
+from cfm.tl._groups import profile_groups
+from cfm.tl._reversal_evidence import ReversalScorer
+from cfm.tl._signature_genes import on_genes
+from cfm.tl._signatures import read_signatures, read_targets
+from cfm.tl._store import check_key, run_record, target, warn_overwritten
+from cfm.tl._target_evidence import host_factor_scores, score_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+    from pathlib import Path
+
+    from anndata import AnnData
+
+#: A gene enters a group's mean profile if this share of its profiles measures it.
+MIN_MEASURED = 0.5
+
+_COLUMNS = {
+    "group": object, "compound": object, "rank": np.int64, "score": np.float64,
+    "p_value": np.float64, "fdr": np.float64, "reversal": np.float64, "p_reversal": np.float64,
+    "embedding_reversal": np.float64, "p_embedding": np.float64, "target_score": np.float64,
+    "p_target": np.float64, "n_signatures": np.int64, "n_targets": np.int64,
+    "reversal_genes": object, "target_genes": object,
+}  # fmt: skip
+
+
+def screen_drugs(
+    adata: AnnData,
+    signatures: str | PathLike[str] | pd.DataFrame | AnnData | None = None,
+    targets: pd.DataFrame | None = None,
+    *,
+    groupby: str | None = "virus",
+    groups: Sequence[str] | None = None,
+    layer: str | None = None,
+    model: str | Path | CellPulse | None = "cellpulse-mini",
+    host_factors_key: str = HOST_FACTORS_KEY,
+    host_factors: pd.DataFrame | pd.Series | None = None,
+    n_genes: int = 100,
+    n_permutations: int = 1000,
+    seed: int = 0,
+    key_added: str = DRUG_SCREEN_KEY,
+    device: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Rank compounds by how well they reverse profiles, and by their targets.
+
+    Three readings of a compound, for each group of profiles:
+
+    *Reversal.* The group's mean profile ranks the genes; the up and down genes of the compound's
+    signature are looked for in it. With the weighted enrichment scores
+    :math:`e_{up}, e_{down}` of the two sides, the reversal is minus the weighted connectivity
+    score: :math:`(e_{down} - e_{up}) / 2` where their signs differ, else 0 (Lamb et al. 2006;
+    Subramanian et al. 2017; here the profile is the ranking and the compound gives the sets).
+
+    *Reversal in the model.* Minus the cosine between the factor scores of the signature and of the
+    profile in CellPulse: genes that move together in the data the model was trained on stand in
+    for each other.
+
+    *Targets.* The mean place of the compound's targets among the host factors of
+    :func:`cfm.tl.host_factors`, from 0 (last) to 1 (first).
+
+    Each is set against random signatures of the same sizes, drawn from the genes that any
+    signature names, or against random sets of as many genes that are the target of any compound.
+    A reading in standard deviations of its null is a :math:`z`; the two reversals read the same
+    signature and count as one, :math:`z_s = (z_1 + z_2) / \sqrt{2 + 2\rho}` with their correlation
+    :math:`\rho` under the null (Strube 1985); ``score`` is :math:`(z_s + z_t) / \sqrt 2`
+    (Stouffer, equal weights), or the one of the two that exists. Its p-value comes from the same
+    random draws, beyond the tenth largest of them from a generalised Pareto tail (Knijnenburg et
+    al. 2009). It says that the genes of a signature are more opposed than random genes, not
+    that the compound works: cells, dose and time of the signature are seldom those of the
+    infection.
+
+    Parameters
+    ----------
+    adata
+        Profiles (contrasts) by genes, log2 fold changes, ``NaN`` = not measured; see
+        :func:`cfm.pp.contrasts`. Genes as symbols or Ensembl ids.
+    signatures
+        What compounds do to expression, any of
+
+        - path of a gmt file (also gzip) with sets named ``NAME_UP`` and ``NAME_DN`` or
+          ``NAME_DOWN`` (any case; also ``-up``, ``.up`` or a space),
+        - DataFrame with a row per gene: ``compound`` (or ``drug``), ``gene``, and ``direction``
+          (``"up"``/``"down"`` or 1/−1) or ``value`` (its sign is the direction); ``signature``
+          tells apart several signatures of one compound,
+        - AnnData of signatures by genes, compounds in ``obs["compound"]`` or ``obs_names``.
+
+        Duplicated rows count once; a gene that is in both lists of a signature is left out of it.
+        A signature with one side only is scored by that side. Several signatures of a compound
+        are summarised by the 33rd or 67th percentile, whichever lies farther from 0 (Subramanian
+        et al. 2017). Try :func:`cfm.datasets.cmap_signatures`.
+    targets
+        DataFrame with a row per target: ``compound`` (or ``drug``) and ``gene``. Names are matched
+        with those of the signatures without regard to case. Try
+        :func:`cfm.datasets.drug_targets`.
+    groupby
+        Column of ``obs`` with the groups; ``None`` takes all profiles as one group, ``"all"``.
+    groups
+        Levels of it to screen for; all by default. A group may be a single profile.
+    layer
+        Layer with the log2 fold changes instead of ``X``.
+    model
+        A CellPulse, its name, a folder or ``hf://org/name``; ``None`` leaves its reading out.
+    host_factors_key
+        ``uns`` key of the host factors, for ``targets``.
+    host_factors
+        Scores to use instead: a Series by gene, for all groups, or a DataFrame with ``gene``,
+        ``score`` and perhaps ``group``.
+    n_genes
+        Genes per side that are taken of signatures with values, those with the largest.
+    n_permutations
+        Random signatures and target sets. The smallest p-value of a single reading is one by this
+        number plus one, that of the score a hundredth of it.
+    seed
+        Seed of the random draws.
+    key_added
+        Name of the result.
+    device
+        Where the model runs: ``"auto"``, ``"cpu"``, ``"cuda"`` …
+    copy
+        Return a changed copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the changed copy. Writes
+
+    ``adata.uns['drug_screen' | key_added]['results']``
+        DataFrame, a row per group and compound with any evidence, sorted by group and rank:
+        ``group``, ``compound``, ``rank`` (int64, 1 = best), ``score``, ``p_value``, ``fdr``
+        (Benjamini-Hochberg within the group), ``reversal`` (−1 to 1, above 0 reverses) and
+        ``p_reversal``, ``embedding_reversal`` (−1 to 1) and ``p_embedding``, ``target_score``
+        (0 to 1) and ``p_target`` (all float64; ``NaN`` where a compound has no such evidence),
+        ``n_signatures`` and ``n_targets`` (int64, those with a measured or scored gene),
+        ``reversal_genes`` (str, joined by ``|``: leading edge of the strongest signature of a
+        compound that reverses, at most 25) and ``target_genes`` (targets among the first tenth of
+        the host factors).
+    ``adata.uns['drug_screen' | key_added]['params']``
+        The arguments, the model's name and SHA-256, and the shares of genes found.
+
+    Raises
+    ------
+    TypeError
+        If ``adata``, ``signatures``, ``targets`` or ``model`` is of another type.
+    KeyError
+        If a column, layer or group does not exist, or ``targets`` is given and there are no host
+        factors.
+    ValueError
+        If neither ``signatures`` nor ``targets`` is given, nothing of them is measured, or the
+        matrix does not hold fold changes. Whatever is raised, ``adata`` is left as it was.
+
+    Warns
+    -----
+    UserWarning
+        If signatures have one side only, rows lack a name, few genes are found, or a field that
+        another tool wrote is replaced.
+
+    Notes
+    -----
+    A gene counts in a group if at least half of its profiles measure it. A compound whose
+    readings are all tied with the rest (a profile in which nothing moves, host factors with equal
+    scores) has score 0 and p-value 1; equal scores are ranked by name.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    >>> signatures = cfm.datasets.cmap_signatures()
+    >>> cfm.tl.screen_drugs(contrasts, signatures, groups=["virus_A"], model=None)
+    >>> int(contrasts.uns["drug_screen"]["results"]["rank"].iloc[0])
+    1
+    """
+    check_key(key_added)
+    require_anndata(adata)
+    _check_arguments(signatures, targets, host_factors, n_genes, n_permutations)
+    if groupby is None:
+        if groups is not None:
+            raise ValueError("groups= needs groupby=, the column that holds them.")
+        rows = {"all": np.arange(adata.n_obs)}
+    else:
+        rows = profile_groups(adata, groupby, groups)
+    pairs = None if targets is None else read_targets(targets)
+    factors: dict[str, pd.Series] = {}
+    if pairs is not None:
+        factors = host_factor_scores(adata, host_factors_key, host_factors, list(rows))
+    record: dict[str, Any] = {
+        "groupby": groupby, "groups": list(rows), "layer": layer, "n_genes": n_genes,
+        "n_permutations": n_permutations, "seed": seed, "key_added": key_added,
+    }  # fmt: skip
+    record = {k: v for k, v in record.items() if v is not None}
+    scorer, profiles, queries = None, None, None
+    if signatures is not None:
+        table = read_signatures(signatures, n_genes=n_genes)
+        profiles = _mean_profiles(adata, list(rows.values()), layer)
+        table, labels, columns, share = on_genes(table, adata)
+        record |= {"signatures": len(table), "signature_genes_share": share}
+        network, positions = None, None
+        if model is not None:
+            network = load_model(model, device=device)
+            if not isinstance(network, CellPulse):
+                raise TypeError(f"model= is a {type(network).__name__}; expected CellPulse.")
+            alignment = align_effects(adata, network.vocabulary, layer=layer)
+            queries = alignment.apply(profiles)
+            where = np.full(adata.n_vars, -1, dtype=np.int64)
+            where[alignment.columns] = alignment.positions
+            positions = where[columns]
+            record = run_record(network, adata, **record)
+        scorer = ReversalScorer(table, labels, n_permutations, seed, network, positions)
+        profiles = profiles[:, columns]
+    if pairs is not None:
+        record |= {"target_pairs": len(pairs)}
+        record["host_factors"] = "given" if host_factors is not None else host_factors_key
+    frames = []
+    quiet = len(rows) < 4 or settings.verbosity > 20
+    for i, group in enumerate(track(list(rows), description="Groups", disable=quiet)):
+        reversal, by_target = None, None
+        if scorer is not None and profiles is not None:
+            if not np.isfinite(profiles[i]).any():
+                raise ValueError(
+                    f"Group {group!r} measures none of the signatures' genes (in at least half of "
+                    "its profiles); leave it out with groups=."
+                )
+            reversal = scorer(profiles[i], None if queries is None else queries[i])
+        if pairs is not None and group in factors:
+            by_target = score_targets(
+                pairs, factors[group], n_permutations=n_permutations, seed=seed
+            )
+        names = None if scorer is None else scorer.table.compounds
+        frame = rank_compounds(names, pairs, reversal, by_target)
+        frames.append(frame.assign(group=group))
+    results = pd.concat(frames, ignore_index=True)[list(_COLUMNS)].astype(_COLUMNS)
+    results.index = results.index.astype(str)
+    adata = target(adata, copy=copy)
+    old = adata.uns.get(key_added)
+    table_of_old = old.get(RESULTS) if isinstance(old, Mapping) else None
+    if not (isinstance(table_of_old, pd.DataFrame) and set(_COLUMNS) <= set(table_of_old)):
+        warn_overwritten(adata, key_added, {})
+    adata.uns[key_added] = {PARAMS: record, RESULTS: results}
+    return adata if copy else None
+
+
+def _check_arguments(
+    signatures: Any, targets: Any, host_factors: Any, n_genes: int, n_permutations: int
+) -> None:
+    if signatures is None and targets is None:
+        raise ValueError(
+            "Found neither signatures= nor targets=; give what compounds do (such as "
+            "cfm.datasets.cmap_signatures()) or what they act on (cfm.datasets.drug_targets())."
+        )
+    if host_factors is not None and targets is None:
+        raise ValueError("host_factors= is only used with targets=, which is missing.")
+    for name, value in (("n_genes", n_genes), ("n_permutations", n_permutations)):
+        if value < 1:
+            raise ValueError(f"{name}={value}, expected at least 1.")
+
+
+def _mean_profiles(adata: AnnData, groups: list[np.ndarray], layer: str | None) -> np.ndarray:
+    """Return ``(groups, n_vars)`` mean log2 fold changes, NaN where too few profiles measure."""
+    total = np.zeros((len(groups), adata.n_vars))
+    count = np.zeros_like(total)
+    member = np.zeros((len(groups), adata.n_obs), dtype=bool)
+    for inside, rows in zip(member, groups, strict=True):
+        inside[rows] = True
+    for block, effects in effect_blocks(adata, layer=layer):
+        part = member[:, block].astype(np.float64)
+        total += part @ np.nan_to_num(effects.astype(np.float64))
+        count += part @ np.isfinite(effects)
+    size = member.sum(axis=1, keepdims=True)
+    enough = (count > 0) & (count >= MIN_MEASURED * size)
+    # In float32, as the model reads it: sums in another order of rows then give the same.
+    mean = np.where(enough, total / np.maximum(count, 1), np.nan)
+    return mean.astype(np.float32)
