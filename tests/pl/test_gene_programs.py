@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection, PathCollection, QuadMesh
 from matplotlib.colors import to_hex, to_rgb
@@ -61,6 +62,23 @@ def test_programs_are_named_with_what_they_are_worth():
     assert "P1\n8 genes, coherence 0." in said
     assert said.count("FDR 0.01 *") == 1
     assert said.count("FDR 0.2\n") == 2
+
+
+def test_the_best_significant_gene_set_is_named():
+    adata = with_gene_programs((8, 6, 5))
+    adata.uns["gene_programs"]["enrichment"] = pd.DataFrame(
+        {
+            "program": ["P1", "P1", "P2"],
+            "term": ["SECOND", "FIRST", "NOT SIGNIFICANT"],
+            "p_value": [0.01, 0.001, 0.2],
+            "fdr": [0.02, 0.01, 0.4],
+        },
+        index=["0", "1", "2"],
+    )
+    said = notes(cfm.pl.gene_programs(adata, show=False))
+    assert "FDR 0.01 *\nFIRST\n" in said
+    assert "SECOND" not in said
+    assert "NOT SIGNIFICANT" not in said
 
 
 def test_colours_diverge_with_grey_at_zero_and_cells_carry_signs():

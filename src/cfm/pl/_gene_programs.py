@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from cfm._fields import GENE_PROGRAMS_KEY, PROGRAM_EDGES, PROGRAM_GENES, PROGRAMS
+from cfm._fields import ENRICHMENT, GENE_PROGRAMS_KEY, PROGRAM_EDGES, PROGRAM_GENES, PROGRAMS
 from cfm.pl._figure import figure_of, finish
+from cfm.pl._palette import SIGNIFICANT
 from cfm.pl._program_heatmap import draw_heatmap
 from cfm.pl._program_network import draw_network
 from cfm.pl._stored import stored_table
@@ -48,11 +49,13 @@ def gene_programs(
     in columns. Colour is the effect (blue down, grey zero, red up); ``+`` and ``−`` in the cells
     say the same. The arrow before a gene's name is its direction in the program. Each program is
     named at the right with its size, coherence (share of concordant gene pairs) and false
-    discovery rate, with a star up to 0.05.
+    discovery rate, with a star up to 0.05, and the gene set that it is most enriched in, if one
+    has a false discovery rate of at most 0.05.
 
     ``"network"`` has one disc for each program, genes as nodes (▲ red: up, ▼ blue: down) whose
-    size grows with their weight in it, and the stored edges as lines. The first genes of each
-    program are named where there is room.
+    size grows with their weight in it, and the stored edges as lines: within programs the
+    heaviest three of each gene, between them the heaviest sixty. The first genes of each program
+    are named where there is room.
 
     Parameters
     ----------
@@ -125,7 +128,15 @@ def gene_programs(
     owned = ax is None
     if kind == "heatmap":
         ax = draw_heatmap(
-            adata, shown, genes, title=title, layer=layer, groupby=groupby, label=label, ax=ax
+            adata,
+            shown,
+            genes,
+            sets=_best_sets(adata, key),
+            title=title,
+            layer=layer,
+            groupby=groupby,
+            label=label,
+            ax=ax,
         )
     else:
         edges = stored_table(
@@ -151,6 +162,17 @@ def _chosen(
                 f"{', '.join(table.index)}."
             )
     return list(dict.fromkeys(wanted))
+
+
+def _best_sets(adata: AnnData, key: str) -> dict[str, str]:
+    """Name the gene set that each program is most enriched in, where one is significant."""
+    if ENRICHMENT not in adata.uns[key]:
+        return {}
+    columns = ("program", "term", "p_value", "fdr")
+    table = stored_table(adata, key, ENRICHMENT, tool="gene_programs", columns=columns, empty=True)
+    table = table[table["fdr"] <= SIGNIFICANT].sort_values("p_value", kind="stable")
+    first = table.drop_duplicates("program")
+    return dict(zip(first["program"], first["term"], strict=True))
 
 
 def _first_genes(genes: pd.DataFrame, programs: list[str], n_genes: int) -> pd.DataFrame:

@@ -15,6 +15,8 @@ from cfm.pl._labels import shorten
 from cfm.pl._palette import ARROWS, DOWN, SIGNIFICANT, UP, ZERO
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -37,13 +39,17 @@ def draw_heatmap(
     programs: pd.DataFrame,
     genes: pd.DataFrame,
     *,
+    sets: Mapping[str, str],
     title: str,
     layer: str | None,
     groupby: str | None,
     label: str | None,
     ax: Axes | None,
 ) -> Axes:
-    """Draw the heat map of :func:`cfm.pl.gene_programs`; ``genes`` are in their final order."""
+    """Draw the heat map of :func:`cfm.pl.gene_programs`.
+
+    ``genes`` are in their final order; ``sets`` names a gene set for some of the programs.
+    """
     for name in (groupby, label):
         if name is not None and name not in adata.obs:
             raise KeyError(
@@ -57,7 +63,7 @@ def draw_heatmap(
     columns = [shorten(str(names[i]), 40) for i in order]
     named = len(columns) <= _NAMED_UP_TO
     rows = _row_places(genes["program"].tolist())
-    notes = [_note(str(name), row) for name, row in programs.iterrows()]
+    notes = [_note(str(name), row, sets) for name, row in programs.iterrows()]
     if ax is None:
         ax = _own_axes(genes, columns, named, rows, notes, bool(groups))
     _draw_cells(ax, table, rows)
@@ -111,15 +117,15 @@ def _row_places(programs: list[str]) -> np.ndarray:
     return np.arange(len(programs)) + _GAP * np.cumsum(starts)
 
 
-def _note(name: str, row: pd.Series) -> tuple[str, str]:
+def _note(name: str, row: pd.Series, sets: Mapping[str, str]) -> list[str]:
     fdr = float(row["fdr"])
     star = " *" if fdr <= SIGNIFICANT else ""
     chance = "no FDR" if np.isnan(fdr) else "FDR < 0.001" if fdr < 0.001 else f"FDR {fdr:.2g}"
-    arrow = ARROWS.get(str(row["direction"]), "")
-    return (
-        f"{arrow} {shorten(name, 28)}",
+    lines = [
+        f"{ARROWS.get(str(row['direction']), '')} {shorten(name, 28)}",
         f"{int(row['size'])} genes, coherence {float(row['coherence']):.2f}, {chance}{star}",
-    )
+    ]
+    return [*lines, shorten(sets[name], 44)] if name in sets else lines
 
 
 def _own_axes(
@@ -127,7 +133,7 @@ def _own_axes(
     columns: list[str],
     named: bool,
     rows: np.ndarray,
-    notes: list[tuple[str, str]],
+    notes: list[list[str]],
     grouped: bool,
 ) -> Axes:
     width = max(1.8, len(columns) * (_NAMED if named else _NARROW))
@@ -200,7 +206,7 @@ def _name_rows(ax: Axes, genes: pd.DataFrame, rows: np.ndarray) -> None:
         text.set_color(UP if sign > 0 else DOWN)
 
 
-def _strip(ax: Axes, programs: list[str], rows: np.ndarray, notes: list[tuple[str, str]]) -> None:
+def _strip(ax: Axes, programs: list[str], rows: np.ndarray, notes: list[list[str]]) -> None:
     """Mark where each program stands, and say what it is worth, to the right of the cells."""
     beside = ax.get_yaxis_transform()
     right = beside + ScaledTranslation(0.06, 0, figure_of(ax).dpi_scale_trans)
@@ -215,22 +221,19 @@ def _strip(ax: Axes, programs: list[str], rows: np.ndarray, notes: list[tuple[st
             transform=right,
             clip_on=False,
         )
-        middle = (own[0] + own[-1] + 1) / 2
-        one_line = len(own) < 2
-        for text, dy, weight in ((note[0], 5.5, "bold"), (note[1], -5.5, "normal")):
+        lines = note if len(own) > 2 else note[:2] if len(own) == 2 else ["  ".join(note[:2])]
+        for j, text in enumerate(lines):
             ax.annotate(
-                "  ".join(note) if one_line else text,
-                (1, middle),
+                text,
+                (1, (own[0] + own[-1] + 1) / 2),
                 xycoords=beside,
-                xytext=(11, 0 if one_line else dy),
+                xytext=(11, 11 * ((len(lines) - 1) / 2 - j)),
                 textcoords="offset points",
                 va="center",
                 fontsize=7.5,
-                fontweight="normal" if one_line else weight,
+                fontweight="bold" if j == 0 and len(lines) > 1 else "normal",
                 annotation_clip=False,
             )
-            if one_line:
-                break
 
 
 def _divide(ax: Axes, groups: list[tuple[str, int]], bottom: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import networkx as nx
@@ -31,7 +32,9 @@ _LIGHT, _HEAVY = 22.0, 130.0
 _NAMED = 15
 _DISC = "#F3F4F6"
 #: Lines between programs beyond this many are a grey fog: the heaviest are drawn.
-_CROSSING = 200
+_CROSSING = 60
+#: Lines of a gene that are drawn inside a program: all would fill its disc.
+_PER_GENE = 3
 
 
 def draw_network(
@@ -173,21 +176,22 @@ def _pushed_apart(xy: np.ndarray, apart: float) -> np.ndarray:
 
 
 def _draw_edges(ax: Axes, edges: pd.DataFrame, places: dict[tuple[str, str], np.ndarray]) -> None:
-    ends = [
-        (
-            places.get((str(row.program_a), str(row.gene_a))),
-            places.get((str(row.program_b), str(row.gene_b))),
-        )
-        for row in edges.itertuples()
-    ]
+    columns = ("program_a", "gene_a", "program_b", "gene_b")
+    names = [edges[name].astype(str).tolist() for name in columns]
+    ends = [(places.get((p, a)), places.get((q, b))) for p, a, q, b in zip(*names, strict=True)]
     drawn = np.array([a is not None and b is not None for a, b in ends], dtype=bool)
-    crossing = (edges["program_a"] != edges["program_b"]).to_numpy(dtype=bool)
     weight = edges["weight"].to_numpy(dtype=np.float64)
-    heaviest = np.argsort(-np.where(crossing & drawn, weight, -np.inf))[:_CROSSING]
-    for chosen, color, style in (
-        (heaviest[(crossing & drawn)[heaviest]], "#C4C9D1", (0, (2, 2))),
-        (np.flatnonzero(drawn & ~crossing), "#8D95A1", "-"),
-    ):
+    crossing = (edges["program_a"] != edges["program_b"]).to_numpy(dtype=bool)
+    heaviest = np.argsort(-weight, kind="stable")
+    between = [i for i in heaviest if drawn[i] and crossing[i]][:_CROSSING]
+    kept: Counter[tuple[str, str]] = Counter()
+    inside = []
+    for i in (i for i in heaviest if drawn[i] and not crossing[i]):
+        pair = [(names[0][i], names[1][i]), (names[2][i], names[3][i])]
+        if min(kept[end] for end in pair) < _PER_GENE:
+            kept.update(pair)
+            inside.append(i)
+    for chosen, color, style in ((between, "#C4C9D1", (0, (2, 2))), (inside, "#8D95A1", "-")):
         if len(chosen) == 0:
             continue
         relative = weight[chosen] / max(float(weight[chosen].max()), 1e-12)
