@@ -50,7 +50,10 @@ def load_torch(path: str | Path) -> dict[str, Any]:
             f"containers ({_reason(error)}); nothing in it was executed. Ask its authors for "
             "safetensors, or convert it on a machine where that file may run code."
         ) from error
+    except PermissionError:
+        raise
     except (
+        OSError,  # a seek before the start of what is left of the archive
         RuntimeError,
         EOFError,
         ValueError,

@@ -3,6 +3,14 @@
 from cfm.models._base import PretrainedModel
 from cfm.models._load import load_model
 from cfm.models._protocols import AttentionModel, GeneFactorModel
+from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 
-__all__ = ["AttentionModel", "CellPulse", "GeneFactorModel", "PretrainedModel", "load_model"]
+__all__ = [
+    "AttentionModel",
+    "BulkFormer",
+    "CellPulse",
+    "GeneFactorModel",
+    "PretrainedModel",
+    "load_model",
+]

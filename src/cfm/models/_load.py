@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from cfm.hub import load_checkpoint, resolve
 from cfm.models._base import PretrainedModel
+from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 #: Model classes by the name that checkpoints carry.
-MODELS: dict[str, type[PretrainedModel]] = {"CellPulse": CellPulse}
+MODELS: dict[str, type[PretrainedModel]] = {"BulkFormer": BulkFormer, "CellPulse": CellPulse}
 
 
 def load_model(

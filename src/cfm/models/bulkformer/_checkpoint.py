@@ -1,0 +1,294 @@
+"""Published BulkFormer weights, in the folder layout of their authors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from cfm.hub import load_torch
+from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
+from cfm.models.bulkformer._sizes import BulkFormerSize
+from cfm.nn._graph import check_graph
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+_WEIGHTS = re.compile(r"bulkformer.*\.pt", re.IGNORECASE)
+_GRAPH, _GRAPH_WEIGHTS = "G_tcga.pt", "G_tcga_weight.pt"
+_GENES, _GENES_COLUMN = "bulkformer_gene_info.csv", "ensg_id"
+
+_COPY = ".proj_updater.instance."
+_COUNTER = ".proj_updater.calls_since_last_redraw"
+_LAYER = re.compile(r"gb_formers\.(\d+)\.f\.(\d+)\.net\.layers\.0\.(.+)")
+_BLOCK = re.compile(r"gb_formers\.(\d+)\.(.+)")
+
+#: Our names by the authors', of what is there once, per block and per Performer layer.
+_ONCE = {
+    "gene_emb_onehot_layer": "gene_embedding",
+    "gene_emb_proj": "gene_projection",
+    "x_proj": "input_projection",
+    "global_expr_proj": "sample_projection",
+    "layernorm": "norm",
+    "head": "head",
+}
+_OF_BLOCK = {
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+    "g.bias": "graph.bias",
+    "g.lin.weight": "graph.linear.weight",
+}
+_OF_LAYER = {
+    "0.norm": "attention_norm",
+    "0.fn.to_q": "attention.to_q",
+    "0.fn.to_k": "attention.to_k",
+    "0.fn.to_v": "attention.to_v",
+    "0.fn.to_out": "attention.to_out",
+    "1.norm": "ff_norm",
+    "1.fn.fn.w1": "ff_in",
+    "1.fn.fn.w2": "ff_out",
+}
+_AGAIN = "download it again, or convert it with the code that wrote it."
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint, checked: sizes, weights by our names, graph and gene list.
+
+    ``genes`` are Ensembl ids in the order of the model, ``None`` where the folder has no list.
+    """
+
+    name: str
+    size: BulkFormerSize
+    n_genes: int
+    tensors: dict[str, Tensor]
+    edges: Tensor
+    edge_weights: Tensor
+    genes: list[str] | None
+    sha256: str
+
+
+def is_published(path: Path) -> bool:
+    """Whether a folder or file looks like BulkFormer as its authors release it."""
+    if path.is_file():
+        return _WEIGHTS.fullmatch(path.name) is not None
+    return bool(_weight_files(path)) and not (path / WEIGHTS_NAME).is_file()
+
+
+def read_published(path: Path) -> Published:
+    """Read and check the authors' files.
+
+    Parameters
+    ----------
+    path
+        A folder with one ``bulkformer_*.pt``, ``G_tcga.pt``, ``G_tcga_weight.pt`` and, optional,
+        ``bulkformer_gene_info.csv``; or that ``.pt`` file, beside the others.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing, damaged or unsafe; if the weights are of another generation; if
+        graph, gene list and weights do not fit each other.
+    """
+    weights = path if path.is_file() else _only_weights(path)
+    folder = weights.parent
+    find_file(folder, weights.name)
+    state = {k.removeprefix("module."): v for k, v in load_torch(weights).items()}
+    size, n_genes, tensors = convert_state(state, str(weights))
+    edges = _one_tensor(folder, _GRAPH)
+    edge_weights = _one_tensor(folder, _GRAPH_WEIGHTS).float()
+    try:
+        check_graph(edges, edge_weights, n_genes)
+    except ValueError as error:
+        raise ValueError(
+            f"{_GRAPH} and {_GRAPH_WEIGHTS} in {folder} do not fit the {n_genes} genes of "
+            f"{weights.name}: {error}"
+        ) from error
+    return Published(
+        name=weights.stem,
+        size=size,
+        n_genes=n_genes,
+        tensors=tensors,
+        edges=edges,
+        edge_weights=edge_weights,
+        genes=_gene_list(folder, n_genes),
+        sha256=sha256_of_file(weights),
+    )
+
+
+def convert_state(
+    state: dict[str, object], where: str
+) -> tuple[BulkFormerSize, int, dict[str, Tensor]]:
+    """Turn the authors' state dict into sizes, number of genes and weights by our names.
+
+    Raises
+    ------
+    ValueError
+        If it is of another generation, or holds something unexpected, two versions of one tensor,
+        or sizes that contradict each other.
+    """
+    plain = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if len(plain) != len(state):
+        raise ValueError(f"{where} holds more than tensors; expected a state dict: {_AGAIN}")
+    _check_generation(plain, where)
+    plain = _without_copies(plain, where)
+    tensors: dict[str, Tensor] = {}
+    unknown = []
+    for key, value in plain.items():
+        ours = _our_name(key)
+        if ours is None:
+            unknown.append(key)
+        else:
+            tensors[ours] = value.float()
+    if unknown:
+        raise ValueError(
+            f"{where} holds {len(unknown)} tensors that BulkFormer does not have (such as "
+            f"{unknown[0]!r}); it is of another model or version."
+        )
+    size, n_genes = _sizes(tensors, where)
+    return size, n_genes, tensors
+
+
+def _check_generation(state: dict[str, Tensor], where: str) -> None:
+    """Refuse the two other generations of BulkFormer, by name."""
+    expected = "expected the five-size family of December 2025 (v2), which this version reads"
+    if any(k.startswith(("performer.net.", "graph_block.")) for k in state) or (
+        "expression_scale" in state
+    ):
+        raise ValueError(
+            f"{where} is of the third generation of BulkFormer (v3, bulkformer-latest, also "
+            f"V1Plus); {expected}. Use a checkpoint of that family."
+        )
+    blocks = any(k.startswith("gb_formers.") for k in state)
+    if "gene_emb" in state or (blocks and "gene_emb_onehot_layer.weight" not in state):
+        raise ValueError(
+            f"{where} is of the first generation of BulkFormer (v1, May to October 2025, gene "
+            f"identity from ESM2); {expected}. Use a checkpoint of that family."
+        )
+    if not blocks:
+        raise ValueError(
+            f"{where} does not hold weights of BulkFormer (no tensor is called gb_formers.…); "
+            "give the folder of a released checkpoint."
+        )
+
+
+def _without_copies(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Drop what the authors store twice, after checking that both say the same."""
+    kept = {k: v for k, v in state.items() if _COPY not in k and not k.endswith(_COUNTER)}
+    for key, value in state.items():
+        if _COPY not in key:
+            continue
+        original = kept.get(key.replace(_COPY, ".net."))
+        if original is None or not torch.equal(original, value):
+            raise ValueError(
+                f"{where} stores two versions of one tensor, and {key!r} differs from its "
+                f"original; the file is damaged: {_AGAIN}"
+            )
+    return kept
+
+
+def _our_name(key: str) -> str | None:
+    """Return our name of a tensor, ``None`` where there is none."""
+    if key == "expr_emb.inv_freq":
+        return "expression_embedding.frequencies"
+    if match := _LAYER.fullmatch(key):
+        block, layer, rest = match.groups()
+        prefix = f"blocks.{block}.layers.{layer}."
+        if rest == "0.fn.fast_attention.projection_matrix":
+            return prefix + "attention.features"
+        part, _, kind = rest.rpartition(".")
+        return f"{prefix}{_OF_LAYER[part]}.{kind}" if part in _OF_LAYER else None
+    if match := _BLOCK.fullmatch(key):
+        block, rest = match.groups()
+        return f"blocks.{block}.{_OF_BLOCK[rest]}" if rest in _OF_BLOCK else None
+    part, _, rest = key.partition(".")
+    return f"{_ONCE[part]}.{rest}" if part in _ONCE else None
+
+
+def _sizes(tensors: dict[str, Tensor], where: str) -> tuple[BulkFormerSize, int]:
+    """Read the sizes off the weights."""
+    try:
+        n_genes, dim = tensors["gene_embedding.weight"].shape
+        n_features, head_dim = tensors["blocks.0.layers.0.attention.features"].shape
+        hidden = tensors["blocks.0.layers.0.ff_in.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{where} lacks weights of BulkFormer ({error}): {_AGAIN}") from error
+    found = {
+        tuple(int(n) for n in match.groups())
+        for match in (re.match(r"blocks\.(\d+)\.layers\.(\d+)\.", k) for k in tensors)
+        if match is not None
+    }
+    n_blocks, n_layers = (1 + max(numbers) for numbers in zip(*found, strict=True))
+    if head_dim == 0 or dim % head_dim or hidden % dim or len(found) != n_blocks * n_layers:
+        raise ValueError(
+            f"{where} has weights whose sizes contradict each other (width {dim}, heads of "
+            f"{head_dim} with {n_features} features, {n_blocks} × {n_layers} layers of which "
+            f"{len(found)} are there): {_AGAIN}"
+        )
+    size = BulkFormerSize(
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=dim // head_dim,
+        n_blocks=n_blocks,
+        ff_mult=hidden // dim,
+    )
+    return size, n_genes
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_file() and _WEIGHTS.fullmatch(p.name))
+
+
+def _only_weights(folder: Path) -> Path:
+    found = _weight_files(folder)
+    if len(found) != 1:
+        names = [p.name for p in found]
+        raise ValueError(
+            f"{folder} holds {len(found)} files bulkformer_*.pt {names}; expected one: give the "
+            "path of the file that is meant, or keep each size in a folder of its own."
+        )
+    return found[0]
+
+
+def _one_tensor(folder: Path, name: str) -> Tensor:
+    """Read a file that holds one tensor."""
+    if not (folder / name).is_file():
+        raise ValueError(
+            f"There is no {name} beside the weights in {folder}; BulkFormer needs the "
+            f"co-expression graph its authors release with them ({_GRAPH}, {_GRAPH_WEIGHTS})."
+        )
+    find_file(folder, name)
+    loaded = load_torch(folder / name)
+    if list(loaded) != ["tensor"]:
+        raise ValueError(f"{folder / name} holds a dictionary; expected one tensor: {_AGAIN}")
+    return loaded["tensor"]
+
+
+def _gene_list(folder: Path, n_genes: int) -> list[str] | None:
+    """Read the Ensembl ids of the genes, in order."""
+    if not (folder / _GENES).is_file():
+        return None
+    path = find_file(folder, _GENES)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path} is no table of comma-separated values ({error}).") from error
+    if _GENES_COLUMN not in table:
+        raise ValueError(
+            f"{path} has the columns {table.columns.tolist()}; expected {_GENES_COLUMN!r}, the "
+            "Ensembl id of each gene."
+        )
+    genes = table[_GENES_COLUMN].str.strip().tolist()
+    if len(genes) != n_genes or len(set(genes)) != n_genes or "" in genes:
+        raise ValueError(
+            f"{path} lists {len(genes)} genes, {len(set(genes))} of them different; the weights "
+            f"have {n_genes}: the two belong to different releases."
+        )
+    return genes

@@ -1,0 +1,372 @@
+"""BulkFormer, AnnData side: what it is made of, the data it is given, saving and loading."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField
+
+from cfm.data import GeneVocabulary
+from cfm.data._matrix import get_matrix
+from cfm.data._warn import warn_user
+from cfm.hub import resolve, save_checkpoint
+from cfm.models._base import HISTORY_FILE, PretrainedModel, check_weights, load_weights
+from cfm.models.bulkformer._checkpoint import Published, is_published, read_published
+from cfm.models.bulkformer._graphs import graph_of_data, graph_tensors
+from cfm.models.bulkformer._module import BulkFormerModule
+from cfm.models.bulkformer._reading import align_genes, vocabulary_of
+from cfm.models.bulkformer._sizes import BulkFormerSize, get_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from cfm.hub import Checkpoint
+
+_GENES_FILE = "genes.txt"
+
+
+class BulkFormerCore(PretrainedModel):
+    """Network, vocabulary and registered data of a BulkFormer; see :class:`BulkFormer`.
+
+    Attributes
+    ----------
+    module
+        The network.
+    vocabulary
+        Genes that it knows.
+    size
+        Its sizes.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        *,
+        vocabulary: Sequence[str] | GeneVocabulary | None = None,
+        size: str | BulkFormerSize = "mini",
+        graph: Any = None,
+        gene_features: pd.DataFrame | None = None,
+        seed: int = 0,
+        **sizes: Any,
+    ) -> None:
+        super().__init__(adata)
+        if vocabulary is None:
+            if adata is None:
+                raise ValueError(
+                    "BulkFormer needs adata or vocabulary to know its genes; found neither. To "
+                    "use a trained model, call BulkFormer.from_pretrained(folder)."
+                )
+            vocabulary = adata.var_names
+        if not isinstance(vocabulary, GeneVocabulary):
+            vocabulary = GeneVocabulary(list(vocabulary))
+        self.vocabulary = vocabulary
+        #: Whether the vocabulary holds names; published weights may come without a gene list.
+        self.knows_genes = True
+        self.size = get_size(size, **sizes)
+        table = None if gene_features is None else self._align_features(gene_features)
+        width = 0 if table is None else table.shape[1]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = BulkFormerModule(
+                len(vocabulary), **self.size.module_arguments(), n_gene_features=width
+            )
+        if table is not None:
+            self.module.set_gene_features(torch.from_numpy(table))
+        if graph is not None:
+            self.module.set_graph(*graph_tensors(graph, len(vocabulary)))
+        elif adata is not None:
+            layer = self._registered_layer()
+            self.module.set_graph(*graph_of_data(adata, vocabulary, layer=layer))
+        self._summarise()
+
+    def _summarise(self) -> None:
+        """Set what scvi-tools shows of a model."""
+        n = sum(p.numel() for p in self.module.parameters())
+        self._model_summary_string = (
+            f"BulkFormer: {len(self.vocabulary)} genes, width {self.size.dim}, "
+            f"{self.size.n_blocks} × {self.size.n_layers} Performer layers, {n:,} parameters"
+        )
+
+    @classmethod
+    def setup_anndata(
+        cls, adata: AnnData, layer: str | None = None, study_key: str | None = None, **kwargs: Any
+    ) -> None:
+        """Register samples for training.
+
+        Parameters
+        ----------
+        adata
+            Samples by genes, natural log1p of TPM (:func:`cfm.pp.tpm`); ``NaN`` or −10 where a
+            gene is not measured.
+        layer
+            Layer with the log TPM instead of ``X``.
+        study_key
+            Column of ``obs`` with the study: training is judged on studies it has not seen.
+        **kwargs
+            For :meth:`scvi.data.AnnDataManager.register_fields`.
+
+        Raises
+        ------
+        KeyError
+            If the layer or the column does not exist.
+        ValueError
+            If the column has missing values.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        get_matrix(adata, layer=layer)
+        if study_key is not None:
+            if study_key not in adata.obs:
+                raise KeyError(
+                    f"adata.obs has no column {study_key!r}; it has {adata.obs.columns.tolist()}."
+                )
+            missing = int(adata.obs[study_key].isna().sum())
+            if missing:
+                raise ValueError(
+                    f"adata.obs[{study_key!r}] is missing in {missing} of {adata.n_obs} samples; "
+                    "fill it in, or drop those rows."
+                )
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, study_key),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def _registered_layer(self) -> str | None:
+        """Layer that was registered, ``None`` for ``X``."""
+        registered = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]
+        return registered.attr_key if registered.attr_name == "layers" else None
+
+    def registered_studies(self) -> np.ndarray:
+        """Return the study of each registered sample, ``(n,)`` object; all ``""`` if not given."""
+        state = self.adata_manager.get_state_registry(REGISTRY_KEYS.BATCH_KEY)
+        if state.original_key.startswith("_scvi"):
+            return np.full(self.adata.n_obs, "", dtype=object)
+        return self.adata.obs[state.original_key].astype(str).to_numpy(dtype=object)
+
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return the share of the model's genes that ``adata`` measures."""
+        self.require_genes()
+        return align_genes(adata.var_names, self.vocabulary, min_genes=1).found_share
+
+    def require_genes(self) -> None:
+        """Check that the model knows which genes its columns are.
+
+        Raises
+        ------
+        ValueError
+            If it was loaded from weights without a gene list.
+        """
+        if not self.knows_genes:
+            raise ValueError(
+                f"The weights came without bulkformer_gene_info.csv, so it is unknown which genes "
+                f"the model's {len(self.vocabulary)} columns are; put that file beside them, or "
+                "pass their names in order: from_pretrained(folder, genes=[…])."
+            )
+
+    def _align_features(self, table: pd.DataFrame) -> np.ndarray:
+        """Return a table of gene features by vocabulary gene: z-scores, 0 where it has no row."""
+        alignment = align_genes(table.index, self.vocabulary, min_genes=1)
+        values = table.to_numpy(dtype=np.float32)[alignment.columns]
+        if not np.isfinite(values).all():
+            raise ValueError("gene_features holds NaN or infinite values; drop those genes.")
+        spread = values.std(axis=0)
+        values = (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+        if alignment.found_share < 0.5:
+            warn_user(
+                f"gene_features has rows for {alignment.found_share:.0%} of the model's "
+                f"{len(self.vocabulary)} genes; the rest are alike to the model."
+            )
+        out = np.zeros((len(self.vocabulary), values.shape[1]), dtype=np.float32)
+        out[alignment.positions] = values
+        return out
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a folder or file holds weights as the authors of BulkFormer publish them."""
+        return is_published(path)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        adata: AnnData | None = None,
+        *,
+        device: str = "auto",
+        genes: Sequence[str] | None = None,
+    ) -> Self:
+        """Load a model by name, folder or ``hf://org/name``.
+
+        Parameters
+        ----------
+        source
+            Name of a bundled or registered checkpoint, a folder that :meth:`save` wrote, or one
+            laid out as the authors release their weights: ``bulkformer_*.pt``, ``G_tcga.pt``,
+            ``G_tcga_weight.pt`` and, if there, ``bulkformer_gene_info.csv``; or that ``.pt``
+            file. ``hf://org/name`` on the Hugging Face hub for either.
+        adata
+            Data to attach for further training, registered with ``setup_anndata``.
+        device
+            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        genes
+            Ensembl ids of the model's genes, in order, for weights without
+            ``bulkformer_gene_info.csv``.
+
+        Raises
+        ------
+        ValueError
+            If files are missing, damaged or not safe to read, if they do not fit each other, or
+            if the weights are of another model or another generation of BulkFormer.
+        """
+        path = resolve(source)
+        if not cls.recognises(path):
+            if genes is not None:
+                raise ValueError("genes= is for weights without a gene list; this has its own.")
+            return super().from_pretrained(source, adata, device=device)
+        published = read_published(path)
+        model = cls._from_published(published, genes)
+        model.checkpoint_name = published.name
+        model.checkpoint_sha256 = published.sha256
+        model.is_trained_ = True
+        if adata is not None:
+            model.attach(adata)
+        model.to_device(device)
+        model.module.eval()
+        return model
+
+    @classmethod
+    def _from_published(cls, published: Published, genes: Sequence[str] | None) -> Self:
+        names = list(genes) if genes is not None else published.genes
+        if names is not None and len(names) != published.n_genes:
+            raise ValueError(
+                f"genes= names {len(names)} genes; the weights have {published.n_genes}."
+            )
+        with torch.device("meta"):
+            module = BulkFormerModule(published.n_genes, **published.size.module_arguments())
+        extra = {
+            "gene_offset": torch.zeros(published.n_genes),
+            "edges": published.edges,
+            "edge_weights": published.edge_weights,
+        }
+        module.edges, module.edge_weights = published.edges, published.edge_weights
+        tensors = published.tensors | extra
+        check_weights(module, tensors, published.name)
+        unnamed = [f"gene {i + 1}" for i in range(published.n_genes)]
+        vocabulary = GeneVocabulary(unnamed) if names is None else vocabulary_of(names)
+        model = cls._empty(vocabulary, published.size, 0)
+        model.knows_genes = names is not None
+        model.module.edges, model.module.edge_weights = published.edges, published.edge_weights
+        load_weights(model.module, tensors, published.name)
+        return model
+
+    @classmethod
+    def _empty(cls, vocabulary: GeneVocabulary, size: BulkFormerSize, width: int) -> Self:
+        """Make a model whose weights will be loaded."""
+        features = None
+        if width:
+            features = pd.DataFrame(np.zeros((len(vocabulary), width)), index=vocabulary.genes)
+        return cls(vocabulary=vocabulary, size=size, gene_features=features)
+
+    def save(
+        self,
+        dir_path: str | Path,
+        *,
+        overwrite: bool = False,
+        card: str | None = None,
+        compact: bool = False,
+        **kwargs: Any,
+    ) -> Path:
+        """Save weights, graph, vocabulary and provenance as a cfm checkpoint.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to make.
+        overwrite
+            Replace a checkpoint that is there.
+        card
+            Model card (Markdown); the loaded one by default.
+        compact
+            Store weight matrices and the graph's weights in float16, half the size.
+        **kwargs
+            None are taken: data are never saved with the model.
+        """
+        if kwargs:
+            raise TypeError(
+                f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
+                "Save data with adata.write_h5ad."
+            )
+        tensors = dict(self.module.state_dict())
+        if compact:
+            tensors = {
+                k: v.half() if v.is_floating_point() and (v.ndim > 1 or k == "edge_weights") else v
+                for k, v in tensors.items()
+            }
+        width = 0 if self.module.gene_embedding is not None else self.module.gene_features.shape[1]
+        config = self.provenance | {
+            "size": vars(self.size),
+            "n_gene_features": width,
+            "knows_genes": self.knows_genes,
+        }
+        return save_checkpoint(
+            dir_path,
+            tensors,
+            config,
+            model="BulkFormer",
+            files={_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"} | self._history_file(),
+            card=card if card is not None else self.card,
+            overwrite=overwrite,
+        )
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+        config = dict(checkpoint.config)
+        tensors = checkpoint.tensors
+        try:
+            size = BulkFormerSize(**config.pop("size"))
+            width = int(config.pop("n_gene_features"))
+            knows_genes = bool(config.pop("knows_genes"))
+            genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
+            _check_layers(tensors, size)
+            with torch.device("meta"):  # takes no memory for what the sizes claim
+                module = BulkFormerModule(
+                    len(genes), **size.module_arguments(), n_gene_features=width
+                )
+            graph = tensors["edges"], tensors["edge_weights"].float()
+            module.edges, module.edge_weights = graph
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
+                f"BulkFormer ({error}). It may be damaged or from another version; download it "
+                "again."
+            ) from error
+        check_weights(module, tensors, checkpoint.name)
+        model = cls._empty(genes, size, width)
+        model.knows_genes = knows_genes
+        model.module.set_graph(*graph)
+        load_weights(model.module, tensors, checkpoint.name)
+        model.provenance = config
+        history = checkpoint.files.get(HISTORY_FILE)
+        model._loaded_history = {} if history is None else {HISTORY_FILE: history}
+        if adata is not None:
+            model.attach(adata)
+        return model
+
+
+def _check_layers(tensors: dict[str, torch.Tensor], size: BulkFormerSize) -> None:
+    """Check that the weights have as many layers as the sizes claim."""
+    prefixes = {".".join(name.split(".")[:4]) for name in tensors if name.startswith("blocks.")}
+    found = sum(prefix.split(".")[2] == "layers" for prefix in prefixes)
+    if found != size.n_blocks * size.n_layers:
+        raise ValueError(
+            f"found {size.n_blocks} × {size.n_layers} Performer layers, but weights of {found}"
+        )

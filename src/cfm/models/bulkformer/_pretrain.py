@@ -1,0 +1,228 @@
+"""Training of BulkFormer, from scratch or from published weights: what goes in, and the run."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from scvi import settings
+from scvi.train import TrainRunner
+from torch.utils.data import DataLoader
+
+from cfm.data._matrix import by_rows, get_matrix, read_rows, to_dense
+from cfm.models._lightning import (
+    check_numbers,
+    held_out_studies,
+    quiet_lightning,
+    run_training,
+    training_precision,
+)
+from cfm.models.bulkformer._constants import MISSING
+from cfm.models.bulkformer._core import BulkFormerCore
+from cfm.models.bulkformer._reading import align_expression, expression_blocks
+from cfm.models.bulkformer._training import Batch, MaskedExpressionPlan, SampleStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MAX_EPOCHS = 30
+
+
+class _Batches(pl.LightningDataModule):
+    """Training and validation streams; both come as whole batches."""
+
+    def __init__(self, training: SampleStream, checks: SampleStream | None) -> None:
+        super().__init__()
+        self.training = training
+        self.checks = checks
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return DataLoader(self.training, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        return [] if self.checks is None else DataLoader(self.checks, batch_size=None)
+
+
+class Trainable(BulkFormerCore):
+    """A BulkFormer that can be trained."""
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        max_steps: int | None = None,
+        mask_share: float = 0.15,
+        validation_share: float = 0.1,
+        batch_size: int = 8,
+        accumulate_grad_batches: int = 1,
+        lr: float = 5e-4,
+        weight_decay: float = 0.01,
+        redraw_interval: int = 1000,
+        recompute: bool = False,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        precision: str = "auto",
+        enable_progress_bar: bool | None = None,
+        seed: int = 0,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train on hidden expression: from scratch, or further from loaded weights.
+
+        A part of the observed genes of each sample is hidden and predicted from the rest; the
+        loss is the mean squared error of log TPM. A model that was never trained starts as the
+        mean of each gene. The curves are in ``history``.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data; 30 unless ``max_steps`` is given.
+        max_steps
+            Optimiser steps at most.
+        mask_share
+            Share of the observed genes that is hidden.
+        validation_share
+            Share of the studies that is held out, at least one if there are three; without
+            ``study_key`` share of the samples.
+        batch_size
+            Samples per batch.
+        accumulate_grad_batches
+            Batches per optimiser step.
+        lr
+            Peak learning rate; warm-up over 5 % of the steps, then linear decay. The published
+            models were trained with 1e-4.
+        weight_decay
+            Of AdamW.
+        redraw_interval
+            Steps after which the random features of the attention are drawn anew; 0 keeps them.
+        recompute
+            Compute the layers again in the backward pass instead of keeping their activations:
+            a third slower, and memory for one layer instead of all.
+        accelerator, devices
+            As in scvi-tools.
+        precision
+            As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+        enable_progress_bar
+            By default as ``scvi.settings.verbosity`` says.
+        seed
+            Seed of the whole run.
+        **trainer_kwargs
+            For :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            If the model has no data or too few samples, the matrix is not log TPM, or a number
+            is out of its range.
+        KeyboardInterrupt
+            If training is interrupted. The model then keeps what it has learned.
+        """
+        check_numbers(
+            max_epochs=(1 if max_epochs is None else max_epochs, 1),
+            max_steps=(1 if max_steps is None else max_steps, 1),
+            batch_size=(batch_size, 1),
+            accumulate_grad_batches=(accumulate_grad_batches, 1),
+            redraw_interval=(redraw_interval, 0),
+        )
+        if not 0.0 < mask_share < 1.0:
+            raise ValueError(f"mask_share must lie between 0 and 1; found {mask_share}.")
+        read, mean = self._registered_expression()
+        studies = self.registered_studies()
+        held_out = self._held_out(studies, validation_share, seed)
+        training, checks = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        if not self.is_trained_:
+            self.module.start_from(torch.from_numpy(mean(training)))
+        stream = SampleStream(
+            read, training, batch_size=batch_size, mask_share=mask_share, seed=seed
+        )
+        check = None
+        if len(checks):
+            check = SampleStream(
+                read,
+                checks,
+                batch_size=batch_size,
+                mask_share=mask_share,
+                seed=seed + 1,
+                fixed=True,
+            )
+        steps_per_epoch = -(-stream.n_batches // accumulate_grad_batches)
+        if max_epochs is None:
+            max_epochs = _MAX_EPOCHS if max_steps is None else -(-max_steps // steps_per_epoch)
+        n_steps = min(max_epochs * steps_per_epoch, max_steps or max_epochs * steps_per_epoch)
+        plan = MaskedExpressionPlan(
+            self.module,
+            lr=lr,
+            weight_decay=weight_decay,
+            n_steps=n_steps,
+            redraw_interval=redraw_interval,
+            seed=seed,
+        )
+        if enable_progress_bar is None:
+            enable_progress_bar = settings.verbosity <= logging.INFO
+        trainer_kwargs.setdefault("log_every_n_steps", 1)
+        self.module.recompute = recompute
+        try:
+            with quiet_lightning():
+                runner = TrainRunner(
+                    self,
+                    training_plan=plan,
+                    data_splitter=_Batches(stream, check),
+                    max_epochs=max_epochs,
+                    max_steps=n_steps,
+                    accelerator=accelerator,
+                    devices=devices,
+                    precision=training_precision(precision),
+                    check_val_every_n_epoch=1,
+                    accumulate_grad_batches=accumulate_grad_batches,
+                    enable_progress_bar=enable_progress_bar,
+                    gradient_clip_val=1.0,
+                    **trainer_kwargs,
+                )
+                finished = run_training(self, runner, seed)
+        finally:
+            self.module.recompute = False
+        self.trained_here(studies, training_seed=seed, max_steps=n_steps)
+        if not finished:
+            raise KeyboardInterrupt(
+                f"Training was interrupted after step {plan.trainer.global_step} of {n_steps}; "
+                "the model keeps what it has learned."
+            )
+
+    def _registered_expression(
+        self,
+    ) -> tuple[Callable[[np.ndarray], torch.Tensor], Callable[[np.ndarray], np.ndarray]]:
+        """Check the registered data, and return how to read rows, and the mean of each gene."""
+        if self.adata is None:
+            raise ValueError(
+                "The model has no data; give it some with from_pretrained(name, adata=adata) "
+                "after BulkFormer.setup_anndata(adata, …)."
+            )
+        self.require_genes()
+        layer = self._registered_layer()
+        alignment = align_expression(self.adata, self.vocabulary, layer=layer)
+        for _ in expression_blocks(self.adata, layer=layer):
+            pass  # checks every sample once
+        matrix = by_rows(get_matrix(self.adata, layer=layer))
+
+        def read(rows: np.ndarray) -> torch.Tensor:
+            values = alignment.apply(to_dense(read_rows(matrix, rows), np.float32))
+            return torch.from_numpy(np.nan_to_num(values, nan=MISSING))
+
+        def mean(rows: np.ndarray) -> np.ndarray:
+            total = np.zeros((2, len(self.vocabulary)))
+            for start in range(0, len(rows), 64):
+                values = read(rows[start : start + 64]).numpy()
+                observed = values != MISSING
+                total += [np.where(observed, values, 0.0).sum(0), observed.sum(0)]
+            return (total[0] / np.maximum(total[1], 1)).astype(np.float32)
+
+        return read, mean
+
+    def _held_out(self, studies: np.ndarray, share: float, seed: int) -> np.ndarray:
+        """Choose what training is judged on, ``(n,)`` bool: studies, or samples without them."""
+        if (studies != "").any():
+            return np.isin(studies, held_out_studies(studies, share, seed))
+        names = np.arange(len(studies)).astype(str).astype(object)
+        return np.isin(names, held_out_studies(names, share, seed))

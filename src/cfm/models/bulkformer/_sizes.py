@@ -1,0 +1,57 @@
+"""Named sizes of BulkFormer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BulkFormerSize:
+    """Sizes of the network; see :class:`BulkFormerModule`."""
+
+    dim: int
+    n_layers: int
+    n_heads: int = 8
+    n_blocks: int = 1
+    ff_mult: int = 4
+    attention_dropout: float = 0.05
+    ff_dropout: float = 0.1
+    centred: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "n_layers", "n_heads", "n_blocks", "ff_mult"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
+        if not isinstance(self.centred, bool):
+            raise ValueError(f"centred must be True or False; found {self.centred!r}.")
+        for name in ("attention_dropout", "ff_dropout"):
+            share = getattr(self, name)
+            if not 0.0 <= share < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1; found {share!r}.")
+
+    def module_arguments(self) -> dict[str, Any]:
+        """Return the constructor arguments of the module."""
+        return asdict(self)
+
+
+#: The five published sizes by the names of their checkpoints, which are nominal: with 20,010 genes
+#: they have 13.4, 28.6, 75.9, 112.4 and 132.1 million parameters. ``mini`` is for small cohorts.
+SIZES = {
+    "mini": BulkFormerSize(dim=64, n_layers=2, n_heads=4, centred=True),
+    "37M": BulkFormerSize(dim=128, n_layers=1),
+    "50M": BulkFormerSize(dim=256, n_layers=2),
+    "93M": BulkFormerSize(dim=512, n_layers=6),
+    "127M": BulkFormerSize(dim=640, n_layers=8),
+    "147M": BulkFormerSize(dim=640, n_layers=12),
+}
+
+
+def get_size(size: str | BulkFormerSize, **changes: Any) -> BulkFormerSize:
+    """Return a named size, with single numbers changed where asked."""
+    if isinstance(size, str):
+        if size not in SIZES:
+            raise ValueError(f"Unknown size {size!r}; expected one of {list(SIZES)}.")
+        size = SIZES[size]
+    return replace(size, **changes)

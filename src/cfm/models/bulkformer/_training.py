@@ -1,0 +1,167 @@
+"""Masked-expression training of BulkFormer in Lightning: batches and steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from cfm.models.bulkformer._constants import MISSING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cfm.models.bulkformer._module import BulkFormerModule
+
+_WARM_UP = 0.05
+
+
+class Batch(NamedTuple):
+    """``expression`` ``(b, n_genes)`` log TPM, −10 = missing; ``hidden`` bool, what to predict."""
+
+    expression: Tensor
+    hidden: Tensor
+
+
+def hide(expression: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Choose a random share of the observed entries, ``(b, n_genes)`` bool."""
+    draw = torch.rand(expression.shape, generator=generator)
+    return (expression != MISSING) & (draw < share)
+
+
+class SampleStream(IterableDataset[Batch]):
+    """Batches of samples in random order with random entries hidden; each sample once an epoch.
+
+    Parameters
+    ----------
+    read
+        Turns row numbers into ``(b, n_genes)`` expression.
+    rows
+        Row numbers to draw from.
+    batch_size
+        Samples per batch.
+    mask_share
+        Share of the observed entries to hide.
+    seed
+        Seed; epoch ``i`` of a seed is always the same. Processes that train together draw
+        different orders.
+    fixed
+        Keep the order and what is hidden from epoch to epoch, for validation.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[np.ndarray], Tensor],
+        rows: np.ndarray,
+        *,
+        batch_size: int,
+        mask_share: float,
+        seed: int,
+        fixed: bool = False,
+    ) -> None:
+        self.read = read
+        self.rows = rows
+        self.batch_size = batch_size
+        self.mask_share = mask_share
+        self.seed = seed
+        self.fixed = fixed
+        self.epoch = 0
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = np.random.default_rng([self.seed, self.epoch, *_process()])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        order = self.rows if self.fixed else rng.permutation(self.rows)
+        for start in range(0, len(order), self.batch_size):
+            expression = self.read(order[start : start + self.batch_size])
+            yield Batch(expression, hide(expression, self.mask_share, generator))
+        self.epoch += not self.fixed
+
+
+class MaskedExpressionPlan(pl.LightningModule):
+    """Mean squared error of hidden expression; AdamW with warm-up and linear decay.
+
+    Parameters
+    ----------
+    module
+        The network.
+    lr
+        Peak learning rate.
+    weight_decay
+        Of AdamW.
+    n_steps
+        Optimiser steps in all, for the schedule.
+    redraw_interval
+        Steps after which the random features of the attention are drawn anew; 0 never does.
+    seed
+        Of the redrawn features.
+    """
+
+    def __init__(
+        self,
+        module: BulkFormerModule,
+        *,
+        lr: float,
+        weight_decay: float,
+        n_steps: int,
+        redraw_interval: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.n_steps = n_steps
+        self.redraw_interval = redraw_interval
+        self._generator = torch.Generator().manual_seed(seed)
+        self._redrawn = 0
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what is trained."""
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
+
+        def rate(step: int) -> float:
+            done = (step + 1) / max(1, self.n_steps)
+            return done / _WARM_UP if done < _WARM_UP else max(0.0, (1.0 - done) / (1.0 - _WARM_UP))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Redraw the random features when it is time."""
+        if self.redraw_interval and self.global_step >= self._redrawn + self.redraw_interval:
+            self.module.redraw_features(self._generator)
+            self._redrawn = self.global_step
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step on one batch."""
+        loss = self.module.losses(*batch)["loss"]
+        self.log(
+            "train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch.hidden)
+        )
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss on samples that are not trained on."""
+        loss = self.module.losses(*batch)["loss"]
+        self.log("validation_loss", loss, on_epoch=True, batch_size=len(batch.hidden))
+
+
+def _process() -> list[int]:
+    """Return the rank of this process among those that train together, nothing for the first."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return []
+    rank = torch.distributed.get_rank()
+    return [rank] if rank else []

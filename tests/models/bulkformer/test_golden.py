@@ -1,0 +1,103 @@
+"""Published weights give the published numbers, through the calls that a user makes."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cfm.models import BulkFormer, load_model
+from tests._bulk import GOLDEN
+
+#: Of the output's scale, float32.
+TOLERANCE = 1e-5
+
+
+@cache
+def io() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "io.safetensors")
+
+
+@cache
+def model() -> BulkFormer:
+    return BulkFormer.from_pretrained(GOLDEN)
+
+
+@cache
+def mask_rate() -> float:
+    return json.loads((GOLDEN / "config.json").read_text())["mask_prob"]
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_embeddings_and_predictions(gradients: bool) -> None:
+    """Both ways through the network: all at once with gradients, in pieces without."""
+    module, x = model().module, io()["x"]
+    with torch.set_grad_enabled(gradients):
+        assert_close(module.encode(x, missing_rate=mask_rate()), io()["emb"])
+        assert_close(module.encode(x, missing_rate=0.0), io()["emb_noprob"])
+        assert_close(module.predict(x, missing_rate=mask_rate()), io()["pred"])
+
+
+def test_without_a_rate_each_sample_has_its_own() -> None:
+    x = io()["x"]
+    with torch.no_grad():
+        found = model().module.encode(x)
+    own = (x == -10).float().mean(1)
+    assert own.unique().numel() > 1
+    torch.testing.assert_close(found[..., -3], own.unsqueeze(1).expand(-1, 160))
+    assert_close(found[..., :-3], io()["emb"][..., :-3])
+
+
+@pytest.mark.parametrize("tokens", [1, 37, 160, 10_000])
+def test_the_size_of_the_pieces_is_no_matter(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = model().module
+    monkeypatch.setattr(module, "tokens_at_once", lambda: tokens)
+    with torch.inference_mode():
+        assert_close(module.encode(io()["x"], mask_rate()), io()["emb"])
+        assert_close(module.predict(io()["x"], mask_rate()), io()["pred"])
+
+
+def test_bfloat16_is_alike() -> None:
+    with torch.inference_mode():
+        found = model().module.encode(io()["x"], mask_rate(), dtype=torch.bfloat16)
+        assert model().module.bfloat16_agreement() > 0.999
+    expected = io()["emb"]
+    assert torch.cosine_similarity(found[..., :-3], expected[..., :-3], dim=-1).mean() > 0.999
+
+
+def test_sizes_are_read_off_the_weights() -> None:
+    size = model().size
+    assert (size.dim, size.n_layers, size.n_heads, size.n_blocks, size.ff_mult) == (32, 2, 4, 1, 4)
+    assert len(model().vocabulary) == 160
+    assert not size.centred
+
+
+def test_any_way_to_name_it() -> None:
+    x = io()["x"]
+    sources = [GOLDEN, str(GOLDEN), GOLDEN / "bulkformer_tiny.pt"]
+    for load in (BulkFormer.from_pretrained, load_model):
+        for source in sources:
+            found = load(source)
+            assert isinstance(found, BulkFormer)
+            assert found.checkpoint_name == "bulkformer_tiny"
+            assert len(found.checkpoint_sha256) == 64
+            with torch.inference_mode():
+                assert_close(found.module.encode(x, mask_rate()), io()["emb"])
+
+
+def test_our_own_format_keeps_the_numbers(tmp_path: Path) -> None:
+    loaded = BulkFormer.load(model().save(tmp_path / "ours"))
+    with torch.inference_mode():
+        assert torch.equal(loaded.module.encode(io()["x"]), model().module.encode(io()["x"]))
+        assert torch.equal(loaded.module.predict(io()["x"]), model().module.predict(io()["x"]))
+    assert loaded.size == model().size
+    assert not loaded.knows_genes
