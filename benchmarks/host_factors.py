@@ -25,7 +25,7 @@ from benchmarks._studies import load_signatures
 from cfm.metrics import auroc, average_precision, odds_ratio_at, permutation_interval
 from cfm.models import CellPulse
 from cfm.tl import host_factors
-from cfm.tl._guided_factors import gene_folds, guided_scores
+from cfm.tl._guided_factors import gene_folds, guided_scores, unit_rows
 
 METHODS = ("attention", "integrated_gradients", "reversal", "consensus")
 GUIDED = "guided by other viruses' hits"
@@ -82,7 +82,7 @@ def guided_rankings(
     """Rank genes by known hits of all *other* viruses, never by a hit in the gene's own fold."""
     genes = model.vocabulary.genes
     genes = pd.Index(genes[genes.isin(screens.index)])
-    vectors = model.gene_vectors()[model.vocabulary.genes.get_indexer(genes)]
+    vectors = unit_rows(model.get_gene_factors()[1])[model.vocabulary.genes.get_indexer(genes)]
     fold = gene_folds(genes.tolist())
     hits = screens.reindex(genes).fillna(0.0).to_numpy() > 0
     seeds = np.column_stack([hits[:, screens.columns != v].any(axis=1) for v in viruses])

@@ -24,6 +24,12 @@ def gene_folds(genes: Sequence[str]) -> np.ndarray:
     return np.array([crc32(g.encode()) % N_FOLDS for g in genes], dtype=np.int64)
 
 
+def unit_rows(factors: np.ndarray) -> np.ndarray:
+    """Scale each gene's factors to unit length: what counts is with what it moves, not how much."""
+    length = np.linalg.norm(factors, axis=1, keepdims=True)
+    return factors / np.maximum(length, 1e-12)
+
+
 def guided_scores(
     vectors: np.ndarray, known: np.ndarray, fold: np.ndarray, *, ridge: float = 1.0
 ) -> np.ndarray:

@@ -27,7 +27,7 @@ from cfm.tl._factor_scores import (
     permuted_profiles,
 )
 from cfm.tl._groups import profile_groups
-from cfm.tl._guided_factors import gene_folds, guided_scores, known_genes
+from cfm.tl._guided_factors import gene_folds, guided_scores, known_genes, unit_rows
 from cfm.tl._store import check_key, run_record, target, warn_overwritten
 
 if TYPE_CHECKING:

@@ -48,15 +48,6 @@ class VirusExplainer(VirusCaller):
         return name if name in self.require_classifier().classes else "infected"
 
     @torch.inference_mode()
-    def gene_vectors(self) -> np.ndarray:
-        """Return the model's genes as vectors of unit length, ``(n_vocabulary, n_factors)``.
-
-        Factors of the linear gene-gene term: genes that respond alike over the pretraining data
-        point the same way. Zero for a gene that it knows nothing of.
-        """
-        return unit(self.module.scaled_factors()).float().cpu().numpy()
-
-    @torch.inference_mode()
     def target_log_odds(self, effects: np.ndarray, target: str) -> np.ndarray:
         """Return the log-odds of a virus against all others, or of an infection.
 
