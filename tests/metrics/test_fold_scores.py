@@ -11,6 +11,7 @@ from cfm.metrics._fold_scores import class_scores, group_draws, survival_scores,
 
 N = 60
 ONE_FOLD = np.zeros(N, dtype=int)
+MASS = np.ones(N)
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_draws_take_whole_groups(draws):
 def test_class_scores_equal_those_of_sklearn(rng, draws, k):
     truth = rng.integers(k, size=N)
     proba = rng.dirichlet(np.ones(k), size=N).round(1) + 0.5 * np.eye(k)[truth]
-    found = class_scores(truth, proba, ONE_FOLD, draws)
+    found = class_scores(truth, proba, ONE_FOLD, draws, MASS)
     for i, weights in enumerate(draws):
         rows = repeat(weights)
         y, call = truth[rows], proba[rows].argmax(axis=1)
@@ -79,7 +80,7 @@ def test_survival_scores_equal_those_of_sksurv(rng, draws):
     censoring = CensoringDistributionEstimator().fit(y)
     at = censoring.predict_proba(time), censoring.predict_proba(horizons)
     survival = rng.random((N, 3))
-    found = survival_scores(time, event, risk, survival, horizons, at, ONE_FOLD, draws)
+    found = survival_scores(time, event, risk, survival, horizons, at, ONE_FOLD, draws, MASS)
     for i, weights in enumerate(draws):
         rows = repeat(weights)
         expected = sksurv.concordance_index_censored(event[rows], time[rows], risk[rows])[0]
@@ -101,11 +102,11 @@ def test_a_constant_in_each_fold_ranks_nothing(rng):
     assert scores["r2"][0, 0] < 0
     truth = (y > 0).astype(int)
     proba = np.stack([1 - constant, constant], axis=1)
-    assert class_scores(truth, proba, fold, ones)["auroc"][0] == 0.5
+    assert class_scores(truth, proba, fold, ones, MASS)["auroc"][0] == 0.5
     at = np.ones(N), np.ones(1)
     time, event = np.exp(y), np.ones(N, dtype=bool)
     half = np.full((N, 1), 0.5)
-    found = survival_scores(time, event, constant, half, np.ones(1), at, fold, ones)
+    found = survival_scores(time, event, constant, half, np.ones(1), at, fold, ones, MASS)
     assert found["c_index"][0] == found["auroc_t"][0] == 0.5
     assert found["brier_t"][0] == pytest.approx(0.25)
 
@@ -125,6 +126,20 @@ def test_levels_of_folds_do_not_matter_to_what_ranks(rng):
 def test_nothing_to_compare_is_nan():
     truth = np.array([0, 1, 0, 1])
     proba = np.array([[0.2, 0.8]] * 4)
-    alone = class_scores(truth, proba, np.arange(4), np.ones((1, 4)))
+    alone = class_scores(truth, proba, np.arange(4), np.ones((1, 4)), np.ones(4))
     assert np.isnan(alone["auroc"][0])
     assert alone["accuracy"][0] == 0.5
+
+
+def test_each_fold_counts_as_its_groups_do(rng):
+    # a large study that is ranked perfectly, two small ones that are ranked upside down
+    fold = np.repeat([0, 1, 2], [40, 10, 10])
+    truth = np.tile([0, 1], 30)
+    score = np.where(fold == 0, truth, 1 - truth) + 0.1 * rng.random(N)
+    proba = np.stack([1 - score, score], axis=1)
+    one_study_each = 1 / np.array([40, 10, 10])[fold]
+    ones = np.ones((1, N))
+    by_study = class_scores(truth, proba, fold, ones, one_study_each)["auroc"][0]
+    assert by_study == pytest.approx(1 / 3)
+    by_sample = class_scores(truth, proba, fold, ones, MASS)["auroc"][0]
+    assert by_sample == pytest.approx(40 / 60)

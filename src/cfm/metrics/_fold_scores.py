@@ -7,7 +7,9 @@ are scored by a few matrix products.
 What ranks (AUROC, concordance, correlations) is compared *within* a fold only. The folds of a
 cross-validation have models of their own, whose outputs differ in level; across folds even a
 constant prediction would be ranked, against the truth: the mean of the training folds is lowest
-where the test fold is highest.
+where the test fold is highest. AUROC and concordance are then averaged over the folds, each with
+the weight of its groups: a study of 100 samples has 2,500 pairs where one of 10 has 25, and would
+else decide alone.
 """
 
 from __future__ import annotations
@@ -42,7 +44,11 @@ def group_draws(groups: np.ndarray, n_draws: int, seed: int) -> np.ndarray:
 
 
 def class_scores(
-    truth: np.ndarray, proba: np.ndarray, fold: np.ndarray, weights: np.ndarray
+    truth: np.ndarray,
+    proba: np.ndarray,
+    fold: np.ndarray,
+    weights: np.ndarray,
+    mass: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Accuracy, balanced accuracy, macro F1 and AUROC of class probabilities.
 
@@ -56,6 +62,8 @@ def class_scores(
         ``(n,)`` fold in which each observation was predicted.
     weights
         ``(n_draws, n)``.
+    mass
+        ``(n,)`` 1 / size of the group of each observation: what it adds to the weight of its fold.
 
     Returns
     -------
@@ -75,7 +83,7 @@ def class_scores(
     recall = np.where(present, hit / np.where(present, true, 1), 0)
     f1 = np.where(present, 2 * hit / np.where(present, true + called, 1), 0)
     columns = range(1, 2) if k == 2 else range(k)
-    curves = [pair_auroc(proba[:, c], truth == c, truth != c, fold, weights) for c in columns]
+    curves = [pair_auroc(proba[:, c], truth == c, truth != c, fold, weights, mass) for c in columns]
     return {
         "accuracy": _ratio(hit.sum(axis=1), true.sum(axis=1)),
         "balanced_accuracy": _ratio(recall.sum(axis=1), n_present),
@@ -131,6 +139,7 @@ def survival_scores(
     censoring: tuple[np.ndarray, np.ndarray],
     fold: np.ndarray,
     weights: np.ndarray,
+    mass: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Concordance, time-dependent AUROC and Brier score of predicted survival.
 
@@ -151,6 +160,8 @@ def survival_scores(
         ``(n,)`` fold in which each observation was predicted.
     weights
         ``(n_draws, n)``.
+    mass
+        ``(n,)`` 1 / size of the group of each observation: what it adds to the weight of its fold.
 
     Returns
     -------
@@ -163,26 +174,32 @@ def survival_scores(
     for k, horizon in enumerate(horizons):
         case = np.where(event & (time <= horizon), at_own, 0.0)
         later = (time > horizon).astype(np.float64)
-        areas.append(pair_auroc(risk, case, later, fold, weights))
+        areas.append(pair_auroc(risk, case, later, fold, weights, mass))
         error = case * survival[:, k] ** 2 + later * at_horizon[k] * (1 - survival[:, k]) ** 2
         errors.append(_ratio(weights @ error, weights.sum(axis=1)))
     return {
-        "c_index": _concordance(time, event, risk, fold, weights),
+        "c_index": _concordance(time, event, risk, fold, weights, mass),
         "auroc_t": _nan_mean(np.stack(areas)),
         "brier_t": np.mean(errors, axis=0),
     }
 
 
 def pair_auroc(
-    score: np.ndarray, case: np.ndarray, control: np.ndarray, fold: np.ndarray, weights: np.ndarray
+    score: np.ndarray,
+    case: np.ndarray,
+    control: np.ndarray,
+    fold: np.ndarray,
+    weights: np.ndarray,
+    mass: np.ndarray,
 ) -> np.ndarray:
-    """Share of (case, control) pairs of the same fold in which the case scores higher.
+    """Share of (case, control) pairs in which the case scores higher, mean over folds.
 
     ``case`` and ``control`` are ``(n,)`` weights, 0 for what is neither; ties count one half.
     Returns ``(n_draws,)``.
     """
-    above, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    shares = []
     for rows in _folds(fold):
+        above, pairs = np.zeros(len(weights)), np.zeros(len(weights))
         controls = rows[control[rows] > 0]
         heavy = weights[:, controls] * control[controls]
         for cases in _blocks(rows[case[rows] > 0]):
@@ -190,15 +207,22 @@ def pair_auroc(
             own = weights[:, cases] * case[cases]
             above += ((own @ wins) * heavy).sum(axis=1)
             pairs += own.sum(axis=1) * heavy.sum(axis=1)
-    return _ratio(above, pairs)
+        shares.append((_ratio(above, pairs), weights[:, rows] @ mass[rows]))
+    return _mean_over_folds(shares)
 
 
 def _concordance(
-    time: np.ndarray, event: np.ndarray, risk: np.ndarray, fold: np.ndarray, weights: np.ndarray
+    time: np.ndarray,
+    event: np.ndarray,
+    risk: np.ndarray,
+    fold: np.ndarray,
+    weights: np.ndarray,
+    mass: np.ndarray,
 ) -> np.ndarray:
-    """Harrell's C over pairs of the same fold of which it is known who had the event first."""
-    above, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    """Harrell's C over pairs of which it is known who had the event first, mean over folds."""
+    shares = []
     for rows in _folds(fold):
+        above, pairs = np.zeros(len(weights)), np.zeros(len(weights))
         for first in _blocks(rows[event[rows]]):
             later = time[rows] > time[first, None]
             # censored at the moment of an event: alive then
@@ -206,7 +230,15 @@ def _concordance(
             own = weights[:, first]
             above += ((own @ (later * _wins(risk[first], risk[rows]))) * weights[:, rows]).sum(1)
             pairs += ((own @ later) * weights[:, rows]).sum(axis=1)
-    return _ratio(above, pairs)
+        shares.append((_ratio(above, pairs), weights[:, rows] @ mass[rows]))
+    return _mean_over_folds(shares)
+
+
+def _mean_over_folds(shares: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Weighted mean over the folds in which a draw leaves something to compare."""
+    share, weight = (np.stack(part) for part in zip(*shares, strict=True))  # (folds, draws)
+    known = np.isfinite(share)
+    return _ratio(np.where(known, share * weight, 0).sum(0), np.where(known, weight, 0).sum(0))
 
 
 def _wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -79,8 +79,10 @@ def probe(
     something beside these only.
 
     What ranks (AUROC, C-index, correlations) is compared within folds, because each fold has a
-    model of its own. With several targets each is scored by itself; the pooled correlation over
-    targets, which mostly tells that targets have different means, is not computed.
+    model of its own; AUROC and C-index are means over the folds, weighted by their groups. With
+    as many folds as studies, each study is ranked by itself and counts the same. With several
+    targets each is scored by itself; the pooled correlation over targets, which mostly tells that
+    targets have different means, is not computed.
 
     Parameters
     ----------

@@ -31,17 +31,19 @@ def score(
 
     Returns metric → ``(n_draws, n_targets)``.
     """
+    _, member, size = np.unique(target.groups, return_inverse=True, return_counts=True)
+    mass = 1.0 / size[member.ravel()]
     found = []
     for prediction, splits in zip(repeats, splits_of, strict=True):
         fold = np.empty(len(target.rows), dtype=np.int64)
         for number, (_, test) in enumerate(splits):
             fold[test] = number
         if target.task == "classification":
-            one = class_scores(target.strata, prediction.main, fold, weights)
+            one = class_scores(target.strata, prediction.main, fold, weights, mass)
         elif target.task == "regression":
             one = value_scores(target.values, prediction.main, fold, weights)
         else:
-            one = _survival(target, prediction, horizons, fold, weights)
+            one = _survival(target, prediction, horizons, fold, (weights, mass))
         found.append({name: values.reshape(len(weights), -1) for name, values in one.items()})
     return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
 
@@ -51,7 +53,7 @@ def _survival(
     prediction: Prediction,
     horizons: np.ndarray,
     fold: np.ndarray,
-    weights: np.ndarray,
+    weights: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, np.ndarray]:
     from sksurv.nonparametric import CensoringDistributionEstimator
     from sksurv.util import Surv
@@ -61,7 +63,7 @@ def _survival(
     censoring = CensoringDistributionEstimator().fit(Surv.from_arrays(event, time))
     at = (censoring.predict_proba(time), censoring.predict_proba(horizons))
     risk, survival = prediction.main[:, 0], prediction.survival
-    return survival_scores(time, event, risk, survival, horizons, at, fold, weights)
+    return survival_scores(time, event, risk, survival, horizons, at, fold, *weights)
 
 
 def _names(target: ProbeTarget) -> list[str]:
