@@ -237,8 +237,7 @@ class BulkFormerModule(nn.Module):
     def start_from(self, mean: Tensor) -> None:
         """Make an untrained model predict the mean of each gene, ``(n_genes,)`` log TPM."""
         self.gene_offset.copy_(mean)
-        last = self.head[-1]
-        for parameter in last.parameters():
+        for parameter in self.head[-1].parameters():
             parameter.zero_()
 
     @torch.no_grad()
@@ -285,10 +284,6 @@ class BulkFormerModule(nn.Module):
         seen = expression.masked_fill(hidden, MISSING)
         error = (self.predict(seen) - expression)[hidden]
         return {"loss": error.square().mean() if error.numel() else error.sum()}
-
-    def forward(self, expression: Tensor) -> Tensor:
-        """Alias of :meth:`encode`."""
-        return self.encode(expression)
 
     def tokens_at_once(self) -> int:
         """Tokens that the layers work on at a time without gradients."""

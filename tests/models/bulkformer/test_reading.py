@@ -1,0 +1,141 @@
+"""Units and genes: log TPM is read from any storage, and everything else is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cfm
+from cfm.data import GeneVocabulary
+from cfm.models.bulkformer._reading import (
+    align_expression,
+    align_genes,
+    expression_blocks,
+    vocabulary_of,
+)
+from tests._bulk import toy_log_tpm
+
+
+def whole(adata: ad.AnnData, **arguments) -> np.ndarray:
+    return np.concatenate([values for _, values in expression_blocks(adata, **arguments)])
+
+
+def counts(n_genes: int = 300) -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    mean = rng.lognormal(4.0, 2.0, n_genes)
+    names = pd.DataFrame(index=[f"G{i}" for i in range(n_genes)])
+    return ad.AnnData(rng.poisson(mean, (6, n_genes)).astype(np.float32), var=names)
+
+
+@pytest.mark.parametrize("storage", ["dense", "float64", "csr", "csc", "backed", "layer"])
+def test_any_storage(storage: str, tmp_path: Path) -> None:
+    adata = toy_log_tpm()
+    adata.X[adata.X < 2.0] = 0.0
+    expected = adata.X.copy()
+    arguments = {}
+    if storage == "float64":
+        adata.X = adata.X.astype(np.float64)
+    elif storage in ("csr", "csc"):
+        adata.X = getattr(sp, f"{storage}_matrix")(adata.X)
+    elif storage == "backed":
+        adata.X = sp.csr_matrix(adata.X)
+        adata.write_h5ad(tmp_path / "x.h5ad")
+        adata = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
+    elif storage == "layer":
+        adata.layers["log_tpm"], adata.X = adata.X, np.full(adata.shape, 1e6)
+        arguments = {"layer": "log_tpm"}
+    np.testing.assert_array_equal(whole(adata, **arguments), expected)
+
+
+def test_what_tpm_makes_is_read() -> None:
+    adata = counts()
+    cfm.pp.tpm(adata, gene_lengths=dict.fromkeys(adata.var_names, 2000.0))
+    assert np.isfinite(whole(adata, layer="log_tpm")).all()
+
+
+@given(seed=st.integers(0, 1000), share=st.floats(0.05, 1.0))
+def test_any_log_tpm_passes_over_all_genes_or_some(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    rate = rng.lognormal(0.0, 2.5, (3, 400)) * (rng.random((3, 400)) < 0.7)
+    tpm = 1e6 * rate / rate.sum(axis=1, keepdims=True)
+    some = np.log1p(tpm)[:, : max(1, int(400 * share))]
+    whole(ad.AnnData(some.astype(np.float32)))
+
+
+def test_minus_ten_and_nan_are_missing_and_the_data_stay_as_they_are() -> None:
+    adata = toy_log_tpm()
+    adata.X[0, 0], adata.X[1, 1] = -10.0, np.nan
+    before = adata.X.copy()
+    found = whole(adata)
+    assert np.argwhere(np.isnan(found)).tolist() == [[0, 0], [1, 1]]
+    np.testing.assert_array_equal(adata.X, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: counts(), "counts, or TPM without logarithm"),
+        (lambda a: ad.AnnData(np.expm1(a.X)), "counts, or TPM without logarithm"),
+        (lambda a: ad.AnnData(np.minimum(counts().X, 12)), "whole numbers only"),
+        (lambda a: ad.AnnData(np.log1p(counts().X * 3000)), "which no log1p of TPM reaches"),
+        (lambda a: ad.AnnData(a.X - 5.0), "negative values"),
+        (lambda a: ad.AnnData(np.where(a.X > 6, np.inf, a.X)), "infinite values"),
+    ],
+)
+def test_other_units_are_refused_and_tpm_is_named(change, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        whole(change(toy_log_tpm()))
+    assert "cfm.pp.tpm(adata)" in str(refused.value)
+
+
+def test_other_logarithms_are_refused() -> None:
+    rate = counts().X + 0.1
+    tpm = 1e6 * rate / rate.sum(axis=1, keepdims=True)
+    whole(ad.AnnData(np.log1p(tpm)))
+    small = np.minimum(tpm, 9000)  # log2 of these is no larger than log1p of a million
+    with pytest.raises(ValueError, match=r"another logarithm \(log2\?\)"):
+        whole(ad.AnnData(np.log2(1 + small)))
+    with pytest.raises(ValueError, match="counts per 10,000"):
+        whole(ad.AnnData(np.log1p(tpm / 100)))
+
+
+def test_batches_have_at_least_one_row() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1; found 0"):
+        whole(toy_log_tpm(), n_rows=0)
+
+
+def test_genes_are_found_by_symbol_old_symbol_and_ensembl_id() -> None:
+    vocabulary = vocabulary_of(["ENSG00000187608", "ENSG00000157601", "ENSG99999999990"])
+    assert vocabulary.genes.tolist() == ["ISG15", "MX1", "ENSG99999999990"]
+    for names in (
+        ["ISG15", "MX1", "ENSG99999999990"],
+        ["ENSG00000187608", "ENSG00000157601.14", "ENSG99999999990.3"],
+        ["G1P2", "MX1", "ENSG99999999990.1"],
+    ):
+        found = align_genes(pd.Index(names), vocabulary, min_genes=1)
+        assert dict(zip(found.columns, found.positions, strict=True)) == {0: 0, 1: 1, 2: 2}, names
+
+
+def test_two_ids_of_one_symbol_keep_a_place_each() -> None:
+    ids = ["ENSG00000187608", "ENSG00000187608.7"]
+    assert len(set(vocabulary_of(ids).genes)) == 2
+
+
+def test_the_wrong_genes_are_refused_and_few_warn() -> None:
+    adata = toy_log_tpm()
+    with pytest.raises(ValueError, match="Found 0 of the model's 60 genes"):
+        align_expression(adata, GeneVocabulary([f"OTHER{i}" for i in range(60)]))
+    wide = GeneVocabulary([*adata.var_names, *(f"OTHER{i}" for i in range(400))])
+    with pytest.warns(UserWarning, match="Only 17% of the model's 480 genes"):
+        align_expression(adata, wide)
+    with pytest.raises(TypeError, match="expected an AnnData"):
+        align_expression(adata.to_df(), wide)
+    with pytest.raises(KeyError, match="no layer 'x'"):
+        align_expression(adata, wide, layer="x")
