@@ -217,11 +217,6 @@ def gene_programs(
         table = pd.concat(tables[key], ignore_index=True)
         stored[key] = table.set_axis(table.index.astype(str))
     programs = stored[PROGRAMS].index
-    if not len(programs):
-        raise ValueError(
-            f"No module has at least min_size={min_size} genes in any group; lower min_size or "
-            "resolution, or raise n_neighbors."
-        )
     if sets is not None:
         stored[ENRICHMENT] = _enrich(found, names, sets, adata.var_names)
     weights = np.zeros((adata.n_vars, len(programs)), dtype=np.float32)
@@ -338,9 +333,14 @@ def _find(
             "No effect is negative, so every program goes up and coherence says nothing; give "
             "signed effects: contrasts, or expression minus that of controls."
         )
-    for group, f in found.items():
-        if not f.programs:
-            warn_user(f"Group {group!r} has no module of {settings.min_size} genes; no program.")
+    empty = [group for group, f in found.items() if not f.programs]
+    if len(empty) == len(found):
+        raise ValueError(
+            f"No module has at least min_size={settings.min_size} genes in any group; lower "
+            "min_size or resolution, or raise n_neighbors."
+        )
+    if empty:
+        warn_user(f"Groups {empty} have no module of {settings.min_size} genes and no program.")
     return found
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from cfm.data._matrix import row_blocks, to_dense
 
@@ -213,9 +214,12 @@ def _fit(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     )
     names = np.arange(values.shape[1]).astype(str)
     data = pd.DataFrame(values[moving], index=moving.astype(str), columns=names)
+    n_threads = torch.get_num_threads()
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scores, _ = decoupler.mt.ulm(data, net, tmin=MIN_ACTIVITY_GENES, empty=False)
+    # numba's start changes OpenMP's threads for all: on a busy machine later models would crawl.
+    torch.set_num_threads(n_threads)
     scores = scores.loc[moving.astype(str)]
     out[np.ix_(moving, scores.columns.astype(int))] = scores.to_numpy(np.float32)
     return out

@@ -55,7 +55,7 @@ def attention_excess(weights: np.ndarray) -> np.ndarray:
     maps = weights.reshape(-1, n + 1, n + 1)
     for one in maps:  # a head at a time: one n × n array besides the sum
         own = one[1:, 1:] / np.maximum(one[1:, 1:].sum(axis=1, keepdims=True), 1e-12)
-        total += own / np.maximum(own.mean(axis=0), 1e-12)
+        total += own / np.maximum(own.sum(axis=0) / max(n, 1), 1e-12)
     return total / max(len(maps), 1) - 1.0
 
 

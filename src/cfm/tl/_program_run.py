@@ -119,13 +119,13 @@ def find_programs(
     ValueError
         If fewer than ``min_size`` genes move in them.
     """
-    part = _profiles(adata, rows, layer)
+    part = profiles_of(adata, rows, layer)
     tokens_of = []
     for names, _ in model.get_attention(part):
         tokens_of.append(names[1:])
         tick(1)
-    tokens, columns, effects = _choose_genes(part, tokens_of, settings, group)
-    graph = _SimilarityOf(model, part, tokens, effects, settings, tick)
+    tokens, columns, effects = choose_genes(part, tokens_of, settings, group)
+    graph = SimilarityOf(model, part, tokens, effects, settings, tick)
     edges = nearest_neighbour_graph(graph(), settings.n_neighbors)
     membership = leiden(edges, resolution=settings.resolution, seed=settings.seed)
     programs = modules(membership, settings.min_size)
@@ -159,7 +159,7 @@ def find_programs(
     return FoundPrograms(tokens, columns, effects, edges, programs, own, stability, p_value)
 
 
-def _profiles(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
+def profiles_of(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
     """Return the observations by themselves, in an order that their values alone decide."""
     from anndata import AnnData
 
@@ -175,7 +175,7 @@ def _profiles(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
     return AnnData(matrix[order], obs=obs, var=pd.DataFrame(index=names))
 
 
-def _choose_genes(
+def choose_genes(
     part: AnnData, tokens_of: list[pd.Index], settings: ProgramSettings, group: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose the genes that are tokens most often, the stronger mean effect first among equals.
@@ -204,7 +204,7 @@ def _choose_genes(
     return names[best].astype(object), columns[best], effects[:, best]
 
 
-class _SimilarityOf:
+class SimilarityOf:
     """Similarity of genes in a group, also with its profiles drawn anew."""
 
     def __init__(

@@ -49,8 +49,8 @@ def mean_effects(effects: np.ndarray) -> np.ndarray:
 
 def direction(signs: np.ndarray) -> str:
     """Name the direction of a program from the −1 or 1 of its genes: up, down or mixed."""
-    up = float((signs > 0).mean())
-    return "up" if up >= DIRECTED else "down" if up <= 1 - DIRECTED else "mixed"
+    up, down = float((signs > 0).mean()), float((signs < 0).mean())
+    return "up" if up >= DIRECTED else "down" if down >= DIRECTED else "mixed"
 
 
 def centrality(edges: Edges, members: np.ndarray) -> np.ndarray:

@@ -1,0 +1,196 @@
+"""``cfm.tl.gene_programs``: bad input is refused, odd input has a documented result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfm
+from cfm.data._gene_ids import _tables
+from tests._block_model import BLOCK, BlockModel, FactorModel, SilentModel, block_data
+from tests._same import assert_unchanged
+
+QUICK: dict[str, Any] = {"n_bootstraps": 2, "n_null": 2, "min_size": 5, "n_neighbors": 8}
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    return block_data()[0]
+
+
+@pytest.fixture
+def attending() -> BlockModel:
+    _, block, genes = block_data()
+    return BlockModel(genes, block)
+
+
+def test_one_profile_has_programs_without_stability(
+    adata: ad.AnnData, attending: BlockModel
+) -> None:
+    one = adata[:1].copy()
+    cfm.tl.gene_programs(one, attending, **QUICK)
+    programs = one.uns["gene_programs"]["programs"]
+    assert len(programs) == 4
+    assert programs["stability"].isna().all()
+    assert (programs["coherence"] == 1.0).all()
+    assert programs[["cohesion", "p_value", "fdr"]].notna().all(axis=None)
+
+
+def test_without_bootstraps_and_null_there_are_no_numbers(
+    adata: ad.AnnData, attending: BlockModel
+) -> None:
+    cfm.tl.gene_programs(adata, attending, **(QUICK | {"n_bootstraps": 0, "n_null": 0}))
+    programs = adata.uns["gene_programs"]["programs"]
+    assert programs[["stability", "p_value", "fdr"]].isna().all(axis=None)
+
+
+def test_silent_rows_and_genes_not_measured(adata: ad.AnnData, attending: BlockModel) -> None:
+    plain = adata.copy()
+    cfm.tl.gene_programs(plain, attending, **QUICK)
+    silent = ad.concat([adata, adata[:1]], index_unique="-")
+    silent.X[-1] = 0.0
+    silent.X[1, :BLOCK] = np.nan
+    cfm.tl.gene_programs(silent, attending, **QUICK)
+    left, right = (
+        x.uns["gene_programs"]["genes"].groupby("program")["gene"].agg(set) for x in (plain, silent)
+    )
+    assert sorted(map(sorted, left)) == sorted(map(sorted, right))
+    activity = silent.obsm["X_gene_programs"].to_numpy()
+    np.testing.assert_array_equal(activity[-1], 0.0)
+    assert np.isnan(activity[1]).sum() == 1  # the program that is not measured there
+    assert np.isfinite(activity[[0, 2, 3]]).all()
+
+
+def test_groups_with_a_slash_and_rows_without_a_group(
+    adata: ad.AnnData, attending: BlockModel, tmp_path: Path
+) -> None:
+    adata.obs.loc[adata.obs_names[:2], "virus"] = np.nan
+    cfm.tl.gene_programs(adata, attending, groupby="virus", **QUICK)
+    programs = adata.uns["gene_programs"]["programs"]
+    assert programs["group"].unique().tolist() == ["A", "B/x"]
+    assert programs.index[-1].startswith("B|x:P")
+    assert adata.obsm["X_gene_programs"].notna().all(axis=None)  # of all rows
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    back = ad.read_h5ad(tmp_path / "x.h5ad")
+    assert back.obsm["X_gene_programs"].columns.tolist() == programs.index.tolist()
+
+
+def test_ensembl_ids_keep_their_names_and_sets_may_use_either(
+    contrasts: ad.AnnData, model: Any
+) -> None:
+    numbers = {symbol: number for number, symbol in _tables().ensembl.items()}
+    names = contrasts.var_names
+    ids = pd.Series([f"ENSG{numbers[g]:011d}" if g in numbers else g for g in names])
+    other = contrasts.copy()
+    other.var_names = ids.tolist()
+    symbols = {"head": contrasts.var_names[:60].tolist()}
+    cfm.tl.gene_programs(contrasts, model, gene_sets=symbols, **QUICK)
+    cfm.tl.gene_programs(other, model, gene_sets=symbols, **QUICK)
+    found, expected = other.uns["gene_programs"], contrasts.uns["gene_programs"]
+    assert found["genes"]["gene"].str.startswith("ENSG").mean() > 0.9
+    pd.testing.assert_series_equal(
+        found["genes"].groupby("program").size(), expected["genes"].groupby("program").size()
+    )
+    pd.testing.assert_frame_equal(found["enrichment"], expected["enrichment"])
+    cfm.tl.gene_programs(other, model, gene_sets={"head": ids[:60].tolist()}, **QUICK)
+    by_id = other.uns["gene_programs"]["enrichment"]
+    np.testing.assert_allclose(by_id["p_value"], expected["enrichment"]["p_value"])
+
+
+def test_a_group_without_a_program_is_named(attending: BlockModel) -> None:
+    adata, block, _ = block_data()
+    rows = (adata.obs["virus"] == "A").to_numpy()
+    few = np.concatenate([np.flatnonzero(block == b)[:3] for b in np.unique(block)])
+    others = np.setdiff1d(np.arange(len(block)), few)
+    adata.X[np.ix_(rows, others)] = 0.0  # twelve genes move, no more than three together
+    with pytest.warns(UserWarning, match=r"Groups \['A'\] have no module of 5 genes"):
+        cfm.tl.gene_programs(adata, attending, groupby="virus", **QUICK)
+    assert set(adata.uns["gene_programs"]["programs"]["group"]) == {"B/x"}
+
+
+def failing() -> dict[str, tuple[dict[str, Any], type, str]]:
+    """Calls that fail, by what is wrong: arguments, error, words of its message."""
+    _, block, genes = block_data()
+    attending = BlockModel(genes, block)
+    return {
+        "no attention": ({"model": SilentModel()}, TypeError, "SilentModel has no attention"),
+        "model": ({"model": 3}, TypeError, "model= is a int"),
+        "no factors": ({"source": "interaction"}, TypeError, "needs a linear gene-gene term"),
+        "combined": ({"source": "combined"}, TypeError, "use source='attention'"),
+        "source": ({"source": "both"}, ValueError, "source='both'; expected 'auto'"),
+        "column": ({"groupby": "study"}, KeyError, "no column 'study'"),
+        "level": ({"groupby": "virus", "groups": ["C"]}, KeyError, r"has no \['C'\]"),
+        "text": ({"groupby": "virus", "groups": "A"}, TypeError, "groups='A' is one text"),
+        "groups alone": ({"groups": ["A"]}, TypeError, "only goes with groupby="),
+        "layer": ({"layer": "lfc"}, KeyError, "no layer 'lfc'"),
+        "key": ({"key_added": "a/b"}, ValueError, "cannot be stored in a file"),
+        "min_size": ({"min_size": 1}, ValueError, "min_size=1; expected .* at least 2"),
+        "large": ({"min_size": 70}, ValueError, "60 genes that move .* at least min_size=70"),
+        "n_genes": ({"n_genes": 4}, ValueError, "min_size=5 is more than n_genes=4"),
+        "neighbours": ({"n_neighbors": 0}, ValueError, "n_neighbors=0"),
+        "resolution": ({"resolution": 0.0}, ValueError, "resolution=0.0; expected a number above"),
+        "bootstraps": ({"n_bootstraps": -1}, ValueError, "n_bootstraps=-1"),
+        "null": ({"n_null": 2.5}, ValueError, "n_null=2.5; expected a whole number"),
+        "empty sets": ({"gene_sets": {}}, ValueError, "holds 0 sets"),
+        "no file": ({"gene_sets": "no.gmt"}, FileNotFoundError, "'no.gmt' is no file"),
+        "sets": ({"gene_sets": 5}, TypeError, "gene_sets is a int"),
+        "other genes": (
+            {"gene_sets": {"a": ["MX1", "MX2"]}},
+            ValueError,
+            r"None of the 2 genes of gene_sets \(such as MX1, MX2\) .* \(such as G00",
+        ),
+        "no module": ({"resolution": 1e4}, ValueError, "No module has at least min_size=5"),
+    } | {"_": (({"model": attending}), ValueError, "")}
+
+
+@pytest.mark.parametrize("case", [case for case in failing() if case != "_"])
+def test_calls_that_fail_leave_the_data_alone(adata: ad.AnnData, case: str) -> None:
+    arguments, error, words = failing()[case]
+    model = failing()["_"][0]["model"]
+    before = adata.copy()
+    with pytest.raises(error, match=words):
+        cfm.tl.gene_programs(adata, **({"model": model} | QUICK | arguments))
+    assert_unchanged(adata, before)
+
+
+def test_a_group_in_which_nothing_moves_is_refused(
+    adata: ad.AnnData, attending: BlockModel
+) -> None:
+    adata.X[(adata.obs["virus"] == "A").to_numpy()] = 0.0
+    before = adata.copy()
+    with pytest.raises(ValueError, match=r"Group 'A' \(4 observations\) has 0 genes that move"):
+        cfm.tl.gene_programs(adata, attending, groupby="virus", **QUICK)
+    assert_unchanged(adata, before)
+    cfm.tl.gene_programs(adata, attending, groupby="virus", groups=["B/x"], **QUICK)
+
+
+def test_groups_that_cannot_be_told_apart(adata: ad.AnnData, attending: BlockModel) -> None:
+    adata.obs["virus"] = np.where(np.arange(adata.n_obs) % 2, "B/x", "B|x")
+    with pytest.raises(ValueError, match="the same name once"):
+        cfm.tl.gene_programs(adata, attending, groupby="virus", **QUICK)
+
+
+def test_only_anndata(attending: BlockModel, adata: ad.AnnData) -> None:
+    with pytest.raises(TypeError, match="expected an AnnData"):
+        cfm.tl.gene_programs(md.MuData({"rna": adata}), attending)
+
+
+def test_what_another_tool_wrote_is_replaced_with_a_warning(
+    adata: ad.AnnData, attending: BlockModel
+) -> None:
+    adata.uns["gene_programs"] = "made elsewhere"
+    with pytest.warns(UserWarning, match=r"uns\['gene_programs'\] was not written by this tool"):
+        cfm.tl.gene_programs(adata, attending, **QUICK)
+    cfm.tl.gene_programs(adata, attending, **QUICK)  # its own result: no warning
+
+
+def test_a_source_may_be_asked_for_by_name(adata: ad.AnnData) -> None:
+    _, block, genes = block_data()
+    cfm.tl.gene_programs(adata, FactorModel(genes, block), source="attention", **QUICK)
+    assert adata.uns["gene_programs"]["params"]["source"] == "attention"
