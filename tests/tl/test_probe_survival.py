@@ -124,3 +124,24 @@ def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr("cfm.tl._probe_heads.find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"cfm-tools\[survival\]"):
         probe(cohort(), TARGET, "survival", **QUICK)
+
+
+def test_settings_are_chosen_by_the_partial_likelihood_of_cox():
+    from sksurv.linear_model import CoxPHSurvivalAnalysis
+    from sksurv.util import Surv
+
+    from cfm.tl._probe_cv import _partial_likelihood
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 2))
+    time = rng.exponential(np.exp(-x[:, 0])).round(1)  # with ties
+    outcome = Surv.from_arrays(rng.random(50) < 0.7, time)
+    fitted = CoxPHSurvivalAnalysis().fit(x, outcome).coef_
+    best = _partial_likelihood(outcome, x @ fitted)
+    for step in ([0.05, 0], [-0.05, 0], [0, 0.05], [0, -0.05]):
+        assert _partial_likelihood(outcome, x @ (fitted + step)) < best
+    # by hand: three subjects, the first two with events
+    outcome = Surv.from_arrays([True, True, False], [1.0, 2.0, 3.0])
+    hazard = np.array([2.0, 3.0, 5.0])
+    expected = np.log(2 / 10) + np.log(3 / 8)
+    assert _partial_likelihood(outcome, np.log(hazard)) == pytest.approx(expected)

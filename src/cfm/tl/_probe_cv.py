@@ -92,6 +92,7 @@ def make_splits(
     n_folds = min(n_folds, n_groups)
     if n_folds < 2:
         return []
+    members = groups if grouped else None
     splits: list[Split] = []
     for attempt in range(_ATTEMPTS):
         state = seed + 1000 * attempt
@@ -105,7 +106,7 @@ def make_splits(
         with warnings.catch_warnings():
             # inner folds may be without a rare class; what they teach is checked below
             warnings.filterwarnings("ignore", "The least populated class in y")
-            splits = [s for s in cut.split(strata[:, None], strata, groups) if len(s[1])]
+            splits = [s for s in cut.split(strata, strata, members) if len(s[1])]
         if len(splits) == n_folds and all(_can_teach(strata, train) for train, _ in splits):
             break
     return splits
@@ -254,18 +255,20 @@ def _tuned(
 def _inner_score(
     model: Any, task: Task, train: tuple[Any, Any], test: tuple[Any, Any], n_targets: int
 ) -> np.ndarray:
-    """Larger = better: minus squared error of each target, log-likelihood, or concordance."""
+    """Larger = better: minus squared error of each target, or a log-likelihood.
+
+    Of survival it is the cross-validated partial likelihood (Verweij and van Houwelingen 1993):
+    what the test rows add to that of the training rows. A concordance would hardly see penalties.
+    """
     z, truth = test
     if task == "survival":
-        from sksurv.exceptions import NoComparablePairException
-        from sksurv.metrics import concordance_index_censored
-
+        x, y = train
         try:
-            model.fit(*train)
-            event, time = (truth[name] for name in truth.dtype.names)
-            return np.array([concordance_index_censored(event, time, model.predict(z))[0]])
-        # no pair to compare in these rows; or a penalty too weak for a fit to end
-        except (NoComparablePairException, ArithmeticError, ValueError):
+            model.fit(x, y)
+            taught = model.predict(x)
+            score = _partial_likelihood(np.append(y, truth), np.append(taught, model.predict(z)))
+            return np.array([score - _partial_likelihood(y, taught)])
+        except (ArithmeticError, ValueError):  # a penalty too weak for the fit to end
             return np.array([np.nan])
     model.fit(*train)
     if task == "regression":
@@ -276,6 +279,15 @@ def _inner_score(
     own = np.log(np.clip(proba[np.arange(len(truth)), truth], 1e-3, 1))
     # classes weigh alike, as in the scores that are reported
     return np.array([np.mean([own[truth == c].mean() for c in np.unique(truth)])])
+
+
+def _partial_likelihood(outcome: np.ndarray, log_hazard: np.ndarray) -> float:
+    """Cox's log partial likelihood, Breslow's form for ties."""
+    event, time = outcome["event"], outcome["time"]
+    order = np.argsort(-time, kind="stable")
+    at_risk = np.logaddexp.accumulate(log_hazard[order])
+    last = np.searchsorted(-time[order], -time[event], side="right") - 1
+    return float((log_hazard[event] - at_risk[last]).sum())
 
 
 def _survival_at(model: Any, z: np.ndarray, horizons: np.ndarray) -> np.ndarray:
