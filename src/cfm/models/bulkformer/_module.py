@@ -209,24 +209,20 @@ class BulkFormerModule(nn.Module):
         for rows in chunks(len(expression), n):
             rate = missing_rate[rows] if isinstance(missing_rate, Tensor) else missing_rate
             embedded = self.encode(expression[rows], rate, dtype=dtype)
-            made.append(self.decode(embedded, expression[rows], dtype=dtype))
+            made.append(self.decode(embedded, expression[rows]))
         return torch.cat(made) if made else expression.new_empty(0, self.n_genes)
 
-    def decode(
-        self, embedded: Tensor, expression: Tensor, *, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def decode(self, embedded: Tensor, expression: Tensor) -> Tensor:
         """Turn gene embeddings ``(n, n_genes, dim + 3)`` into expression ``(n, n_genes)``."""
         if torch.is_grad_enabled() or self.training:
             out = self.head(embedded).squeeze(-1)
         else:
             out = torch.empty(embedded.shape[:-1], device=embedded.device)
-            norm, first, last = (
-                self.head[0],
-                prepare(self.head[1], dtype),
-                prepare(self.head[3], dtype),
-            )
+            # In float32 in any case: the result has the digits of its last layer.
+            first, last = (prepare(self.head[i], torch.float32) for i in (1, 3))
             for rows in chunks(self.n_genes, self.tokens_at_once()):
-                out[:, rows] = last(F.relu(first(norm(embedded[:, rows])))).squeeze(-1).float()
+                hidden = F.relu(first(self.head[0](embedded[:, rows])))
+                out[:, rows] = last(hidden).squeeze(-1)
         out = F.relu(out.float() + self.gene_offset)
         observed = expression != MISSING
         excess = torch.where(observed, out - expression, 0.0).sum(1)

@@ -1,0 +1,195 @@
+"""Embedding, imputation and knock-down on AnnData."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+from cfm.models import BulkFormer
+from cfm.models.bulkformer import _model
+from tests._bulk import N_GENES, toy_bulkformer, toy_log_tpm
+from tests._same import assert_unchanged
+
+
+@pytest.fixture
+def model() -> BulkFormer:
+    return toy_bulkformer()
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    return toy_log_tpm(seed=3, n=20)
+
+
+def whole(model: BulkFormer, adata: ad.AnnData, **arguments) -> np.ndarray:
+    return np.concatenate([e for _, e in model.get_gene_embeddings(adata, **arguments)])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "median"])
+def test_samples_are_pooled_genes(model: BulkFormer, adata: ad.AnnData, pooling: str) -> None:
+    found = model.get_latent_representation(adata, pooling=pooling)
+    assert found.dtype == np.float32
+    assert found.shape == (20, 19)
+    genes = torch.from_numpy(whole(model, adata))
+    pooled = {
+        "mean": genes.mean(1),
+        "max": genes.max(1).values,
+        "median": genes.median(1).values,
+    }[pooling]
+    np.testing.assert_allclose(found, pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_genes_to_pool_over(model: BulkFormer, adata: ad.AnnData) -> None:
+    some = ["GENE5", "GENE70", "GENE1"]
+    found = model.get_latent_representation(adata, genes=some)
+    expected = whole(model, adata, genes=some)
+    assert expected.shape == (20, 3, 19)
+    np.testing.assert_allclose(found, expected.mean(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(expected, whole(model, adata)[:, [5, 70, 1]], rtol=1e-6)
+    part = adata[:, 20:].copy()  # by default those that are measured
+    names = part.var_names.tolist()
+    np.testing.assert_allclose(
+        model.get_latent_representation(part),
+        model.get_latent_representation(part, genes=names),
+        rtol=1e-6,
+    )
+
+
+def test_neither_company_nor_order_nor_batches_matter(model: BulkFormer, adata: ad.AnnData) -> None:
+    expected = model.get_latent_representation(adata, precision="float32")
+    rng = np.random.default_rng(0)
+    rows, columns = rng.permutation(20), rng.permutation(N_GENES)
+    shuffled = adata[rows][:, columns].copy()
+    for batch_size in (1, 7, 64):
+        found = model.get_latent_representation(
+            shuffled, batch_size=batch_size, precision="float32"
+        )
+        np.testing.assert_allclose(found, expected[rows], rtol=1e-4, atol=1e-5)
+    alone = [
+        model.get_latent_representation(adata[[i]].copy(), precision="float32")[0] for i in rows
+    ]
+    np.testing.assert_allclose(alone, expected[rows], rtol=1e-4, atol=1e-5)
+
+
+def test_absent_genes_are_missing_not_zero(model: BulkFormer, adata: ad.AnnData) -> None:
+    part = adata[:, :60].copy()
+    marked = adata.copy()
+    marked.X[:, 60:70] = np.nan
+    marked.X[:, 70:] = -10.0
+    names = part.var_names.tolist()
+    found = model.get_latent_representation(part)
+    np.testing.assert_allclose(
+        found, model.get_latent_representation(marked, genes=names), rtol=1e-5
+    )
+    np.testing.assert_allclose(found[:, -3], 0.25)
+    zero = adata.copy()
+    zero.X[:, 60:] = 0.0
+    assert np.abs(model.get_latent_representation(zero, genes=names) - found).max() > 0.01
+
+
+def test_the_models_own_data(model: BulkFormer) -> None:
+    np.testing.assert_array_equal(
+        model.get_latent_representation(), model.get_latent_representation(toy_log_tpm())
+    )
+
+
+def test_imputing_keeps_what_is_observed(model: BulkFormer, adata: ad.AnnData) -> None:
+    adata.X[0, :10] = np.nan
+    adata.X[1, 5] = -10.0
+    before = adata.copy()
+    mask = np.zeros(adata.shape, dtype=bool)
+    mask[2, 3:9] = True
+    found = model.impute(adata, mask=mask)
+    hidden = mask | np.isnan(adata.X) | (adata.X == -10)
+    np.testing.assert_array_equal(found[~hidden], before.X[~hidden])
+    assert np.isfinite(found).all() and (found >= 0).all()
+    assert not np.isclose(found[mask], adata.X[mask]).all()
+    assert_unchanged(adata, before)
+    changed = adata.copy()
+    changed.X[mask] = 1.0  # what is hidden is not read
+    np.testing.assert_array_equal(model.impute(changed, mask=mask)[mask], found[mask])
+
+
+def test_missing_genes_that_the_model_does_not_know_stay_missing(
+    model: BulkFormer, adata: ad.AnnData
+) -> None:
+    adata.var_names = [*adata.var_names[:-2], "OTHER1", "OTHER2"]
+    adata.X[:5, -2] = np.nan
+    found = model.impute(adata)
+    assert np.isnan(found[:5, -2]).all()
+    np.testing.assert_array_equal(found[5:, -2:], adata.X[5:, -2:])
+
+
+def test_unmeasured_genes_are_predicted(model: BulkFormer, adata: ad.AnnData) -> None:
+    part = adata[:, 20:].copy()
+    absent = adata.var_names[:20].tolist()
+    found = model.predict_expression(part, genes=absent)
+    assert found.columns.tolist() == absent
+    assert found.index.equals(adata.obs_names)
+    mean = toy_log_tpm().X[:, :20].mean(0)
+    truth = adata.X[:, :20]
+    assert np.square(found.to_numpy() - truth).mean() < 0.6 * np.square(mean - truth).mean()
+    assert model.predict_expression(part).shape == (20, N_GENES)
+
+
+def test_a_knock_down_shifts_genes_that_go_along(model: BulkFormer, adata: ad.AnnData) -> None:
+    loadings = toy_log_tpm().varm["loadings"]
+    down = np.argsort(-loadings[:, 0])[:8]  # genes that the first factor raises
+    names = [f"GENE{i}" for i in down]
+    shift = model.knock_down(adata, names)
+    assert shift.shape == (20, N_GENES)
+    assert shift.columns.equals(model.vocabulary.genes)
+    others = np.setdiff1d(np.arange(N_GENES), down)
+    found = shift.mean().to_numpy()[others]
+    assert np.corrcoef(found, -loadings[others, 0])[0, 1] > 0.5
+    nothing = model.knock_down(adata, names, remaining=1.0)
+    assert np.abs(nothing.to_numpy()).max() < 1e-4
+    several = model.knock_down(adata, ["GENE1", "GENE2"], remaining=0.5)
+    assert not np.allclose(several, 0.0)
+
+
+def test_genes_that_cannot_be_knocked_down(model: BulkFormer, adata: ad.AnnData) -> None:
+    with pytest.raises(KeyError, match=r"does not know \['XYZ'\]"):
+        model.knock_down(adata, "XYZ")
+    with pytest.raises(KeyError, match=r"does not measure \['GENE0'\]"):
+        model.knock_down(adata[:, 1:].copy(), ["GENE0", "GENE3"])
+    for remaining in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="remaining must be at least 0"):
+            model.knock_down(adata, "GENE0", remaining=remaining)
+
+
+def test_arguments_out_of_range(model: BulkFormer, adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="pooling='sum'; expected one of"):
+        model.get_latent_representation(adata, pooling="sum")
+    with pytest.raises(ValueError, match="precision='half'; expected one of"):
+        model.get_latent_representation(adata, precision="half")
+    with pytest.raises(KeyError, match=r"does not know \['XYZ'\]"):
+        model.get_latent_representation(adata, genes=["GENE1", "XYZ"])
+    with pytest.raises(TypeError, match="is a single string"):
+        model.get_latent_representation(adata, genes="GENE1")
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        model.get_latent_representation(adata, batch_size=0)
+    for mask in (np.zeros((3, 3), dtype=bool), np.zeros(adata.shape)):
+        with pytest.raises(ValueError, match=r"expected \(20, 80\) of bool"):
+            model.impute(adata, mask=mask)
+
+
+def test_precision(model: BulkFormer, adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = model.get_latent_representation(adata, precision="float32")
+    rough = model.get_latent_representation(adata, precision="bfloat16")
+    assert not np.array_equal(exact, rough)
+    cosine = (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
+    assert cosine.min() > 0.999
+    monkeypatch.setattr(_model, "fast_bfloat16", lambda device: False)
+    np.testing.assert_array_equal(model.get_latent_representation(adata), exact)
+    monkeypatch.setattr(_model, "fast_bfloat16", lambda device: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(model.get_latent_representation(adata), rough)
+    monkeypatch.setattr(model.module, "bfloat16_agreement", lambda: 0.9)
+    with pytest.warns(UserWarning, match="similarity of only 0.9000 to float32, so float32"):
+        np.testing.assert_array_equal(model.get_latent_representation(adata), exact)
