@@ -10,6 +10,12 @@ from cfm.metrics._direction_baselines import GeneMean, MajoritySign, NearestProf
 from cfm.metrics._direction_kernel import CorrelationKernel, EffectPCA, SignedSetSVD
 from cfm.metrics._direction_scores import direction_scores, size_scores
 from cfm.metrics._null import pooled_p_values
+from cfm.metrics._perturbation_baselines import (
+    additive_shift,
+    linear_shift,
+    mean_shift,
+    nearest_shift,
+)
 from cfm.metrics._ranking import (
     average_precision,
     enrichment_factor,
@@ -39,6 +45,7 @@ __all__ = [
     "VirusLogisticRegression",
     "VirusNeighbors",
     "accuracy",
+    "additive_shift",
     "auroc",
     "average_precision",
     "brier_score",
@@ -47,7 +54,10 @@ __all__ = [
     "enrichment_factor",
     "expected_calibration_error",
     "hits_at",
+    "linear_shift",
     "macro_f1",
+    "mean_shift",
+    "nearest_shift",
     "odds_ratio_at",
     "paired_bootstrap",
     "permutation_interval",
