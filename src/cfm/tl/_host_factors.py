@@ -293,11 +293,9 @@ class _Job:
         is_known = known_genes(known, group, genes)[seen]
         rng = np.random.default_rng(self.seed)
         lists = [is_known, *(rng.permutation(is_known) for _ in range(self.n_permutations))]
-        scores = guided_scores(
-            self.model.gene_vectors()[seen],
-            np.column_stack(lists),
-            gene_folds(genes[seen].tolist()),
-        ).T
+        vectors = unit_rows(self.model.get_gene_factors()[1][seen])
+        folds = gene_folds(genes[seen].tolist())
+        scores = guided_scores(vectors, np.column_stack(lists), folds).T
         permuted = scores[1:] if self.n_permutations else None
         return self._table(
             group, rows, target, seen, scores[0], permuted, None, {"known": is_known}
