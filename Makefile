@@ -47,6 +47,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.contrasts --write
 	$(BIN)/python -m benchmarks.host_factors --write
 	$(BIN)/python -m benchmarks.masked_direction --write
+	$(BIN)/python -m benchmarks.programs --write
 	$(BIN)/python -m benchmarks.virus --write
 
 check: test lint docs

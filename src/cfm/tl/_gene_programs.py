@@ -175,8 +175,10 @@ def gene_programs(
     Notes
     -----
     Leiden: Traag, Waltman & van Eck 2019, objective modularity, through igraph. Random graphs:
-    edges swapped (Maslov & Sneppen 2002), weights dealt out anew. For the stability more than 12
-    observations are drawn in 12 blocks. Coherence is not 0 but about a half for random genes.
+    edges swapped (Maslov & Sneppen 2002), weights dealt out anew. A graph of nearest neighbours
+    hangs together more than those by its making, so a small p-value alone says little: read it
+    with stability, and with coherence, which is not 0 but about a half for random genes. For the
+    stability more than 12 observations are drawn in 12 blocks.
 
     Examples
     --------
