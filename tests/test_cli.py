@@ -22,6 +22,7 @@ from cfm import hub
 from cfm._cli import main
 from cfm._report._read import read_counts
 from cfm._report._summary import summarize
+from tests._demo_tools import refuse_all
 
 KEY = "predicted_virus"
 REAL_RESOLVE = hub.resolve
@@ -74,7 +75,7 @@ def _any_model(monkeypatch):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Replace the two model tools and the checkpoint, so that a run takes a second."""
+    """Replace the model tools and the checkpoint, so that a run takes seconds."""
     checkpoint = SimpleNamespace(
         name="stand-in",
         model="CellPulse",
@@ -87,6 +88,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr("cfm.tl.embed", stand_in_embed, raising=False)
     monkeypatch.setattr("cfm.tl.predict_virus", stand_in_predict, raising=False)
     monkeypatch.setattr("cfm.hub.load_checkpoint", lambda source: checkpoint)
+    refuse_all(monkeypatch)
     return checkpoint
 
 
@@ -534,6 +536,7 @@ def bundled() -> bool:
 
 
 @pytest.mark.skipif(not bundled(), reason="the bundled checkpoints are not there yet")
+@pytest.mark.slow
 def test_bundled_demo_end_to_end(tmp_path, capsys):
     assert run("--output", tmp_path) == 0
     contrasts = ad.read_h5ad(tmp_path / "contrasts.h5ad")
@@ -544,3 +547,5 @@ def test_bundled_demo_end_to_end(tmp_path, capsys):
     np.testing.assert_allclose(contrasts.obsm[f"{KEY}_proba"].sum(axis=1), 1, atol=1e-5)
     rows = [row for row in page.rows if len(row) == 10][1:]
     assert [row[4] for row in rows] == [f"{v:.2f}" for v in contrasts.obs[f"{KEY}_confidence"]]
+    assert {"host_factors", "gene_programs", "drug_screen"} <= set(contrasts.uns)
+    assert "Not computed" not in page.text

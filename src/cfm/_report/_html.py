@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PACKAGES = (
-    "cfm-tools", "anndata", "decoupler", "numpy", "pandas", "pydeseq2", "scanpy", "scikit-learn",
-    "scvi-tools", "torch",
+    "cfm-tools", "anndata", "captum", "decoupler", "gseapy", "igraph", "numpy", "pandas",
+    "pydeseq2", "scanpy", "scikit-learn", "scvi-tools", "torch",
 )  # fmt: skip
 #: Sections of a model card that a reader of a result has to see.
 _SHOWN_SECTIONS = re.compile(r"use|limit|patent|independen|caution|out of scope", re.IGNORECASE)

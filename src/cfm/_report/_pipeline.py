@@ -18,6 +18,7 @@ import pandas as pd
 
 from cfm import datasets, hub, pp, tl
 from cfm._fields import CONTRASTS, MAP_GENES, PARAMS, PROBABILITIES, SET_SEPARATOR, VIRUS_KEY
+from cfm._report import _explanation as explanation
 from cfm._report import _figures as figures
 from cfm._report._html import card_excerpt, render, versions
 from cfm._report._read import Orientation, read_counts
@@ -68,7 +69,7 @@ class DemoResult:
 
 
 def run_demo(options: DemoOptions) -> DemoResult:
-    """Run the whole chain and write ``report.html``, ``calls.csv``, ``contrasts.h5ad``, figures.
+    """Run the whole chain and write ``report.html``, tables, ``contrasts.h5ad`` and figures.
 
     Files of the same names in ``options.output`` are replaced.
 
@@ -90,6 +91,12 @@ def run_demo(options: DemoOptions) -> DemoResult:
         logger.info("%d contrasts made; embedding and calling them", contrasts.n_obs)
         tl.embed(contrasts, options.embedding_model, key_added=_BASIS)
         tl.predict_virus(contrasts, options.model, key_added=VIRUS_KEY)
+        refused = explanation.compute(
+            contrasts,
+            groupby=options.groupby,
+            model=options.model,
+            embedding_model=options.embedding_model,
+        )
     notes = _own_notes(caught)
     for note in notes:
         logger.warning("warning: %s", note)
@@ -106,6 +113,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
         _write_contrasts(contrasts, folder / "contrasts.h5ad")
         _calls_table(contrasts).to_csv(folder / "calls.csv", index_label="contrast")
         pictures = _pictures(contrasts, options, folder, checkpoint.files)
+        sections = explanation.write_up(contrasts, refused, folder, groupby=options.groupby)
     page = render(
         {
             "source": source,
@@ -115,11 +123,12 @@ def run_demo(options: DemoOptions) -> DemoResult:
             "options": asdict(options),
             "notes": notes,
             "pictures": pictures,
+            "sections": sections,
             "checkpoint": checkpoint,
             "card": card_excerpt(checkpoint.card or ""),
             "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "versions": versions(),
-            **_how_made(contrasts),
+            **_how_made(contrasts, sections),
         }
     )
     report = folder / "report.html"
@@ -213,7 +222,7 @@ def _pictures(
     }
 
 
-def _how_made(contrasts: AnnData) -> dict[str, Any]:
+def _how_made(contrasts: AnnData, sections: list[explanation.Section]) -> dict[str, Any]:
     """Collect the records that each step left in ``uns``."""
     mapping = contrasts.uns[MAP_GENES]
     made = contrasts.uns[CONTRASTS]
@@ -223,6 +232,7 @@ def _how_made(contrasts: AnnData) -> dict[str, Any]:
         "cfm.pp.contrasts": made[PARAMS],
         "cfm.tl.embed": contrasts.uns[_BASIS][PARAMS],
         "cfm.tl.predict_virus": contrasts.uns[VIRUS_KEY][PARAMS],
+        **{section.step: section.params for section in sections if not section.refused},
     }
     return {
         "steps": steps,
