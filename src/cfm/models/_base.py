@@ -59,7 +59,7 @@ def require_anndata(adata: object) -> None:
     """
     if not isinstance(adata, AnnData):
         raise TypeError(
-            f"Found a {type(adata).__name__}; expected an AnnData of contrasts. Of a MuData, pass "
+            f"Found a {type(adata).__name__}; expected an AnnData. Of a MuData, pass "
             "one modality: mdata['rna']."
         )
 

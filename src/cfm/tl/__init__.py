@@ -3,6 +3,7 @@
 from cfm.tl._embed import embed
 from cfm.tl._gene_programs import gene_programs
 from cfm.tl._host_factors import host_factors
+from cfm.tl._impute import impute
 from cfm.tl._predict_virus import predict_virus
 from cfm.tl._probe import probe
 from cfm.tl._screen_drugs import screen_drugs
@@ -11,6 +12,7 @@ __all__ = [
     "embed",
     "gene_programs",
     "host_factors",
+    "impute",
     "predict_virus",
     "probe",
     "screen_drugs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cfm._fields import EMBEDDING_PREFIX, PARAMS
 from cfm.models import load_model
@@ -26,6 +26,7 @@ def embed(
     batch_size: int = 64,
     device: str | None = None,
     copy: bool = False,
+    **model_kwargs: Any,
 ) -> AnnData | None:
     """Embed observations with a model.
 
@@ -33,7 +34,8 @@ def embed(
     ----------
     adata
         Observations by genes, of the kind that the model reads; for CellPulse contrasts with log2
-        fold changes, see :func:`cfm.pp.contrasts`. Genes as symbols or Ensembl ids; genes that
+        fold changes, see :func:`cfm.pp.contrasts`, for BulkFormer samples with log TPM, see
+        :func:`cfm.pp.tpm`. Genes as symbols or Ensembl ids; genes that
         are absent or ``NaN`` are taken as not measured.
     model
         A model, the name of a checkpoint (:func:`cfm.hub.list_checkpoints`), a folder, or
@@ -48,6 +50,9 @@ def embed(
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     copy
         Return a changed copy instead of writing to ``adata``.
+    **model_kwargs
+        Further arguments of the model's ``get_latent_representation``, such as ``pooling`` and
+        ``genes`` of :class:`cfm.models.BulkFormer`.
 
     Returns
     -------
@@ -62,7 +67,8 @@ def embed(
     Raises
     ------
     TypeError
-        If ``adata`` is no AnnData, or ``model`` is none of the above.
+        If ``adata`` is no AnnData, ``model`` is none of the above, or the model does not take an
+        argument.
     KeyError
         If the layer does not exist.
     ValueError
@@ -87,8 +93,12 @@ def embed(
         check_key(key_added)
     model = load_model(model, device=device)
     key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower()
-    latent = model.get_latent_representation(adata, layer=layer, batch_size=batch_size)
-    record = run_record(model, adata, key_added=key, layer=layer, batch_size=batch_size)
+    latent = model.get_latent_representation(
+        adata, layer=layer, batch_size=batch_size, **model_kwargs
+    )
+    record = run_record(
+        model, adata, key_added=key, layer=layer, batch_size=batch_size, **model_kwargs
+    )
     adata = target(adata, copy=copy)
     warn_overwritten(adata, key, {"obsm": [key]})
     adata.obsm[key] = latent

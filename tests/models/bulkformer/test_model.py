@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cfm.models import BulkFormer
-from cfm.models.bulkformer import _model
+from cfm.models.bulkformer import _apply
 from tests._bulk import N_GENES, toy_bulkformer, toy_log_tpm
 from tests._same import assert_unchanged
 
@@ -184,9 +184,9 @@ def test_precision(model: BulkFormer, adata: ad.AnnData, monkeypatch: pytest.Mon
     assert not np.array_equal(exact, rough)
     cosine = (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
     assert cosine.min() > 0.999
-    monkeypatch.setattr(_model, "fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(_apply, "fast_bfloat16", lambda device: False)
     np.testing.assert_array_equal(model.get_latent_representation(adata), exact)
-    monkeypatch.setattr(_model, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(_apply, "fast_bfloat16", lambda device: True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(model.get_latent_representation(adata), rough)
