@@ -71,6 +71,18 @@ def test_table_and_record() -> None:
     assert "model" not in params
 
 
+def test_without_weight_ranks_alone_count() -> None:
+    adata = profiles()
+    expected = results(screened(adata.copy(), weight=0.0))
+    adata.X = np.sign(adata.X) * np.abs(adata.X) ** 3  # the same order, other sizes
+    found = results(screened(adata[:1].copy(), weight=0.0))
+    once = results(screened(profiles()[:1].copy(), weight=0.0))
+    np.testing.assert_allclose(found["reversal"][once.index], once["reversal"])
+    assert expected.index[0] == "Reverser"
+    weighted = results(screened(profiles()[:1].copy()))
+    assert (weighted["reversal"][once.index] != once["reversal"]).any()
+
+
 def test_the_model_reads_the_planted_direction(model: CellPulse, contrasts: ad.AnnData) -> None:
     truth = contrasts.varm["truth"]["virus_A"]
     up, down = (truth.sort_values().index[s].tolist() for s in (slice(-40, None), slice(0, 30)))
@@ -163,6 +175,9 @@ def test_replicate_signatures_of_a_compound_are_summarised() -> None:
     found = results(screened(signatures=pd.concat([table, weak, third])))
     assert found.loc["Reverser", "n_signatures"] == 3
     assert 0.3 < found.loc["Reverser", "reversal"] <= 1
+    alien = pd.DataFrame({"compound": "Reverser", "gene": ["X1", "X2"], "signature": "four"})
+    alien = pd.concat([table, alien.assign(direction="up")])
+    assert results(screened(signatures=alien)).loc["Reverser", "n_signatures"] == 1
     same = table[table["compound"] == "Reverser"]
     many = pd.concat([table, *(same.assign(signature=f"again{i}") for i in range(5))])
     again = results(screened(signatures=many))

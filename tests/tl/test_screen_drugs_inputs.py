@@ -310,6 +310,7 @@ def failing() -> dict[str, tuple[dict, type, str]]:
         "layer": ({"layer": "lfc"}, KeyError, "no layer 'lfc'"),
         "key": ({"key_added": "a/b"}, ValueError, "cannot be stored"),
         "permutations": ({"n_permutations": 0}, ValueError, "n_permutations=0"),
+        "weight": ({"weight": -1.0}, ValueError, "weight=-1.0"),
         "genes per side": ({"n_genes": 0}, ValueError, "n_genes=0"),
         "model": ({"model": object()}, TypeError, "model= is a object"),
         "genes of the model": ({"model": "cellpulse-mini"}, ValueError, "of the model's"),

@@ -75,6 +75,8 @@ class ReversalScorer:
         ``(g,)`` names of the background genes: those that are ranked and drawn from.
     n_permutations, seed
         Of the random signatures.
+    weight
+        Exponent of the size of an effect in the running sum.
     model
         Adds the reversal in its space.
     positions
@@ -85,6 +87,7 @@ class ReversalScorer:
     labels: np.ndarray
     n_permutations: int
     seed: int
+    weight: float = 1.0
     model: CellPulse | None = None
     positions: np.ndarray | None = None
     _class: np.ndarray = field(init=False)
@@ -119,7 +122,7 @@ class ReversalScorer:
             ``(n_vocabulary,)`` the profile on the model's vocabulary.
         """
         measured = np.isfinite(effects)
-        ranking = rank_profile(effects[measured])
+        ranking = rank_profile(effects[measured], self.weight)
         place = np.full(len(effects) + 1, -1, dtype=np.int64)  # the last entry is for "no gene"
         place[np.flatnonzero(measured)] = np.arange(len(ranking))
         up, down = place[self.table.up], place[self.table.down]

@@ -52,6 +52,7 @@ def screen_drugs(
     model: str | Path | CellPulse | None = "cellpulse-mini",
     host_factors_key: str = HOST_FACTORS_KEY,
     host_factors: pd.DataFrame | pd.Series | None = None,
+    weight: float = 1.0,
     n_genes: int = 100,
     n_permutations: int = 1000,
     seed: int = 0,
@@ -123,6 +124,9 @@ def screen_drugs(
     host_factors
         Scores to use instead: a Series by gene, for all groups, or a DataFrame with ``gene``,
         ``score`` and perhaps ``group``.
+    weight
+        Exponent of the size of an effect in the enrichment scores: 1 as in Subramanian et al.
+        2017, 0 as in Lamb et al. 2006 (ranks alone).
     n_genes
         Genes per side that are taken of signatures with values, those with the largest.
     n_permutations
@@ -189,6 +193,8 @@ def screen_drugs(
     check_key(key_added)
     require_anndata(adata)
     _check_arguments(signatures, targets, host_factors, n_genes, n_permutations)
+    if not 0 <= weight < np.inf:
+        raise ValueError(f"weight={weight}, expected 0 or more; 1 is the usual one.")
     if groupby is None:
         if groups is not None:
             raise ValueError("groups= needs groupby=, the column that holds them.")
@@ -200,8 +206,8 @@ def screen_drugs(
     if pairs is not None:
         factors = host_factor_scores(adata, host_factors_key, host_factors, list(rows))
     record: dict[str, Any] = {
-        "groupby": groupby, "groups": list(rows), "layer": layer, "n_genes": n_genes,
-        "n_permutations": n_permutations, "seed": seed, "key_added": key_added,
+        "groupby": groupby, "groups": list(rows), "layer": layer, "weight": float(weight),
+        "n_genes": n_genes, "n_permutations": n_permutations, "seed": seed, "key_added": key_added,
     }  # fmt: skip
     record = {k: v for k, v in record.items() if v is not None}
     scorer, profiles, queries = None, None, None
@@ -221,7 +227,7 @@ def screen_drugs(
             where[alignment.columns] = alignment.positions
             positions = where[columns]
             record = run_record(network, adata, **record)
-        scorer = ReversalScorer(table, labels, n_permutations, seed, network, positions)
+        scorer = ReversalScorer(table, labels, n_permutations, seed, weight, network, positions)
         profiles = profiles[:, columns]
     if pairs is not None:
         record |= {"target_pairs": len(pairs)}
