@@ -152,3 +152,12 @@ def test_classes_of_any_kind(kind):
     assert adata.uns["probe"]["results"]["score"].iloc[0] > 0.8
     classes = adata.uns["probe"]["params"]["classes"]
     assert list(classes) == (["0", "1"] if kind is int else ["False", "True"])
+
+
+def test_a_new_probe_leaves_nothing_of_the_former():
+    adata = cohort()
+    probe(adata, "disease", heads="logistic", **QUICK)
+    probe(adata, ["dose", "other"], "regression", heads="ridge", **QUICK)
+    assert "probe" not in adata.obs
+    assert "probe_proba" not in adata.obsm
+    assert adata.obsm["probe_predictions"].columns.tolist() == ["dose", "other"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -236,6 +237,7 @@ def probe(
     first = next(iter(predictions))
     fields = _fields(adata, found, predictions, splits_of[0], key_added)
     warn_overwritten(adata, key_added, {slot: list(new) for slot, new in fields.items()})
+    _remove_former(adata, key_added)
     for slot, new in fields.items():
         for name, value in new.items():
             getattr(adata, slot)[name] = value
@@ -268,6 +270,18 @@ def probe(
         record["n_events"] = int(found.values[:, 1].sum())
     adata.uns[key_added] = {PARAMS: record, RESULTS: results, COMPARISONS: comparisons}
     return adata if copy else None
+
+
+def _remove_former(adata: AnnData, key: str) -> None:
+    """Remove what an earlier probe of another kind left under this key."""
+    former = adata.uns.get(key)
+    if not isinstance(former, Mapping) or COMPARISONS not in former:
+        return
+    slots = {"obs": ("", FOLD, RISK_GROUP), "obsm": (PROBABILITIES, PREDICTIONS)}
+    for slot, parts in slots.items():
+        for name in (key + part for part in parts):
+            if name in getattr(adata, slot):
+                del getattr(adata, slot)[name]
 
 
 def _check_arguments(

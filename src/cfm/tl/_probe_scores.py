@@ -95,11 +95,12 @@ def _interval(draws: np.ndarray, confidence: float) -> tuple[float, float]:
 def tabulate(target: ProbeTarget, scores: Scores, confidence: float) -> pd.DataFrame:
     """One row per representation, head, target and metric."""
     rows = []
+    counts = _counts(target)
     for (representation, head), by_metric in scores.items():
         for metric, values in by_metric.items():
             for name, draws in _with_mean(values, _names(target)):
                 low, high = _interval(draws[1:], confidence)
-                used = _used(target, name)
+                n_obs, n_groups = counts[name]
                 rows.append(
                     {
                         "representation": representation,
@@ -109,8 +110,8 @@ def tabulate(target: ProbeTarget, scores: Scores, confidence: float) -> pd.DataF
                         "score": float(draws[0]),
                         "low": low,
                         "high": high,
-                        "n_obs": int(used.sum()),
-                        "n_groups": len(np.unique(target.groups[used])),
+                        "n_obs": n_obs,
+                        "n_groups": n_groups,
                     }
                 )
     return _strings_index(pd.DataFrame(rows))
@@ -141,10 +142,16 @@ def compare(target: ProbeTarget, scores: Scores, confidence: float) -> pd.DataFr
     return _strings_index(pd.DataFrame(rows, columns=[*columns, "difference", "low", "high"]))
 
 
-def _used(target: ProbeTarget, name: str) -> np.ndarray:
-    if target.task != "regression" or name not in target.names:
-        return np.ones(len(target.rows), dtype=bool)
-    return np.isfinite(target.values[:, target.names.index(name)])
+def _counts(target: ProbeTarget) -> dict[str, tuple[int, int]]:
+    """Observations and groups behind each row of the table, by target."""
+    names, member = np.unique(target.groups, return_inverse=True)
+    everything = (len(target.rows), len(names))
+    counts = dict.fromkeys([MEAN_TARGET, *_names(target)], everything)
+    if target.task == "regression":
+        known = np.isfinite(target.values)
+        for name, used in zip(target.names, known.T, strict=True):
+            counts[name] = (int(used.sum()), int((np.bincount(member[used]) > 0).sum()))
+    return counts
 
 
 def _strings_index(frame: pd.DataFrame) -> pd.DataFrame:
