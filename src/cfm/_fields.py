@@ -69,3 +69,20 @@ PREDICTIONS = "_predictions"
 PLAIN_EXPRESSION, NO_FEATURES = "expression PCA", "none"
 #: ``target`` of the mean over several targets.
 MEAN_TARGET = "mean over targets"
+
+#: ``uns[SIMULATION]`` of the AnnData made by :func:`cfm.tl.simulate_perturbation`.
+SIMULATION = "simulation"
+#: ``uns[SIMULATION][LEARNED_FROM]``: DataFrame, what a baseline took its effect from, per group.
+LEARNED_FROM = "learned_from"
+#: ``obs[PERTURBATION]``: what was simulated, where no column was named for it.
+PERTURBATION = "perturbation"
+#: ``obs[SIMULATED_FROM]``: name of the observation that a simulated one started from.
+SIMULATED_FROM = "simulated_from"
+#: ``obs[SIMULATED_BY]``: the model or baseline.
+SIMULATED_BY = "simulated_by"
+#: ``var[SIMULATED]``: whether a gene was predicted (else it is as in the source).
+SIMULATED = "simulated"
+#: Between the parts of a combination, as in "A+B".
+COMBINED = "+"
+#: Baselines that :func:`cfm.tl.simulate_perturbation` takes as ``model=``.
+BASELINES = ("control", "mean_shift", "additive", "nearest", "linear")

@@ -2,7 +2,7 @@
 
 from cfm.models._base import PretrainedModel
 from cfm.models._load import load_model
-from cfm.models._protocols import AttentionModel, GeneFactorModel
+from cfm.models._protocols import AttentionModel, GeneFactorModel, PerturbationModel
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 
@@ -11,6 +11,7 @@ __all__ = [
     "BulkFormer",
     "CellPulse",
     "GeneFactorModel",
+    "PerturbationModel",
     "PretrainedModel",
     "load_model",
 ]

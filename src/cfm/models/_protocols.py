@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     import pandas as pd
@@ -66,4 +66,62 @@ class GeneFactorModel(Protocol):
         factors
             ``(n_genes, n_factors)`` float32; the inner product of two rows is how strongly the
             model expects the two genes to move together (> 0) or against each other (< 0).
+        """
+
+
+@runtime_checkable
+class PerturbationModel(Protocol):
+    """A model that says what observations look like after a perturbation.
+
+    :func:`cfm.tl.simulate_perturbation` takes any object with this method as ``model=``: it chooses
+    the observations to start from, and puts what comes back into an AnnData.
+
+    Examples
+    --------
+    >>> from cfm.models import CellPulse, PerturbationModel
+    >>> isinstance(CellPulse.from_pretrained("cellpulse-mini"), PerturbationModel)
+    True
+    """
+
+    def simulate(
+        self,
+        adata: AnnData,
+        perturbation: Sequence[str],
+        *,
+        layer: str | None = None,
+        groupby: str | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        **options: Any,
+    ) -> AnnData:
+        """Predict a perturbation of observations, or make new ones in their place.
+
+        Parameters
+        ----------
+        adata
+            Unperturbed observations by genes, in memory, with their ``obs``: one per observation
+            that is asked for. The same one may be there several times under different names.
+        perturbation
+            Parts of the perturbation, one or more names without order.
+        layer
+            Layer to read instead of ``X``.
+        groupby
+            Column of ``obs`` with the group (cell type, donor) of an observation, if given.
+        batch_size
+            Observations at a time; the result does not depend on it.
+        seed
+            Seed of what is random.
+        **options
+            The model's own.
+
+        Returns
+        -------
+        AnnData with a row for each row of ``adata``, in that order, and ``X`` in the units of what
+        was read. ``var_names`` are the genes that are predicted: by the names that ``adata`` has
+        for them, and by the model's names for genes that ``adata`` does not measure.
+
+        Raises
+        ------
+        KeyError
+            If the model cannot answer for this perturbation.
         """

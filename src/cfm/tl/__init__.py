@@ -7,6 +7,7 @@ from cfm.tl._impute import impute
 from cfm.tl._predict_virus import predict_virus
 from cfm.tl._probe import probe
 from cfm.tl._screen_drugs import screen_drugs
+from cfm.tl._simulate_perturbation import simulate_perturbation
 
 __all__ = [
     "embed",
@@ -16,4 +17,5 @@ __all__ = [
     "predict_virus",
     "probe",
     "screen_drugs",
+    "simulate_perturbation",
 ]

@@ -10,10 +10,11 @@ import torch
 
 from cfm.models.cellpulse._constants import DOWN, PADDING, UP
 from cfm.models.cellpulse._explain import VirusExplainer
+from cfm.models.cellpulse._perturb import Reversal, reversed_profiles
 from cfm.models.cellpulse._tokens import ask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
 
@@ -173,3 +174,61 @@ class CellPulse(VirusExplainer):
             odds[i, asked] = asked_logits[:, UP] - asked_logits[:, DOWN]
             size[i, asked] = np.expm1(magnitude[0, answer].float().cpu().numpy().clip(0.0, 4.0))
         return odds, size
+
+    def simulate(
+        self,
+        adata: AnnData,
+        perturbation: Sequence[str],
+        *,
+        layer: str | None = None,
+        groupby: str | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        mode: Reversal = "neutral",
+        n_folds: int = 5,
+    ) -> AnnData:
+        """Reverse genes of contrasts, and say what the other effects would then be.
+
+        The effect of each of the genes is set to 0 (``mode="neutral"``: the infection no longer
+        moves it) or to its negative (``"flip"``). The other genes are split into ``n_folds``
+        parts at random; each part is hidden in the profile before and after, and predicted from
+        what is left of it (:meth:`predict_hidden`). The difference between the two expected
+        effects, tanh(log-odds / 2) times the expected size, is added to the measured effect. So
+        nothing changes where nothing was reversed. This is what the model has learned of genes
+        that move together, not an effect that was measured or is known to be causal.
+
+        Parameters
+        ----------
+        adata
+            Contrasts by genes, log2 fold changes with ``NaN`` = not measured.
+        perturbation
+            Genes to reverse together, symbols or Ensembl ids.
+        layer
+            Layer with the log2 fold changes instead of ``X``.
+        groupby, batch_size
+            Not used: each contrast is predicted alone.
+        seed
+            Of the split into parts.
+        mode, n_folds
+            See above.
+
+        Returns
+        -------
+        AnnData, contrasts by those genes of ``adata`` that the model knows: log2 fold changes,
+        float32; ``NaN`` stays.
+
+        Raises
+        ------
+        KeyError
+            If the model does not know a gene, or ``adata`` does not measure it.
+        ValueError
+            If an option is out of range, or the matrix does not hold log2 fold changes.
+
+        Warns
+        -----
+        UserWarning
+            If a gene is not measured (``NaN``) in some contrasts; they stay as they are.
+        """
+        return reversed_profiles(
+            self, adata, perturbation, layer=layer, mode=mode, n_folds=n_folds, seed=seed
+        )

@@ -1,0 +1,187 @@
+"""Simulated perturbations: what is refused, and in which words."""
+
+from __future__ import annotations
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfm
+from cfm.tl import simulate_perturbation
+from cfm.tl._perturbation_design import read_parts
+from tests._same import assert_unchanged
+from tests.tl._perturbed import ARGUMENTS, AddsOne, perturbed_cells, without
+
+KEYS = {"key": "treatment", "control": "ctrl"}
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("A", ["A"]),
+        ("A+B", ["A", "B"]),
+        ("A + B", ["A", "B"]),
+        (["A", "B"], ["A", "B"]),
+        (("A", "B+C"), ["A", "B", "C"]),
+        ("Ca2+", ["Ca2+"]),
+        ("+", ["+"]),
+    ],
+)
+def test_perturbations_are_read(given, parts) -> None:
+    assert read_parts(given) == parts
+
+
+@pytest.mark.parametrize("given", [3, None, [1], {"A"}])
+def test_a_perturbation_is_text(given) -> None:
+    with pytest.raises(TypeError, match="expected a name"):
+        read_parts(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [("", "empty"), ([], "empty"), (["A", ""], "empty"), ("A+A", "twice")]
+)
+def test_a_perturbation_names_something_once(given, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_parts(given)
+
+
+def test_a_level_with_the_control_in_it_is_a_single_perturbation() -> None:
+    cells = perturbed_cells()
+    renamed = {"A": "ctrl+A", "A+B": "B+A"}
+    cells.obs["treatment"] = cells.obs["treatment"].cat.rename_categories(renamed)
+    made = simulate_perturbation(cells, "A", model="additive", **ARGUMENTS)
+    assert set(made.obs["treatment"]) == {"ctrl+A"}
+    made = simulate_perturbation(cells, "A+B", model="additive", **ARGUMENTS)
+    assert set(made.obs["treatment"]) == {"B+A"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"key": "drug"}, KeyError, "no column 'drug'"),
+        ({"groupby": "tissue"}, KeyError, "no column 'tissue'"),
+        ({"control": "mock"}, KeyError, "no control 'mock'"),
+        ({"control": None}, ValueError, "without control="),
+        ({"key": None}, ValueError, "without key="),
+        ({"groups": ["T", "X"]}, KeyError, "has no ['X']"),
+        ({"groups": "T"}, TypeError, "one text"),
+        ({"groups": []}, ValueError, "none"),
+        ({"groupby": None, "groups": ["T"]}, ValueError, "without groupby="),
+        ({"n_cells": 0}, ValueError, "n_cells must be"),
+        ({"n_cells": 2.5}, ValueError, "n_cells must be"),
+        ({"layer": "log"}, KeyError, "no layer 'log'"),
+        ({"units": "tpm"}, ValueError, "units='tpm'"),
+        ({"units": "counts"}, ValueError, "log-transformed"),
+        ({"strength": 2}, TypeError, "takes no ['strength']"),
+        ({"features": [1]}, TypeError, "expected a DataFrame"),
+        ({"features": pd.DataFrame([[np.nan]])}, ValueError, "NaN"),
+        ({"features": pd.DataFrame([["x"]])}, ValueError, "something else than numbers"),
+        ({"features": pd.DataFrame([[1], [2]], index=["A", "A"])}, ValueError, "each once"),
+        ({"model": "mean-shift"}, ValueError, "no baseline (control, mean_shift"),
+        ({"model": 3}, TypeError, "model= is a int"),
+        ({"model": "linear", "alpha": 0.0}, ValueError, "alpha must be above 0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message) -> None:
+    cells = perturbed_cells(n=4)
+    before = cells.copy()
+    with pytest.raises(error) as raised:
+        simulate_perturbation(cells, "A", **({"model": "mean_shift"} | ARGUMENTS | arguments))
+    assert message in str(raised.value)
+    assert_unchanged(cells, before)
+
+
+def test_the_control_cannot_be_asked_for() -> None:
+    with pytest.raises(ValueError, match="is the control itself"):
+        simulate_perturbation(perturbed_cells(n=2), "ctrl", model="control", **ARGUMENTS)
+
+
+def test_a_group_without_controls_is_left_out_or_refused() -> None:
+    cells = without(perturbed_cells(n=4), "NK", "ctrl")
+    with pytest.warns(UserWarning, match=r"\['NK'\] of 'cell_type' have no observation"):
+        made = simulate_perturbation(cells, "A", model="mean_shift", **ARGUMENTS)
+    assert set(made.obs["cell_type"]) == {"B", "T"}
+    # Without controls its own effect is not known either.
+    assert "NK" not in "".join(made.uns["simulation"]["learned_from"]["learned_from"])
+    with pytest.raises(ValueError, match=r"\['NK'\] with observations of the control"):
+        simulate_perturbation(cells, "A", model="mean_shift", groups=["NK"], **ARGUMENTS)
+
+
+def test_what_only_its_own_cells_could_tell_is_refused() -> None:
+    cells = perturbed_cells(n=4)
+    lone = cells[(cells.obs["cell_type"] == "T") & cells.obs["treatment"].isin(["A", "ctrl"])]
+    for baseline in ("mean_shift", "nearest", "linear"):
+        with pytest.raises(ValueError, match="are not looked at"):
+            simulate_perturbation(lone, "A", model=baseline, **ARGUMENTS)
+    with pytest.raises(KeyError, match="not there alone or in another group"):
+        simulate_perturbation(lone, "A", model="additive", **ARGUMENTS)
+    with pytest.raises(KeyError, match=r"\['C'\] is not there alone"):
+        simulate_perturbation(cells, "A+C", model="additive", **ARGUMENTS)
+
+
+def test_missing_levels_and_groups_are_left_out() -> None:
+    cells = perturbed_cells(n=6)
+    expected = simulate_perturbation(cells, "A", model="mean_shift", **ARGUMENTS)
+    more = cells.copy()
+    more.obs_names = more.obs_names + "x"
+    more.X[:] = 50.0
+    more.obs.loc[more.obs_names[::2], "treatment"] = np.nan
+    more.obs.loc[more.obs_names[1::2], "cell_type"] = np.nan
+    both = ad.concat([cells, more])
+    found = simulate_perturbation(both, "A", model="mean_shift", **ARGUMENTS)
+    np.testing.assert_array_equal(found.X, expected.X)
+
+
+def test_values_that_have_no_mean_are_refused() -> None:
+    cells = perturbed_cells(n=4)
+    cells.X[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        simulate_perturbation(cells, "A", model="mean_shift", **ARGUMENTS)
+
+
+def test_names_have_to_be_unique() -> None:
+    cells = perturbed_cells(n=2)
+    cells.obs_names = ["x"] * cells.n_obs
+    with pytest.raises(ValueError, match="obs_names occur more than once"):
+        simulate_perturbation(cells, "A", model="control", **ARGUMENTS)
+
+
+def test_only_an_anndata_and_only_models_that_simulate() -> None:
+    cells = perturbed_cells(n=2)
+    with pytest.raises(TypeError, match="Of a MuData, pass one modality"):
+        simulate_perturbation(md.MuData({"rna": cells}), "A", model="control")
+    with pytest.raises(TypeError, match="model= is a object"):
+        simulate_perturbation(cells, "A", model=object())
+
+
+def test_what_a_model_does_not_know_is_its_own_error() -> None:
+    cells = perturbed_cells(n=2)
+    with pytest.raises(KeyError, match="unknown genes"):
+        simulate_perturbation(cells, "GENE1+GENE99", model=AddsOne())
+
+
+def test_a_model_that_loses_observations_is_refused() -> None:
+    class Loses(AddsOne):
+        def simulate(self, *args, **kwargs):
+            return super().simulate(*args, **kwargs)[:1].copy()
+
+    with pytest.raises(ValueError, match="returned 1 observations for 24"):
+        simulate_perturbation(perturbed_cells(n=2), "GENE1", model=Loses())
+
+
+def test_the_bundled_toy_cells_work(recwarn: pytest.WarningsRecorder) -> None:
+    cells = cfm.datasets.toy_infection_cells()
+    made = simulate_perturbation(
+        cells,
+        "virus_A",
+        model="mean_shift",
+        key="virus",
+        control="none",
+        groupby="cell_type",
+        n_cells=5,
+    )
+    assert made.n_obs == 5 * cells.obs["cell_type"].nunique()
+    assert made.uns["simulation"]["params"]["units"] == "counts"
+    assert not recwarn.list
