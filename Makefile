@@ -38,7 +38,7 @@ readme: $(VENV)/.installed-dev
 
 # Runs the notebooks and keeps their outputs.
 tutorials: $(VENV)/.installed-dev
-	$(BIN)/jupyter execute --inplace tutorials/*.ipynb
+	MPLBACKEND=module://matplotlib_inline.backend_inline $(BIN)/jupyter execute --inplace tutorials/*.ipynb
 	$(BIN)/ruff format tutorials
 
 # Reads ../shared/data; writes its tables into docs/benchmarks.md. Takes long.
