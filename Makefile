@@ -45,6 +45,7 @@ tutorials: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.attention --write
 	$(BIN)/python -m benchmarks.contrasts --write
+	$(BIN)/python -m benchmarks.drugs --write
 	$(BIN)/python -m benchmarks.host_factors --write
 	$(BIN)/python -m benchmarks.masked_direction --write
 	$(BIN)/python -m benchmarks.programs --write
