@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -74,6 +75,16 @@ def test_tied_scores_keep_the_order_of_the_rank():
     adata = with_host_factors(tied=True)
     ax = cfm.pl.host_factors(adata, show=False)
     assert row_names(ax) == list(adata.uns["host_factors"]["results"]["gene"][:15])
+
+
+def test_known_genes_are_marked(tmp_path):
+    adata = with_host_factors(5)
+    adata.uns["host_factors"]["results"]["known"] = [False, True, False, False, False]
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    for stored in (adata, ad.read_h5ad(tmp_path / "a.h5ad")):
+        ax = cfm.pl.host_factors(stored, show=False)
+        assert [name.endswith(" †") for name in row_names(ax)] == [i == 1 for i in range(5)]
+        assert "† given as known" in legend_texts(ax)
 
 
 def test_scores_below_zero_have_no_length():

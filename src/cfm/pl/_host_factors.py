@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _COLUMNS = (
     "group", "gene", "score", "rank", "direction", "effect", "call_effect", "fdr", "n_profiles",
 )  # fmt: skip
+_KNOWN = "known"
 _HATCH = "////"
 
 
@@ -45,7 +46,8 @@ def host_factors(
     (``call_effect`` > 0) and left if it speaks against it. Colour and arrow give the direction of
     the gene's own effect in the group (▲ up, ▼ down, ● unchanged), and the number its mean log2
     fold change. A filled bar with a star has a false discovery rate of at most 0.05, a hollow one
-    a larger one, and a hatched one none because no null distribution was possible.
+    a larger one, and a hatched one none because no null distribution was possible. Genes that were
+    given as known (``method="guided"``) carry a †.
 
     Parameters
     ----------
@@ -90,7 +92,7 @@ def host_factors(
         part = table[table["group"] == name].sort_values("rank", kind="stable")
         parts[name] = part.head(n_genes)
     rows = max(3, *map(len, parts.values()))
-    longest = max(len(_row_name(gene)) for part in parts.values() for gene in part["gene"])
+    longest = max(len(name) for part in parts.values() for name in _row_names(part))
     panels = group_axes(groups, ax, 3.6 + 0.08 * longest, 1.55 + 0.19 * rows)
     for name, panel in panels.items():
         _draw(panel, name, parts[name])
@@ -135,7 +137,7 @@ def _draw(ax: Axes, group: str, table: pd.DataFrame) -> None:
             rows, values, texts, call < 0, directions, strict=True
         )
     ]
-    ax.set_yticks(rows, [_row_name(gene) for gene in table["gene"]], fontsize=8)
+    ax.set_yticks(rows, _row_names(table), fontsize=8)
     ax.set_ylim(max(len(table), 3) - 0.4, -0.6)  # two bars are no beams
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", labelsize=8)
@@ -145,7 +147,10 @@ def _draw(ax: Axes, group: str, table: pd.DataFrame) -> None:
     sides = "   ← against the call · for it →" if (call != 0).any() else ""
     ax.set_xlabel(f"score{sides}", fontsize=8)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    legend_below(ax, _legend(set(directions), fdr), columns=2)
+    handles = _legend(set(directions), fdr)
+    if _KNOWN in table and table[_KNOWN].any():
+        handles.append(Line2D([], [], linestyle="", label="† given as known"))
+    legend_below(ax, handles, columns=2)
     room_for_tips(ax, values, tips)
 
 
@@ -158,8 +163,12 @@ def _tip(direction: str, effect: float, fdr: float) -> str:
     return f"{ARROWS[direction]}{number}{' *' if fdr <= SIGNIFICANT else ''}"
 
 
-def _row_name(gene: str) -> str:
-    return shorten(gene, 24)
+def _row_names(table: pd.DataFrame) -> list[str]:
+    known = table[_KNOWN].astype(bool) if _KNOWN in table else [False] * len(table)
+    return [
+        f"{shorten(gene, 24)}{' †' if given else ''}"
+        for gene, given in zip(table["gene"], known, strict=True)
+    ]
 
 
 def _legend(directions: set[str], fdr: np.ndarray) -> list[Line2D | Patch]:
