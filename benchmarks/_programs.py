@@ -12,6 +12,7 @@ from scipy.stats import hypergeom
 
 from cfm.tl._program_enrichment import benjamini_hochberg
 from cfm.tl._program_graph import leiden, modules, nearest_neighbour_graph
+from cfm.tl._program_run import PRIOR_PROFILES
 from cfm.tl._program_statistics import concordance
 
 #: Sizes, among the genes of a graph, of the gene sets that are tried.
@@ -66,9 +67,9 @@ def correlation(effects: np.ndarray) -> np.ndarray:
 
 
 def same_direction(effects: np.ndarray) -> np.ndarray:
-    """The factor by which the tool multiplies similarities: 1 if two genes always move alike."""
+    """Return the factor of the tool's similarities, near 1 if two genes always move alike."""
     signs = np.sign(np.nan_to_num(effects))
-    return (1.0 + signs.T @ signs / len(signs)) / 2.0
+    return (1.0 + signs.T @ signs / (len(signs) + PRIOR_PROFILES)) / 2.0
 
 
 def matched_modules(

@@ -49,7 +49,8 @@ def test_correlation_is_numpys(rng: np.random.Generator) -> None:
 
 def test_same_direction_by_hand() -> None:
     effects = np.array([[1.0, 2.0, -1.0, np.nan], [-1.0, -3.0, 2.0, 1.0]])
-    expected = [[1, 1, 0, 0.25], [1, 1, 0, 0.25], [0, 0, 1, 0.75], [0.25, 0.25, 0.75, 0.75]]
+    total = np.array([[2, 2, -2, -1], [2, 2, -2, -1], [-2, -2, 2, 1], [-1, -1, 1, 1]])
+    expected = (1 + total / 7) / 2  # two profiles, and five without a say
     np.testing.assert_allclose(same_direction(effects), expected)
 
 

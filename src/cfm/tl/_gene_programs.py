@@ -63,10 +63,14 @@ def gene_programs(
 
     In each group of observations the ``n_genes`` genes that are most often among the model's
     tokens become the nodes of a graph. Two genes are as similar as the model has it (``source``),
-    times :math:`(1 + \overline{s_i s_j}) / 2`, where :math:`s` is the sign of a gene's effect (0
-    if it is not measured) and the mean is over the group's observations: 1 if the genes always
-    move the same way. Each gene is linked to the ``n_neighbors`` genes most similar to it, and
-    the graph is cut into modules by the Leiden algorithm.
+    times
+
+    .. math:: \tfrac12 \left( 1 + \frac{1}{n + 5} \sum_{i=1}^{n} s_{ia} s_{ib} \right)
+
+    with :math:`s` the signs of their effects in the group's :math:`n` observations (0 if not
+    measured): near 1 if the genes always move the same way. Each gene is linked to the
+    ``n_neighbors`` genes most similar to it, and the graph is cut into modules by the Leiden
+    algorithm.
 
     Parameters
     ----------

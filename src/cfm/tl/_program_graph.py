@@ -170,7 +170,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _as_igraph(edges: Edges) -> igraph.Graph:
-    return igraph.Graph(n=edges.n_nodes, edges=np.column_stack([edges.a, edges.b]).tolist())
+    return igraph.Graph(n=edges.n_nodes, edges=np.column_stack([edges.a, edges.b]))
 
 
 def leiden(edges: Edges, *, resolution: float = 1.0, seed: int = 0) -> np.ndarray:

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 Source = Literal["attention", "interaction", "combined"]
 
+#: Profiles without a say that are added to those in which two genes may move the same way: one
+#: profile cannot cut every tie between genes that it has on different sides.
+PRIOR_PROFILES = 5.0
+
 #: A bootstrap draws profiles in at most so many blocks, each of which takes n_genes² numbers.
 MAX_BLOCKS = 12
 
@@ -244,8 +248,8 @@ class SimilarityOf:
         else:
             similarity = standardise(attention) + standardise(self.interaction)
         weight = self._profile_weight(times).astype(np.float32)
-        # Pairs that move the same way in every profile count fully, those that never do not at all.
-        same = (self.signs * weight[:, None]).T @ self.signs / weight.sum()
+        # Pairs that always move the same way count fully, those that never do hardly.
+        same = (self.signs * weight[:, None]).T @ self.signs / (weight.sum() + PRIOR_PROFILES)
         out = np.maximum(similarity, 0.0) * (1.0 + same) / 2.0
         if times is not None:
             absent = ~self.drawn(times)
