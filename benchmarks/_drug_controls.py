@@ -146,9 +146,9 @@ def _treated(
     )
     outside = [f"{r['treatment']}, {r['method']}" for r in rows if r["p"] < 0.01]
     report.text(
-        f"Outside chance (two-sided p < 0.01): {'; '.join(outside) or 'nothing'}. The signatures are "
-        "of cancer cell lines after hours: that they carry over to other cells has to be shown, "
-        "not assumed."
+        f"Outside chance (two-sided p < 0.01): {'; '.join(outside) or 'nothing'}. The signatures "
+        "are of cancer cell lines after hours: that they carry over to other cells has to be "
+        "shown, not assumed."
     )
 
 
