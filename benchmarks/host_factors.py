@@ -164,7 +164,7 @@ def main() -> None:
     """Rank, score, report."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--draws", type=int, default=1000, help="permutations of the hits")
+    parser.add_argument("--draws", type=int, default=300, help="permutations of the hits")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
     settings.verbosity = 30
