@@ -99,6 +99,6 @@ def test_the_genes_that_are_tokens_most_often_are_taken_then_the_strongest() -> 
     assert "G05" not in tokens
     assert tokens.tolist() == sorted(tokens)
     assert adata.var_names[columns].tolist() == tokens.tolist()
-    np.testing.assert_array_equal(effects, part.X[:, columns])
+    np.testing.assert_array_equal(effects, part[:, tokens.astype(str)].X)
     few = ProgramSettings("interaction", 5, 8, 1.0, 5, 0, 0, 0)
     assert "G07" in choose_genes(part, tokens_of, few, "all")[0]

@@ -164,19 +164,25 @@ def find_programs(
 
 
 def profiles_of(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
-    """Return the observations by themselves, in an order that their values alone decide."""
+    """Return observations by themselves: rows in an order that their values decide, genes by name.
+
+    What a model makes of them is then the same to the last digit, however they were ordered;
+    near ties between neighbours would else fall either way. ``var["column"]`` says where the genes
+    were.
+    """
     from anndata import AnnData
 
-    matrix = read_rows(get_matrix(adata, layer=layer), rows)
     names = adata.var_names.astype(str)
     by_name = np.argsort(names.to_numpy(), kind="stable")
+    matrix = read_rows(get_matrix(adata, layer=layer), rows)[:, by_name]
     digests = []
     for i in range(len(rows)):
-        values = to_dense(matrix[i : i + 1], np.float32)[0, by_name] + np.float32(0.0)  # no −0
+        values = to_dense(matrix[i : i + 1], np.float32) + np.float32(0.0)  # no −0
         digests.append(hashlib.sha256(values.tobytes()).digest())
     order = sorted(range(len(rows)), key=digests.__getitem__)
     obs = pd.DataFrame(index=np.arange(len(rows)).astype(str))
-    return AnnData(matrix[order], obs=obs, var=pd.DataFrame(index=names))
+    var = pd.DataFrame({"column": by_name}, index=names[by_name])
+    return AnnData(matrix[order], obs=obs, var=var)
 
 
 def choose_genes(
@@ -205,7 +211,8 @@ def choose_genes(
     strength /= np.maximum(known.sum(axis=0), 1)
     best = np.lexsort((names, -strength, -count))[: settings.n_genes]
     best = best[np.argsort(names[best])]
-    return names[best].astype(object), columns[best], effects[:, best]
+    places = part.var["column"].to_numpy()[columns[best]]
+    return names[best].astype(object), places, effects[:, best]
 
 
 class SimilarityOf:
