@@ -177,6 +177,12 @@ def screen_drugs(
 
     Notes
     -----
+    What to expect of it was measured (``docs/benchmarks.md``, *Drug screen*). With the bundled
+    signatures classes with a strong effect on cell lines find each other, most do not, and drugs
+    that stop viruses through the host tend to mimic infections rather than to reverse them. Rank
+    compounds for a plate with it; do not read it as proof. In a profile that is 0 for most genes
+    the running sum reaches far by chance, and the model's reading is the sharper one.
+
     A gene counts in a group if at least half of its profiles measure it. A compound whose
     readings are all tied with the rest (a profile in which nothing moves, host factors with equal
     scores) has score 0 and p-value 1; equal scores are ranked by name.
