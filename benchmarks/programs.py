@@ -132,14 +132,14 @@ def real(
         f"The {len(set(studies))} studies of {len(human)} human contrasts fall in two halves; each "
         "half has a CellPulse that never saw the other, nor signed sets made from it. In "
         f"{len(units)} groups of contrasts of one half (all, and each virus with at least three: "
-        f"{', '.join(f'{u} {n}' for u, n in zip(units['unit'], units['profiles'], strict=True))}) "
+        f"{'; '.join(f'{u}: {n}' for u, n in zip(units['unit'], units['profiles'], strict=True))}) "
         f"every method gets the same up to {N_GENES:,} genes, the same graph builder "
         f"({N_NEIGHBORS} neighbours) and Leiden, at the resolution that gives the same number of "
         f"modules of at least {MIN_SIZE} genes. `Hallmark`, `Reactome`, `TF regulons`: share of "
         f"modules with a set at FDR < {SIGNIFICANT}. Coherence: share of gene pairs of a module "
         "that move the same way in a profile, in the group itself and in all contrasts of the "
-        "other half. What correlation has no part in: the model also knows signed gene sets "
-        "(ImmuneSigDB, CytoSig)."
+        "other half. The model also knows signed gene sets (ImmuneSigDB, CytoSig), in which "
+        "correlation has no part."
     )
     order = [*SOURCES, CORRELATION, SIGNED, RANDOM]
     for n in N_MODULES:

@@ -103,6 +103,13 @@ def test_ensembl_ids_keep_their_names_and_sets_may_use_either(
     np.testing.assert_allclose(by_id["p_value"], expected["enrichment"]["p_value"])
 
 
+def test_what_the_model_warns_of_is_said_once(contrasts: ad.AnnData, model: Any) -> None:
+    few = contrasts[:, :150].copy()
+    with pytest.warns(UserWarning) as caught:
+        cfm.tl.gene_programs(few, model, groupby="label", source="attention", **QUICK)
+    assert [str(w.message)[:8] for w in caught if w.category is UserWarning] == ["Only 19%"]
+
+
 def test_a_group_without_a_program_is_named(attending: BlockModel) -> None:
     adata, block, _ = block_data()
     rows = (adata.obs["virus"] == "A").to_numpy()
