@@ -83,10 +83,18 @@ def test_unknown_room_is_an_attribute_error():
 def test_the_promised_interface_is_there():
     promised = {
         "pp": ["map_genes", "contrasts"],
-        "tl": ["embed", "predict_virus"],
-        "pl": ["virus_probabilities", "embedding", "training"],
-        "models": ["CellPulse"],
-        "datasets": ["toy_infection", "toy_infection_cells", "fetch"],
+        "tl": ["embed", "predict_virus", "host_factors", "gene_programs", "screen_drugs"],
+        "pl": [
+            "virus_probabilities",
+            "embedding",
+            "training",
+            "host_factors",
+            "host_factor_enrichment",
+            "gene_programs",
+            "drug_screen",
+        ],
+        "models": ["CellPulse", "AttentionModel"],
+        "datasets": ["toy_infection", "toy_infection_cells", "fetch", "cmap_signatures"],
         "hub": ["save_checkpoint", "load_checkpoint", "load_torch", "list_checkpoints"],
     }
     missing = [
