@@ -173,7 +173,7 @@ def simulate_perturbation(
     >>> infected = cfm.tl.simulate_perturbation(
     ...     cells, "virus_A", model="mean_shift", key="virus", control="none", groupby="cell_type"
     ... )
-    >>> infected.n_obs == (cells.obs["virus"] == "none").sum()
+    >>> infected.n_obs == int((cells.obs["virus"] == "none").sum())
     True
     >>> infected.uns["simulation"]["params"]["units"]
     'counts'

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import torch
 
-from cfm.models.bulkformer._impute import Imputer
+from cfm.models.bulkformer._perturb import Perturbable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "max", "median"]
 
 
-class BulkFormer(Imputer):
+class BulkFormer(Perturbable):
     """Foundation model of bulk expression: every gene of a sample, with a co-expression graph.
 
     A sample is the log TPM of all genes of the vocabulary; what is not measured is missing, not
