@@ -8,6 +8,7 @@ from cfm.datasets._cmap_signatures import cmap_signatures
 from cfm.datasets._drug_targets import drug_targets
 from cfm.datasets._fetch import fetch, list_datasets
 from cfm.datasets._hallmark import hallmark
+from cfm.datasets._toy_bulk_cohort import toy_bulk_cohort
 from cfm.datasets._toy_infection import toy_infection
 from cfm.datasets._toy_infection_cells import toy_infection_cells
 
@@ -18,6 +19,7 @@ __all__ = [
     "fetch",
     "hallmark",
     "list_datasets",
+    "toy_bulk_cohort",
     "toy_infection",
     "toy_infection_cells",
 ]
