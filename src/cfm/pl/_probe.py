@@ -98,6 +98,18 @@ def probe(
         If :func:`cfm.tl.probe` was not run, or has no such metric or target.
     ValueError
         If ``ax`` is given with several metrics, or no metric.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> adata = cfm.datasets.toy_bulk_cohort()
+    >>> cfm.pp.tpm(adata)
+    >>> cfm.tl.probe(
+    ...     adata, "disease", groups="study", n_folds=3, n_inner_folds=2, layer="log_tpm", n_boot=50
+    ... )
+    >>> ax = cfm.pl.probe(adata, show=False)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['expression', 'expression PCA']
     """
     results, params = stored_probe(adata, key)
     metrics = [metric] if isinstance(metric, str) else list(metric or [])

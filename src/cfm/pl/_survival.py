@@ -83,6 +83,26 @@ def survival(
     The p-value of the log-rank test (two groups) takes the groups for given. Groups that come from
     cross-validation are not independent of each other, so it is somewhat too small (Simon et al.
     2011); the interval of the C-index in ``uns[key]['results']`` says more.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> adata = cfm.datasets.toy_bulk_cohort()
+    >>> cfm.pp.tpm(adata)
+    >>> outcome = ("time_days", "event")
+    >>> cfm.tl.probe(
+    ...     adata,
+    ...     outcome,
+    ...     "survival",
+    ...     groups="study",
+    ...     n_folds=3,
+    ...     heads="cox",
+    ...     layer="log_tpm",
+    ...     n_inner_folds=2,
+    ...     n_boot=50,
+    ... )
+    >>> cfm.pl.survival(adata, show=False).get_xlabel()
+    'time days'
     """
     _, params = stored_probe(adata, key)
     if params["task"] != "survival":

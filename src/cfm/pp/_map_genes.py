@@ -90,6 +90,15 @@ def map_genes(
     -----
     UserWarning
         If values that look log-transformed are summed.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, pandas as pd, cfm
+    >>> names = ["ENSG00000157601.14", "G1P2", "ISG15"]
+    >>> adata = ad.AnnData(np.array([[3.0, 1.0, 2.0]]), var=pd.DataFrame(index=names))
+    >>> cfm.pp.map_genes(adata)
+    >>> dict(zip(adata.var_names, adata.X[0].tolist()))
+    {'MX1': 3.0, 'ISG15': 3.0}
     """
     import anndata as ad
 
