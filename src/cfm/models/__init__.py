@@ -2,7 +2,12 @@
 
 from cfm.models._base import PretrainedModel
 from cfm.models._load import load_model
-from cfm.models._protocols import AttentionModel, GeneFactorModel, PerturbationModel
+from cfm.models._protocols import (
+    AttentionModel,
+    GeneEmbeddingModel,
+    GeneFactorModel,
+    PerturbationModel,
+)
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 
@@ -10,6 +15,7 @@ __all__ = [
     "AttentionModel",
     "BulkFormer",
     "CellPulse",
+    "GeneEmbeddingModel",
     "GeneFactorModel",
     "PerturbationModel",
     "PretrainedModel",

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from cfm.data import GeneVocabulary
+
 
 @runtime_checkable
 class AttentionModel(Protocol):
@@ -124,4 +126,43 @@ class PerturbationModel(Protocol):
         ------
         KeyError
             If the model cannot answer for this perturbation.
+        """
+
+
+@runtime_checkable
+class GeneEmbeddingModel(Protocol):
+    """A model that embeds each gene in the context of its observation.
+
+    Examples
+    --------
+    >>> from cfm.models import BulkFormer, GeneEmbeddingModel
+    >>> model = BulkFormer(vocabulary=["A", "B", "C"], graph=([[0], [1]], [0.9]))
+    >>> isinstance(model, GeneEmbeddingModel)
+    True
+    """
+
+    vocabulary: GeneVocabulary
+
+    def get_gene_embeddings(
+        self, adata: AnnData, *, layer: str | None = None, batch_size: int = 64, **kwargs: Any
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield the embeddings of all genes of the vocabulary, a few observations at a time.
+
+        Parameters
+        ----------
+        adata
+            Observations by genes, of the kind that the model reads.
+        layer
+            Layer to read instead of ``X``.
+        batch_size
+            Observations at a time.
+        **kwargs
+            What else the model takes.
+
+        Yields
+        ------
+        rows
+            Slice of the observations.
+        embeddings
+            ``(b, n_genes, dim)`` float32.
         """

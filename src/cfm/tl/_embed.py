@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from cfm._fields import EMBEDDING_PREFIX, PARAMS
-from cfm.models import load_model
+from cfm.models import GeneEmbeddingModel, load_model
 from cfm.models._base import require_anndata
 from cfm.tl._store import check_key, run_record, target, warn_overwritten
 
@@ -16,11 +18,15 @@ if TYPE_CHECKING:
 
     from cfm.models import PretrainedModel
 
+#: Where embeddings of each level are stored.
+_SLOTS = {"observation": "obsm", "gene": "varm"}
+
 
 def embed(
     adata: AnnData,
     model: str | Path | PretrainedModel = "cellpulse-mini",
     *,
+    level: Literal["observation", "gene"] = "observation",
     layer: str | None = None,
     key_added: str | None = None,
     batch_size: int = 64,
@@ -40,6 +46,10 @@ def embed(
     model
         A model, the name of a checkpoint (:func:`cfm.hub.list_checkpoints`), a folder, or
         ``hf://org/name``.
+    level
+        What is embedded: ``"observation"``, or ``"gene"``: each gene by the mean of its embeddings
+        in the context of these observations, from models that have such
+        (:class:`cfm.models.GeneEmbeddingModel`).
     layer
         Layer to read instead of ``X``.
     key_added
@@ -51,15 +61,18 @@ def embed(
     copy
         Return a changed copy instead of writing to ``adata``.
     **model_kwargs
-        Further arguments of the model's ``get_latent_representation``, such as ``pooling`` and
-        ``genes`` of :class:`cfm.models.BulkFormer`.
+        Further arguments of the model's ``get_latent_representation`` or
+        ``get_gene_embeddings``, such as ``pooling`` and ``genes`` of
+        :class:`cfm.models.BulkFormer`.
 
     Returns
     -------
     ``None``, or with ``copy=True`` the changed copy. Writes
 
     ``adata.obsm['X_cellpulse' | key_added]``
-        ``(n_obs, dim)`` float32.
+        ``(n_obs, dim)`` float32. With ``level="gene"`` instead
+    ``adata.varm['X_bulkformer' | key_added]``
+        ``(n_vars, dim)`` float32, ``NaN`` for genes that the model does not know.
     ``adata.uns['X_cellpulse' | key_added]['params']``
         The arguments, the model's name and SHA-256, the device it ran on, and the share of its
         genes that were found.
@@ -93,14 +106,37 @@ def embed(
         check_key(key_added)
     model = load_model(model, device=device)
     key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower()
-    latent = model.get_latent_representation(
-        adata, layer=layer, batch_size=batch_size, **model_kwargs
-    )
-    record = run_record(
-        model, adata, key_added=key, layer=layer, batch_size=batch_size, **model_kwargs
-    )
+    if level not in _SLOTS:
+        raise ValueError(f"level={level!r}; expected {' or '.join(map(repr, _SLOTS))}.")
+    arguments = {"layer": layer, "batch_size": batch_size} | model_kwargs
+    if level == "gene":
+        latent = _mean_gene_embeddings(model, adata, arguments)
+    else:
+        latent = model.get_latent_representation(adata, **arguments)
+    record = run_record(model, adata, key_added=key, level=level, **arguments)
     adata = target(adata, copy=copy)
-    warn_overwritten(adata, key, {"obsm": [key]})
-    adata.obsm[key] = latent
+    warn_overwritten(adata, key, {_SLOTS[level]: [key]})
+    getattr(adata, _SLOTS[level])[key] = latent
     adata.uns[key] = {PARAMS: record}
     return adata if copy else None
+
+
+def _mean_gene_embeddings(
+    model: PretrainedModel, adata: AnnData, arguments: dict[str, Any]
+) -> np.ndarray:
+    """Average the embeddings of each gene of ``adata`` over its observations, in one pass."""
+    if not isinstance(model, GeneEmbeddingModel):
+        raise TypeError(
+            f"{type(model).__name__} embeds observations only (it has no get_gene_embeddings "
+            "method); leave level= out, or use a model such as BulkFormer."
+        )
+    if "genes" in arguments:
+        raise TypeError("genes= does not go with level='gene': every gene of adata is embedded.")
+    total, n = np.zeros((len(model.vocabulary), 1)), 0
+    for rows, embedded in model.get_gene_embeddings(adata, **arguments):
+        total = total + embedded.sum(axis=0, dtype=np.float64)
+        n += rows.stop - rows.start
+    alignment = model.vocabulary.align(adata.var_names)
+    out = np.full((adata.n_vars, total.shape[-1]), np.nan, dtype=np.float32)
+    out[alignment.columns] = total[alignment.positions] / n
+    return out
