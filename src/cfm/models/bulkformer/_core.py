@@ -18,6 +18,7 @@ from cfm.hub import resolve, save_checkpoint
 from cfm.models._base import HISTORY_FILE, PretrainedModel, check_weights, load_weights
 from cfm.models.bulkformer._checkpoint import Published, is_published, read_published
 from cfm.models.bulkformer._graphs import graph_of_data, graph_tensors
+from cfm.models.bulkformer._linear_term import LocalFactors
 from cfm.models.bulkformer._module import BulkFormerModule
 from cfm.models.bulkformer._reading import align_genes, vocabulary_of
 from cfm.models.bulkformer._sizes import BulkFormerSize, get_size
@@ -296,7 +297,8 @@ class BulkFormerCore(PretrainedModel):
         card
             Model card (Markdown); the loaded one by default.
         compact
-            Store weight matrices and the graph's weights in float16, half the size.
+            Store weight matrices and the graph's weights in float16 and its edges in int16 or
+            int32: half the size.
         **kwargs
             None are taken: data are never saved with the model.
         """
@@ -311,12 +313,16 @@ class BulkFormerCore(PretrainedModel):
                 k: v.half() if v.is_floating_point() and (v.ndim > 1 or k == "edge_weights") else v
                 for k, v in tensors.items()
             }
+            small = len(self.vocabulary) <= torch.iinfo(torch.int16).max
+            tensors["edges"] = tensors["edges"].to(torch.int16 if small else torch.int32)
         width = 0 if self.module.gene_embedding is not None else self.module.gene_features.shape[1]
         config = self.provenance | {
             "size": vars(self.size),
             "n_gene_features": width,
             "knows_genes": self.knows_genes,
         }
+        if self.module.linear_term is not None:
+            config["linear_term"] = self.module.linear_term.sizes
         return save_checkpoint(
             dir_path,
             tensors,
@@ -335,13 +341,16 @@ class BulkFormerCore(PretrainedModel):
             size = BulkFormerSize(**config.pop("size"))
             width = int(config.pop("n_gene_features"))
             knows_genes = bool(config.pop("knows_genes"))
+            linear = config.pop("linear_term", None)
             genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
             _check_layers(tensors, size)
             with torch.device("meta"):  # takes no memory for what the sizes claim
                 module = BulkFormerModule(
                     len(genes), **size.module_arguments(), n_gene_features=width
                 )
-            graph = tensors["edges"], tensors["edge_weights"].float()
+                if linear is not None:
+                    module.linear_term = LocalFactors(len(genes), **linear)
+            graph = tensors["edges"].long(), tensors["edge_weights"].float()
             module.edges, module.edge_weights = graph
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -353,6 +362,8 @@ class BulkFormerCore(PretrainedModel):
         model = cls._empty(genes, size, width)
         model.knows_genes = knows_genes
         model.module.set_graph(*graph)
+        if linear is not None:
+            model.module.linear_term = LocalFactors(len(genes), **linear)
         load_weights(model.module, tensors, checkpoint.name)
         model.provenance = config
         history = checkpoint.files.get(HISTORY_FILE)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from cfm.models.bulkformer._block import GraphPerformerBlock, mlp
 from cfm.models.bulkformer._constants import MISSING, N_SUMMARY
+from cfm.models.bulkformer._linear_term import LocalFactors
 from cfm.nn import RotaryExpressionEmbedding, normalised_adjacency
 from cfm.nn._graph import check_graph, neighbours
 from cfm.nn._linear import prepare, prepare_linear
@@ -90,6 +91,8 @@ class BulkFormerModule(nn.Module):
         self.register_buffer("gene_offset", torch.zeros(n_genes))
         self.register_buffer("edges", torch.zeros(2, 0, dtype=torch.int64))
         self.register_buffer("edge_weights", torch.zeros(0))
+        #: Closed-form prediction beside the network's; published models have none.
+        self.linear_term: LocalFactors | None = None
         #: Whether training recomputes the layers in the backward pass instead of storing them.
         self.recompute = False
         self._known: dict[str, tuple[object, Tensor]] = {}
@@ -227,7 +230,10 @@ class BulkFormerModule(nn.Module):
         observed = expression != MISSING
         excess = torch.where(observed, out - expression, 0.0).sum(1)
         excess = excess / observed.sum(1).clamp(min=1)
-        return torch.where(observed, out, out - excess.unsqueeze(1))
+        out = torch.where(observed, out, out - excess.unsqueeze(1))
+        if self.linear_term is None or torch.is_grad_enabled() or self.training:
+            return out
+        return self.linear_term.blend(out, expression)
 
     @torch.no_grad()
     def start_from(self, mean: Tensor) -> None:

@@ -22,6 +22,7 @@ from cfm.models._lightning import (
 )
 from cfm.models.bulkformer._constants import MISSING
 from cfm.models.bulkformer._core import BulkFormerCore
+from cfm.models.bulkformer._linear_fit import choose_settings, choose_weight, fit_local_factors
 from cfm.models.bulkformer._reading import align_expression, expression_blocks
 from cfm.models.bulkformer._training import Batch, MaskedExpressionPlan, SampleStream
 
@@ -56,6 +57,7 @@ class Trainable(BulkFormerCore):
         max_steps: int | None = None,
         mask_share: float = 0.15,
         validation_share: float = 0.1,
+        balanced: bool = False,
         batch_size: int = 8,
         accumulate_grad_batches: int = 1,
         lr: float = 5e-4,
@@ -86,6 +88,9 @@ class Trainable(BulkFormerCore):
         validation_share
             Share of the studies that is held out, at least one if there are three; without
             ``study_key`` share of the samples.
+        balanced
+            Draw samples of a study of ``n`` with a weight of one over the root of ``n``, so that
+            a few large studies do not fill the batches.
         batch_size
             Samples per batch.
         accumulate_grad_batches
@@ -135,7 +140,12 @@ class Trainable(BulkFormerCore):
         if not self.is_trained_:
             self.module.start_from(torch.from_numpy(mean(training)))
         stream = SampleStream(
-            read, training, batch_size=batch_size, mask_share=mask_share, seed=seed
+            read,
+            training,
+            batch_size=batch_size,
+            mask_share=mask_share,
+            seed=seed,
+            weights=_root_weights(studies[training]) if balanced else None,
         )
         check = None
         if len(checks):
@@ -190,6 +200,62 @@ class Trainable(BulkFormerCore):
                 "the model keeps what it has learned."
             )
 
+    def fit_linear_term(
+        self,
+        n_factors: int = 192,
+        *,
+        group_key: str | None = None,
+        validation_share: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        """Fit a linear gene-gene term that is blended with the network's predictions.
+
+        A Gaussian of the training samples most like the sample at hand, in closed form (see
+        ``LocalFactors``). It changes predicted expression, not embeddings. How local it is, and
+        how far it is trusted beside the network, is chosen on studies predicted without their own
+        samples.
+
+        Parameters
+        ----------
+        n_factors
+            Directions in which genes vary together; fewer if there are fewer samples.
+        group_key
+            Column of ``obs`` with groups of like samples, such as a table or a tissue; by default
+            the registered study.
+        validation_share, seed
+            As in :meth:`train`, so that the network is judged on studies it was not trained on.
+
+        Raises
+        ------
+        KeyError
+            If the column does not exist.
+        ValueError
+            If the model has no data, or the matrix is not log TPM.
+        """
+        read, _ = self._registered_expression()
+        studies = self.registered_studies()
+        labels = studies
+        if group_key is not None:
+            if group_key not in self.adata.obs:
+                raise KeyError(
+                    f"adata.obs has no column {group_key!r}; it has "
+                    f"{self.adata.obs.columns.tolist()}."
+                )
+            labels = self.adata.obs[group_key].astype(str).to_numpy(dtype=object)
+        values = read(np.arange(len(studies)))
+        _, groups = np.unique(labels.astype(str), return_inverse=True)
+        term = fit_local_factors(
+            torch.where(values == MISSING, torch.nan, values).numpy(),
+            groups.ravel(),
+            n_factors=n_factors,
+        )
+        self.module.linear_term = None
+        held_out = self._held_out(studies, validation_share, seed)
+        choose_settings(term, values, studies, seed=seed)
+        self.module.eval()
+        choose_weight(term, self.module.predict, values, studies, held_out, seed=seed)
+        self.module.linear_term = term.to(self.device)
+
     def _registered_expression(
         self,
     ) -> tuple[Callable[[np.ndarray], torch.Tensor], Callable[[np.ndarray], np.ndarray]]:
@@ -226,3 +292,9 @@ class Trainable(BulkFormerCore):
             return np.isin(studies, held_out_studies(studies, share, seed))
         names = np.arange(len(studies)).astype(str).astype(object)
         return np.isin(names, held_out_studies(names, share, seed))
+
+
+def _root_weights(studies: np.ndarray) -> np.ndarray:
+    """Return one over the root of the size of each sample's study."""
+    _, which, size = np.unique(studies, return_inverse=True, return_counts=True)
+    return 1.0 / np.sqrt(size[which.ravel()])

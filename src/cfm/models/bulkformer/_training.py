@@ -51,6 +51,8 @@ class SampleStream(IterableDataset[Batch]):
         different orders.
     fixed
         Keep the order and what is hidden from epoch to epoch, for validation.
+    weights
+        ``(len(rows),)``, how often a row is drawn (with replacement) instead of once an epoch.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class SampleStream(IterableDataset[Batch]):
         mask_share: float,
         seed: int,
         fixed: bool = False,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.read = read
         self.rows = rows
@@ -69,6 +72,7 @@ class SampleStream(IterableDataset[Batch]):
         self.mask_share = mask_share
         self.seed = seed
         self.fixed = fixed
+        self.share = None if weights is None else weights / weights.sum()
         self.epoch = 0
 
     @property
@@ -79,7 +83,12 @@ class SampleStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         rng = np.random.default_rng([self.seed, self.epoch, *_process()])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        order = self.rows if self.fixed else rng.permutation(self.rows)
+        if self.fixed:
+            order = self.rows
+        elif self.share is not None:
+            order = rng.choice(self.rows, size=len(self.rows), p=self.share)
+        else:
+            order = rng.permutation(self.rows)
         for start in range(0, len(order), self.batch_size):
             expression = self.read(order[start : start + self.batch_size])
             yield Batch(expression, hide(expression, self.mask_share, generator))

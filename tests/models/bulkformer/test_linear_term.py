@@ -1,0 +1,152 @@
+"""The closed-form linear term: planted factors are found, locality, blending, round trips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cfm.models import BulkFormer
+from cfm.models.bulkformer._constants import MISSING
+from cfm.models.bulkformer._linear_fit import fit_local_factors
+from tests._bulk import TRAINING, toy_log_tpm, untrained
+
+
+def two_groups(seed: int, n: int = 40, n_genes: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Two groups with centres of their own, whose genes follow factors of their own."""
+    truth = np.random.default_rng(0)
+    base = truth.uniform(3.0, 6.0, (2, n_genes))
+    loadings = truth.normal(size=(2, 2, n_genes))
+    rng = np.random.default_rng(seed)
+    groups = np.repeat([0, 1], n)
+    x = base[groups] + np.einsum("nk,nkg->ng", rng.normal(size=(2 * n, 2)), loadings[groups])
+    return (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32), groups
+
+
+def hide(x: np.ndarray, share: float = 0.3, seed: int = 5) -> tuple[torch.Tensor, np.ndarray]:
+    hidden = np.random.default_rng(seed).random(x.shape) < share
+    return torch.from_numpy(np.where(hidden, np.float32(MISSING), x)), hidden
+
+
+def test_planted_factors_are_found() -> None:
+    x, groups = two_groups(1)
+    term = fit_local_factors(x, groups, n_factors=8)
+    new, _ = two_groups(2)
+    seen, hidden = hide(new)
+    error = np.square(term.predict(seen).numpy() - new)[hidden].mean()
+    mean = np.square(x.reshape(2, 40, -1).mean(1)[groups] - new)[hidden].mean()
+    assert error < 0.05 * mean
+
+
+def test_a_sample_belongs_to_its_group() -> None:
+    x, groups = two_groups(1)
+    term = fit_local_factors(x, groups, n_factors=8)
+    seen, _ = hide(two_groups(2)[0])
+    belongs = torch.stack([term.membership(s)[0] for s in seen])
+    unlike = torch.stack([term.membership(s)[1] for s in seen])
+    assert float(unlike.median()) < 0.5 < float(term.membership(seen[0] + 3.0)[1])
+    assert (belongs.argmax(1).numpy() == groups).mean() > 0.95
+    torch.testing.assert_close(belongs.sum(1), torch.ones(len(seen)))
+    without = torch.tensor([True, False])
+    assert float(term.membership(seen[0], without)[0][0]) == 0.0
+
+
+def test_hidden_values_are_not_read_and_samples_do_not_mix() -> None:
+    x, groups = two_groups(1)
+    term = fit_local_factors(x, groups, n_factors=8)
+    seen, _ = hide(x)
+    alone = torch.cat([term.predict(s[None]) for s in seen])
+    torch.testing.assert_close(term.predict(seen), alone)
+    torch.testing.assert_close(term.predict(seen.flip(0)).flip(0), alone)
+
+
+def test_a_group_may_lack_genes() -> None:
+    x, groups = two_groups(1)
+    x[groups == 1, :20] = np.nan
+    term = fit_local_factors(x, groups, n_factors=8)
+    assert not term.measured[1, :20].any()
+    for buffer in term.buffers():
+        assert bool(torch.isfinite(buffer.float()).all())
+    new, _ = two_groups(3)
+    seen, hidden = hide(new)
+    made = term.predict(seen).numpy()
+    own = groups == 0
+    assert np.square(made - new)[own][hidden[own]].mean() < 0.1
+
+
+def test_nothing_observed_gives_finite_values() -> None:
+    x, groups = two_groups(1)
+    term = fit_local_factors(x, groups, n_factors=8)
+    made = term.predict(torch.full((1, x.shape[1]), MISSING))
+    assert bool(torch.isfinite(made).all())
+
+
+@pytest.fixture(scope="module")
+def model() -> BulkFormer:
+    made = untrained()
+    made.train(max_steps=10, **TRAINING)
+    made.fit_linear_term(8)
+    return made
+
+
+def test_it_improves_on_a_network_that_was_hardly_trained(model: BulkFormer) -> None:
+    new = toy_log_tpm(seed=9, n=16)
+    mask = np.random.default_rng(0).random(new.shape) < 0.3
+    both = np.square(model.impute(new, mask=mask) - new.X)[mask].mean()
+    assert float(model.module.linear_term.weight) > 0.5
+    term, model.module.linear_term = model.module.linear_term, None
+    network = np.square(model.impute(new, mask=mask) - new.X)[mask].mean()
+    model.module.linear_term = term
+    assert both < 0.3 * network
+
+
+def test_weight_zero_is_the_network(model: BulkFormer) -> None:
+    x = torch.from_numpy(toy_log_tpm(seed=9, n=4).X)
+    term = model.module.linear_term
+    weight = term.weight.clone()
+    with torch.inference_mode():
+        term.weight.zero_()
+        blended = model.module.predict(x)
+        term.weight.copy_(weight)
+        model.module.linear_term = None
+        network = model.module.predict(x)
+    model.module.linear_term = term
+    torch.testing.assert_close(blended, network)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_it_survives_saving(model: BulkFormer, tmp_path: Path, compact: bool) -> None:
+    new = toy_log_tpm(seed=9, n=4)
+    mask = np.random.default_rng(0).random(new.shape) < 0.3
+    loaded = BulkFormer.load(model.save(tmp_path / "m", compact=compact))
+    made = loaded.impute(new, mask=mask)
+    np.testing.assert_allclose(made, model.impute(new, mask=mask), atol=0.05 if compact else 1e-5)
+    assert loaded.module.edges.dtype == torch.int64
+
+
+def test_two_fits_are_the_same(model: BulkFormer) -> None:
+    again = untrained()
+    again.train(max_steps=10, **TRAINING)
+    again.fit_linear_term(8)
+    for name, tensor in model.module.state_dict().items():
+        assert torch.equal(tensor, again.module.state_dict()[name]), name
+
+
+def test_it_can_be_fitted_by_other_groups() -> None:
+    adata = toy_log_tpm()
+    adata.obs["half"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    model = untrained(adata)
+    model.fit_linear_term(4, group_key="half")
+    assert model.module.linear_term.sizes["n_groups"] == 2
+    with pytest.raises(KeyError, match="no column 'none'"):
+        model.fit_linear_term(4, group_key="none")
+
+
+def test_studies_alike_in_training_batches() -> None:
+    adata = toy_log_tpm(n=96)
+    adata.obs["study"] = np.where(np.arange(96) < 88, "large", "small")
+    model = untrained(adata)
+    model.train(max_steps=2, balanced=True, validation_share=0.0, **TRAINING)
+    assert model.is_trained
