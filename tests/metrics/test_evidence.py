@@ -86,11 +86,22 @@ def test_standardize(rng: np.random.Generator) -> None:
     assert np.isnan(standardize([np.nan], null)).all()
 
 
-def test_sum_of_correlated(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_sum_of_correlated(rng: np.random.Generator, k: int) -> None:
     for rho in (0.0, 0.5, 0.95):
-        pairs = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], size=20_000)
-        assert sum_of_correlated(pairs[:, 0], pairs[:, 1], rho).std() == pytest.approx(1, abs=0.03)
-    assert sum_of_correlated(2.0, 2.0, 1.0) == pytest.approx(2.0)
-    assert sum_of_correlated(2.0, 2.0, -0.9) == pytest.approx(np.sqrt(8))
-    found = sum_of_correlated([1.0, np.nan, np.nan], [np.nan, 2.0, np.nan], 0.0)
-    np.testing.assert_array_equal(found, [1.0, 2.0, np.nan])
+        correlation = np.full((k, k), rho) + (1 - rho) * np.eye(k)
+        scores = rng.multivariate_normal(np.zeros(k), correlation, size=20_000).T
+        assert sum_of_correlated(scores, correlation).std() == pytest.approx(1, abs=0.03)
+
+
+def test_sum_of_correlated_takes_what_there_is() -> None:
+    assert sum_of_correlated([2.0, 2.0], np.ones((2, 2))) == pytest.approx(2.0)
+    assert sum_of_correlated([2.0, 2.0], [[1, -0.9], [-0.9, 1]]) == pytest.approx(np.sqrt(8))
+    correlation = np.array([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
+    scores = np.array([[1, 1, np.nan, np.nan], [1, np.nan, np.nan, np.nan], [1, 1, 2, np.nan]])
+    found = sum_of_correlated(scores, correlation)
+    np.testing.assert_allclose(found, [3 / 2, 2 / np.sqrt(2), 2, np.nan])
+    # A reading that does not vary has correlation 0 with itself, and still counts as one.
+    assert sum_of_correlated([0.0, 2.0], [[0, 0], [0, 1]]) == pytest.approx(np.sqrt(2))
+    with pytest.raises(ValueError, match=r"expected \(2, 2\)"):
+        sum_of_correlated([1.0, 2.0], np.eye(3))

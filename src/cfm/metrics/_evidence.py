@@ -137,19 +137,30 @@ def tail_p_values(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
     return np.where(counted * (1 + n) > 11, counted, extended)
 
 
-def sum_of_correlated(first: ArrayLike, second: ArrayLike, correlation: float) -> np.ndarray:
-    r"""Return :math:`(z_1 + z_2) / \sqrt{2 + 2\rho}`: two correlated standard scores as one.
+def sum_of_correlated(scores: ArrayLike, correlation: ArrayLike) -> np.ndarray:
+    r"""Return :math:`\sum_i z_i / \sqrt{\sum_{ij} \rho_{ij}}`: correlated standard scores as one.
 
-    Stouffer's sum with the variance that the correlation gives it (Strube 1985). A negative
-    correlation counts as none, so that agreement of two readings is never rewarded twice.
+    Stouffer's sum with the variance that the correlations give it (Strube 1985). A negative
+    correlation counts as none, so that agreement of readings is never rewarded twice.
 
     Parameters
     ----------
-    first, second
-        Standard scores; where one of them is NaN the other is returned.
+    scores
+        ``(k, …)`` standard scores of ``k`` readings; one that is NaN is left out of the sum and of
+        its variance.
     correlation
-        Their correlation under the null.
+        ``(k, k)`` their correlations under the null.
+
+    Returns
+    -------
+    ``(…)`` float64; NaN where there is no reading.
     """
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    both = (a + b) / np.sqrt(2.0 + 2.0 * max(0.0, min(1.0, correlation)))
-    return np.where(np.isnan(a), b, np.where(np.isnan(b), a, both))
+    z = np.asarray(scores, dtype=np.float64)
+    rho = np.clip(np.asarray(correlation, dtype=np.float64), 0.0, 1.0)
+    if rho.shape != (len(z), len(z)):
+        raise ValueError(f"correlation has shape {rho.shape}, expected {(len(z), len(z))}.")
+    np.fill_diagonal(rho, 1.0)
+    known = np.isfinite(z).astype(np.float64)
+    variance = np.einsum("i...,ij,j...->...", known, rho, known)
+    total = np.nan_to_num(z).sum(axis=0)
+    return np.where(variance > 0, total / np.sqrt(np.maximum(variance, 1.0)), np.nan)

@@ -17,8 +17,17 @@ from cfm.metrics._evidence import (
 from cfm.tl._signatures import compound_key
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cfm.tl._reversal_evidence import GroupReversal
     from cfm.tl._target_evidence import GroupTargets
+
+#: Readings of a signature, and the columns of their values and p-values.
+READINGS = {
+    "cosine": ("cosine_reversal", "p_cosine"),
+    "connectivity": ("reversal", "p_reversal"),
+    "model": ("embedding_reversal", "p_embedding"),
+}
 
 
 def rank_compounds(
@@ -26,6 +35,7 @@ def rank_compounds(
     pairs: pd.DataFrame | None,
     reversal: GroupReversal | None,
     by_target: GroupTargets | None,
+    readings: Sequence[str],
 ) -> pd.DataFrame:
     """Join the evidence of one group, and rank the compounds that have any.
 
@@ -37,6 +47,8 @@ def rank_compounds(
         Targets: ``key``, ``compound`` and ``gene``.
     reversal, by_target
         The evidence; ``None`` = none of this kind.
+    readings
+        Readings of the signatures that enter the score; the others are only reported.
 
     Returns
     -------
@@ -45,16 +57,16 @@ def rank_compounds(
     """
     out = _compounds(names, pairs)
     # Null of the combined score, by the class of a compound's signatures and number of targets.
-    z_signature, signature_nulls, signature_class = _signature_part(out, names, reversal)
+    z_signature, signature_nulls, signature_class = _signature_part(out, names, reversal, readings)
     z_target, target_nulls = _target_part(out, by_target)
-    score = sum_of_correlated(z_signature, z_target, 0.0)
+    score = sum_of_correlated([z_signature, z_target], np.eye(2))
     p_value = np.full(len(out), np.nan)
     kinds = np.stack([signature_class, out["n_targets"].to_numpy(np.int64)], axis=1)
     for s, t in np.unique(kinds, axis=0).tolist():
         rows = (kinds == (s, t)).all(axis=1)
         nulls = [x for x in (signature_nulls.get(s), target_nulls.get(t)) if x is not None]
         if nulls:
-            null = sum_of_correlated(nulls[0], nulls[1], 0.0) if len(nulls) == 2 else nulls[0]
+            null = sum_of_correlated(nulls, np.eye(len(nulls)))
             p_value[rows] = tail_p_values(score[rows], null)
     out["score"], out["p_value"] = score, p_value
     out = out[~np.isnan(score)]
@@ -74,9 +86,7 @@ def _compounds(names: np.ndarray | None, pairs: pd.DataFrame | None) -> pd.DataF
         own = pd.Series(names, index=compound_key(pd.Series(names, dtype=object)))
         spelling = pd.concat([own, spelling[~spelling.index.isin(own.index)]])
     out = pd.DataFrame({"compound": spelling.sort_index()})
-    for column in ("reversal", "embedding_reversal", "target_score"):
-        out[column] = np.nan
-    for column in ("p_reversal", "p_embedding", "p_target"):
+    for column in (*(c for pair in READINGS.values() for c in pair), "target_score", "p_target"):
         out[column] = np.nan
     for column in ("n_signatures", "n_targets"):
         out[column] = 0
@@ -86,7 +96,10 @@ def _compounds(names: np.ndarray | None, pairs: pd.DataFrame | None) -> pd.DataF
 
 
 def _signature_part(
-    out: pd.DataFrame, names: np.ndarray | None, found: GroupReversal | None
+    out: pd.DataFrame,
+    names: np.ndarray | None,
+    found: GroupReversal | None,
+    readings: Sequence[str],
 ) -> tuple[np.ndarray, dict[int, np.ndarray], np.ndarray]:
     """Fill in the reversal; return its z, the null of z by class, and the class (−1 = none)."""
     z = np.full(len(out), np.nan)
@@ -94,29 +107,29 @@ def _signature_part(
     if found is None or names is None:
         return z, {}, group
     keys = compound_key(pd.Series(names, dtype=object)).to_numpy()
-    out["reversal"] = pd.Series(found.reversal, index=keys).reindex(out.index)
-    out["embedding_reversal"] = pd.Series(found.embedded, index=keys).reindex(out.index)
+    for name, values in found.readings.items():
+        out[READINGS[name][0]] = pd.Series(values, index=keys).reindex(out.index)
     counts = pd.Series(found.n_signatures, index=keys).reindex(out.index, fill_value=0)
     out["n_signatures"] = counts.astype(np.int64)
     out["reversal_genes"] = pd.Series(found.genes, index=keys).reindex(out.index, fill_value="")
     own = pd.Series(found.null_class, index=keys).reindex(out.index, fill_value=-1)
     group = np.where(out["reversal"].isna(), -1, own).astype(np.int64)
-    p_reversal, p_embedding = np.full((2, len(out)), np.nan)
     nulls: dict[int, np.ndarray] = {}
     for k in np.unique(group[group >= 0]):
         rows = group == k
-        null, null_model = found.null_reversal[k], found.null_embedded[k]
-        reversal, embedded = out["reversal"][rows], out["embedding_reversal"][rows]
-        p_reversal[rows] = upper_p_values(reversal, null)
-        z[rows], nulls[k] = standardize(reversal, null), standardize(null, null)
-        if np.isfinite(null_model).all():
-            p_embedding[rows] = upper_p_values(embedded, null_model)
-            second = standardize(null_model, null_model)
-            varies = nulls[k].any() and second.any()
-            rho = float(np.corrcoef(nulls[k], second)[0, 1]) if varies else 0.0
-            z[rows] = sum_of_correlated(z[rows], standardize(embedded, null_model), rho)
-            nulls[k] = sum_of_correlated(nulls[k], second, rho)
-    out["p_reversal"], out["p_embedding"] = p_reversal, p_embedding
+        each, null_each = [], []
+        for name in found.readings:
+            column, p_column = READINGS[name]
+            values, null = out.loc[rows, column], found.nulls[name][k]
+            out.loc[rows, p_column] = upper_p_values(values, null)
+            if name in readings:
+                each.append(standardize(values, null))
+                null_each.append(standardize(null, null))
+        # Standard scores: their mean product is their correlation, 0 where one does not vary.
+        stacked = np.stack(null_each)
+        rho = stacked @ stacked.T / stacked.shape[1]
+        z[rows] = sum_of_correlated(each, rho)
+        nulls[k] = sum_of_correlated(stacked, rho)
     return z, nulls, group
 
 

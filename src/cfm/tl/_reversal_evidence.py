@@ -1,4 +1,4 @@
-"""Signature reversal of one group after another: connectivity and the model's, with one null."""
+"""Signature reversal of one group after another, in several readings with one null."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from cfm.metrics._connectivity import (
     size_classes,
     summarize_replicates,
 )
+from cfm.metrics._signed_cosine import clean_profile, mean_signature, signed_cosines
 from cfm.models.cellpulse._signature_scores import signature_scores
 from cfm.tl._signatures import signed_rows
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 #: Most genes that are named as evidence of a compound.
 MAX_GENES = 25
+#: Compounds from which on they have a mean signature that is worth removing. What a handful has in
+#: common may be what they were chosen for.
+MIN_LIBRARY = 100
 #: Ratio of neighbouring size classes of random sets: for running sums, and for the model.
 _FINE, _COARSE = 1.1, 1.5
 #: From this many profiles to embed on there is a progress bar.
@@ -42,24 +46,23 @@ class GroupReversal:
 
     Attributes
     ----------
-    reversal, embedded
-        ``(c,)`` minus the connectivity, and minus the cosine in the model; NaN = none.
+    readings
+        ``(c,)`` each: ``"cosine"``, ``"connectivity"`` and, with a model, ``"model"``, all with
+        their signs turned so that above 0 is reversal; NaN = none.
     genes
         ``(c,)`` str, reversed genes of the leading edge, strongest first.
     n_signatures
         ``(c,)`` int64, signatures with a measured gene.
-    null_reversal, null_embedded
-        ``(k, n_permutations)`` the same of random signatures, by class; embedded NaN without model.
+    nulls
+        ``(k, n_permutations)`` each: the same of random signatures, by class.
     null_class
         ``(c,)`` int64, row of the null that fits the sizes of a compound's signatures.
     """
 
-    reversal: np.ndarray
-    embedded: np.ndarray
+    readings: dict[str, np.ndarray]
     genes: np.ndarray
     n_signatures: np.ndarray
-    null_reversal: np.ndarray
-    null_embedded: np.ndarray
+    nulls: dict[str, np.ndarray]
     null_class: np.ndarray
 
 
@@ -108,6 +111,9 @@ class ReversalScorer:
             n, max(widest[[0, 2]]), max(widest[[1, 3]]), self.n_permutations, self.seed
         )
         self._combinations, self._null_class = self._compound_classes()
+        self.common: np.ndarray | None = None
+        if len(self.table.compounds) >= MIN_LIBRARY:
+            self.common = mean_signature(self.table.up, self.table.down, self.table.compound, n)
         if self.model is not None and self.positions is not None:
             self._embed(self.model, self.positions)
 
@@ -128,23 +134,24 @@ class ReversalScorer:
         up, down = place[self.table.up], place[self.table.down]
         e_up, e_down = enrichment_scores(ranking, up), enrichment_scores(ranking, down)
         each = -connectivity_scores(e_up, e_down)
-        null = self._null_reversal(ranking, place)
-        embedded = np.full(len(each), np.nan)
-        null_embedded = np.full_like(null, np.nan)
+        common = None if self.common is None else self.common[measured]
+        cleaned = clean_profile(effects[measured], common)
+        scores = {"cosine": -signed_cosines(cleaned, up, down), "connectivity": each}
+        nulls = {
+            "cosine": self._null_cosine(cleaned, place),
+            "connectivity": self._null_reversal(ranking, place),
+        }
         if self.model is not None and query is not None:
             z = signature_scores(self.model, [query])[0]
-            known = np.abs(self._placed).any(axis=1)
-            embedded = np.where(known & np.isfinite(each), -(self._placed @ z), np.nan)
-            null_embedded = np.stack([-(p @ z) for p in self._null_placed])[self._null_of]
+            known = np.abs(self._placed).any(axis=1) & np.isfinite(each)
+            scores["model"] = np.where(known, -(self._placed @ z), np.nan)
+            nulls["model"] = np.stack([-(p @ z) for p in self._null_placed])[self._null_of]
         compound = self.table.compound
-        reversal = summarize_replicates(each, compound)
         return GroupReversal(
-            reversal,
-            summarize_replicates(embedded, compound),
+            {name: summarize_replicates(values, compound) for name, values in scores.items()},
             self._evidence(ranking, np.flatnonzero(measured), up, down, e_up, e_down, each),
             np.bincount(compound, weights=np.isfinite(each)).astype(np.int64),
-            self._of_compounds(null),
-            self._of_compounds(null_embedded),
+            {name: self._of_compounds(null) for name, null in nulls.items()},
             self._null_class,
         )
 
@@ -176,6 +183,12 @@ class ReversalScorer:
         pairs = zip(self._sizes[:, 0], self._sizes[:, 1], strict=True)
         scores = [connectivity_scores(sides[0][a], sides[1][b]) for a, b in pairs]
         # A random set may fall on genes that this group does not measure.
+        return -np.nan_to_num(np.stack(scores))
+
+    def _null_cosine(self, cleaned: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Score random signatures of each class by their cosine, ``(classes, n_permutations)``."""
+        up, down = place[self._up], place[self._down]
+        scores = [signed_cosines(cleaned, up[:, :a], down[:, :b]) for a, b in self._sizes[:, :2]]
         return -np.nan_to_num(np.stack(scores))
 
     def _compound_classes(self) -> tuple[list[tuple[int, ...]], np.ndarray]:

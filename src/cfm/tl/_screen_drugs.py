@@ -14,7 +14,7 @@ from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
 from cfm.models import CellPulse, load_model
 from cfm.models._base import require_anndata
 from cfm.models.cellpulse._effects import align_effects, effect_blocks
-from cfm.tl._drug_ranking import rank_compounds
+from cfm.tl._drug_ranking import READINGS, rank_compounds
 from cfm.tl._groups import profile_groups
 from cfm.tl._reversal_evidence import ReversalScorer
 from cfm.tl._signature_genes import on_genes
@@ -34,7 +34,8 @@ MIN_MEASURED = 0.5
 
 _COLUMNS = {
     "group": object, "compound": object, "rank": np.int64, "score": np.float64,
-    "p_value": np.float64, "fdr": np.float64, "reversal": np.float64, "p_reversal": np.float64,
+    "p_value": np.float64, "fdr": np.float64, "cosine_reversal": np.float64,
+    "p_cosine": np.float64, "reversal": np.float64, "p_reversal": np.float64,
     "embedding_reversal": np.float64, "p_embedding": np.float64, "target_score": np.float64,
     "p_target": np.float64, "n_signatures": np.int64, "n_targets": np.int64,
     "reversal_genes": object, "target_genes": object,
@@ -52,6 +53,7 @@ def screen_drugs(
     model: str | Path | CellPulse | None = "cellpulse-mini",
     host_factors_key: str = HOST_FACTORS_KEY,
     host_factors: pd.DataFrame | pd.Series | None = None,
+    readings: str | Sequence[str] = ("cosine",),
     weight: float = 1.0,
     n_genes: int = 100,
     n_permutations: int = 1000,
@@ -62,25 +64,32 @@ def screen_drugs(
 ) -> AnnData | None:
     r"""Rank compounds by how well they reverse profiles, and by their targets.
 
-    Three readings of a compound, for each group of profiles:
+    A compound is read in two ways, for each group of profiles: what its signature does to the
+    genes that the group moves, and where its targets are among the group's host factors.
 
-    *Reversal.* The group's mean profile ranks the genes; the up and down genes of the compound's
-    signature are looked for in it. With the weighted enrichment scores
-    :math:`e_{up}, e_{down}` of the two sides, the reversal is minus the weighted connectivity
-    score: :math:`(e_{down} - e_{up}) / 2` where their signs differ, else 0 (Lamb et al. 2006;
-    Subramanian et al. 2017; here the profile is the ranking and the compound gives the sets).
+    *Signatures* have three readings, of which ``readings`` enter the score and the others are
+    reported beside it. All are above 0 where the compound reverses the group.
 
-    *Reversal in the model.* Minus the cosine between the factor scores of the signature and of the
-    profile in CellPulse: genes that move together in the data the model was trained on stand in
-    for each other.
+    - ``"cosine"``: minus the cosine between the signature (1 up, −1 down) and the group's mean
+      profile. The profile is cleaned before: the strongest effects, a thousandth of them, are
+      clipped, so that no gene decides alone, the mean is taken off, and with a library of at least
+      100 compounds its mean signature is projected out, what most compounds do to most cells. A
+      smaller library, one signature above all, loses nothing.
+    - ``"connectivity"``: minus the weighted connectivity score. With the weighted enrichment scores
+      :math:`e_{up}, e_{down}` of the two sides in the ranked profile it is
+      :math:`(e_{down} - e_{up}) / 2` where their signs differ, else 0 (Lamb et al. 2006;
+      Subramanian et al. 2017; here the profile is the ranking and the compound gives the sets).
+    - ``"model"``: minus the cosine between the factor scores of the signature and of the profile in
+      CellPulse: genes that move together in the data the model was trained on stand in for each
+      other.
 
-    *Targets.* The mean place of the compound's targets among the host factors of
+    *Targets*: the mean place of the compound's targets among the host factors of
     :func:`cfm.tl.host_factors`, from 0 (last) to 1 (first).
 
     Each is set against random signatures of the same sizes, drawn from the genes that any
     signature names, or against random sets of as many genes that are the target of any compound.
-    A reading in standard deviations of its null is a :math:`z`; the two reversals read the same
-    signature and count as one, :math:`z_s = (z_1 + z_2) / \sqrt{2 + 2\rho}` with their correlation
+    A reading in standard deviations of its null is a :math:`z`. Several readings of a signature
+    count as one, :math:`z_s = \sum_i z_i / \sqrt{\sum_{ij} \rho_{ij}}` with their correlations
     :math:`\rho` under the null (Strube 1985); ``score`` is :math:`(z_s + z_t) / \sqrt 2`
     (Stouffer, equal weights), or the one of the two that exists. Its p-value comes from the same
     random draws, beyond the tenth largest of them from a generalised Pareto tail (Knijnenburg et
@@ -118,14 +127,18 @@ def screen_drugs(
     layer
         Layer with the log2 fold changes instead of ``X``.
     model
-        A CellPulse, its name, a folder or ``hf://org/name``; ``None`` leaves its reading out.
+        A CellPulse, its name, a folder or ``hf://org/name``; ``None`` leaves its reading out,
+        which saves most of the time.
     host_factors_key
         ``uns`` key of the host factors, for ``targets``.
     host_factors
         Scores to use instead: a Series by gene, for all groups, or a DataFrame with ``gene``,
         ``score`` and perhaps ``group``.
+    readings
+        Readings of the signatures that enter the score: any of ``"cosine"``, ``"connectivity"``
+        and ``"model"``. The default is what finds drugs of one mechanism best.
     weight
-        Exponent of the size of an effect in the enrichment scores: 1 as in Subramanian et al.
+        Exponent of the size of an effect in the connectivity: 1 as in Subramanian et al.
         2017, 0 as in Lamb et al. 2006 (ranks alone).
     n_genes
         Genes per side that are taken of signatures with values, those with the largest.
@@ -148,15 +161,17 @@ def screen_drugs(
     ``adata.uns['drug_screen' | key_added]['results']``
         DataFrame, a row per group and compound with any evidence, sorted by group and rank:
         ``group``, ``compound``, ``rank`` (int64, 1 = best), ``score``, ``p_value``, ``fdr``
-        (Benjamini-Hochberg within the group), ``reversal`` (−1 to 1, above 0 reverses) and
-        ``p_reversal``, ``embedding_reversal`` (−1 to 1) and ``p_embedding``, ``target_score``
-        (0 to 1) and ``p_target`` (all float64; ``NaN`` where a compound has no such evidence),
-        ``n_signatures`` and ``n_targets`` (int64, those with a measured or scored gene),
+        (Benjamini-Hochberg within the group), ``cosine_reversal`` and ``p_cosine``, ``reversal``
+        (connectivity) and ``p_reversal``, ``embedding_reversal`` (model) and ``p_embedding`` (−1
+        to 1, above 0 reverses), ``target_score`` (0 to 1) and ``p_target`` (all float64; ``NaN``
+        where a compound has no such evidence), ``n_signatures`` and ``n_targets`` (int64, those
+        with a measured or scored gene),
         ``reversal_genes`` (str, joined by ``|``: leading edge of the strongest signature of a
         compound that reverses, at most 25) and ``target_genes`` (targets among the first tenth of
         the host factors).
     ``adata.uns['drug_screen' | key_added]['params']``
-        The arguments, the model's name and SHA-256, and the shares of genes found.
+        The arguments, the model's name and SHA-256, the shares of genes found, and
+        ``library_mean_removed`` (bool).
 
     Raises
     ------
@@ -166,8 +181,9 @@ def screen_drugs(
         If a column, layer or group does not exist, or ``targets`` is given and there are no host
         factors.
     ValueError
-        If neither ``signatures`` nor ``targets`` is given, nothing of them is measured, or the
-        matrix does not hold fold changes. Whatever is raised, ``adata`` is left as it was.
+        If neither ``signatures`` nor ``targets`` is given, nothing of them is measured, a reading
+        is unknown or needs a model that is not there, or the matrix does not hold fold changes.
+        Whatever is raised, ``adata`` is left as it was.
 
     Warns
     -----
@@ -180,8 +196,8 @@ def screen_drugs(
     What to expect of it was measured (``docs/benchmarks.md``, *Drug screen*). With the bundled
     signatures classes with a strong effect on cell lines find each other, most do not, and drugs
     that stop viruses through the host tend to mimic infections rather than to reverse them. Rank
-    compounds for a plate with it; do not read it as proof. In a profile that is 0 for most genes
-    the running sum reaches far by chance, and the model's reading is the sharper one.
+    compounds for a plate with it; do not read it as proof. In a library of one mechanism with 100
+    compounds or more, what they share is removed too: add others to it.
 
     A gene counts in a group if at least half of its profiles measure it. A compound whose
     readings are all tied with the rest (a profile in which nothing moves, host factors with equal
@@ -199,6 +215,7 @@ def screen_drugs(
     check_key(key_added)
     require_anndata(adata)
     _check_arguments(signatures, targets, host_factors, n_genes, n_permutations)
+    chosen = _readings(readings, with_model=signatures is None or model is not None)
     if not 0 <= weight < np.inf:
         raise ValueError(f"weight={weight}, expected 0 or more; 1 is the usual one.")
     if groupby is None:
@@ -212,8 +229,9 @@ def screen_drugs(
     if pairs is not None:
         factors = host_factor_scores(adata, host_factors_key, host_factors, list(rows))
     record: dict[str, Any] = {
-        "groupby": groupby, "groups": list(rows), "layer": layer, "weight": float(weight),
-        "n_genes": n_genes, "n_permutations": n_permutations, "seed": seed, "key_added": key_added,
+        "groupby": groupby, "groups": list(rows), "layer": layer, "readings": chosen,
+        "weight": float(weight), "n_genes": n_genes, "n_permutations": n_permutations,
+        "seed": seed, "key_added": key_added,
     }  # fmt: skip
     record = {k: v for k, v in record.items() if v is not None}
     scorer, profiles, queries = None, None, None
@@ -235,6 +253,7 @@ def screen_drugs(
             record = run_record(network, adata, **record)
         scorer = ReversalScorer(table, labels, n_permutations, seed, weight, network, positions)
         profiles = profiles[:, columns]
+        record["library_mean_removed"] = scorer.common is not None
     if pairs is not None:
         record |= {"target_pairs": len(pairs)}
         record["host_factors"] = "given" if host_factors is not None else host_factors_key
@@ -254,7 +273,7 @@ def screen_drugs(
                 pairs, factors[group], n_permutations=n_permutations, seed=seed
             )
         names = None if scorer is None else scorer.table.compounds
-        frame = rank_compounds(names, pairs, reversal, by_target)
+        frame = rank_compounds(names, pairs, reversal, by_target, chosen)
         frames.append(frame.assign(group=group))
     results = pd.concat(frames, ignore_index=True)[list(_COLUMNS)].astype(_COLUMNS)
     results.index = results.index.astype(str)
@@ -280,6 +299,17 @@ def _check_arguments(
     for name, value in (("n_genes", n_genes), ("n_permutations", n_permutations)):
         if value < 1:
             raise ValueError(f"{name}={value}, expected at least 1.")
+
+
+def _readings(readings: str | Sequence[str], *, with_model: bool) -> list[str]:
+    """Return the readings that enter the score, in one order and each once."""
+    given = [readings] if isinstance(readings, str) else list(readings)
+    unknown = [name for name in given if name not in READINGS]
+    if unknown or not given:
+        raise ValueError(f"readings={readings!r}, expected any of {', '.join(READINGS)}.")
+    if "model" in given and not with_model:
+        raise ValueError('readings= names "model", but model= is None; give one or leave it out.')
+    return [name for name in READINGS if name in given]
 
 
 def _mean_profiles(adata: AnnData, groups: list[np.ndarray], layer: str | None) -> np.ndarray:
