@@ -153,6 +153,8 @@ def with_drug_screen(
                     "score": score,
                     "p_value": np.linspace(0.001, 1, compounds) if null else np.nan,
                     "fdr": fdr,
+                    "cosine_reversal": reversal / 3,
+                    "p_cosine": 0.1,
                     "reversal": reversal,
                     "p_reversal": 0.2,
                     "embedding_reversal": reversal / 2,

@@ -100,8 +100,8 @@ def test_scatter_has_each_compound_at_its_values():
     ax = cfm.pl.drug_screen(adata, kind="scatter", show=False)
     drawn = points(ax)
     assert len(drawn) == 40
-    both = table.dropna(subset=["reversal", "target_score"])
-    for x, y in both[["reversal", "target_score"]].to_numpy():
+    both = table.dropna(subset=["cosine_reversal", "target_score"])
+    for x, y in both[["cosine_reversal", "target_score"]].to_numpy():
         assert np.isclose(drawn, [x, y]).all(axis=1).any()
     other = cfm.pl.drug_screen(adata, kind="scatter", x="embedding_reversal", show=False)
     assert "embedding" in other.get_xlabel()
@@ -112,7 +112,8 @@ def test_missing_evidence_has_a_lane_of_its_own():
     ax = cfm.pl.drug_screen(adata, kind="scatter", show=False)
     table = result(adata)
     drawn = points(ax)
-    assert (drawn[:, 0] < table["reversal"].min()).sum() == table["reversal"].isna().sum()
+    reversal = table["cosine_reversal"]
+    assert (drawn[:, 0] < reversal.min()).sum() == reversal.isna().sum()
     assert (drawn[:, 1] < table["target_score"].min()).sum() == table["target_score"].isna().sum()
     said = {text.get_text() for text in ax.texts}
     assert {"no signature (8)", "no target\n(8)"} <= said
@@ -120,11 +121,11 @@ def test_missing_evidence_has_a_lane_of_its_own():
 
 def test_compounds_with_neither_are_counted():
     adata = with_drug_screen(10)
-    result(adata).loc[["8", "9"], ["reversal", "target_score"]] = np.nan
+    result(adata).loc[["8", "9"], ["cosine_reversal", "target_score"]] = np.nan
     ax = cfm.pl.drug_screen(adata, kind="scatter", show=False)
     assert len(points(ax)) == 8
     assert "2 with neither are not shown" in legend_texts(ax)
-    result(adata)["reversal"] = np.nan
+    result(adata)["cosine_reversal"] = np.nan
     result(adata).loc["0", "target_score"] = 1.0
     assert len(points(cfm.pl.drug_screen(adata, kind="scatter", show=False))) >= 1
 
@@ -179,6 +180,6 @@ def test_bad_arguments(predicted):
         draw(adata, group="HIV-1", show=False)
     with pytest.raises(ValueError, match="there are 2 groups"):
         draw(adata, ax=plt.figure().add_subplot(), show=False)
-    result(adata)[["reversal", "target_score"]] = np.nan
+    result(adata)[["cosine_reversal", "target_score"]] = np.nan
     with pytest.raises(ValueError, match="no compound of group 'IAV' has a value"):
         draw(adata, kind="scatter", show=False)

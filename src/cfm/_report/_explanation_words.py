@@ -180,7 +180,7 @@ def drug_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
                     str(row.rank),
                     str(row.compound),
                     _number(row.score, 2),
-                    _number(row.reversal, 2),
+                    _number(row.cosine_reversal, 2),
                     _number(row.target_score, 2, sign=False),
                     _chance(row.fdr),
                     "; ".join(evidence) or "–",

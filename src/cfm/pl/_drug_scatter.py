@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SAID = {
-    "reversal": "signature reversal (right: reverses the group's profile)",
+    "cosine_reversal": "signature reversal, cosine (right: reverses the group's profile)",
+    "reversal": "signature reversal, connectivity (right: reverses the group's profile)",
     "embedding_reversal": "reversal in the model's embedding",
     "target_score": "target evidence (up: targets are host factors)",
     "score": "combined score",
+}
+_NONE = {
+    "cosine_reversal": "no signature",
+    "reversal": "no signature",
+    "target_score": "no target",
 }
 #: Width of the lane for compounds without a value, and its distance, as shares of the range.
 _LANE, _APART = 0.07, 0.06
@@ -89,7 +95,7 @@ def _placed(ax: Axes, table: pd.DataFrame, column: str, axis: str) -> np.ndarray
         band(lane, start, color=_LANE_COLOR, linewidth=0, zorder=0)
         places[missing] = (lane + start) / 2
         start = lane
-        none = {"reversal": "no signature", "target_score": "no target"}.get(column, "no value")
+        none = _NONE.get(column, "no value")
         middle = lane + _LANE / 2 * span
         # outside, where no point can cover it
         ax.annotate(

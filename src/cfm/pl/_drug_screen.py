@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS = (
-    "group", "compound", "rank", "score", "fdr", "reversal", "target_score",
+    "group", "compound", "rank", "score", "fdr", "target_score",
     "n_signatures", "n_targets",
 )  # fmt: skip
 #: Up to this many compounds each one is a bar with its name.
@@ -34,7 +34,7 @@ def drug_screen(
     kind: Literal["waterfall", "scatter"] = "waterfall",
     group: str | Sequence[str] | None = None,
     n_compounds: int = 12,
-    x: str = "reversal",
+    x: str = "cosine_reversal",
     y: str = "target_score",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -66,7 +66,7 @@ def drug_screen(
     n_compounds
         At most this many names.
     x, y
-        For ``"scatter"``: columns of the result to compare, such as ``"embedding_reversal"``.
+        For ``"scatter"``: columns of the result to compare, such as ``"reversal"``.
     ax
         Draw here instead of into a new figure (one group).
     show
