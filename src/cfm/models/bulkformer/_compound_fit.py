@@ -48,7 +48,7 @@ def fit_head(
     unlisted_weight: float,
     seed: int,
 ) -> dict[str, float]:
-    """Train a head, and then the shrinkage of what it says beyond the mean.
+    """Train a head, then the shrinkage of what it says beyond the mean, then the mean of all.
 
     Parameters
     ----------
@@ -81,9 +81,8 @@ def fit_head(
     if signatures.signed:
         weight = torch.where(values != 0, weight, weight * unlisted_weight)
     train = np.flatnonzero(~held_out)
-    seen = weight[train]
-    mean = (seen * values[train]).sum(0) / seen.sum(0).clamp(min=1e-9)
-    head.start_from(mean, torch.where(seen > 0, values[train] - mean, 0.0))
+    mean = _mean(weight[train], values[train])
+    head.start_from(mean, torch.where(weight[train] > 0, values[train] - mean, 0.0))
     own = [head.gene_factors]
     networks = [p for p in head.parameters() if p is not head.gene_factors]
     optimizer = torch.optim.AdamW(
@@ -113,7 +112,15 @@ def fit_head(
         optimizer.step()
         schedule.step()
     head.eval()
-    return _shrink(head, embedded, values, weight, sample, compound, np.flatnonzero(held_out))
+    scores = _shrink(head, embedded, values, weight, sample, compound, np.flatnonzero(held_out))
+    # What was held out has served to judge; the mean may know it now.
+    head.mean.copy_(_mean(weight, values))
+    return scores
+
+
+def _mean(weight: Tensor, values: Tensor) -> Tensor:
+    """Return the weighted mean of each column."""
+    return (weight * values).sum(0) / weight.sum(0).clamp(min=1e-9)
 
 
 @torch.inference_mode()
