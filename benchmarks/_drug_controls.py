@@ -84,8 +84,9 @@ def _turned(report: Report, compounds: Compounds, members: dict[str, np.ndarray]
     )
     table = cfm.datasets.cmap_signatures()
     rows = []
-    for label, model in (("with the model", "cellpulse-mini"), ("without", None)):
-        cfm.tl.screen_drugs(profiles, table, groupby="drug", model=model)
+    for readings in (("cosine",), ("connectivity",), ("connectivity", "model")):
+        model = "cellpulse-mini" if "model" in readings else None
+        cfm.tl.screen_drugs(profiles, table, groupby="drug", model=model, readings=readings)
         results = profiles.uns["drug_screen"]["results"]
         for drug, name in TURNED.items():
             found = results[results["group"] == drug].set_index("compound")
@@ -94,7 +95,7 @@ def _turned(report: Report, compounds: Compounds, members: dict[str, np.ndarray]
             rows.append(
                 {
                     "reversed": drug,
-                    "screen_drugs": label,
+                    "readings": " + ".join(readings),
                     "own rank": int(found.loc[drug, "rank"]),
                     "class": f"{name} ({len(others)} others)",
                     "first other": f"{hits.index[0]} ({hits['rank'].iloc[0]})",
@@ -110,7 +111,8 @@ def _turned(report: Report, compounds: Compounds, members: dict[str, np.ndarray]
     )
     report.text(
         "These profiles are consensus weights, 0 for most genes, which few random sets meet: the "
-        "running sum then reaches far by chance, and without the model few p-values are small."
+        "running sum of the connectivity then reaches far by chance, and few of its p-values are "
+        "small."
     )
 
 

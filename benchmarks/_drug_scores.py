@@ -9,12 +9,27 @@ import torch
 import cfm
 from benchmarks._drug_data import Compounds
 from cfm.metrics._connectivity import connectivity_scores, enrichment_scores, rank_profile
+from cfm.metrics._signed_cosine import clean_profile, signed_cosines
 from cfm.models.cellpulse._factors import graded_direction
 from cfm.models.cellpulse._signature_scores import signature_scores
+from cfm.tl._drug_ranking import rank_compounds
+from cfm.tl._reversal_evidence import ReversalScorer
+from cfm.tl._signatures import compound_key
 
 COSINE = "cosine"
 CENTRED = "cosine, library mean removed"
 FACTORS = "model: factor scores"
+CLEANED = "cosine of `screen_drugs`"
+#: Readings of a signature that could enter the score of ``screen_drugs``.
+READINGS = (
+    ("cosine",),
+    ("connectivity",),
+    ("model",),
+    ("cosine", "connectivity"),
+    ("cosine", "model"),
+    ("connectivity", "model"),
+    ("cosine", "connectivity", "model"),
+)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -79,6 +94,37 @@ def similarities(compounds: Compounds, space: Space) -> dict[str, np.ndarray]:
     }
 
 
+def joined(readings: tuple[str, ...]) -> str:
+    """Name of the score of ``screen_drugs`` with some readings."""
+    return f"screen_drugs: {' + '.join(readings)}"
+
+
+def tool_scores(
+    compounds: Compounds, space: Space, queries: np.ndarray, n_permutations: int = 200
+) -> dict[str, np.ndarray]:
+    """Score of ``screen_drugs`` for all signatures, by readings, the queries turned round.
+
+    ``(n, n)``, NaN in the rows of compounds that are no query. One pass of the tool's own scorer
+    serves all choices of readings.
+    """
+    weights = -compounds.weights.to_numpy(np.float32)
+    genes = compounds.weights.columns
+    positions = np.full(len(genes), -1, dtype=np.int64)
+    positions[space.alignment.columns] = space.alignment.positions
+    scorer = ReversalScorer(
+        compounds.sets, genes.to_numpy(), n_permutations, 0, model=space.model, positions=positions
+    )
+    keys = compound_key(pd.Series(compounds.sets.compounds, dtype=object))
+    out = {joined(r): np.full((len(weights), len(weights)), np.nan) for r in READINGS}
+    for query in queries:
+        placed = space.alignment.apply(weights[[query]])[0]
+        found = scorer(weights[query], placed)
+        for readings in READINGS:
+            ranked = rank_compounds(compounds.sets.compounds, None, found, None, readings)
+            out[joined(readings)][query] = ranked["score"].reindex(keys).to_numpy()
+    return out
+
+
 def rank_auroc(scores: np.ndarray, members: np.ndarray) -> np.ndarray:
     """AUROC of members in every row of ``(queries, n)``."""
     ranks = pd.DataFrame(scores).rank(axis=1).to_numpy()
@@ -105,6 +151,7 @@ def reversal_scores(
     genes = compounds.weights.columns
     shared = queries.reindex(columns=genes).to_numpy(np.float64)
     signed = compounds.signed()
+    common = signed.mean(axis=0)
     factors = space.factors(signed)
     smoothed = space.smoothed(signed)
     out: dict[str, list[np.ndarray]] = {}
@@ -118,6 +165,9 @@ def reversal_scores(
             out.setdefault(name, []).append(-np.nan_to_num(score))
         graded = graded_direction(effects[None])
         out.setdefault(COSINE, []).append(-(unit(graded) @ unit(signed).T)[0])
+        cleaned = clean_profile(effects[known], common[known])
+        found = -np.nan_to_num(signed_cosines(cleaned, *sides))
+        out.setdefault(CLEANED, []).append(found)
         own = queries.iloc[[row]].dropna(axis=1)
         there = Space(own.columns, space.model)
         values = own.to_numpy(np.float32)

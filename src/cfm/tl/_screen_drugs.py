@@ -167,8 +167,8 @@ def screen_drugs(
         where a compound has no such evidence), ``n_signatures`` and ``n_targets`` (int64, those
         with a measured or scored gene),
         ``reversal_genes`` (str, joined by ``|``: leading edge of the strongest signature of a
-        compound that reverses, at most 25) and ``target_genes`` (targets among the first tenth of
-        the host factors).
+        compound with ``reversal`` above 0, at most 25) and ``target_genes`` (targets among the
+        first tenth of the host factors).
     ``adata.uns['drug_screen' | key_added]['params']``
         The arguments, the model's name and SHA-256, the shares of genes found, and
         ``library_mean_removed`` (bool).
