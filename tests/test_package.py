@@ -82,8 +82,17 @@ def test_unknown_room_is_an_attribute_error():
 
 def test_the_promised_interface_is_there():
     promised = {
-        "pp": ["map_genes", "contrasts"],
-        "tl": ["embed", "predict_virus", "host_factors", "gene_programs", "screen_drugs"],
+        "pp": ["map_genes", "contrasts", "tpm", "coexpression_graph"],
+        "tl": [
+            "embed",
+            "predict_virus",
+            "host_factors",
+            "gene_programs",
+            "screen_drugs",
+            "impute",
+            "probe",
+            "simulate_perturbation",
+        ],
         "pl": [
             "virus_probabilities",
             "embedding",
@@ -92,8 +101,10 @@ def test_the_promised_interface_is_there():
             "host_factor_enrichment",
             "gene_programs",
             "drug_screen",
+            "probe",
+            "survival",
         ],
-        "models": ["CellPulse", "AttentionModel"],
+        "models": ["CellPulse", "BulkFormer", "AttentionModel", "PerturbationModel"],
         "datasets": ["toy_infection", "toy_infection_cells", "fetch", "cmap_signatures"],
         "hub": ["save_checkpoint", "load_checkpoint", "load_torch", "list_checkpoints"],
     }
