@@ -44,10 +44,13 @@ tutorials: $(VENV)/.installed-dev
 # Reads ../shared/data; writes its tables into docs/benchmarks.md. Takes long.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.attention --write
+	$(BIN)/python -m benchmarks.compounds --write
 	$(BIN)/python -m benchmarks.contrasts --write
 	$(BIN)/python -m benchmarks.drugs --write
 	$(BIN)/python -m benchmarks.host_factors --write
+	$(BIN)/python -m benchmarks.imputation --write
 	$(BIN)/python -m benchmarks.masked_direction --write
+	$(BIN)/python -m benchmarks.probe --write
 	$(BIN)/python -m benchmarks.programs --write
 	$(BIN)/python -m benchmarks.virus --write
 
