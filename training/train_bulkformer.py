@@ -17,7 +17,7 @@ from cfm.models import BulkFormer
 from training.bulk_corpus import N_GENES, add_graph, join, read_tables, vocabulary
 
 SEED = 0
-MAX_STEPS = 200
+MAX_STEPS = 60
 N_FACTORS = 448
 #: Sizes that a checkpoint of some 3 MB has room for; the factors take most of it.
 SIZES = {"dim": 16, "n_layers": 1, "n_heads": 2}

@@ -12,12 +12,12 @@ from torch import Tensor
 from cfm.models.bulkformer._constants import MISSING
 from cfm.models.bulkformer._linear_term import NOISE_FLOOR, LocalFactors
 
-#: Scores are shrunk a little where a sample measures few genes.
-_RIDGE = 1e-3
+#: Scores are shrunk where a sample measures few genes, by this times the share that it lacks.
+_RIDGE = 0.3
 #: Smallest share of a gene's variance that is taken as noise.
 _LEAST_LEFT = 0.1
 #: What is tried of λ, κ and τ.
-_GRID = ((0.1, 0.3, 1.0), (0.1, 0.5), (0.3, 3.0))
+_GRID = ((0.3, 1.0, 3.0), (0.1, 0.5, 3.0), (1.0,))
 #: Studies, and samples of each, that settings are tried on.
 _STUDIES, _SAMPLES = 8, 2
 #: Share of a sample's genes that is hidden for it.
@@ -131,7 +131,8 @@ def _scores(
     for p, pattern in enumerate(patterns):
         chosen = np.flatnonzero(which.ravel() == p)
         d = directions[pattern].astype(np.float64)
-        gram = d.T @ d + _RIDGE * np.eye(d.shape[1])
+        penalty = 1e-3 + _RIDGE * (1.0 - pattern.mean())
+        gram = d.T @ d + penalty * np.eye(d.shape[1])
         right = (rows[chosen][:, pattern] / spread[pattern]) @ d
         out[chosen] = np.linalg.solve(gram, right.T).T
     return out

@@ -10,8 +10,6 @@ from cfm.models.bulkformer._constants import MISSING
 
 #: Smallest variance of a gene that the factors do not explain, in squared log TPM.
 NOISE_FLOOR = 0.03
-#: Weight of all other groups even for a sample that is like its own.
-LEAST_WIDE = 0.02
 
 
 class LocalFactors(nn.Module):
@@ -26,10 +24,9 @@ class LocalFactors(nn.Module):
     over its observed genes :math:`O`, and is taken as a draw from
     :math:`N(\mu, L S L^\top + D)` with :math:`\mu = \sum_t g_t c_t`, loadings :math:`L` common to
     all, and the score covariance :math:`S` of the training samples, weighted by :math:`g` of
-    their group plus :math:`0.02 + \lambda f^2`, plus :math:`\kappa f^2` times that of the centres
-    around :math:`\mu`, where :math:`f` is 0 for a sample no farther from its centre than usual in
-    that group and approaches 1 for one like none of them. The prediction is the conditional mean
-    given :math:`x_O`: ridge regression on all observed genes, in which similar samples count most.
+    their group plus :math:`\lambda`, plus :math:`\kappa` times that of the centres around
+    :math:`\mu`. The prediction is the conditional mean given :math:`x_O`: ridge regression on all
+    observed genes, in which similar samples count most.
 
     Parameters
     ----------
@@ -111,6 +108,9 @@ class LocalFactors(nn.Module):
     def membership(self, x: Tensor, without: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return how far a sample belongs to each group, and how unlike all of them it is.
 
+        The latter, :math:`f`, is 0 for a sample no farther from its centre than usual in that
+        group and approaches 1 for one like none of them.
+
         Parameters
         ----------
         x
@@ -140,9 +140,8 @@ class LocalFactors(nn.Module):
         return torch.where(seen.any(1), mean, torch.inf) if bool(seen.any()) else mean
 
     def _one(self, x: Tensor, loadings: Tensor, without: Tensor | None) -> Tensor:
-        belongs, unlike = self.membership(x, without)
-        wide, shift = self.settings[:2] * unlike.square()
-        wide = wide + LEAST_WIDE
+        belongs, _ = self.membership(x, without)
+        wide, shift, _ = self.settings
         group = self.group.long()
         n = torch.bincount(group, minlength=len(belongs)).clamp(min=1)
         common = n.float().sqrt()
@@ -161,10 +160,9 @@ class LocalFactors(nn.Module):
         # Roots of the covariance as columns: the system stays well conditioned where it has none.
         values, vectors = torch.linalg.eigh(covariance.double())
         root = (vectors * values.clamp(min=0.0).sqrt()).float()
-        loadings = loadings @ root
-        precision = (x != MISSING) / noise
-        weighted = loadings * precision.unsqueeze(1)
-        gram = weighted.T @ loadings + torch.eye(len(root), device=x.device)
-        right = weighted.T @ torch.where(x == MISSING, 0.0, x - mean)
-        scores = torch.linalg.solve(gram, right)
-        return mean + loadings @ scores
+        seen = torch.nonzero(x != MISSING).squeeze(1)
+        observed = loadings[seen] @ root
+        weighted = observed / noise[seen].unsqueeze(1)
+        gram = weighted.T @ observed + torch.eye(len(root), device=x.device)
+        scores = torch.linalg.solve(gram, weighted.T @ (x - mean)[seen])
+        return mean + loadings @ (root @ scores)

@@ -1,0 +1,227 @@
+"""Predict hidden genes of bulk samples: between cohorts, and of new donors of a tissue.
+
+``python -m benchmarks.imputation`` trains one ``bulkformer-mini`` per split, without the samples
+that are scored (kept in ``--models``, so that a second run only scores).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks._imputers import tuned
+from benchmarks._report import REPOSITORY, Report, add_arguments, data_folder
+from cfm.metrics import paired_bootstrap
+from cfm.models import BulkFormer
+from training.bulk_corpus import read_tables
+from training.train_bulkformer import MAX_STEPS, train
+
+MODELS = REPOSITORY / "benchmarks" / "models"
+OURS = "BulkFormer mini"
+PARTS = ("its network alone", "its linear term alone")
+SHARES = (0.05, 0.15, 0.3, 0.5)
+#: Choices of hidden genes; the samples take turns.
+N_MASKS = 6
+N_FOLDS = 3
+LCL = ("lcl_rnaseq_pickrell", "lcl_rnaseq_montgomery")
+TISSUES = ("gtex_brain", "gtex_heart", "gtex_liver")
+SHORT = {
+    "lcl_rnaseq_pickrell": "LCL, Montgomery → Pickrell",
+    "lcl_rnaseq_montgomery": "LCL, Pickrell → Montgomery",
+    "gtex_brain": "GTEx brain",
+    "gtex_heart": "GTEx heart",
+    "gtex_liver": "GTEx liver",
+}
+
+
+def splits(
+    tables: dict[str, ad.AnnData], seed: int
+) -> Iterator[tuple[str, dict[str, ad.AnnData], list[tuple[ad.AnnData, str]]]]:
+    """Yield name of the split, training tables, and what is scored with its own training table."""
+    for train_on, test_on in (LCL, LCL[::-1]):
+        rest = {name: table for name, table in tables.items() if name != test_on}
+        yield f"without-{test_on}", rest, [(tables[test_on], train_on)]
+    donors = sorted({d for name in TISSUES for d in tables[name].obs["donor"]})
+    order = np.random.default_rng(seed).permutation(len(donors))
+    fold_of = {donors[i]: place % N_FOLDS for place, i in enumerate(order)}
+    for fold in range(N_FOLDS):
+        rest, scored = dict(tables), []
+        for name in TISSUES:
+            out = tables[name].obs["donor"].map(fold_of).to_numpy() == fold
+            rest[name] = tables[name][~out].copy()
+            scored.append((tables[name][out].copy(), name))
+        yield f"gtex-donors-{fold}", rest, scored
+
+
+def fold_model(
+    name: str, tables: dict[str, ad.AnnData], folder: Path, *, max_steps: int, seed: int
+) -> BulkFormer:
+    """Return the BulkFormer of a split: from the folder, or trained and put there."""
+    path = folder / f"bulkformer-{name}-steps{max_steps}-seed{seed}"
+    if not path.is_dir():
+        start = time.perf_counter()
+        model = train(list(tables.values()), max_steps=max_steps, seed=seed)
+        model.provenance["seconds"] = time.perf_counter() - start
+        model.save(path, compact=True)
+    return BulkFormer.load(path, device="cpu")
+
+
+def predictions(
+    model: BulkFormer, adata: ad.AnnData, mask: np.ndarray, *, parts: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what the model makes of hidden entries, and each half of it alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # GTEx subsets: few genes, as is said below
+        yield OURS, model.impute(adata, mask=mask, precision="float32")
+        if not parts:
+            return
+        weight = model.module.linear_term.weight.clone()
+        for name, value in zip(PARTS, (0.0, 1.0), strict=True):
+            model.module.linear_term.weight.fill_(value)
+            yield name, model.impute(adata, mask=mask, precision="float32")
+        model.module.linear_term.weight.copy_(weight)
+
+
+def scores(truth: np.ndarray, made: np.ndarray, mean: np.ndarray) -> dict[str, float]:
+    """Correlation, squared error and gene-centred correlation of one sample's hidden genes."""
+    varies = np.std(made - mean) > 1e-6
+    return {
+        "pcc": float(np.corrcoef(truth, made)[0, 1]),
+        "mse": float(np.square(truth - made).mean()),
+        "centred": float(np.corrcoef(truth - mean, made - mean)[0, 1]) if varies else 0.0,
+    }
+
+
+def run(
+    model: BulkFormer,
+    tables: dict[str, ad.AnnData],
+    test: ad.AnnData,
+    own_name: str,
+    test_name: str,
+    seed: int,
+) -> Iterator[dict[str, object]]:
+    """Score all methods on the samples of one table."""
+    genes = model.vocabulary.genes.intersection(test.var_names).intersection(
+        tables[own_name].var_names
+    )
+    test = test[:, genes].copy()
+    own = tables[own_name][:, genes].X
+    mean = own.mean(axis=0)
+    others = np.concatenate(
+        [_filled(table, genes, mean) for name, table in tables.items() if name != own_name]
+    )
+    baselines = list(tuned(own, others, seed))
+    rng = np.random.default_rng(seed)
+    turn = np.arange(test.n_obs) % N_MASKS
+    for share in SHARES:
+        hidden = rng.random((N_MASKS, len(genes))) < share
+        made = dict(predictions(model, test, hidden[turn], parts=share == 0.15))
+        for name, impute, train_on in baselines:
+            values = test.X.copy()
+            for i in range(N_MASKS):
+                if (turn == i).any():
+                    rows = np.ix_(turn == i, hidden[i])
+                    values[rows] = impute(train_on, test.X[turn == i], hidden[i])
+            made[name] = values
+        for name, values in made.items():
+            for i in range(test.n_obs):
+                h = hidden[turn[i]]
+                yield {
+                    "data": SHORT[test_name],
+                    "share": share,
+                    "method": name,
+                    "sample": test.obs_names[i],
+                    "unit": f"{test.obs['donor'].iloc[i]}" or test.obs_names[i],
+                    "genes": len(genes),
+                    **scores(test.X[i, h], values[i, h], mean[h]),
+                }
+
+
+def _filled(table: ad.AnnData, genes: pd.Index, mean: np.ndarray) -> np.ndarray:
+    place = table.var_names.get_indexer(genes)
+    return np.where(place >= 0, table.X[:, place], mean).astype(np.float32)
+
+
+def report_all(result: pd.DataFrame, weights: pd.Series, write: bool) -> None:
+    """Write the tables."""
+    report = Report("imputation", "Imputation of hidden expression")
+    n_genes = result.groupby("data")["genes"].agg(["min", "max"])
+    report.text(
+        "A share of the genes of each sample is hidden and predicted from the rest, log1p TPM, "
+        f"{N_MASKS} random choices. LCL: one cohort is scored, the other (and all other data) "
+        f"trained on. GTEx: donors in {N_FOLDS} folds, none on both sides. Genes: those of the "
+        "model's vocabulary that the table has ("
+        + ", ".join(f"{name} {row['max']:,}" for name, row in n_genes.iterrows())
+        + "). Settings of the baselines are chosen on held-out training samples; each is fitted "
+        "to the cohort or tissue alone and to the whole corpus. `centred` is the correlation "
+        "after the training mean of each gene is taken off both sides (0 for the mean itself): "
+        "what is said of this sample beyond what is true of any."
+    )
+    methods = list(dict.fromkeys(result["method"]))
+    at = result[result["share"] == 0.15]
+    table = at.groupby(["data", "method"], sort=False)[["pcc", "mse", "centred"]].mean()
+    report.table("scores", table.reset_index(), "15 % hidden, means over samples")
+    whole = [m for m in methods if m not in PARTS]
+    wide = result[result["method"].isin(whole)].groupby(["data", "method", "share"], sort=False)
+    for key, caption in (("centred", "Gene-centred correlation"), ("mse", "Mean squared error")):
+        shown = wide[key].mean().unstack("share")
+        shown.columns = [f"{share:.0%} hidden" for share in shown.columns]
+        report.table(f"by_share_{key}", shown.reset_index(), f"{caption} by share hidden")
+    rows = []
+    for (data, share), part in result.groupby(["data", "share"], sort=False):
+        by = part.pivot(index=["sample", "unit"], columns="method", values="centred")
+        rivals = [m for m in whole if m != OURS]
+        best = by[rivals].mean().idxmax()
+        units = by.index.get_level_values("unit").to_numpy()
+        row = paired_bootstrap(by[OURS], by[best], units)
+        rows.append({"data": data, "hidden": share, "best baseline": best} | row)
+    report.table(
+        "paired",
+        pd.DataFrame(rows),
+        f"{OURS} minus the baseline with the best centred score there, over donors "
+        "(95 % bootstrap interval)",
+    )
+    report.text(
+        "Share of the linear term in the blend, chosen on held-out studies of the training data: "
+        + ", ".join(f"{name} {value:.2f}" for name, value in weights.items())
+        + "."
+    )
+    report.value("linear_weight", weights.to_dict())
+    report.finish(write)
+
+
+def main() -> None:
+    """Run all splits and report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    parser.add_argument("--models", type=Path, default=MODELS, help="where fold models are kept")
+    parser.add_argument("--max-steps", type=int, default=MAX_STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    tables = read_tables(data_folder(args.data))
+    rows, weights = [], {}
+    for name, rest, scored in splits(tables, args.seed):
+        model = fold_model(name, rest, args.models, max_steps=args.max_steps, seed=args.seed)
+        weights[name] = float(model.module.linear_term.weight)
+        for test, own_name in scored:
+            part = list(run(model, rest, test, own_name, test.obs["table"].iloc[0], args.seed))
+            rows += part
+            frame = pd.DataFrame(part)
+            print(name, own_name, model.module.linear_term.settings.tolist(), flush=True)
+            print(frame.pivot_table(index="method", columns="share", values="centred").round(3))
+    report_all(pd.DataFrame(rows), pd.Series(weights), args.write)
+
+
+if __name__ == "__main__":
+    main()
