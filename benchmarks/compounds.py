@@ -153,7 +153,7 @@ def with_model(
 ) -> tuple[dict[str, pd.DataFrame], float]:
     """Return predictions of the head, compounds by genes, and the shrinkage that it found."""
     table = signatures[training].stack().rename("direction").reset_index()
-    table = table[table["direction"] != 0]
+    table = table[table["direction"] != 0].rename(columns={"cell": "signature"})
     wanted = sorted(set(signatures.index[test].get_level_values(0)))
     sample = ad.AnnData(baseline.to_df().mean().to_frame("mean").T.astype(np.float32))
     _, embedded = next(model.get_gene_embeddings(sample, precision="float32"))

@@ -57,6 +57,16 @@ def test_directions_are_learned_as_well() -> None:
     assert model.module.compounds.settings["signed"]
 
 
+def test_several_signatures_of_a_compound_count_one_each() -> None:
+    rows = [(f"drug{i}", f"GENE{g}", 1, f"s{g}") for i in range(5) for g in range(4)]
+    table = pd.DataFrame(rows, columns=["compound", "gene", "direction", "signature"])
+    model = fresh_model()
+    model.train_compounds(table, toy_log_tpm(), n_steps=1)
+    np.testing.assert_allclose(model.module.compounds.mean, 0.25, atol=1e-6)
+    model.train_compounds(table.drop(columns="signature"), toy_log_tpm(), n_steps=1)
+    np.testing.assert_allclose(model.module.compounds.mean, 1.0, atol=1e-6)
+
+
 def test_features_that_say_nothing_leave_the_mean() -> None:
     changes, features = toy_compounds()
     shuffled = features.set_axis(np.random.default_rng(1).permutation(features.index), axis=0)

@@ -171,13 +171,16 @@ def _of_frame(table: pd.DataFrame, column: str) -> pd.DataFrame:
         {
             "compound": table["compound"].map(compound_key),
             "sample": sample,
+            "signature": table["signature"].astype(str) if "signature" in table else "",
             "gene": table["gene"].astype(str),
             "value": values.astype(np.float32),
         }
     )
     if tidy.empty:
         raise ValueError("signatures= has no row.")
-    return tidy.pivot_table(index=["compound", "sample"], columns="gene", values="value")
+    return tidy.pivot_table(
+        index=["compound", "sample", "signature"], columns="gene", values="value"
+    )
 
 
 def _of_anndata(adata: AnnData) -> pd.DataFrame:

@@ -70,8 +70,9 @@ class CompoundLearner(Imputer):
             DataFrame with ``compound``, ``gene`` and ``direction`` (1 up, −1 down; such as
             :func:`cfm.datasets.cmap_signatures`) or ``effect`` (change of natural log TPM); or
             AnnData of compounds by genes with such changes in ``X``, ``NaN`` = not known. In a
-            column ``sample``, the name of the observation of ``baseline`` that was treated.
-            Several signatures of a compound in a sample are averaged if they are in a DataFrame.
+            column ``sample``, the name of the observation of ``baseline`` that was treated. In a
+            column ``signature`` of a DataFrame, which signature of the compound a row belongs to;
+            without it all of its rows are one, and genes that are named twice are averaged.
         baseline
             Untreated samples by genes, log TPM. Where signatures have no ``sample``, the mean of
             these is the baseline.
