@@ -120,7 +120,7 @@ def tool_scores(
         placed = space.alignment.apply(weights[[query]])[0]
         found = scorer(weights[query], placed)
         for readings in READINGS:
-            ranked = rank_compounds(compounds.sets.compounds, None, found, None, readings)
+            ranked, _ = rank_compounds(compounds.sets.compounds, None, found, None, readings)
             out[joined(readings)][query] = ranked["score"].reindex(keys).to_numpy()
     return out
 

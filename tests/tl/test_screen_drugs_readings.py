@@ -160,3 +160,40 @@ def test_readings_that_are_not_there(readings: str | tuple, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         screened(adata, readings=readings)
     assert not adata.uns
+
+
+def modules(n: int, seed: int) -> tuple[ad.AnnData, pd.DataFrame]:
+    """A profile and ``n`` signatures of genes that move together, with nothing to do with it."""
+    rng = np.random.default_rng(seed)
+    module = np.arange(N_GENES) % 8
+    effects = rng.normal(size=8)[module] + 0.5 * rng.normal(size=N_GENES)
+    adata = ad.AnnData(effects[None].astype(np.float32), obs=pd.DataFrame({"virus": ["A"]}))
+    adata.var_names = [f"GENE{g}" for g in range(N_GENES)]
+    rows = []
+    for i in range(n):
+        order = np.argsort(rng.normal(size=8)[module] + 0.5 * rng.normal(size=N_GENES))
+        for side, genes in (("up", order[-20:]), ("down", order[:20])):
+            rows += [(f"c{i}", f"GENE{g}", side) for g in genes]
+    return adata, pd.DataFrame(rows, columns=["compound", "gene", "direction"])
+
+
+@pytest.mark.parametrize("readings", [["cosine"], ["connectivity"]])
+def test_genes_that_move_together_are_no_reversal(readings: list[str]) -> None:
+    rejected, by_random_genes = [], []
+    for seed in range(3):
+        adata, table = modules(120, seed)
+        found = screened(adata, signatures=table, readings=readings)
+        assert adata.uns["drug_screen"]["params"]["inflations"][0] > 1.5
+        rejected.append((found["fdr"] < 0.05).mean())
+        by_random_genes.append((found["p_cosine"] < 0.05).mean())
+    assert np.mean(by_random_genes) > 0.15  # what random genes alone would let pass
+    assert np.mean(rejected) < 0.02
+
+
+def test_a_small_library_and_a_random_one_are_not_widened() -> None:
+    adata, table = modules(40, 0)
+    screened(adata, signatures=table)
+    assert adata.uns["drug_screen"]["params"]["inflations"].tolist() == [1.0]
+    adata = profiles()
+    screened(adata, signatures=library(n=300, shared=0))
+    assert (adata.uns["drug_screen"]["params"]["inflations"] < 1.25).all()

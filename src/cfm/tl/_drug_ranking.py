@@ -14,6 +14,7 @@ from cfm.metrics._evidence import (
     tail_p_values,
     upper_p_values,
 )
+from cfm.tl._reversal_evidence import MIN_LIBRARY
 from cfm.tl._signatures import compound_key
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def rank_compounds(
     reversal: GroupReversal | None,
     by_target: GroupTargets | None,
     readings: Sequence[str],
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, float]:
     """Join the evidence of one group, and rank the compounds that have any.
 
     Parameters
@@ -53,11 +54,14 @@ def rank_compounds(
     Returns
     -------
     A row per compound, in the order of their ranks, with the columns of
-    :func:`cfm.tl.screen_drugs` but ``group``.
+    :func:`cfm.tl.screen_drugs` but ``group``; and what :func:`inflation` the standard scores of
+    the signatures were divided by.
     """
     out = _compounds(names, pairs)
     # Null of the combined score, by the class of a compound's signatures and number of targets.
     z_signature, signature_nulls, signature_class = _signature_part(out, names, reversal, readings)
+    spread = inflation(z_signature, list(signature_nulls.values()))
+    z_signature = z_signature / spread
     z_target, target_nulls = _target_part(out, by_target)
     score = sum_of_correlated([z_signature, z_target], np.eye(2))
     p_value = np.full(len(out), np.nan)
@@ -74,7 +78,34 @@ def rank_compounds(
     out = out.assign(falling=-out["score"].round(9)).sort_values("falling", kind="stable")
     out["rank"] = np.arange(1, len(out) + 1)
     out["fdr"] = false_discovery_control(out["p_value"]) if len(out) else np.nan
-    return out.drop(columns="falling")
+    return out.drop(columns="falling"), spread
+
+
+def inflation(z: np.ndarray, nulls: Sequence[np.ndarray]) -> float:
+    """Return how much wider the standard scores of a library lie than those of random signatures.
+
+    Random signatures hold genes that have nothing to do with each other; those of compounds hold
+    genes that move together, and hit or miss a profile together. Most compounds of a library do
+    nothing for the profile, so the spread of their middle shows what such signatures reach by
+    chance (the empirical null of Efron 2004; as genomic control, it never narrows).
+
+    Parameters
+    ----------
+    z
+        ``(c,)`` standard scores, NaN = none.
+    nulls
+        Standard scores of random signatures.
+
+    Returns
+    -------
+    Ratio of the ranges that hold the middle 80 %, at least 1; 1 for fewer than 100 scores, which
+    may have been chosen for the profile.
+    """
+    known = z[~np.isnan(z)]
+    if len(known) < MIN_LIBRARY:
+        return 1.0
+    ranges = [np.quantile(x, 0.9) - np.quantile(x, 0.1) for x in (known, np.concatenate(nulls))]
+    return max(1.0, float(ranges[0] / ranges[1])) if ranges[1] > 0 else 1.0
 
 
 def _compounds(names: np.ndarray | None, pairs: pd.DataFrame | None) -> pd.DataFrame:
