@@ -11,7 +11,7 @@ from cfm.models import BulkFormer, CellPulse
 from tests._bulk import toy_bulkformer, toy_log_tpm
 from tests._same import assert_unchanged
 
-KEY = "X_bulkformer"
+KEY = "X_bulkformer_genes"
 
 
 @pytest.fixture

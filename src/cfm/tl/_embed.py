@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Where embeddings of each level are stored.
 _SLOTS = {"observation": "obsm", "gene": "varm"}
+#: What sets apart the default names of the levels, whose records stand side by side in ``uns``.
+_SUFFIXES = {"gene": "_genes"}
 
 
 def embed(
@@ -53,7 +55,8 @@ def embed(
     layer
         Layer to read instead of ``X``.
     key_added
-        Name of the result, by default ``X_<model>``, such as ``X_cellpulse``.
+        Name of the result, by default ``X_<model>``, such as ``X_cellpulse``; of genes
+        ``X_<model>_genes``.
     batch_size
         Observations at a time; the result does not depend on it.
     device
@@ -71,7 +74,7 @@ def embed(
 
     ``adata.obsm['X_cellpulse' | key_added]``
         ``(n_obs, dim)`` float32. With ``level="gene"`` instead
-    ``adata.varm['X_bulkformer' | key_added]``
+    ``adata.varm['X_bulkformer_genes' | key_added]``
         ``(n_vars, dim)`` float32, ``NaN`` for genes that the model does not know.
     ``adata.uns['X_cellpulse' | key_added]['params']``
         The arguments, the model's name and SHA-256, the device it ran on, and the share of its
@@ -105,7 +108,7 @@ def embed(
     if key_added is not None:
         check_key(key_added)
     model = load_model(model, device=device)
-    key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower()
+    key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower() + _SUFFIXES.get(level, "")
     if level not in _SLOTS:
         raise ValueError(f"level={level!r}; expected {' or '.join(map(repr, _SLOTS))}.")
     arguments = {"layer": layer, "batch_size": batch_size} | model_kwargs
