@@ -196,7 +196,11 @@ def main() -> None:
     features = read_features(drug_targets())
     signatures = load_signatures(folder)
     has = signatures.index.get_level_values(0).isin(features.index)
-    samples, baseline = load_samples(folder, signatures.columns)
+    model = BulkFormer.from_pretrained(arguments.model) if arguments.model else None
+    genes = signatures.columns
+    if model is not None:  # all methods are judged on genes that the model knows
+        genes = genes[genes.isin(model.vocabulary.genes)]
+    samples, baseline = load_samples(folder, genes)
     signatures = signatures[has][baseline.var_names]
     signatures = signatures[
         ((signatures > 0).sum(axis=1) >= 5) & ((signatures < 0).sum(axis=1) >= 5)
@@ -204,8 +208,7 @@ def main() -> None:
     features = features.loc[sorted(set(signatures.index.get_level_values(0)))]
     features = features.loc[:, (features > 0).sum() >= 2]
     start = time.perf_counter()
-    if arguments.model:
-        model = BulkFormer.from_pretrained(arguments.model)
+    if model is not None:
         how = f"`{model.checkpoint_name}`"
     else:
         model = small_model(samples, arguments.pretrain)
