@@ -210,14 +210,99 @@ Contrasts made from count tables:
 {INDEPENDENT}"""
 
 
+#: Tables of ``bulk/``; the others are among the datasets.
+BULK_SOURCES = """\
+| name | source | repository and its licence |
+|---|---|---|
+| lcl_rnaseq_pickrell | Pickrell et al. 2010, Nature | bioc/tweeDEseqCountData, MIT |
+| lcl_rnaseq_montgomery | Montgomery et al. 2010, Nature | bioc/tweeDEseqCountData, MIT |
+| gtex_brain, gtex_heart, gtex_liver | GTEx, TPM | calebji123/MultiCoex, MIT |
+"""
+
+
+def bulkformer_card() -> str:
+    """Card of ``bulkformer-mini``."""
+    checkpoint = load_checkpoint(CHECKPOINTS / "bulkformer-mini")
+    config = checkpoint.config
+    tables = config["training_tables"]
+    known = list_datasets()
+    sources = known[known.index.isin(tables)].reset_index()
+    measured = "Not written yet: `python -m benchmarks.imputation --write`, then this script."
+    if (RESULTS / "imputation.json").is_file():
+        measured = f"""\
+Models trained by the same command without the samples that are scored (this checkpoint has seen
+all). 15 % of the genes hidden; `centred` takes the training mean of each gene off:
+
+{scores("imputation", "scores")}
+
+Minus the best baseline on the centred score, paired over donors, 95 % bootstrap interval:
+
+{scores("imputation", "paired")}"""
+    return f"""\
+# bulkformer-mini
+
+A small BulkFormer: fills in expression that was not measured and embeds bulk samples (log1p TPM).
+The published architecture at its smallest (width {config["size"]["dim"]},
+{config["size"]["n_layers"]} Performer layer, a co-expression graph), and beside it a linear
+gene-gene term in closed form with {config["linear_term"]["n_factors"]} factors.
+
+## Intended use
+
+Trying out `cfm.tl.impute` and `cfm.tl.embed` on bulk RNA-seq of human samples without a download.
+For research on embeddings load the authors' checkpoints. Research use only.
+
+## Limits
+
+- {len(checkpoint.files["genes.txt"].splitlines()):,} genes, those expressed in most of the training
+  tables: genes of a single tissue are missing. Human only. Not for arrays or single cells.
+- {config["n_samples"]} samples of {len(config["training_studies"])} studies. Imputation is good for
+  samples like them (lymphoblastoid lines, blood, GTEx brain, heart and liver); a sample of a new
+  kind is predicted with far larger errors.
+- Imputation is the linear term's: the network, trained on so few samples, is worse alone than the
+  mean of each gene (table).
+- Embeddings come from the network alone, which was trained for {config["max_steps"]} steps.
+
+## Training
+
+`{config["training_command"]} --data DATA --output FOLDER`, seed {config["training_seed"]}, on a CPU
+in a few minutes; two runs give the same weights. Hidden expression (mean squared error), studies
+drawn with a weight of one over the root of their size; then the linear term, whose settings are
+chosen on studies predicted without their own samples.
+
+## Scores
+
+{measured}
+
+## Data
+
+Counts as log1p TPM of all genes of a table; FPKM brought to a sum of a million; GTEx subsets as
+their TPM are. Libraries of fewer than 200,000 reads are left out.
+
+{BULK_SOURCES}
+{markdown_table(sources[["name", "accession", "citation", "licence"]])}
+
+## Independent weights
+
+The architecture is that of BulkFormer (KangBoming/BulkFormer, Cell Systems 17(7) 101657, 2026). Its
+authors trained none of these weights, and the linear term is not part of their model.
+"""
+
+
 def main() -> None:
-    """Write both cards."""
+    """Write the cards."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data")
-    folder = data_folder(parser.parse_args().data)
-    cards = {"cellpulse-mini": mini_card, "cellpulse-virus": virus_card}
+    parser.add_argument("--only", help="name of one checkpoint")
+    args = parser.parse_args()
+    folder = data_folder(args.data)
+    cards = {
+        "bulkformer-mini": lambda _: bulkformer_card(),
+        "cellpulse-mini": mini_card,
+        "cellpulse-virus": virus_card,
+    }
     for name, make in cards.items():
-        (CHECKPOINTS / name / "README.md").write_text(make(folder), encoding="utf-8")
+        if args.only in (None, name):
+            (CHECKPOINTS / name / "README.md").write_text(make(folder), encoding="utf-8")
 
 
 if __name__ == "__main__":

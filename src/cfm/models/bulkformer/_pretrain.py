@@ -205,6 +205,7 @@ class Trainable(BulkFormerCore):
         n_factors: int = 192,
         *,
         group_key: str | None = None,
+        weight: float | None = None,
         validation_share: float = 0.1,
         seed: int = 0,
     ) -> None:
@@ -222,6 +223,9 @@ class Trainable(BulkFormerCore):
         group_key
             Column of ``obs`` with groups of like samples, such as a table or a tissue; by default
             the registered study.
+        weight
+            How far it is trusted beside the network: 1 predicts with it alone, 0 with the
+            network alone. Chosen on held-out studies if not given.
         validation_share, seed
             As in :meth:`train`, so that the network is judged on studies it was not trained on.
 
@@ -230,8 +234,10 @@ class Trainable(BulkFormerCore):
         KeyError
             If the column does not exist.
         ValueError
-            If the model has no data, or the matrix is not log TPM.
+            If the model has no data, the matrix is not log TPM, or the weight is not in 0 to 1.
         """
+        if weight is not None and not 0.0 <= weight <= 1.0:
+            raise ValueError(f"weight must lie between 0 and 1; found {weight}.")
         read, _ = self._registered_expression()
         studies = self.registered_studies()
         labels = studies
@@ -252,8 +258,11 @@ class Trainable(BulkFormerCore):
         self.module.linear_term = None
         held_out = self._held_out(studies, validation_share, seed)
         choose_settings(term, values, studies, seed=seed)
-        self.module.eval()
-        choose_weight(term, self.module.predict, values, studies, held_out, seed=seed)
+        if weight is None:
+            self.module.eval()
+            choose_weight(term, self.module.predict, values, studies, held_out, seed=seed)
+        else:
+            term.weight.fill_(weight)
         self.module.linear_term = term.to(self.device)
 
     def _registered_expression(
