@@ -28,6 +28,9 @@ from training._count_studies import COUNT_STUDIES
 from training.corpus import build_corpus, read_counts
 
 MODEL = "cellpulse-mini"
+BULK_MODEL = "bulkformer-mini"
+#: Of these cohorts the bulk model knows the samples; it is not shown arrays.
+BULK_STUDIES = ("REbola_USA", "GSE119117")
 #: A gene takes part in the cohort of many studies if at least this share of them measures it.
 _MEASURED = 0.9
 
@@ -43,7 +46,8 @@ class Cohort:
     adata
         ``X`` on a log scale.
     kind
-        What an observation is: ``"samples"`` or ``"contrasts"``; says which models read it.
+        What an observation is: ``"samples"``, those with ``"log TPM"``, ``"samples of many
+        studies"`` or ``"contrasts"``; says which models read it.
     arguments
         Of :func:`cfm.tl.probe`: target, task, groups, folds.
     metrics
@@ -80,9 +84,22 @@ def _centred(adata: ad.AnnData, key: str) -> None:
     adata.obsm[key] = (x - x.groupby(adata.obs["study"].to_numpy()).transform("mean")).to_numpy()
 
 
+def _bulkformer(adata: ad.AnnData, key: str) -> None:
+    cfm.tl.embed(adata, BULK_MODEL, key_added=key)
+
+
+def _bulkformer_centred(adata: ad.AnnData, key: str) -> None:
+    """Embed samples, and take off the mean embedding of each study."""
+    cfm.tl.embed(adata, BULK_MODEL, key_added=key)
+    x = pd.DataFrame(adata.obsm[key], index=adata.obs_names)
+    adata.obsm[key] = (x - x.groupby(adata.obs["study"].to_numpy()).transform("mean")).to_numpy()
+
+
 REPRESENTATIONS = (
     Representation("X_cellpulse", "contrasts", _cellpulse),
+    Representation("X_bulkformer", "log TPM", _bulkformer),
     Representation("expression less study mean", "samples of many studies", _centred),
+    Representation("X_bulkformer less study mean", "samples of many studies", _bulkformer_centred),
 )
 
 
@@ -108,15 +125,18 @@ def donors(folder: Path, file: str, title: str, keep: str, remark: str) -> Cohor
     """Infected against control samples of one study, whose donors gave both."""
     adata = ad.read_h5ad(folder / "virus_counts" / f"{file}.h5ad")
     adata = adata[adata.obs.eval(keep, engine="python").to_numpy(bool)].copy()
-    if adata.uns.get("units") == "counts":
+    counts = adata.uns.get("units") == "counts"
+    if counts:
         cfm.pp.map_genes(adata)
         cfm.pp.tpm(adata)
         adata.X = adata.layers["log_tpm"]
+        seen = f" {BULK_MODEL} was pretrained on counts of this study too, without labels."
+        remark += seen if file in BULK_STUDIES else ""
     return Cohort(
         file,
         title,
         adata,
-        "samples",
+        "log TPM" if counts else "samples",
         {"target": "condition", "groups": "donor"},
         ("auroc", "balanced_accuracy"),
         remark,
@@ -154,7 +174,8 @@ def samples(folder: Path) -> Cohort:
         {"target": "condition", "groups": "study", "n_folds": n},
         ("auroc", "balanced_accuracy"),
         f"{adata.n_obs} samples of {n} studies with counts and both classes; each study is a fold, "
-        "so that samples are ranked within their study.",
+        f"so that samples are ranked within their study. {BULK_MODEL} was pretrained on most of "
+        "these studies, without labels, which flatters it.",
     )
 
 
