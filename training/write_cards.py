@@ -258,9 +258,10 @@ For research on embeddings load the authors' checkpoints. Research use only.
 - {config["n_samples"]} samples of {len(config["training_studies"])} studies. Imputation is good for
   samples like them (lymphoblastoid lines, blood, GTEx brain, heart and liver); a sample of a new
   kind is predicted with far larger errors.
-- Imputation is the linear term's: the network, trained on so few samples, is worse alone than the
-  mean of each gene (table).
-- Embeddings come from the network alone, which was trained for {config["max_steps"]} steps.
+- Imputation is the linear term's alone: blended in, a network of so few samples made it worse.
+- Embeddings come from the network alone, which was trained for {config["max_steps"]} steps on these
+  samples: they are for trying things out. `python -m benchmarks.probe` holds them against plain
+  expression.
 
 ## Training
 
