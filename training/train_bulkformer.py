@@ -17,10 +17,10 @@ from cfm.models import BulkFormer
 from training.bulk_corpus import N_GENES, add_graph, join, read_tables, vocabulary
 
 SEED = 0
-MAX_STEPS = 60
+MAX_STEPS = 600
 N_FACTORS = 448
-#: Sizes that a checkpoint of some 3 MB has room for; the factors take most of it.
-SIZES = {"dim": 16, "n_layers": 1, "n_heads": 2}
+#: Sizes that a checkpoint of some 4 MB has room for; the factors take half of it.
+SIZES = {"dim": 32, "n_layers": 1, "n_heads": 4}
 MASK_SHARE = 0.3
 
 

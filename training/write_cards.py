@@ -230,7 +230,8 @@ def bulkformer_card() -> str:
     measured = "Not written yet: `python -m benchmarks.imputation --write`, then this script."
     if (RESULTS / "imputation.json").is_file():
         measured = f"""\
-Models trained by the same command without the samples that are scored (this checkpoint has seen
+Models trained by the same script, their networks for 60 steps, without the samples that are scored
+(this checkpoint has seen
 all). 15 % of the genes hidden; `centred` takes the training mean of each gene off:
 
 {scores("imputation", "scores")}
