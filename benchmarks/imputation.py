@@ -194,9 +194,9 @@ def report_all(result: pd.DataFrame, write: bool) -> None:
     report.text(
         f"{OURS} predicts with its linear term alone: blended in at a weight chosen on held-out "
         "studies, a network of 60 steps made the LCL predictions worse. The bundled network is "
-        "trained for longer; it embeds, and predicts nothing. Its rank and noise floor, and that it "
-        "predicts alone, were chosen with the scores of LCL and of a third of GTEx in sight; all "
-        "other settings come from training data. Where ridge leads, the difference is its."
+        "trained for longer; it embeds, and predicts nothing. Its rank and noise floor, and that "
+        "it predicts alone, were chosen with the scores of LCL and of a third of GTEx in sight; "
+        "all other settings come from training data. Where ridge leads, the difference is its."
     )
     report.finish(write)
 

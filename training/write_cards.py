@@ -231,8 +231,8 @@ def bulkformer_card() -> str:
     if (RESULTS / "imputation.json").is_file():
         measured = f"""\
 Models trained by the same script, their networks for 60 steps, without the samples that are scored
-(this checkpoint has seen
-all). 15 % of the genes hidden; `centred` takes the training mean of each gene off:
+(this checkpoint has seen all). 15 % of the genes hidden; `centred` takes the training mean of each
+gene off:
 
 {scores("imputation", "scores")}
 
