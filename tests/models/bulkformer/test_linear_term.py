@@ -116,6 +116,18 @@ def test_weight_zero_is_the_network(model: BulkFormer) -> None:
     torch.testing.assert_close(blended, network)
 
 
+def test_the_loss_is_that_of_the_network(model: BulkFormer) -> None:
+    x = torch.from_numpy(toy_log_tpm(seed=9, n=4).X)
+    hidden = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    term = model.module.linear_term
+    with torch.inference_mode():
+        found = model.module.losses(x, hidden)["loss"]
+        model.module.linear_term = None
+        expected = model.module.losses(x, hidden)["loss"]
+    model.module.linear_term = term
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("compact", [False, True])
 def test_it_survives_saving(model: BulkFormer, tmp_path: Path, compact: bool) -> None:
     new = toy_log_tpm(seed=9, n=4)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfm.models.bulkformer import SIZES, BulkFormerModule
+from cfm.models.bulkformer import SIZES, BulkFormerModule, _module
 
 N = 60
 
@@ -133,6 +133,19 @@ def test_what_is_kept_is_renewed_when_weights_or_graph_change() -> None:
         assert torch.equal(module.encode(x), fresh())
         module.edge_weights.mul_(torch.rand(90))
         assert torch.equal(module.encode(x), fresh())
+
+
+def test_a_graph_is_copied_and_one_in_the_same_memory_is_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, edges = network(), torch.tensor([[0], [1]])
+    monkeypatch.setattr(_module, "_version", lambda *tensors: ())  # as when memory is taken again
+    for number in (1, 2):
+        module.set_graph(edges * number, torch.ones(1))
+        assert module.adjacency().to_dense().nonzero().tolist() == [[0, number]]
+    module.set_graph(edges, torch.ones(1))
+    edges.zero_()
+    assert module.edges.tolist() == [[0], [1]]
 
 
 def test_it_is_computed_once_per_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,8 +114,10 @@ class BulkFormerModule(nn.Module):
         """
         check_graph(edges, weights, self.n_genes)
         device = self.norm.weight.device
-        self.edges = edges.to(device)
-        self.edge_weights = weights.to(device, torch.float32)
+        self.edges = edges.to(device, copy=True)
+        self.edge_weights = weights.to(device, torch.float32, copy=True)
+        # Its version is not enough: memory of a graph that is gone may be taken again.
+        self._known.pop("adjacency", None)
 
     def set_gene_features(self, table: Tensor) -> None:
         """Set the table that says what each gene is, ``(n_genes, n_gene_features)``."""
@@ -212,7 +214,10 @@ class BulkFormerModule(nn.Module):
         for rows in chunks(len(expression), n):
             rate = missing_rate[rows] if isinstance(missing_rate, Tensor) else missing_rate
             embedded = self.encode(expression[rows], rate, dtype=dtype)
-            made.append(self.decode(embedded, expression[rows]))
+            part = self.decode(embedded, expression[rows])
+            if self.linear_term is not None:
+                part = self.linear_term.blend(part, expression[rows])
+            made.append(part)
         return torch.cat(made) if made else expression.new_empty(0, self.n_genes)
 
     def decode(self, embedded: Tensor, expression: Tensor) -> Tensor:
@@ -230,10 +235,7 @@ class BulkFormerModule(nn.Module):
         observed = expression != MISSING
         excess = torch.where(observed, out - expression, 0.0).sum(1)
         excess = excess / observed.sum(1).clamp(min=1)
-        out = torch.where(observed, out, out - excess.unsqueeze(1))
-        if self.linear_term is None or torch.is_grad_enabled() or self.training:
-            return out
-        return self.linear_term.blend(out, expression)
+        return torch.where(observed, out, out - excess.unsqueeze(1))
 
     @torch.no_grad()
     def start_from(self, mean: Tensor) -> None:
@@ -281,10 +283,10 @@ class BulkFormerModule(nn.Module):
 
         Returns
         -------
-        ``loss``, the mean squared error of the hidden entries.
+        ``loss``, the mean squared error of the hidden entries; that of the network alone.
         """
         seen = expression.masked_fill(hidden, MISSING)
-        error = (self.predict(seen) - expression)[hidden]
+        error = (self.decode(self.encode(seen), seen) - expression)[hidden]
         return {"loss": error.square().mean() if error.numel() else error.sum()}
 
     def tokens_at_once(self) -> int:
