@@ -234,6 +234,19 @@ def test_any_object_with_the_method_is_a_model() -> None:
     assert "learned_from" not in made.uns["simulation"]
 
 
+def test_genes_that_only_the_model_has_leave_a_result_that_can_be_written(tmp_path: Path) -> None:
+    cells = perturbed_cells()
+    cells.var["highly_variable"] = np.arange(N_GENES) < 5
+    made = simulate_perturbation(cells, "GENE3", model=AddsOne(), strength=np.int64(2))
+    made.write_h5ad(tmp_path / "made.h5ad")
+    made.write_zarr(tmp_path / "made.zarr")
+    for read in (ad.read_h5ad(tmp_path / "made.h5ad"), ad.read_zarr(tmp_path / "made.zarr")):
+        flags = read.var["highly_variable"]
+        assert flags[:N_GENES].tolist() == cells.var["highly_variable"].tolist()
+        assert flags[N_GENES:].isna().all()
+        assert read.uns["simulation"]["params"]["strength"] == 2
+
+
 def test_a_model_may_return_sparse_counts() -> None:
     class Sparse(AddsOne):
         def simulate(self, *args, **kwargs):

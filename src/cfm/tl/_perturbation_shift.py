@@ -13,6 +13,8 @@ from cfm.metrics import additive_shift, linear_shift, mean_shift, nearest_shift
 from cfm.tl._perturbation_units import to_log
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -65,7 +67,8 @@ class KnownEffects:
         place = (group, parts)
         if place not in self._means:
             rows = self.design.rows(group, parts)
-            self._means[place] = self._read(rows).mean(axis=0) if len(rows) else None
+            total = sum(block.sum(axis=0) for block in self._read(rows))
+            self._means[place] = total / len(rows) if len(rows) else None
         return self._means[place]
 
     def control(self, group: str) -> Array:
@@ -107,14 +110,11 @@ class KnownEffects:
             return None
         return table.loc[sorted(parts)].to_numpy(dtype=np.float64).sum(axis=0)
 
-    def _read(self, rows: np.ndarray) -> Array:
-        """Read log expression of some observations."""
-        out = np.empty((len(rows), len(self._genes)))
+    def _read(self, rows: np.ndarray) -> Iterator[Array]:
+        """Yield log expression of some observations, a block of them at a time."""
         for start in range(0, len(rows), _BLOCK):
-            part = rows[start : start + _BLOCK]
-            block = to_dense(read_rows(self._matrix, part), np.float64)
-            out[start : start + _BLOCK] = to_log(block, counts=self._counts)
-        return out
+            block = read_rows(self._matrix, rows[start : start + _BLOCK])
+            yield to_log(to_dense(block, np.float64), counts=self._counts)
 
     def _gene_features(self) -> pd.DataFrame:
         """Describe genes by how they vary with each other over the controls."""
@@ -123,7 +123,7 @@ class KnownEffects:
             # Spread over all of them, whatever their number.
             n = min(_MOST_CONTROLS, len(rows))
             rows = rows[np.linspace(0, len(rows) - 1, n).astype(np.int64)]
-            values = self._read(rows)
+            values = np.vstack(list(self._read(rows)))
             values -= values.mean(axis=0)
             _, size, loading = np.linalg.svd(values, full_matrices=False)
             table = (loading[:_N_COMPONENTS] * size[:_N_COMPONENTS, None]).T / np.sqrt(n)

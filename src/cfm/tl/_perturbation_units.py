@@ -83,7 +83,7 @@ def shifted(values: Array, shift: Array, names: Sequence[str], *, counts: bool, 
     values
         ``(n, genes)`` counts or log expression.
     shift
-        ``(genes,)`` change of log expression.
+        ``(genes,)`` or ``(n, genes)`` change of log expression.
     names
         ``(n,)`` names of the new observations, with ``seed`` the source of what is random.
     counts

@@ -342,7 +342,12 @@ def _merged(sources: ad.AnnData, predicted: ad.AnnData) -> tuple[Any, pd.DataFra
     place = sources.var_names.get_indexer(predicted.var_names)
     extra = np.flatnonzero(place < 0)
     known = np.isin(np.arange(sources.n_vars), place)
-    var = sources.var.reindex(sources.var_names.append(predicted.var_names[extra]))
+    var = sources.var
+    if len(extra):
+        # with gaps a plain bool column would turn into one that no file takes
+        flags = var.select_dtypes(bool).columns
+        var = var.astype(dict.fromkeys(flags, "boolean"))
+        var = var.reindex(var.index.append(predicted.var_names[extra]))
     var[SIMULATED] = np.concatenate([known, np.ones(len(extra), dtype=bool)])
     # Stacked as untouched, predicted, extra; then brought into the order of ``var``.
     inside = np.flatnonzero(place >= 0)
@@ -361,6 +366,6 @@ def _merged(sources: ad.AnnData, predicted: ad.AnnData) -> tuple[Any, pd.DataFra
 
 def _storable(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that can be written into a file; of tables their size."""
-    plain = {k: v for k, v in options.items() if isinstance(v, str | bool | int | float)}
+    plain = {k: v for k, v in options.items() if isinstance(v, str | int | float | np.generic)}
     tables = {k: " x ".join(map(str, v.shape)) for k, v in options.items() if hasattr(v, "shape")}
-    return plain | tables
+    return tables | plain
