@@ -67,6 +67,14 @@ def test_no_overlap_is_an_error_that_shows_both_sides() -> None:
         VOCABULARY.align(["MX1"], min_genes=2)
 
 
+def test_versions_of_ids_that_have_no_symbol_do_not_matter() -> None:
+    vocabulary = GeneVocabulary(["ISG15", "ENSG99999999990", "ENSG99999999991.4"])
+    names = ["ENSG99999999990.3", "ENSG99999999990", "ENSG99999999991.4", "ENSG00000187608.10"]
+    found = vocabulary.align(names)
+    assert dict(zip(found.columns, found.positions, strict=True)) == {1: 1, 2: 2, 3: 0}
+    assert vocabulary.align(names[:1]).positions.tolist() == [1]
+
+
 def test_no_names_at_all() -> None:
     with pytest.raises(ValueError, match="Found 0 of"):
         VOCABULARY.align([])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import pytest
 
 import cfm
 from cfm.models import BulkFormer, CellPulse
-from tests._bulk import toy_bulkformer, toy_log_tpm
+from tests._bulk import published, toy_bulkformer, toy_log_tpm
 from tests._same import assert_unchanged
 
 KEY = "X_bulkformer_genes"
@@ -46,6 +48,18 @@ def test_order_batches_and_strange_genes_do_not_matter(
     assert np.isnan(turned.varm[KEY][turned.var_names == "NOT_A_GENE"]).all()
     place = turned.var_names.get_indexer(samples.var_names)
     np.testing.assert_allclose(turned.varm[KEY][place], samples.varm[KEY], atol=1e-4)
+
+
+def test_versions_of_ensembl_ids_do_not_matter(tmp_path: Path) -> None:
+    model = BulkFormer.from_pretrained(published(tmp_path / "published"))
+    values = np.tile(toy_log_tpm(n=4).X, 2)
+    plain, versioned = ad.AnnData(values), ad.AnnData(values)
+    plain.var_names = list(model.vocabulary.genes)
+    versioned.var_names = [f"{g}.7" for g in model.vocabulary.genes]
+    for adata in (plain, versioned):
+        cfm.tl.embed(adata, model, level="gene", precision="float32")
+    assert np.isfinite(plain.varm[KEY]).all()
+    np.testing.assert_array_equal(versioned.varm[KEY], plain.varm[KEY])
 
 
 def test_genes_of_one_factor_lie_together(bulk: BulkFormer, samples: ad.AnnData) -> None:

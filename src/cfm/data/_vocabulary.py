@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from cfm.data._gene_ids import map_identifiers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_ENSEMBL_VERSION = re.compile(r"^(ENSG\d+)\.\d+$")
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,9 @@ class GeneVocabulary:
     def align(self, names: Sequence[str] | pd.Index, *, min_genes: int = 1) -> GeneAlignment:
         """Find names in the vocabulary, mapping Ensembl ids and previous symbols where needed.
 
-        Names are matched as they are; those that fail go through
-        :func:`cfm.data.map_identifiers`. Where two columns fall on one gene the exact name wins,
-        else the first; merge duplicates with :func:`cfm.pp.map_genes` beforehand to sum them.
+        Names are matched as they are, or without the version of an Ensembl id; those that fail go
+        through :func:`cfm.data.map_identifiers`. Where two columns fall on one gene the exact name
+        wins, else the first; merge duplicates with :func:`cfm.pp.map_genes` beforehand to sum them.
 
         Parameters
         ----------
@@ -102,7 +105,7 @@ class GeneVocabulary:
         ValueError
             If fewer than ``min_genes`` are found.
         """
-        index = pd.Index([str(n) for n in names])
+        index = pd.Index(self._without_versions([str(n) for n in names]))
         positions = self.genes.get_indexer(index)
         missed = np.flatnonzero(positions < 0)
         if len(missed):
@@ -125,3 +128,9 @@ class GeneVocabulary:
                 "var_names hold gene names and map them with cfm.pp.map_genes."
             )
         return GeneAlignment(columns, positions[columns].astype(np.int64), len(self))
+
+    def _without_versions(self, names: list[str]) -> list[str]:
+        """Drop versions of Ensembl ids that the vocabulary, but not the input, has without one."""
+        bare = [m[1] if (m := _ENSEMBL_VERSION.match(n)) else n for n in names]
+        wanted = set(self.genes[self.genes.isin(bare)]) - set(names)
+        return [b if b in wanted else n for b, n in zip(bare, names, strict=True)]
