@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cfm._fields import ENRICHMENT, INFECTED, PROGRAM_GENES, PROGRAMS, VIRUS_KEY
+from cfm._fields import (
+    ENRICHMENT,
+    INFECTED,
+    PROGRAM_GENES,
+    PROGRAMS,
+    SET_SEPARATOR,
+    VIRUS_KEY,
+)
+from cfm.pl._palette import SIGNIFICANT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -14,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-#: A result up to this false discovery rate is counted.
-SIGNIFICANT = 0.05
 _TABLE_ROWS = 10
 #: Names of a leading edge that a table shows.
 _EDGE = 6
@@ -122,7 +128,7 @@ def gene_programs(stored: Mapping[str, Any], n_profiles: int) -> list[str]:
             parts = [f"{name} with {term}" for name, term in best.items()]
             said.append(f"Programs that share many genes with a hallmark set: {_listed(parts)}.")
         else:
-            said.append("No program is enriched in a hallmark set (false discovery rate 0.05).")
+            said.append(f"No program is enriched in a hallmark set (FDR ≤ {SIGNIFICANT:g}).")
     if n_profiles == 1:
         said.append("With a single contrast the stability of the programs cannot be known.")
     return said
@@ -170,8 +176,8 @@ def drug_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     rows = []
     for group, part in _groups(table):
         for row in part.head(_TABLE_ROWS).itertuples():
-            genes = [g for g in str(row.reversal_genes).split("|") if g][:_EDGE]
-            targets = [g for g in str(row.target_genes).split("|") if g][:_EDGE]
+            genes = [g for g in str(row.reversal_genes).split(SET_SEPARATOR) if g][:_EDGE]
+            targets = [g for g in str(row.target_genes).split(SET_SEPARATOR) if g][:_EDGE]
             evidence = [f"reverses {', '.join(genes)}"] if genes else []
             evidence += [f"targets {', '.join(targets)}"] if targets else []
             rows.append(
@@ -213,8 +219,9 @@ def _counted(table: pd.DataFrame, what: str) -> str:
         return "No p-values were possible."
     n = int((fdr <= SIGNIFICANT).sum())
     least = np.nanmin(fdr)
-    return f"{n:,} of {len(fdr):,} {what} have a false discovery rate of at most 0.05" + (
-        "." if n else f" (lowest: {least:.2g})."
+    return (
+        f"{n:,} of {len(fdr):,} {what} have a false discovery rate of at most {SIGNIFICANT:g}"
+        + ("." if n else f" (lowest: {least:.2g}).")
     )
 
 

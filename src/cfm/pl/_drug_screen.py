@@ -89,7 +89,8 @@ def drug_screen(
     Examples
     --------
     >>> import cfm
-    >>> cfm.tl.screen_drugs(profiles)  # doctest: +SKIP
+    >>> signatures = cfm.datasets.cmap_signatures()
+    >>> cfm.tl.screen_drugs(profiles, signatures)  # doctest: +SKIP
     >>> cfm.pl.drug_screen(profiles, group="RSV")  # doctest: +SKIP
     >>> cfm.pl.drug_screen(profiles, kind="scatter", group="RSV")  # doctest: +SKIP
     """

@@ -105,8 +105,9 @@ def host_factor_enrichment(
     TypeError
         If ``reference`` is a text.
     ValueError
-        If a list is empty, has no gene among the ranked ones or all of them, if all scores of a
-        group are the same, ``group`` is empty, or ``ax`` is given with several groups.
+        If ``n_permutations`` is below 1, a list is empty, has no gene among the ranked ones or all
+        of them, all scores of a group are the same, ``group`` is empty, or ``ax`` is given with
+        several groups.
 
     Examples
     --------
