@@ -142,8 +142,6 @@ def test_replicates_are_summarised_by_the_farther_percentile() -> None:
     assert abs(high) > abs(low)
     np.testing.assert_allclose(found, [0.5, high, 0.4, np.nan])
     np.testing.assert_allclose(summarize_replicates(-scores, groups), -found)
-    mean = summarize_replicates(scores, groups, how="mean")
-    np.testing.assert_allclose(mean, [0.5, -0.075, 0.4, np.nan])
     stacked = summarize_replicates(np.stack([scores, -scores], axis=1), groups)
     np.testing.assert_allclose(stacked, np.stack([found, -found], axis=1))
     with pytest.raises(ValueError, match="ascending"):

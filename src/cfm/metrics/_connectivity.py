@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -153,9 +152,7 @@ def connectivity_scores(up: ArrayLike, down: ArrayLike) -> np.ndarray:
     return np.where(np.isnan(e_up), -e_down, np.where(np.isnan(e_down), e_up, both))
 
 
-def summarize_replicates(
-    scores: ArrayLike, groups: ArrayLike, *, how: Literal["quantile", "mean"] = "quantile"
-) -> np.ndarray:
+def summarize_replicates(scores: ArrayLike, groups: ArrayLike) -> np.ndarray:
     r"""Summarise the scores of the signatures of one compound.
 
     Of the 67th and the 33rd percentile the one that lies farther from 0 is taken (Subramanian et
@@ -168,8 +165,6 @@ def summarize_replicates(
         ``(m, …)`` scores of signatures, NaN = none; signatures of one group are neighbours.
     groups
         ``(m,)`` group of each signature, ids from 0 in ascending order.
-    how
-        ``"quantile"``, or ``"mean"``.
 
     Returns
     -------
@@ -186,7 +181,7 @@ def summarize_replicates(
     for size in np.unique(counts[counts > 0]):
         chosen = np.flatnonzero(counts == size)
         stacked = values[start[chosen][:, None] + np.arange(size)]  # (chosen, size, …)
-        out[chosen] = stacked[:, 0] if size == 1 else _summary(stacked, how)
+        out[chosen] = stacked[:, 0] if size == 1 else _summary(stacked)
     return out
 
 
@@ -248,16 +243,12 @@ def size_classes(sizes: ArrayLike, *, step: float = 1.5) -> np.ndarray:
     return np.where(size > 0, rounded, 0).astype(np.int64)
 
 
-def _summary(stacked: np.ndarray, how: str) -> np.ndarray:
+def _summary(stacked: np.ndarray) -> np.ndarray:
     """Summarise axis 1 of ``(groups, signatures, …)``, NaN left out."""
     n_known = np.isfinite(stacked).sum(axis=1)
-    if how == "mean":
-        result = np.nan_to_num(stacked).sum(axis=1) / np.maximum(n_known, 1)
-    else:
-        ordered = np.sort(stacked, axis=1)  # NaN goes last
-        low, high = (_quantile(ordered, n_known, q) for q in (0.33, 0.67))
-        result = np.where(np.abs(high) >= np.abs(low), high, low)
-    return np.where(n_known > 0, result, np.nan)
+    ordered = np.sort(stacked, axis=1)  # NaN goes last
+    low, high = (_quantile(ordered, n_known, q) for q in (0.33, 0.67))
+    return np.where(n_known > 0, np.where(np.abs(high) >= np.abs(low), high, low), np.nan)
 
 
 def _quantile(ordered: np.ndarray, n_known: np.ndarray, q: float) -> np.ndarray:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Passes of the Leiden algorithm; it stops improving earlier, and unbounded it may not end on ties.
 _LEIDEN_PASSES = 10
+#: Swaps after which nothing is left of the graph that a random one was made from.
+_SWAPS_PER_EDGE = 10
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,8 @@ def standardise(similarity: np.ndarray) -> np.ndarray:
     return ((similarity - pairs.mean()) / (spread if spread > 0 else 1.0)).astype(np.float32)
 
 
-def nearest_neighbour_graph(
-    similarity: np.ndarray, n_neighbors: int, *, mutual: bool = False
-) -> Edges:
-    """Link every gene to those most like it.
+def nearest_neighbour_graph(similarity: np.ndarray, n_neighbors: int) -> Edges:
+    """Link every gene to those most like it; an edge stands if either end asks for it.
 
     Parameters
     ----------
@@ -139,8 +139,6 @@ def nearest_neighbour_graph(
         ``(n, n)`` symmetric; pairs at 0 or below are never linked.
     n_neighbors
         Neighbours of a gene; equal similarities go by node number.
-    mutual
-        Keep an edge only if both genes choose each other, instead of if one does.
     """
     values = np.array(similarity, dtype=np.float32)
     n = len(values)
@@ -154,7 +152,7 @@ def nearest_neighbour_graph(
             level = np.flatnonzero(values[row] == edge[row, 0])
             chosen[row, level[: k - int(chosen[row].sum())]] = True
     chosen &= values > 0
-    linked = np.triu(chosen & chosen.T if mutual else chosen | chosen.T, 1)
+    linked = np.triu(chosen | chosen.T, 1)
     a, b = np.nonzero(linked)
     return Edges(n, a, b, values[a, b].astype(np.float64))
 
@@ -208,14 +206,14 @@ def modules(membership: np.ndarray, min_size: int) -> list[np.ndarray]:
     return [np.flatnonzero(membership == m) for m in np.flatnonzero(sizes >= min_size)]
 
 
-def rewired(edges: Edges, *, seed: int, swaps_per_edge: int = 10) -> Edges:
+def rewired(edges: Edges, *, seed: int) -> Edges:
     """Return a random graph in which every node keeps its number of edges (Maslov & Sneppen 2002).
 
     Weights are dealt out anew.
     """
     graph = _as_igraph(edges)
     with _seeded(seed):
-        graph.rewire(n=swaps_per_edge * len(edges.a))
+        graph.rewire(n=_SWAPS_PER_EDGE * len(edges.a))
     ends = np.sort(np.array(graph.get_edgelist(), dtype=np.int64).reshape(-1, 2), axis=1)
     weight = np.random.default_rng(seed).permutation(edges.weight)
     return Edges(edges.n_nodes, ends[:, 0], ends[:, 1], weight)
