@@ -173,8 +173,9 @@ def screen_drugs(
         compound with ``reversal`` above 0, at most 25) and ``target_genes`` (targets among the
         first tenth of the host factors).
     ``adata.uns['drug_screen' | key_added]['params']``
-        The arguments, the model's name and SHA-256, the shares of genes found, and
-        ``library_mean_removed`` (bool).
+        The arguments, the model's name and SHA-256, the shares of genes found,
+        ``library_mean_removed`` (bool), and ``inflations`` (float64, by group: the widths that
+        :math:`z_s` was divided by).
 
     Raises
     ------
@@ -183,6 +184,8 @@ def screen_drugs(
     KeyError
         If a column, layer or group does not exist, or ``targets`` is given and there are no host
         factors.
+    FileNotFoundError
+        If the gmt file does not exist.
     ValueError
         If neither ``signatures`` nor ``targets`` is given, nothing of them is measured, a reading
         is unknown or needs a model that is not there, or the matrix does not hold fold changes.

@@ -70,8 +70,8 @@ def read_signatures(signatures: Any, *, n_genes: int) -> SignatureTable:
 
     Raises
     ------
-    TypeError, KeyError, ValueError
-        If it is none of these, lacks a column, or holds no usable signature.
+    TypeError, KeyError, ValueError, FileNotFoundError
+        If it is none of these, lacks a column, holds no usable signature, or is no file.
     """
     background: list[str] = []
     if isinstance(signatures, AnnData):
@@ -211,9 +211,7 @@ def _from_anndata(adata: AnnData, n_genes: int) -> pd.DataFrame:
 
 def _tabulate(table: pd.DataFrame, background: list[str]) -> SignatureTable:
     """Number compounds, signatures and genes, and lay the sets out as matrices."""
-    table = table.assign(
-        key=compound_key(table["compound"]), gene=symbols(table["gene"]), sign=table["sign"]
-    )
+    table = table.assign(key=compound_key(table["compound"]), gene=symbols(table["gene"]))
     table = table.drop_duplicates(["key", "signature", "gene", "sign"])
     # A gene in both lists of a signature says nothing.
     table = table.drop_duplicates(["key", "signature", "gene"], keep=False)
