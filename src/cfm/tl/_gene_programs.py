@@ -27,7 +27,7 @@ from cfm.tl._factor_scores import ProgressTicks
 from cfm.tl._groups import profile_groups
 from cfm.tl._program_enrichment import activities, enrichment, read_gene_sets
 from cfm.tl._program_run import FoundPrograms, ProgramSettings, find_programs
-from cfm.tl._program_tables import ALL, edge_table, gene_table, program_table
+from cfm.tl._program_tables import ALL, edge_table, gene_table, program_names, program_table
 from cfm.tl._store import check_key, run_record, target, warn_overwritten
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def gene_programs(
         ``size`` (int64), ``direction`` (``"up"`` or ``"down"`` if at least 80 % of the genes have
         that sign, else ``"mixed"``), ``coherence`` (share of gene pairs that move the same way in
         a profile, a mean over the group), ``stability`` (mean over bootstraps of the Jaccard
-        index with the most similar module found again; ``NaN`` with one observation),
+        index with the most similar module found again; ``NaN`` with one observation or without
+        bootstraps),
         ``cohesion`` (share of the weight of its genes' edges that stays inside), ``p_value``
         (share of modules of similar size in random graphs with the same degrees that are as
         cohesive; ``NaN`` without null) and ``fdr`` (Benjamini & Hochberg within the group), all
@@ -373,8 +374,7 @@ def _enrich(
     programs, background = {}, {}
     for group, f in found.items():
         genes = f.tokens if by_model >= by_data else own[group]
-        for i, members in enumerate(f.programs):
-            name = f"{names[group]}P{i + 1}"
+        for name, members in zip(program_names(names[group], f), f.programs, strict=True):
             programs[name] = genes[members].tolist()
             background[name] = genes.tolist()
     return enrichment(programs, background, sets)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import false_discovery_control
 
+from cfm._fields import SET_SEPARATOR
 from cfm.data._matrix import row_blocks, to_dense
 
 if TYPE_CHECKING:
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 
 #: Least number of measured genes of a program for its activity to be said.
 MIN_ACTIVITY_GENES = 3
-#: How genes of an overlap are joined in a table.
-GENE_SEPARATOR = "|"
 
 _ENRICHMENT_COLUMNS = {
     "program": "object",
@@ -131,7 +131,7 @@ def enrichment(
                 "p_value": p_value,
                 # gseapy returns, and corrects for, only the sets that share a gene
                 "fdr": benjamini_hochberg(p_value, n_tests=len(sets)),
-                "genes": [GENE_SEPARATOR.join(g) for g in shared],
+                "genes": [SET_SEPARATOR.join(g) for g in shared],
             }
         )
         tables.append(table.sort_values(["p_value", "term"], kind="stable"))
@@ -154,10 +154,8 @@ def benjamini_hochberg(p_values: np.ndarray, *, n_tests: int | None = None) -> n
     known = np.flatnonzero(np.isfinite(p_values))
     if not len(known):
         return out
-    order = known[np.argsort(-p_values[known], kind="stable")]  # largest first
-    rank = np.arange(len(order), 0, -1)
-    scaled = p_values[order] * (n_tests or len(order)) / rank
-    out[order] = np.minimum(np.minimum.accumulate(scaled), 1.0)
+    others = np.ones((n_tests or len(known)) - len(known))
+    out[known] = false_discovery_control(np.append(p_values[known], others))[: len(known)]
     return out
 
 

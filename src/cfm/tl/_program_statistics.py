@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,9 +59,8 @@ def centrality(edges: Edges, members: np.ndarray) -> np.ndarray:
     inside = np.zeros(edges.n_nodes, dtype=bool)
     inside[members] = True
     own = inside[edges.a] & inside[edges.b]
-    total = np.bincount(edges.a[own], edges.weight[own], minlength=edges.n_nodes)
-    total += np.bincount(edges.b[own], edges.weight[own], minlength=edges.n_nodes)
-    weight = total[members]
+    among = replace(edges, a=edges.a[own], b=edges.b[own], weight=edges.weight[own])
+    weight = among.strength()[members]
     return weight / max(float(weight.max(initial=0.0)), 1e-300)
 
 
