@@ -6,6 +6,7 @@ from abc import abstractmethod
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
@@ -15,8 +16,6 @@ from cfm.hub import load_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
 
     from cfm.hub import Checkpoint
 
@@ -132,6 +131,8 @@ class PretrainedModel(BaseModelClass):
         model.checkpoint_name = checkpoint.name
         model.checkpoint_sha256 = checkpoint.sha256
         model.card = checkpoint.card
+        history = checkpoint.files.get(HISTORY_FILE)
+        model._loaded_history = {} if history is None else {HISTORY_FILE: history}
         model.is_trained_ = True
         model.to_device(device)
         model.module.eval()
@@ -162,6 +163,13 @@ class PretrainedModel(BaseModelClass):
     @abstractmethod
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
+
+    def registered_categories(self, key: str) -> np.ndarray:
+        """Return a registered column of ``obs`` as ``(n,)`` object; all ``""`` if not given."""
+        state = self.adata_manager.get_state_registry(key)
+        if state.original_key.startswith("_scvi"):
+            return np.full(self.adata.n_obs, "", dtype=object)
+        return self.adata.obs[state.original_key].astype(str).to_numpy(dtype=object)
 
     def attach(self, adata: AnnData) -> None:
         """Attach data that were registered with ``setup_anndata``, for further training."""
@@ -218,6 +226,24 @@ class PretrainedModel(BaseModelClass):
     @abstractmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
         """Build the model of a verified checkpoint."""
+
+
+def check_column(adata: AnnData, key: str) -> None:
+    """Check that a column of ``obs`` exists and has no missing values.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If it does not, or has some.
+    """
+    if key not in adata.obs:
+        raise KeyError(f"adata.obs has no column {key!r}; it has {adata.obs.columns.tolist()}.")
+    missing = int(adata.obs[key].isna().sum())
+    if missing:
+        raise ValueError(
+            f"adata.obs[{key!r}] is missing in {missing} of {adata.n_obs} rows; fill it in, or "
+            "drop those rows."
+        )
 
 
 def check_weights(

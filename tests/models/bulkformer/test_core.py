@@ -91,7 +91,7 @@ def test_registering_checks_layer_and_column() -> None:
     with pytest.raises(KeyError, match="no layer 'log_tpm'"):
         BulkFormer.setup_anndata(adata, layer="log_tpm")
     adata.obs.loc["sample3", "study"] = None
-    with pytest.raises(ValueError, match=r"is missing in 1 of 96 samples"):
+    with pytest.raises(ValueError, match=r"is missing in 1 of 96 rows"):
         BulkFormer.setup_anndata(adata, study_key="study")
 
 

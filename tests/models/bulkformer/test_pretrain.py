@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from scvi import REGISTRY_KEYS
 
 from cfm.models import BulkFormer
 from cfm.models.bulkformer._training import SampleStream, hide
@@ -91,14 +92,14 @@ def test_training_leaves_the_global_random_state_and_the_folder_alone(
 
 def test_whole_studies_are_held_out() -> None:
     model = untrained()
-    studies = model.registered_studies()
+    studies = model.registered_categories(REGISTRY_KEYS.BATCH_KEY)
     held_out = model._held_out(studies, 0.1, 0)
     assert len(set(studies[held_out])) == 1
     assert not set(studies[held_out]) & set(studies[~held_out])
     adata = toy_log_tpm()
     BulkFormer.setup_anndata(adata)
     alone = BulkFormer(adata, dim=16, n_layers=1, n_heads=2)
-    assert alone._held_out(alone.registered_studies(), 0.1, 0).sum() == 10
+    assert alone._held_out(alone.registered_categories(REGISTRY_KEYS.BATCH_KEY), 0.1, 0).sum() == 10
     model.train(max_steps=2, validation_share=0.0, **TRAINING)
     assert "validation_loss" not in model.history
 

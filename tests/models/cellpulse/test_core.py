@@ -52,7 +52,7 @@ def test_columns_are_checked_when_registered(contrasts: ad.AnnData) -> None:
     with pytest.raises(KeyError, match=r"no column 'studie'; it has \['virus'"):
         CellPulse.setup_anndata(contrasts, study_key="studie")
     contrasts.obs.loc[contrasts.obs_names[:3], "label"] = np.nan
-    with pytest.raises(ValueError, match=r"'label'.* is missing in 3 of 48 contrasts"):
+    with pytest.raises(ValueError, match=r"'label'.* is missing in 3 of 48 rows"):
         CellPulse.setup_anndata(contrasts, labels_key="label")
     with pytest.raises(KeyError, match="no layer 'lfc'"):
         CellPulse.setup_anndata(contrasts, layer="lfc")

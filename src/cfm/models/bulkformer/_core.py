@@ -15,7 +15,7 @@ from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.hub import resolve, save_checkpoint
-from cfm.models._base import HISTORY_FILE, PretrainedModel, check_weights, load_weights
+from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
 from cfm.models.bulkformer._checkpoint import Published, is_published, read_published
 from cfm.models.bulkformer._graphs import graph_of_data, graph_tensors
 from cfm.models.bulkformer._linear_term import LocalFactors
@@ -124,16 +124,7 @@ class BulkFormerCore(PretrainedModel):
         setup_method_args = cls._get_setup_method_args(**locals())
         get_matrix(adata, layer=layer)
         if study_key is not None:
-            if study_key not in adata.obs:
-                raise KeyError(
-                    f"adata.obs has no column {study_key!r}; it has {adata.obs.columns.tolist()}."
-                )
-            missing = int(adata.obs[study_key].isna().sum())
-            if missing:
-                raise ValueError(
-                    f"adata.obs[{study_key!r}] is missing in {missing} of {adata.n_obs} samples; "
-                    "fill it in, or drop those rows."
-                )
+            check_column(adata, study_key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, study_key),
@@ -146,13 +137,6 @@ class BulkFormerCore(PretrainedModel):
         """Layer that was registered, ``None`` for ``X``."""
         registered = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]
         return registered.attr_key if registered.attr_name == "layers" else None
-
-    def registered_studies(self) -> np.ndarray:
-        """Return the study of each registered sample, ``(n,)`` object; all ``""`` if not given."""
-        state = self.adata_manager.get_state_registry(REGISTRY_KEYS.BATCH_KEY)
-        if state.original_key.startswith("_scvi"):
-            return np.full(self.adata.n_obs, "", dtype=object)
-        return self.adata.obs[state.original_key].astype(str).to_numpy(dtype=object)
 
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
@@ -366,8 +350,6 @@ class BulkFormerCore(PretrainedModel):
             model.module.linear_term = LocalFactors(len(genes), **linear)
         load_weights(model.module, tensors, checkpoint.name)
         model.provenance = config
-        history = checkpoint.files.get(HISTORY_FILE)
-        model._loaded_history = {} if history is None else {HISTORY_FILE: history}
         if adata is not None:
             model.attach(adata)
         return model

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from scvi import settings
+from scvi import REGISTRY_KEYS, settings
 from scvi.train import TrainRunner
 from torch.utils.data import DataLoader
 
@@ -134,7 +134,7 @@ class Trainable(BulkFormerCore):
         if not 0.0 < mask_share < 1.0:
             raise ValueError(f"mask_share must lie between 0 and 1; found {mask_share}.")
         read, mean = self._registered_expression()
-        studies = self.registered_studies()
+        studies = self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
         held_out = self._held_out(studies, validation_share, seed)
         training, checks = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         if not self.is_trained_:
@@ -239,7 +239,7 @@ class Trainable(BulkFormerCore):
         if weight is not None and not 0.0 <= weight <= 1.0:
             raise ValueError(f"weight must lie between 0 and 1; found {weight}.")
         read, _ = self._registered_expression()
-        studies = self.registered_studies()
+        studies = self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
         labels = studies
         if group_key is not None:
             if group_key not in self.adata.obs:

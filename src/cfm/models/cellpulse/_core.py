@@ -15,7 +15,7 @@ from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.hub import save_checkpoint
-from cfm.models._base import HISTORY_FILE, PretrainedModel, check_weights, load_weights
+from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
 from cfm.models.cellpulse._classifier import VirusClassifier
 from cfm.models.cellpulse._effects import MIN_GENES, align_effects, effect_blocks
 from cfm.models.cellpulse._factors import GeneFactors, fit_gene_factors, usual_sizes
@@ -142,7 +142,7 @@ class CellPulseCore(PretrainedModel):
         get_matrix(adata, layer=layer)
         for key in (labels_key, study_key, sample_key):
             if key is not None:
-                _check_column(adata, key)
+                check_column(adata, key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
@@ -194,13 +194,6 @@ class CellPulseCore(PretrainedModel):
             [alignment.apply(block) for _, block in effect_blocks(self.adata, layer=layer)]
         )
         return effects, self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
-
-    def registered_categories(self, key: str) -> np.ndarray:
-        """Return a registered column of ``obs`` as ``(n,)`` object; all ``""`` if not given."""
-        state = self.adata_manager.get_state_registry(key)
-        if state.original_key.startswith("_scvi"):
-            return np.full(self.adata.n_obs, "", dtype=object)
-        return self.adata.obs[state.original_key].astype(str).to_numpy(dtype=object)
 
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
@@ -318,23 +311,9 @@ class CellPulseCore(PretrainedModel):
             load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
         model._summarise()
         model.provenance = config
-        history = checkpoint.files.get(HISTORY_FILE)
-        model._loaded_history = {} if history is None else {HISTORY_FILE: history}
         if adata is not None:
             model.attach(adata)
         return model
-
-
-def _check_column(adata: AnnData, key: str) -> None:
-    """Check that a column of ``obs`` exists and has no missing values."""
-    if key not in adata.obs:
-        raise KeyError(f"adata.obs has no column {key!r}; it has {adata.obs.columns.tolist()}.")
-    missing = int(adata.obs[key].isna().sum())
-    if missing:
-        raise ValueError(
-            f"adata.obs[{key!r}] is missing in {missing} of {adata.n_obs} contrasts; fill it in, "
-            "or drop those rows."
-        )
 
 
 def _relevance_groups(size: CellPulseSize, n_relevances: int) -> torch.Tensor:
