@@ -183,7 +183,7 @@ is noise:
 
 Conformal sets, of {len(config["classes"]) + 1} possible answers:
 
-{scores("virus", "sets", 2)}
+{scores("virus", "sets")}
 
 Infected against control, contrasts made from counts by the same code:
 
