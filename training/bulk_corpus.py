@@ -21,7 +21,7 @@ MIN_COUNTS = 200_000
 #: A gene is expressed in a table with a TPM of at least this in this share of its samples.
 MIN_TPM = 1.0
 MIN_SAMPLES = 0.2
-#: As many as a checkpoint of some 3 MB has room for.
+#: As many as a checkpoint of some 4 MB has room for.
 N_GENES = 3840
 #: Links of each gene in the co-expression graph.
 N_NEIGHBORS = 8

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from cfm.nn._linear import fast_bfloat16
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -73,9 +75,9 @@ def check_numbers(**numbers: tuple[int, int]) -> None:
             raise ValueError(f"{name} must be at least {least}; found {found}.")
 
 
-def training_precision(precision: str) -> str:
+def training_precision(precision: str, accelerator: str) -> str:
     """Return Lightning's name of a precision; ``"auto"`` is bfloat16 on a GPU fast at it."""
     if precision != "auto":
         return precision
-    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if fast else "32-true"
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and fast_bfloat16(torch.device("cuda")) else "32-true"

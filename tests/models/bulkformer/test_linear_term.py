@@ -138,6 +138,19 @@ def test_it_survives_saving(model: BulkFormer, tmp_path: Path, compact: bool) ->
     assert loaded.module.edges.dtype == torch.int64
 
 
+def test_the_model_is_no_longer_the_checkpoint(model: BulkFormer, tmp_path: Path) -> None:
+    adata = toy_log_tpm()
+    BulkFormer.setup_anndata(adata, study_key="study")
+    loaded = BulkFormer.load(model.save(tmp_path / "m", card="Old."), adata)
+    sha256 = loaded.checkpoint_sha256
+    loaded.fit_linear_term(3, weight=1.0)
+    assert loaded.checkpoint_sha256 == loaded.checkpoint_name == ""
+    assert loaded.card is None
+    assert loaded.provenance["started_from"] == {"name": "m", "sha256": sha256}
+    facts = {k: v for k, v in loaded.provenance.items() if k != "started_from"}
+    assert facts == model.provenance
+
+
 def test_two_fits_are_the_same(model: BulkFormer) -> None:
     again = untrained()
     again.train(max_steps=10, **TRAINING)

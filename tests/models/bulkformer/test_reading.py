@@ -16,7 +16,6 @@ import cfm
 from cfm.data import GeneVocabulary
 from cfm.models.bulkformer._reading import (
     align_expression,
-    align_genes,
     expression_blocks,
     vocabulary_of,
 )
@@ -119,7 +118,7 @@ def test_genes_are_found_by_symbol_old_symbol_and_ensembl_id() -> None:
         ["ENSG00000187608", "ENSG00000157601.14", "ENSG99999999990.3"],
         ["G1P2", "MX1", "ENSG99999999990.1"],
     ):
-        found = align_genes(pd.Index(names), vocabulary, min_genes=1)
+        found = vocabulary.align(names)
         assert dict(zip(found.columns, found.positions, strict=True)) == {0: 0, 1: 1, 2: 2}, names
 
 

@@ -11,7 +11,6 @@ from anndata import AnnData
 
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.data._warn import warn_user
-from cfm.models.bulkformer._reading import align_genes
 
 if TYPE_CHECKING:
     from cfm.data import GeneVocabulary
@@ -75,7 +74,7 @@ def read_signatures(signatures: Any, vocabulary: GeneVocabulary) -> Signatures:
             f"signatures= is a {type(signatures).__name__}; expected a DataFrame with compound, "
             "gene and direction (or effect), or an AnnData of compounds by genes."
         )
-    alignment = align_genes(table.columns, vocabulary, min_genes=1)
+    alignment = vocabulary.align(table.columns)
     order = np.argsort(alignment.positions)
     values = table.to_numpy(dtype=np.float32)[:, alignment.columns[order]]
     if np.isinf(values).any():

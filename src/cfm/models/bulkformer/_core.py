@@ -20,7 +20,7 @@ from cfm.models.bulkformer._checkpoint import Published, is_published, read_publ
 from cfm.models.bulkformer._graphs import graph_of_data, graph_tensors
 from cfm.models.bulkformer._linear_term import LocalFactors
 from cfm.models.bulkformer._module import BulkFormerModule
-from cfm.models.bulkformer._reading import align_genes, vocabulary_of
+from cfm.models.bulkformer._reading import vocabulary_of
 from cfm.models.bulkformer._sizes import BulkFormerSize, get_size
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class BulkFormerCore(PretrainedModel):
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
         self.require_genes()
-        return align_genes(adata.var_names, self.vocabulary, min_genes=1).found_share
+        return self.vocabulary.align(adata.var_names).found_share
 
     def require_genes(self) -> None:
         """Check that the model knows which genes its columns are.
@@ -160,7 +160,7 @@ class BulkFormerCore(PretrainedModel):
 
     def _align_features(self, table: pd.DataFrame) -> np.ndarray:
         """Return a table of gene features by vocabulary gene: z-scores, 0 where it has no row."""
-        alignment = align_genes(table.index, self.vocabulary, min_genes=1)
+        alignment = self.vocabulary.align(table.index)
         values = table.to_numpy(dtype=np.float32)[alignment.columns]
         if not np.isfinite(values).all():
             raise ValueError("gene_features holds NaN or infinite values; drop those genes.")

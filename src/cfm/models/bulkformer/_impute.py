@@ -10,7 +10,6 @@ import torch
 
 from cfm.models.bulkformer._apply import Applicable, Precision
 from cfm.models.bulkformer._constants import MISSING
-from cfm.models.bulkformer._reading import align_genes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +74,7 @@ class Imputer(Applicable):
     def absent_genes(self, adata: AnnData) -> pd.Index:
         """Return the genes of the vocabulary that ``adata`` does not have."""
         self.require_genes()
-        found = align_genes(adata.var_names, self.vocabulary, min_genes=1).positions
+        found = self.vocabulary.align(adata.var_names).positions
         return self.vocabulary.genes.delete(found)
 
     def predict_expression(

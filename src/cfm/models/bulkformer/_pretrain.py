@@ -13,6 +13,7 @@ from scvi.train import TrainRunner
 from torch.utils.data import DataLoader
 
 from cfm.data._matrix import by_rows, get_matrix, read_rows, to_dense
+from cfm.models._base import PretrainedModel
 from cfm.models._lightning import (
     check_numbers,
     held_out_studies,
@@ -75,7 +76,8 @@ class Trainable(BulkFormerCore):
 
         A part of the observed genes of each sample is hidden and predicted from the rest; the
         loss is the mean squared error of log TPM. A model that was never trained starts as the
-        mean of each gene. The curves are in ``history``.
+        mean of each gene. The curves, of the network without a linear term, are in ``history``.
+        A linear term stays as it was; fit it again.
 
         Parameters
         ----------
@@ -183,7 +185,7 @@ class Trainable(BulkFormerCore):
                     max_steps=n_steps,
                     accelerator=accelerator,
                     devices=devices,
-                    precision=training_precision(precision),
+                    precision=training_precision(precision, accelerator),
                     check_val_every_n_epoch=1,
                     accumulate_grad_batches=accumulate_grad_batches,
                     enable_progress_bar=enable_progress_bar,
@@ -264,6 +266,10 @@ class Trainable(BulkFormerCore):
         else:
             term.weight.fill_(weight)
         self.module.linear_term = term.to(self.device)
+        # The network is as it was, so what is known of it and of compounds stays.
+        kept = ("training_studies", "started_from")
+        facts = {k: v for k, v in self.provenance.items() if k not in kept}
+        PretrainedModel.trained_here(self, studies, **facts)
 
     def _registered_expression(
         self,

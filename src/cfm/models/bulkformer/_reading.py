@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +34,6 @@ _REMEDY = (
     "natural log1p of TPM is expected: make it from counts with cfm.pp.tpm(adata) and pass "
     "layer='log_tpm'."
 )
-_ENSEMBL_VERSION = re.compile(r"^(ENSG\d+)\.\d+$")
 
 
 def vocabulary_of(ensembl_ids: Sequence[str]) -> GeneVocabulary:
@@ -43,16 +41,6 @@ def vocabulary_of(ensembl_ids: Sequence[str]) -> GeneVocabulary:
     symbols = pd.Index(map_identifiers(list(ensembl_ids), "human").symbol)
     taken = symbols.duplicated() | (symbols == "") | symbols.isin(ensembl_ids)
     return GeneVocabulary(np.where(taken, ensembl_ids, symbols).tolist())
-
-
-def align_genes(names: pd.Index, vocabulary: GeneVocabulary, *, min_genes: int) -> GeneAlignment:
-    """Find names in the vocabulary; a version after an Ensembl id does not matter."""
-    texts = [str(n) for n in names]
-    bare = [m[1] if (m := _ENSEMBL_VERSION.match(t)) else t for t in texts]
-    known = vocabulary.genes.isin(bare)
-    listed = set(vocabulary.genes[known]) - set(texts)
-    renamed = [b if b in listed else t for b, t in zip(bare, texts, strict=True)]
-    return vocabulary.align(renamed, min_genes=min_genes)
 
 
 def align_expression(
@@ -71,7 +59,7 @@ def align_expression(
     """
     require_anndata(adata)
     get_matrix(adata, layer=layer)
-    alignment = align_genes(adata.var_names, vocabulary, min_genes=min(MIN_GENES, len(vocabulary)))
+    alignment = vocabulary.align(adata.var_names, min_genes=min(MIN_GENES, len(vocabulary)))
     if alignment.found_share < LOW_SHARE:
         warn_user(
             f"Only {alignment.found_share:.0%} of the model's {len(vocabulary)} genes are "

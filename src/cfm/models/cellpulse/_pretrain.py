@@ -213,7 +213,7 @@ class Pretrainable(CellPulseCore):
                 max_steps=max_steps,
                 accelerator=accelerator,
                 devices=devices,
-                precision=training_precision(precision),
+                precision=training_precision(precision, accelerator),
                 check_val_every_n_epoch=1,
                 enable_progress_bar=enable_progress_bar,
                 gradient_clip_val=1.0,
