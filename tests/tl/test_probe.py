@@ -65,6 +65,19 @@ def test_signal_is_found_where_it_is_and_beside_it_the_baselines():
     assert 0 < row["low"] <= row["difference"] <= row["high"] < 0.8
 
 
+def test_a_representation_is_compared_under_the_same_head_only(monkeypatch):
+    monkeypatch.setattr("cfm.tl._probe_heads._N_TREES", 5)
+    adata = cohort()
+    heads = ["logistic", "random_forest"]
+    probe(adata, "disease", use_rep="X_emb", groups="patient", n_boot=5, n_folds=3, heads=heads)
+    table = adata.uns["probe"]["comparisons"]
+    table = table[(table["metric"] == "accuracy") & (table["baseline"] == "expression PCA")]
+    assert table["head"].tolist() == heads
+    found = scores(adata, "accuracy").droplevel("target")
+    expected = found["X_emb"] - found["expression PCA"]
+    np.testing.assert_allclose(table["difference"], expected[heads])
+
+
 def test_scores_are_those_of_the_stored_predictions():
     adata = cohort()
     probe(adata, "grade", groups="patient", use_rep="X_emb", **QUICK)

@@ -145,3 +145,19 @@ def test_settings_are_chosen_by_the_partial_likelihood_of_cox():
     hazard = np.array([2.0, 3.0, 5.0])
     expected = np.log(2 / 10) + np.log(3 / 8)
     assert _partial_likelihood(outcome, np.log(hazard)) == pytest.approx(expected)
+
+
+def test_an_event_at_a_horizon_has_happened_by_then():
+    from sksurv.linear_model import CoxPHSurvivalAnalysis
+    from sksurv.util import Surv
+
+    from cfm.tl._probe_cv import _survival_at
+
+    x = np.random.default_rng(0).normal(size=(6, 1))
+    time = np.arange(1.0, 7.0)
+    model = CoxPHSurvivalAnalysis(alpha=1.0).fit(x, Surv.from_arrays(np.ones(6, bool), time))
+    horizons = np.array([0.5, 2.0, 2.5, 9.0])
+    found = _survival_at(model, x, horizons)
+    curves = model.predict_survival_function(x)
+    expected = [[1.0, curve(2.0), curve(2.5), curve(6.0)] for curve in curves]
+    np.testing.assert_allclose(found, expected)
