@@ -95,7 +95,8 @@ def coexpression_graph(
 
     Notes
     -----
-    BulkFormer (SPECS, section 4.1): absolute correlation, 20 edges per gene, 0.4 and above.
+    BulkFormer (Kang et al. 2026, Cell Systems, 101657): absolute correlation, 20 edges per
+    gene, 0.4 and above.
 
     Examples
     --------

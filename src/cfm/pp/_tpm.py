@@ -91,8 +91,8 @@ def tpm(
 
     Notes
     -----
-    Formula and the rule for unknown lengths: the notebook of BulkFormer (SPECS, section 4.1). The
-    shipped lengths are the table it is distributed with (KangBoming/BulkFormer, MIT licence).
+    Formula and the rule for unknown lengths: the notebook of BulkFormer. The shipped lengths are
+    the table it is distributed with (KangBoming/BulkFormer, MIT licence).
 
     Examples
     --------
