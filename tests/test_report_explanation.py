@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cfm._fields import INFECTED, VIRUS_KEY
 from cfm._report import DemoOptions, run_demo
 from cfm._report import _explanation_words as words
 from tests import _demo_tools as stand_ins
@@ -189,3 +190,13 @@ def test_numbers_that_do_not_exist_are_dashes():
     assert rows == [["a", "1", "MX1", "up", "+0.0", "–", "–"]]
     (said,) = words.host_factors(table, {}, "virus")
     assert "No p-values were possible." in said
+
+
+def test_groups_without_an_infection_are_named() -> None:
+    obs = pd.DataFrame(
+        {"virus": ["A", "A", "B"], VIRUS_KEY + INFECTED: [0.9, 0.7, 0.2]}, index=list("xyz")
+    )
+    (said,) = words.not_infected(ad.AnnData(np.zeros((3, 1)), obs=obs), "virus")
+    assert "No infection is seen in B (" in said
+    obs[VIRUS_KEY + INFECTED] = 0.9
+    assert words.not_infected(ad.AnnData(np.zeros((3, 1)), obs=obs), "virus") == []
