@@ -105,7 +105,13 @@ def test_the_promised_interface_is_there():
             "survival",
         ],
         "models": ["CellPulse", "BulkFormer", "AttentionModel", "PerturbationModel"],
-        "datasets": ["toy_infection", "toy_infection_cells", "fetch", "cmap_signatures"],
+        "datasets": [
+            "toy_infection",
+            "toy_infection_cells",
+            "toy_perturbation",
+            "fetch",
+            "cmap_signatures",
+        ],
         "hub": ["save_checkpoint", "load_checkpoint", "load_torch", "list_checkpoints"],
     }
     missing = [

@@ -11,6 +11,7 @@ from cfm.datasets._hallmark import hallmark
 from cfm.datasets._toy_bulk_cohort import toy_bulk_cohort
 from cfm.datasets._toy_infection import toy_infection
 from cfm.datasets._toy_infection_cells import toy_infection_cells
+from cfm.datasets._toy_perturbation import toy_perturbation
 
 __all__ = [
     "blanco_melo",
@@ -22,4 +23,5 @@ __all__ = [
     "toy_bulk_cohort",
     "toy_infection",
     "toy_infection_cells",
+    "toy_perturbation",
 ]
