@@ -6,6 +6,7 @@ from cfm.nn._graph import GraphConvolution, normalised_adjacency
 from cfm.nn._low_rank import LowRankLogistic
 from cfm.nn._magnitude import MagnitudeEmbedding
 from cfm.nn._performer import PerformerAttention, PerformerLayer
+from cfm.nn._post_norm import PostNormLayer
 from cfm.nn._transformer import DirectionBlock
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MagnitudeEmbedding",
     "PerformerAttention",
     "PerformerLayer",
+    "PostNormLayer",
     "RotaryExpressionEmbedding",
     "normalised_adjacency",
 ]
