@@ -9,6 +9,10 @@ from cfm.metrics._calibration import brier_score, expected_calibration_error
 from cfm.metrics._direction_baselines import GeneMean, MajoritySign, NearestProfiles
 from cfm.metrics._direction_kernel import CorrelationKernel, EffectPCA, SignedSetSVD
 from cfm.metrics._direction_scores import direction_scores, size_scores
+from cfm.metrics._discrimination import discrimination_score
+from cfm.metrics._distribution_distances import e_distance, mean_squared_distance, mmd
+from cfm.metrics._effect_scores import delta_cosine, delta_pearson, delta_r2, direction_accuracy
+from cfm.metrics._gene_distributions import gene_mean_correlation, gene_wasserstein
 from cfm.metrics._null import pooled_p_values
 from cfm.metrics._perturbation_baselines import (
     additive_shift,
@@ -50,13 +54,23 @@ __all__ = [
     "average_precision",
     "brier_score",
     "center_effects",
+    "delta_cosine",
+    "delta_pearson",
+    "delta_r2",
+    "direction_accuracy",
     "direction_scores",
+    "discrimination_score",
+    "e_distance",
     "enrichment_factor",
     "expected_calibration_error",
+    "gene_mean_correlation",
+    "gene_wasserstein",
     "hits_at",
     "linear_shift",
     "macro_f1",
     "mean_shift",
+    "mean_squared_distance",
+    "mmd",
     "nearest_shift",
     "odds_ratio_at",
     "paired_bootstrap",
