@@ -12,14 +12,12 @@ import pandas as pd
 from cfm._fields import COMBINED
 from cfm.data._matrix import in_memory_frame
 from cfm.data._warn import warn_user
+from cfm.pp._perturbation_parts import Parts, parts_of, split_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
-
-#: Parts of a perturbation, without order.
-Parts = frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,9 @@ def read_parts(perturbation: str | Sequence[str]) -> list[str]:
         If it is no text or list of texts, empty, or names a part twice.
     """
     if isinstance(perturbation, str):
-        found = _split(perturbation)
+        found = split_parts(perturbation)
     elif isinstance(perturbation, list | tuple) and all(isinstance(p, str) for p in perturbation):
-        found = [part for p in perturbation for part in _split(p)]
+        found = [part for p in perturbation for part in split_parts(p)]
     else:
         raise TypeError(
             f"perturbation= is {perturbation!r}; expected a name, a combination such as 'A+B', or "
@@ -110,7 +108,7 @@ def read_design(
     asked = read_parts(perturbation)
     obs = in_memory_frame(adata.obs)
     level, names = _levels(obs, key, control)
-    levels = [_parts(name, control) for name in names]
+    levels = [parts_of(name, control) for name in names]
     if control in asked:
         asked = [p for p in asked if p != control]
         if not asked:
@@ -157,15 +155,6 @@ def draw_sources(adata: AnnData, design: Design, n_cells: int | None, seed: int)
         whole, rest = divmod(n_cells, len(rows))
         chosen += [rows] * whole + [rng.permutation(rows)[:rest]]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
-
-
-def _split(name: str) -> list[str]:
-    parts = [p.strip() for p in name.split(COMBINED)]
-    return parts if all(parts) else [name.strip()]
-
-
-def _parts(name: str, control: str | None) -> Parts:
-    return frozenset() if name == control else frozenset(_split(name)) - {control or ""}
 
 
 def _levels(

@@ -1,0 +1,326 @@
+"""Training and test observations of perturbation data."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from cfm._fields import PARAMS
+from cfm.data._matrix import check_unique_names, in_memory_frame
+from cfm.data._warn import warn_user
+from cfm.pp._perturbation_parts import Parts, parts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+HoldOut = Literal["group", "perturbation", "combination", "cells"]
+_SHARE = {"group": 0.2, "perturbation": 0.2, "combination": 0.2, "cells": 0.5}
+
+
+def split_perturbations(
+    adata: AnnData,
+    key: str,
+    *,
+    control: str,
+    hold_out: HoldOut = "group",
+    groupby: str | None = None,
+    groups: Sequence[str] | None = None,
+    perturbations: Sequence[str] | None = None,
+    share: float | None = None,
+    seed: int = 0,
+    key_added: str = "split",
+    copy: bool = False,
+) -> AnnData | None:
+    """Split observations into those that a method learns from and those it is judged by.
+
+    Controls are in training, since a prediction starts from them; only with ``hold_out="cells"``
+    a share of them is held out as well, so that the effect that is to be predicted is measured on
+    observations that no method has seen.
+
+    Parameters
+    ----------
+    adata
+        Observations.
+    key
+        Column of ``obs`` with the perturbation of each; combinations are written ``"A+B"``.
+    control
+        Its level for unperturbed observations.
+    hold_out
+        What is asked of a method:
+
+        ``"group"``
+            The response of a cell type, donor … (``groupby``) to perturbations that were seen in
+            others. Held out are ``perturbations`` in ``groups``.
+        ``"perturbation"``
+            The response to perturbations that were not seen. They are held out in all groups
+            (or in ``groups``), and with them the combinations that contain one.
+        ``"combination"``
+            The response to combinations, whose parts may be seen alone.
+        ``"cells"``
+            More cells of what was seen: a share of the observations of each perturbation in each
+            group, and of the controls.
+    groupby
+        Column of ``obs`` with groups. Observations without one are in neither part.
+    groups
+        Groups in which something is held out. By default, with ``hold_out="group"``, a random
+        ``share`` of those that have both controls and perturbed observations; else all.
+    perturbations
+        What is held out; by default a random ``share`` of the perturbations (of the combinations
+        whose parts are all there alone, with ``hold_out="combination"``), and all of them with
+        ``hold_out`` ``"group"`` and ``"cells"``.
+    share
+        Share to hold out where it is drawn, above 0 and below 1, rounded, at least one and not
+        all; 0.5 for ``"cells"``, else 0.2.
+    seed
+        Of the draw. It goes by names: the order of observations decides nothing.
+    key_added
+        Where the split goes.
+    copy
+        Return a changed copy instead of changing ``adata``.
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` an AnnData, with these fields written:
+
+    ``adata.obs[key_added]``
+        Categorical: ``"train"``, ``"test"``, or missing where the perturbation or group is.
+    ``adata.uns[key_added]['params']``
+        The arguments, and what is held out.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If a column, level or group does not exist, an argument cannot be used, or nothing would
+        be left to learn from or to be judged by.
+
+    Warns
+    -----
+    UserWarning
+        If a column that this function did not write is replaced, or a part of a combination that
+        is held out is not there alone.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> cells = cfm.datasets.toy_infection_cells()
+    >>> cfm.pp.split_perturbations(
+    ...     cells, "virus", control="none", groupby="cell_type", groups=["B cell"]
+    ... )
+    >>> held = cells.obs["split"] == "test"
+    >>> cells.obs.loc[held, "cell_type"].unique().tolist()
+    ['B cell']
+    >>> bool((cells.obs.loc[held, "virus"] == "none").any())
+    False
+    """
+    import anndata as ad
+
+    if not isinstance(adata, ad.AnnData):
+        raise TypeError(
+            f"Found a {type(adata).__name__}; expected an AnnData. Of a MuData, pass one "
+            "modality: mdata['rna']."
+        )
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        raise ValueError(f"key_added={key_added!r}; expected a name without '/'.")
+    if key_added in (key, groupby):
+        raise ValueError(f"key_added={key_added!r} would replace what the split is made of.")
+    if hold_out not in get_args(HoldOut):
+        raise ValueError(f"hold_out={hold_out!r} is not known; use one of {get_args(HoldOut)}.")
+    part = _SHARE[hold_out] if share is None else share
+    if not isinstance(part, int | float) or not 0 < part < 1:
+        raise ValueError(f"share={share!r}; expected a number above 0 and below 1.")
+    if hold_out == "group" and groupby is None:
+        raise ValueError("hold_out='group' needs groupby=, the column of cell types or donors.")
+    if groups is not None and groupby is None:
+        raise ValueError("groups= was given without groupby=, the column that holds them.")
+    check_unique_names(adata.obs_names, axis="obs")
+    obs = in_memory_frame(adata.obs)
+    level, group, present = _read(obs, key, control, groupby)
+    where = _chosen_groups(level, group, present, control, hold_out, groupby, groups, part, seed)
+    parts = {name: parts_of(name, control) for name in sorted(set(level[present]))}
+    what = _chosen_levels(parts, hold_out, perturbations, part, seed, key)
+    held = present & np.isin(group, where) & np.isin(level, what)
+    if hold_out == "cells":
+        held = _share_of_cells(
+            adata, level, group, held | (present & (level == control)), part, seed
+        )
+    _check(held, present, level, control, where, what)
+    _warn_replaced(adata, key_added)
+    target = adata if not copy else adata.to_memory() if adata.isbacked else adata.copy()
+    column = np.where(held, "test", "train").astype(object)
+    column[~present] = None
+    target.obs[key_added] = pd.Categorical(column, categories=["train", "test"])
+    record: dict[str, Any] = {
+        "key": key,
+        "control": control,
+        "hold_out": hold_out,
+        "groupby": groupby,
+        "share": float(part),
+        "seed": seed,
+        "held_out_groups": np.array(where, dtype=object) if groupby else None,
+        "held_out_perturbations": np.array(what, dtype=object),
+    }
+    target.uns[key_added] = {PARAMS: {k: v for k, v in record.items() if v is not None}}
+    return target if copy else None
+
+
+def _read(
+    obs: pd.DataFrame, key: str, control: str, groupby: str | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return perturbation and group of each observation, and whether both are known."""
+    for name, column in (("key", key), ("groupby", groupby)):
+        if column is not None and column not in obs:
+            raise KeyError(f"{name}={column!r} is no column of adata.obs: {obs.columns.tolist()}.")
+    present = obs[key].notna().to_numpy()
+    group = np.full(len(obs), "", dtype=object)
+    if groupby is not None:
+        present &= obs[groupby].notna().to_numpy()
+        group = obs[groupby].astype(str).to_numpy(dtype=object)
+    level = obs[key].astype(str).to_numpy(dtype=object)
+    found = sorted(set(level[present]))
+    if control not in found:
+        raise KeyError(f"adata.obs[{key!r}] has no control {control!r}; it has {found[:8]}.")
+    if len(found) < 2:
+        raise ValueError(f"adata.obs[{key!r}] has the control {control!r} and nothing else.")
+    return level, group, present
+
+
+def _chosen_groups(
+    level: np.ndarray,
+    group: np.ndarray,
+    present: np.ndarray,
+    control: str,
+    hold_out: HoldOut,
+    groupby: str | None,
+    groups: Sequence[str] | None,
+    share: float,
+    seed: int,
+) -> list[str]:
+    """Return the groups in which something is held out."""
+    known = sorted(set(group[present]))
+    if groups is not None:
+        return _listed(groups, known, f"groups= and adata.obs[{groupby!r}]")
+    if hold_out != "group":
+        return known
+    with_control = set(group[present & (level == control)])
+    perturbed = set(group[present & (level != control)])
+    usable = [g for g in known if g in with_control and g in perturbed]
+    return _draw(usable, share, seed, f"groups of {groupby!r} with controls and perturbed cells")
+
+
+def _chosen_levels(
+    parts: dict[str, Parts],
+    hold_out: HoldOut,
+    perturbations: Sequence[str] | None,
+    share: float,
+    seed: int,
+    key: str,
+) -> list[str]:
+    """Return the levels that are held out."""
+    known = [name for name, found in parts.items() if found]
+    alone = {found for found in parts.values() if len(found) == 1}
+    combined = [name for name in known if len(parts[name]) > 1]
+    if perturbations is not None:
+        asked = _listed(perturbations, known, f"perturbations= and adata.obs[{key!r}]")
+        if hold_out == "combination":
+            if single := [name for name in asked if name not in combined]:
+                raise ValueError(
+                    f"{single} are no combinations; hold_out='combination' takes those."
+                )
+            missing = {p for name in asked for p in parts[name] if frozenset([p]) not in alone}
+            if missing:
+                warn_user(
+                    f"{sorted(missing)} of the combinations that are held out are not there alone, "
+                    "so their sum is not known."
+                )
+    elif hold_out in ("group", "cells"):
+        return known
+    elif hold_out == "combination":
+        asked = [name for name in combined if all(frozenset([p]) in alone for p in parts[name])]
+        asked = _draw(asked, share, seed, "combinations whose parts are there alone", least=1)
+    else:
+        single = [name for name in known if len(parts[name]) == 1] or known
+        asked = _draw(single, share, seed, f"perturbations in {key!r}")
+    if hold_out == "perturbation":
+        held = [parts[name] for name in asked]
+        return [name for name in known if any(one <= parts[name] for one in held)]
+    return asked
+
+
+def _listed(asked: Sequence[str], known: list[str], where: str) -> list[str]:
+    if isinstance(asked, str):
+        raise TypeError(f"{where}: {asked!r} is one text; expected a list, such as [{asked!r}].")
+    names = sorted({str(name) for name in asked})
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise KeyError(f"{where}: {unknown} do not exist; there are {known[:8]}.")
+    if not names:
+        raise ValueError(f"{where}: the list is empty; leave it out to draw from all.")
+    return names
+
+
+def _draw(names: list[str], share: float, seed: int, what: str, least: int = 2) -> list[str]:
+    """Draw a share of names: at least one, and where ``least`` is 2 not all."""
+    if len(names) < least:
+        raise ValueError(f"There are {len(names)} {what}; at least {least} are needed for a split.")
+    n = min(max(1, round(share * len(names))), len(names) - (least - 1))
+    rng = np.random.default_rng(seed)
+    return sorted(str(name) for name in rng.permutation(np.array(sorted(names), dtype=object))[:n])
+
+
+def _share_of_cells(
+    adata: AnnData,
+    level: np.ndarray,
+    group: np.ndarray,
+    candidates: np.ndarray,
+    share: float,
+    seed: int,
+) -> np.ndarray:
+    """Return which observations are held out: a share of each group's of each perturbation."""
+    names = adata.obs_names.to_numpy(dtype=object)
+    held = np.zeros(len(level), dtype=bool)
+    rows = np.flatnonzero(candidates)
+    keys = pd.MultiIndex.from_arrays([group[rows], level[rows]])
+    for place, found in pd.Series(rows).groupby(
+        [keys.get_level_values(0), keys.get_level_values(1)]
+    ):
+        members = found.to_numpy()
+        members = members[np.argsort(names[members], kind="stable")]
+        rng = np.random.default_rng([seed, zlib.crc32("|".join(map(str, place)).encode())])
+        # of an odd number the odd one stays in training
+        held[rng.permutation(members)[: int(share * len(members))]] = True
+    return held
+
+
+def _check(
+    held: np.ndarray,
+    present: np.ndarray,
+    level: np.ndarray,
+    control: str,
+    where: list[str],
+    what: list[str],
+) -> None:
+    if not (held & (level != control)).any():
+        raise ValueError(
+            f"No perturbed observation would be held out ({what[:8]} in {where[:8]}); choose "
+            "others, or a larger share."
+        )
+    if not (present & ~held & (level != control)).any():
+        raise ValueError(
+            f"All perturbed observations would be held out ({what[:8]} in {where[:8]}), and "
+            "nothing be left to learn from; hold out fewer."
+        )
+
+
+def _warn_replaced(adata: AnnData, key_added: str) -> None:
+    record = adata.uns.get(key_added)
+    ours = isinstance(record, dict) and "hold_out" in dict(record.get(PARAMS, {}))
+    if (key_added in adata.obs or record is not None) and not ours:
+        warn_user(
+            f"obs[{key_added!r}] or uns[{key_added!r}] was not written by this function and is "
+            "replaced; pass another key_added= to keep it."
+        )
