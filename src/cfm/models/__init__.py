@@ -10,8 +10,10 @@ from cfm.models._protocols import (
 )
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
+from cfm.models.uce import UCE
 
 __all__ = [
+    "UCE",
     "AttentionModel",
     "BulkFormer",
     "CellPulse",

@@ -8,12 +8,17 @@ from cfm.hub import load_checkpoint, resolve
 from cfm.models._base import PretrainedModel
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
+from cfm.models.uce import UCE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 #: Model classes by the name that checkpoints carry.
-MODELS: dict[str, type[PretrainedModel]] = {"BulkFormer": BulkFormer, "CellPulse": CellPulse}
+MODELS: dict[str, type[PretrainedModel]] = {
+    "BulkFormer": BulkFormer,
+    "CellPulse": CellPulse,
+    "UCE": UCE,
+}
 
 
 def load_model(

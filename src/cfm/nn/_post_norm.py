@@ -244,7 +244,7 @@ class _Prepared:
             rows = slice(done, done + n)
             mask = None if biases is None else biases[i].to(q.dtype)[None, None, None]
             attended = F.scaled_dot_product_attention(
-                *(_split(t, heads) for t in (q[rows], key, value)), attn_mask=mask
+                _split(q[rows], heads), _split(key, heads), _split(value, heads), attn_mask=mask
             )
             out[rows] = _joined(attended)[0]
             done += n

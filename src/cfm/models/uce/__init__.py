@@ -1,0 +1,7 @@
+"""UCE: single cells of any tissue, from counts."""
+
+from cfm.models.uce._model import UCE
+from cfm.models.uce._module import UCEModule
+from cfm.models.uce._sizes import UCESize
+
+__all__ = ["UCE", "UCEModule", "UCESize"]

@@ -1,0 +1,277 @@
+"""UCE, AnnData side: what it is made of, which genes it knows, saving and loading."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import LayerField
+
+from cfm.data import GeneVocabulary, map_identifiers
+from cfm.data._matrix import get_matrix
+from cfm.data._warn import warn_user
+from cfm.hub import resolve, save_checkpoint
+from cfm.models._base import PretrainedModel, check_weights
+from cfm.models.uce._checkpoint import is_published, read_published
+from cfm.models.uce._genes import GENE_COLUMNS, check_genes
+from cfm.models.uce._module import UCEModule
+from cfm.models.uce._sizes import UCESize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from cfm.data import GeneAlignment
+    from cfm.hub import Checkpoint
+
+_GENES_FILE = "genes.csv"
+#: Least number of the model's genes that data must measure, and the share below which is warned.
+_MIN_GENES, _LOW_SHARE = 50, 0.25
+
+
+class UCECore(PretrainedModel):
+    """Network and genes of a UCE; see :class:`UCE`."""
+
+    module: UCEModule
+
+    def __init__(
+        self, genes: pd.DataFrame | None = None, *, size: UCESize | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.size = UCESize() if size is None else size
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = UCEModule(self.size)
+        self._set_genes(genes)
+        self._summarise()
+
+    def _set_genes(self, genes: pd.DataFrame | None) -> None:
+        self.genes = None if genes is None else check_genes(genes, self.size.n_tokens, "genes")
+        self.vocabulary = None if self.genes is None else GeneVocabulary(self.genes.index.tolist())
+
+    def _summarise(self) -> None:
+        n = sum(p.numel() for p in self.module.parameters())
+        genes = "no gene table" if self.genes is None else f"{len(self.genes)} genes"
+        self._model_summary_string = (
+            f"UCE: {genes}, width {self.size.dim}, {self.size.n_layers} layers, {n:,} parameters"
+        )
+
+    @classmethod
+    def setup_anndata(cls, adata: AnnData, layer: str | None = None, **kwargs: Any) -> None:
+        """Register cells, so that the model can hold them; it embeds any AnnData without.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes, counts.
+        layer
+            Layer with the counts instead of ``X``.
+        **kwargs
+            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        get_matrix(adata, layer=layer)
+        fields = [LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True)]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: UCE is used as its authors trained it.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(
+            "UCE is used as its authors trained it and is not trained here; train what reads its "
+            "embeddings, such as cfm.models.Pulsar."
+        )
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a folder or file holds weights as the authors of UCE publish them."""
+        return is_published(path)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        adata: AnnData | None = None,
+        *,
+        device: str = "auto",
+        n_heads: int = 20,
+        species: str = "human",
+        genes: pd.DataFrame | None = None,
+    ) -> Self:
+        """Load a model by name, folder or ``hf://org/name``.
+
+        Parameters
+        ----------
+        source
+            A folder that :meth:`save` wrote, the authors' file of weights, or a folder with it:
+
+            ``*.torch`` (``33l_8ep_1024t_1280.torch``, ``4layer_model.torch``)
+                The state dict, with or without ``pe_embedding.weight``.
+            ``all_tokens.torch``
+                Token embeddings, needed where the state dict has none.
+            ``species_chrom.csv``
+                Table of species, gene_symbol, chromosome and start, and with it
+            ``species_offsets.pkl``
+                where the tokens of a species begin (read without running anything in it), and
+            ``protein_embeddings/<Species>.….gene_symbol_to_embedding_ESM2.pt``
+                whose order says which token a gene has.
+
+            Without the last three the model reads token sentences but no counts.
+        adata
+            Data to attach, registered with :meth:`setup_anndata`. Not needed to use the model.
+        device
+            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        n_heads
+            Attention heads of the authors' weights, which the file does not tell.
+        species
+            Whose genes are read from the authors' tables: ``"human"``, ``"mouse"``, …
+        genes
+            Table of genes as for the class, instead of the authors' tables.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If files are missing, damaged or not safe to read, if they do not fit each other, or
+            if the weights are of another model.
+        """
+        path = resolve(source)
+        if not cls.recognises(path):
+            if genes is not None:
+                raise ValueError("genes= is for the authors' weights; this has its own table.")
+            return super().from_pretrained(source, adata, device=device)
+        published = read_published(path, n_heads, species)
+        table = _named(published.genes, species) if genes is None else genes
+        model = cls._filled(published.size, published.tensors, table, published.name)
+        model.provenance = {"species": species}
+        model.checkpoint_name = published.name
+        model.checkpoint_sha256 = published.sha256
+        if adata is not None:
+            model.attach(adata)
+        model.is_trained_ = True
+        model.to_device(device)
+        model.module.eval()
+        return model
+
+    @classmethod
+    def _filled(
+        cls, size: UCESize, tensors: dict[str, torch.Tensor], genes: pd.DataFrame | None, name: str
+    ) -> Self:
+        """Make a model of given weights, without a second copy of them."""
+        with torch.device("meta"):  # takes no memory for what the sizes claim
+            module = UCEModule(size)
+        found = check_weights(module, tensors, name)
+        module.load_state_dict({k: v.float() for k, v in found.items()}, assign=True)
+        module.token_embedding.weight.requires_grad_(False)
+        tiny = UCESize(1, 1, 1, 1, 1, 1, 1, 1, 1, (1,))
+        model = cls(size=tiny)
+        model.size, model.module = size, module
+        model._set_genes(genes)
+        model._summarise()
+        return model
+
+    def save(
+        self,
+        dir_path: str | Path,
+        *,
+        overwrite: bool = False,
+        card: str | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Save weights, gene table and provenance as a cfm checkpoint.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to make.
+        overwrite
+            Replace a checkpoint that is there.
+        card
+            Model card (Markdown); the loaded one by default.
+        **kwargs
+            None are taken: data are never saved with the model.
+        """
+        if kwargs:
+            raise TypeError(
+                f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
+                "Save data with adata.write_h5ad."
+            )
+        files = {} if self.genes is None else {_GENES_FILE: self.genes.to_csv()}
+        return save_checkpoint(
+            dir_path,
+            dict(self.module.state_dict()),
+            self.provenance | {"size": vars(self.size)},
+            model="UCE",
+            files=files | self._history_file(),
+            card=card if card is not None else self.card,
+            overwrite=overwrite,
+        )
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+        config = dict(checkpoint.config)
+        try:
+            size = UCESize(**config.pop("size"))
+            n_layers = len({k.split(".")[1] for k in checkpoint.tensors if k[:7] == "layers."})
+            if n_layers != size.n_layers:
+                raise ValueError(f"found n_layers {size.n_layers}, but weights of {n_layers}")
+            text = checkpoint.files.get(_GENES_FILE)
+            genes = None
+            if text is not None:
+                table = pd.read_csv(StringIO(text), dtype={"gene": str}, keep_default_na=False)
+                genes = check_genes(table.set_index("gene"), size.n_tokens, _GENES_FILE)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The config.json or {_GENES_FILE} of checkpoint {checkpoint.name!r} lacks or "
+                f"garbles a setting of UCE ({error}). It may be damaged or from another version; "
+                "download it again."
+            ) from error
+        model = cls._filled(size, checkpoint.tensors, genes, checkpoint.name)
+        model.provenance = config
+        if adata is not None:
+            model.attach(adata)
+        return model
+
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return the share of the model's genes that ``adata`` measures."""
+        return self._align(adata, warn=False).found_share
+
+    def _align(self, adata: AnnData, *, warn: bool = True) -> GeneAlignment:
+        if self.vocabulary is None:
+            raise ValueError(
+                "The weights came without the authors' tables (species_chrom.csv, "
+                "species_offsets.pkl, protein_embeddings), so it is unknown which token a gene "
+                "has; put those files beside them, or pass from_pretrained(…, genes=table)."
+            )
+        names = adata.var_names
+        if self.provenance.get("species", "human") != "human":
+            names = names.str.upper()
+        alignment = self.vocabulary.align(names, min_genes=min(_MIN_GENES, len(self.vocabulary)))
+        if warn and alignment.found_share < _LOW_SHARE:
+            warn_user(
+                f"Only {alignment.found_share:.0%} of the model's {len(self.vocabulary)} genes "
+                f"are measured ({len(alignment.columns)}); cells are embedded from those alone."
+            )
+        return alignment
+
+
+def _named(genes: pd.DataFrame | None, species: str) -> pd.DataFrame | None:
+    """Give human genes, upper case in the authors' tables, their current symbols."""
+    if genes is None or species != "human":
+        return genes
+    symbols = pd.Index(map_identifiers(genes.index.tolist(), "human").symbol)
+    taken = symbols.duplicated(keep=False) | (symbols == "") | symbols.isin(genes.index)
+    names = np.where(taken, genes.index, symbols)
+    return genes.loc[:, list(GENE_COLUMNS)].set_axis(pd.Index(names, name="gene"))

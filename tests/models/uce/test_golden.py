@@ -1,0 +1,103 @@
+"""Published weights give the published numbers, through the calls that a user makes."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cfm.models import UCE
+from tests._uce import GOLDEN, N_HEADS
+
+TOLERANCE = 1e-5
+
+
+@cache
+def io() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "io.safetensors")
+
+
+@cache
+def model() -> UCE:
+    return UCE.from_pretrained(GOLDEN, n_heads=N_HEADS)
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_outputs(gradients: bool) -> None:
+    with torch.set_grad_enabled(gradients):
+        genes, cells = model().module(io()["tokens"], io()["mask"])
+        assert_close(genes, io()["gene_output"])
+        assert_close(cells, io()["cell_embedding"])
+        logits = model().module.predict(io()["cell_embedding"], io()["tokens"][:, 1])
+        assert_close(logits, io()["expression_logit_of_token1"])
+
+
+def test_the_quirks_are_there() -> None:
+    """Only a sentence without padding is embedded as it is alone."""
+    tokens, expected = io()["tokens"], io()["cell_embedding"]
+    lengths = io()["mask"].sum(1).int().tolist()
+    assert lengths == [30, 25, 21]
+    alone = model().module.embed([t[:n] for t, n in zip(tokens, lengths, strict=True)])
+    assert_close(alone[:1], expected[:1])
+    assert (alone[1:] - expected[1:]).abs().max() > 1e-3
+    with torch.no_grad():
+        scaled = model().module.token_projection(model().module.token_embedding(tokens))
+        assert not torch.allclose(scaled * 32**0.5, model().module.tokens(tokens), atol=1e-3)
+
+
+def test_neither_neighbours_nor_pieces_matter() -> None:
+    sentences = [t[:n] for t, n in zip(io()["tokens"], (30, 25, 21), strict=True)]
+    together = model().module.embed(sentences)
+    for i, sentence in enumerate(sentences):
+        assert_close(model().module.embed([sentence]), together[i : i + 1])
+    assert_close(model().module.embed(sentences[::-1]), together.flip(0))
+
+
+def test_bfloat16_is_alike() -> None:
+    sentences = [io()["tokens"][0]]
+    exact, rough = (
+        model().module.embed(sentences, dtype=d) for d in (torch.float32, torch.bfloat16)
+    )
+    assert torch.cosine_similarity(exact, rough).min() > 0.99
+    assert model().module.bfloat16_agreement() > 0.99
+
+
+def test_sizes_are_read_off_the_weights() -> None:
+    size = model().size
+    assert (size.dim, size.n_layers, size.n_heads, size.ff_dim) == (32, 2, 4, 48)
+    assert (size.n_tokens, size.token_dim, size.output_dim, size.head_dim) == (60, 24, 16, 24)
+    assert size.expression_dims == (32, 16, 8)
+
+
+def test_our_own_format_keeps_the_numbers(tmp_path: Path) -> None:
+    loaded = UCE.load(model().save(tmp_path / "ours"))
+    with torch.no_grad():
+        again = loaded.module(io()["tokens"], io()["mask"])
+        first = model().module(io()["tokens"], io()["mask"])
+    assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+    assert loaded.size == model().size
+    assert len(model().checkpoint_sha256) == 64
+
+
+def test_tokens_that_do_not_fit_are_refused() -> None:
+    module = model().module
+    with pytest.raises(ValueError, match="tokens 0 to 59"):
+        module(torch.full((1, 3), 60), torch.ones(1, 3))
+    with pytest.raises(ValueError, match="expected both as"):
+        module(torch.ones(1, 3, dtype=torch.int64), torch.ones(1, 4))
+    with pytest.raises(ValueError, match="positions for 1536"):
+        module.embed([torch.ones(1537, dtype=torch.int64)])
+
+
+def test_positions_of_a_new_model_are_the_published() -> None:
+    new = UCE(size=model().size)
+    np.testing.assert_array_equal(new.module.positions, model().module.positions)
