@@ -82,7 +82,7 @@ def test_unknown_room_is_an_attribute_error():
 
 def test_the_promised_interface_is_there():
     promised = {
-        "pp": ["map_genes", "contrasts", "tpm", "coexpression_graph"],
+        "pp": ["map_genes", "contrasts", "tpm", "coexpression_graph", "split_perturbations"],
         "tl": [
             "embed",
             "predict_virus",
@@ -92,6 +92,7 @@ def test_the_promised_interface_is_there():
             "impute",
             "probe",
             "simulate_perturbation",
+            "evaluate_perturbation",
         ],
         "pl": [
             "virus_probabilities",

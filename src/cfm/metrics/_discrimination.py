@@ -35,7 +35,8 @@ def discrimination_score(
     Parameters
     ----------
     effects, predicted
-        ``(T, genes)`` observed and predicted effects of the same perturbations.
+        ``(T, genes)`` observed and predicted effects of the same perturbations. A row of
+        ``predicted`` that is all NaN stands for no prediction.
     distance
         ``"l1"``, ``"l2"`` or ``"cosine"`` (an effect of zeros has distance 1 to all).
     excluded
@@ -44,7 +45,8 @@ def discrimination_score(
 
     Returns
     -------
-    ``(T,)`` float64; NaN if there is a single perturbation and nothing to tell apart.
+    ``(T,)`` float64; NaN where nothing was predicted, or if there is a single perturbation and
+    nothing to tell apart.
 
     Raises
     ------
@@ -68,17 +70,16 @@ def discrimination_score(
             f"effects has shape {truth.shape} and predicted {guess.shape}; expected "
             "(perturbations, genes) twice, in the same order."
         )
-    if not (np.isfinite(truth).all() and np.isfinite(guess).all()):
+    given = ~np.isnan(guess).all(axis=1)
+    if not (np.isfinite(truth).all() and np.isfinite(guess[given]).all()):
         raise ValueError("effects or predicted holds NaN or infinite values.")
     if distance not in get_args(Distance):
         raise ValueError(f"distance={distance!r} is not known; use one of {get_args(Distance)}.")
     if excluded is not None and len(excluded) != len(truth):
         raise ValueError(f"excluded has {len(excluded)} entries for {len(truth)} perturbations.")
     n = len(truth)
-    if n == 1:
-        return np.full(1, np.nan)
-    scores = np.empty(n)
-    for p in range(n):
+    scores = np.full(n, np.nan)
+    for p in np.flatnonzero(given).tolist() if n > 1 else []:
         kept = np.ones(truth.shape[1], dtype=bool)
         if excluded is not None:
             kept[np.asarray(excluded[p], dtype=np.int64)] = False

@@ -1,6 +1,7 @@
 """Tools: call a model on an AnnData and store the result in it."""
 
 from cfm.tl._embed import embed
+from cfm.tl._evaluate_perturbation import evaluate_perturbation
 from cfm.tl._gene_programs import gene_programs
 from cfm.tl._host_factors import host_factors
 from cfm.tl._impute import impute
@@ -11,6 +12,7 @@ from cfm.tl._simulate_perturbation import simulate_perturbation
 
 __all__ = [
     "embed",
+    "evaluate_perturbation",
     "gene_programs",
     "host_factors",
     "impute",

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from cfm._fields import COMBINED
-from cfm.data._matrix import by_rows, get_matrix, read_rows, to_dense
 from cfm.metrics import additive_shift, linear_shift, mean_shift, nearest_shift
-from cfm.tl._perturbation_units import to_log
+from cfm.tl._perturbation_cells import draw_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from anndata import AnnData
     from numpy.typing import NDArray
 
-    from cfm.tl._perturbation_design import Design, Parts
+    from cfm.pp._perturbation_parts import Parts
+    from cfm.tl._perturbation_cells import LogCells
+    from cfm.tl._perturbation_design import Design
 
     Array = NDArray[np.float64]
 
-#: Rows that are read at a time, and controls that gene features are made of at most.
-_BLOCK = 1024
+#: Controls that gene features are made of at most.
 _MOST_CONTROLS = 4096
 _N_COMPONENTS = 10
 
@@ -33,42 +31,36 @@ class KnownEffects:
 
     Parameters
     ----------
-    adata
-        Observations.
+    cells
+        Expression of the observations.
     design
         What was done to them.
-    layer
-        Layer to read instead of ``X``.
-    counts
-        Whether it holds counts.
     features
         Perturbations by features, if given.
     """
 
-    def __init__(
-        self,
-        adata: AnnData,
-        design: Design,
-        *,
-        layer: str | None,
-        counts: bool,
-        features: pd.DataFrame | None,
-    ) -> None:
+    def __init__(self, cells: LogCells, design: Design, *, features: pd.DataFrame | None) -> None:
         self.design = design
         self.features = features
-        self._matrix = by_rows(get_matrix(adata, layer=layer))
-        self._counts = counts
-        self._genes = adata.var_names
+        self._cells = cells
         self._means: dict[tuple[str, Parts], Array | None] = {}
-        self._table: pd.DataFrame | None = None
+        self._tables: dict[str, pd.DataFrame] = {}
+
+    def asked_for(self, design: Design) -> KnownEffects:
+        """Return the same of the same observations, for another perturbation of them.
+
+        What was read is shared.
+        """
+        other = copy.copy(self)
+        other.design = design
+        return other
 
     def mean(self, group: str, parts: Parts) -> Array | None:
         """Return ``(genes,)`` mean log expression, ``None`` where there is no observation."""
         place = (group, parts)
         if place not in self._means:
             rows = self.design.rows(group, parts)
-            total = sum(block.sum(axis=0) for block in self._read(rows))
-            self._means[place] = total / len(rows) if len(rows) else None
+            self._means[place] = self._cells.mean(rows) if len(rows) else None
         return self._means[place]
 
     def control(self, group: str) -> Array:
@@ -110,25 +102,19 @@ class KnownEffects:
             return None
         return table.loc[sorted(parts)].to_numpy(dtype=np.float64).sum(axis=0)
 
-    def _read(self, rows: np.ndarray) -> Iterator[Array]:
-        """Yield log expression of some observations, a block of them at a time."""
-        for start in range(0, len(rows), _BLOCK):
-            block = read_rows(self._matrix, rows[start : start + _BLOCK])
-            yield to_log(to_dense(block, np.float64), counts=self._counts)
-
     def _gene_features(self) -> pd.DataFrame:
         """Describe genes by how they vary with each other over the controls."""
-        if self._table is None:
+        if "genes" not in self._tables:
             rows = np.concatenate([self.design.rows(g) for g in self.design.all_groups])
-            # Spread over all of them, whatever their number.
-            n = min(_MOST_CONTROLS, len(rows))
-            rows = rows[np.linspace(0, len(rows) - 1, n).astype(np.int64)]
-            values = np.vstack(list(self._read(rows)))
+            rows = draw_rows(self._cells.names, rows, _MOST_CONTROLS, 0, "gene features")
+            values = self._cells.read(rows)
             values -= values.mean(axis=0)
             _, size, loading = np.linalg.svd(values, full_matrices=False)
-            table = (loading[:_N_COMPONENTS] * size[:_N_COMPONENTS, None]).T / np.sqrt(n)
-            self._table = pd.DataFrame(table, index=self._genes)
-        return self._table
+            # The sign of a component is arbitrary, and must not depend on the order of rows.
+            size = size * np.sign(loading[np.arange(len(loading)), np.abs(loading).argmax(axis=1)])
+            table = (loading[:_N_COMPONENTS] * size[:_N_COMPONENTS, None]).T / np.sqrt(len(rows))
+            self._tables["genes"] = pd.DataFrame(table, index=self._cells.genes)
+        return self._tables["genes"]
 
 
 def baseline_shift(name: str, known: KnownEffects, group: str, alpha: float) -> tuple[Array, str]:

@@ -31,6 +31,7 @@ from cfm.data._warn import warn_user
 from cfm.hub._names import known_names
 from cfm.models import PerturbationModel, PretrainedModel, load_model
 from cfm.models._base import require_anndata
+from cfm.tl._perturbation_cells import LogCells
 from cfm.tl._perturbation_design import Design, draw_sources, read_design
 from cfm.tl._perturbation_shift import KnownEffects, baseline_shift, check_features
 from cfm.tl._perturbation_units import Units, hold_counts, shifted
@@ -274,7 +275,8 @@ def _by_baseline(
     record: dict[str, Any] = {"units": "counts" if counts else "log", "alpha": float(alpha)}
     if table is not None:
         record["features"] = f"{table.shape[0]} x {table.shape[1]}"
-    known = KnownEffects(adata, design, layer=layer, counts=counts, features=table)
+    cells = LogCells(adata, layer=layer, counts=counts)
+    known = KnownEffects(cells, design, features=table)
     if name == "mean_shift" and not design.parts <= frozenset().union(*design.levels):
         warn_user(
             f"No observation had {design.label!r}; the mean of other perturbations is what "
