@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby as consecutive
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -47,6 +47,7 @@ def evaluate_perturbation(
     units: Units = "auto",
     metrics: str | Sequence[str] | None = None,
     baselines: Sequence[str] = BASELINES,
+    baseline_units: Literal["log", "counts"] = "log",
     features: pd.DataFrame | None = None,
     alpha: float = 1.0,
     n_top: int = 50,
@@ -63,9 +64,8 @@ def evaluate_perturbation(
     one half of the observed cells predicts the other. A condition is a perturbation in a group.
 
     Everything is compared as log expression on the genes that all methods simulated. Effects are
-    the mean of perturbed minus the mean of control observations. Baselines are made in log
-    expression, for at most ``max_cells`` controls of a group. They never read the group's own
-    observations of the perturbation, and with ``split_key`` nothing outside of training.
+    the mean of perturbed minus the mean of control observations. Baselines never read the group's
+    own observations of the perturbation, and with ``split_key`` nothing outside of training.
 
     Parameters
     ----------
@@ -100,6 +100,11 @@ def evaluate_perturbation(
     baselines
         Baselines to put beside: of ``"control"``, ``"mean_shift"``, ``"additive"``, ``"nearest"``
         and ``"linear"``. One that is among the simulated is not made again.
+    baseline_units
+        Baselines shift the log expression of the controls. ``"log"`` leaves it there, where means
+        are kept: best for effects. ``"counts"`` turns it into counts, as
+        :func:`cfm.tl.simulate_perturbation` does of counts: more like cells, which tests of
+        differential expression favour.
     features, alpha
         For baselines, see :func:`cfm.tl.simulate_perturbation`.
     n_top
@@ -200,6 +205,8 @@ def evaluate_perturbation(
     if not alpha > 0:
         raise ValueError(f"alpha={alpha!r}; expected a penalty above 0.")
     asked = _read_baselines(baselines)
+    if baseline_units not in ("log", "counts"):
+        raise ValueError(f"baseline_units={baseline_units!r}; expected 'log' or 'counts'.")
     table = check_features(features)
     design, train, test = read_real(
         real, key=key, control=control, groupby=groupby, split_key=split_key, layer=layer
@@ -209,6 +216,9 @@ def evaluate_perturbation(
         real, design, train, test, simulations, key=key, min_cells=min_cells
     )
     cells, made = _read_cells(real, design, simulations, layer, units)
+    as_counts = baseline_units == "counts"
+    if as_counts and not cells.counts:
+        raise ValueError("baseline_units='counts', but the observed data are no counts; use 'log'.")
     fitted = np.flatnonzero((design.level >= 0) & design.in_group)
     components = Components(cells, fitted, n_components, seed)
     observed = Observed(cells, components, max_cells=max_cells, seed=seed)
@@ -216,7 +226,11 @@ def evaluate_perturbation(
     methods: dict[str, Method] = {
         s.name: Simulated(s, c, observed) for s, c in zip(simulations, made, strict=True)
     }
-    methods |= {b: Baseline(b, known, observed, alpha) for b in asked if b not in methods}
+    methods |= {
+        b: Baseline(b, known, observed, alpha=alpha, counts=as_counts)
+        for b in asked
+        if b not in methods
+    }
     halves = Halves(observed, n_halves) if n_halves else None
     result = ScoreTable()
     for _, members in consecutive(conditions, key=lambda c: c.group):

@@ -173,10 +173,15 @@ class Baseline:
         The observed data.
     alpha
         Penalty of ``"linear"``.
+    counts
+        Whether it makes counts of counts.
     """
 
-    def __init__(self, name: str, known: KnownEffects, observed: Observed, alpha: float) -> None:
-        self._name, self._known, self._observed, self._alpha = name, known, observed, alpha
+    def __init__(
+        self, name: str, known: KnownEffects, observed: Observed, *, alpha: float, counts: bool
+    ) -> None:
+        self._name, self._known, self._observed = name, known, observed
+        self._alpha, self._counts = alpha, counts
 
     def answer(self, condition: Condition) -> Answer | None:
         """Return what the baseline says, ``None`` if it has nothing to learn it from."""
@@ -191,8 +196,14 @@ class Baseline:
                 # All values and arguments were checked before: there is nothing to learn from.
                 return None
         start = observed.draw(condition.known, "sources")
-        values = observed.cells.read(start)
-        moved = shifted(values, shift, list(observed.cells.names[start]), counts=False, seed=0)
+        cells, stored = observed.cells, observed.cells.stored(start)
+        values = cells.log(stored)
+        if self._counts and self._name != "control":
+            names = [f"{name}-{condition.label}" for name in cells.names[start]]
+            made = shifted(stored, cells.widened(shift), names, counts=True, seed=observed.seed)
+            moved = cells.log(made)
+        else:
+            moved = shifted(values, shift, [], counts=False, seed=observed.seed)
         controls = None
         if observed.keep:
             controls = observed.cells.read(observed.draw(condition.known, "reference"))

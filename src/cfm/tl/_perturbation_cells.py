@@ -47,6 +47,8 @@ class LogCells:
         Names of the columns that are read.
     names
         ``(n,)`` names of the observations.
+    counts
+        Whether there are counts.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class LogCells:
         self.genes = adata.var_names if genes is None else genes
         self.names = adata.obs_names.to_numpy(dtype=object)
         self._matrix = by_rows(get_matrix(adata, layer=layer))
-        self._counts = counts
+        self.counts = counts
         self._whole = whole_library
         same = genes is None or genes.equals(adata.var_names)
         self._columns = None if same else adata.var_names.get_indexer(self.genes)
@@ -74,11 +76,30 @@ class LogCells:
         ValueError
             If a value is not finite, or a count is negative.
         """
+        return self.log(self.stored(rows))
+
+    def stored(self, rows: np.ndarray) -> Array:
+        """Return values as they are stored, of all genes whose sum is the library size."""
         block = read_rows(self._matrix, rows)
-        if self._columns is not None and not (self._counts and self._whole):
-            return to_log(to_dense(block[:, self._columns]), counts=self._counts)
-        values = to_log(to_dense(block), counts=self._counts)
-        return values if self._columns is None else values[:, self._columns]
+        return to_dense(block if self._all_stored else block[:, self._columns])
+
+    def log(self, stored: Array) -> Array:
+        """Return ``(n, genes)`` log expression of values such as :meth:`stored` returns."""
+        values = to_log(stored, counts=self.counts)
+        cut = self._all_stored and self._columns is not None
+        return values[:, self._columns] if cut else values
+
+    def widened(self, shift: Array) -> Array:
+        """Return a ``(genes,)`` shift for what :meth:`stored` returns: 0 for the other genes."""
+        if not self._all_stored or self._columns is None:
+            return shift
+        wide = np.zeros(self._matrix.shape[1])
+        wide[self._columns] = shift
+        return wide
+
+    @property
+    def _all_stored(self) -> bool:
+        return self._columns is None or (self.counts and self._whole)
 
     def blocks(self, rows: np.ndarray) -> Iterator[tuple[slice, Array]]:
         """Yield the places in ``rows`` and the expression of a block of them at a time."""
