@@ -10,6 +10,7 @@ from cfm.models._protocols import (
 )
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
+from cfm.models.lingshu import LingshuCell
 from cfm.models.uce import UCE
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "CellPulse",
     "GeneEmbeddingModel",
     "GeneFactorModel",
+    "LingshuCell",
     "PerturbationModel",
     "PretrainedModel",
     "load_model",

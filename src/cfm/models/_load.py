@@ -8,6 +8,7 @@ from cfm.hub import load_checkpoint, resolve
 from cfm.models._base import PretrainedModel
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
+from cfm.models.lingshu import LingshuCell
 from cfm.models.uce import UCE
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 MODELS: dict[str, type[PretrainedModel]] = {
     "BulkFormer": BulkFormer,
     "CellPulse": CellPulse,
+    "LingshuCell": LingshuCell,
     "UCE": UCE,
 }
 

@@ -1,0 +1,205 @@
+"""The levels of a model's conditions by name, and cells' conditions as numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cfm._fields import COMBINED
+from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, NO_PART, UNKNOWN, Conditions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class ConditionLevels:
+    """What a model can be told of a cell.
+
+    Attributes
+    ----------
+    source_key, sources
+        Column of ``obs`` with the source (cell line, donor, cell type) and its levels; ``None``
+        and empty without.
+    perturbation_key, perturbations, control
+        Column with the perturbation, its single parts without the control, and the control.
+    covariates
+        Levels by column of the further conditions.
+    """
+
+    source_key: str | None = None
+    sources: list[str] = field(default_factory=list)
+    perturbation_key: str | None = None
+    perturbations: list[str] = field(default_factory=list)
+    control: str | None = None
+    covariates: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.perturbation_key is None) != (self.control is None):
+            raise ValueError("perturbation_key and control are given together or not at all.")
+        if self.control in self.perturbations:
+            raise ValueError(f"The control {self.control!r} is not one of the perturbations.")
+        for levels in (self.sources, self.perturbations, *self.covariates.values()):
+            if len(set(levels)) < len(levels):
+                raise ValueError(f"Levels of a condition are named twice: {levels}.")
+
+    @classmethod
+    def of(
+        cls,
+        obs: pd.DataFrame,
+        source_key: str | None,
+        perturbation_key: str | None,
+        control: str | None,
+        covariate_keys: Sequence[str],
+    ) -> ConditionLevels:
+        """Collect the levels of columns of ``obs``, which are there and complete."""
+
+        def levels(key: str | None) -> list[str]:
+            return [] if key is None else sorted(set(obs[key].astype(str)))
+
+        perturbed = (level for level in levels(perturbation_key) if level != control)
+        parts = {p for level in perturbed for p in split_parts(level)}
+        return cls(
+            source_key=source_key,
+            sources=levels(source_key),
+            perturbation_key=perturbation_key,
+            perturbations=sorted(parts - {control or ""}),
+            control=control,
+            covariates={key: levels(key) for key in covariate_keys},
+        )
+
+    def module_arguments(self) -> dict[str, Any]:
+        """Return the constructor arguments of the module."""
+        return {
+            "n_sources": len(self.sources),
+            "n_parts": None if self.perturbation_key is None else len(self.perturbations),
+            "covariate_sizes": [len(levels) for levels in self.covariates.values()],
+        }
+
+    def source_numbers(self, names: Sequence[str] | np.ndarray | None, n: int) -> np.ndarray:
+        """Return the number of each source, ``(n,)`` int64; ``None`` is unknown.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If the model has no such source, or none at all.
+        """
+        if names is None:
+            return np.full(n, UNKNOWN, dtype=np.int64)
+        if self.source_key is None:
+            raise ValueError("source= was given, but the model was trained without source_key=.")
+        return _numbers(names, self.sources, f"source ({self.source_key})") + 1
+
+    def covariate_numbers(self, table: pd.DataFrame | None, n: int) -> np.ndarray:
+        """Return the number of each covariate, ``(n, n_covariates)`` int64; unknown if not given.
+
+        Raises
+        ------
+        KeyError
+            If the model has no such covariate, or no such level.
+        """
+        out = np.full((n, len(self.covariates)), UNKNOWN, dtype=np.int64)
+        if table is None:
+            return out
+        for key in table:
+            if key not in self.covariates:
+                raise KeyError(
+                    f"The model has no covariate {key!r}; it has {list(self.covariates)}."
+                )
+            levels = self.covariates[key]
+            place = list(self.covariates).index(key)
+            out[:, place] = _numbers(table[key], levels, f"covariate {key}") + 1
+        return out
+
+    def part_numbers(
+        self,
+        perturbations: Sequence[str] | np.ndarray | None,
+        n: int,
+        described: Sequence[str] = (),
+    ) -> np.ndarray:
+        """Return the parts of each perturbation, ``(n, k)`` int64 filled up with −1.
+
+        Parameters
+        ----------
+        perturbations
+            ``(n,)`` names, ``"A+B"`` for combinations in any order; ``None`` is unknown.
+        n
+            Number of cells.
+        described
+            Names beyond those of the model, which were described by features.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If the model has no such perturbation, or none at all.
+        """
+        if perturbations is None:
+            return np.full((n, 1), UNKNOWN, dtype=np.int64)
+        if self.perturbation_key is None:
+            raise ValueError(
+                "A perturbation was asked for, but the model was trained without perturbation_key=."
+            )
+        names = pd.Series(np.asarray(perturbations, dtype=object).astype(str))
+        known = [*self.perturbations, *described]
+        number = {name: i + FIRST_PART for i, name in enumerate(known)}
+        number[str(self.control)] = CONTROL
+        found: dict[str, list[int]] = {}
+        for name in names.unique():
+            parts = [name] if name == self.control else split_parts(name)
+            unknown = [p for p in parts if p not in number]
+            if unknown:
+                raise KeyError(
+                    f"The model does not know the perturbation {unknown[0]!r}; it knows "
+                    f"{shown(self.perturbations)} and the control {self.control!r}. A model with "
+                    "perturbation_features= takes others by features=."
+                )
+            # The control says nothing beside something else, and the order says nothing.
+            numbers = sorted({number[p] for p in parts})
+            found[name] = [p for p in numbers if p != CONTROL] or [CONTROL]
+        width = max((len(parts) for parts in found.values()), default=1)
+        filled = {k: v + [NO_PART] * (width - len(v)) for k, v in found.items()}
+        return np.array([filled[name] for name in names], dtype=np.int64).reshape(-1, width)
+
+    def conditions(
+        self,
+        n: int,
+        *,
+        source: Sequence[str] | np.ndarray | None = None,
+        perturbation: Sequence[str] | np.ndarray | None = None,
+        covariates: pd.DataFrame | None = None,
+        depth: np.ndarray | None = None,
+        described: Sequence[str] = (),
+    ) -> Conditions:
+        """Turn names into the tensors that the network reads; what is not given is unknown."""
+        depths = np.full(n, np.nan, dtype=np.float32) if depth is None else depth
+        return Conditions(
+            torch.from_numpy(self.source_numbers(source, n)),
+            torch.from_numpy(self.part_numbers(perturbation, n, described)),
+            torch.from_numpy(self.covariate_numbers(covariates, n)),
+            torch.from_numpy(np.array(depths, dtype=np.float32)),
+        )
+
+
+def split_parts(name: str) -> list[str]:
+    """Return the parts of ``"A+B"``; a ``+`` at an end belongs to a name, as in ``"Ca2+"``."""
+    parts = [p.strip() for p in str(name).split(COMBINED)]
+    return parts if all(parts) else [str(name).strip()]
+
+
+def shown(names: Sequence[str], n: int = 8) -> str:
+    """Return the first names for an error."""
+    return f"{list(names[:n])}{' …' if len(names) > n else ''}"
+
+
+def _numbers(names: Sequence[str] | np.ndarray | pd.Series, levels: list[str], what: str) -> Any:
+    asked = pd.Index(np.asarray(names, dtype=object).astype(str))
+    found = pd.Index(levels).get_indexer(asked)
+    if (found < 0).any():
+        raise KeyError(
+            f"The model does not know the {what} {asked[found < 0][0]!r}; it knows {shown(levels)}."
+        )
+    return found.astype(np.int64)

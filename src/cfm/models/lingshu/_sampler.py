@@ -1,0 +1,178 @@
+"""Few-step sampling of cells, tensor side: each cell by its own random numbers alone."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cfm.models.lingshu._module import MASK, LingshuModule, place_scores
+from cfm.models.lingshu._quantiser import N_VALUES
+from cfm.nn._absorbing import draw_tokens, guided, reveal_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cfm.models.lingshu._conditions import Conditions
+
+#: Tokens of the trunk that are worked on at a time. The numbers are fixed: what a matrix product
+#: rounds to depends on its shape, and a cell must not depend on how many others are made.
+_TOKENS_CPU, _TOKENS_GPU = 1024, 65_536
+#: Scores that are held at a time on a GPU.
+_SCORES_GPU = 2**28
+
+
+class Draws(NamedTuple):
+    """Random numbers of ``b`` cells.
+
+    Attributes
+    ----------
+    uniform
+        ``(b, n_genes)`` float64, which value a gene gets.
+    key
+        ``(b, n_genes)`` float64: genes are revealed in ascending order of it.
+    inside
+        ``(b, n_genes)`` float64, where in the bin of its value a count lies.
+    rank
+        ``(b,)`` float64, how deep a cell is among the others of its source.
+    """
+
+    uniform: np.ndarray
+    key: np.ndarray
+    inside: np.ndarray
+    rank: np.ndarray
+
+
+def draw_numbers(names: Sequence[str], n_genes: int, seed: int) -> Draws:
+    """Draw the random numbers of cells from their names and a seed."""
+    made = []
+    for name in names:
+        text = name.encode()
+        rng = np.random.default_rng([seed, zlib.crc32(text), zlib.adler32(text)])
+        made.append((rng.random(), rng.random((3, n_genes))))
+    table = np.stack([numbers for _, numbers in made], axis=1)
+    uniform, key, inside = table
+    return Draws(uniform, key, inside, np.array([rank for rank, _ in made]))
+
+
+class Sampler:
+    """A trained network, ready to make cells.
+
+    Parameters
+    ----------
+    module
+        The network, on its device.
+    dtype
+        Of the trunk's matrix products; scores are float32.
+
+    Attributes
+    ----------
+    cells_at_once
+        Cells that go through the trunk together; fewer are filled up.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, module: LingshuModule, dtype: torch.dtype) -> None:
+        self.module = module
+        self.device = module.embedding.weight.device
+        self._trunk = module.trunk.prepare(dtype)
+        self._table = module.value_table().float()
+        self._heads = module.group.heads(module.head.weight).float()
+        on_gpu = self.device.type != "cpu"
+        n = module.n_prefix + module.group.n_groups
+        self.cells_at_once = max(1, (_TOKENS_GPU if on_gpu else _TOKENS_CPU) // n)
+
+    @torch.inference_mode()
+    def states(self, tokens: Tensor, conditions: Conditions) -> Tensor:
+        """Run the trunk on at most ``cells_at_once`` cells; see :meth:`LingshuModule.encode`."""
+        n, lacking = len(tokens), self.cells_at_once - len(tokens)
+        prefix = F.pad(self.module.prefix(conditions), (0, 0, 0, 0, 0, lacking))
+        tokens = F.pad(tokens, (0, 0, 0, lacking), value=MASK)
+        x = self.module.inputs(tokens, prefix, self._table)
+        return self._trunk(x)[:n, self.module.n_prefix :].float()
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        tokens: np.ndarray,
+        conditions: Conditions,
+        draws: Draws,
+        *,
+        n_steps: int,
+        guidance: float,
+    ) -> np.ndarray:
+        """Fill in hidden genes in a few steps.
+
+        Parameters
+        ----------
+        tokens
+            ``(b, n_genes)`` int64, 281 where a gene is to be drawn; the rest stays.
+        conditions
+            Of the cells, on the device.
+        draws
+            Their random numbers.
+        n_steps
+            Steps; in each a share of the genes, as a cosine has it, is drawn at once.
+        guidance
+            Weight of the guidance away from the control of the same source; 0 is none.
+
+        Returns
+        -------
+        ``(b, n_genes)`` int64, 0 to 280.
+        """
+        hidden = tokens == MASK
+        order = np.argsort(np.where(hidden, draws.key, np.inf), axis=1, kind="stable")
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
+        # Step in which each gene is revealed; none for those that are there.
+        steps = np.full(tokens.shape, -1, dtype=np.int16)
+        for i, free in enumerate(hidden):
+            ends = np.cumsum(reveal_counts(int(free.sum()), n_steps))
+            steps[i, free] = np.searchsorted(ends, rank[i, free], side="right")
+        step = torch.from_numpy(steps).to(self.device)
+        current = torch.from_numpy(tokens).to(self.device)
+        uniform = torch.from_numpy(draws.uniform).to(self.device)
+        null = conditions.control() if guidance else None
+        for i in range(n_steps):
+            rows, genes = (step == i).nonzero(as_tuple=True)
+            if not len(rows):
+                continue
+            told = self.states(current, conditions)
+            untold = None if null is None else self.states(current, null)
+            for part in self._parts(rows):
+                row, gene = rows[part], genes[part]
+                scores = self._scores(told, conditions, row, gene)
+                if untold is not None and null is not None:
+                    scores = guided(scores, self._scores(untold, null, row, gene), guidance)
+                current[row, gene] = draw_tokens(scores, uniform[row, gene])
+        return current.cpu().numpy()
+
+    def _parts(self, rows: Tensor) -> list[slice]:
+        """Cut sorted cell numbers into pieces that are scored together."""
+        per = 1
+        if self.device.type != "cpu":
+            per = max(1, _SCORES_GPU // (self.module.group.n_groups * self._heads[:, 0].numel()))
+        ends = torch.bincount(rows // per).cumsum(0).tolist()
+        return [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True) if b > a]
+
+    def _scores(
+        self, states: Tensor, conditions: Conditions, rows: Tensor, genes: Tensor
+    ) -> Tensor:
+        """Score some genes of some cells, ``(m, 281)`` float32 in the order given."""
+        group = self.module.group
+        if self.device.type == "cpu":  # one cell, so that shapes are its own
+            sorted_scores, order = place_scores(states, group, self._heads, rows, genes)
+            scores = torch.empty_like(sorted_scores)
+            scores[order] = sorted_scores
+        else:  # all places at once: few large products, and again the same shape always
+            first, last = int(rows[0]), int(rows[-1]) + 1
+            heads = self._heads.permute(1, 0, 2).reshape(states.shape[-1], -1)
+            every = (states[first:last] @ heads).view(last - first, -1, N_VALUES)
+            scores = every[rows - first, group.positions()[genes]]
+        if self.module.count_term is not None:
+            scores = scores + self.module.count_term(conditions, rows, genes).float()
+        return scores

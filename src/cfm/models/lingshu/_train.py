@@ -1,0 +1,267 @@
+"""Training of Lingshu-Cell: what goes in, and the run."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS, settings
+from scvi.train import TrainRunner
+
+from cfm.models._lightning import (
+    check_numbers,
+    held_out_studies,
+    quiet_lightning,
+    run_training,
+    training_precision,
+)
+from cfm.models.lingshu._core import LingshuCore
+from cfm.models.lingshu._reading import CountReader
+from cfm.models.lingshu._training import CellBatches, CellStream, DiffusionPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cfm.models.lingshu._conditions import Conditions
+
+_MAX_EPOCHS = 100
+#: Without a number of epochs or steps, training stops after so many steps.
+_MAX_STEPS = 4000
+#: The share of the steps that warms up, at most as many as published.
+_WARM_UP, _LONGEST_WARM_UP = 0.05, 1000
+
+
+class Trainable(LingshuCore):
+    """A Lingshu-Cell that can be trained."""
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        max_steps: int | None = None,
+        validation_share: float = 0.1,
+        n_validation: int = 512,
+        balanced: bool = False,
+        condition_dropout: float = 0.1,
+        stratified: bool = True,
+        least_time: float = 1e-3,
+        batch_size: int = 32,
+        accumulate_grad_batches: int = 1,
+        lr: float = 1e-3,
+        last_lr: float = 2e-5,
+        weight_decay: float = 0.1,
+        average_width: float | None = 0.05,
+        recompute: bool = False,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        precision: str = "auto",
+        enable_progress_bar: bool | None = None,
+        seed: int = 0,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train on hidden counts: from scratch, or further from loaded weights.
+
+        A random share ``t`` of a cell's genes is hidden and predicted from the rest; the loss is
+        their cross-entropy weighted by ``1 / t`` (eq. 2), per measured gene: a bound of the
+        negative log likelihood of counts, in nats per gene. Genes that the data do not measure
+        are hidden in any case and not judged. AdamW with β = (0.9, 0.95), clipping at 1.0,
+        warm-up over 5 % of the steps (1,000 at most) and a cosine. Afterwards the model holds the
+        running average of its weights, not the last ones. The curves are in ``history``.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data; by default 100, and 4,000 steps at most.
+        max_steps
+            Optimiser steps at most.
+        validation_share
+            Share of the studies that is held out, at least one if there are three; without
+            ``study_key`` share of the cells.
+        n_validation
+            Held-out cells, spread over all of them, on which each epoch is judged.
+        balanced
+            Draw cells of a combination of source, perturbation and study with ``n`` cells with a
+            weight of one over the root of ``n``.
+        condition_dropout
+            Probability that a cell is shown without any of its conditions, and that each is
+            withheld, so that cells can be embedded and generated without them. 0 as published.
+        stratified
+            Spread the shares ``t`` of a batch evenly; each alone is uniform as before.
+        least_time
+            Lower bound of ``t``.
+        batch_size
+            Cells per batch. Published: 256 over all devices.
+        accumulate_grad_batches
+            Batches per optimiser step.
+        lr, last_lr
+            Peak and last learning rate. Published: 1e-4 to 2e-4, and 2e-5.
+        weight_decay
+            Of AdamW, on matrices.
+        average_width
+            Relative width σ of the power-function average of the weights (Karras et al. 2024);
+            0.05 as published, ``None`` keeps the last weights.
+        recompute
+            Compute the layers again in the backward pass instead of keeping their activations.
+        accelerator, devices
+            As in scvi-tools.
+        precision
+            As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+        enable_progress_bar
+            By default as ``scvi.settings.verbosity`` says.
+        seed
+            Seed of the whole run.
+        **trainer_kwargs
+            For :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        KeyError
+            If the data have a condition that a loaded model does not know.
+        ValueError
+            If the model has no data, they are no counts, or a number is out of its range.
+        KeyboardInterrupt
+            If training is interrupted. The model then keeps what it has learned.
+        """
+        check_numbers(
+            max_epochs=(1 if max_epochs is None else max_epochs, 1),
+            max_steps=(1 if max_steps is None else max_steps, 1),
+            batch_size=(batch_size, 1),
+            accumulate_grad_batches=(accumulate_grad_batches, 1),
+            n_validation=(n_validation, 1),
+        )
+        for name, share in (("condition_dropout", condition_dropout), ("least_time", least_time)):
+            if not 0.0 <= share < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1; found {share}.")
+        if least_time == 0.0:
+            raise ValueError("least_time must be above 0: the loss is weighted by 1 / t.")
+        read, reader = self._training_reader()
+        studies = self.registered_categories("study")
+        held_out = self._held_out(studies, validation_share, seed)
+        training, checks = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        if len(checks) > n_validation:
+            checks = checks[np.linspace(0, len(checks) - 1, n_validation).astype(np.int64)]
+        if self.size.depth and not self.is_trained_:
+            self._learn_depths(reader, training)
+        stream = CellStream(
+            read,
+            training,
+            batch_size=batch_size,
+            seed=seed,
+            least_time=least_time,
+            stratified=stratified,
+            condition_dropout=condition_dropout,
+            weights=self._root_weights(studies, training) if balanced else None,
+        )
+        check = None
+        if len(checks):
+            check = CellStream(
+                read,
+                checks,
+                batch_size=batch_size,
+                seed=seed + 1,
+                least_time=least_time,
+                stratified=True,
+                fixed=True,
+            )
+        steps_per_epoch = -(-stream.n_batches // accumulate_grad_batches)
+        if max_epochs is None and max_steps is None:
+            max_steps = min(_MAX_STEPS, _MAX_EPOCHS * steps_per_epoch)
+        if max_epochs is None:
+            max_epochs = -(-int(max_steps or 1) // steps_per_epoch)
+        n_steps = min(max_epochs * steps_per_epoch, max_steps or max_epochs * steps_per_epoch)
+        plan = DiffusionPlan(
+            self.module,
+            lr=lr,
+            last_lr=last_lr,
+            weight_decay=weight_decay,
+            warm_up=max(1, min(_LONGEST_WARM_UP, round(_WARM_UP * n_steps))),
+            n_steps=n_steps,
+            average_width=average_width,
+        )
+        if enable_progress_bar is None:
+            enable_progress_bar = settings.verbosity <= logging.INFO
+        trainer_kwargs.setdefault("log_every_n_steps", 1)
+        trainer_kwargs.setdefault("gradient_clip_val", 1.0)
+        self.module.trunk.recompute = recompute
+        try:
+            with quiet_lightning():
+                runner = TrainRunner(
+                    self,
+                    training_plan=plan,
+                    data_splitter=CellBatches(stream, check),
+                    max_epochs=max_epochs,
+                    max_steps=n_steps,
+                    accelerator=accelerator,
+                    devices=devices,
+                    precision=training_precision(precision, accelerator),
+                    check_val_every_n_epoch=1,
+                    accumulate_grad_batches=accumulate_grad_batches,
+                    enable_progress_bar=enable_progress_bar,
+                    **trainer_kwargs,
+                )
+                finished = run_training(self, runner, seed)
+        finally:
+            self.module.trunk.recompute = False
+            plan.show_average(True)
+        self.trained_here(studies, training_seed=seed, max_steps=n_steps)
+        if not finished:
+            raise KeyboardInterrupt(
+                f"Training was interrupted after step {plan.trainer.global_step} of {n_steps}; "
+                "the model keeps what it has learned."
+            )
+
+    def _training_reader(
+        self,
+    ) -> tuple[Callable[[np.ndarray], tuple[torch.Tensor, Conditions]], CountReader]:
+        """Return how to read rows of the registered data."""
+        if self.adata is None:
+            raise ValueError(
+                "The model has no data; give it some with from_pretrained(name, adata=adata) "
+                "after LingshuCell.setup_anndata(adata, …)."
+            )
+        registered = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]
+        layer = registered.attr_key if registered.attr_name == "layers" else None
+        reader = CountReader(self.adata, self.vocabulary, layer)
+        conditions = self._conditions_of(self.adata.obs, None)
+
+        def read(rows: np.ndarray) -> tuple[torch.Tensor, Conditions]:
+            tokens, depth = reader.tokens(rows)
+            told = conditions.rows(torch.from_numpy(rows))
+            return torch.from_numpy(tokens), told._replace(depth=torch.from_numpy(depth))
+
+        return read, reader
+
+    def _learn_depths(self, reader: CountReader, rows: np.ndarray) -> None:
+        """Keep how deep cells are, of all and of each source, for cells that are made anew."""
+        blocks = [rows[i : i + 512] for i in range(0, len(rows), 512)]
+        depth = np.concatenate([reader.tokens(block)[1] for block in blocks])
+        source = self._conditions_of(self.adata.obs, None).source.numpy()[rows]
+        quantiles = self.module.depth_quantiles
+        ranks = np.linspace(0.0, 1.0, quantiles.shape[1])
+        for i in range(len(quantiles)):
+            chosen = depth if i == 0 else depth[source == i]
+            found = np.quantile(chosen if len(chosen) else depth, ranks)
+            quantiles[i] = torch.from_numpy(found.astype(np.float32)).to(quantiles.device)
+
+    def _held_out(self, studies: np.ndarray, share: float, seed: int) -> np.ndarray:
+        """Choose what training is judged on, ``(n,)`` bool: studies, or cells without them."""
+        if (studies != "").any():
+            return np.isin(studies, held_out_studies(studies, share, seed))
+        if not 0.0 <= share < 1.0:
+            raise ValueError(f"validation_share must be at least 0 and below 1; found {share}.")
+        n = len(studies)
+        out = np.zeros(n, dtype=bool)
+        if share and n >= 3:
+            size = min(max(1, round(share * n)), n - 1)
+            out[np.random.default_rng(seed).choice(n, size=size, replace=False)] = True
+        return out
+
+    def _root_weights(self, studies: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return one over the root of the number of cells with the same conditions and study."""
+        levels = self.levels
+        keys = [k for k in (levels.source_key, levels.perturbation_key) if k is not None]
+        table = self.adata.obs[keys].astype(str).assign(**{" study": studies}).iloc[rows]
+        size = table.groupby(list(table.columns), sort=False).transform("size")
+        return 1.0 / np.sqrt(size.to_numpy(dtype=np.float64))

@@ -1,0 +1,244 @@
+"""Diffusion training of Lingshu-Cell in Lightning: batches and steps."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from cfm.models.lingshu._conditions import UNKNOWN, Conditions
+from cfm.nn._absorbing import draw_times
+from cfm.nn._ema import PowerAverage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cfm.models.lingshu._module import LingshuModule
+
+_BETAS = (0.9, 0.95)
+
+
+class Batch(NamedTuple):
+    """What :meth:`LingshuModule.losses` takes."""
+
+    tokens: Tensor
+    hidden: Tensor
+    time: Tensor
+    conditions: Conditions
+
+
+class CellStream(IterableDataset[Batch]):
+    """Batches of cells in random order with random genes hidden.
+
+    Parameters
+    ----------
+    read
+        Turns row numbers into ``(b, n_genes)`` tokens and conditions.
+    rows
+        Row numbers to draw from.
+    batch_size
+        Cells per batch.
+    seed
+        Seed; epoch ``i`` of a seed is always the same. Processes that train together draw
+        different orders.
+    least_time, stratified
+        See :func:`cfm.nn._absorbing.draw_times`.
+    condition_dropout
+        Probability that nothing is said of a cell, and that each single condition is withheld.
+    fixed
+        Keep order and what is hidden from epoch to epoch, for validation.
+    weights
+        ``(len(rows),)``, how often a cell is drawn (with replacement) instead of once an epoch.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[np.ndarray], tuple[Tensor, Conditions]],
+        rows: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        least_time: float,
+        stratified: bool,
+        condition_dropout: float = 0.0,
+        fixed: bool = False,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        self.read = read
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.least_time = least_time
+        self.stratified = stratified
+        self.condition_dropout = condition_dropout
+        self.fixed = fixed
+        self.share = None if weights is None else weights / weights.sum()
+        self.epoch = 0
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = np.random.default_rng([self.seed, self.epoch, *_process()])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        if self.fixed:
+            order = self.rows
+        elif self.share is not None:
+            order = rng.choice(self.rows, size=len(self.rows), p=self.share)
+        else:
+            order = rng.permutation(self.rows)
+        for start in range(0, len(order), self.batch_size):
+            tokens, conditions = self.read(order[start : start + self.batch_size])
+            time = draw_times(
+                len(tokens), generator, least=self.least_time, stratified=self.stratified
+            )
+            hidden = torch.rand(tokens.shape, generator=generator) < time.unsqueeze(1)
+            if self.condition_dropout:
+                conditions = withhold(conditions, self.condition_dropout, generator)
+            yield Batch(tokens, hidden, time, conditions)
+        self.epoch += not self.fixed
+
+
+def withhold(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:
+    """Replace conditions by *unknown*: all of a cell with this probability, then each alone."""
+    source, parts, covariates, depth, _ = conditions
+    n = len(source)
+    drop = torch.rand(n, 4 + covariates.shape[1], generator=generator) < share
+    drop = drop[:, 1:] | drop[:, :1]
+    unknown = torch.full_like(parts, -1)
+    unknown[:, 0] = UNKNOWN
+    return conditions._replace(
+        source=source.masked_fill(drop[:, 0], UNKNOWN),
+        parts=torch.where(drop[:, 1:2], unknown, parts),
+        covariates=covariates.masked_fill(drop[:, 3:], UNKNOWN),
+        depth=depth.masked_fill(drop[:, 2], torch.nan),
+    )
+
+
+class CellBatches(pl.LightningDataModule):
+    """Training and validation streams; both come as whole batches."""
+
+    def __init__(self, training: CellStream, checks: CellStream | None) -> None:
+        super().__init__()
+        self.training = training
+        self.checks = checks
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches to learn from."""
+        return DataLoader(self.training, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Batches to judge by."""
+        return [] if self.checks is None else DataLoader(self.checks, batch_size=None)
+
+
+class DiffusionPlan(pl.LightningModule):
+    """Diffusion loss; AdamW with warm-up and a cosine to a last rate; running average of weights.
+
+    Validation is of the average, if there is one.
+
+    Parameters
+    ----------
+    module
+        The network.
+    lr, last_lr
+        Peak and last learning rate.
+    weight_decay
+        Of AdamW, on matrices.
+    warm_up
+        Steps until the peak.
+    n_steps
+        Optimiser steps in all.
+    average_width
+        Relative width of the running average; ``None`` for none.
+    """
+
+    def __init__(
+        self,
+        module: LingshuModule,
+        *,
+        lr: float,
+        last_lr: float,
+        weight_decay: float,
+        warm_up: int,
+        n_steps: int,
+        average_width: float | None,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.lr = lr
+        self.last_lr = min(last_lr, lr)
+        self.weight_decay = weight_decay
+        self.warm_up = warm_up
+        self.n_steps = n_steps
+        self.average = None if average_width is None else PowerAverage(module, average_width)
+        self._shows_average = False
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step as a share of the peak."""
+        if step < self.warm_up:
+            return (step + 1) / self.warm_up
+        done = (step - self.warm_up) / max(1, self.n_steps - self.warm_up)
+        last = self.last_lr / self.lr
+        return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what is trained."""
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=_BETAS)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step on one batch."""
+        loss = self.module.losses(*batch)["loss"]
+        self.log(
+            "train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch.time)
+        )
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Take the new weights into the average, once per optimiser step."""
+        if self.average is not None and self.global_step > self.average.n_steps:
+            self.average.update()
+
+    def on_validation_epoch_start(self) -> None:
+        """Judge the average."""
+        self.show_average(True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss on cells that are not trained on."""
+        loss = self.module.losses(*batch)["loss"]
+        self.log("validation_loss", loss, on_epoch=True, batch_size=len(batch.time))
+
+    def on_validation_epoch_end(self) -> None:
+        """Go on with the weights that are trained."""
+        self.show_average(False)
+
+    def show_average(self, wanted: bool) -> None:
+        """Put the average in the place of the weights, or take it away, if a step was taken."""
+        if self.average is not None and self.average.n_steps and wanted != self._shows_average:
+            self.average.swap()
+            self._shows_average = wanted
+
+
+def _process() -> list[int]:
+    """Return the rank of this process among those that train together, nothing for the first."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return []
+    rank = torch.distributed.get_rank()
+    return [rank] if rank else []

@@ -1,0 +1,100 @@
+"""Absorbing-state diffusion over tokens: how they are hidden, the loss, and how they come back."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def draw_times(
+    n: int, generator: torch.Generator, *, least: float = 1e-3, stratified: bool = True
+) -> Tensor:
+    """Draw the share of tokens to hide in each observation, uniform on ``least`` to 1.
+
+    Parameters
+    ----------
+    n
+        Number of observations.
+    generator
+        Source of random numbers.
+    least
+        Lower bound: the loss is weighted by ``1 / t``, and few hidden tokens say little.
+    stratified
+        Draw one from each ``n``-th of the range, in random order, so that every batch has small
+        and large shares. Each one alone is uniform as before.
+
+    Returns
+    -------
+    ``(n,)`` float32.
+    """
+    draw = torch.rand(n, generator=generator)
+    if stratified:
+        draw = (torch.randperm(n, generator=generator) + draw) / max(n, 1)
+    return least + (1.0 - least) * draw
+
+
+def absorbing_loss(nll: Tensor, row: Tensor, time: Tensor, n_tokens: Tensor) -> Tensor:
+    r"""Return the loss of absorbing-state diffusion (Lingshu-Cell, eq. 2), per token.
+
+    .. math:: \frac{1}{b} \sum_i \frac{1}{t_i n_i} \sum_{j \text{ hidden}} -\log p(x_{ij} | x_i^t)
+
+    Its expectation bounds the negative log likelihood of the observations, divided by their
+    number of tokens.
+
+    Parameters
+    ----------
+    nll
+        ``(m,)``, negative log-probability of each hidden token.
+    row
+        ``(m,)`` int64, the observation it belongs to.
+    time
+        ``(b,)``, share of tokens that was hidden in expectation.
+    n_tokens
+        ``(b,)``, number of tokens that could have been hidden.
+    """
+    weight = 1.0 / (time * n_tokens.clamp(min=1))
+    return (nll * weight[row]).sum() / max(len(time), 1)
+
+
+def reveal_counts(n_tokens: int, n_steps: int) -> list[int]:
+    r"""Return how many tokens to reveal in each step: cosine schedule.
+
+    After step :math:`i` of :math:`N` a share :math:`\cos(\pi i / 2 N)` is still hidden, of three
+    steps 0.866, 0.5 and 0.
+
+    Raises
+    ------
+    ValueError
+        If there is no step.
+    """
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1; found {n_steps}.")
+    left = [round(n_tokens * math.cos(math.pi * i / (2 * n_steps))) for i in range(n_steps)]
+    return [a - b for a, b in zip(left, [*left[1:], 0], strict=True)]
+
+
+def guided(conditional: Tensor, null: Tensor, weight: float) -> Tensor:
+    """Return logits moved away from those of the null condition (eq. 10); 0 leaves them."""
+    return null + (weight + 1.0) * (conditional - null)
+
+
+def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Draw from categorical distributions by inverting their distribution functions.
+
+    Parameters
+    ----------
+    logits
+        ``(m, v)``.
+    uniform
+        ``(m,)`` float64, 0 to 1: equal numbers give equal tokens.
+
+    Returns
+    -------
+    ``(m,)`` int64.
+    """
+    weight = (logits - logits.amax(-1, keepdim=True)).exp()
+    below = weight.cumsum(-1, dtype=torch.float64)
+    found = torch.searchsorted(below, (uniform * below[:, -1]).unsqueeze(-1), right=True)
+    return found.squeeze(-1).clamp(max=logits.shape[-1] - 1)
