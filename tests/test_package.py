@@ -102,6 +102,7 @@ def test_the_promised_interface_is_there():
             "host_factor_enrichment",
             "gene_programs",
             "drug_screen",
+            "perturbation",
             "probe",
             "survival",
         ],

@@ -86,3 +86,17 @@ SIMULATED = "simulated"
 COMBINED = "+"
 #: Baselines that :func:`cfm.tl.simulate_perturbation` takes as ``model=``.
 BASELINES = ("control", "mean_shift", "additive", "nearest", "linear")
+
+#: Columns of the table of :func:`cfm.tl.evaluate_perturbation`.
+SCORE_COLUMNS = (
+    "group",
+    "perturbation",
+    "metric",
+    "method",
+    "value",
+    "higher_is_better",
+    "n_real",
+    "n_simulated",
+)
+#: Its ``method`` for half of the real perturbed cells against the other half.
+CEILING = "ceiling"

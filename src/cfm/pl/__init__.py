@@ -12,6 +12,7 @@ from cfm.pl._embedding import embedding
 from cfm.pl._gene_programs import gene_programs
 from cfm.pl._host_factor_enrichment import host_factor_enrichment
 from cfm.pl._host_factors import host_factors
+from cfm.pl._perturbation import perturbation
 from cfm.pl._probe import probe
 from cfm.pl._survival import survival
 from cfm.pl._top_genes import top_genes
@@ -24,6 +25,7 @@ __all__ = [
     "gene_programs",
     "host_factor_enrichment",
     "host_factors",
+    "perturbation",
     "probe",
     "survival",
     "top_genes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.patheffects import withStroke
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
+#: Horizontal and vertical offset in points, and the alignment.
+Place = tuple[float, float, Literal["left", "center", "right"], Literal["top", "center", "bottom"]]
 #: Offsets in points that are tried in turn, with the alignment that keeps the text off the point.
-_PLACES = (
+_PLACES: tuple[Place, ...] = (
     (6, 0, "left", "center"),
     (-6, 0, "right", "center"),
     (0, 6, "center", "bottom"),
@@ -48,6 +50,7 @@ def label_points(
     avoid: Sequence[Bbox] = (),
     frame: Bbox | None = None,
     halo: str | None = None,
+    places: Sequence[Place] = _PLACES,
 ) -> None:
     """Write each name beside its point, at the first place that touches nothing drawn so far.
 
@@ -68,6 +71,8 @@ def label_points(
         Box in pixels to stay inside of; ``None`` takes the Axes.
     halo
         Colour around the letters where they cross lines.
+    places
+        Where to try, in turn, for points of radius 4.5.
     """
     pixels = ax.transData.transform(points)
     off = radius / 4.5
@@ -88,14 +93,14 @@ def label_points(
             in_layout=False,
             path_effects=effects,
         )
-        for dx, dy, ha, va in _PLACES:
+        for dx, dy, ha, va in places:
             text.set(position=(off * dx, off * dy), ha=ha, va=va)
             box = text.get_window_extent()
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
             free = inside and not any(box.overlaps(other) for other in taken)
             if free and not _covers_a_point(box, others, radius):
-                taken.append(box)
+                taken.append(box.padded(2) if halo else box)
                 break
         else:
             text.remove()

@@ -1,0 +1,266 @@
+"""``cfm.pl.perturbation(kind="effect")`` draws the change of each gene."""
+
+from __future__ import annotations
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from scipy import sparse
+
+import cfm
+from cfm.pl import _perturbation_cells
+from tests.pl._drawn import legend_texts, outside, overlapping, row_names
+from tests.pl._screened import GENES, GROUPS, MADE, REAL, as_counts, make_screen
+
+
+def drawn(ax) -> np.ndarray:
+    """All points, sorted, ``(genes, 2)``."""
+    points = np.concatenate([np.asarray(part.get_offsets()) for part in ax.collections])
+    return points[np.lexsort(points.T[::-1])]
+
+
+def expected(group: str) -> np.ndarray:
+    points = np.column_stack([REAL[group], MADE[group]])
+    return points[np.lexsort(points.T[::-1])]
+
+
+def names(ax) -> list[str]:
+    return [text.get_text() for text in ax.texts]
+
+
+def test_effects_of_each_group_are_drawn():
+    real, made = make_screen()
+    before = real.copy()
+    axes = cfm.pl.perturbation(real, made, groupby="cell_type", n_top=10, show=False)
+    assert list(axes) == GROUPS
+    for group, ax in axes.items():
+        np.testing.assert_allclose(drawn(ax), expected(group), atol=1e-5)
+        assert ax.get_xlim() == ax.get_ylim()
+        assert ax.get_aspect() == 1
+    assert axes["B cell"].get_title(loc="left").startswith("IFN, B cell\nPearson 1.00, RMSE 0.")
+    assert axes["T cell"].get_title(loc="left").startswith("IFN, T cell\nPearson −1.00")
+    assert legend_texts(axes["B cell"]) == [
+        "right direction (10 of top 10)",
+        "other genes (20)",
+        "identity",
+    ]
+    assert "wrong or none (10 of top 10)" in legend_texts(axes["T cell"])
+    assert plt.get_fignums() == []
+    np.testing.assert_array_equal(real.X, before.X)
+    assert list(real.obs) == list(before.obs)
+
+
+def test_one_group_or_all_cells_together():
+    real, made = make_screen()
+    ax = cfm.pl.perturbation(real, made, groupby="cell_type", group="B cell", show=False)
+    np.testing.assert_allclose(drawn(ax), expected("B cell"), atol=1e-5)
+    ax = cfm.pl.perturbation(real, made, show=False)
+    np.testing.assert_allclose(drawn(ax)[:, 0], 0.5, atol=1e-5)  # the groups cancel
+    both = np.sort((MADE["B cell"] + MADE["T cell"]) / 2)
+    np.testing.assert_allclose(np.sort(drawn(ax)[:, 1]), both, atol=1e-5)
+    assert ax.get_title(loc="left").startswith("IFN\nPearson")
+    several = cfm.pl.perturbation(real, made, groupby="cell_type", group=["T cell"], show=False)
+    assert list(several) == ["T cell"]
+
+
+def test_the_strongest_genes_are_marked_and_named():
+    real, made = make_screen()
+    ax = cfm.pl.perturbation(
+        real, made, groupby="cell_type", group="B cell", n_top=6, n_named=3, show=False
+    )
+    assert set(names(ax)) <= set(GENES[-3:])
+    assert "GENE29" in names(ax)
+    assert ax.collections[1].get_offsets().shape == (6, 2)
+    none = cfm.pl.perturbation(real, made, n_named=0, show=False)
+    assert names(none) == []
+
+
+def test_counts_are_normalised_and_logarithms_taken_as_they_are():
+    real, made = (as_counts(part) for part in make_screen())
+    ax = cfm.pl.perturbation(real, made, groupby="cell_type", group="B cell", show=False)
+    logs = []
+    for adata, level in ((real, "IFN"), (real, "none"), (made, "IFN")):
+        rows = ((adata.obs["condition"] == level) & (adata.obs["cell_type"] == "B cell")).to_numpy()
+        x = adata.X[rows].toarray().astype(float)
+        logs.append(np.log1p(x / x.sum(axis=1, keepdims=True) * 1e4).mean(axis=0))
+    points = np.column_stack([logs[0] - logs[1], logs[2] - logs[1]])
+    np.testing.assert_allclose(drawn(ax), points[np.lexsort(points.T[::-1])], atol=1e-5)
+
+
+def test_order_of_genes_and_cells_sparsity_and_blocks_do_not_matter(monkeypatch):
+    real, made = make_screen()
+    before = drawn(cfm.pl.perturbation(real, made, show=False))
+    monkeypatch.setattr(_perturbation_cells, "_BLOCK", 5)
+    rng = np.random.default_rng(0)
+    other = made[rng.permutation(made.n_obs), rng.permutation(made.n_vars)].copy()
+    other.X = sparse.csr_matrix(other.X)
+    after = drawn(cfm.pl.perturbation(real[::-1].copy(), other, show=False))
+    np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_genes_that_were_not_predicted_or_are_not_shared_are_left_out():
+    real, made = make_screen()
+    made = made[:, :28].copy()
+    made.var["simulated"] = np.arange(28) >= 3
+    ax = cfm.pl.perturbation(real, made, show=False)
+    assert drawn(ax).shape == (25, 2)
+    assert legend_texts(ax)[-1] == "not predicted (3)"
+
+
+def test_no_change_is_no_right_direction():
+    real, made = make_screen()
+    made.X = np.full(made.shape, 5.5, dtype=np.float32)
+    real.X[(real.obs["condition"] == "none").to_numpy()] = 5.5
+    ax = cfm.pl.perturbation(real, made, groupby="cell_type", group="B cell", show=False)
+    assert "Pearson not defined (no change)" in ax.get_title(loc="left")
+    assert legend_texts(ax)[0] == "wrong or none (20 of top 20)"
+
+
+def test_several_perturbations_and_symbols():
+    real, made = make_screen()
+    more = [part[part.obs["condition"] == "IFN"].copy() for part in (real, made)]
+    for part in more:
+        part.obs["condition"] = "TNF"
+        part.obs_names = [f"{name}-tnf" for name in part.obs_names]
+    real, made = ad.concat([real, more[0]]), ad.concat([made, more[1]])
+    real.var["symbol"] = [f"S{i}" for i in range(30)]
+    given = {"key": "condition", "control": "none", "gene_symbols": "symbol", "show": False}
+    axes = cfm.pl.perturbation(real, made, **given)
+    assert list(axes) == ["IFN", "TNF"]
+    assert all(name.startswith("S") for name in names(axes["TNF"]))
+    axes = cfm.pl.perturbation(real, made, groupby="cell_type", **given)
+    assert list(axes) == ["IFN | B cell", "IFN | T cell", "TNF | B cell", "TNF | T cell"]
+    assert cfm.pl.perturbation(real, made, perturbation="TNF", **given).get_title(loc="left")
+
+
+def test_a_layer_is_read_where_it_is():
+    real, made = make_screen()
+    real.layers["log"], real.X = real.X, np.zeros_like(real.X)
+    made.uns["simulation"]["params"]["layer"] = "log"
+    ax = cfm.pl.perturbation(real, made, groupby="cell_type", group="B cell", show=False)
+    np.testing.assert_allclose(drawn(ax), expected("B cell"), atol=1e-5)
+
+
+def test_own_axes_saving_and_room(tmp_path):
+    cells = cfm.datasets.toy_perturbation()
+    made = cfm.tl.simulate_perturbation(
+        cells,
+        "IFNB1",
+        model="nearest",
+        key="perturbation",
+        control="control",
+        groupby="cell_type",
+    )
+    axes = cfm.pl.perturbation(
+        cells, made, groupby="cell_type", save=tmp_path / "a.png", show=False
+    )
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert {"ISG15", "OAS1", "MX1", "IFI6"} & {name for ax in axes.values() for name in names(ax)}
+    for ax in axes.values():
+        assert overlapping(ax.texts) == []
+        assert outside(ax.texts, ax.get_window_extent()) == []
+        assert row_names(ax)
+    every = [text for ax in axes.values() for text in ax.get_legend().get_texts()]
+    every += [text for ax in axes.values() for text in (ax.xaxis.label, ax.title, *ax.texts)]
+    assert overlapping(every) == []
+    figure, ax = plt.subplots()
+    assert cfm.pl.perturbation(cells, made, ax=ax, show=False) is ax
+    assert plt.fignum_exists(figure.number)
+
+
+def _without_record(made):
+    del made.uns["simulation"]
+
+
+def _one_name_twice(made):
+    made.var_names = [GENES[0], *GENES[:-1]]
+
+
+def _other_genes(made):
+    made.var_names = [f"X{i}" for i in range(30)]
+
+
+def _nothing_predicted(made):
+    made.var["simulated"] = False
+
+
+def _nan(made):
+    made.X[0, 0] = np.nan
+
+
+def _counts(made):
+    made.X = np.round(made.X)
+
+
+def _no_t_cells(made):
+    made._inplace_subset_obs((made.obs["cell_type"] == "B cell").to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "error", "message"),
+    [
+        (None, {"kind": "scatter"}, ValueError, "kind='scatter' is not known"),
+        (None, {"key": "dose"}, KeyError, r"real.obs has no column 'dose'"),
+        (None, {"control": "mock"}, KeyError, "no control 'mock'; it has"),
+        (None, {"perturbation": "TNF"}, KeyError, r"real.obs\['condition'\] has no .*TNF"),
+        (None, {"perturbation": []}, ValueError, "perturbation is an empty list"),
+        (None, {"groupby": "donor"}, KeyError, "no column 'donor'"),
+        (None, {"group": "B cell"}, ValueError, "group= was given without groupby="),
+        (None, {"groupby": "cell_type", "group": "NK"}, KeyError, r"has no \['NK'\]"),
+        (None, {"groupby": "cell_type", "group": []}, ValueError, "group is an empty list"),
+        (None, {"layer": "log"}, KeyError, "real has no layer 'log'"),
+        (None, {"gene_symbols": "symbol"}, KeyError, "real.var has no column 'symbol'"),
+        (None, {"n_top": 0}, ValueError, "n_top is 0; at least 1"),
+        (None, {"n_named": -1}, ValueError, "n_named is -1; at least 0"),
+        (None, {"groupby": "cell_type", "ax": True}, ValueError, "ax= takes one panel"),
+        (_without_record, {}, ValueError, "both are needed"),
+        (_one_name_twice, {}, ValueError, "simulated.var_names holds names twice"),
+        (_other_genes, {}, ValueError, "share no gene"),
+        (_nothing_predicted, {}, ValueError, "no gene of real was predicted"),
+        (_nan, {}, ValueError, "NaN or infinite"),
+        (_counts, {}, ValueError, "hold counts .* and some do not"),
+        (_no_t_cells, {"groupby": "cell_type", "group": "T cell"}, KeyError, "simulated.obs"),
+    ],
+)
+def test_bad_input(change, arguments, error, message):
+    real, made = make_screen()
+    if change:
+        change(made)
+    if arguments.get("ax"):
+        arguments = arguments | {"ax": plt.figure().add_subplot()}
+    open_before = plt.get_fignums()
+    with pytest.raises(error, match=message):
+        cfm.pl.perturbation(real, made, show=False, **arguments)
+    assert plt.get_fignums() == open_before
+
+
+def test_bad_kinds_of_input():
+    real, made = make_screen()
+    with pytest.raises(TypeError, match="simulated is a NoneType"):
+        cfm.pl.perturbation(real)
+    with pytest.raises(TypeError, match="real is a ndarray"):
+        cfm.pl.perturbation(real.X, made)
+    with pytest.raises(TypeError, match="needs the real and the simulated cells"):
+        cfm.pl.perturbation(real.obs, made, kind="effect")
+    made.obs["condition"] = "TNF"
+    with pytest.raises(
+        ValueError, match=r"No perturbation of simulated \(\['TNF'\]\) was observed"
+    ):
+        cfm.pl.perturbation(real, made)
+    real, made = make_screen()
+    real.obs["condition"] = np.where(
+        (real.obs["condition"] == "none") & (real.obs["cell_type"] == "T cell"),
+        "IFN",
+        real.obs["condition"].astype(str),
+    )
+    with pytest.raises(ValueError, match="no control cells of 'IFN' in group 'T cell'"):
+        cfm.pl.perturbation(real, made, groupby="cell_type")
+
+
+def test_more_panels_than_can_be_read():
+    cells = cfm.datasets.toy_perturbation(n_cells=600)
+    given = {"key": "perturbation", "control": "control", "groupby": "cell_type", "show": False}
+    with pytest.raises(ValueError, match="12 perturbations in 4 groups make 48 panels"):
+        cfm.pl.perturbation(cells, cells, **given)
+    assert len(cfm.pl.perturbation(cells, cells, perturbation=["EPO", "TNF"], **given)) == 8

@@ -1,0 +1,138 @@
+"""``cfm.pl.perturbation(kind="metrics")`` draws scores beside baselines and the ceiling."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfm
+from tests.pl._drawn import outside, overlapping, row_names
+from tests.pl._screened import METRICS, make_scores, make_screen
+
+
+def widths(ax) -> list[float]:
+    return [bar.get_width() for bar in ax.patches]
+
+
+def bold(ax) -> list[str]:
+    return [text.get_text() for text in ax.texts if text.get_fontweight() == "bold"]
+
+
+def ceiling(ax) -> list[float]:
+    lines = [line for line in ax.get_lines() if line.get_linestyle() == "--"]
+    return [line.get_xdata()[0] for line in lines]
+
+
+def test_bars_are_means_over_cases_and_dots_the_cases():
+    axes = cfm.pl.perturbation(make_scores(), show=False)
+    assert list(axes) == list(METRICS)
+    first = axes["delta_pearson"]
+    assert row_names(first) == ["LingshuCell", "control", "mean_shift", "ceiling"]
+    np.testing.assert_allclose(widths(first), [0.805, 0.0, 0.905, 0.975])
+    assert [text.get_text() for text in first.texts] == ["0.805", "not defined", "0.905", "0.975"]
+    assert ceiling(first) == pytest.approx([0.975])
+    assert "higher is better" in first.get_title(loc="left")
+    assert "lower is better" in axes["mmd"].get_title(loc="left")
+    dots = [line.get_xdata() for line in first.get_lines() if line.get_marker() == "."]
+    np.testing.assert_allclose(dots[0], [0.8, 0.81])
+    assert plt.get_fignums() == []
+
+
+def test_the_best_is_bold_also_where_it_is_a_baseline():
+    axes = cfm.pl.perturbation(make_scores(), show=False)
+    assert bold(axes["delta_pearson"]) == ["0.905"]  # the ceiling is higher, but no method
+    assert bold(axes["e_distance"]) == ["1.00"]
+    assert bold(axes["mmd"]) == ["0.0150"]
+
+
+def test_a_method_scored_in_fewer_cases_says_so_and_is_not_the_best():
+    table = make_scores()
+    own = (table["metric"] == "e_distance") & (table["method"] == "control")
+    table.loc[own, "value"] = [0.01, np.nan]
+    ax = cfm.pl.perturbation(table, metric="e_distance", show=False)
+    assert ax.texts[1].get_text() == "0.0100 (1 of 2)"
+    assert len(bold(ax)) == 1
+    assert bold(ax) != ["0.0100 (1 of 2)"]
+
+
+def test_metrics_groups_and_perturbations_are_chosen():
+    table = make_scores()
+    ax = cfm.pl.perturbation(table, metric="mmd", group="T cell", show=False)
+    np.testing.assert_allclose(widths(ax), [0.02, 0.21, 0.11, 0.012])
+    assert not [line for line in ax.get_lines() if line.get_marker() == "."]
+    axes = cfm.pl.perturbation(table, metric=["mmd"], perturbation="IFN", show=False)
+    assert list(axes) == ["mmd"]
+
+
+def test_metrics_of_cell_eval_are_drawn_when_asked_for():
+    table = make_scores()
+    extra = table[table["metric"] == "mmd"].assign(metric="cell_eval:de_sig_genes_recall")
+    table = pd.concat([table, extra])
+    assert list(cfm.pl.perturbation(table, show=False)) == list(METRICS)
+    ax = cfm.pl.perturbation(table, metric="cell_eval:de_sig_genes_recall", show=False)
+    assert ax.get_title(loc="left").startswith("de sig genes recall")
+    alone = cfm.pl.perturbation(extra, show=False)
+    assert alone.get_title(loc="left") == ax.get_title(loc="left")
+
+
+def test_several_models_and_negative_scores():
+    table = make_scores()
+    second = table[table["method"] == "LingshuCell"].assign(method="scVI " + "long " * 10)
+    second["value"] = -0.2
+    table = pd.concat([second, table])
+    ax = cfm.pl.perturbation(table, metric="delta_pearson", show=False)
+    assert row_names(ax)[1:] == ["LingshuCell", "control", "mean_shift", "ceiling"]
+    assert "…" in row_names(ax)[0]
+    assert ax.texts[0].get_text() == "−0.200"
+    assert ax.get_xlim()[0] <= -0.2
+    model, other, baseline = (ax.patches[i].get_facecolor() for i in (0, 1, 2))
+    assert model == other != baseline
+
+
+def test_own_axes_saving_and_room(tmp_path):
+    table = make_scores(groups=[f"type {i}" for i in range(8)])
+    axes = cfm.pl.perturbation(table, save=tmp_path / "a.png", show=False)
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    figure = next(iter(axes.values())).get_figure()
+    every = [text for ax in axes.values() for text in (*ax.texts, ax.title)]
+    every += [text for ax in axes.values() for text in ax.get_yticklabels()]
+    every += list(figure.legends[0].get_texts())
+    assert overlapping(every) == []
+    assert outside(every, figure.bbox) == []
+    for ax in axes.values():
+        assert outside(ax.texts, ax.get_window_extent()) == []
+    figure, ax = plt.subplots()
+    assert cfm.pl.perturbation(table, metric="mmd", ax=ax, show=False) is ax
+    assert ax.get_legend() is not None
+    assert plt.fignum_exists(figure.number)
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "error", "message"),
+    [
+        (lambda t: t.drop(columns="value"), {}, KeyError, "has no column value"),
+        (lambda t: t.iloc[:0], {}, ValueError, "no rows"),
+        (None, {"metric": "auc"}, KeyError, r"no metric \['auc'\] in the table"),
+        (None, {"metric": []}, ValueError, "metric is an empty list"),
+        (None, {"group": "NK"}, KeyError, r"no group \['NK'\]"),
+        (None, {"perturbation": "TNF"}, KeyError, r"no perturbation \['TNF'\]"),
+        (None, {"ax": True}, ValueError, "ax= takes one panel, but there are 3 metrics"),
+        (None, {"kind": "umap"}, TypeError, "a table of scores is drawn by kind='metrics'"),
+    ],
+)
+def test_bad_input(change, arguments, error, message):
+    table = make_scores()
+    if change:
+        table = change(table)
+    if arguments.get("ax"):
+        arguments = arguments | {"ax": plt.figure().add_subplot()}
+    with pytest.raises(error, match=message):
+        cfm.pl.perturbation(table, show=False, **arguments)
+
+
+def test_cells_are_no_table():
+    real, made = make_screen()
+    with pytest.raises(TypeError, match="kind='metrics' got a AnnData; pass the table"):
+        cfm.pl.perturbation(real, made, kind="metrics")
