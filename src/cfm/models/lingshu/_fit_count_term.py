@@ -1,0 +1,256 @@
+"""Fits the count term: means, effects and dispersions of the training cells."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cfm.metrics import mean_shift
+from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, NO_PART, UNKNOWN
+from cfm.models.lingshu._count_term import LIBRARY, NegativeBinomialTerm
+from cfm.models.lingshu._response import Cases, ResponsePredictor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from cfm.models.lingshu._conditions import Conditions
+
+    Array = NDArray[np.float64]
+    #: Source and sorted parts of a perturbation.
+    Cell = tuple[int, tuple[int, ...]]
+    Read = Callable[[np.ndarray], np.ndarray]
+
+#: Cells that are read at a time.
+_BLOCK = 512
+#: Cells that a condition needs to count as measured.
+LEAST_CELLS = 5
+#: Expected squared counts for which a gene's own dispersion is trusted by half.
+_DISPERSION_PRIOR = 20.0
+_LEAST_DISPERSION, _MOST_DISPERSION = 0.02, 20.0
+
+
+def fit_count_term(
+    read: Read,
+    rows: np.ndarray,
+    conditions: Conditions,
+    *,
+    n_genes: int,
+    n_sources: int,
+    n_parts: int,
+    features: Array | None = None,
+    seed: int = 0,
+) -> NegativeBinomialTerm:
+    """Fit the distribution of counts that conditions alone give.
+
+    Mean log expression of conditions that were measured is taken as it is. Effects that were not
+    measured in a source are predicted from the sources where they were, those of perturbations
+    that were measured nowhere from others by ``features`` (:class:`ResponsePredictor`).
+
+    Parameters
+    ----------
+    read
+        Returns the counts of some cells, ``(b, n_genes)`` int64; −1 where a gene is not measured.
+    rows
+        Cells to fit on.
+    conditions
+        Of all cells.
+    n_genes, n_sources, n_parts
+        Of the model.
+    features
+        ``(n_parts, n_features)`` what describes each perturbation.
+    seed
+        Of :class:`ResponsePredictor`.
+    """
+    cell = _cells(conditions)
+    means, depths, dispersion = _moments(read, rows, cell, n_genes)
+    control = _controls(means, n_sources, n_genes)
+    combinations = sorted({parts for _, parts in means if len(parts) > 1})
+    term = NegativeBinomialTerm(n_genes, n_sources, n_parts, combinations)
+    effects = np.zeros((1 + n_sources, FIRST_PART + n_parts + len(combinations), n_genes))
+    known = {
+        (s, p): mean - control[s]
+        for (s, p), (n, mean) in means.items()
+        if n >= LEAST_CELLS and p != (CONTROL,)
+    }
+    _fill_unknown(effects, means, control)
+    measured = _fill_parts(effects, known, control, n_parts, features, seed)
+    for i, parts in enumerate(combinations):
+        _fill_combination(effects, known, parts, FIRST_PART + n_parts + i)
+    every = np.concatenate(list(depths.values()))
+    # an unknown source is any of them
+    effects[0] = effects[1:].mean(axis=0) if n_sources else effects[0]
+    term.fill(
+        control,
+        np.maximum(effects, -control[:, None]),
+        dispersion,
+        [every, *(depths.get(s, every) for s in range(1, 1 + n_sources))],
+    )
+    term.measured.copy_(torch.from_numpy(measured))
+    return term
+
+
+def _cells(conditions: Conditions) -> list[Cell]:
+    """Return source and parts of each cell."""
+    rows = zip(conditions.source.tolist(), conditions.parts.tolist(), strict=True)
+    return [(source, tuple(p for p in parts if p != NO_PART)) for source, parts in rows]
+
+
+def _moments(
+    read: Read, rows: np.ndarray, cell: list[Cell], n_genes: int
+) -> tuple[dict[Cell, tuple[int, Array]], dict[int, Array], Array]:
+    """Return mean log expression and number of cells by condition, depths by source, dispersion."""
+    total: dict[Cell, Array] = defaultdict(lambda: np.zeros(n_genes))
+    counts: dict[Cell, Array] = defaultdict(lambda: np.zeros(n_genes))
+    number: dict[Cell, int] = defaultdict(int)
+    depths: dict[int, list[Array]] = defaultdict(list)
+    for condition, block, depth in _blocks(read, rows, cell):
+        log = np.log1p(block * (LIBRARY / np.maximum(depth, 1.0))[:, None])
+        total[condition] += log.sum(axis=0)
+        counts[condition] += block.sum(axis=0)
+        number[condition] += len(block)
+        depths[condition[0]].append(depth)
+    squares, excess = np.zeros(n_genes), np.zeros(n_genes)
+    for condition, block, depth in _blocks(read, rows, cell):
+        rate = counts[condition] / max(counts[condition].sum(), 1.0)
+        mean = depth[:, None] * rate
+        excess += ((block - mean) ** 2 - mean).sum(axis=0)
+        squares += (mean**2).sum(axis=0)
+    own = excess / np.maximum(squares, 1e-9)
+    trusted = squares > _DISPERSION_PRIOR / 4
+    usual = float(np.median(own[trusted])) if trusted.any() else 1.0
+    weight = squares / (squares + _DISPERSION_PRIOR)
+    dispersion = np.clip(weight * own + (1 - weight) * usual, _LEAST_DISPERSION, _MOST_DISPERSION)
+    means = {c: (number[c], total[c] / number[c]) for c in total}
+    return means, {s: np.concatenate(d) for s, d in depths.items()}, dispersion
+
+
+def _blocks(read: Read, rows: np.ndarray, cell: list[Cell]) -> Iterator[tuple[Cell, Array, Array]]:
+    """Yield the cells of a condition, their counts and depths, a block at a time."""
+    for start in range(0, len(rows), _BLOCK):
+        part = rows[start : start + _BLOCK]
+        block = np.maximum(read(part), 0).astype(np.float64)
+        depth = block.sum(axis=1)
+        of = [cell[i] for i in part]
+        for condition in sorted(set(of)):
+            chosen = np.array([c == condition for c in of]) & (depth > 0)
+            if chosen.any():
+                yield condition, block[chosen], depth[chosen]
+
+
+def _controls(means: dict[Cell, tuple[int, Array]], n_sources: int, n_genes: int) -> Array:
+    """Return the mean of each source's controls; row 0 is that of all.
+
+    Where nothing is perturbed, that of all its cells; for a source without controls that of all.
+    """
+    perturbed = any(parts not in ((UNKNOWN,), (CONTROL,)) for _, parts in means)
+    wanted = (CONTROL,) if perturbed or any(p == (CONTROL,) for _, p in means) else (UNKNOWN,)
+    out = np.zeros((1 + n_sources, n_genes))
+    number = np.zeros(1 + n_sources)
+    for (source, parts), (n, mean) in means.items():
+        if parts == wanted:
+            for s in {0, source}:
+                out[s] += n * mean
+                number[s] += n
+    out /= np.maximum(number, 1)[:, None]
+    out[number == 0] = out[0]
+    return out
+
+
+def _fill_parts(
+    effects: Array,
+    known: dict[Cell, Array],
+    control: Array,
+    n_parts: int,
+    features: Array | None,
+    seed: int,
+) -> np.ndarray:
+    """Write the effect of each single perturbation in each source; return which were measured."""
+    sources = range(1 if len(control) > 1 else 0, len(control))
+    numbers = range(FIRST_PART, FIRST_PART + n_parts)
+    single = {
+        part: {s: known[s, (part,)] for s in sources if (s, (part,)) in known} for part in numbers
+    }
+    for part in numbers:
+        if not single[part]:
+            single[part] = _from_combinations(known, single, part)
+    cases = {
+        part: Cases(
+            np.stack([control[s] for s in found]),
+            np.stack([control[s] for s in found]),
+            np.stack(list(found.values())),
+        )
+        for part, found in single.items()
+        if found
+    }
+    measured = np.array([bool(single[part]) for part in numbers], dtype=bool)
+    absent = [(s, part) for part in cases for s in sources if s not in single[part]]
+    across = ResponsePredictor(list(cases.values()), seed=seed) if absent else None
+    for part, found in single.items():
+        for source, effect in found.items():
+            effects[source, part] = effect
+    for source, part in absent:
+        assert across is not None
+        effects[source, part] = across.predict(control[source], control[source], cases[part])
+    if features is not None and measured.any() and not measured.all():
+        _fill_by_features(effects, control, measured, features, sources, seed)
+    return measured
+
+
+def _fill_by_features(
+    effects: Array,
+    control: Array,
+    measured: np.ndarray,
+    features: Array,
+    sources: range,
+    seed: int,
+) -> None:
+    """Write the effects of perturbations that were never measured."""
+    rows = FIRST_PART + np.flatnonzero(measured)
+    cases = {
+        s: Cases(features[measured], np.tile(control[s], (len(rows), 1)), effects[s, rows])
+        for s in sources
+    }
+    predictor = ResponsePredictor(list(cases.values()), seed=seed)
+    for i in np.flatnonzero(~measured):
+        for s in sources:
+            effects[s, FIRST_PART + i] = predictor.predict(features[i], control[s], cases[s])
+
+
+def _from_combinations(
+    known: dict[Cell, Array], single: dict[int, dict[int, Array]], part: int
+) -> dict[int, Array]:
+    """Return the effect of a part that was measured in combinations alone, by source."""
+    found: dict[int, list[Array]] = defaultdict(list)
+    for (source, parts), effect in known.items():
+        others = [p for p in parts if p != part]
+        if part in parts and others and all(source in single.get(p, {}) for p in others):
+            found[source].append(effect - sum(single[p][source] for p in others))
+    return {source: mean_shift(rest) for source, rest in found.items()}
+
+
+def _fill_unknown(
+    effects: Array, means: dict[Cell, tuple[int, Array]], control: Array
+) -> None:
+    """Write how far all cells of a source lie from its controls."""
+    for source in {s for s, _ in means}:
+        own = [found for (s, _), found in means.items() if s == source]
+        n = sum(number for number, _ in own)
+        mean = sum(number * mean for number, mean in own) / n
+        effects[source, UNKNOWN] = mean - control[source]
+
+
+def _fill_combination(
+    effects: Array, known: dict[Cell, Array], parts: tuple[int, ...], row: int
+) -> None:
+    """Write a combination: as measured, else the sum of its parts and what it adds elsewhere."""
+    summed = effects[:, list(parts)].sum(axis=1)
+    found = {s: e for (s, p), e in known.items() if p == parts}
+    extra = mean_shift([e - summed[s] for s, e in found.items()]) if found else 0.0
+    effects[:, row] = summed + extra
+    for source, effect in found.items():
+        effects[source, row] = effect
