@@ -4,6 +4,7 @@ from cfm.models._base import PretrainedModel
 from cfm.models._load import load_model
 from cfm.models._protocols import (
     AttentionModel,
+    DonorModel,
     GeneEmbeddingModel,
     GeneFactorModel,
     PerturbationModel,
@@ -11,6 +12,7 @@ from cfm.models._protocols import (
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 from cfm.models.lingshu import LingshuCell
+from cfm.models.pulsar import Pulsar
 from cfm.models.uce import UCE
 
 __all__ = [
@@ -18,10 +20,12 @@ __all__ = [
     "AttentionModel",
     "BulkFormer",
     "CellPulse",
+    "DonorModel",
     "GeneEmbeddingModel",
     "GeneFactorModel",
     "LingshuCell",
     "PerturbationModel",
     "PretrainedModel",
+    "Pulsar",
     "load_model",
 ]

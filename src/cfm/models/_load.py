@@ -9,6 +9,7 @@ from cfm.models._base import PretrainedModel
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 from cfm.models.lingshu import LingshuCell
+from cfm.models.pulsar import Pulsar
 from cfm.models.uce import UCE
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ MODELS: dict[str, type[PretrainedModel]] = {
     "BulkFormer": BulkFormer,
     "CellPulse": CellPulse,
     "LingshuCell": LingshuCell,
+    "Pulsar": Pulsar,
     "UCE": UCE,
 }
 

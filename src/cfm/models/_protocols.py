@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cfm.data import GeneVocabulary
+    from cfm.models.pulsar import DonorEmbeddings
 
 
 @runtime_checkable
@@ -165,4 +166,52 @@ class GeneEmbeddingModel(Protocol):
             Slice of the observations.
         embeddings
             ``(b, n_genes, dim)`` float32.
+        """
+
+
+@runtime_checkable
+class DonorModel(Protocol):
+    """A model that embeds donors, each by all of its cells.
+
+    Examples
+    --------
+    >>> from cfm.models import DonorModel, Pulsar
+    >>> isinstance(Pulsar(size="mini"), DonorModel)
+    True
+    """
+
+    def get_donor_embeddings(
+        self,
+        adata: AnnData,
+        *,
+        donor_key: str | None = None,
+        use_rep: str | None = None,
+        n_cells: int | None = 1024,
+        n_draws: int = 1,
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> DonorEmbeddings:
+        """Embed donors.
+
+        Parameters
+        ----------
+        adata
+            Cells of donors.
+        donor_key
+            Column of ``obs`` with the donor.
+        use_rep
+            Name in ``obsm`` of what represents a cell.
+        n_cells
+            Cells to draw of a donor, without replacement; all with ``None``.
+        n_draws
+            Draws to average over.
+        seed
+            Seed of the draws.
+        batch_size
+            Donors at a time; the result does not depend on it.
+
+        Returns
+        -------
+        DonorEmbeddings
+            Donors by sorted names, with ``embedding`` ``(n_donors, dim)`` float32.
         """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cfm._fields import EMBEDDING_PREFIX, PARAMS
-from cfm.models import GeneEmbeddingModel, load_model
+from cfm.models import DonorModel, GeneEmbeddingModel, load_model
 from cfm.models._base import require_anndata
 from cfm.tl._store import check_key, run_record, target, warn_overwritten
 
@@ -43,7 +43,7 @@ def embed(
     adata
         Observations by genes, of the kind that the model reads; for CellPulse contrasts with log2
         fold changes, see :func:`cfm.pp.contrasts`, for BulkFormer samples with log TPM, see
-        :func:`cfm.pp.tpm`. Genes as symbols or Ensembl ids; genes that
+        :func:`cfm.pp.tpm`, for UCE cells with counts. Genes as symbols or Ensembl ids; genes that
         are absent or ``NaN`` are taken as not measured.
     model
         A model, the name of a checkpoint (:func:`cfm.hub.list_checkpoints`), a folder, or
@@ -108,6 +108,11 @@ def embed(
     if key_added is not None:
         check_key(key_added)
     model = load_model(model, device=device)
+    if isinstance(model, DonorModel):
+        raise TypeError(
+            f"{type(model).__name__} embeds donors, not single observations; use "
+            "cfm.tl.embed_donors(adata, donor_key)."
+        )
     key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower() + _SUFFIXES.get(level, "")
     if level not in _SLOTS:
         raise ValueError(f"level={level!r}; expected {' or '.join(map(repr, _SLOTS))}.")

@@ -1,0 +1,7 @@
+"""PULSAR: donors by their cells."""
+
+from cfm.models.pulsar._model import DonorEmbeddings, Pulsar
+from cfm.models.pulsar._module import PulsarModule
+from cfm.models.pulsar._sizes import SIZES, PulsarSize
+
+__all__ = ["SIZES", "DonorEmbeddings", "Pulsar", "PulsarModule", "PulsarSize"]

@@ -1,0 +1,175 @@
+"""Published PULSAR weights, in the folder layout of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cfm.hub import load_safetensors
+from cfm.hub._checkpoint import read_card
+from cfm.hub._format import CONFIG_NAME, FORMAT, WEIGHTS_NAME, find_file, sha256_of_file
+from cfm.models.pulsar._sizes import PulsarSize
+from cfm.nn._post_norm import TORCH_NAMES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+_MODEL_TYPE = "PULSAR"
+_LAYER = re.compile(r"(encoder|decoder)\.encoder\.layers\.(\d+)\.(.+)")
+_TEMPLATE = re.compile(r"(encoder|decoder)\.layer\.(.+)")
+#: What stands in front of the tensors of a head, and what kind of head it is.
+_HEADS = {"classifier": "classification", "regression_head": "regression"}
+#: Sizes by the names that the authors' config.json has for them.
+_SIZES = {
+    "input_size": "input_dim",
+    "hidden_size": "dim",
+    "encoder_num_hidden_layers": "encoder_layers",
+    "encoder_num_attention_heads": "encoder_heads",
+    "encoder_intermediate_size": "encoder_ff",
+    "decoder_num_hidden_layers": "decoder_layers",
+    "decoder_num_attention_heads": "decoder_heads",
+    "decoder_intermediate_size": "decoder_ff",
+    "cell_state_size": "n_cell_states",
+}
+#: Settings, with what the authors' code takes where config.json has none.
+_SETTINGS: dict[str, tuple[str, Any]] = {
+    "use_cell_state": ("use_cell_states", True),
+    "cls_transform": ("cls_transform", False),
+    "decoder_loop_num": ("decoder_loops", 1),
+    "expansion_factor": ("head_factor", 4),
+    "hidden_act": ("activation", "gelu"),
+    "hidden_dropout_prob": ("dropout", 0.1),
+    "layer_norm_eps": ("eps", 1e-12),
+}
+_AGAIN = "download it again."
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint: sizes, weights by our names, and the head if there is one.
+
+    ``head`` is ``{"task": "classification" | "regression", "outputs": [names]}`` or ``None``.
+    """
+
+    size: PulsarSize
+    tensors: dict[str, Tensor]
+    head: dict[str, Any] | None
+    sha256: str
+    card: str | None
+
+
+def is_published(path: Path) -> bool:
+    """Whether a folder looks like PULSAR as its authors release it."""
+    if not (path / WEIGHTS_NAME).is_file() or not (path / CONFIG_NAME).is_file():
+        return False
+    try:
+        config = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return False  # load_checkpoint says what is wrong
+    return (
+        isinstance(config, dict)
+        and config.get("format") != FORMAT
+        and str(config.get("model_type")).upper() == _MODEL_TYPE
+    )
+
+
+def read_published(folder: Path) -> Published:
+    """Read and check ``config.json`` and ``model.safetensors`` of the authors.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing or damaged, a setting is missing or unknown, or a tensor does not
+        belong to PULSAR.
+    """
+    path = find_file(folder, CONFIG_NAME)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    weights = find_file(folder, WEIGHTS_NAME)
+    tensors, task = convert_state(load_safetensors(weights), str(weights))
+    size = _read_size(config, tensors, str(path))
+    if "mask_element" in tensors and size.masked_input:
+        element = tensors["mask_element"].flatten()
+        if element.numel() not in (1, size.input_dim):
+            raise ValueError(
+                f"mask_element in {weights} has {element.numel()} values; expected 1 or "
+                f"{size.input_dim}: {_AGAIN}"
+            )
+        tensors["mask_element"] = element.expand(size.input_dim).clone()
+    head = None
+    if task is not None:
+        n_outputs = tensors["head.2.bias"].numel() if "head.2.bias" in tensors else 0
+        names = config.get("id2label") or {}
+        outputs = [str(names.get(str(i), f"output {i}")) for i in range(n_outputs)]
+        head = {"task": task, "outputs": outputs}
+    return Published(size, tensors, head, sha256_of_file(weights), read_card(folder))
+
+
+def convert_state(state: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], str | None]:
+    """Turn the authors' tensors into weights by our names, and the task of their head.
+
+    Raises
+    ------
+    ValueError
+        If a tensor does not belong to PULSAR.
+    """
+    tensors, task, unknown = {}, None, []
+    for key, value in state.items():
+        name = key.removeprefix("pulsar.")
+        part, _, rest = name.partition(".")
+        if part in _HEADS:
+            task = _HEADS[part]
+            tensors[f"head.{rest}"] = value.float()
+        elif match := _LAYER.fullmatch(name):
+            ours = TORCH_NAMES.get(match[3])
+            tensors[f"{match[1]}.{match[2]}.{ours}"] = value.float()
+            unknown += [key] if ours is None else []
+        elif match := _TEMPLATE.fullmatch(name):
+            ours = TORCH_NAMES.get(match[2])
+            tensors[f"{match[1]}_template.0.{ours}"] = value.float()
+            unknown += [key] if ours is None else []
+        elif part in _PLAIN:
+            tensors[name] = value.float()
+        else:
+            unknown.append(key)
+    if unknown:
+        raise ValueError(
+            f"{where} holds {len(unknown)} tensors that PULSAR does not have (such as "
+            f"{unknown[0]!r}); it is of another model or version."
+        )
+    return tensors, task
+
+
+#: Tensors that keep their names.
+_PLAIN = {
+    "cell_state_embedding",
+    "mask_embedding",
+    "cls_embedding",
+    "in_proj",
+    "out_proj",
+    "cls_transform",
+    "mask_element",
+    "in_proj_mask_embedding",
+}
+
+
+def _read_size(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -> PulsarSize:
+    """Read the sizes from config.json; what config.json does not say, from the weights."""
+    lacking = [name for name in _SIZES if name not in config]
+    if lacking:
+        raise ValueError(
+            f"{where} does not say {lacking}; it is not that of a released PULSAR: {_AGAIN}"
+        )
+    values = {ours: config[theirs] for theirs, ours in _SIZES.items()}
+    values |= {ours: config.get(theirs, usual) for theirs, (ours, usual) in _SETTINGS.items()}
+    if config.get("use_decoder", True) is False:
+        values["decoder_layers"] = 0
+    masked = {"mask_element", "in_proj_mask_embedding.proj_1.weight"} <= tensors.keys()
+    templates = any(name.startswith("encoder_template.") for name in tensors)
+    try:
+        return PulsarSize(**values, masked_input=masked, templates=templates)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} has a setting that does not fit ({error}): {_AGAIN}") from error

@@ -1,0 +1,144 @@
+"""Reads donors out of an AnnData of cells: which cells are whose, and draws of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cfm.data._matrix import check_unique_names
+from cfm.data._warn import warn_user
+from cfm.models._base import check_column, require_anndata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+
+#: Donors with fewer cells are embedded, with a warning.
+FEW_CELLS = 10
+
+
+@dataclass(frozen=True)
+class Donors:
+    """The cells of donors.
+
+    Attributes
+    ----------
+    names
+        ``(n_donors,)`` names, sorted.
+    rows
+        For each donor the rows of its cells, in the order of the cells' names, so that neither
+        the order of the rows nor other donors change what is drawn.
+    cells
+        ``(n_cells, width)`` float32, the representation of all cells.
+    """
+
+    names: pd.Index
+    rows: list[np.ndarray]
+    cells: np.ndarray
+
+    @property
+    def n_cells(self) -> np.ndarray:
+        """Cells of each donor, ``(n_donors,)`` int64."""
+        return np.array([len(rows) for rows in self.rows], dtype=np.int64)
+
+    def draws(
+        self, n_cells: int | None, n_draws: int, seed: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield ``(donor, rows of a draw)``; donors with no more than ``n_cells`` once, whole."""
+        for donor, rows in enumerate(self.rows):
+            if n_cells is None or len(rows) <= n_cells:
+                yield donor, rows
+                continue
+            for draw in range(n_draws):
+                rng = np.random.default_rng([seed, draw, stable_number(self.names[donor])])
+                yield donor, rng.choice(rows, size=n_cells, replace=False)
+
+
+def stable_number(text: str) -> int:
+    """Return a number that stands for a text, the same on every machine."""
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def read_donors(adata: AnnData, donor_key: str, use_rep: str, width: int | None) -> Donors:
+    """Read the representation of cells, and whose they are.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    donor_key
+        Column of ``obs`` with the donor.
+    use_rep
+        Name in ``obsm``.
+    width
+        Columns that the representation must have, if known.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        If ``adata`` is no AnnData, has no such column or representation, donor ids or values are
+        missing, names of cells are not unique, or the width is wrong.
+
+    Warns
+    -----
+    UserWarning
+        If donors have few cells.
+    """
+    require_anndata(adata)
+    check_column(adata, donor_key)
+    cells = read_cells(adata, use_rep, width)
+    check_unique_names(adata.obs_names, axis="obs")
+    ids = adata.obs[donor_key].astype(str).to_numpy(dtype=object)
+    if (ids == "").any():
+        raise ValueError(
+            f"adata.obs[{donor_key!r}] is empty in {int((ids == '').sum())} of {len(ids)} rows; "
+            "fill it in, or drop those rows."
+        )
+    order = np.argsort(adata.obs_names.to_numpy(dtype=str), kind="stable")
+    names, which = np.unique(ids[order].astype(str), return_inverse=True)
+    by_donor = np.argsort(which, kind="stable")
+    sizes = np.bincount(which, minlength=len(names))
+    rows = np.split(order[by_donor], np.cumsum(sizes)[:-1])
+    few = int((sizes < FEW_CELLS).sum())
+    if few:
+        warn_user(
+            f"{few} of {len(names)} donors have fewer than {FEW_CELLS} cells (the fewest "
+            f"{int(sizes.min())}); what is said of them is mostly about which cells were caught."
+        )
+    return Donors(pd.Index(names.astype(object), name=donor_key), rows, cells)
+
+
+def read_cells(adata: AnnData, use_rep: str, width: int | None) -> np.ndarray:
+    """Return a representation of cells as ``(n, width)`` float32; errors as of `read_donors`."""
+    if use_rep not in adata.obsm:
+        hint = (
+            " Make it from counts with cfm.tl.embed(adata, model) and a cfm.models.UCE, or name "
+            "the representation that the model was trained on."
+            if use_rep == "X_uce"
+            else ""
+        )
+        raise KeyError(f"adata.obsm has no {use_rep!r}; it has {sorted(adata.obsm)}.{hint}")
+    found: Any = adata.obsm[use_rep]
+    if hasattr(found, "compute"):
+        found = found.compute()
+    if hasattr(found, "toarray"):
+        found = found.toarray()
+    cells = np.asarray(found, dtype=np.float32)
+    if width is not None and cells.shape[1] != width:
+        raise ValueError(
+            f"adata.obsm[{use_rep!r}] has {cells.shape[1]} columns; the model reads {width}: pass "
+            "the representation that it was trained on as use_rep=."
+        )
+    bad = int((~np.isfinite(cells).all(axis=1)).sum())
+    if bad:
+        raise ValueError(
+            f"adata.obsm[{use_rep!r}] is NaN or infinite in {bad} of {len(cells)} cells; drop "
+            "those cells, or embed them again."
+        )
+    return cells

@@ -1,0 +1,330 @@
+"""PULSAR, tensor side: sets of cells in, an embedding of each donor out, and back to cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfm.nn import PostNormLayer
+from cfm.nn._linear import prepare
+from cfm.nn._post_norm import PreparedStack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cfm.models.pulsar._sizes import PulsarSize
+
+
+class Projector(nn.Module):
+    """Two linear layers with a ReLU between them, the first as wide as its input."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.proj_1 = nn.Linear(n_in, n_in)
+        self.proj_2 = nn.Linear(n_in, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(…, n_in)`` to ``(…, n_out)``."""
+        return self.proj_2(F.relu(self.proj_1(x)))
+
+
+class PulsarModule(nn.Module):
+    """Transformer over the cells of a donor, which are a set, with a token for the donor.
+
+    Parameters
+    ----------
+    size
+        Sizes of the network.
+    n_outputs
+        Outputs of a head on the donor embedding; 0 for none.
+
+    References
+    ----------
+    Pang et al., PULSAR, bioRxiv 2025.11.24.685470, and the released code, whose numbers it
+    reproduces. Padding, which that code ignores, is hidden here.
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+
+    def __init__(self, size: PulsarSize, n_outputs: int = 0) -> None:
+        super().__init__()
+        self.size = size
+        width, dim = size.input_dim, size.dim
+        self.cell_state_embedding = nn.Embedding(size.n_cell_states, dim)
+        self.mask_embedding = nn.Parameter(torch.randn(dim))
+        self.cls_embedding = nn.Parameter(torch.randn(dim))
+        self.in_proj = Projector(width, dim)
+        self.out_proj = Projector(dim, width)
+        heads = (size.encoder_heads, size.decoder_heads)
+        self.encoder = self._layers(size.encoder_layers, heads[0], size.encoder_ff)
+        self.decoder = self._layers(size.decoder_layers, heads[1], size.decoder_ff)
+        if size.templates:  # never used: released checkpoints carry them
+            self.encoder_template = self._layers(1, heads[0], size.encoder_ff)
+            if size.decoder_layers:
+                self.decoder_template = self._layers(1, heads[1], size.decoder_ff)
+        if size.cls_transform:
+            self.cls_transform = Projector(dim, dim)
+        if size.masked_input:
+            self.mask_element = nn.Parameter(torch.zeros(width))
+            self.in_proj_mask_embedding = Projector(width, dim)
+        if size.standardised:
+            self.register_buffer("input_mean", torch.zeros(width))
+            self.register_buffer("input_scale", torch.ones(width))
+        self.head: nn.Sequential | None = None
+        if n_outputs:
+            self.set_head(n_outputs)
+        self._agreement: tuple[object, float] | None = None
+
+    def _layers(self, n_layers: int, n_heads: int, ff_dim: int) -> nn.ModuleList:
+        size = self.size
+        settings = {"activation": size.activation, "dropout": size.dropout, "eps": size.eps}
+        return nn.ModuleList(
+            PostNormLayer(size.dim, n_heads, ff_dim, **settings)  # type: ignore[arg-type]
+            for _ in range(n_layers)
+        )
+
+    def set_head(self, n_outputs: int) -> None:
+        """Put a new head on the donor embedding."""
+        dim = self.size.dim
+        hidden = self.size.head_factor * dim
+        head = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, n_outputs))
+        self.head = head.to(self.cls_embedding.device)
+
+    def encode(self, cells: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Embed donors and their cells; differentiable.
+
+        Parameters
+        ----------
+        cells
+            ``(b, n, input_dim)`` representations of cells, in any order.
+        padding
+            ``(b, n)`` bool, true where there is no cell; what stands there is never read.
+
+        Returns
+        -------
+        ``(b, n + 1, dim)``: the donor, then its cells; 0 where there is none.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit, or a donor has no cell.
+        """
+        self._check(cells, padding)
+        if padding is not None:
+            cells = cells.masked_fill(padding.unsqueeze(-1), 0.0)
+        x = self._with_cls(self.in_proj(self.standardise(cells)))
+        bias = _bias(padding, x)
+        for layer in self.encoder:
+            x = layer(x, bias)
+        if padding is None:
+            return x
+        return x.masked_fill(F.pad(padding, (1, 0)).unsqueeze(-1), 0.0)
+
+    def decode(
+        self,
+        cls: Tensor,
+        latents: Tensor,
+        cell_state_ids: Tensor | None = None,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Turn a donor embedding and tokens of cells into representations of cells.
+
+        Parameters
+        ----------
+        cls
+            ``(b, dim)`` or ``(b, 1, dim)`` donor embeddings.
+        latents
+            ``(b, n, dim)`` tokens, one per cell.
+        cell_state_ids
+            ``(b, n)`` int64, for models with cell states.
+        padding
+            ``(b, n)`` bool, true where there is no cell.
+
+        Returns
+        -------
+        ``(b, n + 1, input_dim)``: the donor, then its cells, in the scale of the input.
+
+        Raises
+        ------
+        ValueError
+            If the model has no decoder, or was not trained with cell states.
+        """
+        if not len(self.decoder):
+            raise ValueError("This model has no decoder; it embeds donors only.")
+        if cell_state_ids is not None:
+            if not self.size.use_cell_states:
+                raise ValueError(
+                    "This model was trained without cell states; leave cell_state_ids out."
+                )
+            latents = latents + self.cell_state_embedding(cell_state_ids)
+        cls = cls.unsqueeze(1) if cls.ndim == 2 else cls
+        bias = _bias(padding, latents)
+        for _ in range(self.size.decoder_loops):
+            x = torch.cat([cls, latents], dim=1)
+            for layer in self.decoder:
+                x = layer(x, bias)
+            latents = x[:, 1:]
+        out = self.out_proj(x)
+        if self.size.standardised:
+            out = out * self.input_scale + self.input_mean
+        return out
+
+    def transform(self, cls: Tensor) -> Tensor:
+        """Apply the transform of the donor embedding, of models that have one."""
+        if not self.size.cls_transform:
+            raise ValueError("This model has no transform of the donor embedding (cls_transform).")
+        return self.cls_transform(cls)
+
+    def predict(self, cells: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Return the outputs of the head, ``(b, n_outputs)``; arguments as of :meth:`encode`."""
+        return self.apply_head(self.encode(cells, padding)[:, 0])
+
+    def apply_head(self, embedding: Tensor) -> Tensor:
+        """Return the outputs of the head for donor embeddings ``(b, dim)``."""
+        if self.head is None:
+            raise ValueError("This model has no head; train one with train_head().")
+        return self.head(F.dropout(embedding, self.size.dropout, self.training))
+
+    @torch.no_grad()
+    def embed(
+        self,
+        donors: Sequence[Tensor],
+        *,
+        dtype: torch.dtype = torch.float32,
+        prepared: PreparedEncoder | None = None,
+    ) -> Tensor:
+        """Embed donors with any numbers of cells: nothing is padded, only the donor computed.
+
+        Parameters
+        ----------
+        donors
+            For each donor ``(n, input_dim)``, at least one cell.
+        dtype
+            Of the matrix products.
+        prepared
+            What :meth:`prepared` returned, if made before.
+
+        Returns
+        -------
+        ``(len(donors), dim)`` float32.
+        """
+        return (prepared or self.prepared(dtype))(donors)
+
+    def prepared(self, dtype: torch.dtype) -> PreparedEncoder:
+        """Prepare the encoder for :meth:`embed`."""
+        return PreparedEncoder(self, dtype)
+
+    @torch.no_grad()
+    def attention(
+        self, cells: Tensor, padding: Tensor | None = None, *, every: bool = False
+    ) -> Tensor:
+        """Return what attends to what in the encoder.
+
+        Parameters
+        ----------
+        cells, padding
+            As for :meth:`encode`.
+        every
+            The attention of all tokens instead of the donor's alone; memory grows with the square
+            of the cells.
+
+        Returns
+        -------
+        ``(layers, b, heads, n + 1)`` attention of the donor to itself and its cells, or with
+        ``every`` ``(layers, b, heads, n + 1, n + 1)``; sums to 1 over the last place.
+        """
+        self._check(cells, padding)
+        if padding is not None:
+            cells = cells.masked_fill(padding.unsqueeze(-1), 0.0)
+        x = self._with_cls(self.in_proj(self.standardise(cells)))
+        bias = _bias(padding, x)
+        maps = []
+        for layer in self.encoder:
+            layer = cast("PostNormLayer", layer)
+            weights = layer.attention_weights(x, bias, first_only=not every)
+            maps.append(weights if every else weights.squeeze(2))
+            x = layer(x, bias)
+        return torch.stack(maps)
+
+    def standardise(self, cells: Tensor) -> Tensor:
+        """Bring representations to the scale that the network reads."""
+        if not self.size.standardised:
+            return cells
+        return (cells - self.input_mean) / self.input_scale
+
+    def bfloat16_agreement(self) -> float:
+        """Return how alike donor embeddings are in bfloat16 and float32, a cosine similarity.
+
+        Tried once per weights, on four made-up donors of 64 cells.
+        """
+        version = tuple((p.data_ptr(), p._version, p.device) for p in self.parameters())
+        if self._agreement is None or self._agreement[0] != version:
+            made = torch.randn(
+                4, 64, self.size.input_dim, generator=torch.Generator().manual_seed(0)
+            )
+            made = made.to(self.cls_embedding.device)
+            if self.size.standardised:
+                made = made * self.input_scale + self.input_mean
+            else:  # of length 1, as embeddings of UCE are
+                made = F.normalize(made, dim=-1)
+            exact = self.embed(list(made), dtype=torch.float32)
+            rough = self.embed(list(made), dtype=torch.bfloat16)
+            self._agreement = version, float(F.cosine_similarity(exact, rough).mean())
+        return self._agreement[1]
+
+    def _with_cls(self, tokens: Tensor) -> Tensor:
+        cls = self.cls_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        return torch.cat([cls, tokens], dim=1)
+
+    def _check(self, cells: Tensor, padding: Tensor | None) -> None:
+        if cells.ndim != 3 or cells.shape[2] != self.size.input_dim:
+            raise ValueError(
+                f"Cells are {tuple(cells.shape)}; expected (donors, cells, {self.size.input_dim})."
+            )
+        if padding is None:
+            empty = cells.shape[1] == 0
+        else:
+            if padding.shape != cells.shape[:2] or padding.dtype != torch.bool:
+                raise ValueError(
+                    f"Padding is {padding.dtype} {tuple(padding.shape)}; expected bool "
+                    f"{tuple(cells.shape[:2])}, true where there is no cell."
+                )
+            empty = bool(padding.all(1).any())
+        if empty:
+            raise ValueError("A donor has no cells; leave it out.")
+
+
+class PreparedEncoder:
+    """The encoder of a module, prepared for many donors without gradients."""
+
+    def __init__(self, module: PulsarModule, dtype: torch.dtype) -> None:
+        self._module = module
+        with torch.no_grad():
+            self._input = [
+                prepare(p, dtype) for p in (module.in_proj.proj_1, module.in_proj.proj_2)
+            ]
+            self._stack = PreparedStack(module.encoder, dtype, first_only=True)
+
+    @torch.no_grad()
+    def __call__(self, donors: Sequence[Tensor]) -> Tensor:
+        """Embed donors; see :meth:`PulsarModule.embed`."""
+        module = self._module
+        device = module.cls_embedding.device
+        cells = torch.cat(list(donors)).to(device, torch.float32)
+        tokens = self._input[1](F.relu(self._input[0](module.standardise(cells)))).float()
+        lengths = [len(donor) for donor in donors]
+        cls = module.cls_embedding.unsqueeze(0)
+        x = torch.cat([t for part in tokens.split(lengths) for t in (cls, part)])
+        return self._stack(x, [n + 1 for n in lengths])
+
+
+def _bias(padding: Tensor | None, x: Tensor) -> Tensor | None:
+    """What hides padding in attention, ``(b, n + 1)``."""
+    if padding is None:
+        return None
+    hidden = F.pad(padding, (1, 0))  # the donor is always there
+    return torch.zeros(hidden.shape, device=x.device, dtype=x.dtype).masked_fill(hidden, -torch.inf)
