@@ -233,9 +233,7 @@ def _from_combinations(
     return {source: mean_shift(rest) for source, rest in found.items()}
 
 
-def _fill_unknown(
-    effects: Array, means: dict[Cell, tuple[int, Array]], control: Array
-) -> None:
+def _fill_unknown(effects: Array, means: dict[Cell, tuple[int, Array]], control: Array) -> None:
     """Write how far all cells of a source lie from its controls."""
     for source in {s for s, _ in means}:
         own = [found for (s, _), found in means.items() if s == source]
