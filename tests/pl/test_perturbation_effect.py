@@ -11,7 +11,7 @@ from scipy import sparse
 import cfm
 from cfm.pl import _perturbation_cells
 from tests.pl._drawn import legend_texts, outside, overlapping, row_names
-from tests.pl._screened import GENES, GROUPS, MADE, REAL, as_counts, make_screen
+from tests.pl._screened import GENES, GROUPS, MADE, REAL, as_counts, cells, make_screen
 
 
 def drawn(ax) -> np.ndarray:
@@ -64,6 +64,24 @@ def test_one_group_or_all_cells_together():
     assert list(several) == ["T cell"]
 
 
+def test_a_prediction_is_a_change_of_what_it_started_from():
+    real, made = make_screen()
+    # one control cell per group served as the source of all
+    first = {group: real.obs_names[real.obs["cell_type"] == group][0] for group in GROUPS}
+    made.obs["simulated_from"] = [first[group] for group in made.obs["cell_type"]]
+    given = {"groupby": "cell_type", "group": "B cell", "show": False}
+    moved = drawn(cfm.pl.perturbation(real, made, **given))
+    np.testing.assert_allclose(np.sort(moved[:, 1]), np.sort(MADE["B cell"]) + 0.3, atol=1e-5)
+    # a method that made controls as well is measured against these
+    own = cells("none", dict.fromkeys(GROUPS, np.ones(30)))
+    own.obs_names = [f"{name}-made" for name in own.obs_names]
+    both = ad.concat([made, own], merge="same")
+    given |= {"key": "condition", "control": "none"}
+    moved = drawn(cfm.pl.perturbation(real, both, **given))
+    np.testing.assert_allclose(np.sort(moved[:, 1]), np.sort(MADE["B cell"]) - 1.0, atol=1e-5)
+    np.testing.assert_allclose(np.sort(moved[:, 0]), np.sort(REAL["B cell"]), atol=1e-5)
+
+
 def test_the_strongest_genes_are_marked_and_named():
     real, made = make_screen()
     ax = cfm.pl.perturbation(
@@ -97,6 +115,18 @@ def test_order_of_genes_and_cells_sparsity_and_blocks_do_not_matter(monkeypatch)
     other.X = sparse.csr_matrix(other.X)
     after = drawn(cfm.pl.perturbation(real[::-1].copy(), other, show=False))
     np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_cells_on_disk_are_read(tmp_path, dense):
+    real, made = make_screen()
+    made.obs["simulated_from"] = [real.obs_names[0]] * 6 + [real.obs_names[6]] * 6
+    before = drawn(cfm.pl.perturbation(real, made, show=False))
+    real.X = real.X if dense else sparse.csr_matrix(real.X)
+    real.write_h5ad(tmp_path / "real.h5ad")
+    backed = ad.read_h5ad(tmp_path / "real.h5ad", backed="r")
+    np.testing.assert_allclose(drawn(cfm.pl.perturbation(backed, made, show=False)), before)
+    backed.file.close()
 
 
 def test_genes_that_were_not_predicted_or_are_not_shared_are_left_out():
@@ -143,18 +173,16 @@ def test_a_layer_is_read_where_it_is():
 
 
 def test_own_axes_saving_and_room(tmp_path):
-    cells = cfm.datasets.toy_perturbation()
+    toy = cfm.datasets.toy_perturbation()
     made = cfm.tl.simulate_perturbation(
-        cells,
+        toy,
         "IFNB1",
         model="nearest",
         key="perturbation",
         control="control",
         groupby="cell_type",
     )
-    axes = cfm.pl.perturbation(
-        cells, made, groupby="cell_type", save=tmp_path / "a.png", show=False
-    )
+    axes = cfm.pl.perturbation(toy, made, groupby="cell_type", save=tmp_path / "a.png", show=False)
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert {"ISG15", "OAS1", "MX1", "IFI6"} & {name for ax in axes.values() for name in names(ax)}
     for ax in axes.values():
@@ -165,7 +193,7 @@ def test_own_axes_saving_and_room(tmp_path):
     every += [text for ax in axes.values() for text in (ax.xaxis.label, ax.title, *ax.texts)]
     assert overlapping(every) == []
     figure, ax = plt.subplots()
-    assert cfm.pl.perturbation(cells, made, ax=ax, show=False) is ax
+    assert cfm.pl.perturbation(toy, made, ax=ax, show=False) is ax
     assert plt.fignum_exists(figure.number)
 
 
@@ -259,8 +287,8 @@ def test_bad_kinds_of_input():
 
 
 def test_more_panels_than_can_be_read():
-    cells = cfm.datasets.toy_perturbation(n_cells=600)
+    toy = cfm.datasets.toy_perturbation(n_cells=600)
     given = {"key": "perturbation", "control": "control", "groupby": "cell_type", "show": False}
     with pytest.raises(ValueError, match="12 perturbations in 4 groups make 48 panels"):
-        cfm.pl.perturbation(cells, cells, **given)
-    assert len(cfm.pl.perturbation(cells, cells, perturbation=["EPO", "TNF"], **given)) == 8
+        cfm.pl.perturbation(toy, toy, **given)
+    assert len(cfm.pl.perturbation(toy, toy, perturbation=["EPO", "TNF"], **given)) == 8

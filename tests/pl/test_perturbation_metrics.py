@@ -77,6 +77,27 @@ def test_metrics_of_cell_eval_are_drawn_when_asked_for():
     assert alone.get_title(loc="left") == ax.get_title(loc="left")
 
 
+def test_a_metric_that_is_not_defined_is_drawn_only_when_asked_for():
+    table = make_scores()
+    table.loc[table["metric"] == "mmd", "value"] = np.nan
+    assert list(cfm.pl.perturbation(table, show=False)) == ["delta_pearson", "e_distance"]
+    ax = cfm.pl.perturbation(table, metric="mmd", show=False)
+    assert {text.get_text() for text in ax.texts} == {"not defined"}
+
+
+def test_the_table_of_the_tool_is_drawn():
+    toy = cfm.datasets.toy_perturbation()
+    asked = {"key": "perturbation", "control": "control", "groupby": "cell_type"}
+    made = cfm.tl.simulate_perturbation(toy, "TNF", model="mean_shift", **asked)
+    scores = cfm.tl.evaluate_perturbation(toy, {"mine": made}, n_halves=2, **asked)
+    axes = cfm.pl.perturbation(scores, show=False)
+    assert list(axes) == ["delta_pearson", "e_distance", "mmd", "direction_accuracy"]
+    names = ["mine", "control", "mean_shift", "additive", "nearest", "linear", "ceiling"]
+    assert row_names(axes["delta_pearson"]) == names
+    first = scores.query("metric == 'mmd' and method == 'mine'")["value"].mean()
+    assert widths(axes["mmd"])[0] == pytest.approx(first)
+
+
 def test_several_models_and_negative_scores():
     table = make_scores()
     second = table[table["method"] == "LingshuCell"].assign(method="scVI " + "long " * 10)

@@ -50,9 +50,10 @@ def perturbation(
 ) -> Axes | dict[str, Axes]:
     """Draw what was simulated against what was observed.
 
-    ``"effect"``: a point for each gene, the change of its mean log expression against control,
-    observed and predicted. The genes with the strongest observed effect are coloured by whether
-    their direction was predicted, and the first ones are named.
+    ``"effect"``: a point for each gene, the change of its mean log expression, observed (against
+    the controls) and predicted (against what the method made of the control if it did, else the
+    observations it started from). The genes with the strongest observed effect are coloured by
+    whether their direction was predicted, and the first ones are named.
 
     ``"metrics"``: the table of :func:`cfm.tl.evaluate_perturbation` as bars, a panel for each
     metric: models, baselines, and the ceiling of the data. A bar is the mean over groups and
@@ -84,7 +85,8 @@ def perturbation(
     group
         Which of them to draw; ``None`` draws all that are in both.
     metric
-        For ``"metrics"``: which to draw; ``None`` draws all but those of cell-eval.
+        For ``"metrics"``: which to draw; ``None`` draws all that are defined anywhere, but not
+        those of cell-eval.
     layer
         Layer to read instead of ``X``, by default the recorded one; of ``simulated`` ``X`` is read
         if it has no such layer. Counts (whole numbers) are brought to log1p of counts per 10,000,

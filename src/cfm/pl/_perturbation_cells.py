@@ -53,13 +53,14 @@ class Cells:
         return np.flatnonzero(chosen)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Values of some rows in ascending order, ``(rows, n)`` float64, as they are stored."""
+        """Values of some rows, ``(rows, n)`` float64, as they are stored."""
         matrix: Any = self.adata.X if self.layer is None else self.adata.layers[self.layer]
-        block = matrix[rows]
+        unique, place = np.unique(rows, return_inverse=True)  # a file gives each row once, in order
+        block = matrix[unique]
         block = block.compute() if hasattr(block, "compute") else block  # dask
         values = block[:, self.columns]
         dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
-        return dense.astype(np.float64)
+        return dense.astype(np.float64)[place]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.lines import Line2D
 
+from cfm._fields import SIMULATED_FROM
 from cfm.pl._figure import figure_of, legend_below
 from cfm.pl._labels import label_points, shorten
 from cfm.pl._palette import COLORS, GREY
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from cfm.pl._perturbation_cells import Screen
+    from cfm.pl._perturbation_cells import Cells, Screen
 
 _RIGHT, _WRONG = COLORS[0], COLORS[1]
 #: With more points than this a figure in a vector format holds them as a picture.
@@ -28,6 +29,9 @@ _FLAT = 1e-9
 
 def mean_effects(screen: Screen, perturbation: str, group: str) -> tuple[np.ndarray, np.ndarray]:
     """Return observed and predicted change of mean log expression, ``(genes,)`` each.
+
+    The observed one against the controls; the predicted one against what the same method made of
+    the control if it did, else against the observations that it started from, else the controls.
 
     Raises
     ------
@@ -47,8 +51,24 @@ def mean_effects(screen: Screen, perturbation: str, group: str) -> tuple[np.ndar
                 f"There are no {name} of {perturbation!r}{place}; leave it out with group= or "
                 "perturbation=."
             )
-    observed, control, simulated = mean_log_expression(list(rows.values()))
-    return observed - control, simulated - control
+    start = _start(screen, rows["control cells"][1], rows["simulated cells"][1], within)
+    observed, control, simulated, before = mean_log_expression([*rows.values(), start])
+    return observed - control, simulated - before
+
+
+def _start(
+    screen: Screen, control: np.ndarray, simulated: np.ndarray, group: str | None
+) -> tuple[Cells, np.ndarray]:
+    """Return the cells that a prediction is a change of."""
+    own = screen.simulated.rows(screen.control, group)
+    if len(own):
+        return screen.simulated, own
+    if SIMULATED_FROM in screen.simulated.adata.obs:
+        names = screen.simulated.adata.obs[SIMULATED_FROM].astype(str).to_numpy()[simulated]
+        place = screen.real.adata.obs_names.get_indexer(names)
+        if np.isin(place, control).all():
+            return screen.real, place
+    return screen.real, control
 
 
 def draw_effect(

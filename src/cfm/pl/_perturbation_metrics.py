@@ -25,6 +25,10 @@ _LABELS = {
     "mmd": "MMD",
     "direction_accuracy": "direction of top genes",
     "discrimination_score": "discrimination score",
+    "delta_pearson_top": "Pearson of top effects",
+    "delta_cosine": "cosine of effects",
+    "delta_r2": "R² of effects",
+    "discrimination_score_cosine": "discrimination score (cosine)",
 }
 _EXTERNAL = "cell_eval:"
 #: Panels beside each other, height of a row and width of bars, in inches.
@@ -63,7 +67,9 @@ def read_scores(
         raise ValueError("The table of scores has no rows for what was asked.")
     metrics = list(table["metric"].unique())
     if metric is None:
-        own = [name for name in metrics if not name.startswith(_EXTERNAL)]
+        # one that is defined nowhere, such as discrimination of a single perturbation, says nothing
+        defined = set(table.loc[np.isfinite(table["value"]), "metric"])
+        own = [name for name in metrics if not name.startswith(_EXTERNAL) and name in defined]
         return table, own or metrics
     return table, _known(table, "metric", metric)
 
