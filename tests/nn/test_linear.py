@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cfm.nn import _linear
-from cfm.nn._linear import fast_bfloat16, prepare_linear
+from cfm.nn._linear import Linear, fast_bfloat16, linear, prepare_linear
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -42,3 +42,33 @@ def test_strided_input() -> None:
 def test_whether_bfloat16_is_fast_has_an_answer() -> None:
     assert fast_bfloat16(torch.device("cpu")) in (True, False)
     assert fast_bfloat16(torch.device("meta")) is False
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_gradients_are_those_of_a_plain_layer(
+    monkeypatch: pytest.MonkeyPatch, onednn: bool
+) -> None:
+    onednn = onednn and torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(_linear, "_prefers_onednn", lambda device: onednn)
+    x, weight = torch.randn(2, 5, 7), torch.randn(11, 7)
+    made = []
+    for function in (linear, torch.nn.functional.linear):
+        inputs = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        function(*inputs).sin().sum().backward()
+        made.append([t.grad for t in inputs])
+    for found, expected in zip(*made, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_is_asked_for_is_differentiated() -> None:
+    x, weight = torch.randn(5, 7), torch.randn(3, 7, requires_grad=True)
+    linear(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(3, 7), rtol=1e-5, atol=1e-5)
+    assert linear(torch.randn(0, 7), weight).shape == (0, 3)
+
+
+def test_autocast_decides_the_dtype() -> None:
+    layer = Linear(7, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 7)).dtype == torch.bfloat16
+    assert layer(torch.randn(2, 7)).dtype == torch.float32

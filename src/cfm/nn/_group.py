@@ -103,7 +103,6 @@ class GroupCompression(nn.Module):
 
         Returns
         -------
-        ``(group_size, dim, v)``: for each place, from a group's token to the head's output.
+        ``(group_size, v, dim)``: for each place, from a group's token to the head's output.
         """
-        up = self.up.weight.view(self.group_size, -1, self.up.in_features)  # (s, dim, dim)
-        return torch.matmul(up.transpose(1, 2), head.T)
+        return torch.matmul(head, self.up.weight.view(self.group_size, -1, self.up.in_features))

@@ -1,8 +1,9 @@
-"""A linear layer prepared for many calls without gradients, on the fastest kernel there is."""
+"""Linear layers on the fastest kernel there is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,19 +40,67 @@ def prepare_linear(
     -------
     A function from ``(..., n_in)`` to ``(..., n_out)``.
     """
-    weight = weight.detach().to(dtype)
+    weight = weight.detach().to(dtype).contiguous()
     bias = None if bias is None else bias.detach().to(dtype)
     if dtype == torch.float32 and _prefers_onednn(weight.device):
-        packed = weight.contiguous().to_mkldnn()
-        offset = None if bias is None else bias.contiguous().to_mkldnn()
-
-        def onednn(x: Tensor) -> Tensor:
-            flat = x.to(dtype).reshape(-1, x.shape[-1])
-            out = F.linear(flat.to_mkldnn(), packed, offset).to_dense()
-            return out.view(*x.shape[:-1], out.shape[-1])
-
-        return onednn
+        return lambda x: _onednn(x.to(dtype), weight, bias)
     return lambda x: F.linear(x.to(dtype), weight, bias)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply by a weight matrix, with gradients, on the kernel of :func:`prepare_linear`.
+
+    Parameters
+    ----------
+    x
+        ``(..., n_in)``.
+    weight
+        ``(n_out, n_in)``.
+
+    Returns
+    -------
+    ``(..., n_out)``; under autocast in its dtype.
+    """
+    plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if plain and x.numel() and _prefers_onednn(x.device):
+        return _OneDNNLinear.apply(x, weight)
+    return F.linear(x, weight)
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias that is trained on the kernel of :func:`prepare_linear`."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., n_in)`` to ``(..., n_out)``."""
+        return linear(x, self.weight)
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, None)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (out,) = gradients
+        by_x = by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_x = _onednn(out, weight.T, None)
+        if ctx.needs_input_grad[1]:
+            flat = out.reshape(-1, out.shape[-1])
+            by_weight = _onednn(flat.T, x.reshape(-1, x.shape[-1]).T, None)
+        return by_x, by_weight
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    flat = x.reshape(-1, x.shape[-1])
+    out = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def prepare(layer: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cfm.nn._linear import prepare
+from cfm.nn._linear import Linear, prepare
 
 _ROTARY_BASE = 10_000.0
 
@@ -33,11 +33,11 @@ class LlamaBlock(nn.Module):
             raise ValueError(f"Width {dim} does not split into {n_heads} heads of even width.")
         self.n_heads = n_heads
         self.attention_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim, bias=False)
+        self.to_qkv = Linear(dim, 3 * dim)
+        self.to_out = Linear(dim, dim)
         self.ff_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.ff_in = nn.Linear(dim, 2 * ff_dim, bias=False)
-        self.ff_out = nn.Linear(ff_dim, dim, bias=False)
+        self.ff_in = Linear(dim, 2 * ff_dim)
+        self.ff_out = Linear(ff_dim, dim)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """Map ``(b, n, dim)`` tokens to ``(b, n, dim)``."""

@@ -13,6 +13,7 @@ from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, UNKNOWN, Conditi
 from cfm.models.lingshu._quantiser import N_VALUES
 from cfm.nn._absorbing import absorbing_loss
 from cfm.nn._group import GroupCompression
+from cfm.nn._linear import linear
 from cfm.nn._llama import LlamaTrunk
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def place_scores(
     group
         Where genes lie.
     heads
-        ``(group_size, dim, v)``, what :meth:`GroupCompression.heads` returned.
+        ``(group_size, v, dim)``, what :meth:`GroupCompression.heads` returned.
     rows, genes
         ``(m,)`` int64.
 
@@ -278,5 +279,5 @@ def place_scores(
     order = torch.argsort(place, stable=True)
     sizes = torch.bincount(place, minlength=group.group_size).tolist()
     chosen = states[rows[order], (position // group.group_size)[order]]  # (m, dim)
-    made = [x @ head for x, head in zip(chosen.split(sizes), heads, strict=True)]
+    made = [linear(x, head) for x, head in zip(chosen.split(sizes), heads, strict=True)]
     return torch.cat(made), order

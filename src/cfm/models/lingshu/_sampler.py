@@ -155,7 +155,7 @@ class Sampler:
         """Cut sorted cell numbers into pieces that are scored together."""
         per = 1
         if self.device.type != "cpu":
-            per = max(1, _SCORES_GPU // (self.module.group.n_groups * self._heads[:, 0].numel()))
+            per = max(1, _SCORES_GPU // (self.module.group.n_groups * self._heads[..., 0].numel()))
         ends = torch.bincount(rows // per).cumsum(0).tolist()
         return [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True) if b > a]
 
@@ -170,8 +170,8 @@ class Sampler:
             scores[order] = sorted_scores
         else:  # all places at once: few large products, and again the same shape always
             first, last = int(rows[0]), int(rows[-1]) + 1
-            heads = self._heads.permute(1, 0, 2).reshape(states.shape[-1], -1)
-            every = (states[first:last] @ heads).view(last - first, -1, N_VALUES)
+            heads = self._heads.view(-1, states.shape[-1])
+            every = F.linear(states[first:last], heads).view(last - first, -1, N_VALUES)
             scores = every[rows - first, group.positions()[genes]]
         if self.module.count_term is not None:
             scores = scores + self.module.count_term(conditions, rows, genes).float()
