@@ -23,8 +23,8 @@ __all__ = [
     "MagnitudeEmbedding",
     "PerformerAttention",
     "PerformerLayer",
-    "PowerAverage",
     "PostNormLayer",
+    "PowerAverage",
     "RotaryExpressionEmbedding",
     "normalised_adjacency",
 ]
