@@ -59,7 +59,7 @@ class ResponsePredictor:
     far such predictions go wrong is alike for genes in the same situation: one that is silent in
     the new source cannot fall, one that is turned on everywhere is turned on here too. Gradient
     boosted trees learn this error from known cases that are left out in turn, with a row per gene
-    and case; they are used if they bring cases closer that they were not fitted on.
+    and case; they are used if what they say goes the right way in cases they were not fitted on.
 
     Parameters
     ----------
@@ -72,10 +72,7 @@ class ResponsePredictor:
 
     def __init__(self, groups: Sequence[Cases], *, seed: int = 0) -> None:
         self.alpha = _best_alpha([g for g in groups if len(g) >= 3])
-        self.weight = 0.0
         self.trees: HistGradientBoostingRegressor | None = None
-        #: Squared error of left-out cases relative to no effect: ridge, and ridge with trees.
-        self.errors: tuple[float, float] | None = None
         usable = [g for g in groups if len(g) >= _LEAST_CASES]
         if usable:
             self._fit_trees(usable, seed)
@@ -92,8 +89,7 @@ class ResponsePredictor:
         """
         effect = self._ridge(profile, cases)
         if self.trees is not None and len(cases) >= _LEAST_CASES - 1:
-            correction = self.trees.predict(_situation(effect, profile, control, cases))
-            effect = effect + self.weight * correction
+            effect = effect + self.trees.predict(_situation(effect, profile, control, cases))
         # mean log expression is not negative
         return np.maximum(effect, -control)
 
@@ -121,12 +117,7 @@ class ResponsePredictor:
         for k in range(int(fold.max()) + 1):
             train = keep[fold[keep] != k]
             found[fold == k] = _trees(seed).fit(x[train], y[train]).predict(x[fold == k])
-        scale = float((y * found).sum() / max((found**2).sum(), 1e-12))
-        self.weight = min(max(scale, 0.0), 1.0)
-        total = sum(float((g.effects**2).sum()) for g in groups)
-        corrected = y - self.weight * found
-        self.errors = (float((y**2).sum()) / total, float((corrected**2).sum()) / total)
-        if self.weight > 0:
+        if float(y @ found) > 0:
             self.trees = _trees(seed).fit(x[keep], y[keep])
 
 
