@@ -12,7 +12,7 @@ from cfm.models._protocols import (
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 from cfm.models.lingshu import LingshuCell
-from cfm.models.pulsar import Pulsar
+from cfm.models.pulsar import Pulsar, VirtualInstrument
 from cfm.models.uce import UCE
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "PerturbationModel",
     "PretrainedModel",
     "Pulsar",
+    "VirtualInstrument",
     "load_model",
 ]

@@ -9,7 +9,7 @@ from cfm.models._base import PretrainedModel
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 from cfm.models.lingshu import LingshuCell
-from cfm.models.pulsar import Pulsar
+from cfm.models.pulsar import Pulsar, VirtualInstrument
 from cfm.models.uce import UCE
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ MODELS: dict[str, type[PretrainedModel]] = {
     "LingshuCell": LingshuCell,
     "Pulsar": Pulsar,
     "UCE": UCE,
+    "VirtualInstrument": VirtualInstrument,
 }
 
 

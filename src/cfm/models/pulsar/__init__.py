@@ -1,7 +1,18 @@
 """PULSAR: donors by their cells."""
 
+from cfm.models.pulsar._instrument import VirtualInstrument
+from cfm.models.pulsar._instrument_module import InstrumentModule, InstrumentSize
 from cfm.models.pulsar._model import DonorEmbeddings, Pulsar
 from cfm.models.pulsar._module import PulsarModule
 from cfm.models.pulsar._sizes import SIZES, PulsarSize
 
-__all__ = ["SIZES", "DonorEmbeddings", "Pulsar", "PulsarModule", "PulsarSize"]
+__all__ = [
+    "SIZES",
+    "DonorEmbeddings",
+    "InstrumentModule",
+    "InstrumentSize",
+    "Pulsar",
+    "PulsarModule",
+    "PulsarSize",
+    "VirtualInstrument",
+]
