@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cfm.metrics._direction_scores import direction_scores
-
 Array = NDArray[np.float64]
 
 
@@ -142,7 +140,11 @@ def direction_accuracy(effect: ArrayLike, predicted: ArrayLike, *, n_top: int | 
     1.0
     """
     truth, guess = _top(*_pair(effect, predicted), n_top)
-    return direction_scores(truth, guess)["accuracy"]
+    moved = truth != 0
+    if not moved.any():
+        return float("nan")
+    right = np.where(guess == 0, 0.5, (guess > 0) == (truth > 0))
+    return float(right[moved].mean())
 
 
 def _pair(effect: ArrayLike, predicted: ArrayLike) -> tuple[Array, Array]:

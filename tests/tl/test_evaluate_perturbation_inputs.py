@@ -1,0 +1,223 @@
+"""Evaluation of simulated perturbations: what is refused or left out, and in which words."""
+
+from __future__ import annotations
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+
+from cfm.tl import evaluate_perturbation, simulate_perturbation
+from tests._same import assert_unchanged
+from tests.tl._evaluated import evaluate, simulated, values
+from tests.tl._perturbed import ARGUMENTS, AddsOne, perturbed_cells, without
+
+QUICK = {"metrics": "delta_pearson", "baselines": ["control"], "n_halves": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"key": "drug"}, KeyError, "real.obs has no column 'drug'"),
+        ({"groupby": "tissue"}, KeyError, "no column 'tissue'"),
+        ({"control": "mock"}, KeyError, "no control 'mock'"),
+        ({"split_key": "fold"}, KeyError, "cfm.pp.split_perturbations"),
+        ({"split_key": "cell_type"}, ValueError, "expected both 'train' and 'test'"),
+        ({"layer": "log"}, KeyError, "no layer 'log'"),
+        ({"units": "tpm"}, ValueError, "units='tpm'"),
+        ({"units": "counts"}, ValueError, "log-transformed"),
+        ({"metrics": "pearson"}, ValueError, "['pearson'] are not known"),
+        ({"metrics": []}, ValueError, "choose among"),
+        ({"metrics": "cell_eval:nonsense"}, ValueError, "['cell_eval:nonsense'] are not known"),
+        ({"baselines": ["mean"]}, ValueError, "['mean'] are not known"),
+        ({"baselines": "control"}, TypeError, "one text"),
+        ({"baseline_units": "tpm"}, ValueError, "baseline_units='tpm'"),
+        ({"baseline_units": "counts"}, ValueError, "are no counts"),
+        ({"features": [1]}, TypeError, "expected a DataFrame"),
+        ({"alpha": 0}, ValueError, "alpha=0"),
+        ({"n_top": 0}, ValueError, "n_top=0"),
+        ({"n_components": 1.5}, ValueError, "n_components=1.5"),
+        ({"n_halves": -1}, ValueError, "n_halves=-1"),
+        ({"min_cells": 0}, ValueError, "min_cells=0"),
+        ({"max_cells": 1}, ValueError, "max_cells=1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message) -> None:
+    cells, made = perturbed_cells(n=10), simulated(n=10)
+    before, as_made = cells.copy(), made.copy()
+    with pytest.raises(error) as raised:
+        evaluate(cells, {"mine": made}, **(QUICK | arguments))
+    assert message in str(raised.value)
+    assert_unchanged(cells, before)
+    assert_unchanged(made, as_made)
+
+
+def test_only_anndata() -> None:
+    cells, made = perturbed_cells(n=10), simulated(n=10)
+    mudata = md.MuData({"rna": cells})
+    for real, other in ((mudata, made), (cells, mudata), (cells, {"x": mudata}), (cells, "x")):
+        with pytest.raises(TypeError, match="one modality"):
+            evaluate(real, other)
+    with pytest.raises(ValueError, match="is empty"):
+        evaluate(cells, {})
+    with pytest.raises(ValueError, match="cannot be called 'ceiling'"):
+        evaluate(cells, {"ceiling": made})
+
+
+def test_what_was_simulated_needs_its_columns() -> None:
+    cells, made = perturbed_cells(n=10), simulated(n=10)
+    for column in ("treatment", "cell_type"):
+        lacking = made.copy()
+        del lacking.obs[column]
+        with pytest.raises(KeyError, match=f"by 'mine' have no column '{column}'"):
+            evaluate(cells, {"mine": lacking})
+    made.X = None
+    with pytest.raises(ValueError, match="X is None"):
+        evaluate(cells, {"mine": made})
+
+
+def test_nothing_in_common_is_refused() -> None:
+    cells, made = perturbed_cells(n=10), simulated(n=10)
+    other = made.copy()
+    other.var_names = [f"MOUSE{i}" for i in range(other.n_vars)]
+    with pytest.raises(ValueError, match="'mine' simulated none of the 40 genes"):
+        evaluate(cells, {"mine": other})
+    first, second = made[:, :20].copy(), made[:, 20:].copy()
+    with pytest.raises(ValueError, match="No gene was simulated by all"):
+        evaluate(cells, {"x": first, "y": second})
+    renamed = made.copy()
+    renamed.obs["treatment"] = "C"
+    with (
+        pytest.warns(UserWarning, match="3 simulated condition.* no observed test cells"),
+        pytest.raises(ValueError, match="Nothing that was simulated was also observed"),
+    ):
+        evaluate(cells, {"mine": renamed})
+    lone = cells[(cells.obs["treatment"] == "ctrl").to_numpy()].copy()
+    with pytest.raises(ValueError, match="nothing but the control"):
+        evaluate(lone, {"mine": made})
+
+
+def test_genes_that_were_not_simulated_are_left_out_and_reported() -> None:
+    cells, made = perturbed_cells(), simulated()
+    made.var["simulated"] = True
+    made.var.loc["GENE39", "simulated"] = False
+    made.X[:, 39] = 50.0  # would be seen
+    with pytest.warns(UserWarning, match=r"1 of 40 genes were not simulated .*'GENE39'"):
+        found = evaluate(cells, {"mine": made})
+    fewer = cells[:, :39].copy()
+    expected = evaluate(fewer, {"mine": made})
+    pd.testing.assert_frame_equal(found, expected, atol=1e-5)
+    assert (values(found, "delta_pearson")["mine"] > 0.98).all()
+    own = pd.DataFrame({"simulated": [True]}, index=["OWN"])
+    own = ad.AnnData(np.ones((made.n_obs, 1), np.float32), obs=made.obs, var=own)
+    more = ad.concat([made, own], axis=1, merge="same")
+    with pytest.warns(UserWarning, match="1 of 40 genes"):
+        pd.testing.assert_frame_equal(evaluate(cells, {"mine": more}), found)
+
+
+def test_a_model_of_the_package_can_be_judged() -> None:
+    cells = perturbed_cells(n=12)
+    cells.obs["treatment"] = cells.obs["treatment"].cat.rename_categories({"A": "GENE1"})
+    made = simulate_perturbation(cells, "GENE1", model=AddsOne(), **ARGUMENTS)
+    with pytest.warns(UserWarning, match="1 of 40 genes"):  # it does not know the last one
+        table = evaluate(cells, made, **QUICK)
+    assert table["method"].unique().tolist() == ["AddsOne", "control", "ceiling"]
+    assert (values(table, "delta_pearson")["AddsOne"] > 0.3).all()
+
+
+def test_too_few_cells_are_left_out_or_refused() -> None:
+    cells, made = perturbed_cells(n=10), simulated(n=10)
+    few = made[~((made.obs["cell_type"] == "T") & (np.arange(made.n_obs) % 10 > 2)).to_numpy()]
+    with pytest.warns(UserWarning, match=r"fewer than min_cells=10 .*'A in T'"):
+        table = evaluate(cells, {"mine": few.copy()}, **QUICK)
+    assert set(table["group"]) == {"B", "NK"}
+    with (
+        pytest.warns(UserWarning, match="9 simulated"),
+        pytest.raises(ValueError, match="min_cells=11"),
+    ):
+        evaluate(cells, {"mine": made}, min_cells=11)
+
+
+def test_one_cell_has_an_effect_and_no_distance() -> None:
+    cells, made = perturbed_cells(n=1), simulated(n=1)
+    table = evaluate(cells, {"mine": made}, min_cells=1)
+    assert values(table, "e_distance").isna().all(axis=None)
+    assert (values(table, "delta_pearson")["mine"] > 0.9).all()
+    ceiling = table[table["method"] == "ceiling"]
+    assert ceiling["value"].isna().all() and (ceiling["n_real"] == 0).all()
+
+
+def test_a_group_without_controls_is_left_out() -> None:
+    cells = without(perturbed_cells(n=12), "NK", "ctrl")
+    with pytest.warns(UserWarning) as caught:
+        table = evaluate(cells, {"mine": simulated(n=12)}, **QUICK)
+    said = " ".join(str(w.message) for w in caught)
+    assert "['NK'] of 'cell_type' have no observation of the control" in said
+    assert "3 simulated condition(s) have no controls" in said
+    assert set(table["group"]) == {"B", "T"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_refused(value) -> None:
+    for index in (0, 1):
+        pair = [perturbed_cells(n=10), simulated(n=10)]
+        pair[index].X[3, 3] = value
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            evaluate(pair[0], {"mine": pair[1]}, **QUICK)
+
+
+def test_names_have_to_be_unique() -> None:
+    for index, axis in ((0, "obs"), (0, "var"), (1, "obs"), (1, "var")):
+        pair = [perturbed_cells(n=10), simulated(n=10)]
+        names = ["x"] * pair[index].shape[axis == "var"]
+        setattr(pair[index], f"{axis}_names", names)
+        with pytest.raises(ValueError, match=f"{axis}_names occur more than once"):
+            evaluate(pair[0], {"mine": pair[1]})
+
+
+def test_rows_of_zeros_and_copies_of_the_truth_have_scores() -> None:
+    cells = perturbed_cells(n=12)
+    zeros = simulated(n=12)
+    zeros.X[:] = 0.0
+    copies = cells[(cells.obs["treatment"] != "ctrl").to_numpy()].copy()
+    table = evaluate(cells, {"zeros": zeros, "copies": copies})
+    assert table.loc[table["method"].isin(["zeros", "copies"]), "value"].notna().all()
+    np.testing.assert_allclose(values(table, "delta_pearson")["copies"], 1.0)
+    found = values(table, "e_distance")
+    assert (found["copies"] <= 0).all()  # unbiased: copies are nearer than another sample
+    assert (found["zeros"] > found["control"]).all()
+
+
+def test_missing_labels_belong_to_nothing() -> None:
+    cells, made = perturbed_cells(n=12), simulated(n=12)
+    expected = evaluate(cells, {"mine": made}, **QUICK)
+    for adata in (cells, made):
+        more = adata[:40].copy()
+        more.obs_names = more.obs_names + "x"
+        more.X[:] = 50.0
+        more.obs.loc[more.obs_names[::2], "treatment"] = np.nan
+        more.obs.loc[more.obs_names[1::2], "cell_type"] = np.nan
+        adata.uns["both"] = ad.concat([adata, more])
+    found = evaluate(cells.uns["both"], {"mine": made.uns["both"]}, **QUICK)
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_a_control_in_a_combination_is_the_single_perturbation() -> None:
+    cells, made = perturbed_cells(n=12), simulated(n=12)
+    expected = evaluate(cells, {"mine": made}, **(QUICK | {"n_halves": 0}))
+    cells.obs["treatment"] = cells.obs["treatment"].cat.rename_categories({"A": "A+ctrl"})
+    found = evaluate(cells, {"mine": made}, **(QUICK | {"n_halves": 0}))
+    assert set(found["method"]) == {"mine", "control"}
+    assert set(found["perturbation"]) == {"A+ctrl", "B", "A+B"}
+    np.testing.assert_allclose(sorted(found["value"]), sorted(expected["value"]), atol=1e-6)
+
+
+def test_the_bundled_toy_cells_work(recwarn: pytest.WarningsRecorder) -> None:
+    import cfm
+
+    cells = cfm.datasets.toy_infection_cells()
+    columns = {"key": "virus", "control": "none", "groupby": "cell_type"}
+    made = simulate_perturbation(cells, "virus_A", model="mean_shift", **columns)
+    table = evaluate_perturbation(cells, made, **columns, n_halves=2)
+    assert table["value"].notna().any() and not recwarn.list
