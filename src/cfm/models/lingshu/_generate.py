@@ -27,7 +27,7 @@ from cfm.models.lingshu._train import Trainable
 from cfm.nn._linear import fast_bfloat16
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from cfm.models.lingshu._frozen import Frozen
@@ -38,6 +38,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 GENERATION, DEPTH = "generation", "depth"
 #: Steps with and without guidance, as published, and the weight of the guidance.
 _GUIDED_STEPS, _PLAIN_STEPS = 3, 256
+#: Steps where a count term stands beside the network.
+_STEPS_WITH_TERM = 16
 _GUIDANCE = 2.0
 
 
@@ -89,9 +91,10 @@ class Generating(Trainable):
         guidance
             Weight :math:`w` of classifier-free guidance,
             :math:`a_0 + (w + 1) (a_c - a_0)` with the logits :math:`a_0` of the control of the
-            same source (eq. 10). By default 2.0 if a perturbation is asked for, else 0.
+            same source (eq. 10). By default 2.0 as published if a perturbation is asked for, else
+            0; of a model with a count term, whose effects have their size already, always 0.
         n_steps
-            By default 3 with guidance and 256 without, as published.
+            By default 3 with guidance and 256 without, as published; 16 with a count term.
         dequantise
             What a value above 100 stands for: the ``"lower"`` edge of its bin, its ``"midpoint"``,
             or a ``"uniform"`` draw in it.
@@ -274,7 +277,7 @@ class Generating(Trainable):
         parts = conditions.parts
         perturbed = self.module.has_perturbation and bool((parts >= FIRST_PART).any())
         if guidance is None:
-            guidance = _GUIDANCE if perturbed else 0.0
+            guidance = _GUIDANCE if perturbed and self.module.count_term is None else 0.0
         if not np.isfinite(guidance) or guidance < -1.0:
             raise ValueError(f"guidance must be a number of at least -1; found {guidance}.")
         if guidance and (not self.module.has_perturbation or bool((parts == UNKNOWN).any())):
@@ -282,7 +285,9 @@ class Generating(Trainable):
                 f"guidance={guidance} leads away from the control, towards a perturbation, and "
                 "none was asked for; leave it out or give perturbation=."
             )
-        if n_steps is None:
+        if n_steps is None and self.module.count_term is not None:
+            n_steps = _STEPS_WITH_TERM
+        elif n_steps is None:
             n_steps = _GUIDED_STEPS if guidance else _PLAIN_STEPS
         check_numbers(n_steps=(n_steps, 1))
         return float(guidance), min(int(n_steps), len(self.vocabulary))
@@ -299,8 +304,13 @@ class Generating(Trainable):
         batch_size: int,
         precision: Precision,
         seed: int,
+        origin: tuple[Callable[[slice], np.ndarray], Conditions] | None = None,
     ) -> Iterator[sparse.csr_matrix]:
-        """Check what is asked for, and return an iterator over blocks of counts, CSR int32."""
+        """Check what is asked for, and return an iterator over blocks of counts, CSR int32.
+
+        With an ``origin``, the values of cells and their conditions, these very cells are made
+        again under other conditions.
+        """
         check_numbers(batch_size=(batch_size, 1), seed=(seed, 0))
         dequantise(np.zeros(0, dtype=np.int64), method, uniform=np.zeros(0))
         dtype = self._dtype(precision)
@@ -314,10 +324,18 @@ class Generating(Trainable):
                 draws = draw_numbers(names[rows], len(self.vocabulary), seed)
                 given = frozen(rows)
                 tokens = np.where(given == FREE, MASK, quantise(np.maximum(given, 0)))
+                tokens = tokens.astype(np.int64)
                 told = conditions.rows(rows).to(self.device)
-                found = sampler.sample(
-                    tokens.astype(np.int64), told, draws, n_steps=n_steps, guidance=guidance
-                )
+                if origin is not None:
+                    observed, before = origin
+                    draws = sampler.explain(
+                        tokens,
+                        observed(rows),
+                        before.rows(rows).to(self.device),
+                        draws,
+                        n_steps=n_steps,
+                    )
+                found = sampler.sample(tokens, told, draws, n_steps=n_steps, guidance=guidance)
                 counts = dequantise(found, method, uniform=draws.inside)
                 counts = np.where(given == FREE, counts, given).astype(np.int32)
                 held.append(sparse.csr_matrix(counts))

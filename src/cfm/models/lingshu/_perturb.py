@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,16 @@ from scipy import sparse
 from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.models.lingshu._frozen import FREE, read_frozen
 from cfm.models.lingshu._generate import Generating, Precision
+from cfm.models.lingshu._module import MASK, MISSING
 from cfm.models.lingshu._reading import CountReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cfm.models.lingshu._quantiser import Dequantise
+
+
+Start = Literal["cell", "noise"]
 
 
 class Perturbable(Generating):
@@ -32,6 +36,7 @@ class Perturbable(Generating):
         groupby: str | None = None,
         batch_size: int = 64,
         seed: int = 0,
+        start: Start = "cell",
         guidance: float | None = None,
         n_steps: int | None = None,
         keep_genes: Sequence[str] | None = None,
@@ -42,8 +47,12 @@ class Perturbable(Generating):
     ) -> AnnData:
         """Generate a perturbed cell for each unperturbed one, with its source and covariates.
 
-        The new cells are of the group of the old ones, not those same cells: of each only its
-        conditions are used, its depth if the model knows depths, and the counts of ``keep_genes``.
+        From ``"noise"``, the new cells are of the group of the old ones, not those same cells: of
+        each only its conditions are used, its depth if the model knows depths, and the counts of
+        ``keep_genes``. From the ``"cell"``, each is asked what it would have been: the model says
+        with which random numbers it would have made the old cell, and makes the new one with
+        these. A gene that is high for a cell of its kind stays high for one, and what the
+        perturbation does not change stays nearly as it was.
 
         Parameters
         ----------
@@ -59,6 +68,8 @@ class Perturbable(Generating):
             Cells that are held at a time; the result does not depend on it.
         seed
             Each cell is drawn from this and its name.
+        start
+            ``"cell"`` or ``"noise"``, as published; see above.
         guidance, n_steps, frozen, features, dequantise, precision
             As for :meth:`generate`; ``frozen`` tables have a row per cell of ``adata``.
         keep_genes
@@ -77,6 +88,8 @@ class Perturbable(Generating):
         ValueError
             If there is no cell, values are no counts, or the model knows no perturbations.
         """
+        if start not in get_args(Start):
+            raise ValueError(f"start={start!r}; expected one of {get_args(Start)}.")
         if adata.n_obs == 0:
             raise ValueError("adata has no cell to start from; pass at least one.")
         check_unique_names(adata.obs_names, axis="obs")
@@ -87,8 +100,8 @@ class Perturbable(Generating):
         n, obs = adata.n_obs, in_memory_frame(adata.obs)
         reader = CountReader(adata, self.vocabulary, layer)
         depth = np.empty(n, dtype=np.float32)
-        for start in range(0, n, 512):
-            rows = np.arange(start, min(start + 512, n))
+        for first in range(0, n, 512):
+            rows = np.arange(first, min(first + 512, n))
             depth[rows] = reader.tokens(rows)[1]
         conditions = self._numbered(
             n,
@@ -99,6 +112,15 @@ class Perturbable(Generating):
             depth=np.where(depth > 0, depth, np.nan) if self.size.depth else None,
         )
         guidance, n_steps = self._sampling(conditions, guidance, n_steps)
+        origin = None
+        if start == "cell":
+            before = conditions.control()
+
+            def observed(rows: slice) -> np.ndarray:
+                tokens, _ = reader.tokens(np.arange(rows.start, rows.stop))
+                return np.where(tokens == MISSING, MASK, tokens)
+
+            origin = observed, before
         given = read_frozen(frozen, n, self.vocabulary)
         blocks = self._blocks(
             [str(name) for name in adata.obs_names],
@@ -110,6 +132,7 @@ class Perturbable(Generating):
             batch_size=batch_size,
             precision=precision,
             seed=seed,
+            origin=origin,
         )
         names = self.vocabulary.genes.to_numpy(dtype=object).copy()
         alignment = reader.alignment

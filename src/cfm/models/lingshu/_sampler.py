@@ -59,6 +59,36 @@ def draw_numbers(names: Sequence[str], n_genes: int, seed: int) -> Draws:
     return Draws(uniform, key, inside, np.array([rank for rank, _ in made]))
 
 
+def reveal_steps(hidden: np.ndarray, key: np.ndarray, n_steps: int) -> np.ndarray:
+    """Return the step in which each gene is revealed, ``(b, n_genes)`` int64; −1 if it is there."""
+    order = np.argsort(np.where(hidden, key, np.inf), axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
+    counts = np.array([reveal_counts(int(n), n_steps) for n in hidden.sum(axis=1)])
+    steps = (rank[:, :, None] >= np.cumsum(counts, axis=1)[:, None, :-1]).sum(axis=2)
+    return np.where(hidden, steps, -1)
+
+
+def place_in(scores: Tensor, values: Tensor, uniform: Tensor) -> Tensor:
+    """Return numbers for which :func:`cfm.nn._absorbing.draw_tokens` gives known values.
+
+    Parameters
+    ----------
+    scores
+        ``(m, 281)``.
+    values
+        ``(m,)`` int64; 281 where nothing is known.
+    uniform
+        ``(m,)`` float64: where in the span of its value a number lies; kept for 281.
+    """
+    weight = (scores - scores.amax(-1, keepdim=True)).exp().cumsum(-1, dtype=torch.float64)
+    below = F.pad(weight / weight[:, -1:], (1, 0))
+    known = values.clamp(max=N_VALUES - 1).unsqueeze(1)
+    low, high = below.gather(1, known).squeeze(1), below.gather(1, known + 1).squeeze(1)
+    inside = torch.lerp(low, high, uniform)
+    return torch.where(values == MASK, uniform, inside)
+
+
 class Sampler:
     """A trained network, ready to make cells.
 
@@ -124,18 +154,55 @@ class Sampler:
         -------
         ``(b, n_genes)`` int64, 0 to 280.
         """
+        return self._run(tokens, None, conditions, draws, n_steps, guidance)[0]
+
+    @torch.inference_mode()
+    def explain(
+        self,
+        tokens: np.ndarray,
+        observed: np.ndarray,
+        conditions: Conditions,
+        draws: Draws,
+        *,
+        n_steps: int,
+    ) -> Draws:
+        """Return the random numbers with which :meth:`sample` would have made cells that exist.
+
+        The values of a cell are told in the order of ``draws``; where the chance of a smaller
+        value was ``a``, and of the value itself ``b``, its number lies between ``a`` and
+        ``a + b``. Drawn again with these numbers under other conditions, a cell keeps what was
+        its own: where it lay high, it lies high. (Abduction in the sense of Pearl, with the
+        monotone coupling of each gene's distributions.)
+
+        Parameters
+        ----------
+        tokens
+            As for :meth:`sample`: 281 where a gene is to be drawn.
+        observed
+            ``(b, n_genes)`` int64 values of the cells; 281 where a gene was not measured, whose
+            number stays as it is.
+        conditions, draws, n_steps
+            As for :meth:`sample`, of the cells as they are.
+        """
+        return draws._replace(uniform=self._run(tokens, observed, conditions, draws, n_steps, 0)[1])
+
+    def _run(
+        self,
+        tokens: np.ndarray,
+        observed: np.ndarray | None,
+        conditions: Conditions,
+        draws: Draws,
+        n_steps: int,
+        guidance: float,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Reveal genes step by step; return their values, and the numbers that stand for them."""
         hidden = tokens == MASK
-        order = np.argsort(np.where(hidden, draws.key, np.inf), axis=1, kind="stable")
-        rank = np.empty_like(order)
-        np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
-        # Step in which each gene is revealed; none for those that are there.
-        steps = np.full(tokens.shape, -1, dtype=np.int16)
-        for i, free in enumerate(hidden):
-            ends = np.cumsum(reveal_counts(int(free.sum()), n_steps))
-            steps[i, free] = np.searchsorted(ends, rank[i, free], side="right")
-        step = torch.from_numpy(steps).to(self.device)
+        step = torch.from_numpy(reveal_steps(hidden, draws.key, n_steps)).to(self.device)
+        if observed is not None:  # what stays is as it was
+            tokens = np.where(hidden, tokens, observed)
         current = torch.from_numpy(tokens).to(self.device)
-        uniform = torch.from_numpy(draws.uniform).to(self.device)
+        truth = None if observed is None else torch.from_numpy(observed).to(self.device)
+        uniform = torch.from_numpy(draws.uniform.copy()).to(self.device)
         null = conditions.control() if guidance else None
         for i in range(n_steps):
             rows, genes = (step == i).nonzero(as_tuple=True)
@@ -148,8 +215,13 @@ class Sampler:
                 scores = self._scores(told, conditions, row, gene)
                 if untold is not None and null is not None:
                     scores = guided(scores, self._scores(untold, null, row, gene), guidance)
-                current[row, gene] = draw_tokens(scores, uniform[row, gene])
-        return current.cpu().numpy()
+                if truth is not None:
+                    uniform[row, gene] = place_in(scores, truth[row, gene], uniform[row, gene])
+                drawn = draw_tokens(scores, uniform[row, gene])
+                if truth is not None:  # rounding must not change what was measured
+                    drawn = torch.where(truth[row, gene] == MASK, drawn, truth[row, gene])
+                current[row, gene] = drawn
+        return current.cpu().numpy(), uniform.cpu().numpy()
 
     def _parts(self, rows: Tensor) -> list[slice]:
         """Cut sorted cell numbers into pieces that are scored together."""
