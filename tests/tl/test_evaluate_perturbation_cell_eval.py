@@ -54,6 +54,7 @@ def test_ours_are_those_of_cell_eval(sparse: bool) -> None:
     np.testing.assert_allclose(values(table, "cell_eval:mae")["mine"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_everything_that_cell_eval_scores_is_there() -> None:
     table = evaluate(
         _many(0), {"mine": _many(1)}, groupby=None, metrics="cell_eval", baselines=["control"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import tempfile
 import warnings
@@ -145,7 +147,11 @@ def _scores(real: ad.AnnData, predicted: ad.AnnData, names: Sequence[str]) -> pd
         logger.setLevel(logging.CRITICAL)
     arguments: dict[str, Any] = {"control_pert": _CONTROL, "pert_col": _KEY, "num_threads": 1}
     try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),  # a progress bar for each metric
+        ):
             warnings.simplefilter("ignore")
             run = MetricsEvaluator(
                 adata_pred=predicted,

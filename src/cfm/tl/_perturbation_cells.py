@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from cfm.data._matrix import by_rows, get_matrix, read_rows, to_dense
 from cfm.tl._perturbation_units import Units, hold_counts, to_log
@@ -193,5 +194,5 @@ def rows_hold_counts(adata: AnnData, rows: np.ndarray, layer: str | None, units:
     for start in range(0, len(rows), _BLOCK):
         block = read_rows(matrix, rows[start : start + _BLOCK])
         counts = hold_counts(block, units) and counts
-        to_log(to_dense(block), counts=False)
+        to_log(block.data if sparse.issparse(block) else block, counts=False)
     return counts
