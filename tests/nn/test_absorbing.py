@@ -62,6 +62,22 @@ def test_guidance() -> None:
     torch.testing.assert_close(guided(conditional, null, 2.0), null + 3.0 * (conditional - null))
 
 
+def test_guidance_with_a_floor_leaves_improbable_values_alone() -> None:
+    conditional = torch.tensor([[2.0, 1.0, -20.0, -18.0, -20.0]])
+    null = torch.tensor([[1.0, 2.0, -30.0, -18.0, 0.5]])
+    plain = guided(conditional, null, 2.0).softmax(-1)
+    found = guided(conditional, null, 2.0, 1e-3).softmax(-1)
+    told = conditional.softmax(-1)
+    assert found[0, 0] > told[0, 0]  # towards the condition
+    assert plain[0, 2] > 100 * told[0, 2]  # noise, multiplied
+    assert found[0, 2] < 1.1 * told[0, 2]
+    assert found[0, 4] < told[0, 4]  # what only the null makes probable is still left
+    # Where all is probable both say the same.
+    near = torch.randn(3, 5), torch.randn(3, 5)
+    torch.testing.assert_close(guided(*near, 2.0, 1e-6).softmax(-1), guided(*near, 2.0).softmax(-1))
+    torch.testing.assert_close(guided(*near, 0.0, 1e-3).softmax(-1), near[0].softmax(-1))
+
+
 def test_drawn_tokens_have_the_distribution_of_the_logits() -> None:
     logits = torch.tensor([0.0, 2.0, -1.0, -torch.inf, 1.0])
     uniform = torch.from_numpy((np.arange(20_000) + 0.5) / 20_000)

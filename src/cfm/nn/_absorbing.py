@@ -75,9 +75,34 @@ def reveal_counts(n_tokens: int, n_steps: int) -> list[int]:
     return [a - b for a, b in zip(left, [*left[1:], 0], strict=True)]
 
 
-def guided(conditional: Tensor, null: Tensor, weight: float) -> Tensor:
-    """Return logits moved away from those of the null condition (eq. 10); 0 leaves them."""
-    return null + (weight + 1.0) * (conditional - null)
+def guided(conditional: Tensor, null: Tensor, weight: float, floor: float = 0.0) -> Tensor:
+    r"""Move a distribution away from that of the null condition (eq. 10).
+
+    .. math:: \log p_c + w (\max(\log p_c, \log f) - \max(\log p_0, \log f))
+
+    With :math:`f = 0` these are the published logits :math:`a_0 + (w + 1) (a_c - a_0)`, up to a
+    constant. What two networks say of values that neither thinks probable is noise, and guidance
+    multiplies it: values that never occurred become likely. Above 0 such values keep the
+    probability that the condition gives them.
+
+    Parameters
+    ----------
+    conditional, null
+        ``(m, v)`` logits.
+    weight
+        :math:`w`; 0 leaves the condition's distribution as it is.
+    floor
+        Probability :math:`f` below which differences do not count.
+
+    Returns
+    -------
+    ``(m, v)`` logits.
+    """
+    if floor == 0.0:
+        return null + (weight + 1.0) * (conditional - null)
+    log_floor = math.log(floor)
+    told, untold = conditional.log_softmax(-1), null.log_softmax(-1)
+    return told + weight * (told.clamp(min=log_floor) - untold.clamp(min=log_floor))
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from cfm.models.lingshu._frozen import FREE, read_frozen
 from cfm.models.lingshu._levels import split_parts
 from cfm.models.lingshu._module import MASK
 from cfm.models.lingshu._quantiser import Dequantise, dequantise, quantise
-from cfm.models.lingshu._sampler import Sampler, draw_numbers
+from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers
 from cfm.models.lingshu._stream import CellFile
 from cfm.models.lingshu._train import Trainable
 from cfm.nn._linear import fast_bfloat16
@@ -57,6 +57,7 @@ class Generating(Trainable):
         features: pd.Series | None = None,
         frozen: Any = None,
         guidance: float | None = None,
+        guidance_floor: float = 1e-3,
         n_steps: int | None = None,
         dequantise: Dequantise = "lower",
         batch_size: int = 64,
@@ -93,6 +94,10 @@ class Generating(Trainable):
             :math:`a_0 + (w + 1) (a_c - a_0)` with the logits :math:`a_0` of the control of the
             same source (eq. 10). By default 2.0 as published if a perturbation is asked for, else
             0; of a model with a count term, whose effects have their size already, always 0.
+        guidance_floor
+            Guidance leaves values alone that are less probable than this with and without the
+            perturbation; 0 is the published formula, which makes values that never occurred
+            likely where there is little data.
         n_steps
             By default 3 with guidance and 256 without, as published; 16 with a count term.
         dequantise
@@ -140,7 +145,7 @@ class Generating(Trainable):
             list(obs.index),
             conditions,
             read_frozen(frozen, len(obs), self.vocabulary),
-            guidance=guidance,
+            guidance=Guidance(guidance, guidance_floor),
             n_steps=n_steps,
             method=dequantise,
             batch_size=batch_size,
@@ -152,6 +157,7 @@ class Generating(Trainable):
         record = {
             "n_steps": n_steps,
             "guidance": guidance,
+            "guidance_floor": guidance_floor,
             "dequantise": dequantise,
             "seed": seed,
             "model": self.checkpoint_name or type(self).__name__,
@@ -298,7 +304,7 @@ class Generating(Trainable):
         conditions: Conditions,
         frozen: Frozen,
         *,
-        guidance: float,
+        guidance: Guidance,
         n_steps: int,
         method: Dequantise,
         batch_size: int,
@@ -312,6 +318,10 @@ class Generating(Trainable):
         again under other conditions.
         """
         check_numbers(batch_size=(batch_size, 1), seed=(seed, 0))
+        if not 0.0 <= guidance.floor < 1.0:
+            raise ValueError(
+                f"guidance_floor must be at least 0 and below 1; found {guidance.floor}."
+            )
         dequantise(np.zeros(0, dtype=np.int64), method, uniform=np.zeros(0))
         dtype = self._dtype(precision)
         frozen(slice(0, 0))

@@ -58,6 +58,7 @@ class LingshuModule(nn.Module):
 
     features: Tensor
     depth_quantiles: Tensor
+    largest: Tensor
 
     def __init__(
         self,
@@ -99,6 +100,8 @@ class LingshuModule(nn.Module):
             self.register_buffer("features", torch.zeros(n_parts or 0, n_features))
         # Library sizes in training at evenly spaced ranks: of all cells, then of each source.
         self.register_buffer("depth_quantiles", torch.zeros(1 + n_sources, 65 if depth else 0))
+        # Largest value that a gene is given when cells are made.
+        self.register_buffer("largest", torch.full((n_genes,), N_VALUES - 1, dtype=torch.int16))
         #: Added to the logits; the network then says what conditions alone do not.
         self.count_term: Any = None
         self._initialise(0.5 / math.sqrt(dim))

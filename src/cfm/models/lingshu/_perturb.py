@@ -14,6 +14,7 @@ from cfm.models.lingshu._frozen import FREE, read_frozen
 from cfm.models.lingshu._generate import Generating, Precision
 from cfm.models.lingshu._module import MASK, MISSING
 from cfm.models.lingshu._reading import CountReader
+from cfm.models.lingshu._sampler import Guidance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ class Perturbable(Generating):
         seed: int = 0,
         start: Start = "cell",
         guidance: float | None = None,
+        guidance_floor: float = 1e-3,
         n_steps: int | None = None,
         keep_genes: Sequence[str] | None = None,
         frozen: Any = None,
@@ -70,7 +72,7 @@ class Perturbable(Generating):
             Each cell is drawn from this and its name.
         start
             ``"cell"`` or ``"noise"``, as published; see above.
-        guidance, n_steps, frozen, features, dequantise, precision
+        guidance, guidance_floor, n_steps, frozen, features, dequantise, precision
             As for :meth:`generate`; ``frozen`` tables have a row per cell of ``adata``.
         keep_genes
             Genes, by the names of ``adata``, whose counts are taken from the old cell and kept.
@@ -126,7 +128,7 @@ class Perturbable(Generating):
             [str(name) for name in adata.obs_names],
             conditions,
             given if keep_genes is None else _keeping(given, reader, adata, keep_genes),
-            guidance=guidance,
+            guidance=Guidance(guidance, guidance_floor),
             n_steps=n_steps,
             method=dequantise,
             batch_size=batch_size,

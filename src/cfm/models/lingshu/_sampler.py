@@ -47,6 +47,13 @@ class Draws(NamedTuple):
     rank: np.ndarray
 
 
+class Guidance(NamedTuple):
+    """How far cells are led away from the null condition; see :func:`cfm.nn._absorbing.guided`."""
+
+    weight: float = 0.0
+    floor: float = 0.0
+
+
 def draw_numbers(names: Sequence[str], n_genes: int, seed: int) -> Draws:
     """Draw the random numbers of cells from their names and a seed."""
     made = []
@@ -64,9 +71,11 @@ def reveal_steps(hidden: np.ndarray, key: np.ndarray, n_steps: int) -> np.ndarra
     order = np.argsort(np.where(hidden, key, np.inf), axis=1, kind="stable")
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
-    counts = np.array([reveal_counts(int(n), n_steps) for n in hidden.sum(axis=1)])
-    steps = (rank[:, :, None] >= np.cumsum(counts, axis=1)[:, None, :-1]).sum(axis=2)
-    return np.where(hidden, steps, -1)
+    steps = np.full(hidden.shape, -1, dtype=np.int64)
+    for i, free in enumerate(hidden):
+        ends = np.cumsum(reveal_counts(int(free.sum()), n_steps))
+        steps[i, free] = np.searchsorted(ends, rank[i, free], side="right")
+    return steps
 
 
 def place_in(scores: Tensor, values: Tensor, uniform: Tensor) -> Tensor:
@@ -133,7 +142,7 @@ class Sampler:
         draws: Draws,
         *,
         n_steps: int,
-        guidance: float,
+        guidance: Guidance,
     ) -> np.ndarray:
         """Fill in hidden genes in a few steps.
 
@@ -148,7 +157,7 @@ class Sampler:
         n_steps
             Steps; in each a share of the genes, as a cosine has it, is drawn at once.
         guidance
-            Weight of the guidance away from the control of the same source; 0 is none.
+            Away from the control of the same source.
 
         Returns
         -------
@@ -184,7 +193,9 @@ class Sampler:
         conditions, draws, n_steps
             As for :meth:`sample`, of the cells as they are.
         """
-        return draws._replace(uniform=self._run(tokens, observed, conditions, draws, n_steps, 0)[1])
+        return draws._replace(
+            uniform=self._run(tokens, observed, conditions, draws, n_steps, Guidance())[1]
+        )
 
     def _run(
         self,
@@ -193,7 +204,7 @@ class Sampler:
         conditions: Conditions,
         draws: Draws,
         n_steps: int,
-        guidance: float,
+        guidance: Guidance,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Reveal genes step by step; return their values, and the numbers that stand for them."""
         hidden = tokens == MASK
@@ -203,7 +214,8 @@ class Sampler:
         current = torch.from_numpy(tokens).to(self.device)
         truth = None if observed is None else torch.from_numpy(observed).to(self.device)
         uniform = torch.from_numpy(draws.uniform.copy()).to(self.device)
-        null = conditions.control() if guidance else None
+        null = conditions.control() if guidance.weight else None
+        values = torch.arange(N_VALUES, device=self.device)
         for i in range(n_steps):
             rows, genes = (step == i).nonzero(as_tuple=True)
             if not len(rows):
@@ -214,7 +226,8 @@ class Sampler:
                 row, gene = rows[part], genes[part]
                 scores = self._scores(told, conditions, row, gene)
                 if untold is not None and null is not None:
-                    scores = guided(scores, self._scores(untold, null, row, gene), guidance)
+                    scores = guided(scores, self._scores(untold, null, row, gene), *guidance)
+                scores = scores.masked_fill(values > self.module.largest[gene, None], -torch.inf)
                 if truth is not None:
                     uniform[row, gene] = place_in(scores, truth[row, gene], uniform[row, gene])
                 drawn = draw_tokens(scores, uniform[row, gene])

@@ -19,6 +19,7 @@ from cfm.models._lightning import (
 )
 from cfm.models.lingshu._core import LingshuCore
 from cfm.models.lingshu._fit_count_term import fit_count_term
+from cfm.models.lingshu._quantiser import OVERFLOW, quantise
 from cfm.models.lingshu._reading import CountReader
 from cfm.models.lingshu._training import CellBatches, CellStream, DiffusionPlan
 
@@ -32,6 +33,8 @@ _MAX_EPOCHS = 100
 _MAX_STEPS = 4000
 #: The share of the steps that warms up, at most as many as published.
 _WARM_UP, _LONGEST_WARM_UP = 0.05, 1000
+#: Counts that any gene may be given beyond twice the largest that was seen of it.
+_MARGIN = 5
 
 
 class Trainable(LingshuCore):
@@ -151,8 +154,7 @@ class Trainable(LingshuCore):
             count_term = self.size.depth and not self.is_trained_
         if count_term:
             self._fit_count_term(reader, training, seed)
-        elif self.size.depth and not self.is_trained_:
-            self._learn_depths(reader, training)
+        self._learn_ranges(reader, training)
         stream = CellStream(
             read,
             training,
@@ -265,7 +267,7 @@ class Trainable(LingshuCore):
                 seed=seed,
             ).to(self.device)
         )
-        self._learn_depths(reader, rows)
+        self._learn_ranges(reader, rows)
 
     def _training_reader(
         self,
@@ -288,17 +290,29 @@ class Trainable(LingshuCore):
 
         return read, reader
 
-    def _learn_depths(self, reader: CountReader, rows: np.ndarray) -> None:
-        """Keep how deep cells are, of all and of each source, for cells that are made anew."""
-        blocks = [rows[i : i + 512] for i in range(0, len(rows), 512)]
-        depth = np.concatenate([reader.tokens(block)[1] for block in blocks])
-        source = self._conditions_of(self.adata.obs, None).source.numpy()[rows]
+    def _learn_ranges(self, reader: CountReader, rows: np.ndarray) -> None:
+        """Keep how deep cells are, of all and of each source, and how large each gene's counts."""
+        largest = np.zeros(len(self.vocabulary), dtype=np.int64)
+        depths = []
+        for start in range(0, len(rows), 512):
+            counts = reader.counts(rows[start : start + 512])
+            depths.append(np.maximum(counts, 0).sum(axis=1))
+            largest = np.maximum(largest, counts.max(axis=0))
+        # Twice what was seen, as a cell may be made under conditions that none was seen under.
+        limit = np.where(reader.measured, quantise(2 * largest + _MARGIN), OVERFLOW)
+        known = self.module.largest
+        found = torch.from_numpy(limit.astype(np.int16)).to(known.device)
+        self.module.largest = torch.maximum(known, found) if self.is_trained_ else found
         quantiles = self.module.depth_quantiles
+        if not self.size.depth or (self.is_trained_ and quantiles.any()):
+            return
+        depth = np.concatenate(depths)
+        source = self._conditions_of(self.adata.obs, None).source.numpy()[rows]
         ranks = np.linspace(0.0, 1.0, quantiles.shape[1])
         for i in range(len(quantiles)):
             chosen = depth if i == 0 else depth[source == i]
-            found = np.quantile(chosen if len(chosen) else depth, ranks)
-            quantiles[i] = torch.from_numpy(found.astype(np.float32)).to(quantiles.device)
+            values = np.quantile(chosen if len(chosen) else depth, ranks)
+            quantiles[i] = torch.from_numpy(values.astype(np.float32)).to(quantiles.device)
 
     def _held_out(self, studies: np.ndarray, share: float, seed: int) -> np.ndarray:
         """Choose what training is judged on, ``(n,)`` bool: studies, or cells without them."""
