@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import anndata as ad
+import pandas as pd
 import torch
 
 from benchmarks._report import data_folder
@@ -25,8 +26,15 @@ KEYS = {
 }
 
 
+def symbols(names: pd.Index) -> pd.Index:
+    """Drop the Ensembl ids that the source appended to some symbols, where that is unambiguous."""
+    bare = names.str.replace(r"_ENSG\d+$", "", regex=True)
+    return names.where(bare.duplicated(keep=False), bare)
+
+
 def train(adata: ad.AnnData, *, max_steps: int = MAX_STEPS, seed: int = SEED) -> LingshuCell:
     """Train a mini Lingshu-Cell from nothing: count term, then network."""
+    adata.var_names = symbols(adata.var_names)
     LingshuCell.setup_anndata(adata, **KEYS)
     model = LingshuCell(adata, size="mini", seed=seed)
     model.train(
