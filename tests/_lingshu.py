@@ -76,7 +76,7 @@ def untrained(adata: ad.AnnData | None = None, **arguments) -> LingshuCell:
 def toy_lingshu() -> LingshuCell:
     """Trained on the toy data, the network alone. Not to be changed by a test."""
     model = untrained()
-    model.train(max_steps=500, count_term=False, **TRAINING)
+    model.train(max_steps=350, count_term=False, **TRAINING)
     return model
 
 
