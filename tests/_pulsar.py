@@ -19,8 +19,11 @@ def donors(
     donor = np.repeat([f"donor{i}" for i in range(len(sizes))], sizes)
     ill = np.repeat(np.arange(len(sizes)) >= len(sizes) / 2, sizes)
     kind = rng.random(len(donor)) < np.where(ill, 0.8, 0.2)
-    centres = rng.normal(size=(2, width))
-    x = centres[kind.astype(int)] + rng.normal(size=(len(donor), width))
+    fixed = np.random.default_rng(99)  # what kinds of cells are like does not change with the seed
+    centres = fixed.normal(size=(2, width))
+    # Three programs move many columns together, so a part of a cell tells of the rest.
+    programs = rng.normal(size=(len(donor), 3)) @ fixed.normal(size=(3, width))
+    x = centres[kind.astype(int)] + programs + 0.3 * rng.normal(size=(len(donor), width))
     obs = pd.DataFrame(
         {
             "donor_id": pd.Categorical(donor),

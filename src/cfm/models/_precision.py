@@ -19,7 +19,11 @@ LEAST_AGREEMENT = 0.999
 
 
 def inference_dtype(
-    precision: Precision, device: torch.device, agreement: Callable[[], float]
+    precision: Precision,
+    device: torch.device,
+    agreement: Callable[[], float],
+    *,
+    least: float = LEAST_AGREEMENT,
 ) -> torch.dtype:
     """Decide what matrix products run in; the data have no say in it.
 
@@ -32,6 +36,8 @@ def inference_dtype(
         Where the model is.
     agreement
         The trial: returns how alike embeddings are in bfloat16 and float32, a cosine similarity.
+    least
+        What the trial must reach.
 
     Raises
     ------
@@ -50,11 +56,11 @@ def inference_dtype(
     if not fast_bfloat16(device):
         return torch.float32
     found = agreement()
-    if found < LEAST_AGREEMENT:
+    if found < least:
         warn_user(
             f"In bfloat16 these weights give embeddings at a cosine similarity of only "
-            f"{found:.4f} to float32, so float32 is used; precision='float32' says so without a "
-            "trial."
+            f"{found:.4f} to float32 (at least {least} is asked for), so float32 is used; "
+            "precision='float32' says so without a trial."
         )
         return torch.float32
     return torch.bfloat16

@@ -168,3 +168,20 @@ def test_other_tissues_are_warned_of(model: Pulsar, adata: ad.AnnData) -> None:
 def test_embed_points_to_embed_donors_by_what_it_says(model: Pulsar, adata: ad.AnnData) -> None:
     with pytest.raises(TypeError, match="embeds donors"):
         cfm.tl.embed(adata, model)
+
+
+def test_bfloat16_is_used_only_where_donors_keep_apart(
+    model: Pulsar, adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of an embedding is common to all donors, so the trial looks at what is not."""
+    assert 0.99 < model.module.bfloat16_agreement() < 1
+    monkeypatch.setattr("cfm.models._precision.fast_bfloat16", lambda _: True)
+    exact = model.get_latent_representation(adata, precision="float32")
+    rough = model.get_latent_representation(adata)
+    np.testing.assert_array_equal(
+        rough, model.get_latent_representation(adata, precision="bfloat16")
+    )
+    assert 0 < np.abs(rough - exact).max() < 0.05
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="float32 is used"):
+        patch.setattr(model.module, "bfloat16_agreement", lambda: 0.98)
+        np.testing.assert_array_equal(model.get_latent_representation(adata), exact)

@@ -161,16 +161,6 @@ class PulsarCore(PretrainedModel):
         warn_out_of_scope(adata, self.provenance.get("scope"))
         return donors
 
-    def train(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: this version uses PULSAR as it was trained.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        """
-        raise NotImplementedError("PULSAR is used as its authors trained it and not trained here.")
-
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return 1.0: the model reads a representation, not genes."""
         return 1.0

@@ -61,7 +61,7 @@ class StepPlan(pl.LightningModule):
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
 
         def rate(step: int) -> float:
-            done = (step + 1) / max(1, self.n_steps)
+            done = (step + 1) / (self.n_steps + 1)
             return done / _WARM_UP if done < _WARM_UP else max(0.0, (1.0 - done) / (1.0 - _WARM_UP))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)

@@ -1,0 +1,114 @@
+"""Heads: what they learn, which layers stay frozen, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+from cfm.models import Pulsar
+from tests._pulsar import GOLDEN, donors
+
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+SMALL = {"dim": 32, "encoder_layers": 2, "encoder_ff": 64, "decoder_ff": 64}
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    adata = donors((40, 30, 50, 45, 35, 42, 38, 47, 33, 44, 36, 41), width=10)
+    Pulsar.setup_anndata(adata)
+    return adata
+
+
+def state(model: Pulsar) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in model.module.state_dict().items()}
+
+
+def changed(model: Pulsar, before: dict[str, torch.Tensor]) -> set[str]:
+    after = model.module.state_dict()
+    return {".".join(k.split(".")[:2]) for k, v in before.items() if not torch.equal(v, after[k])}
+
+
+def test_classes_are_learned_with_the_encoder_frozen(adata: ad.AnnData, tmp_path: Path) -> None:
+    model = Pulsar(adata, **SMALL)
+    before = state(model)
+    model.train_head("disease", max_epochs=25, validation_share=0, n_cells=20, **QUIET)
+    assert not changed(model, before)
+    assert all(p.requires_grad for p in model.module.parameters())
+    assert model.head == {"task": "classification", "outputs": ["lupus", "normal"]}
+    fresh = donors((40,) * 10, width=10, seed=0)
+    found = model.predict(fresh)
+    truth = fresh.obs.groupby("donor_id", observed=True)["disease"].first().loc[found.index]
+    assert (found.idxmax(axis=1) == truth).mean() >= 0.9
+    loaded = Pulsar.load(model.save(tmp_path / "ours"))
+    np.testing.assert_allclose(loaded.predict(fresh), found, atol=1e-6)
+    assert loaded.provenance["target"] == "disease"
+
+
+def test_values_are_learned_in_their_units(adata: ad.AnnData) -> None:
+    model = Pulsar(adata, **SMALL)
+    model.train_head("age", "regression", max_epochs=25, n_cells=20, **QUIET)
+    found = model.predict(adata)
+    assert found.columns.tolist() == ["age"]
+    truth = adata.obs.groupby("donor_id", observed=True)["age"].first().loc[found.index]
+    assert np.abs(found["age"] - truth).mean() < 10
+    assert "validation_loss" in model.history
+
+
+@pytest.mark.parametrize(
+    ("frozen_layers", "expected"),
+    [
+        (0, {"encoder.0", "encoder.1", "in_proj.proj_1", "in_proj.proj_2", "cls_embedding"}),
+        (1, {"encoder.1"}),
+        (2, set()),
+    ],
+)
+def test_only_what_is_not_frozen_learns(adata: ad.AnnData, frozen_layers, expected) -> None:
+    model = Pulsar(adata, **SMALL)
+    before = state(model)
+    model.train_head("disease", frozen_layers=frozen_layers, max_epochs=1, n_cells=10, **QUIET)
+    assert changed(model, before) == expected
+
+
+def test_donors_without_a_value_are_left_out(adata: ad.AnnData) -> None:
+    adata.obs["age"] = adata.obs["age"].where(adata.obs["donor_id"] != "donor3")
+    model = Pulsar(adata, **SMALL)
+    model.train_head("age", "regression", max_epochs=1, validation_share=0, **QUIET)
+    assert model.provenance["n_donors"] == 11
+
+
+def test_published_weights_get_a_new_head() -> None:
+    adata = donors()
+    Pulsar.setup_anndata(adata)
+    model = Pulsar.from_pretrained(GOLDEN / "PULSAR-classifier", adata)
+    model.train_head("disease", max_epochs=1, **QUIET)
+    assert model.predict(adata).columns.tolist() == ["lupus", "normal"]
+
+
+def test_what_cannot_be_learned_is_refused(adata: ad.AnnData) -> None:
+    model = Pulsar(adata, **SMALL)
+    with pytest.raises(KeyError, match="no column 'sex'"):
+        model.train_head("sex")
+    with pytest.raises(ValueError, match="holds text"):
+        model.train_head("disease", "regression")
+    with pytest.raises(ValueError, match="task='survival'"):
+        model.train_head("disease", "survival")
+    with pytest.raises(ValueError, match="the encoder has 2 layers"):
+        model.train_head("disease", frozen_layers=3)
+    with pytest.raises(ValueError, match="expected a number or 'all'"):
+        model.train_head("disease", frozen_layers="none")
+    with pytest.raises(ValueError, match="several values within"):
+        model.train_head("cell_type")
+    adata.obs["kind"] = "same"
+    with pytest.raises(ValueError, match=r"the class \['same'\] only"):
+        model.train_head("kind")
+    adata.obs["height"] = 170.0
+    with pytest.raises(ValueError, match="1 different finite values"):
+        model.train_head("height", "regression")
+    adata.obs.loc[adata.obs["donor_id"] == "donor0", "kind"] = "other"
+    with pytest.raises(ValueError, match="'other' in one donor only"):
+        model.train_head("kind")
+    assert model.head is None
