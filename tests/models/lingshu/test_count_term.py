@@ -1,0 +1,257 @@
+"""The count term: what conditions alone say of counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import cfm
+from cfm.metrics import delta_pearson
+from cfm.models import LingshuCell
+from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, Conditions
+from cfm.models.lingshu._count_term import LIBRARY, NegativeBinomialTerm
+from cfm.models.lingshu._quantiser import N_VALUES, bin_widths, representatives
+
+KEYS = {"source_key": "cell_type", "perturbation_key": "perturbation", "control": "control"}
+SIZES = {"dim": 16, "n_layers": 1, "n_heads": 2, "ff_dim": 32, "group_size": 16}
+
+
+def log_mean(adata: ad.AnnData, rows: np.ndarray | None = None) -> np.ndarray:
+    """Mean log1p of counts per 10,000."""
+    x = adata.X.toarray() if rows is None else adata.X[rows].toarray()
+    x = x.astype(np.float64)
+    return np.log1p(x * (LIBRARY / x.sum(axis=1, keepdims=True))).mean(axis=0)
+
+
+def fitted(adata: ad.AnnData, **arguments: object) -> LingshuCell:
+    LingshuCell.setup_anndata(adata, **KEYS)
+    model = LingshuCell(adata, **SIZES, **arguments)
+    model.fit_count_term()
+    return model
+
+
+def of(adata: ad.AnnData, cell_type: str, perturbation: str) -> np.ndarray:
+    obs = adata.obs
+    return ((obs["cell_type"] == cell_type) & (obs["perturbation"] == perturbation)).to_numpy()
+
+
+@pytest.fixture(scope="module")
+def screen() -> ad.AnnData:
+    return cfm.datasets.toy_perturbation(n_cells=3000)
+
+
+@pytest.fixture(scope="module")
+def held_out(screen: ad.AnnData) -> LingshuCell:
+    """T cells under IFNB1 and the pair of IFNG and TNF in any cell are not seen."""
+    hidden = of(screen, "T cell", "IFNB1") | (screen.obs["perturbation"] == "IFNG+TNF").to_numpy()
+    return fitted(screen[~hidden].copy())
+
+
+def conditions(source: int, parts: list[int], depth: float, n: int = 1) -> Conditions:
+    return Conditions(
+        torch.full((n,), source),
+        torch.tensor([parts] * n),
+        torch.zeros(n, 0, dtype=torch.long),
+        torch.full((n,), depth),
+    )
+
+
+def small_term() -> NegativeBinomialTerm:
+    term = NegativeBinomialTerm(3, 1, 1)
+    control = np.array([[0.5, 2.0, 5.0]] * 2)
+    effects = np.zeros((2, FIRST_PART + 1, 3))
+    effects[:, FIRST_PART] = [1.0, -1.5, 0.0]
+    term.fill(control, effects, np.array([0.05, 0.5, 2.0]), [np.full(9, 1500.0)] * 2)
+    return term
+
+
+@pytest.mark.parametrize("parts", [[CONTROL], [FIRST_PART]])
+def test_distributions_have_the_mean_that_was_asked_for(parts: list[int]) -> None:
+    term = small_term()
+    scores = term(conditions(1, parts, 1500.0), torch.zeros(3, dtype=torch.long), torch.arange(3))
+    assert scores.shape == (3, N_VALUES)
+    mass = scores.exp().double().numpy()
+    np.testing.assert_allclose(mass.sum(axis=1), 1.0, rtol=1e-5)
+    value = np.log1p(LIBRARY * (representatives() + (bin_widths() - 1) / 2) / 1500.0)
+    expected = [0.5, 2.0, 5.0] if parts == [CONTROL] else [1.5, 0.5, 5.0]
+    np.testing.assert_allclose(mass @ value, expected, atol=0.03)
+
+
+def test_deeper_cells_have_more_counts() -> None:
+    term = small_term()
+    rows, genes = torch.zeros(3, dtype=torch.long), torch.arange(3)
+    count = torch.from_numpy(representatives()).float()
+    means = [
+        term(conditions(1, [CONTROL], depth), rows, genes).exp() @ count
+        for depth in (500.0, 4000.0)
+    ]
+    np.testing.assert_allclose(means[1] / means[0], 8.0, rtol=0.1)
+
+
+def test_cells_do_not_depend_on_their_neighbours() -> None:
+    term = small_term()
+    two = Conditions(
+        *(
+            torch.cat(p)
+            for p in zip(
+                conditions(1, [FIRST_PART], 900.0)[:4],
+                conditions(0, [CONTROL], 3000.0)[:4],
+                strict=True,
+            )
+        )
+    )
+    both = term(two, torch.tensor([1, 0, 0]), torch.tensor([2, 1, 0]))
+    alone = term(two.rows(slice(0, 1)), torch.tensor([0, 0]), torch.tensor([1, 0]))
+    assert torch.equal(both[1:], alone)
+
+
+def test_measured_conditions_are_met(screen: ad.AnnData, held_out: LingshuCell) -> None:
+    term = held_out.module.count_term
+    levels = held_out.levels
+    source = levels.sources.index("Monocyte") + 1
+    part = levels.perturbations.index("IFNG") + FIRST_PART
+    for parts, name in (([CONTROL], "control"), ([part], "IFNG")):
+        want = log_mean(screen, np.flatnonzero(of(screen, "Monocyte", name)))
+        np.testing.assert_allclose(term.expected_log(source, parts), want, atol=1e-5)
+
+
+def test_an_effect_is_carried_to_another_cell_type(
+    screen: ad.AnnData, held_out: LingshuCell
+) -> None:
+    source = screen[of(screen, "T cell", "control")].copy()
+    made = held_out.simulate(source, ["IFNB1"])
+    before = log_mean(source)
+    real = log_mean(screen, np.flatnonzero(of(screen, "T cell", "IFNB1"))) - before
+    ours = delta_pearson(log_mean(made) - before, real)
+    plain = cfm.tl.simulate_perturbation(
+        screen[~of(screen, "T cell", "IFNB1")].copy(),
+        "IFNB1",
+        model="mean_shift",
+        key="perturbation",
+        control="control",
+        groupby="cell_type",
+        groups=["T cell"],
+    )
+    assert ours > 0.8
+    assert ours > delta_pearson(log_mean(plain) - before, real)
+
+
+def test_parts_of_a_combination_are_summed(held_out: LingshuCell) -> None:
+    term, levels = held_out.module.count_term, held_out.levels
+    a, b = (levels.perturbations.index(p) + FIRST_PART for p in ("IFNG", "TNF"))
+    want = term.control[2] + term.effects[2, a] + term.effects[2, b]
+    assert torch.equal(term.expected_log(2, [a, b]), want.clamp(min=0))
+    assert torch.equal(term.log_rates(2, [a, b]), term.log_rates(2, [b, a]))
+
+
+def test_a_measured_combination_is_not_the_sum(screen: ad.AnnData) -> None:
+    hidden = of(screen, "T cell", "IFNG+TNF")
+    model = fitted(screen[~hidden].copy())
+    term, levels = model.module.count_term, model.levels
+    a, b = (levels.perturbations.index(p) + FIRST_PART for p in ("IFNG", "TNF"))
+    want = log_mean(screen, np.flatnonzero(of(screen, "Monocyte", "IFNG+TNF")))
+    source = levels.sources.index("Monocyte") + 1
+    np.testing.assert_allclose(term.expected_log(source, [a, b]), want, atol=1e-5)
+    # and what it adds elsewhere is added where it was not measured
+    source = levels.sources.index("T cell") + 1
+    real = log_mean(screen, np.flatnonzero(hidden))
+    summed = (term.control[source] + term.effects[source, [a, b]].sum(0)).numpy()
+    ours = term.expected_log(source, [b, a]).numpy()
+    assert ((ours - real) ** 2).sum() < 0.8 * ((summed - real) ** 2).sum()
+
+
+def test_unseen_targets_follow_from_features(screen: ad.AnnData) -> None:
+    features = screen.uns["features"]
+    known = screen[screen.obs["perturbation"] != "IFNA2"].copy()
+    known.uns = {}
+    source = known[of(known, "Monocyte", "control")].copy()
+    before = log_mean(source)
+    real = log_mean(screen, np.flatnonzero(of(screen, "Monocyte", "IFNA2"))) - before
+    listed = fitted(known, perturbation_features=features)
+    inside = log_mean(listed.simulate(source, ["IFNA2"])) - before
+    assert delta_pearson(inside, real) > 0.6
+    asked = fitted(known, perturbation_features=features.drop(index="IFNA2"))
+    outside = log_mean(asked.simulate(source, ["IFNA2"], features=features.loc["IFNA2"])) - before
+    assert delta_pearson(outside, real) > 0.6
+    nothing = log_mean(asked.simulate(source, ["EPO"])) - before
+    assert np.linalg.norm(outside) > 2 * np.linalg.norm(nothing)
+
+
+def test_saved_models_make_the_same_cells(
+    held_out: LingshuCell, screen: ad.AnnData, tmp_path: Path
+) -> None:
+    held_out.save(tmp_path / "model")
+    again = LingshuCell.from_pretrained(tmp_path / "model")
+    source = screen[of(screen, "B cell", "control")][:5].copy()
+    a, b = (m.simulate(source, ["TNF", "IL6"]) for m in (held_out, again))
+    assert (a.X != b.X).nnz == 0
+    assert again.provenance["count_term_seed"] == 0
+
+
+def test_what_cells_were_is_found_again(held_out: LingshuCell, screen: ad.AnnData) -> None:
+    source = screen[of(screen, "NK cell", "control")][:20].copy()
+    same = held_out.simulate(source, ["control"])
+    assert (same.X != source.X).nnz == 0
+    # A perturbation that does nothing changes little, one that does much changes its genes.
+    epo, ifn = (held_out.simulate(source, [p]) for p in ("EPO", "IFNB1"))
+    noise = held_out.simulate(source, ["EPO"], start="noise")
+    changed = [abs(m.X - source.X).sum() for m in (epo, ifn, noise)]
+    assert changed[0] < changed[1]
+    assert changed[0] < 0.3 * changed[2]
+
+
+def test_a_cell_keeps_its_place(held_out: LingshuCell, screen: ad.AnnData) -> None:
+    source = screen[of(screen, "T cell", "control")].copy()
+
+    def order(made: ad.AnnData) -> float:
+        a, b = (m.X.toarray() for m in (source, made))
+        kept = [np.corrcoef(a[:, g], b[:, g])[0, 1] for g in np.argsort(-a.sum(axis=0))[:40]]
+        return float(np.nanmean(kept))
+
+    assert order(held_out.simulate(source, ["IFNB1"])) > 0.9
+    assert order(held_out.simulate(source, ["IFNB1"], start="noise")) < 0.6
+
+
+def test_missing_genes_are_made(held_out: LingshuCell, screen: ad.AnnData) -> None:
+    source = screen[of(screen, "T cell", "control"), ::2].copy()
+    made = held_out.simulate(source, ["IFNB1"])
+    assert made.n_vars == screen.n_vars
+    assert made[:, source.var_names].X.sum() > 0
+    lacking = made.var_names.difference(source.var_names)
+    assert made[:, lacking].X.sum() > 0
+
+
+def test_unknown_conditions_are_any(held_out: LingshuCell) -> None:
+    cells = held_out.generate(50, n_steps=1)
+    told = held_out.generate(50, source="B cell", perturbation="control", n_steps=1)
+    assert np.corrcoef(log_mean(cells), log_mean(told))[0, 1] > 0.5
+
+
+def test_it_needs_depths(screen: ad.AnnData) -> None:
+    LingshuCell.setup_anndata(screen, **KEYS)
+    model = LingshuCell(screen, **SIZES, depth=False)
+    with pytest.raises(ValueError, match="depth=True"):
+        model.fit_count_term()
+    with pytest.raises(ValueError, match="has no data"):
+        LingshuCell(vocabulary=["A", "B"]).fit_count_term()
+
+
+def test_start_is_checked(held_out: LingshuCell, screen: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="start='cells'"):
+        held_out.simulate(screen[:3].copy(), ["TNF"], start="cells")
+
+
+def test_without_conditions() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(2.0, 2.0, size=(1, 30)), size=(80, 30)).astype(np.float32)
+    adata = ad.AnnData(counts, var=pd.DataFrame(index=[f"G{i}" for i in range(30)]))
+    LingshuCell.setup_anndata(adata)
+    model = LingshuCell(adata, **SIZES)
+    model.fit_count_term()
+    made = model.generate(200)
+    assert np.corrcoef(made.X.toarray().mean(axis=0), counts.mean(axis=0))[0, 1] > 0.98
