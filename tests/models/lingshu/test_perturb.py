@@ -38,6 +38,7 @@ def test_a_held_out_pair_of_source_and_perturbation_is_predicted(start: str) -> 
         groups=["T"],
         n_cells=150,
         n_steps=4,
+        guidance=0.0,
         **COLUMNS,
     )
     assert_unchanged(cells, before)
