@@ -1,6 +1,7 @@
 """Tools: call a model on an AnnData and store the result in it."""
 
 from cfm.tl._embed import embed
+from cfm.tl._embed_donors import embed_donors
 from cfm.tl._evaluate_perturbation import evaluate_perturbation
 from cfm.tl._gene_programs import gene_programs
 from cfm.tl._host_factors import host_factors
@@ -12,6 +13,7 @@ from cfm.tl._simulate_perturbation import simulate_perturbation
 
 __all__ = [
     "embed",
+    "embed_donors",
     "evaluate_perturbation",
     "gene_programs",
     "host_factors",

@@ -1,0 +1,259 @@
+"""Embeddings of donors by their cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+
+from cfm._fields import (
+    DONORS,
+    EMBEDDING_PREFIX,
+    N_CELLS,
+    N_CELLS_USED,
+    PARAMS,
+    SPREAD,
+    VARYING,
+)
+from cfm.data._matrix import in_memory_frame, select_modality
+from cfm.data._warn import warn_user
+from cfm.models import DonorModel, load_model
+from cfm.tl._store import check_key, run_record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from cfm.models import PretrainedModel
+
+#: A column that varies within fewer of the donors was probably meant to be constant.
+_FEW = 0.5
+
+
+def embed_donors(
+    adata: AnnData | MuData,
+    donor_key: str = "donor_id",
+    model: str | Path | PretrainedModel = "hf://KuanP/PULSAR-pbmc",
+    *,
+    use_rep: str | None = None,
+    n_cells: int | None = 1024,
+    n_draws: int = 1,
+    seed: int = 0,
+    modality: str | None = None,
+    key_added: str | None = None,
+    batch_size: int = 16,
+    device: str | None = None,
+    **model_kwargs: Any,
+) -> AnnData:
+    """Embed donors, each by all of its cells or draws of them.
+
+    Parameters
+    ----------
+    adata
+        Cells with a representation in ``obsm``, such as that of :class:`cfm.models.UCE`
+        (``cfm.tl.embed(adata, uce)``); or a MuData, which gains the donors as a modality.
+    donor_key
+        Column of ``obs`` with the donor; take donor and condition together where samples of one
+        donor are to be told apart.
+    model
+        A :class:`cfm.models.Pulsar`, the name of a checkpoint, a folder, or ``hf://org/name``.
+    use_rep
+        Name in ``obsm`` of what represents a cell; by default that of the model's training data,
+        ``"X_uce"`` for released models.
+    n_cells
+        Cells to draw of a donor, without replacement; donors with fewer, and all with ``None``,
+        are embedded whole.
+    n_draws
+        Draws to average over.
+    seed
+        Seed of the draws, which depend on it and on the names of donor and cells only.
+    modality
+        Modality of a MuData with the cells; may be left out where there is only one.
+    key_added
+        Name of the result, by default ``X_<model>``, such as ``X_pulsar``.
+    batch_size
+        Donors at a time; the result does not depend on it.
+    device
+        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    **model_kwargs
+        Further arguments of the model's ``get_donor_embeddings``, such as ``precision``.
+
+    Returns
+    -------
+    AnnData of donors, by sorted names. In a MuData it is stored as ``mdata.mod["donors"]`` too.
+
+    ``X`` and ``obsm['X_pulsar' | key_added]``
+        ``(n_donors, dim)`` float32, the mean over draws. ``X`` holds it for tools that read
+        expression, such as :func:`cfm.tl.simulate_perturbation` with a
+        :class:`cfm.models.VirtualInstrument`.
+    ``obs``
+        Columns of the cells' ``obs`` that are constant within every donor, missing values aside;
+        ``'n_cells'`` and ``'n_cells_used'`` int64; ``'X_pulsar_spread'`` float32, root mean
+        squared distance of single draws from their mean: 0 where all cells are used, ``NaN`` with
+        one draw.
+    ``uns['X_pulsar' | key_added]['varying']``
+        DataFrame of the columns that were not carried over: ``column`` and ``n_donors`` in which
+        it varies.
+    ``uns['X_pulsar' | key_added]['params']``
+        The arguments, the model's name and SHA-256, and the device it ran on.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is neither AnnData nor MuData, or the model does not embed donors.
+    KeyError
+        If the column or the representation does not exist.
+    ValueError
+        If donor ids are missing, or cells are ``NaN``, of the wrong width or not uniquely named.
+
+    Warns
+    -----
+    UserWarning
+        If a column varies within some donors but not most, donors have few cells, or cells are of
+        a tissue that the model was not made for.
+
+    Examples
+    --------
+    >>> import anndata, cfm, numpy as np, pandas as pd
+    >>> rng = np.random.default_rng(0)
+    >>> obs = pd.DataFrame(
+    ...     {"donor_id": ["a", "b"] * 50, "sex": ["f", "m"] * 50, "cell_type": ["T"] * 99 + ["B"]},
+    ...     index=[f"cell{i}" for i in range(100)],
+    ... )
+    >>> cells = anndata.AnnData(obs=obs, obsm={"X_pca": rng.normal(size=(100, 10))})
+    >>> cfm.models.Pulsar.setup_anndata(cells, use_rep="X_pca")
+    >>> donors = cfm.tl.embed_donors(cells, "donor_id", cfm.models.Pulsar(cells), use_rep="X_pca")
+    >>> donors.obs["sex"].tolist(), donors.obsm["X_pulsar"].shape
+    (['f', 'm'], (2, 64))
+    """
+    cells, obs = select_modality(adata, modality, (donor_key,))
+    if donor_key not in obs and donor_key not in cells.obs:
+        raise KeyError(f"adata.obs has no column {donor_key!r}; it has {obs.columns.tolist()}.")
+    if key_added is not None:
+        check_key(key_added)
+    loaded = load_model(model, device=device)
+    if not isinstance(loaded, DonorModel):
+        raise TypeError(
+            f"{type(loaded).__name__} does not embed donors; pass a cfm.models.Pulsar, and use "
+            "cfm.tl.embed for observations."
+        )
+    key = key_added or EMBEDDING_PREFIX + type(loaded).__name__.lower()
+    reader = cells
+    if donor_key not in cells.obs:  # only MuData.obs has it
+        reader = ad.AnnData(obs=obs, obsm=dict(cells.obsm))
+    found = loaded.get_donor_embeddings(
+        reader,
+        donor_key=donor_key,
+        use_rep=use_rep,
+        n_cells=n_cells,
+        n_draws=n_draws,
+        seed=seed,
+        batch_size=batch_size,
+        **model_kwargs,
+    )
+    table, varying = donor_table(in_memory_frame(obs), donor_key, found.donors)
+    ours = {N_CELLS: found.n_cells, N_CELLS_USED: found.n_used, key + SPREAD: found.spread}
+    taken = [name for name in ours if name in table]
+    if taken:
+        warn_user(f"Columns {taken} of adata.obs are replaced by what this tool counts.")
+    for name, values in ours.items():
+        table[name] = values
+    names = [f"{key.removeprefix(EMBEDDING_PREFIX)}_{i}" for i in range(found.embedding.shape[1])]
+    donors = ad.AnnData(
+        found.embedding.copy(),
+        obs=table,
+        var=pd.DataFrame(index=names),
+        obsm={key: found.embedding},
+    )
+    record = run_record(
+        loaded,
+        cells,
+        donor_key=donor_key,
+        use_rep=use_rep,
+        n_cells=n_cells,
+        n_draws=n_draws,
+        seed=seed,
+        modality=modality,
+        key_added=key,
+        batch_size=batch_size,
+        **model_kwargs,
+    )
+    donors.uns[key] = {PARAMS: record, VARYING: varying}
+    if isinstance(adata, md.MuData):
+        _add_modality(adata, donors)
+    return donors
+
+
+def donor_table(
+    obs: pd.DataFrame, donor_key: str, donors: pd.Index
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what ``obs`` says of donors, and which of its columns vary within them.
+
+    Parameters
+    ----------
+    obs
+        A row per cell.
+    donor_key
+        Column with the donor.
+    donors
+        Names of the donors, in the order that is wanted.
+
+    Returns
+    -------
+    table
+        A row per donor, the columns that are constant within every donor; values that are missing
+        in some of its cells are taken from the others.
+    varying
+        ``column`` str and ``n_donors`` int64 in which it varies, most first.
+
+    Warns
+    -----
+    UserWarning
+        If a column varies within some donors, but not in most.
+    """
+    names = donors.astype(str).rename(None)
+    which = donors.get_indexer(pd.Index(obs[donor_key].astype(str)))
+    table, varying = {}, {}
+    for column in obs.columns:
+        if str(column).startswith("_scvi"):
+            continue
+        groups = obs[column].groupby(which, sort=True, observed=False)
+        n_varying = int((groups.nunique(dropna=True) > 1).sum())
+        if n_varying:
+            varying[str(column)] = n_varying
+        else:
+            first = groups.first()
+            if isinstance(first.dtype, pd.CategoricalDtype):
+                first = first.cat.remove_unused_categories()
+            table[str(column)] = first.set_axis(names)
+    suspicious = {c: n for c, n in varying.items() if n < _FEW * len(donors)}
+    if suspicious:
+        column, n = next(iter(suspicious.items()))
+        warn_user(
+            f"adata.obs[{column!r}] varies within {n} of {len(donors)} donors and is not carried "
+            f"over{_others(list(suspicious))}; repair it if it describes donors."
+        )
+    order = sorted(varying, key=lambda c: (-varying[c], c))
+    numbers = np.array([varying[c] for c in order], dtype=np.int64)
+    report = pd.DataFrame(
+        {"column": np.array(order, dtype=object), "n_donors": numbers},
+        index=[str(i) for i in range(len(order))],
+    )
+    return pd.DataFrame(table, index=names), report
+
+
+def _others(columns: list[str]) -> str:
+    return f" (nor are {', '.join(map(repr, columns[1:4]))})" if len(columns) > 1 else ""
+
+
+def _add_modality(mdata: MuData, donors: AnnData) -> None:
+    """Store donors beside the other modalities; they share no observations with them."""
+    if DONORS in mdata.mod:
+        warn_user(f"The modality {DONORS!r} of the MuData is replaced.")
+    mdata.mod[DONORS] = donors.copy()
+    mdata.update()

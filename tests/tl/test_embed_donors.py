@@ -1,0 +1,130 @@
+"""``cfm.tl.embed_donors``: what is made of donors, what is carried over, and what is reported."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfm
+from cfm.models import CellPulse, Pulsar
+from tests._pulsar import GOLDEN, donors
+from tests._same import assert_unchanged
+
+
+@pytest.fixture(scope="module")
+def model() -> Pulsar:
+    return Pulsar.from_pretrained(GOLDEN / "PULSAR-tiny")
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    return donors()
+
+
+def test_what_is_made(model: Pulsar, adata: ad.AnnData) -> None:
+    before = adata.copy()
+    found = cfm.tl.embed_donors(adata, "donor_id", model, n_cells=20, n_draws=3)
+    assert_unchanged(adata, before)
+    assert found.obs_names.tolist() == [f"donor{i}" for i in range(6)]
+    expected = model.get_donor_embeddings(adata, n_cells=20, n_draws=3)
+    np.testing.assert_array_equal(found.obsm["X_pulsar"], expected.embedding)
+    np.testing.assert_array_equal(found.X, expected.embedding)
+    assert found.obsm["X_pulsar"].dtype == np.float32
+    np.testing.assert_array_equal(found.obs["X_pulsar_spread"], expected.spread)
+    assert found.obs["n_cells"].tolist() == [30, 12, 50, 25, 40, 18]
+    assert found.obs["n_cells_used"].tolist() == [20, 12, 20, 20, 20, 18]
+    assert found.obs["disease"].tolist() == ["normal"] * 3 + ["lupus"] * 3
+    assert isinstance(found.obs["disease"].dtype, pd.CategoricalDtype)
+    assert found.obs["age"].tolist() == [30.0] * 3 + [60.0] * 3
+    assert "cell_type" not in found.obs
+    varying = found.uns["X_pulsar"]["varying"]
+    assert varying["column"].tolist() == ["cell_type"]
+    assert varying["n_donors"].tolist() == [6]
+    params = found.uns["X_pulsar"]["params"]
+    said = {"model": "PULSAR-tiny", "donor_key": "donor_id", "n_cells": 20, "n_draws": 3, "seed": 0}
+    assert params.items() >= said.items()
+    assert len(params["sha256"]) == 64
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_it_survives_a_file(model: Pulsar, adata: ad.AnnData, tmp_path: Path, kind: str) -> None:
+    adata.obs["note"] = pd.Series(["x", None] * (adata.n_obs // 2) + ["x"], index=adata.obs_names)
+    found = cfm.tl.embed_donors(adata, "donor_id", model, key_added="people")
+    path = tmp_path / f"x.{kind}"
+    getattr(found, f"write_{kind}")(path)
+    back = getattr(ad, f"read_{kind}")(path)
+    np.testing.assert_array_equal(back.obsm["people"], found.obsm["people"])
+    pd.testing.assert_frame_equal(
+        back.uns["people"]["varying"], found.uns["people"]["varying"], check_dtype=False
+    )
+    assert back.obs["note"].tolist() == ["x"] * 6
+
+
+def test_names_folders_and_own_representations(model: Pulsar, adata: ad.AnnData) -> None:
+    expected = cfm.tl.embed_donors(adata, "donor_id", model)
+    adata.obsm["X_other"] = adata.obsm.pop("X_uce")
+    found = cfm.tl.embed_donors(
+        adata, "donor_id", str(GOLDEN / "PULSAR-tiny"), use_rep="X_other", batch_size=1
+    )
+    np.testing.assert_allclose(found.X, expected.X, atol=1e-5)
+    assert found.uns["X_pulsar"]["params"]["use_rep"] == "X_other"
+
+
+def test_a_mudata_gains_a_modality(model: Pulsar, adata: ad.AnnData) -> None:
+    cells = ad.AnnData(
+        np.ones((adata.n_obs, 2), dtype=np.float32), obs=adata.obs, obsm=dict(adata.obsm)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        mdata = md.MuData({"rna": cells})
+        found = cfm.tl.embed_donors(mdata, "donor_id", model)
+        assert list(mdata.mod) == ["rna", "donors"]
+        np.testing.assert_array_equal(mdata["donors"].obsm["X_pulsar"], found.obsm["X_pulsar"])
+        assert mdata.n_obs == adata.n_obs + 6
+        with pytest.raises(ValueError, match="choose one with modality="):
+            cfm.tl.embed_donors(mdata, "donor_id", model)
+        with pytest.warns(UserWarning, match="'donors' of the MuData is replaced"):
+            cfm.tl.embed_donors(mdata, "donor_id", model, modality="rna")
+
+
+def test_a_column_that_should_be_constant_is_reported(model: Pulsar, adata: ad.AnnData) -> None:
+    first = adata.obs_names[adata.obs["donor_id"] == "donor2"][0]
+    adata.obs.loc[first, "age"] = 31.0
+    with pytest.warns(UserWarning, match=r"'age'\] varies within 1 of 6 donors"):
+        found = cfm.tl.embed_donors(adata, "donor_id", model)
+    assert found.uns["X_pulsar"]["varying"]["column"].tolist() == ["cell_type", "age"]
+    adata.obs["age"] = np.where(adata.obs["donor_id"] == "donor2", np.nan, 5.0)
+    adata.obs["n_cells"] = 3
+    with pytest.warns(UserWarning, match=r"\['n_cells'\] of adata.obs are replaced"):
+        found = cfm.tl.embed_donors(adata, "donor_id", model)
+    assert np.isnan(found.obs["age"]).tolist() == [False, False, True, False, False, False]
+
+
+def test_donors_go_on_to_probe(model: Pulsar) -> None:
+    cells = donors((40,) * 16)
+    found = cfm.tl.embed_donors(cells, "donor_id", model)
+    cfm.tl.probe(found, "disease", use_rep="X_pulsar", plain_expression=False, n_folds=4, n_boot=50)
+    assert "probe" in found.uns
+
+
+def test_what_cannot_be_embedded_is_refused(model: Pulsar, adata: ad.AnnData) -> None:
+    with pytest.raises(KeyError, match="no column 'person'"):
+        cfm.tl.embed_donors(adata, "person", model)
+    with pytest.raises(TypeError, match="CellPulse does not embed donors"):
+        cfm.tl.embed_donors(adata, "donor_id", CellPulse.from_pretrained("cellpulse-mini"))
+    with pytest.raises(TypeError, match="expected an AnnData or a MuData"):
+        cfm.tl.embed_donors({"a": 1}, "donor_id", model)
+    with pytest.raises(ValueError, match="without '/'"):
+        cfm.tl.embed_donors(adata, "donor_id", model, key_added="a/b")
+    with pytest.raises(KeyError, match="no 'X_pca'"):
+        cfm.tl.embed_donors(adata, "donor_id", model, use_rep="X_pca")
+    adata.obs["donor_id"] = adata.obs["donor_id"].astype(object)
+    adata.obs.iloc[0, 0] = None
+    with pytest.raises(ValueError, match="missing in 1 of 175 rows"):
+        cfm.tl.embed_donors(adata, "donor_id", model)
