@@ -144,6 +144,12 @@ def test_with_held_out_cells_effects_are_against_held_out_controls() -> None:
     cells.X[(cells.obs["treatment"] != "ctrl").to_numpy(), 20] += 5.0
     table = evaluate(cells, {"mine": simulated()}, split_key="split", metrics="delta_pearson")
     assert (values(table, "delta_pearson")["control"] == 0).all()
+    # what was measured in training judges nobody
+    learned = ((cells.obs["split"] == "train") & (cells.obs["treatment"] != "ctrl")).to_numpy()
+    cells.X[learned, 21] += 5.0
+    again = evaluate(cells, {"mine": simulated()}, split_key="split", metrics="delta_pearson")
+    found, expected = values(again, "delta_pearson"), values(table, "delta_pearson")
+    np.testing.assert_array_equal(found["mine"], expected["mine"])
 
 
 def test_a_baseline_without_an_answer_is_nan() -> None:
