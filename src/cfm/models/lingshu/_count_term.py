@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.stats import nbinom
+from scipy.special import gammaln
 from torch import Tensor, nn
 
 from cfm.metrics import linear_shift
@@ -215,22 +215,18 @@ def _mean_log_curves(depths: Array) -> Array:
     Averaged over five library sizes that stand for those given.
     """
     count = np.unique(np.r_[0:200, np.rint(np.geomspace(200, 20_000, 160))])
-    edges = np.r_[(count[1:] + count[:-1]) / 2, np.inf]  # where counts are thinned out
-    rates = torch.from_numpy(np.exp(_LOG_RATES))
+    # where counts are thinned out, one stands for those around it
+    edges = np.r_[-0.5, (count[1:] + count[:-1]) / 2, count[-1] + 0.5]
+    size = np.exp(-_LOG_DISPERSIONS)[:, None, None]
+    fixed = gammaln(count + size) - gammaln(size) - gammaln(count + 1.0) + np.log(np.diff(edges))
     curves = np.zeros((len(_LOG_DISPERSIONS), len(_LOG_RATES)))
-    for depth in np.quantile(depths, [0.1, 0.3, 0.5, 0.7, 0.9]):
-        value = np.log1p(LIBRARY * count / max(depth, 1.0))
-        for i, dispersion in enumerate(np.exp(_LOG_DISPERSIONS)):
-            mean = max(depth, 1.0) * rates.numpy()
-            cdf = _negative_binomial_cdf(np.floor(edges[:-1]), mean, dispersion)
-            mass = np.diff(np.c_[np.zeros(len(mean)), cdf, np.ones(len(mean))], axis=1)
-            curves[i] += mass @ value / 5
+    for depth in np.maximum(np.quantile(depths, [0.1, 0.3, 0.5, 0.7, 0.9]), 1.0):
+        log_mean = (_LOG_RATES + np.log(depth))[None, :, None]
+        total = np.logaddexp(np.log(size), log_mean)
+        score = fixed + size * (np.log(size) - total) + count * (log_mean - total)
+        mass = np.exp(score - score.max(axis=-1, keepdims=True))
+        curves += (mass @ np.log1p(LIBRARY * count / depth)) / mass.sum(axis=-1) / 5
     return curves
-
-
-def _negative_binomial_cdf(count: Array, mean: Array, dispersion: float) -> Array:
-    size = 1.0 / dispersion
-    return nbinom.cdf(count[None], size, (size / (size + mean))[:, None])
 
 
 def _invert(mean: Array, log_dispersion: Array, curves: Array) -> Array:

@@ -248,7 +248,18 @@ def _fill_combination(
     """Write a combination: as measured, else the sum of its parts and what it adds elsewhere."""
     summed = effects[:, list(parts)].sum(axis=1)
     found = {s: e for (s, p), e in known.items() if p == parts}
-    extra = mean_shift([e - summed[s] for s, e in found.items()]) if found else 0.0
-    effects[:, row] = summed + extra
+    effects[:, row] = summed + _agreed([e - summed[s] for s, e in found.items()])
     for source, effect in found.items():
         effects[source, row] = effect
+
+
+def _agreed(extras: list[Array]) -> Array | float:
+    """Return the mean of what a combination adds, shrunk to what sources agree on."""
+    if len(extras) < 2:
+        return 0.0
+    table = np.stack(extras)
+    mean = mean_shift(table)
+    gram = table @ table.T
+    n = len(table)
+    between = (gram.sum() - np.trace(gram)) / (n * (n - 1))
+    return mean * float(np.clip(between / max(float(mean @ mean), 1e-12), 0.0, 1.0))

@@ -19,7 +19,7 @@ from cfm.models._lightning import check_numbers
 from cfm.models.lingshu._conditions import FIRST_PART, UNKNOWN, Conditions
 from cfm.models.lingshu._frozen import FREE, read_frozen
 from cfm.models.lingshu._levels import split_parts
-from cfm.models.lingshu._module import MASK
+from cfm.models.lingshu._module import MASK, MISSING
 from cfm.models.lingshu._quantiser import Dequantise, dequantise, quantise
 from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers
 from cfm.models.lingshu._stream import CellFile
@@ -314,8 +314,8 @@ class Generating(Trainable):
     ) -> Iterator[sparse.csr_matrix]:
         """Check what is asked for, and return an iterator over blocks of counts, CSR int32.
 
-        With an ``origin``, the values of cells and their conditions, these very cells are made
-        again under other conditions.
+        With an ``origin``, the counts of cells (−1 = not measured) and their conditions, these
+        very cells are made again under other conditions.
         """
         check_numbers(batch_size=(batch_size, 1), seed=(seed, 0))
         if not 0.0 <= guidance.floor < 1.0:
@@ -338,15 +338,19 @@ class Generating(Trainable):
                 told = conditions.rows(rows).to(self.device)
                 if origin is not None:
                     observed, before = origin
+                    own = observed(rows)
+                    was = np.where(own == MISSING, MASK, quantise(np.maximum(own, 0)))
                     draws = sampler.explain(
                         tokens,
-                        observed(rows),
+                        was.astype(np.int64),
                         before.rows(rows).to(self.device),
                         draws,
                         n_steps=n_steps,
                     )
                 found = sampler.sample(tokens, told, draws, n_steps=n_steps, guidance=guidance)
                 counts = dequantise(found, method, uniform=draws.inside)
+                if origin is not None:  # a value that stays is the same count
+                    counts = np.where(found == was, own, counts)
                 counts = np.where(given == FREE, counts, given).astype(np.int32)
                 held.append(sparse.csr_matrix(counts))
                 if sum(block.shape[0] for block in held) >= batch_size:

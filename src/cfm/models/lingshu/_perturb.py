@@ -12,7 +12,6 @@ from scipy import sparse
 from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.models.lingshu._frozen import FREE, read_frozen
 from cfm.models.lingshu._generate import Generating, Precision
-from cfm.models.lingshu._module import MASK, MISSING
 from cfm.models.lingshu._reading import CountReader
 from cfm.models.lingshu._sampler import Guidance
 
@@ -119,8 +118,7 @@ class Perturbable(Generating):
             before = conditions.control()
 
             def observed(rows: slice) -> np.ndarray:
-                tokens, _ = reader.tokens(np.arange(rows.start, rows.stop))
-                return np.where(tokens == MISSING, MASK, tokens)
+                return reader.counts(np.arange(rows.start, rows.stop))
 
             origin = observed, before
         given = read_frozen(frozen, n, self.vocabulary)
