@@ -109,3 +109,8 @@ N_CELLS, N_CELLS_USED = "n_cells", "n_cells_used"
 SPREAD = "_spread"
 #: ``uns[key][VARYING]``: DataFrame of ``obs`` columns that vary within donors.
 VARYING = "varying"
+
+#: Default ``key_added`` of :func:`cfm.tl.map_reference`: ``obs[key]``, ``obs[key + CONFIDENCE]``,
+#: and tables in ``uns[key]``.
+MAP_REFERENCE_KEY = "map_reference"
+NEIGHBOURS, EVIDENCE = "neighbours", "evidence"

@@ -3,6 +3,7 @@
 from cfm.data._gene_ids import GeneMapping, map_identifiers
 from cfm.data._pairs import ContrastPairs
 from cfm.data._profiles import ProfileDraw, ProfileSource
+from cfm.data._reference import Reference
 from cfm.data._sources import ProfileMatrix
 from cfm.data._vocabulary import GeneAlignment, GeneVocabulary
 
@@ -14,5 +15,6 @@ __all__ = [
     "ProfileDraw",
     "ProfileMatrix",
     "ProfileSource",
+    "Reference",
     "map_identifiers",
 ]

@@ -1,0 +1,174 @@
+"""``cfm.tl.map_reference``: neighbours, labels, evidence, and what is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfm
+from cfm.data import Reference
+from tests._same import assert_unchanged
+
+
+def embedded(n: int, seed: int, prefix: str) -> ad.AnnData:
+    """Donors of three diseases around centres of their own."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).normal(size=(3, 8))
+    kind = np.arange(n) % 3
+    obs = pd.DataFrame(
+        {
+            "disease": pd.Categorical(np.array(["lupus", "normal", "RA"])[kind]),
+            "dataset_id": [f"set{i % 4}" for i in range(n)],
+        },
+        index=[f"{prefix}{i}" for i in range(n)],
+    )
+    x = centres[kind] + 0.2 * rng.normal(size=(n, 8))
+    return ad.AnnData(obs=obs, obsm={"X_pulsar": x.astype(np.float32)})
+
+
+@pytest.fixture
+def query() -> ad.AnnData:
+    return embedded(9, 1, "new")
+
+
+@pytest.fixture
+def reference() -> ad.AnnData:
+    return embedded(60, 2, "known")
+
+
+def test_labels_are_taken_over_with_their_evidence(
+    query: ad.AnnData, reference: ad.AnnData
+) -> None:
+    before = reference.copy()
+    truth = query.obs["disease"].astype(str).tolist()
+    assert cfm.tl.map_reference(query, reference, "disease") is None
+    assert_unchanged(reference, before)
+    assert query.obs["map_reference"].astype(str).tolist() == truth
+    assert (query.obs["map_reference_confidence"] > 0.9).all()
+    stored = query.uns["map_reference"]
+    neighbours = stored["neighbours"]
+    assert len(neighbours) == 90
+    assert neighbours["similarity"].between(-1, 1.00001).all()
+    own = neighbours[neighbours["observation"] == "new0"]
+    assert own["rank"].tolist() == list(range(1, 11))
+    assert (np.diff(own["similarity"]) <= 0).all()
+    evidence = stored["evidence"]
+    np.testing.assert_allclose(evidence.groupby("observation")["share"].sum(), 1.0)
+    assert (evidence.groupby("observation")["n_neighbours"].sum() == 10).all()
+    np.testing.assert_allclose(evidence["prior"], 1 / 3)
+    np.testing.assert_allclose(evidence["enrichment"], evidence["share"] * 3)
+    assert stored["params"]["n_reference"] == 60
+
+
+def test_votes_are_as_documented(query: ad.AnnData, reference: ad.AnnData) -> None:
+    query.obsm["X_pulsar"] = np.random.default_rng(3).normal(size=(9, 8))
+    cfm.tl.map_reference(query, reference, "disease", n_neighbors=7, sharpness=4.0)
+    found = query.uns["map_reference"]
+    own = found["neighbours"].query("observation == 'new4'")
+    votes = np.exp(4 * own["similarity"])
+    share = votes.groupby(own["label"]).sum() / votes.sum()
+    evidence = found["evidence"].query("observation == 'new4'").set_index("label")
+    np.testing.assert_allclose(evidence["share"], share.loc[evidence.index])
+    assert evidence["share"].is_monotonic_decreasing
+    assert query.obs.loc["new4", "map_reference"] == evidence.index[0]
+    cfm.tl.map_reference(query, reference, "disease", n_neighbors=7, sharpness=0)
+    evidence = query.uns["map_reference"]["evidence"]
+    np.testing.assert_allclose(evidence["share"], evidence["n_neighbours"] / 7)
+
+
+def test_a_study_does_not_vouch_for_itself(query: ad.AnnData, reference: ad.AnnData) -> None:
+    cfm.tl.map_reference(query, reference, "disease", exclude_key="dataset_id", n_neighbors=50)
+    neighbours = query.uns["map_reference"]["neighbours"]
+    theirs = reference.obs["dataset_id"].loc[neighbours["reference"]].to_numpy()
+    ours = query.obs["dataset_id"].loc[neighbours["observation"]].to_numpy()
+    assert (theirs != ours).all()
+    assert (neighbours.groupby("observation").size() == 45).all()  # 15 of 60 are left out
+
+
+def test_neighbours_without_a_label_do_not_vote(query: ad.AnnData, reference: ad.AnnData) -> None:
+    values = reference.obs["disease"].astype(object)
+    reference.obs["disease"] = values.where(values != "normal", None)
+    cfm.tl.map_reference(query, reference, "disease", n_neighbors=5)
+    truth = query.obs["disease"].astype(str)
+    assert query.obs["map_reference"].isna().tolist() == (truth == "normal").tolist()
+    assert query.obs["map_reference_confidence"].isna().sum() == 3
+    assert set(query.uns["map_reference"]["evidence"]["label"]) == {"lupus", "RA"}
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_it_survives_a_file(
+    query: ad.AnnData, reference: ad.AnnData, tmp_path: Path, kind: str
+) -> None:
+    found = cfm.tl.map_reference(query, reference, "disease", key_added="like", copy=True)
+    assert "like" not in query.uns
+    getattr(found, f"write_{kind}")(tmp_path / "x")
+    back = getattr(ad, f"read_{kind}")(tmp_path / "x")
+    for name in ("neighbours", "evidence"):
+        pd.testing.assert_frame_equal(
+            back.uns["like"][name], found.uns["like"][name], check_dtype=False
+        )
+    assert back.obs["like"].tolist() == found.obs["like"].tolist()
+
+
+def test_an_index_and_a_parquet_file_give_the_same(
+    query: ad.AnnData, reference: ad.AnnData, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    cfm.tl.map_reference(query, reference, "disease")
+    expected = query.uns["map_reference"]["neighbours"]
+    index = Reference.from_anndata(reference, "X_pulsar")
+    frame = reference.obs.rename_axis("donor_id").reset_index()
+    frame["embedding"] = list(reference.obsm["X_pulsar"])
+    frame.to_parquet(tmp_path / "donors.parquet")
+    for source in (index, tmp_path / "donors.parquet", str(tmp_path)):
+        cfm.tl.map_reference(query, source, "disease")
+        pd.testing.assert_frame_equal(query.uns["map_reference"]["neighbours"], expected)
+
+
+def test_without_a_label_only_neighbours_are_found(
+    query: ad.AnnData, reference: ad.AnnData
+) -> None:
+    columns = query.obs.columns.tolist()
+    cfm.tl.map_reference(query, reference, centre=True)
+    assert query.obs.columns.tolist() == columns
+    assert set(query.uns["map_reference"]) == {"params", "neighbours"}
+
+
+def test_a_foreign_column_is_replaced_with_a_warning(
+    query: ad.AnnData, reference: ad.AnnData
+) -> None:
+    query.obs["map_reference"] = 1
+    with pytest.warns(UserWarning, match="was not written by this tool"):
+        cfm.tl.map_reference(query, reference, "disease")
+
+
+def test_what_cannot_be_mapped_is_refused(query: ad.AnnData, reference: ad.AnnData) -> None:
+    before = query.copy()
+    call = cfm.tl.map_reference
+    with pytest.raises(TypeError, match="reference is a dict"):
+        call(query, {})
+    with pytest.raises(TypeError, match="expected an AnnData"):
+        call(np.ones(3), reference)
+    with pytest.raises(KeyError, match=r"query.obsm has no 'X_umap'"):
+        call(query, reference, use_rep="X_umap")
+    with pytest.raises(KeyError, match=r"reference's obsm has no 'X_umap'"):
+        call(query, reference, reference_rep="X_umap")
+    with pytest.raises(KeyError, match="no column 'sex'"):
+        call(query, reference, "sex")
+    with pytest.raises(KeyError, match=r"query.obs has no column 'site'"):
+        reference.obs["site"] = "x"
+        call(query, reference, exclude_key="site")
+    with pytest.raises(ValueError, match="n_neighbors must be"):
+        call(query, reference, n_neighbors=0)
+    with pytest.raises(ValueError, match="sharpness must be"):
+        call(query, reference, sharpness=-1)
+    with pytest.raises(ValueError, match="was indexed without"):
+        call(query, Reference.from_anndata(reference, "X_pulsar"), centre=True)
+    reference.obsm["X_wide"] = np.ones((60, 9))
+    with pytest.raises(ValueError, match="same model"):
+        call(query, reference, reference_rep="X_wide")
+    assert_unchanged(query, before)
