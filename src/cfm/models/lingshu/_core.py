@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from cfm.hub import Checkpoint
 
 _GENES_FILE = "genes.txt"
+#: Tensors that float16 has no room for.
+_EXACT = ("depth_quantiles",)
 
 
 class LingshuCore(Registered):
@@ -151,7 +153,7 @@ class LingshuCore(Registered):
         tensors = dict(self.module.state_dict())
         if compact:
             tensors = {
-                k: v.half() if v.is_floating_point() and v.ndim > 1 else v
+                k: v.half() if v.is_floating_point() and v.ndim > 1 and k not in _EXACT else v
                 for k, v in tensors.items()
             }
             tensors["group.permutation"] = tensors["group.permutation"].to(torch.int32)

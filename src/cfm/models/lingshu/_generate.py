@@ -212,7 +212,7 @@ class Generating(Trainable):
         )
         named |= {str(key): told[key].to_numpy() for key in told}
         shown: dict[str, Any] = {key: pd.Categorical(value) for key, value in named.items()}
-        if depth is None and DEPTH in table:
+        if depth is None and self.size.depth and DEPTH in table:
             depth = table[DEPTH].to_numpy()
         if self.size.depth:
             depths = self._depths(depth, conditions.source.numpy(), list(obs.index), seed)

@@ -121,9 +121,10 @@ class Sampler:
         self._trunk = module.trunk.prepare(dtype)
         self._table = module.value_table().float()
         self._heads = module.group.heads(module.head.weight).float()
-        on_gpu = self.device.type != "cpu"
+        #: Whether to score in few large products, rather than in as little memory as possible.
+        self.on_gpu = self.device.type != "cpu"
         n = module.n_prefix + module.group.n_groups
-        self.cells_at_once = max(1, (_TOKENS_GPU if on_gpu else _TOKENS_CPU) // n)
+        self.cells_at_once = max(1, (_TOKENS_GPU if self.on_gpu else _TOKENS_CPU) // n)
 
     @torch.inference_mode()
     def states(self, tokens: Tensor, conditions: Conditions) -> Tensor:
@@ -239,7 +240,7 @@ class Sampler:
     def _parts(self, rows: Tensor) -> list[slice]:
         """Cut sorted cell numbers into pieces that are scored together."""
         per = 1
-        if self.device.type != "cpu":
+        if self.on_gpu:
             per = max(1, _SCORES_GPU // (self.module.group.n_groups * self._heads[..., 0].numel()))
         ends = torch.bincount(rows // per).cumsum(0).tolist()
         return [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True) if b > a]
@@ -249,7 +250,7 @@ class Sampler:
     ) -> Tensor:
         """Score some genes of some cells, ``(m, 281)`` float32 in the order given."""
         group = self.module.group
-        if self.device.type == "cpu":  # one cell, so that shapes are its own
+        if not self.on_gpu:  # one cell, so that shapes are its own
             sorted_scores, order = place_scores(states, group, self._heads, rows, genes)
             scores = torch.empty_like(sorted_scores)
             scores[order] = sorted_scores
