@@ -9,7 +9,9 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
 
+from cfm.metrics import e_distance, mean_squared_distance, mmd
 from cfm.pp import split_perturbations
 from cfm.tl import simulate_perturbation
 from tests._same import assert_unchanged
@@ -236,6 +238,49 @@ def test_counts_and_logs_are_brought_to_one_scale(real_counts: bool, made_counts
     same = {"mine": _counts(simulated(n=60), seed=1)}
     expected = values(evaluate(_counts(perturbed_cells(n=60)), same), "delta_pearson")
     np.testing.assert_allclose(mixed, expected, atol=1e-4)
+
+
+def test_distances_by_their_definition() -> None:
+    cells, made = perturbed_cells(n=20), simulated(n=20)
+    table = evaluate(cells, {"mine": made}, n_components=6)
+    components = PCA(n_components=6, random_state=0).fit(cells.X[np.argsort(cells.obs_names)])
+    real, ours = components.transform(cells.X), components.transform(made.X)
+    here = (cells.obs["cell_type"] == "NK").to_numpy()
+    seen = real[here & (cells.obs["treatment"] == "B").to_numpy()]
+    controls = real[here & (cells.obs["treatment"] == "ctrl").to_numpy()]
+    ours = ours[((made.obs["cell_type"] == "NK") & (made.obs["treatment"] == "B")).to_numpy()]
+    width = mean_squared_distance(np.vstack([seen, controls]))
+    found = table.query("group == 'NK' and perturbation == 'B'").set_index(["method", "metric"])
+    place = found["value"]
+    assert place["mine", "e_distance"] == pytest.approx(e_distance(seen, ours), abs=1e-3)
+    assert place["mine", "mmd"] == pytest.approx(mmd(seen, ours, sigma=width), abs=1e-3)
+    expected = mmd(seen, controls, sigma=width)
+    assert place["control", "mmd"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("made_counts", [True, False])
+def test_libraries_are_of_the_genes_that_are_compared_unless_a_logarithm_was_taken(
+    made_counts: bool,
+) -> None:
+    real, made = _counts(perturbed_cells(n=20)), _counts(simulated(n=20), seed=1)
+    real.X = sp.hstack([1000 * real.X[:, :1], real.X[:, 1:]]).tocsr()  # large, and not simulated
+    if not made_counts:
+        total = made.X.sum(axis=1)
+        made.X = sp.csr_matrix(np.log1p(made.X.toarray() * 1e4 / total)).astype(np.float32)
+    kept = made[:, 1:].copy()
+    options = {"baseline_units": "counts", "baselines": ["control", "mean_shift"]}
+    with pytest.warns(UserWarning, match="1 of 40 genes"):
+        table = evaluate(real, {"mine": kept}, **options)
+    found = values(table, "delta_pearson")
+    same = values(evaluate(real[:, 1:].copy(), {"mine": kept}, **options), "delta_pearson")
+    assert np.allclose(found, same, atol=1e-5) == made_counts
+    if not made_counts:  # a share of all genes is what the logarithm was taken of
+        theirs = simulate_perturbation(real, "B", model="mean_shift", **ARGUMENTS)
+        pair = {"mine": kept, "theirs": theirs}
+        with pytest.warns(UserWarning, match="left out"):
+            table = evaluate(real, pair, **options)
+        found = values(table, "delta_pearson").xs("B", level="perturbation")
+        np.testing.assert_allclose(found["theirs"], found["mean_shift"], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["csr", "csc", "layer", "view", "backed", "float64"])
