@@ -39,12 +39,16 @@ class Draws(NamedTuple):
         ``(b, n_genes)`` float64, where in the bin of its value a count lies.
     rank
         ``(b,)`` float64, how deep a cell is among the others of its source.
+    least
+        ``(b, n_genes)`` int64: a gene may be given this value, also where it is larger than any
+        that was seen in training. ``None`` if nothing is known of a cell.
     """
 
     uniform: np.ndarray
     key: np.ndarray
     inside: np.ndarray
     rank: np.ndarray
+    least: np.ndarray | None = None
 
 
 class Guidance(NamedTuple):
@@ -194,6 +198,7 @@ class Sampler:
         conditions, draws, n_steps
             As for :meth:`sample`, of the cells as they are.
         """
+        draws = draws._replace(least=np.where(observed == MASK, 0, observed))
         return draws._replace(
             uniform=self._run(tokens, observed, conditions, draws, n_steps, Guidance())[1]
         )
@@ -217,6 +222,9 @@ class Sampler:
         uniform = torch.from_numpy(draws.uniform.copy()).to(self.device)
         null = conditions.control() if guidance.weight else None
         values = torch.arange(N_VALUES, device=self.device)
+        largest = self.module.largest.long().expand_as(current)
+        if draws.least is not None:
+            largest = torch.maximum(largest, torch.from_numpy(draws.least).to(self.device))
         for i in range(n_steps):
             rows, genes = (step == i).nonzero(as_tuple=True)
             if not len(rows):
@@ -228,7 +236,7 @@ class Sampler:
                 scores = self._scores(told, conditions, row, gene)
                 if untold is not None and null is not None:
                     scores = guided(scores, self._scores(untold, null, row, gene), *guidance)
-                scores = scores.masked_fill(values > self.module.largest[gene, None], -torch.inf)
+                scores = scores.masked_fill(values > largest[row, gene].unsqueeze(1), -torch.inf)
                 if truth is not None:
                     uniform[row, gene] = place_in(scores, truth[row, gene], uniform[row, gene])
                 drawn = draw_tokens(scores, uniform[row, gene])
