@@ -114,3 +114,8 @@ VARYING = "varying"
 #: and tables in ``uns[key]``.
 MAP_REFERENCE_KEY = "map_reference"
 NEIGHBOURS, EVIDENCE = "neighbours", "evidence"
+
+#: Default ``key_added`` of :func:`cfm.tl.cell_importance`: ``obs[key]``, and its table
+#: ``uns[key][IMPORTANCE_GROUPS]``.
+CELL_IMPORTANCE_KEY = "cell_importance"
+IMPORTANCE_GROUPS = "groups"

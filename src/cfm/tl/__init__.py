@@ -1,5 +1,6 @@
 """Tools: call a model on an AnnData and store the result in it."""
 
+from cfm.tl._cell_importance import cell_importance
 from cfm.tl._embed import embed
 from cfm.tl._embed_donors import embed_donors
 from cfm.tl._evaluate_perturbation import evaluate_perturbation
@@ -13,6 +14,7 @@ from cfm.tl._screen_drugs import screen_drugs
 from cfm.tl._simulate_perturbation import simulate_perturbation
 
 __all__ = [
+    "cell_importance",
     "embed",
     "embed_donors",
     "evaluate_perturbation",

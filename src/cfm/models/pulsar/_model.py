@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from cfm.models._lightning import check_numbers
-from cfm.models.pulsar._heads import HeadLearner
+from cfm.models.pulsar._importance import CellExplainer
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,7 +45,7 @@ class DonorEmbeddings:
     n_used: np.ndarray
 
 
-class Pulsar(HeadLearner):
+class Pulsar(CellExplainer):
     """Foundation model of donors: the cells of a donor, a set, become one embedding.
 
     A cell is given by a representation, of :class:`cfm.models.UCE` for the released models; any

@@ -1,0 +1,202 @@
+"""Which cells and cell types drive a donor's embedding or call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS, PARAMS
+from cfm.models import Pulsar, load_model
+from cfm.models._base import require_anndata
+from cfm.tl._store import check_key, run_record, target, warn_overwritten
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from cfm.models import PretrainedModel
+    from cfm.models.pulsar._donors import Donors
+
+
+def cell_importance(
+    adata: AnnData,
+    donor_key: str = "donor_id",
+    model: str | Path | PretrainedModel = "hf://KuanP/PULSAR-pbmc",
+    *,
+    groupby: str | None = None,
+    use_rep: str | None = None,
+    method: Literal["attention", "gradient"] = "attention",
+    output: str | None = None,
+    n_cells: int = 1024,
+    n_random: int = 3,
+    seed: int = 0,
+    key_added: str = CELL_IMPORTANCE_KEY,
+    device: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Say which cells, and which groups of them, a donor's embedding or call comes from.
+
+    Parameters
+    ----------
+    adata
+        Cells with a representation in ``obsm``, as for :func:`cfm.tl.embed_donors`.
+    donor_key
+        Column of ``obs`` with the donor.
+    model
+        A :class:`cfm.models.Pulsar`, the name of a checkpoint, a folder, or ``hf://org/name``.
+    groupby
+        Column of ``obs`` with groups, such as cell types; cells without one are in no group.
+    use_rep
+        Name in ``obsm`` of what represents a cell; by default that of the model's training data.
+    method
+        ``"attention"`` of the donor's token, or ``"gradient"`` times input; see
+        :meth:`cfm.models.Pulsar.get_cell_importance`.
+    output
+        Output of the model's head to explain, such as a class, for ``"gradient"``; by default
+        what sets the donor apart from the others.
+    n_cells
+        Cells of a donor looked at together.
+    n_random
+        Draws of as many random cells that the removal of a group is compared with.
+    seed
+        Seed of parts and draws.
+    key_added
+        Name of the result.
+    device
+        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    copy
+        Return a changed copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the changed copy. Writes
+
+    ``adata.obs['cell_importance' | key_added]``
+        float32, 1 for an average cell of its donor; with ``"gradient"`` negative where the cell
+        speaks against what is explained.
+    ``adata.uns['cell_importance' | key_added]['params']``
+        The arguments, the model's name and SHA-256, and the device it ran on.
+
+    With ``groupby`` also
+
+    ``adata.uns['cell_importance' | key_added]['groups']``
+        DataFrame, a row per donor and group: ``donor`` and ``group`` str; ``n_cells`` int64;
+        ``share_cells`` float64 of the donor's cells; ``share_importance`` float64 of the sum of
+        absolute importance; ``enrichment`` float64, the second over the first share;
+        ``mean_importance`` float64; ``removal`` float64, how far the donor's embedding moves
+        without the group (Euclidean), and ``removal_random``, without as many random cells.
+        Attention and gradients can be high where removal changes nothing: trust a group whose
+        ``removal`` is well above ``removal_random``.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is no AnnData, or the model does not read donors.
+    KeyError
+        If a column, the representation or the output does not exist.
+    ValueError
+        As :func:`cfm.tl.embed_donors`. Whatever is raised, ``adata`` is left as it was.
+
+    Warns
+    -----
+    UserWarning
+        If a field that another tool wrote is replaced, or donors have few cells.
+
+    Examples
+    --------
+    >>> import anndata, cfm, numpy as np, pandas as pd
+    >>> rng = np.random.default_rng(0)
+    >>> obs = pd.DataFrame(
+    ...     {"donor_id": ["a", "b"] * 50, "cell_type": ["T"] * 60 + ["B"] * 40},
+    ...     index=[f"cell{i}" for i in range(100)],
+    ... )
+    >>> cells = anndata.AnnData(obs=obs, obsm={"X_pca": rng.normal(size=(100, 10))})
+    >>> cfm.models.Pulsar.setup_anndata(cells, use_rep="X_pca")
+    >>> model = cfm.models.Pulsar(cells)
+    >>> cfm.tl.cell_importance(cells, "donor_id", model, groupby="cell_type")
+    >>> cells.uns["cell_importance"]["groups"]["group"].tolist()
+    ['B', 'T', 'B', 'T']
+    """
+    require_anndata(adata)
+    check_key(key_added)
+    if n_random < 1:
+        raise ValueError(f"n_random must be at least 1; found {n_random}.")
+    loaded = load_model(model, device=device)
+    if not isinstance(loaded, Pulsar):
+        raise TypeError(
+            f"{type(loaded).__name__} does not read the cells of donors; pass a cfm.models.Pulsar."
+        )
+    if groupby is not None and groupby not in adata.obs:
+        raise KeyError(f"adata.obs has no column {groupby!r}; it has {adata.obs.columns.tolist()}.")
+    found = loaded.get_cell_importance(
+        adata,
+        donor_key=donor_key,
+        use_rep=use_rep,
+        method=method,
+        output=output,
+        n_cells=n_cells,
+        seed=seed,
+    )
+    record = run_record(
+        loaded,
+        adata,
+        donor_key=donor_key,
+        groupby=groupby,
+        use_rep=use_rep,
+        method=method,
+        output=output,
+        n_cells=n_cells,
+        n_random=n_random,
+        seed=seed,
+        key_added=key_added,
+    )
+    result: dict[str, Any] = {PARAMS: record}
+    if groupby is not None:
+        donors = loaded.read_donors(adata, donor_key, use_rep)
+        values = adata.obs[groupby].astype(object)
+        groups = values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
+        moved = loaded.get_removal_effects(
+            donors, groups, n_cells=n_cells, n_random=n_random, seed=seed
+        )
+        result[IMPORTANCE_GROUPS] = _table(donors, groups, found.cells, moved)
+    adata = target(adata, copy=copy)
+    warn_overwritten(adata, key_added, {"obs": [key_added]})
+    adata.obs[key_added] = found.cells
+    adata.uns[key_added] = result
+    return adata if copy else None
+
+
+def _table(
+    donors: Donors,
+    groups: np.ndarray,
+    importance: np.ndarray,
+    moved: list[tuple[int, str, float, float]],
+) -> pd.DataFrame:
+    """Return a row per donor and group."""
+    effects = {(i, group): (distance, random) for i, group, distance, random in moved}
+    rows = []
+    for i, own in enumerate(donors.rows):
+        total = float(np.abs(importance[own]).sum())
+        for group in sorted(set(groups[own]) - {""}):
+            inside = own[groups[own] == group]
+            share = len(inside) / len(own)
+            counted = float(np.abs(importance[inside]).sum()) / total if total else np.nan
+            removal, random = effects.get((i, group), (np.nan, np.nan))
+            rows.append(
+                {
+                    "donor": str(donors.names[i]),
+                    "group": str(group),
+                    "n_cells": len(inside),
+                    "share_cells": share,
+                    "share_importance": counted,
+                    "enrichment": counted / share,
+                    "mean_importance": float(importance[inside].mean()),
+                    "removal": removal,
+                    "removal_random": random,
+                }
+            )
+    table = pd.DataFrame(rows, index=[str(i) for i in range(len(rows))])
+    return table.astype({"donor": object, "group": object, "n_cells": np.int64}) if rows else table

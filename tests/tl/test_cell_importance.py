@@ -1,0 +1,141 @@
+"""``cfm.tl.cell_importance``: planted cells are found, and tables mean what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import cfm
+from cfm.models import CellPulse, Pulsar
+from tests._pulsar import donors
+from tests._same import assert_unchanged
+
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def adata() -> ad.AnnData:
+    adata = donors((40, 30, 50, 45, 35, 42), width=10)
+    Pulsar.setup_anndata(adata)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def model(adata: ad.AnnData) -> Pulsar:
+    """The B cells of the ill set them apart, and the head says so."""
+    model = Pulsar(adata, dim=32, encoder_ff=64, decoder_layers=0)
+    model.train_head("disease", max_epochs=20, validation_share=0, **QUIET)
+    return model
+
+
+def test_attention_is_what_the_module_attends_to(adata: ad.AnnData, model: Pulsar) -> None:
+    found = cfm.tl.cell_importance(adata, "donor_id", model, copy=True)
+    assert "cell_importance" not in adata.obs
+    values = found.obs["cell_importance"]
+    assert values.dtype == np.float32
+    assert (values > 0).all()
+    np.testing.assert_allclose(values.groupby(adata.obs["donor_id"], observed=True).mean(), 1, 1e-5)
+    own = (adata.obs["donor_id"] == "donor3").to_numpy()
+    cells = torch.from_numpy(adata.obsm["X_uce"][own])
+    weights = model.module.attention(cells[None]).mean(dim=(0, 2))[0, 1:]
+    np.testing.assert_allclose(values[own], weights / weights.mean(), rtol=1e-4)
+
+
+def test_the_cells_behind_a_call_are_found(adata: ad.AnnData, model: Pulsar) -> None:
+    found = cfm.tl.cell_importance(
+        adata, "donor_id", model, groupby="cell_type", method="gradient", output="lupus", copy=True
+    )
+    of = found.obs.groupby("cell_type", observed=True)["cell_importance"].mean()
+    assert of["B"] > 0 > of["T"]
+    other = cfm.tl.cell_importance(
+        adata, "donor_id", model, method="gradient", output="normal", copy=True
+    )
+    correlation = np.corrcoef(found.obs["cell_importance"], other.obs["cell_importance"])[0, 1]
+    assert correlation < 0
+
+
+def test_the_table_of_groups(adata: ad.AnnData, model: Pulsar) -> None:
+    found = cfm.tl.cell_importance(adata, "donor_id", model, groupby="cell_type", copy=True)
+    table = found.uns["cell_importance"]["groups"]
+    assert len(table) == 12
+    np.testing.assert_allclose(table.groupby("donor")["share_cells"].sum(), 1)
+    np.testing.assert_allclose(table.groupby("donor")["share_importance"].sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        table["enrichment"], table["share_importance"] / table["share_cells"]
+    )
+    first = table.query("donor == 'donor0' and group == 'B'").iloc[0]
+    own = (adata.obs["donor_id"] == "donor0").to_numpy()
+    is_b = own & (adata.obs["cell_type"] == "B").to_numpy()
+    assert first["n_cells"] == is_b.sum()
+    with torch.no_grad():
+        whole, without = (
+            model.module.encode(torch.from_numpy(adata.obsm["X_uce"][rows])[None])[0, 0]
+            for rows in (own, own & ~is_b)
+        )
+    assert first["removal"] == pytest.approx(float((whole - without).norm()), rel=1e-3)
+    # A whole kind of cells matters more than as many cells of both.
+    assert (table["removal"] > table["removal_random"]).mean() > 0.7
+
+
+def test_neither_order_nor_other_donors_change_it(adata: ad.AnnData, model: Pulsar) -> None:
+    first = cfm.tl.cell_importance(adata, "donor_id", model, n_cells=16, copy=True)
+    part = adata[(adata.obs["donor_id"] == "donor2").to_numpy()][::-1].copy()
+    cfm.tl.cell_importance(part, "donor_id", model, n_cells=16)
+    np.testing.assert_allclose(
+        part.obs["cell_importance"],
+        first.obs.loc[part.obs_names, "cell_importance"],
+        rtol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_it_survives_a_file(adata: ad.AnnData, model: Pulsar, tmp_path: Path, kind: str) -> None:
+    found = cfm.tl.cell_importance(adata, "donor_id", model, groupby="cell_type", copy=True)
+    found = ad.AnnData(obs=found.obs, uns={"cell_importance": found.uns["cell_importance"]})
+    getattr(found, f"write_{kind}")(tmp_path / "x")
+    back = getattr(ad, f"read_{kind}")(tmp_path / "x")
+    pd.testing.assert_frame_equal(
+        back.uns["cell_importance"]["groups"],
+        found.uns["cell_importance"]["groups"],
+        check_dtype=False,
+    )
+    assert back.uns["cell_importance"]["params"]["groupby"] == "cell_type"
+
+
+def test_cells_in_no_group_and_donors_of_one_group(adata: ad.AnnData, model: Pulsar) -> None:
+    part = adata.copy()
+    kinds = part.obs["cell_type"].astype(object)
+    part.obs["cell_type"] = kinds.where(part.obs["donor_id"] != "donor1", "B").where(
+        part.obs["donor_id"] != "donor4", None
+    )
+    cfm.tl.cell_importance(part, "donor_id", model, groupby="cell_type")
+    table = part.uns["cell_importance"]["groups"]
+    assert "donor4" not in set(table["donor"])
+    only = table.query("donor == 'donor1'")
+    assert only["removal"].isna().all()
+    assert only["share_cells"].tolist() == [1.0]
+
+
+def test_what_cannot_be_explained_is_refused(adata: ad.AnnData, model: Pulsar) -> None:
+    before = adata.copy()
+    call = cfm.tl.cell_importance
+    with pytest.raises(TypeError, match="does not read the cells of donors"):
+        call(adata, "donor_id", CellPulse.from_pretrained("cellpulse-mini"))
+    with pytest.raises(KeyError, match="no column 'kind'"):
+        call(adata, "donor_id", model, groupby="kind")
+    with pytest.raises(ValueError, match="method='shap'"):
+        call(adata, "donor_id", model, method="shap")
+    with pytest.raises(ValueError, match="attention knows no outputs"):
+        call(adata, "donor_id", model, output="lupus")
+    with pytest.raises(KeyError, match="no output 'gout'"):
+        call(adata, "donor_id", model, method="gradient", output="gout")
+    with pytest.raises(ValueError, match="no head"):
+        call(adata, "donor_id", Pulsar(input_dim=10), method="gradient", output="lupus")
+    with pytest.raises(ValueError, match="n_random must be"):
+        call(adata, "donor_id", model, n_random=0)
+    assert_unchanged(adata, before)
