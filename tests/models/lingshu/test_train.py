@@ -272,3 +272,14 @@ def test_numbers_out_of_range_are_refused(arguments: dict, message: str) -> None
 def test_a_model_without_data_cannot_train(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no data"):
         LingshuCell.load(toy_lingshu().save(tmp_path / "x")).train(1)
+
+
+def test_training_in_bfloat16_follows_float32() -> None:
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        model = untrained()
+        model.train(max_steps=12, precision=precision, **PLAIN)
+        losses.append(float(model.history["train_loss"]["train_loss"].iloc[-1]))
+        assert model.module.head.weight.dtype == torch.float32
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
