@@ -87,6 +87,10 @@ def _scvi(train: ad.AnnData, seed: int) -> object:
     return _TRAINED[key]
 
 
-def lingshu(train: ad.AnnData, n: int, seed: int) -> np.ndarray:
-    """Train Lingshu-Cell and let it make cells out of nothing."""
-    return _lingshu_recipe.generated(train, n, seed)
+def lingshu(name: str) -> Generator:
+    """Return Lingshu-Cell, by one of the recipes of ``benchmarks/_lingshu_recipe.py``."""
+
+    def make(train: ad.AnnData, n: int, seed: int) -> np.ndarray:
+        return _lingshu_recipe.generated(_lingshu_recipe.GENERATED[name], train, n, seed)
+
+    return make

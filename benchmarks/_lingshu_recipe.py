@@ -2,48 +2,108 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
+import scanpy as sc
 
 from benchmarks._perturbation_tasks import Task, log_expression
 from cfm.models import LingshuCell
 
-#: Of the model, of its training, and of its sampler: for perturbations, and for plain generation.
-MODEL: dict[str, Any] = {"size": "mini"}
-TRAIN: dict[str, Any] = {}
-SIMULATE: dict[str, Any] = {}
-PLAIN_MODEL: dict[str, Any] = {"size": "mini"}
-PLAIN_TRAIN: dict[str, Any] = {}
-GENERATE: dict[str, Any] = {}
 _QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
-def perturbed(task: Task, seed: int) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class Recipe:
+    """How a Lingshu-Cell is trained and asked.
+
+    Attributes
+    ----------
+    steps
+        Optimiser steps of the network; 0 fits the count term alone.
+    count_term
+        Whether the network stands beside the count term.
+    ask
+        Arguments of ``simulate``, or of ``generate``.
+    """
+
+    steps: int
+    count_term: bool = True
+    ask: dict[str, Any] = field(default_factory=dict)
+
+    def fit(self, model: LingshuCell, seed: int) -> None:
+        """Train a new model."""
+        if self.steps:
+            model.train(max_steps=self.steps, count_term=self.count_term, seed=seed, **_QUIET)
+        else:
+            model.fit_count_term(seed=seed)
+
+
+#: The recipe of the main rows, then what it consists of, one thing left out at a time.
+PERTURBED = {
+    "Lingshu-Cell": Recipe(300),
+    "Lingshu-Cell, count term alone": Recipe(0, ask={"n_steps": 1}),
+    "Lingshu-Cell, count term alone, new cells": Recipe(0, ask={"n_steps": 1, "start": "noise"}),
+    "Lingshu-Cell, as published": Recipe(
+        400, False, {"start": "noise", "guidance": 2.0, "n_steps": 3}
+    ),
+}
+GENERATED = {
+    "Lingshu-Cell": Recipe(300, ask={"n_steps": 16}),
+    "Lingshu-Cell, count term alone": Recipe(0, ask={"n_steps": 1}),
+    "Lingshu-Cell, as published": Recipe(400, False, {"n_steps": 32}),
+}
+#: Of Leiden clusters, which stand in for cell types where cells have no labels.
+RESOLUTION = 2.0
+
+
+def perturbed(recipe: Recipe, task: Task, seed: int) -> dict[str, np.ndarray]:
     """Train on the cells of a task and simulate what it asks for: log expression by perturbation.
 
-    Rows are those of ``task.sources(seed)``. The groups of a task that are no biology (halves of
-    the cells) are not told.
+    Rows are those of ``task.sources(seed)``. Groups that are no biology (halves of the cells) are
+    not told.
     """
     train = task.train.copy()
     source = task.groupby if task.groupby == "cell_type" else None
     LingshuCell.setup_anndata(
         train, source_key=source, perturbation_key=task.key, control=task.control
     )
-    model = LingshuCell(train, perturbation_features=task.features, seed=seed, **MODEL)
-    model.train(seed=seed, **TRAIN, **_QUIET)
+    model = LingshuCell(train, perturbation_features=task.features, size="mini", seed=seed)
+    recipe.fit(model, seed)
     sources = task.sources(seed)
     return {
-        p: log_expression(model.simulate(sources, [p], groupby=source, seed=seed, **SIMULATE))
+        p: log_expression(model.simulate(sources, [p], groupby=source, seed=seed, **recipe.ask))
         for p in task.asked
     }
 
 
-def generated(train: ad.AnnData, n: int, seed: int) -> np.ndarray:
-    """Train on cells without any conditions and make ``n`` new ones: counts."""
+def generated(recipe: Recipe, train: ad.AnnData, n: int, seed: int) -> np.ndarray:
+    """Train on cells without labels and make ``n`` new ones: counts.
+
+    Clusters of the training cells are the sources, where the recipe has a count term, and are
+    drawn as often as in training.
+    """
     train = train.copy()
-    LingshuCell.setup_anndata(train)
-    model = LingshuCell(train, seed=seed, **PLAIN_MODEL)
-    model.train(seed=seed, **PLAIN_TRAIN, **_QUIET)
-    return model.generate(n, seed=seed, **GENERATE).X.toarray()
+    cells: int | pd.DataFrame = n
+    source = None
+    if recipe.count_term:
+        source = "cluster"
+        train.obs[source] = clusters(train)
+        drawn = np.random.default_rng(seed).choice(train.obs[source].to_numpy(str), size=n)
+        cells = pd.DataFrame({source: drawn}, index=[f"cell{i}" for i in range(n)])
+    LingshuCell.setup_anndata(train, source_key=source)
+    model = LingshuCell(train, size="mini", seed=seed)
+    recipe.fit(model, seed)
+    return model.generate(cells, seed=seed, **recipe.ask).X.toarray()
+
+
+def clusters(adata: ad.AnnData) -> np.ndarray:
+    """Cluster cells as scanpy's tutorial does."""
+    cells = ad.AnnData(log_expression(adata), obs=adata.obs[[]])
+    sc.pp.pca(cells, n_comps=30)
+    sc.pp.neighbors(cells, n_neighbors=10)
+    sc.tl.leiden(cells, RESOLUTION, flavor="igraph", n_iterations=2, directed=False)
+    return cells.obs["leiden"].astype(str).to_numpy()

@@ -51,7 +51,9 @@ class Bootstrap:
             own = (obs[task.groupby] == task.group).to_numpy()
         test = own & (obs["split"] == "test").to_numpy()
         perturbed = self._x[test & (obs[task.key] == perturbation).to_numpy()]
-        controls = np.flatnonzero(own & (obs[task.key] == task.control).to_numpy())
+        known = own & (obs[task.key] == task.control).to_numpy()
+        # held-out controls are what effects are measured against, if there are any
+        controls = np.flatnonzero(known & test if (known & test).any() else known)
         rng = np.random.default_rng(self._seed)
         w_real = self._weights(len(perturbed), rng)
         w_control = self._weights(len(controls), rng)

@@ -19,14 +19,14 @@ from torch import nn
 import cfm
 from benchmarks import _lingshu_recipe
 from benchmarks._perturbation_tasks import Task, log_expression
-from benchmarks._scvi_cells import scvi_counts, train_scvi
+from benchmarks._scvi_cells import SCVI_STEPS, scvi_counts, train_scvi
 from cfm.metrics import linear_shift, mean_shift
 
 #: Makes perturbed cells: one AnnData of log expression for a task and a seed, as of :func:`made`.
 #: Whatever a method knows comes from ``task.train`` and ``task.features``.
 Method = Callable[[Task, int], ad.AnnData]
 
-#: Of scGen, as its authors set them.
+#: Of scGen, as its authors set them; but no more steps than scVI gets.
 SCGEN_EPOCHS, SCGEN_PATIENCE, SCGEN_BATCH = 100, 25, 32
 
 
@@ -202,7 +202,8 @@ def train_gaussian_vae(x: np.ndarray, seed: int) -> GaussianVAE:
     model = GaussianVAE(data.shape[1])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=0.01, weight_decay=1e-6)
     best, since = np.inf, 0
-    for _ in range(SCGEN_EPOCHS):
+    epochs = min(SCGEN_EPOCHS, round(SCVI_STEPS * SCGEN_BATCH / len(kept)))
+    for _ in range(max(1, epochs)):
         model.train()
         for rows in torch.randperm(len(kept)).split(SCGEN_BATCH):
             if len(rows) < 2:
@@ -260,17 +261,25 @@ def published_scgen(python: str) -> Method:
     return make
 
 
-def lingshu(task: Task, seed: int) -> ad.AnnData:
-    """Lingshu-Cell, by the recipe of ``benchmarks/_lingshu_recipe.py``."""
-    return made(task, task.sources(seed), _lingshu_recipe.perturbed(task, seed), log=True)
+def lingshu(name: str) -> Method:
+    """Return Lingshu-Cell, by one of the recipes of ``benchmarks/_lingshu_recipe.py``."""
+
+    def make(task: Task, seed: int) -> ad.AnnData:
+        cells = _lingshu_recipe.perturbed(_lingshu_recipe.PERTURBED[name], task, seed)
+        return made(task, task.sources(seed), cells, log=True)
+
+    return make
 
 
-OURS = "Lingshu-Cell"
+OURS, VARIANTS = next(iter(_lingshu_recipe.PERTURBED)), tuple(_lingshu_recipe.PERTURBED)
 BASELINES = ("control", "mean_shift", "additive", "nearest", "linear")
 _SCVI = {"gene_likelihood": "nb", "n_layers": 2, "n_latent": 30}
-METHODS: dict[str, Method] = {name: baseline(name) for name in BASELINES} | {
-    "scVI arithmetic": scvi_arithmetic(**_SCVI),
-    "scVI, condition as batch": scvi_condition(**_SCVI),
-    "scGen-style": scgen_style,
-    OURS: lingshu,
-}
+METHODS: dict[str, Method] = (
+    {name: baseline(name) for name in BASELINES}
+    | {
+        "scVI arithmetic": scvi_arithmetic(**_SCVI),
+        "scVI, condition as batch": scvi_condition(**_SCVI),
+        "scGen-style": scgen_style,
+    }
+    | {name: lingshu(name) for name in VARIANTS}
+)

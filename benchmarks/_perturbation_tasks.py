@@ -15,8 +15,8 @@ from sklearn.model_selection import train_test_split
 
 #: Parts that the targets of the screen are held out in.
 N_FOLDS = 5
-#: Cells per perturbation of the screen that are trained on and judged with, and that are made.
-MOST_CELLS = 300
+#: Cells per perturbation of the screen that are trained on or judged with, and that are made.
+MOST_CELLS, N_MADE = 300, 150
 _N_NETWORK = 16
 _STOP = 0.3
 _STEPS = 30
@@ -114,34 +114,48 @@ def targets(folder: Path) -> Iterator[Task]:
     """Hold out the targets of the screen in folds; unseen ones are known by their features.
 
     Targets are dealt to folds in the order of their names, so that relatives (IFNGR1 and IFNGR2,
-    STAT1 and STAT2) are not held out together.
+    STAT1 and STAT2) are not held out together. Half of the controls are held out too: effects are
+    measured against controls that no method knows. Were they the same, chance in their mean would
+    be part of every observed and every predicted effect, and correlate them.
     """
     adata = read_screen(folder)
     names = sorted(set(adata.obs["perturbation"].astype(str)) - {"control"})
     features = network_features(folder, names)
+    reference = _second_half(adata) & (adata.obs["perturbation"] == "control").to_numpy()
     for fold in range(N_FOLDS):
         asked = tuple(names[fold::N_FOLDS])
-        split = _with_split(adata, adata.obs["perturbation"].isin(asked).to_numpy())
-        name, n = f"fold {fold + 1}", MOST_CELLS
-        yield Task(name, split, asked, "perturbation", "control", features=features, n_cells=n)
+        hidden = adata.obs["perturbation"].isin(asked).to_numpy() | reference
+        split, name = _with_split(adata, hidden), f"fold {fold + 1}"
+        yield Task(name, split, asked, "perturbation", "control", features=features, n_cells=N_MADE)
 
 
 def halves(folder: Path) -> Iterator[Task]:
-    """Train on half of the cells of each target of the screen, judge with the other half.
+    """Train on half of the cells of each target and of the controls, judge with the other half.
 
-    Halves of the controls are two groups: baselines never read perturbed cells of the group that
-    they predict, and so learn from the first half. All controls are seen, as in the other tasks.
+    Baselines never read perturbed cells of the group that they predict. The second group is the
+    cells that judge, and copies of the training controls to start from.
     """
     adata = read_screen(folder)
     names = tuple(sorted(set(adata.obs["perturbation"].astype(str)) - {"control"}))
-    _, second = train_test_split(
-        np.arange(adata.n_obs), test_size=0.5, stratify=adata.obs["perturbation"], random_state=0
-    )
-    adata.obs["half"] = np.where(np.isin(np.arange(adata.n_obs), second), "second", "first")
-    hidden = (adata.obs["half"] == "second") & (adata.obs["perturbation"] != "control")
-    split = _with_split(adata, hidden.to_numpy())
+    second = _second_half(adata)
+    adata.obs["half"] = np.where(second, "second", "first")
+    split = _with_split(adata, second)
+    first = split.obs["half"] == "first"
+    copies = split[(first & (split.obs["perturbation"] == "control")).to_numpy()].copy()
+    copies.obs["half"] = "second"
+    copies.obs_names = copies.obs_names + "-copy"
+    both = ad.concat([split, copies], merge="same")
     what = ("perturbation", "control", "half", "second")
-    yield Task("second half", split, names, *what, n_cells=MOST_CELLS)
+    yield Task("second half", both, names, *what, n_cells=N_MADE)
+
+
+def _second_half(adata: ad.AnnData) -> np.ndarray:
+    """Draw half of the cells of each perturbation and of the controls."""
+    labels = adata.obs["perturbation"]
+    _, second = train_test_split(
+        np.arange(adata.n_obs), test_size=0.5, stratify=labels, random_state=0
+    )
+    return np.isin(np.arange(adata.n_obs), second)
 
 
 def _with_split(adata: ad.AnnData, hidden: np.ndarray) -> ad.AnnData:
