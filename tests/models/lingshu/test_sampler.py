@@ -95,6 +95,22 @@ def test_both_ways_to_score_make_the_same_cells(guidance: Guidance) -> None:
     assert made[0].max() <= 280
 
 
+def test_the_first_step_is_computed_once_per_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = untrained(depth=False)
+    ready = Sampler(model.module.eval(), torch.float32)
+    names = [f"c{i}" for i in range(4)]
+    tokens, draws = np.full((4, N_GENES), MASK), draw_numbers(names, N_GENES, 0)
+    asked = {"n_steps": 3, "guidance": Guidance(2.0)}
+    made = ready.sample(tokens, told(4), draws, **asked)
+    calls = []
+    states = Sampler.states
+    monkeypatch.setattr(Sampler, "states", lambda *a: calls.append(1) or states(*a))
+    assert (ready.sample(tokens, told(4), draws, **asked) == made).all()
+    assert len(calls) == 4  # the second and the third step, with and without the perturbation
+    monkeypatch.setattr(Sampler, "_states", states)
+    assert (ready.sample(tokens, told(4), draws, **asked) == made).all()
+
+
 def test_a_sampled_value_follows_the_scores() -> None:
     ready = sampler()
     n = 400

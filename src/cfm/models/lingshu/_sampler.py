@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: Tokens of the trunk that are worked on at a time. The numbers are fixed: what a matrix product
 #: rounds to depends on its shape, and a cell must not depend on how many others are made.
 _TOKENS_CPU, _TOKENS_GPU = 1024, 65_536
+#: Conditions whose first states are kept.
+_MOST_FIRST = 256
 #: Scores that are held at a time on a GPU.
 _SCORES_GPU = 2**28
 
@@ -129,6 +131,7 @@ class Sampler:
         self.on_gpu = self.device.type != "cpu"
         n = module.n_prefix + module.group.n_groups
         self.cells_at_once = max(1, (_TOKENS_GPU if self.on_gpu else _TOKENS_CPU) // n)
+        self._first: dict[tuple[int, ...], Tensor] = {}
 
     @torch.inference_mode()
     def states(self, tokens: Tensor, conditions: Conditions) -> Tensor:
@@ -138,6 +141,18 @@ class Sampler:
         tokens = F.pad(tokens, (0, 0, 0, lacking), value=MASK)
         x = self.module.inputs(tokens, prefix, self._table)
         return self._trunk(x)[:n, self.module.n_prefix :].float()
+
+    def _states(self, tokens: Tensor, conditions: Conditions) -> Tensor:
+        """Run the trunk, but for cells of which nothing is known only once per condition."""
+        if self.module.has_depth or not bool((tokens == MASK).all()):
+            return self.states(tokens, conditions)
+        levels = torch.cat([conditions.source[:, None], conditions.parts, conditions.covariates], 1)
+        keys = [tuple(row) for row in levels.tolist()]
+        if any(key not in self._first for key in keys):
+            if len(self._first) > _MOST_FIRST:
+                self._first.clear()
+            self._first |= dict(zip(keys, self.states(tokens, conditions), strict=True))
+        return torch.stack([self._first[key] for key in keys])
 
     @torch.inference_mode()
     def sample(
@@ -217,7 +232,7 @@ class Sampler:
         step = torch.from_numpy(reveal_steps(hidden, draws.key, n_steps)).to(self.device)
         if observed is not None:  # what stays is as it was
             tokens = np.where(hidden, tokens, observed)
-        current = torch.from_numpy(tokens).to(self.device)
+        current = torch.from_numpy(tokens.copy()).to(self.device)
         truth = None if observed is None else torch.from_numpy(observed).to(self.device)
         uniform = torch.from_numpy(draws.uniform.copy()).to(self.device)
         null = conditions.control() if guidance.weight else None
@@ -229,8 +244,8 @@ class Sampler:
             rows, genes = (step == i).nonzero(as_tuple=True)
             if not len(rows):
                 continue
-            told = self.states(current, conditions)
-            untold = None if null is None else self.states(current, null)
+            told = self._states(current, conditions)
+            untold = None if null is None else self._states(current, null)
             for part in self._parts(rows):
                 row, gene = rows[part], genes[part]
                 scores = self._scores(told, conditions, row, gene)
