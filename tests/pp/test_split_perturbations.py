@@ -76,6 +76,20 @@ def test_a_share_of_the_cells_of_each_condition_controls_too() -> None:
     assert _held(few) == {("T", "A")} | {(g, "ctrl") for g in ("T", "B", "NK")}
 
 
+@pytest.mark.parametrize("hold_out", ["group", "perturbation", "combination"])
+def test_half_of_the_controls_can_be_held_out(hold_out) -> None:
+    groups = ["NK"] if hold_out == "group" else None
+    arguments = {"hold_out": hold_out, "groups": groups, "seed": 4}
+    plain = _split(_cells(), **arguments)
+    found = _split(_cells(), hold_out_controls=True, **arguments)
+    control = (found.obs["drug"] == "ctrl").to_numpy()
+    pd.testing.assert_frame_equal(found.obs[~control], plain.obs[~control])
+    held = found.obs[control & (found.obs["split"] == "test").to_numpy()]
+    expected = {g: CELLS_EACH // 2 for g in groups or ("T", "B", "NK")}
+    assert held["type"].astype(str).value_counts().to_dict() == expected
+    assert found.uns["split"]["params"]["hold_out_controls"]
+
+
 @pytest.mark.parametrize("hold_out", ["group", "perturbation", "combination", "cells"])
 def test_draws_go_by_names_and_seed(hold_out, rng) -> None:
     cells = _cells()

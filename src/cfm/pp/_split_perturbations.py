@@ -32,15 +32,16 @@ def split_perturbations(
     groups: Sequence[str] | None = None,
     perturbations: Sequence[str] | None = None,
     share: float | None = None,
+    hold_out_controls: bool = False,
     seed: int = 0,
     key_added: str = "split",
     copy: bool = False,
 ) -> AnnData | None:
     """Split observations into those that a method learns from and those it is judged by.
 
-    Controls are in training, since a prediction starts from them; only with ``hold_out="cells"``
-    a share of them is held out as well, so that the effect that is to be predicted is measured on
-    observations that no method has seen.
+    Controls are in training, since a prediction starts from them. With ``hold_out="cells"`` a share
+    of them is held out as well, so that the effect that is to be predicted is measured on
+    observations that no method has seen; ``hold_out_controls`` does so for the other splits.
 
     Parameters
     ----------
@@ -76,6 +77,11 @@ def split_perturbations(
     share
         Share to hold out where it is drawn, above 0 and below 1, rounded, at least one and not
         all; 0.5 for ``"cells"``, else 0.2.
+    hold_out_controls
+        Hold out half of the controls of the groups in which something is held out. The effect that
+        is to be predicted is then measured against controls that no method has seen. Else it
+        shares the noise of these controls with the effects of methods that simulate cells anew,
+        which counts for them where effects are weak. With ``hold_out="cells"`` always so.
     seed
         Of the draw. It goes by names: the order of observations decides nothing.
     key_added
@@ -144,10 +150,12 @@ def split_perturbations(
     parts = {name: parts_of(name, control) for name in sorted(set(level[present]))}
     what = _chosen_levels(parts, hold_out, perturbations, part, seed, key)
     held = present & np.isin(group, where) & np.isin(level, what)
+    controls = present & (level == control)
     if hold_out == "cells":
-        held = _share_of_cells(
-            adata, level, group, held | (present & (level == control)), part, seed
-        )
+        held = _share_of_cells(adata, level, group, held | controls, part, seed)
+    elif hold_out_controls:
+        controls &= np.isin(group, where)
+        held |= _share_of_cells(adata, level, group, controls, _SHARE["cells"], seed)
     _check(held, present, level, control, where, what)
     _warn_replaced(adata, key_added)
     target = adata if not copy else adata.to_memory() if adata.isbacked else adata.copy()
@@ -160,6 +168,7 @@ def split_perturbations(
         "hold_out": hold_out,
         "groupby": groupby,
         "share": float(part),
+        "hold_out_controls": bool(hold_out_controls or hold_out == "cells"),
         "seed": seed,
         "held_out_groups": np.array(where, dtype=object) if groupby else None,
         "held_out_perturbations": np.array(what, dtype=object),

@@ -180,9 +180,17 @@ def evaluate_perturbation(
 
     Notes
     -----
-    The ceiling is of halves: a method that is judged by all cells, and starts from all controls,
-    can score somewhat above. Without controls of its own, or a shift of the real ones, a method
-    shares the noise of the controls with the observed effect, the ceiling does not.
+    The ceiling is of halves, each as noisy as half of the cells: a method that is judged by all of
+    them can score above it, the more so the fewer there are. After a split of cells it is what
+    repeating the training cells would score.
+
+    A method that makes cells anew, without controls of its own, has its effects measured against
+    the observed controls. If the observed effect is measured against the same ones, both share
+    their noise, which looks like agreement where effects are weak: let it simulate the controls
+    too, or split with ``hold_out_controls=True``.
+
+    Cells of a condition are not independent evidence. Compare methods over conditions, for
+    instance by :func:`cfm.metrics.paired_bootstrap`.
 
     Examples
     --------
