@@ -7,6 +7,8 @@ matplotlib setting is changed. Nothing is told by colour alone.
 
 from __future__ import annotations
 
+from cfm.pl._cell_importance import cell_importance
+from cfm.pl._donors import donors
 from cfm.pl._drug_screen import drug_screen
 from cfm.pl._embedding import embedding
 from cfm.pl._gene_programs import gene_programs
@@ -20,6 +22,8 @@ from cfm.pl._training import training
 from cfm.pl._virus_probabilities import virus_probabilities
 
 __all__ = [
+    "cell_importance",
+    "donors",
     "drug_screen",
     "embedding",
     "gene_programs",

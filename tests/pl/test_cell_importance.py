@@ -1,0 +1,80 @@
+"""``cfm.pl.cell_importance``: medians and donors of the stored table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfm
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "donor": f"d{i}",
+            "group": group,
+            "enrichment": level * rng.uniform(0.9, 1.1),
+            "removal": level + 0.01 * i,
+            "removal_random": 0.3 + 0.01 * i,
+        }
+        for i in range(5)
+        for group, level in (("T", 0.5), ("B", 2.0), ("NK", 1.0))
+    ]
+    table = pd.DataFrame(rows, index=[str(i) for i in range(len(rows))])
+    record = {"params": {"method": "attention"}, "groups": table}
+    return ad.AnnData(obs=pd.DataFrame(index=["cell"]), uns={"cell_importance": record})
+
+
+def medians(ax) -> list[np.ndarray]:
+    return [np.asarray(c.get_offsets()) for c in ax.collections if len(c.get_offsets()) == 1]
+
+
+def test_groups_are_ordered_by_their_median(adata: ad.AnnData, tmp_path: Path) -> None:
+    ax = cfm.pl.cell_importance(adata, show=False, save=tmp_path / "x.pdf")
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["B (5)", "NK (5)", "T (5)"]
+    table = adata.uns["cell_importance"]["groups"]
+    expected = table.groupby("group")["enrichment"].median()
+    found = {int(p[0, 1]): p[0, 0] for p in medians(ax)}
+    assert found == {0: expected["B"], 1: expected["NK"], 2: expected["T"]}
+    assert ax.get_xscale() == "log"
+    ax.figure.draw_without_rendering()
+    assert "1" in [t.get_text() for t in ax.get_xticklabels()]
+    assert ax.get_xlabel() == "attention over share of cells"
+    dots = [c for c in ax.collections if len(c.get_offsets()) == 5]
+    assert len(dots) == 3
+    assert (tmp_path / "x.pdf").stat().st_size > 1000
+
+
+def test_removal_is_drawn_beside_random_cells(adata: ad.AnnData) -> None:
+    ax = cfm.pl.cell_importance(adata, kind="removal", groups=["NK", "T"], show=False)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["NK (5)", "T (5)"]
+    values = sorted(round(float(p[0, 0]), 2) for p in medians(ax))
+    assert values == [0.32, 0.32, 0.52, 1.02]
+    shapes = {c.get_paths()[0].vertices.tobytes() for c in ax.collections}
+    assert len(shapes) == 2  # told apart by more than colour
+    assert len(ax.get_legend().get_texts()) == 2
+
+
+def test_few_groups_and_own_axes(adata: ad.AnnData) -> None:
+    _, ax = plt.subplots()
+    assert cfm.pl.cell_importance(adata, n_groups=1, ax=ax) is ax
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["B (5)"]
+
+
+def test_what_cannot_be_drawn_is_said(adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="kind='both'"):
+        cfm.pl.cell_importance(adata, kind="both")
+    with pytest.raises(KeyError, match=r"no groups \['X'\]"):
+        cfm.pl.cell_importance(adata, groups=["X"])
+    with pytest.raises(KeyError, match=r"run cfm.tl.cell_importance"):
+        cfm.pl.cell_importance(adata, key="other")
+    adata.uns["cell_importance"]["groups"]["removal"] = np.nan
+    with pytest.raises(ValueError, match="no finite removal"):
+        cfm.pl.cell_importance(adata, kind="removal")
