@@ -44,7 +44,7 @@ class Recipe:
 
 #: The recipe of the main rows, then what it consists of, one thing left out at a time.
 PERTURBED = {
-    "Lingshu-Cell": Recipe(300),
+    "Lingshu-Cell": Recipe(100),
     "Lingshu-Cell, count term alone": Recipe(0, ask={"n_steps": 1}),
     "Lingshu-Cell, count term alone, new cells": Recipe(0, ask={"n_steps": 1, "start": "noise"}),
     "Lingshu-Cell, as published": Recipe(

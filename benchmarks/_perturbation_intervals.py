@@ -20,8 +20,9 @@ METRICS = ("delta_pearson", "e_distance")
 class Bootstrap:
     """Scores of methods on resampled cells, the same ones for all methods.
 
-    Observed perturbed cells, controls and cells of a method are drawn again; of two methods that
-    start from the same controls the same rows. The definitions are those of
+    Observed perturbed cells and controls are drawn again. What a method made is what it says and
+    stays as it is: noise added to it would pull down the effects of methods whose cells differ,
+    and leave those that shift all cells alike. The definitions are those of
     :func:`cfm.tl.evaluate_perturbation`; a cell that is drawn twice makes no pair with itself.
 
     Parameters
@@ -61,21 +62,18 @@ class Bootstrap:
         place = self._components.of(perturbed)
         within = _within(cdist(place, place), w_real)
         found: dict[str, dict[str, np.ndarray]] = {m: {} for m in METRICS}
-        state = rng.bit_generator.state
         for name, runs in self._cells.items():
             per_run = []
             for run in runs:
-                rng.bit_generator.state = state
                 made = run[(run.obs[task.key] == perturbation).to_numpy()]
                 x = np.asarray(made.X, dtype=np.float64)
-                w = self._weights(len(x), rng)
                 rows = obs.index.get_indexer(made.obs["simulated_from"].astype(str))
-                guess = w @ (x - self._x[rows])
-                correlation = [delta_pearson(a, b) for a, b in zip(effect, guess, strict=True)]
+                guess = (x - self._x[rows]).mean(axis=0)
                 point = self._components.of(x)
-                across = 2 * np.einsum("bi,ij,bj->b", w_real, cdist(place, point), w, optimize=True)
-                energy = across - within - _within(cdist(point, point), w)
-                per_run.append((correlation, energy))
+                across = 2 * w_real @ cdist(place, point).mean(axis=1)
+                own = cdist(point, point).sum() / (len(x) * (len(x) - 1))
+                correlation = [delta_pearson(one, guess) for one in effect]
+                per_run.append((correlation, across - within - own))
             for i, metric in enumerate(METRICS):
                 found[metric][name] = np.mean([run[i] for run in per_run], axis=0)
         return found

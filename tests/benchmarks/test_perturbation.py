@@ -13,9 +13,9 @@ import cfm
 from benchmarks import _perturbation_tasks as tasks
 from benchmarks._generators import independent_genes, resampled
 from benchmarks._perturbation_intervals import Bootstrap
-from benchmarks._perturbation_rivals import latent_shift, made
+from benchmarks._perturbation_rivals import METHODS, OURS, latent_shift, made
 from benchmarks._perturbation_tasks import Task
-from benchmarks.perturbation import METHODS, OURS, differences, score
+from benchmarks.perturbation import differences, score
 
 BASELINES = ("control", "mean_shift", "additive", "nearest", "linear")
 
@@ -68,7 +68,7 @@ def test_differences_find_the_better_of_two():
             for metric, sign in (("delta_pearson", 1), ("e_distance", -1)):
                 value = sign * (level + 0.01 * rng.standard_normal(101))
                 rows.append({"unit": unit, "metric": metric, "method": method, "value": value})
-    table = differences(pd.DataFrame(rows), ["linear", "nearest"], ["a", "b", "c"])
+    table = differences(pd.DataFrame(rows), OURS, ["linear", "nearest"], ["a", "b", "c"])
     assert set(table["best rival"]) == {"linear"}
     mean = table[(table["metric"] == "delta_pearson") & (table["held out"] == "mean")].iloc[0]
     assert 0.15 < mean["low"] < mean["difference"] < mean["high"] < 0.25
