@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cfm.metrics import mean_shift
+from cfm.metrics import linear_shift, mean_shift
 from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, NO_PART, UNKNOWN
 from cfm.models.lingshu._count_term import LIBRARY, NegativeBinomialTerm
 from cfm.models.lingshu._response import Cases, ResponsePredictor
@@ -48,8 +48,9 @@ def fit_count_term(
     """Fit the distribution of counts that conditions alone give.
 
     Mean log expression of conditions that were measured is taken as it is. Effects that were not
-    measured in a source are predicted from the sources where they were, those of perturbations
-    that were measured nowhere from others by ``features`` (:class:`ResponsePredictor`).
+    measured in a source are predicted from the sources where they were
+    (:class:`ResponsePredictor`), those of perturbations that were measured nowhere from others by
+    ``features`` (:func:`cfm.metrics.linear_shift`).
 
     Parameters
     ----------
@@ -197,28 +198,23 @@ def _fill_parts(
         assert across is not None
         effects[source, part] = across.predict(control[source], control[source], cases[part])
     if features is not None and measured.any() and not measured.all():
-        _fill_by_features(effects, control, measured, features, sources, seed)
+        _fill_by_features(effects, control, measured, features, sources)
     return measured
 
 
 def _fill_by_features(
-    effects: Array,
-    control: Array,
-    measured: np.ndarray,
-    features: Array,
-    sources: range,
-    seed: int,
+    effects: Array, control: Array, measured: np.ndarray, features: Array, sources: range
 ) -> None:
-    """Write the effects of perturbations that were never measured."""
+    """Write the effects of perturbations that were never measured.
+
+    The effects of one source share the noise of its controls, which whatever is chosen by how
+    well they predict each other would learn: here the penalty is fixed and nothing is corrected.
+    """
     rows = FIRST_PART + np.flatnonzero(measured)
-    cases = {
-        s: Cases(features[measured], np.tile(control[s], (len(rows), 1)), effects[s, rows])
-        for s in sources
-    }
-    predictor = ResponsePredictor(list(cases.values()), seed=seed)
     for i in np.flatnonzero(~measured):
         for s in sources:
-            effects[s, FIRST_PART + i] = predictor.predict(features[i], control[s], cases[s])
+            effect = linear_shift(features[i], features[measured], effects[s, rows])
+            effects[s, FIRST_PART + i] = np.maximum(effect, -control[s])
 
 
 def _from_combinations(
