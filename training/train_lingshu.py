@@ -16,7 +16,7 @@ from benchmarks._report import data_folder
 from cfm.models import LingshuCell
 
 SEED = 0
-MAX_STEPS = 2500
+MAX_STEPS = 1500
 #: Registered columns of the cells.
 KEYS = {
     "source_key": "cell_type",
