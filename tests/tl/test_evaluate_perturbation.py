@@ -234,7 +234,7 @@ def test_methods_are_told_apart_by_who_simulated() -> None:
     assert (values(taken, "delta_pearson")["mean_shift"] < -0.95).all()
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(st.integers(0, 2**31))
 def test_the_order_of_rows_and_genes_decides_nothing(seed: int) -> None:
     cells, made = perturbed_cells(n=14), simulated(n=14)
