@@ -214,7 +214,7 @@ def test_constraints_name_releases_only():
 def test_bundled_checkpoints_are_small_and_come_with_a_card():
     bundled = sorted((SOURCE / "hub" / "checkpoints").glob("*/config.json"))
     names = {path.parent.name for path in bundled}
-    assert {"bulkformer-mini", "cellpulse-mini", "cellpulse-virus"} <= names
+    assert {"bulkformer-mini", "cellpulse-mini", "cellpulse-virus", "lingshu-pbmc-mini"} <= names
     sizes = {}
     for path in bundled:
         folder = path.parent
