@@ -71,6 +71,18 @@ def test_bfloat16_is_close_and_float32_comes_out() -> None:
     assert torch.cosine_similarity(exact, rough).min() > 0.999
 
 
+def test_bfloat16_keeps_to_biases_and_to_the_first_token() -> None:
+    layers, x = stack(), torch.randn(12, 16)
+    biases = [torch.zeros(5), torch.zeros(7)]
+    biases[1][4:] = -torch.inf
+    with torch.no_grad():
+        for first_only in (False, True):
+            exact = PreparedStack(layers, torch.float32, first_only=first_only)(x, [5, 7], biases)
+            rough = PreparedStack(layers, torch.bfloat16, first_only=first_only)(x, [5, 7], biases)
+            assert exact.shape == rough.shape == (2 if first_only else 12, 16)
+            assert torch.cosine_similarity(exact, rough).min() > 0.999
+
+
 def test_attention_weights_are_those_that_are_used() -> None:
     layer = stack(1)[0]
     x, bias = torch.randn(2, 5, 16), torch.zeros(2, 5)
