@@ -9,6 +9,7 @@ from cfm.datasets._drug_targets import drug_targets
 from cfm.datasets._fetch import fetch, list_datasets
 from cfm.datasets._hallmark import hallmark
 from cfm.datasets._toy_bulk_cohort import toy_bulk_cohort
+from cfm.datasets._toy_donors import toy_donors
 from cfm.datasets._toy_infection import toy_infection
 from cfm.datasets._toy_infection_cells import toy_infection_cells
 from cfm.datasets._toy_perturbation import toy_perturbation
@@ -21,6 +22,7 @@ __all__ = [
     "hallmark",
     "list_datasets",
     "toy_bulk_cohort",
+    "toy_donors",
     "toy_infection",
     "toy_infection_cells",
     "toy_perturbation",
