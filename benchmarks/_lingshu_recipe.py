@@ -52,7 +52,7 @@ PERTURBED = {
     ),
 }
 GENERATED = {
-    "Lingshu-Cell": Recipe(300, ask={"n_steps": 16}),
+    "Lingshu-Cell": Recipe(100, ask={"n_steps": 8}),
     "Lingshu-Cell, count term alone": Recipe(0, ask={"n_steps": 1}),
     "Lingshu-Cell, as published": Recipe(400, False, {"n_steps": 32}),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from sklearn.model_selection import train_test_split
 #: Parts that the targets of the screen are held out in.
 N_FOLDS = 5
 #: Cells per perturbation of the screen that are trained on or judged with, and that are made.
-MOST_CELLS, N_MADE = 300, 150
+MOST_CELLS, N_MADE = 300, 400
+#: Random halves of the controls of a cell type.
+N_DRAWS = 4
 _N_NETWORK = 16
 _STOP = 0.3
 _STEPS = 30
@@ -93,6 +95,22 @@ def cell_types(folder: Path) -> Iterator[Task]:
         hidden = (adata.obs["cell_type"] == name) & (adata.obs["condition"] == "stim")
         split = _with_split(adata, hidden.to_numpy())
         yield Task(name, split, ("stim",), "condition", "ctrl", "cell_type", name)
+
+
+def cell_types_apart(folder: Path) -> Iterator[Task]:
+    """Hold out half of the controls of the cell type as well, to measure its effect against.
+
+    :data:`N_DRAWS` random halves of each.
+    """
+    for task in cell_types(folder):
+        controls = np.flatnonzero(
+            (task.adata.obs["cell_type"] == task.name) & (task.adata.obs["condition"] == "ctrl")
+        )
+        for draw in range(N_DRAWS):
+            split = task.adata.copy()
+            out = np.random.default_rng(draw).permutation(controls)[: len(controls) // 2]
+            split.obs.iloc[out, split.obs.columns.get_loc("split")] = "test"
+            yield replace(task, name=f"{task.name} {draw + 1}", adata=split)
 
 
 def read_screen(folder: Path) -> ad.AnnData:

@@ -32,11 +32,13 @@ SCGEN = "scGen"
 CEILING = "ceiling"
 SETTINGS: dict[str, Callable[[Path], Iterator[Task]]] = {
     "interferon": tasks.cell_types,
+    "interferon_apart": tasks.cell_types_apart,
     "targets": tasks.targets,
     "halves": tasks.halves,
 }
 TITLES = {
     "interferon": "Interferon response of a cell type that was never seen stimulated",
+    "interferon_apart": "The same, against controls that no method knows",
     "targets": "Knock-outs of targets that were never seen",
     "halves": "Knock-outs that were seen, judged by other cells",
 }
@@ -44,16 +46,27 @@ REMARKS = {
     "interferon": "Kang 2018: controls of all five cell types are seen, stimulated cells of four. "
     "Lingshu-Cell's count term was designed with these scores in sight, the other methods were not "
     "tuned on them. `additive` is `mean_shift` for a single perturbation.",
+    "interferon_apart": "Half of the controls of the held-out cell type are held out too, and its "
+    f"effect is measured against them (means over {tasks.N_DRAWS} random halves): chance in the "
+    "mean of controls cannot be part of a prediction. What differs from the table before is what "
+    "shared controls are worth. What is trained for longer was not run.",
     "targets": f"Papalexi 2021, at most {tasks.MOST_CELLS} cells of each of 25 targets, held out "
     f"in {tasks.N_FOLDS} folds; targets are described by random walks in the Reactome functional "
     "interaction network, the same features for all methods that take any. Half of the controls "
     "are held out as well and what effects are measured against: with controls that methods know, "
-    "chance in their mean is in every effect, and `mean_shift` seems to reach 0.31 and not 0.18.",
+    "chance in their mean is in every effect, and `mean_shift` seems to reach 0.31 and not 0.18. "
+    "An earlier count term, with a penalty chosen on the targets and a correction by trees, "
+    "reached 0.14: it is now the plain ridge of `linear`, with the noise of drawn counts.",
     "halves": "Papalexi 2021: half of the cells of each target and of the controls train, the "
     "other half judges. The effect in the first half is what all baselines say.",
 }
 #: What cannot answer: nothing decodes a batch, nor sums to a perturbation, that was never seen.
-CANNOT = {"targets": ("additive", "scVI, condition as batch", SCGEN), "halves": (SCGEN,)}
+CANNOT: dict[str, tuple[str, ...]] = {
+    "targets": ("additive", "scVI, condition as batch", SCGEN),
+    "halves": (SCGEN,),
+}
+#: What is run in a setting, if not all.
+ONLY = {"interferon_apart": (*BASELINES, *VARIANTS[1:3])}
 #: A target of the screen has an effect that can be predicted if its halves agree this well.
 CLEAR = 0.5
 
@@ -113,7 +126,7 @@ def run(
             )
         ]
     without = CANNOT.get(setting, ()) or (("scGen-style",) if SCGEN in names else ())
-    names = [name for name in names if name not in without]
+    names = [n for n in names if n not in without and n in ONLY.get(setting, names)]
     for task in todo:
         made: dict[str, list[ad.AnnData]] = {}
         for name in names:
@@ -127,17 +140,24 @@ def run(
         result = score(task, flat)
         result[["method", "seed"]] = [(*m.split("|"), "0")[:2] for m in result["method"]]
         result.insert(0, "task", task.name)
-        result["unit"] = task.name if setting == "interferon" else result["perturbation"]
+        held_out = _held_out(task)
+        result["unit"] = held_out or result["perturbation"]
         parts.append(result)
         bootstrap = Bootstrap(task, made, args.n_boot)
         for perturbation in task.asked:
-            unit = task.name if setting == "interferon" else perturbation
+            unit = held_out or perturbation
             for metric, scores in bootstrap.scores(perturbation).items():
                 for name, values in scores.items():
                     boots.append({"unit": unit, "metric": metric, "method": name, "value": values})
         shown = result[result["metric"].isin(METRICS)]
         print(shown.pivot_table(index="method", columns=["metric"], values="value").round(3))
-    return pd.concat(parts), pd.DataFrame(boots)
+    values = pd.DataFrame(boots).groupby(["unit", "metric", "method"])["value"]
+    return pd.concat(parts), values.apply(lambda v: np.mean(list(v), axis=0)).reset_index()
+
+
+def _held_out(task: Task) -> str | None:
+    """Return the cell type that is held out, if one is."""
+    return task.group if task.groupby == "cell_type" else None
 
 
 def differences(
@@ -191,7 +211,8 @@ def report_setting(
     title = TITLES[setting]
     report.text(f"**{title}.** {REMARKS[setting]}")
     report.value(f"{setting}_all", result.drop(columns="group").to_dict("records"))
-    if setting == "interferon":
+    whole = setting.startswith("interferon")
+    if whole:
         for metric in METRICS:
             table = wide(result, metric, order)
             report.table(f"{setting}_{metric}", table, f"{title}: {metric}")
@@ -214,7 +235,7 @@ def report_setting(
     both = pd.concat(paired)
     report.value(f"{setting}_paired_all", both.to_dict("records"))
     shown = both[(both["held out"] == "mean") | (both["method"] == paired[0]["method"].iloc[0])]
-    if setting != "interferon":
+    if not whole:
         shown = both[both["held out"] == "mean"]
     report.table(
         f"{setting}_paired",
