@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from cfm.models.lingshu._quantiser import N_VALUES
 from cfm.nn._absorbing import draw_tokens, guided, reveal_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cfm.models.lingshu._conditions import Conditions
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _TOKENS_CPU, _TOKENS_GPU = 1024, 65_536
 #: Conditions whose first states are kept.
 _MOST_FIRST = 256
+#: Networks of less width run on one thread.
+_SHARED_WIDTH = 256
 #: Scores that are held at a time on a GPU.
 _SCORES_GPU = 2**28
 
@@ -183,7 +186,8 @@ class Sampler:
         -------
         ``(b, n_genes)`` int64, 0 to 280.
         """
-        return self._run(tokens, None, conditions, draws, n_steps, guidance)[0]
+        with self._threads():
+            return self._run(tokens, None, conditions, draws, n_steps, guidance)[0]
 
     @torch.inference_mode()
     def explain(
@@ -214,9 +218,26 @@ class Sampler:
             As for :meth:`sample`, of the cells as they are.
         """
         draws = draws._replace(least=np.where(observed == MASK, 0, observed))
-        return draws._replace(
-            uniform=self._run(tokens, observed, conditions, draws, n_steps, Guidance())[1]
-        )
+        with self._threads():
+            uniform = self._run(tokens, observed, conditions, draws, n_steps, Guidance())[1]
+        return draws._replace(uniform=uniform)
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Keep a small network on a CPU to one thread.
+
+        Its products are too small to share, and on a busy machine threads that wait for each other
+        take a hundred times as long.
+        """
+        before = torch.get_num_threads()
+        alone = self.device.type == "cpu" and self.module.dim < _SHARED_WIDTH
+        if alone:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if alone:
+                torch.set_num_threads(before)
 
     def _run(
         self,
