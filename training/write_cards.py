@@ -17,6 +17,7 @@ import pandas as pd
 from benchmarks._report import RESULTS, data_folder, markdown_table
 from cfm.datasets import list_datasets
 from cfm.hub import load_checkpoint
+from training._pulsar_card import pulsar_card
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "src" / "cfm" / "hub" / "checkpoints"
 
@@ -352,6 +353,18 @@ it, which is not part of their model. Its authors trained none of these weights.
 """
 
 
+def donor_scores() -> str:
+    """Return the table of the donor benchmark, if it was run."""
+    if not (RESULTS / "donors.json").is_file():
+        return "Not written yet: `python -m benchmarks.donors --write`, then this script."
+    return f"""\
+COVID-19 against healthy, donors left out: encoders trained by the same script without the donors
+that are scored, this checkpoint, which has seen all donors without labels, and simple methods. Four
+healthy donors: every interval is wide.
+
+{scores("donors", "scores")}"""
+
+
 def main() -> None:
     """Write the cards."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -364,6 +377,9 @@ def main() -> None:
         "cellpulse-mini": mini_card,
         "cellpulse-virus": virus_card,
         "lingshu-pbmc-mini": lambda _: lingshu_card(),
+        "pulsar-mini": lambda _: pulsar_card(
+            load_checkpoint(CHECKPOINTS / "pulsar-mini"), donor_scores()
+        ),
     }
     for name, make in cards.items():
         if args.only in (None, name):

@@ -1,0 +1,94 @@
+"""The bundled model of donors: what it reads, what it tells apart, what it says of itself."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfm
+from cfm.models import Pulsar
+
+NAME = "pulsar-mini"
+KEYS = {"donor_key": "donor_id", "model": NAME, "use_rep": "X_pca_scaled"}
+
+
+@pytest.fixture(scope="module")
+def cells() -> ad.AnnData:
+    """Cells of ten donors of two kinds, whose shares differ between the halves of the donors."""
+    rng = np.random.default_rng(0)
+    donor = rng.permutation(np.repeat(np.arange(10), rng.integers(60, 100, 10)))
+    kind = rng.random(len(donor)) < np.where(donor < 5, 0.2, 0.6)
+    x = rng.normal(size=(len(donor), 50))
+    x[:, :5] += np.where(kind, 3.0, 0.0)[:, None]
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    obs = pd.DataFrame(
+        {
+            "donor_id": pd.Categorical([f"d{i}" for i in donor]),
+            "half": pd.Categorical(np.where(donor < 5, "first", "second")),
+            "kind": pd.Categorical(np.where(kind, "B", "T")),
+            "tissue": pd.Categorical(["blood"] * len(donor)),
+        },
+        index=[f"cell{i}" for i in range(len(donor))],
+    )
+    return ad.AnnData(obs=obs, obsm={"X_pca_scaled": x.astype(np.float32)})
+
+
+def test_it_embeds_donors_of_any_size(cells: ad.AnnData) -> None:
+    donors = cfm.tl.embed_donors(cells, **KEYS)
+    assert donors.obsm["X_pulsar"].shape == (10, 64)
+    assert donors.uns["X_pulsar"]["params"]["model"] == NAME
+    alone = cfm.tl.embed_donors(cells[cells.obs["donor_id"] == "d3"].copy(), **KEYS)
+    np.testing.assert_allclose(alone.X[0], donors["d3"].X[0], atol=1e-5)
+    shuffled = cells[np.random.default_rng(1).permutation(cells.n_obs)].copy()
+    again = cfm.tl.embed_donors(shuffled, batch_size=3, **KEYS)
+    np.testing.assert_allclose(again.X, donors.X, atol=1e-5)
+
+
+def test_composition_shows(cells: ad.AnnData) -> None:
+    donors = cfm.tl.embed_donors(cells, **KEYS)
+    x = donors.X - donors.X.mean(axis=0)
+    first = (donors.obs["half"] == "first").to_numpy()
+    axis = x[first].mean(axis=0) - x[~first].mean(axis=0)
+    assert (x @ axis)[first].min() > (x @ axis)[~first].max()
+
+
+def test_two_draws_of_a_donor_are_alike(cells: ad.AnnData) -> None:
+    """Contrastive training asks for it: nearer to each other than to draws of other donors."""
+    model = Pulsar.from_pretrained(NAME)
+    settings = {"donor_key": "donor_id", "use_rep": "X_pca_scaled", "n_cells": 50}
+    one, two = (model.get_latent_representation(cells, seed=s, **settings) for s in (0, 1))
+    centre = one.mean(axis=0)
+    within = np.linalg.norm(one - two, axis=1).mean()
+    between = np.linalg.norm(one - centre, axis=1).mean()
+    assert within < between
+
+
+def test_the_tools_of_donors_take_it(cells: ad.AnnData) -> None:
+    copy = cells.copy()
+    cfm.tl.cell_importance(copy, "donor_id", NAME, groupby="kind", use_rep="X_pca_scaled")
+    assert len(copy.uns["cell_importance"]["groups"]) == 20
+    donors = cfm.tl.embed_donors(cells, **KEYS)
+    cfm.tl.map_reference(donors[:5].copy(), donors[5:].copy(), "half", n_neighbors=2)
+    with pytest.raises(ValueError, match="50"):
+        wrong = ad.AnnData(obs=cells.obs, obsm={"X_pca_scaled": np.zeros((cells.n_obs, 20))})
+        cfm.tl.embed_donors(wrong, **KEYS)
+
+
+def test_other_tissues_are_warned_about(cells: ad.AnnData) -> None:
+    copy = cells.copy()
+    copy.obs["tissue"] = "lung"
+    with pytest.warns(UserWarning, match=r"trained on blood and pbmc only.*'lung'"):
+        cfm.tl.embed_donors(copy, **KEYS)
+
+
+def test_it_says_where_it_comes_from() -> None:
+    model = Pulsar.from_pretrained(NAME)
+    assert model.card is not None
+    assert "E-MTAB-10026" in model.card
+    assert "another\n  direction of gene expression" in model.card
+    assert model.provenance["training_command"] == "python -m training.train_pulsar"
+    assert model.provenance["n_donors"] == 20
+    assert model.history["train_loss"].iloc[-1].item() < model.history["train_loss"].iloc[0].item()
+    assert cfm.hub.list_checkpoints().loc[NAME, "size_mb"] <= 2.5
