@@ -1,0 +1,33 @@
+"""Code of the guide runs as written, block after block."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import scvi
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guide"
+#: Pages whose ``python`` blocks form a program; blocks that need a download are ``{code-block}``.
+PAGES = ["donors"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run_as_written(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scvi.settings, "verbosity", 30)
+    text = (GUIDE / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 5
+    names: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, block in enumerate(blocks, 1):
+            exec(compile(block, f"{page}.md, block {number}", "exec"), names)
+    plt.close("all")
+    assert capsys.readouterr().out
