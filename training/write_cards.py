@@ -306,7 +306,7 @@ def lingshu_card() -> str:
 Models trained by the same recipe, their networks for fewer steps, without the stimulated cells of
 the cell type that is scored (this checkpoint has seen all). Means over the cell types:
 
-{scores("perturbation", "interferon_means")}"""
+{scores("perturbation", "interferon")}"""
     return f"""\
 # lingshu-pbmc-mini
 
