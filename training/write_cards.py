@@ -306,7 +306,12 @@ def lingshu_card() -> str:
 Models trained by the same recipe, their networks for fewer steps, without the stimulated cells of
 the cell type that is scored (this checkpoint has seen all). Means over the cell types:
 
-{scores("perturbation", "interferon")}"""
+{scores("perturbation", "interferon")}
+
+The same, with half of the held-out cell type's controls kept from all methods, and effects measured
+against those:
+
+{scores("perturbation", "interferon_apart")}"""
     return f"""\
 # lingshu-pbmc-mini
 
