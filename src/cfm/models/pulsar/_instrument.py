@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._warn import warn_user
+from cfm.models._base import check_column
 from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models.pulsar._decoded_cells import changed_cells
 from cfm.models.pulsar._donors import read_cells
 from cfm.models.pulsar._instrument_core import CONDITION_KEY, DONOR_KEY, InstrumentCore
+from cfm.models.pulsar._model import Pulsar
 from cfm.models.pulsar._plan import StepPlan, fit
 
 if TYPE_CHECKING:
@@ -229,34 +233,47 @@ class VirtualInstrument(InstrumentCore):
         groupby: str | None = None,
         batch_size: int = 64,
         seed: int = 0,
+        encoder: Pulsar | str | Path | None = None,
     ) -> AnnData:
-        """Say what donors would be under conditions; see :func:`cfm.tl.simulate_perturbation`.
+        """Say what donors, or their cells, would be under conditions.
+
+        See :func:`cfm.tl.simulate_perturbation`.
 
         Parameters
         ----------
         adata
-            Donors, ``X`` their embeddings, as :func:`cfm.tl.embed_donors` makes them.
+            Donors, ``X`` their embeddings, as :func:`cfm.tl.embed_donors` makes them. With
+            ``encoder``, cells, ``X`` what represents them.
         perturbation
             Known conditions; the changes of several are added.
         layer
             Layer with the embeddings instead of ``X``.
-        groupby, seed
-            Not used: each donor is predicted alone, and nothing is random.
+        groupby
+            Of cells the column of ``obs`` with their donor; the cells given are the donor's set.
+            Not used for donors.
+        seed
+            Not used: nothing is random.
         batch_size
             Donors at a time.
+        encoder
+            The Pulsar whose donor embeddings this instrument was trained on, or its name. It
+            embeds the donor, and its decoder turns the change of the embedding into one of the
+            cells, which is added to them.
 
         Returns
         -------
-        AnnData, donors by embedding, float32.
+        AnnData, donors by embedding or cells by representation, float32.
 
         Raises
         ------
         KeyError
-            If a condition is unknown.
+            If a condition or the column is unknown.
         ValueError
-            If the embeddings are of another width.
+            If embeddings or representations are of another width, or ``encoder`` has no decoder.
         """
         self._vectors(perturbation)
+        if encoder is not None:
+            return self._simulate_cells(adata, perturbation, layer, groupby, encoder)
         matrix = get_matrix(adata, layer=layer)
         if matrix.shape[1] != self.size.donor_dim:
             raise ValueError(
@@ -267,5 +284,40 @@ class VirtualInstrument(InstrumentCore):
         for start in range(0, adata.n_obs, batch_size):
             rows = np.arange(start, min(start + batch_size, adata.n_obs))
             x = to_dense(read_rows(matrix, rows), np.float32)
-            out[rows] = x + sum(self.predict(x, name) - x for name in perturbation)
+            out[rows] = self._changed(x, perturbation)
         return AnnData(out, obs=adata.obs[[]], var=adata.var[[]])
+
+    def _changed(self, donors: np.ndarray, conditions: Sequence[str]) -> np.ndarray:
+        """Add the changes of several conditions to donor embeddings."""
+        return donors + sum(self.predict(donors, name) - donors for name in conditions)
+
+    def _simulate_cells(
+        self,
+        adata: AnnData,
+        conditions: Sequence[str],
+        layer: str | None,
+        groupby: str | None,
+        encoder: Pulsar | str | Path,
+    ) -> AnnData:
+        """Say what cells would be, by the change of their donor."""
+        model = Pulsar.from_pretrained(encoder) if isinstance(encoder, str | Path) else encoder
+        if not isinstance(model, Pulsar):
+            raise TypeError(f"encoder= is a {type(model).__name__}; expected a Pulsar.")
+        if groupby is None:
+            raise ValueError("groupby= must name the column of obs with the donor of each cell.")
+        check_column(adata, groupby)
+        matrix = get_matrix(adata, layer=layer)
+        widths = matrix.shape[1], model.size.dim
+        if widths != (model.size.input_dim, self.size.donor_dim):
+            raise ValueError(
+                f"X has {widths[0]} columns and the encoder's donor embeddings {widths[1]}; "
+                f"expected {model.size.input_dim}, what the encoder reads, and "
+                f"{self.size.donor_dim}, what the instrument was trained on."
+            )
+        made = changed_cells(
+            model.module,
+            to_dense(read_rows(matrix, np.arange(adata.n_obs)), np.float32),
+            adata.obs[groupby].astype(str).to_numpy(dtype=object),
+            lambda donors: self._changed(donors, conditions),
+        )
+        return AnnData(made, obs=adata.obs[[]], var=adata.var[[]])
