@@ -138,10 +138,10 @@ class LingshuModule(nn.Module):
         table, made = self.embedding.weight, []
         offsets = iter(self.offsets)
         if self.has_source:
-            made.append(table[next(offsets) + conditions.source])
+            made.append(F.embedding(next(offsets) + conditions.source, table))
         if self.has_perturbation:
             made.append(self._perturbations(conditions, next(offsets)))
-        made += [table[next(offsets) + level] for level in conditions.covariates.T]
+        made += [F.embedding(next(offsets) + level, table) for level in conditions.covariates.T]
         if self.has_depth:
             made.append(self._depth(conditions.depth, next(offsets)))
         if not made:
@@ -152,10 +152,10 @@ class LingshuModule(nn.Module):
         """Sum the embeddings of the parts of each perturbation, ``(b, dim)``."""
         parts = conditions.parts
         if self.feature_map is None:
-            known = self.embedding.weight[offset + parts.clamp(min=0)]
+            known = self.embedding(offset + parts.clamp(min=0))
         else:
             features = self.features if conditions.features is None else conditions.features
-            token = self.embedding.weight[offset + parts.clamp(UNKNOWN, CONTROL)]
+            token = self.embedding(offset + parts.clamp(UNKNOWN, CONTROL))
             if not len(features):
                 known = token
             else:
@@ -171,7 +171,8 @@ class LingshuModule(nn.Module):
         share = (place - low).unsqueeze(-1)
         first = offset + 1 + low.long()
         table = self.embedding.weight
-        between = torch.lerp(table[first], table[first + 1], share.to(table.dtype))
+        ends = F.embedding(first, table), F.embedding(first + 1, table)
+        between = torch.lerp(*ends, share.to(table.dtype))
         return torch.where(depth.isnan().unsqueeze(-1), table[offset], between)
 
     def value_table(self) -> Tensor:
@@ -281,6 +282,8 @@ def place_scores(
     place = position % group.group_size
     order = torch.argsort(place, stable=True)
     sizes = torch.bincount(place, minlength=group.group_size).tolist()
-    chosen = states[rows[order], (position // group.group_size)[order]]  # (m, dim)
+    # Not states[rows, groups], whose gradient threads sum up in any order.
+    place_of = rows * group.n_groups + position // group.group_size
+    chosen = states.flatten(0, 1).index_select(0, place_of[order])  # (m, dim)
     made = [linear(x, head) for x, head in zip(chosen.split(sizes), heads, strict=True)]
     return torch.cat(made), order
