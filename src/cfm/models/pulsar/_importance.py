@@ -170,8 +170,8 @@ class CellExplainer(HeadLearner):
 
         Returns
         -------
-        For each donor and group ``(donor, group, distance, distance without as many random
-        cells)``, Euclidean; ``NaN`` where no cells would be left.
+        For each donor and group: the donor, the group, the Euclidean distance and that without as
+        many random cells; ``NaN`` where no cells would be left.
         """
         draws: list[np.ndarray] = []
         found: list[tuple[int, str, int, list[int]]] = []
