@@ -12,7 +12,7 @@ import scvi
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide"
 #: Pages whose ``python`` blocks form a program; blocks that need a download are ``{code-block}``.
-PAGES = ["donors"]
+PAGES = ["donors", "lingshu"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -30,4 +30,4 @@ def test_blocks_run_as_written(
         for number, block in enumerate(blocks, 1):
             exec(compile(block, f"{page}.md, block {number}", "exec"), names)
     plt.close("all")
-    assert capsys.readouterr().out
+    assert bool(capsys.readouterr().out) == any("print(" in block for block in blocks)
