@@ -153,6 +153,8 @@ def test_what_cannot_be_mapped_is_refused(query: ad.AnnData, reference: ad.AnnDa
         call(query, {})
     with pytest.raises(TypeError, match="expected an AnnData"):
         call(np.ones(3), reference)
+    with pytest.raises(ValueError, match="occur more than once"):
+        call(ad.concat([query, query]), reference, "disease")
     with pytest.raises(KeyError, match=r"query.obsm has no 'X_umap'"):
         call(query, reference, use_rep="X_umap")
     with pytest.raises(KeyError, match=r"reference's obsm has no 'X_umap'"):

@@ -17,6 +17,7 @@ from cfm._fields import (
     PARAMS,
 )
 from cfm.data import Reference
+from cfm.data._matrix import check_unique_names
 from cfm.models._base import require_anndata
 from cfm.tl._store import check_key, target, warn_overwritten
 
@@ -101,8 +102,8 @@ def map_reference(
     KeyError
         If an embedding or a column does not exist.
     ValueError
-        If widths differ, values are ``NaN``, or a number is out of its range. Whatever is raised,
-        ``query`` is left as it was.
+        If names of observations are not unique, widths differ, values are ``NaN``, or a number is
+        out of its range. Whatever is raised, ``query`` is left as it was.
 
     Warns
     -----
@@ -124,6 +125,7 @@ def map_reference(
     ['lupus']
     """
     require_anndata(query)
+    check_unique_names(query.obs_names, axis="obs")
     check_key(key_added)
     if n_neighbors < 1:
         raise ValueError(f"n_neighbors must be at least 1; found {n_neighbors}.")

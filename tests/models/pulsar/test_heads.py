@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cfm.models import Pulsar
+from cfm.models.pulsar import _heads
 from tests._pulsar import GOLDEN, donors
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -56,6 +57,23 @@ def test_values_are_learned_in_their_units(adata: ad.AnnData) -> None:
     truth = adata.obs.groupby("donor_id", observed=True)["age"].first().loc[found.index]
     assert np.abs(found["age"] - truth).mean() < 10
     assert "validation_loss" in model.history
+
+
+def test_an_interrupted_head_answers_in_the_units_of_the_target(
+    adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _heads.fit
+
+    def interrupted(*args, **kwargs) -> None:
+        whole(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_heads, "fit", interrupted)
+    model = Pulsar(adata, **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        model.train_head("age", "regression", max_epochs=25, n_cells=20, **QUIET)
+    truth = adata.obs.groupby("donor_id", observed=True)["age"].first()
+    assert np.abs(model.predict(adata)["age"] - truth).mean() < 10
 
 
 @pytest.mark.parametrize(

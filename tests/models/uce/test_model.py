@@ -188,6 +188,13 @@ def test_gene_tables_are_checked(model: UCE, folder: Path, change, message: str)
         UCE.from_pretrained(folder, n_heads=N_HEADS, genes=change(model.genes))
 
 
+def test_the_trial_in_bfloat16_fits_into_few_positions() -> None:
+    size = UCESize(
+        n_tokens=40, max_length=8, token_dim=4, dim=8, n_heads=2, n_layers=1, ff_dim=8, output_dim=4
+    )
+    assert UCE(size=size).module.eval().bfloat16_agreement() > 0.99
+
+
 def test_it_is_not_trained(model: UCE) -> None:
     with pytest.raises(NotImplementedError, match="not trained here"):
         model.train()

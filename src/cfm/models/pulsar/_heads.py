@@ -128,27 +128,30 @@ class HeadLearner(Trainable):
             made = self.module.apply_head(embed(batch)).float()
             return {"loss": loss(made, answers[batch[-1].cpu()].to(made.device))}
 
-        with _frozen(self.module, n_frozen):
-            fit(
-                self,
-                StepPlan(
-                    self.module,
-                    losses,
-                    lr=lr,
-                    weight_decay=weight_decay,
-                    n_steps=max_epochs * len(loaders[0]),
-                ),
-                loaders[0],
-                loaders[1] if len(sides[1]) else None,
-                max_epochs=max_epochs,
-                accelerator=accelerator,
-                devices=devices,
-                precision=precision,
-                enable_progress_bar=enable_progress_bar,
-                seed=seed,
-                **trainer_kwargs,
-            )
-        self._rescale(inputs, *scale)
+        plan = StepPlan(
+            self.module,
+            losses,
+            lr=lr,
+            weight_decay=weight_decay,
+            n_steps=max_epochs * len(loaders[0]),
+        )
+        try:
+            with _frozen(self.module, n_frozen):
+                fit(
+                    self,
+                    plan,
+                    loaders[0],
+                    loaders[1] if len(sides[1]) else None,
+                    max_epochs=max_epochs,
+                    accelerator=accelerator,
+                    devices=devices,
+                    precision=precision,
+                    enable_progress_bar=enable_progress_bar,
+                    seed=seed,
+                    **trainer_kwargs,
+                )
+        finally:  # also what an interrupted head has learned is in standard units
+            self._rescale(inputs, *scale)
         self._trained(studies[chosen], training_seed=seed, target=target, n_donors=len(sides[0]))
 
     def _n_frozen(self, frozen_layers: int | str) -> int | None:

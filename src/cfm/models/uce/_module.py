@@ -149,12 +149,13 @@ class UCEModule(nn.Module):
     def bfloat16_agreement(self) -> float:
         """Return how alike cell embeddings are in bfloat16 and float32, a cosine similarity.
 
-        Tried once per weights, on two made-up sentences of 256 tokens.
+        Tried once per weights, on two made-up sentences of up to 256 genes.
         """
         weights = list(self.layers.parameters())
         version = tuple((p.data_ptr(), p._version, p.device) for p in weights)
         if self._agreement is None or self._agreement[0] != version:
-            places = torch.linspace(CELL + 1, self.size.n_tokens - 1, 512).long()
+            n = 2 * min(256, self.size.max_length - 1)
+            places = torch.linspace(CELL + 1, self.size.n_tokens - 1, n).long()
             cell = torch.tensor([CELL])
             sentences = [torch.cat([cell, places[i::2]]) for i in (0, 1)]
             exact = self.embed(sentences, dtype=torch.float32)
