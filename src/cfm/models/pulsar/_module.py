@@ -201,14 +201,7 @@ class PulsarModule(nn.Module):
             raise ValueError("This model has no head; train one with train_head().")
         return self.head(F.dropout(embedding, self.size.dropout, self.training))
 
-    @torch.no_grad()
-    def embed(
-        self,
-        donors: Sequence[Tensor],
-        *,
-        dtype: torch.dtype = torch.float32,
-        prepared: PreparedEncoder | None = None,
-    ) -> Tensor:
+    def embed(self, donors: Sequence[Tensor], *, dtype: torch.dtype = torch.float32) -> Tensor:
         """Embed donors with any numbers of cells: nothing is padded, only the donor computed.
 
         Parameters
@@ -217,14 +210,12 @@ class PulsarModule(nn.Module):
             For each donor ``(n, input_dim)``, at least one cell.
         dtype
             Of the matrix products.
-        prepared
-            What :meth:`prepared` returned, if made before.
 
         Returns
         -------
         ``(len(donors), dim)`` float32.
         """
-        return (prepared or self.prepared(dtype))(donors)
+        return self.prepared(dtype)(donors)
 
     def prepared(self, dtype: torch.dtype) -> PreparedEncoder:
         """Prepare the encoder for :meth:`embed`."""

@@ -73,17 +73,17 @@ class StepPlan(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on one batch."""
         found = self.losses(batch)
-        self._write(found, "train", on_step=False)
+        self._write(found, "train")
         return found["loss"]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Losses on what is not trained on."""
-        self._write(self.losses(batch), "validation", on_step=False)
+        self._write(self.losses(batch), "validation")
 
-    def _write(self, losses: dict[str, Tensor], kind: str, *, on_step: bool) -> None:
+    def _write(self, losses: dict[str, Tensor], kind: str) -> None:
         for name, value in losses.items():
             # batches may differ in size; each counts once
-            self.log(f"{kind}_{name}", value.detach(), on_step=on_step, on_epoch=True, batch_size=1)
+            self.log(f"{kind}_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=1)
 
 
 class _Loaders(pl.LightningDataModule):
