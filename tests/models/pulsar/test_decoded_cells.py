@@ -52,6 +52,29 @@ def test_cells_move_by_what_the_decoder_makes_of_the_change(
     assert np.abs(made - cells.X).max() > 1e-3
 
 
+def test_a_decoder_of_hidden_elements_reads_cells_so(cells: ad.AnnData) -> None:
+    """Each element is shown in one of seven parts; the mean of the changes is taken."""
+    ours = Pulsar(input_dim=cells.n_vars, standardised=True, masked_input=True, seed=1)
+    module = ours.module.eval()
+    torch.nn.init.normal_(module.mask_element)
+    module.input_scale.fill_(2.0)
+    moved = VirtualInstrument(conditions=TABLE, donor_dim=ours.size.dim, hidden_dim=8)
+    made = under(cells, moved, "IL6", encoder=ours)
+    rows = np.flatnonzero(cells.obs["donor_id"] == "donor0")
+    own = torch.from_numpy(cells.X[rows])[None]
+    expected = own.clone()
+    with torch.no_grad():
+        cls = module.encode(own)[:, 0]
+        after = torch.from_numpy(moved.predict(cls.numpy(), "IL6"))
+        for k in range(7):
+            shown = module.mask_element.expand_as(own).clone()
+            shown[..., k::7] = own[..., k::7] / 2.0
+            tokens = module.in_proj_mask_embedding(shown)
+            change = module.decode(after, tokens) - module.decode(cls, tokens)
+            expected += change[:, 1:] / 7
+    np.testing.assert_allclose(made[rows], expected[0], atol=1e-4)
+
+
 def test_a_donor_does_not_depend_on_others_or_on_the_order(
     cells: ad.AnnData, instrument: VirtualInstrument, encoder: Pulsar
 ) -> None:

@@ -11,7 +11,9 @@ import torch
 
 from cfm.models import Pulsar
 from cfm.models.pulsar._donors import read_donors
-from cfm.models.pulsar._objectives import agreement_loss
+from cfm.models.pulsar._module import PulsarModule
+from cfm.models.pulsar._objectives import Batch, agreement_loss, pretraining_losses
+from cfm.models.pulsar._sizes import get_size
 from cfm.models.pulsar._stream import PretrainingStream
 from tests._pulsar import GOLDEN, donors
 
@@ -107,6 +109,27 @@ def test_batches_hold_what_they_say(adata: ad.AnnData) -> None:
     assert set(used) <= rows
     assert len(set(used)) == len(used)  # no cell is in both draws, or both seen and hidden
     assert not torch.equal(next(iter(stream)).visible, batch.visible)
+
+
+def test_only_hidden_elements_of_cells_are_reconstructed() -> None:
+    torch.manual_seed(0)
+    module = PulsarModule(get_size("mini", input_dim=6)).eval()
+    torch.nn.init.normal_(module.mask_element)
+    hidden, masked = torch.randn(2, 3, 6), torch.zeros(2, 3, 6, dtype=torch.bool)
+    masked[:, 0, 2] = masked[0, 1] = masked[1, 2] = True
+    padding = torch.zeros(2, 3, dtype=torch.bool)
+    padding[1, 2] = True
+    seen, none = torch.randn(2, 4, 6), torch.zeros(2, 4, dtype=torch.bool)
+    batch = Batch(seen, none, hidden, padding, masked, torch.arange(2), torch.full((2,), -1))
+    weights = {"reconstruction_weight": 3.0, "contrastive_weight": 0.0, "temperature": 0.1}
+    with torch.no_grad():
+        found = pretraining_losses(module, batch, **weights)
+        tokens = module.in_proj_mask_embedding(torch.where(masked, module.mask_element, hidden))
+        made = module.decode_tokens(module.encode(seen)[:, 0], tokens, padding)[:, 1:]
+    masked[1, 2] = False  # no cell
+    expected = (made - hidden)[masked].square().mean()
+    torch.testing.assert_close(found["reconstruction"], expected)
+    torch.testing.assert_close(found["loss"], 3 * expected)
 
 
 def test_agreement_is_about_donors_and_labels() -> None:

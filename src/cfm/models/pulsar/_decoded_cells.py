@@ -10,7 +10,12 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import Tensor
+
     from cfm.models.pulsar._module import PulsarModule
+
+#: One part in seven of a cell's elements is shown at a time: 85 % are hidden in training.
+_N_PARTS = 7
 
 
 @torch.no_grad()
@@ -54,8 +59,26 @@ def changed_cells(
         rows = np.flatnonzero(donor.astype(str) == name)
         own = torch.from_numpy(out[rows]).to(device)[None]
         encoded = module.encode(own)
-        cls, tokens = encoded[:, 0], encoded[:, 1:]
+        cls = encoded[:, 0]
         moved = torch.from_numpy(change(cls.cpu().numpy())).to(cls)
-        before, after = (module.decode(c, tokens)[0, 1:] for c in (cls, moved))
-        out[rows] += (after - before).cpu().numpy()
+        tokens = _tokens(module, own, encoded[:, 1:])
+        for part in tokens:
+            before, after = (module.decode(c, part)[0, 1:] for c in (cls, moved))
+            out[rows] += (after - before).cpu().numpy() / len(tokens)
     return out
+
+
+def _tokens(module: PulsarModule, cells: Tensor, encoded: Tensor) -> list[Tensor]:
+    """Return tokens of cells as the decoder was trained to read them.
+
+    A decoder that was trained on cells with most elements hidden reads them so: every element is
+    shown in one of the parts. One without such an input network gets the encoder's tokens.
+    """
+    if not module.size.masked_input:
+        return [encoded]
+    x = module.standardise(cells)
+    part = torch.arange(x.shape[-1], device=x.device) % _N_PARTS
+    return [
+        module.in_proj_mask_embedding(torch.where(part == k, x, module.mask_element))
+        for k in range(_N_PARTS)
+    ]
