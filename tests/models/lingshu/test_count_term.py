@@ -259,3 +259,66 @@ def test_without_conditions() -> None:
     model.fit_count_term()
     made = model.generate(200, n_steps=2)
     assert np.corrcoef(made.X.toarray().mean(axis=0), counts.mean(axis=0))[0, 1] > 0.98
+
+
+def test_a_source_without_controls_misleads_no_other(screen: ad.AnnData) -> None:
+    """What it is cannot be told from what was done to it."""
+    hidden = of(screen, "T cell", "IFNB1") | of(screen, "Monocyte", "control")
+    with_bare = fitted(screen[~hidden].copy()).module.count_term
+    assert with_bare is not None
+    hidden |= (screen.obs["cell_type"] == "Monocyte").to_numpy()
+    model = fitted(screen[~hidden].copy())
+    without = model.module.count_term
+    part = FIRST_PART + model.levels.perturbations.index("IFNB1")
+    types = sorted(set(screen.obs["cell_type"]))
+    t_cell = 1 + model.levels.sources.index("T cell")
+    seen = 1 + types.index("T cell")
+    observed = log_mean(screen, of(screen, "T cell", "IFNB1"))
+    observed -= log_mean(screen, of(screen, "T cell", "control"))
+    found = delta_pearson(observed, with_bare.effects[seen, part].numpy())
+    assert found > delta_pearson(observed, without.effects[t_cell, part].numpy()) - 0.03
+    # what was measured in the source itself is met
+    bare = 1 + types.index("Monocyte")
+    mean = log_mean(screen, of(screen, "Monocyte", "IFNB1"))
+    assert np.allclose(with_bare.expected_log(bare, [part]).numpy(), mean, atol=1e-3)
+
+
+def test_perturbations_of_few_cells_are_named(screen: ad.AnnData) -> None:
+    kept = screen.obs["perturbation"].isin(["control", "IFNG"]).to_numpy()
+    kept[np.flatnonzero(of(screen, "T cell", "TNF"))[:4]] = True
+    with pytest.warns(UserWarning, match=r"1 perturbations are not known.*\['TNF'\]"):
+        fitted(screen[kept].copy())
+
+
+def test_a_term_of_ones_own_is_kept(screen: ad.AnnData, held_out: LingshuCell) -> None:
+    LingshuCell.setup_anndata(screen, **KEYS)
+    model = LingshuCell(screen, **SIZES)
+    term = held_out.module.count_term
+    assert term is not None
+    model.set_count_term(NegativeBinomialTerm(**term.sizes))
+    own = model.module.count_term
+    model.train(max_steps=1)
+    assert model.module.count_term is own
+
+
+def test_another_term_makes_another_model(held_out: LingshuCell, tmp_path: Path) -> None:
+    held_out.save(tmp_path / "model")
+    loaded = LingshuCell.from_pretrained(tmp_path / "model", device="cpu")
+    sha256 = loaded.checkpoint_sha256
+    loaded.set_count_term(None)
+    assert not loaded.checkpoint_sha256
+    assert loaded.provenance["started_from"]["sha256"] == sha256
+
+
+def test_a_combination_is_carried_over_as_a_whole(screen: ad.AnnData) -> None:
+    obs = screen.obs
+    hidden = ((obs["cell_type"] == "Monocyte") & (obs["perturbation"] != "control")).to_numpy()
+    model = fitted(screen[~hidden].copy())
+    term, levels = model.module.count_term, model.levels
+    source = levels.sources.index("Monocyte") + 1
+    parts = [levels.perturbations.index(p) + FIRST_PART for p in ("IFNG", "TNF")]
+    real = log_mean(screen, np.flatnonzero(of(screen, "Monocyte", "IFNG+TNF")))
+    before = term.control[source].numpy()
+    whole = delta_pearson(term.expected_log(source, parts).numpy() - before, real - before)
+    summed = delta_pearson(term.effects[source, parts].sum(0).numpy(), real - before)
+    assert whole > summed + 0.05

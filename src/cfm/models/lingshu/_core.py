@@ -111,15 +111,19 @@ class LingshuCore(Registered):
     def set_count_term(self, term: torch.nn.Module | None) -> None:
         """Set the term that is added to the network's logits, before training.
 
-        The head of the network is set to zero, so that training starts from the term alone.
+        The head of the network is set to zero, so that training starts from the term alone. A
+        trained head would not fit beside another term: what a loaded model has learned of scores
+        is lost, and it is no longer the checkpoint it came from.
 
         Parameters
         ----------
         term
             A module as :class:`cfm.models.lingshu._terms.CountTerm` describes; ``None`` takes it
-            away.
+            away, and leaves the head as it is: train the model before it is used.
         """
         self.module.set_count_term(None if term is None else term.to(self.device))
+        if self.checkpoint_sha256:
+            self.trained_here(np.array([], dtype=object))
 
     def save(
         self,

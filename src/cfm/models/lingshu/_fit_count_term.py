@@ -78,13 +78,17 @@ def fit_count_term(
         for (s, p), (n, mean) in means.items()
         if n >= LEAST_CELLS and p != (CONTROL,)
     }
+    bare = _without_controls(means)
     _fill_unknown(effects, means, control)
-    measured = _fill_parts(effects, known, control, n_parts, features, seed)
+    measured = _fill_parts(effects, known, control, bare, n_parts, features, seed)
     for i, parts in enumerate(combinations):
-        _fill_combination(effects, known, parts, FIRST_PART + n_parts + i)
+        _fill_combination(effects, known, control, bare, parts, FIRST_PART + n_parts + i)
     every = np.concatenate(list(depths.values()))
-    # an unknown source is any of them
-    effects[0] = effects[1:].mean(axis=0) if n_sources else effects[0]
+    if n_sources:  # an unknown source is any of them
+        usual = [s for s in range(1, 1 + n_sources) if s not in bare]
+        unknown = effects[1:, UNKNOWN].mean(axis=0)
+        effects[0] = effects[usual].mean(axis=0)
+        effects[0, UNKNOWN] = unknown
     term.fill(
         control,
         np.maximum(effects, -control[:, None]),
@@ -162,10 +166,21 @@ def _controls(means: dict[Cell, tuple[int, Array]], n_sources: int, n_genes: int
     return out
 
 
+def _without_controls(means: dict[Cell, tuple[int, Array]]) -> set[int]:
+    """Return the sources that have cells and no controls, if others have some.
+
+    Their effects are measured from the controls of others, and hold what the source itself is:
+    they say nothing of other sources.
+    """
+    controlled = {source for source, parts in means if parts == (CONTROL,)}
+    return {source for source, _ in means} - controlled if controlled else set()
+
+
 def _fill_parts(
     effects: Array,
     known: dict[Cell, Array],
     control: Array,
+    bare: set[int],
     n_parts: int,
     features: Array | None,
     seed: int,
@@ -180,11 +195,7 @@ def _fill_parts(
         if not single[part]:
             single[part] = _from_combinations(known, single, part)
     cases = {
-        part: Cases(
-            np.stack([control[s] for s in found]),
-            np.stack([control[s] for s in found]),
-            np.stack(list(found.values())),
-        )
+        part: _cases({s: e for s, e in found.items() if s not in bare} or found, control)
         for part, found in single.items()
         if found
     }
@@ -200,6 +211,12 @@ def _fill_parts(
     if features is not None and measured.any() and not measured.all():
         _fill_by_features(effects, control, measured, features, sources)
     return measured
+
+
+def _cases(found: dict[int, Array], control: Array) -> Cases:
+    """Return the effects of a perturbation by source as cases."""
+    profiles = np.stack([control[s] for s in found])
+    return Cases(profiles, profiles, np.stack(list(found.values())))
 
 
 def _fill_by_features(
@@ -239,12 +256,26 @@ def _fill_unknown(effects: Array, means: dict[Cell, tuple[int, Array]], control:
 
 
 def _fill_combination(
-    effects: Array, known: dict[Cell, Array], parts: tuple[int, ...], row: int
+    effects: Array,
+    known: dict[Cell, Array],
+    control: Array,
+    bare: set[int],
+    parts: tuple[int, ...],
+    row: int,
 ) -> None:
-    """Write a combination: as measured, else the sum of its parts and what it adds elsewhere."""
+    """Write a combination: as measured, else from its parts or from other sources.
+
+    Where its parts were measured, their sum and what the combination adds elsewhere; where they
+    were not, the sum would add up their errors, and it is carried over as a whole.
+    """
     summed = effects[:, list(parts)].sum(axis=1)
     found = {s: e for (s, p), e in known.items() if p == parts}
-    effects[:, row] = summed + _agreed([e - summed[s] for s, e in found.items()])
+    usual = {s: e for s, e in found.items() if s not in bare}
+    effects[:, row] = summed + _agreed([e - summed[s] for s, e in usual.items()])
+    for source in range(len(effects)):
+        if usual and not all((source, (part,)) in known for part in parts):
+            cases = _cases(usual, control)
+            effects[source, row] = linear_shift(control[source], cases.profiles, cases.effects)
     for source, effect in found.items():
         effects[source, row] = effect
 

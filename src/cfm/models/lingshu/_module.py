@@ -128,7 +128,7 @@ class LingshuModule(nn.Module):
         return len(self.offsets)
 
     def set_count_term(self, term: nn.Module | None) -> None:
-        """Set the term added to the logits; an untrained head then starts from it alone."""
+        """Set the term added to the logits; the head is set to zero, and starts from it alone."""
         self.count_term = term
         if term is not None:
             nn.init.zeros_(self.head.weight)

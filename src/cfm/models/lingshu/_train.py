@@ -10,6 +10,7 @@ import torch
 from scvi import REGISTRY_KEYS, settings
 from scvi.train import TrainRunner
 
+from cfm.data._warn import warn_user
 from cfm.models._lightning import (
     check_numbers,
     held_out_studies,
@@ -18,7 +19,8 @@ from cfm.models._lightning import (
     training_precision,
 )
 from cfm.models.lingshu._core import LingshuCore
-from cfm.models.lingshu._fit_count_term import fit_count_term
+from cfm.models.lingshu._fit_count_term import LEAST_CELLS, fit_count_term
+from cfm.models.lingshu._levels import shown
 from cfm.models.lingshu._quantiser import OVERFLOW, quantise
 from cfm.models.lingshu._reading import CountReader
 from cfm.models.lingshu._training import CellBatches, CellStream, DiffusionPlan
@@ -87,8 +89,9 @@ class Trainable(LingshuCore):
         n_validation
             Held-out cells, spread over all of them, on which each epoch is judged.
         count_term
-            Start from :meth:`fit_count_term`, which a model that knows depths and was never
-            trained does by default. Without it a model learns from its own term, if it has one.
+            Start from :meth:`fit_count_term`, which a model that knows depths, was never trained
+            and has no term does by default. Without it a model learns from its own term, if it
+            has one.
         balanced
             Draw cells of a combination of source, perturbation and study with ``n`` cells with a
             weight of one over the root of ``n``.
@@ -151,7 +154,8 @@ class Trainable(LingshuCore):
         if len(checks) > n_validation:
             checks = checks[np.linspace(0, len(checks) - 1, n_validation).astype(np.int64)]
         if count_term is None:
-            count_term = self.size.depth and not self.is_trained_
+            known = self.is_trained_ or self.module.count_term is not None
+            count_term = self.size.depth and not known
         if count_term:
             self._fit_count_term(reader, training, seed)
         self._learn_ranges(reader, training)
@@ -243,9 +247,17 @@ class Trainable(LingshuCore):
         ValueError
             If the model has no data, does not know depths (``depth=True``), or the data are no
             counts.
+
+        Warns
+        -----
+        UserWarning
+            If a perturbation has too few cells in every source, and no features: it is then taken
+            to do nothing.
         """
         _, reader = self._training_reader()
-        self._fit_count_term(reader, np.arange(self.adata.n_obs), seed)
+        rows = np.arange(self.adata.n_obs)
+        self._fit_count_term(reader, rows, seed)
+        self._learn_ranges(reader, rows)
         self.is_trained_ = True
         self.trained_here(self.registered_categories("study"), count_term_seed=seed)
 
@@ -255,19 +267,25 @@ class Trainable(LingshuCore):
                 "A count term needs the depth of each cell; make the model with depth=True."
             )
         described = self.perturbation_features
-        self.module.set_count_term(
-            fit_count_term(
-                reader.counts,
-                rows,
-                self._conditions_of(self.adata.obs, None),
-                n_genes=len(self.vocabulary),
-                n_sources=len(self.levels.sources),
-                n_parts=len(self.levels.perturbations),
-                features=None if described is None else described.values.astype(np.float64),
-                seed=seed,
-            ).to(self.device)
+        term = fit_count_term(
+            reader.counts,
+            rows,
+            self._conditions_of(self.adata.obs, None),
+            n_genes=len(self.vocabulary),
+            n_sources=len(self.levels.sources),
+            n_parts=len(self.levels.perturbations),
+            features=None if described is None else described.values.astype(np.float64),
+            seed=seed,
         )
-        self._learn_ranges(reader, rows)
+        pairs = zip(self.levels.perturbations, term.measured.tolist(), strict=True)
+        silent = [name for name, measured in pairs if not measured]
+        if silent and (described is None or len(silent) == len(term.measured)):
+            warn_user(
+                f"The effects of {len(silent)} perturbations are not known, as no source has "
+                f"{LEAST_CELLS} cells of each and its parts: {shown(silent)}. Alone, the count "
+                "term takes them to do nothing; leave them out, or give perturbation_features=."
+            )
+        self.module.set_count_term(term.to(self.device))
 
     def _training_reader(
         self,
