@@ -59,6 +59,20 @@ def test_the_cells_behind_a_call_are_found(adata: ad.AnnData, model: Pulsar) -> 
     assert correlation < 0
 
 
+def test_without_an_output_it_is_what_sets_the_donor_apart(
+    adata: ad.AnnData, model: Pulsar
+) -> None:
+    found = cfm.tl.cell_importance(adata, "donor_id", model, method="gradient", copy=True)
+    z = torch.from_numpy(model.get_latent_representation(adata, precision="float32"))
+    x = torch.from_numpy(adata.obsm["X_uce"])
+    own = (adata.obs["donor_id"] == "donor3").to_numpy()
+    cells = x[own][None].requires_grad_()
+    (model.module.encode(cells)[0, 0] @ (z[3] - z.mean(dim=0))).backward()
+    expected = ((cells - x.mean(dim=0)) * cells.grad).sum(-1)[0].detach()
+    values = found.obs["cell_importance"][own]
+    np.testing.assert_allclose(values, expected / expected.abs().mean(), rtol=1e-3, atol=1e-3)
+
+
 def test_the_table_of_groups(adata: ad.AnnData, model: Pulsar) -> None:
     found = cfm.tl.cell_importance(adata, "donor_id", model, groupby="cell_type", copy=True)
     table = found.uns["cell_importance"]["groups"]

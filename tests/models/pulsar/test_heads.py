@@ -59,6 +59,14 @@ def test_values_are_learned_in_their_units(adata: ad.AnnData) -> None:
     assert "validation_loss" in model.history
 
 
+def test_classes_weigh_the_same_however_many_donors_they_have() -> None:
+    answers = torch.tensor([0.0, 0, 0, 1])
+    made = torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, 3]])
+    each = torch.nn.functional.cross_entropy(made, answers.long(), reduction="none")
+    found = _heads._loss("classification", answers.numpy(), 2)(made, answers)
+    torch.testing.assert_close(found, (each[:3].mean() + each[3]) / 2)
+
+
 def test_an_interrupted_head_answers_in_the_units_of_the_target(
     adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
