@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
-from cfm.hub import load_checkpoint
+from cfm.hub import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -213,6 +213,67 @@ class PretrainedModel(BaseModelClass):
         self.provenance = kept | facts
         self.checkpoint_name = self.checkpoint_sha256 = ""
         self.card = None
+
+    def save(
+        self,
+        dir_path: str | Path,
+        *,
+        overwrite: bool = False,
+        card: str | None = None,
+        compact: bool = False,
+        **kwargs: Any,
+    ) -> Path:
+        """Save weights, what they need to be used, and provenance as a cfm checkpoint.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to make.
+        overwrite
+            Replace a checkpoint that is there.
+        card
+            Model card (Markdown); the loaded one by default.
+        compact
+            Store large tables in float16: about half the size, and results differ a little.
+        **kwargs
+            None are taken: data are never saved with the model.
+
+        Returns
+        -------
+        The folder.
+
+        Raises
+        ------
+        FileExistsError
+            If there is something and ``overwrite`` is not set.
+        TypeError
+            If something else is asked for.
+        """
+        if kwargs:
+            raise TypeError(
+                f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
+                "Save data with adata.write_h5ad."
+            )
+        tensors, config, files = self._contents()
+        return save_checkpoint(
+            dir_path,
+            self._compacted(tensors) if compact else tensors,
+            self.provenance | config,
+            model=type(self).__name__,
+            files=files | self._history_file(),
+            card=card if card is not None else self.card,
+            overwrite=overwrite,
+        )
+
+    @abstractmethod
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+        """Return what a checkpoint holds: tensors, settings, and text files by name."""
+
+    def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return tensors as a compact checkpoint stores them: matrices in float16."""
+        return {
+            k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in tensors.items()
+        }
 
     def _history_file(self) -> dict[str, str]:
         """Training curves as a text file, a column per curve; nothing if never trained here."""

@@ -248,6 +248,8 @@ def test_it_needs_depths(screen: ad.AnnData) -> None:
 def test_start_is_checked(held_out: LingshuCell, screen: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="start='cells'"):
         held_out.simulate(screen[:3].copy(), ["TNF"], start="cells")
+    with pytest.raises(TypeError, match="is one text"):
+        held_out.simulate(screen[:3].copy(), "TNF")
 
 
 def test_without_conditions() -> None:

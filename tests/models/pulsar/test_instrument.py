@@ -112,6 +112,20 @@ def test_saved_models_know_their_conditions(trained: VirtualInstrument, tmp_path
     assert np.isfinite(loaded.predict(x, "D")).all()
 
 
+def test_a_compact_checkpoint_says_nearly_the_same(
+    trained: VirtualInstrument, tmp_path: Path
+) -> None:
+    small = VirtualInstrument.from_pretrained(trained.save(tmp_path / "small", compact=True))
+    donors = paired().X[:4]
+    exact = trained.predict(donors, "B")
+    np.testing.assert_allclose(small.predict(donors, "B"), exact, atol=0.02)
+    sizes = [
+        (trained.save(tmp_path / name, compact=name == "half") / "model.safetensors").stat().st_size
+        for name in ("half", "whole")
+    ]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
 def test_it_trains_on_from_a_checkpoint(trained: VirtualInstrument, tmp_path: Path) -> None:
     adata = paired(1)
     VirtualInstrument.setup_anndata(adata, "cytokine")

@@ -14,7 +14,7 @@ from scvi.data.fields import CategoricalObsField, LayerField
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
-from cfm.hub import resolve, save_checkpoint
+from cfm.hub import resolve
 from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
 from cfm.models.bulkformer._checkpoint import Published, is_published, read_published
 from cfm.models.bulkformer._graphs import graph_of_data, graph_tensors
@@ -261,61 +261,27 @@ class BulkFormerCore(PretrainedModel):
             features = pd.DataFrame(np.zeros((len(vocabulary), width)), index=vocabulary.genes)
         return cls(vocabulary=vocabulary, size=size, gene_features=features)
 
-    def save(
-        self,
-        dir_path: str | Path,
-        *,
-        overwrite: bool = False,
-        card: str | None = None,
-        compact: bool = False,
-        **kwargs: Any,
-    ) -> Path:
-        """Save weights, graph, vocabulary and provenance as a cfm checkpoint.
-
-        Parameters
-        ----------
-        dir_path
-            Folder to make.
-        overwrite
-            Replace a checkpoint that is there.
-        card
-            Model card (Markdown); the loaded one by default.
-        compact
-            Store weight matrices and the graph's weights in float16 and its edges in int16 or
-            int32: half the size.
-        **kwargs
-            None are taken: data are never saved with the model.
-        """
-        if kwargs:
-            raise TypeError(
-                f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
-                "Save data with adata.write_h5ad."
-            )
-        tensors = dict(self.module.state_dict())
-        if compact:
-            tensors = {
-                k: v.half() if v.is_floating_point() and (v.ndim > 1 or k == "edge_weights") else v
-                for k, v in tensors.items()
-            }
-            small = len(self.vocabulary) <= torch.iinfo(torch.int16).max
-            tensors["edges"] = tensors["edges"].to(torch.int16 if small else torch.int32)
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         width = 0 if self.module.gene_embedding is not None else self.module.gene_features.shape[1]
-        config = self.provenance | {
+        config: dict[str, Any] = {
             "size": vars(self.size),
             "n_gene_features": width,
             "knows_genes": self.knows_genes,
         }
         if self.module.linear_term is not None:
             config["linear_term"] = self.module.linear_term.sizes
-        return save_checkpoint(
-            dir_path,
-            tensors,
+        return (
+            dict(self.module.state_dict()),
             config,
-            model="BulkFormer",
-            files={_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"} | self._history_file(),
-            card=card if card is not None else self.card,
-            overwrite=overwrite,
+            {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"},
         )
+
+    def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        out = super()._compacted(tensors)
+        out["edge_weights"] = out["edge_weights"].half()
+        small = len(self.vocabulary) <= torch.iinfo(torch.int16).max
+        out["edges"] = out["edges"].to(torch.int16 if small else torch.int32)
+        return out
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:

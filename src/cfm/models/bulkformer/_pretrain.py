@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS, settings
 from scvi.train import TrainRunner
-from torch.utils.data import DataLoader
 
 from cfm.data._matrix import by_rows, get_matrix, read_rows, to_dense
 from cfm.models._base import PretrainedModel
@@ -21,31 +19,17 @@ from cfm.models._lightning import (
     run_training,
     training_precision,
 )
+from cfm.models._streams import StreamModule
 from cfm.models.bulkformer._constants import MISSING
 from cfm.models.bulkformer._core import BulkFormerCore
 from cfm.models.bulkformer._linear_fit import choose_settings, choose_weight, fit_local_factors
 from cfm.models.bulkformer._reading import align_expression, expression_blocks
-from cfm.models.bulkformer._training import Batch, MaskedExpressionPlan, SampleStream
+from cfm.models.bulkformer._training import MaskedExpressionPlan, SampleStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MAX_EPOCHS = 30
-
-
-class _Batches(pl.LightningDataModule):
-    """Training and validation streams; both come as whole batches."""
-
-    def __init__(self, training: SampleStream, checks: SampleStream | None) -> None:
-        super().__init__()
-        self.training = training
-        self.checks = checks
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return DataLoader(self.training, batch_size=None)
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        return [] if self.checks is None else DataLoader(self.checks, batch_size=None)
 
 
 class Trainable(BulkFormerCore):
@@ -180,7 +164,7 @@ class Trainable(BulkFormerCore):
                 runner = TrainRunner(
                     self,
                     training_plan=plan,
-                    data_splitter=_Batches(stream, check),
+                    data_splitter=StreamModule(stream, check),
                     max_epochs=max_epochs,
                     max_steps=n_steps,
                     accelerator=accelerator,

@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
+from cfm.models._streams import RowStream
 from cfm.models.bulkformer._constants import MISSING
 
 if TYPE_CHECKING:
@@ -33,26 +33,17 @@ def hide(expression: Tensor, share: float, generator: torch.Generator) -> Tensor
     return (expression != MISSING) & (draw < share)
 
 
-class SampleStream(IterableDataset[Batch]):
+class SampleStream(RowStream):
     """Batches of samples in random order with random entries hidden; each sample once an epoch.
 
     Parameters
     ----------
     read
         Turns row numbers into ``(b, n_genes)`` expression.
-    rows
-        Row numbers to draw from.
-    batch_size
-        Samples per batch.
+    rows, batch_size, seed, fixed, weights
+        See :class:`cfm.models._streams.RowStream`.
     mask_share
         Share of the observed entries to hide.
-    seed
-        Seed; epoch ``i`` of a seed is always the same. Processes that train together draw
-        different orders.
-    fixed
-        Keep the order and what is hidden from epoch to epoch, for validation.
-    weights
-        ``(len(rows),)``, how often a row is drawn (with replacement) instead of once an epoch.
     """
 
     def __init__(
@@ -66,33 +57,14 @@ class SampleStream(IterableDataset[Batch]):
         fixed: bool = False,
         weights: np.ndarray | None = None,
     ) -> None:
+        super().__init__(rows, batch_size=batch_size, seed=seed, fixed=fixed, weights=weights)
         self.read = read
-        self.rows = rows
-        self.batch_size = batch_size
         self.mask_share = mask_share
-        self.seed = seed
-        self.fixed = fixed
-        self.share = None if weights is None else weights / weights.sum()
-        self.epoch = 0
-
-    @property
-    def n_batches(self) -> int:
-        """Batches of an epoch."""
-        return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        rng = np.random.default_rng([self.seed, self.epoch, *_process()])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        if self.fixed:
-            order = self.rows
-        elif self.share is not None:
-            order = rng.choice(self.rows, size=len(self.rows), p=self.share)
-        else:
-            order = rng.permutation(self.rows)
-        for start in range(0, len(order), self.batch_size):
-            expression = self.read(order[start : start + self.batch_size])
+        for rows, generator in self.drawn_rows():
+            expression = self.read(rows)
             yield Batch(expression, hide(expression, self.mask_share, generator))
-        self.epoch += not self.fixed
 
 
 class MaskedExpressionPlan(pl.LightningModule):
@@ -166,11 +138,3 @@ class MaskedExpressionPlan(pl.LightningModule):
         """Loss on samples that are not trained on."""
         loss = self.module.losses(*batch)["loss"]
         self.log("validation_loss", loss, on_epoch=True, batch_size=len(batch.hidden))
-
-
-def _process() -> list[int]:
-    """Return the rank of this process among those that train together, nothing for the first."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return []
-    rank = torch.distributed.get_rank()
-    return [rank] if rank else []

@@ -14,7 +14,6 @@ from scvi.data.fields import CategoricalObsField, LayerField
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
-from cfm.hub import save_checkpoint
 from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
 from cfm.models.cellpulse._classifier import VirusClassifier
 from cfm.models.cellpulse._effects import MIN_GENES, align_effects, effect_blocks
@@ -26,7 +25,6 @@ from cfm.models.cellpulse._tokens import ProfileTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from anndata import AnnData
 
@@ -223,60 +221,25 @@ class CellPulseCore(PretrainedModel):
                 "genes (the rest are NaN); what is said of them means nothing. Drop them."
             )
 
-    def save(
-        self,
-        dir_path: str | Path,
-        *,
-        overwrite: bool = False,
-        card: str | None = None,
-        compact: bool = False,
-        **kwargs: Any,
-    ) -> Path:
-        """Save weights, vocabulary, classifier and provenance as a cfm checkpoint.
-
-        Parameters
-        ----------
-        dir_path
-            Folder to make.
-        overwrite
-            Replace a checkpoint that is there.
-        card
-            Model card (Markdown); the loaded one by default.
-        compact
-            Store tables with a row or column per gene in float16, which halves the file and moves
-            embeddings by about 0.1 %.
-        **kwargs
-            None are taken: data are never saved with the model.
-        """
-        if kwargs:
-            raise TypeError(
-                f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
-                "Save data with adata.write_h5ad."
-            )
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         parts: dict[str, torch.nn.Module] = {_MODULE: self.module}
         if self.classifier is not None:
             parts[_CLASSIFIER] = self.classifier
         tensors = {p + k: v for p, part in parts.items() for k, v in part.state_dict().items()}
-        if compact:
-            n = len(self.vocabulary)
-            tensors = {
-                k: v.half() if n in v.shape and v.is_floating_point() and v.ndim == 2 else v
-                for k, v in tensors.items()
-            }
-        config = self.provenance | {
+        config = {
             "size": vars(self.size) | {"n_factors": self.module.gene_factors.shape[1]},
             "n_relevances": self.module.log_relevance.numel(),
             "classifier": None if self.classifier is None else self.classifier.settings(),
         }
-        return save_checkpoint(
-            dir_path,
-            tensors,
-            config,
-            model=type(self).__name__,
-            files={_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"} | self._history_file(),
-            card=card if card is not None else self.card,
-            overwrite=overwrite,
-        )
+        return tensors, config, {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"}
+
+    def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # tables with a row or column per gene: embeddings move by about 0.1 %
+        n = len(self.vocabulary)
+        return {
+            k: v.half() if n in v.shape and v.is_floating_point() and v.ndim == 2 else v
+            for k, v in tensors.items()
+        }
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
 from scvi import settings
 from scvi.train import TrainRunner
-from torch.utils.data import DataLoader, Dataset
 
 from cfm.data import ProfileMatrix
 from cfm.data._warn import warn_user
@@ -22,6 +20,7 @@ from cfm.models._lightning import (
     run_training,
     training_precision,
 )
+from cfm.models._streams import StreamModule
 from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore
 from cfm.models.cellpulse._factors import GeneFactors, compress
 from cfm.models.cellpulse._signed_sets import read_signed_sets
@@ -38,23 +37,6 @@ if TYPE_CHECKING:
 
 _EPOCH = 25  # steps between two points of the training curves
 _VALIDATION_BATCHES = 16
-
-
-class _Batches(pl.LightningDataModule):
-    """The training stream and fixed validation batches; both come as whole batches."""
-
-    def __init__(self, training: ProfileStream, checks: list[Batch]) -> None:
-        super().__init__()
-        self.training = training
-        self.checks = checks
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return DataLoader(self.training, batch_size=None)
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        if not self.checks:
-            return []
-        return DataLoader(cast("Dataset[Batch]", self.checks), batch_size=None)
 
 
 class Pretrainable(CellPulseCore):
@@ -208,7 +190,7 @@ class Pretrainable(CellPulseCore):
             runner = TrainRunner(
                 self,
                 training_plan=plan,
-                data_splitter=_Batches(training, checks),
+                data_splitter=StreamModule(training, checks),
                 max_epochs=n_epochs,
                 max_steps=max_steps,
                 accelerator=accelerator,

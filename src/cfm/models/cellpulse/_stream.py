@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from cfm.models._streams import epoch_numbers
 from cfm.models.cellpulse._masking import hide, subsample
 from cfm.models.cellpulse._module import Tokens
 
@@ -101,8 +102,7 @@ class ProfileStream(IterableDataset[Batch]):
         self.epoch = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        rng = np.random.default_rng([self.seed, self.epoch, *_process()])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        rng, generator = epoch_numbers(self.seed, self.epoch)
         share = np.array([i.share for i in self.ingredients], dtype=np.float64)
         share /= share.sum()
         of_studies = [i for i in self.ingredients if i.knows_magnitude] or self.ingredients
@@ -140,11 +140,3 @@ class ProfileStream(IterableDataset[Batch]):
         study = draw.study if draw.study is not None else [ingredient.study] * n
         mask = torch.from_numpy(self.factors.without(list(study)))
         return Batch(hidden, target, asked, torch.from_numpy(draw.group), mask)
-
-
-def _process() -> list[int]:
-    """Return the rank of this process among those that train together, nothing for the first."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return []
-    rank = torch.distributed.get_rank()
-    return [rank] if rank else []

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from cfm.data import GeneVocabulary
-from cfm.hub import resolve, save_checkpoint
+from cfm.hub import resolve
 from cfm.hub._format import CONFIG_NAME
 from cfm.models._base import PretrainedModel, check_weights, load_weights
 from cfm.models.lingshu._levels import ConditionLevels
@@ -125,56 +125,22 @@ class LingshuCore(Registered):
         if self.checkpoint_sha256:
             self.trained_here(np.array([], dtype=object))
 
-    def save(
-        self,
-        dir_path: str | Path,
-        *,
-        overwrite: bool = False,
-        card: str | None = None,
-        compact: bool = False,
-        **kwargs: Any,
-    ) -> Path:
-        """Save weights, gene order, conditions and provenance as a cfm checkpoint.
-
-        Parameters
-        ----------
-        dir_path
-            Folder to make.
-        overwrite
-            Replace a checkpoint that is there.
-        card
-            Model card (Markdown); the loaded one by default.
-        compact
-            Store matrices in float16: half the size, and other cells are drawn than before.
-        **kwargs
-            None are taken: data are never saved with the model.
-        """
-        if kwargs:
-            raise TypeError(
-                f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
-                "Save data with adata.write_h5ad."
-            )
-        tensors = dict(self.module.state_dict())
-        if compact:
-            tensors = {
-                k: v.half() if v.is_floating_point() and v.ndim > 1 and k not in _EXACT else v
-                for k, v in tensors.items()
-            }
-            tensors["group.permutation"] = tensors["group.permutation"].to(torch.int32)
-        config = self.provenance | {"size": vars(self.size), "levels": vars(self.levels)}
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+        config: dict[str, Any] = {"size": vars(self.size), "levels": vars(self.levels)}
         if self.perturbation_features is not None:
             config["perturbation_features"] = self.perturbation_features.config()
         if (term := self.module.count_term) is not None:
             config["count_term"] = {"kind": type(term).__name__, "sizes": term.sizes}
-        return save_checkpoint(
-            dir_path,
-            tensors,
+        return (
+            dict(self.module.state_dict()),
             config,
-            model="LingshuCell",
-            files={_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"} | self._history_file(),
-            card=card if card is not None else self.card,
-            overwrite=overwrite,
+            {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"},
         )
+
+    def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        out = super()._compacted(tensors) | {k: tensors[k] for k in _EXACT if k in tensors}
+        out["group.permutation"] = out["group.permutation"].to(torch.int32)
+        return out
 
     @classmethod
     def from_pretrained(

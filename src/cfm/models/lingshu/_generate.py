@@ -18,13 +18,13 @@ from cfm.data._matrix import check_unique_names
 from cfm.models._lightning import check_numbers
 from cfm.models.lingshu._conditions import FIRST_PART, UNKNOWN, Conditions
 from cfm.models.lingshu._frozen import FREE, read_frozen
-from cfm.models.lingshu._levels import split_parts
 from cfm.models.lingshu._module import MASK, MISSING
 from cfm.models.lingshu._quantiser import Dequantise, dequantise, quantise
 from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers
 from cfm.models.lingshu._stream import CellFile
 from cfm.models.lingshu._train import Trainable
 from cfm.nn._linear import fast_bfloat16
+from cfm.pp._perturbation_parts import split_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

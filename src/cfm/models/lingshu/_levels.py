@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cfm._fields import COMBINED
 from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, NO_PART, UNKNOWN, Conditions
+from cfm.pp._perturbation_parts import split_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,12 +182,6 @@ class ConditionLevels:
             torch.from_numpy(self.covariate_numbers(covariates, n)),
             torch.from_numpy(np.array(depths, dtype=np.float32)),
         )
-
-
-def split_parts(name: str) -> list[str]:
-    """Return the parts of ``"A+B"``; a ``+`` at an end belongs to a name, as in ``"Ca2+"``."""
-    parts = [p.strip() for p in str(name).split(COMBINED)]
-    return parts if all(parts) else [str(name).strip()]
 
 
 def shown(names: Sequence[str], n: int = 8) -> str:

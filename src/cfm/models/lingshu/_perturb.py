@@ -91,6 +91,8 @@ class Perturbable(Generating):
         """
         if start not in get_args(Start):
             raise ValueError(f"start={start!r}; expected one of {get_args(Start)}.")
+        if isinstance(perturbation, str):
+            raise TypeError(f"perturbation={perturbation!r} is one text; expected a list of parts.")
         if adata.n_obs == 0:
             raise ValueError("adata has no cell to start from; pass at least one.")
         check_unique_names(adata.obs_names, axis="obs")

@@ -59,7 +59,7 @@ class ResponsePredictor:
     far such predictions go wrong is alike for genes in the same situation: one that is silent in
     the new source cannot fall, one that is turned on everywhere is turned on here too. Gradient
     boosted trees learn this error from known cases that are left out in turn, with a row per gene
-    and case; they are used if what they say goes the right way in cases they were not fitted on.
+    and case.
 
     Parameters
     ----------
@@ -99,26 +99,17 @@ class ResponsePredictor:
     def _fit_trees(self, groups: Sequence[Cases], seed: int) -> None:
         rows: list[Array] = []
         errors: list[Array] = []
-        case: list[NDArray[np.int64]] = []
         for group in groups:
             for i in range(len(group)):
                 others, query = group.without(i), (group.profiles[i], group.controls[i])
                 ridge = self._ridge(query[0], others)
                 rows.append(_situation(ridge, *query, others))
                 errors.append(group.effects[i] - ridge)
-                case.append(np.full(len(ridge), len(case)))
-        x, y, of = np.vstack(rows), np.concatenate(errors), np.concatenate(case)
+        x, y = np.vstack(rows), np.concatenate(errors)
         keep = np.arange(len(y))
         if len(y) > _MOST_ROWS:
             keep = np.random.default_rng(seed).permutation(len(y))[:_MOST_ROWS]
-        n = int(of.max()) + 1
-        fold = of % min(n, 10)
-        found = np.empty_like(y)
-        for k in range(int(fold.max()) + 1):
-            train = keep[fold[keep] != k]
-            found[fold == k] = _trees(seed).fit(x[train], y[train]).predict(x[fold == k])
-        if float(y @ found) > 0:
-            self.trees = _trees(seed).fit(x[keep], y[keep])
+        self.trees = _trees(seed).fit(x[keep], y[keep])
 
 
 def _trees(seed: int) -> HistGradientBoostingRegressor:

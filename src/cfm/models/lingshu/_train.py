@@ -18,12 +18,13 @@ from cfm.models._lightning import (
     run_training,
     training_precision,
 )
+from cfm.models._streams import StreamModule
 from cfm.models.lingshu._core import LingshuCore
 from cfm.models.lingshu._fit_count_term import LEAST_CELLS, fit_count_term
 from cfm.models.lingshu._levels import shown
 from cfm.models.lingshu._quantiser import OVERFLOW, quantise
 from cfm.models.lingshu._reading import CountReader
-from cfm.models.lingshu._training import CellBatches, CellStream, DiffusionPlan
+from cfm.models.lingshu._training import CellStream, DiffusionPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,7 +206,7 @@ class Trainable(LingshuCore):
                 runner = TrainRunner(
                     self,
                     training_plan=plan,
-                    data_splitter=CellBatches(stream, check),
+                    data_splitter=StreamModule(stream, check),
                     max_epochs=max_epochs,
                     max_steps=n_steps,
                     accelerator=accelerator,

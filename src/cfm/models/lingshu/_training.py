@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
+from cfm.models._streams import RowStream
 from cfm.models.lingshu._conditions import UNKNOWN, Conditions
 from cfm.nn._absorbing import draw_times
 from cfm.nn._ema import PowerAverage
@@ -32,28 +32,19 @@ class Batch(NamedTuple):
     conditions: Conditions
 
 
-class CellStream(IterableDataset[Batch]):
+class CellStream(RowStream):
     """Batches of cells in random order with random genes hidden.
 
     Parameters
     ----------
     read
         Turns row numbers into ``(b, n_genes)`` tokens and conditions.
-    rows
-        Row numbers to draw from.
-    batch_size
-        Cells per batch.
-    seed
-        Seed; epoch ``i`` of a seed is always the same. Processes that train together draw
-        different orders.
+    rows, batch_size, seed, fixed, weights
+        See :class:`cfm.models._streams.RowStream`.
     least_time, stratified
         See :func:`cfm.nn._absorbing.draw_times`.
     condition_dropout
         Probability that nothing is said of a cell, and that each single condition is withheld.
-    fixed
-        Keep order and what is hidden from epoch to epoch, for validation.
-    weights
-        ``(len(rows),)``, how often a cell is drawn (with replacement) instead of once an epoch.
     """
 
     def __init__(
@@ -69,33 +60,15 @@ class CellStream(IterableDataset[Batch]):
         fixed: bool = False,
         weights: np.ndarray | None = None,
     ) -> None:
+        super().__init__(rows, batch_size=batch_size, seed=seed, fixed=fixed, weights=weights)
         self.read = read
-        self.rows = rows
-        self.batch_size = batch_size
-        self.seed = seed
         self.least_time = least_time
         self.stratified = stratified
         self.condition_dropout = condition_dropout
-        self.fixed = fixed
-        self.share = None if weights is None else weights / weights.sum()
-        self.epoch = 0
-
-    @property
-    def n_batches(self) -> int:
-        """Batches of an epoch."""
-        return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        rng = np.random.default_rng([self.seed, self.epoch, *_process()])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        if self.fixed:
-            order = self.rows
-        elif self.share is not None:
-            order = rng.choice(self.rows, size=len(self.rows), p=self.share)
-        else:
-            order = rng.permutation(self.rows)
-        for start in range(0, len(order), self.batch_size):
-            tokens, conditions = self.read(order[start : start + self.batch_size])
+        for rows, generator in self.drawn_rows():
+            tokens, conditions = self.read(rows)
             time = draw_times(
                 len(tokens), generator, least=self.least_time, stratified=self.stratified
             )
@@ -103,7 +76,6 @@ class CellStream(IterableDataset[Batch]):
             if self.condition_dropout:
                 conditions = withhold(conditions, self.condition_dropout, generator)
             yield Batch(tokens, hidden, time, conditions)
-        self.epoch += not self.fixed
 
 
 def withhold(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:
@@ -120,23 +92,6 @@ def withhold(conditions: Conditions, share: float, generator: torch.Generator) -
         covariates=covariates.masked_fill(drop[:, 3:], UNKNOWN),
         depth=depth.masked_fill(drop[:, 2], torch.nan),
     )
-
-
-class CellBatches(pl.LightningDataModule):
-    """Training and validation streams; both come as whole batches."""
-
-    def __init__(self, training: CellStream, checks: CellStream | None) -> None:
-        super().__init__()
-        self.training = training
-        self.checks = checks
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches to learn from."""
-        return DataLoader(self.training, batch_size=None)
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Batches to judge by."""
-        return [] if self.checks is None else DataLoader(self.checks, batch_size=None)
 
 
 class DiffusionPlan(pl.LightningModule):
@@ -234,11 +189,3 @@ class DiffusionPlan(pl.LightningModule):
         if self.average is not None and self.average.n_steps and wanted != self._shows_average:
             self.average.swap()
             self._shows_average = wanted
-
-
-def _process() -> list[int]:
-    """Return the rank of this process among those that train together, nothing for the first."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return []
-    rank = torch.distributed.get_rank()
-    return [rank] if rank else []

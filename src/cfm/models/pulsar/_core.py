@@ -10,7 +10,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, ObsmField
 
-from cfm.hub import resolve, save_checkpoint
+from cfm.hub import resolve
 from cfm.hub._resolve import checkpoint_name
 from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
 from cfm.models.pulsar._checkpoint import is_published, read_published
@@ -230,47 +230,9 @@ class PulsarCore(PretrainedModel):
         model._summarise()
         return model
 
-    def save(
-        self,
-        dir_path: str | Path,
-        *,
-        overwrite: bool = False,
-        card: str | None = None,
-        compact: bool = False,
-        **kwargs: Any,
-    ) -> Path:
-        """Save weights, head and provenance as a cfm checkpoint.
-
-        Parameters
-        ----------
-        dir_path
-            Folder to make.
-        overwrite
-            Replace a checkpoint that is there.
-        card
-            Model card (Markdown); the loaded one by default.
-        compact
-            Store weight matrices in float16: half the size.
-        **kwargs
-            None are taken: data are never saved with the model.
-        """
-        if kwargs:
-            raise TypeError(
-                f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
-                "Save data with adata.write_h5ad."
-            )
-        tensors = dict(self.module.state_dict())
-        if compact:
-            tensors = {k: v.half() if v.ndim > 1 else v for k, v in tensors.items()}
-        return save_checkpoint(
-            dir_path,
-            tensors,
-            self.provenance | {"size": vars(self.size), "head": self.head},
-            model="Pulsar",
-            files=self._history_file(),
-            card=card if card is not None else self.card,
-            overwrite=overwrite,
-        )
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+        config = {"size": vars(self.size), "head": self.head}
+        return dict(self.module.state_dict()), config, {}
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:

@@ -11,7 +11,7 @@ import torch
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, ObsmField
 
-from cfm.hub import load_safetensors, load_torch, resolve, save_checkpoint
+from cfm.hub import load_safetensors, load_torch, resolve
 from cfm.hub._format import sha256_of_file
 from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
 from cfm.models.pulsar._donors import read_cells
@@ -219,46 +219,13 @@ class InstrumentCore(PretrainedModel):
         load_weights(model.module, tensors, name)
         return model
 
-    def save(
-        self,
-        dir_path: str | Path,
-        *,
-        overwrite: bool = False,
-        card: str | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Save weights, conditions and provenance as a cfm checkpoint.
-
-        Parameters
-        ----------
-        dir_path
-            Folder to make.
-        overwrite
-            Replace a checkpoint that is there.
-        card
-            Model card (Markdown); the loaded one by default.
-        **kwargs
-            None are taken: data are never saved with the model.
-        """
-        if kwargs:
-            raise TypeError(
-                f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
-                "Save data with adata.write_h5ad."
-            )
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         tensors = {_MODULE + k: v for k, v in self.module.state_dict().items()}
         files = {}
         if self.conditions is not None:
             tensors[_TABLE] = torch.from_numpy(self.conditions.to_numpy(np.float32))
             files[_NAMES_FILE] = "\n".join(self.conditions.index) + "\n"
-        return save_checkpoint(
-            dir_path,
-            tensors,
-            self.provenance | {"size": vars(self.size)},
-            model="VirtualInstrument",
-            files=files | self._history_file(),
-            card=card if card is not None else self.card,
-            overwrite=overwrite,
-        )
+        return tensors, {"size": vars(self.size)}, files
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
@@ -279,7 +246,7 @@ class InstrumentCore(PretrainedModel):
         inside = {k.removeprefix(_MODULE): v for k, v in tensors.items()}
         model = cls._filled(size, inside, checkpoint.name)
         if table is not None:
-            model.add_conditions(pd.DataFrame(table.numpy(), index=names))
+            model.add_conditions(pd.DataFrame(table.float().numpy(), index=names))
         model.provenance = config
         if adata is not None:
             model.attach(adata)

@@ -15,7 +15,7 @@ from scvi.data.fields import LayerField
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
-from cfm.hub import resolve, save_checkpoint
+from cfm.hub import resolve
 from cfm.models._base import PretrainedModel, check_weights
 from cfm.models.uce._checkpoint import is_published, read_published
 from cfm.models.uce._genes import GENE_COLUMNS, check_genes
@@ -87,10 +87,10 @@ class UCECore(PretrainedModel):
 
         Raises
         ------
-        NotImplementedError
+        TypeError
             Always.
         """
-        raise NotImplementedError(
+        raise TypeError(
             "UCE is used as its authors trained it and is not trained here; train what reads its "
             "embeddings, such as cfm.models.Pulsar."
         )
@@ -182,42 +182,9 @@ class UCECore(PretrainedModel):
         model._summarise()
         return model
 
-    def save(
-        self,
-        dir_path: str | Path,
-        *,
-        overwrite: bool = False,
-        card: str | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Save weights, gene table and provenance as a cfm checkpoint.
-
-        Parameters
-        ----------
-        dir_path
-            Folder to make.
-        overwrite
-            Replace a checkpoint that is there.
-        card
-            Model card (Markdown); the loaded one by default.
-        **kwargs
-            None are taken: data are never saved with the model.
-        """
-        if kwargs:
-            raise TypeError(
-                f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
-                "Save data with adata.write_h5ad."
-            )
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         files = {} if self.genes is None else {_GENES_FILE: self.genes.to_csv()}
-        return save_checkpoint(
-            dir_path,
-            dict(self.module.state_dict()),
-            self.provenance | {"size": vars(self.size)},
-            model="UCE",
-            files=files | self._history_file(),
-            card=card if card is not None else self.card,
-            overwrite=overwrite,
-        )
+        return dict(self.module.state_dict()), {"size": vars(self.size)}, files
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
