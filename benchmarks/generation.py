@@ -214,7 +214,8 @@ def main() -> None:
         "cell. Library sizes of scVI and of independent genes are drawn from training cells. "
         "Lingshu-Cell is told Leiden clusters of the training cells, drawn as often as there; its "
         "count term alone draws each gene on its own within a cluster. That a forest tells cells "
-        "drawn again apart is because it sees the same cell in several of its folds."
+        "drawn again apart is because it sees the same cell in several of its folds. Generators "
+        "that are missing from a table were not run."
     )
     for key in args.only or list(DATA):
         data = DATA[key](folder)

@@ -57,10 +57,10 @@ REMARKS = {
     f"in {tasks.N_FOLDS} folds; targets are described by random walks in the Reactome functional "
     "interaction network, the same features for all methods that take any. Half of the controls "
     "are held out as well and what effects are measured against: with controls that methods know, "
-    "chance in their mean is in every effect, and `mean_shift` seems to reach 0.31 and not 0.18. "
-    "An earlier count term, with a penalty chosen on the targets and a correction by trees, "
-    "reached 0.14 (150 cells each): it is now the plain ridge of `linear`, with the noise of drawn "
-    "counts.",
+    "chance in their mean is in every effect. Of earlier runs, which this script does not repeat: "
+    "with shared controls `mean_shift` seemed to reach 0.31, and a count term with a penalty chosen "
+    "on the targets and a correction by trees reached 0.14 (150 cells each). It is now the plain "
+    "ridge of `linear`, with the noise of drawn counts.",
     "halves": "Papalexi 2021: half of the cells of each target and of the controls train, the "
     "other half judges. The effect in the first half is what all baselines say.",
 }
@@ -279,7 +279,7 @@ def main() -> None:
         "perturbation than to the others. `ceiling`: random halves of the observed cells against "
         "each other, so from half as many cells as judge the methods, which can lie above it. "
         "Baselines shift log expression, which keeps means; as counts they score lower. "
-        f"Models were trained with {args.seeds} seed(s), scVI for at most {SCVI_STEPS:,} steps, "
+        f"Models were trained with `--seeds {args.seeds}`, scVI for at most {SCVI_STEPS:,} steps, "
         f"the network of Lingshu-Cell, beside its count term, for {PERTURBED[OURS].steps}. "
         "Methods that are missing from a table cannot answer there, or were not run."
     )
