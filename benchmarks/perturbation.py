@@ -58,9 +58,9 @@ REMARKS = {
     "interaction network, the same features for all methods that take any. Half of the controls "
     "are held out as well and what effects are measured against: with controls that methods know, "
     "chance in their mean is in every effect. Of earlier runs, which this script does not repeat: "
-    "with shared controls `mean_shift` seemed to reach 0.31, and a count term with a penalty chosen "
-    "on the targets and a correction by trees reached 0.14 (150 cells each). It is now the plain "
-    "ridge of `linear`, with the noise of drawn counts.",
+    "with shared controls `mean_shift` seemed to reach 0.31, and a count term with a penalty "
+    "chosen on the targets and a correction by trees reached 0.14 (150 cells each). It is now the "
+    "plain ridge of `linear`, with the noise of drawn counts.",
     "halves": "Papalexi 2021: half of the cells of each target and of the controls train, the "
     "other half judges. The effect in the first half is what all baselines say.",
 }
