@@ -345,3 +345,19 @@ def test_two_spellings_of_a_combination_are_one() -> None:
     made.obs["treatment"] = made.obs["treatment"].cat.rename_categories({"A+B": "B + A"})
     pd.testing.assert_frame_equal(evaluate(cells, {"mine": made}), expected)
     assert set(expected["perturbation"]) == {"A+B"}
+    # two in the data: the order of rows does not choose
+    both = cells.obs["treatment"].astype(str).to_numpy(dtype=object)
+    both[np.flatnonzero(both == "A+B")[::2]] = "B + A"
+    cells.obs["treatment"] = both
+    for rows in (cells, cells[::-1].copy()):
+        pd.testing.assert_frame_equal(evaluate(rows, {"mine": made}), expected, atol=1e-5)
+
+
+def test_a_group_is_judged_by_itself() -> None:
+    cells, made = perturbed_cells(n=14), simulated(n=14)
+    options = {"metrics": ["delta_pearson", "delta_r2"], "baselines": ["control"]}
+    together = evaluate(cells, {"mine": made}, **options)
+    for group, expected in together.groupby("group"):
+        own = [a[(a.obs["cell_type"] == group).to_numpy()].copy() for a in (cells, made)]
+        alone = evaluate(own[0], {"mine": own[1]}, **options)
+        pd.testing.assert_frame_equal(alone, expected.reset_index(drop=True), atol=1e-6)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cfm._fields import BASELINES
+from cfm._fields import BASELINES, CEILING
 from cfm.tl._evaluation_cell_eval import CELL_EVAL, known_cell_eval_metrics, score_by_cell_eval
 from cfm.tl._evaluation_conditions import (
-    CEILING,
     read_conditions,
     read_real,
     read_simulated,
@@ -75,7 +74,9 @@ def evaluate_perturbation(
         What was simulated, as :func:`cfm.tl.simulate_perturbation` returns it: an AnnData, whose
         methods are told apart by ``obs['simulated_by']`` (``"model"`` without it), or AnnData by
         the name of the method. In ``X`` counts or log expression, in ``obs`` the columns ``key``
-        and ``groupby``. Several perturbations and groups are stacked by :func:`anndata.concat`.
+        and ``groupby``. Several perturbations and groups are stacked by :func:`anndata.concat`
+        with ``merge="same"``, which keeps the genes that were not predicted
+        (``var["simulated"]``) apart: these are left out for all.
     key
         Column of ``obs`` with perturbations; combinations are written ``"A+B"``, in any order.
     control

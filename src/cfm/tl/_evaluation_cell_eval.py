@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from cfm.tl._evaluation_conditions import CEILING
+from cfm._fields import CEILING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

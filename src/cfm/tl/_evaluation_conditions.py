@@ -10,7 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from cfm._fields import SIMULATED, SIMULATED_BY, SIMULATED_FROM
+from cfm._fields import CEILING, SIMULATED, SIMULATED_BY, SIMULATED_FROM
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame
 from cfm.data._warn import warn_user
 from cfm.models._base import require_anndata
@@ -20,8 +20,6 @@ from cfm.tl._perturbation_design import Design, read_design
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: ``method`` of the split halves of the data.
-CEILING = "ceiling"
 TRAIN, TEST = "train", "test"
 
 
@@ -235,8 +233,8 @@ def read_conditions(
         held = controls[test[controls]]
         reference = held if len(held) else known
         n_simulated = max(len(s.rows.get((group, parts), ())) for s in simulations)
-        # of two spellings of a combination that of the data
-        label = names[every[0]] if len(every) else "+".join(sorted(parts))
+        # of two spellings of a combination that of the data, of two in these the first by name
+        label = min(names[every]) if len(every) else "+".join(sorted(parts))
         reason = (
             "have no observed test cells"
             if not len(rows)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cfm.tl._evaluation_conditions import CEILING
+from cfm._fields import CEILING
 from cfm.tl._evaluation_scores import kernel_width
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cfm._fields import SCORE_COLUMNS
 from cfm.metrics import (
     delta_cosine,
     delta_pearson,
@@ -45,16 +46,6 @@ _DISTANCES: dict[str, Distance] = {
     "discrimination_score": "l1",
     "discrimination_score_cosine": "cosine",
 }
-_COLUMNS = (
-    "group",
-    "perturbation",
-    "metric",
-    "method",
-    "value",
-    "higher_is_better",
-    "n_real",
-    "n_simulated",
-)
 
 
 @dataclass(frozen=True)
@@ -152,7 +143,7 @@ class ScoreTable:
 
     def table(self, metrics: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:
         """Return the table, sorted by group, perturbation, metric and method."""
-        table = pd.DataFrame(self.rows, columns=list(_COLUMNS))
+        table = pd.DataFrame(self.rows, columns=list(SCORE_COLUMNS))
         rank = {"metric": _rank(metrics), "method": _rank(methods)}
         order = ["group", "perturbation", "metric", "method"]
         table = table.sort_values(
