@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata, wasserstein_distance
 
+from cfm.metrics._effect_scores import delta_pearson
+
 
 def gene_mean_correlation(x: ArrayLike, y: ArrayLike) -> dict[str, float]:
     """Correlate the mean expression of genes between two sets of observations.
@@ -81,6 +83,6 @@ def _sets(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(np.sqrt((a @ a) * (b @ b)))
-    return float(np.clip((a @ b) / norm, -1.0, 1.0)) if norm > 0 else float("nan")
+    # equal values have means that differ by rounding
+    constant = any(np.ptp(v) <= 1e-12 * np.abs(v).max() for v in (a, b))
+    return float("nan") if constant else delta_pearson(a, b)
