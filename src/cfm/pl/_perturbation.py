@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from cfm.pl._figure import figure_of, finish
-from cfm.pl._panels import group_axes
+from cfm.pl._panels import group_axes, one_or_all
 from cfm.pl._perturbation_cells import read_screen
 from cfm.pl._perturbation_effect import draw_effect, mean_effects, name_genes
 from cfm.pl._perturbation_metrics import draw_scores, read_scores, score_axes
@@ -70,8 +70,8 @@ def perturbation(
     real
         Observations by genes, controls and perturbed ones; for ``"metrics"`` the table.
     simulated
-        What :func:`cfm.tl.simulate_perturbation` made; several may be concatenated. Genes that
-        the model did not predict (``var["simulated"]``) are left out.
+        What :func:`cfm.tl.simulate_perturbation` made; several may be concatenated, with
+        ``merge="same"``. Genes that the model did not predict (``var["simulated"]``) are left out.
     kind
         Which of the three; by default ``"metrics"`` for a table, else ``"effect"``.
     key, control
@@ -160,8 +160,7 @@ def perturbation(
         panels = score_axes(metrics, table, ax)
         draw_scores(panels, table, owned=owned)
         finish(figure_of(panels[metrics[0]]), owned=owned, show=show, save=save)
-        single = len(panels) == 1 and (metric is None or isinstance(metric, str))
-        return panels[metrics[0]] if single else panels
+        return one_or_all(panels, metric)
     if isinstance(real, pd.DataFrame):
         raise TypeError(
             f"kind={kind!r} needs the real and the simulated cells; a table of scores is drawn by "

@@ -141,7 +141,8 @@ def draw_map(
 
 
 def _drawn(cells: Cells, rows: np.ndarray, n_cells: int, seed: int) -> np.ndarray:
-    """Choose cells at random; their names decide, not their order."""
+    """Choose cells at random; their names decide, also in which order they are laid out."""
     names = cells.adata.obs_names[rows].to_numpy(dtype=object)
     rows = rows[np.argsort(names, kind="stable")]
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:n_cells])
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:n_cells]
+    return rows[np.sort(drawn)]
