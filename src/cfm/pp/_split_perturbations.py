@@ -75,13 +75,15 @@ def split_perturbations(
         whose parts are all there alone, with ``hold_out="combination"``), and all of them with
         ``hold_out`` ``"group"`` and ``"cells"``.
     share
-        Share to hold out where it is drawn, above 0 and below 1, rounded, at least one and not
-        all; 0.5 for ``"cells"``, else 0.2.
+        Share to hold out where it is drawn, above 0 and below 1; 0.5 for ``"cells"``, else 0.2.
+        Of names it is rounded, at least one, and not all (but of combinations); of observations
+        rounded down.
     hold_out_controls
         Hold out half of the controls of the groups in which something is held out. The effect that
         is to be predicted is then measured against controls that no method has seen. Else it
         shares the noise of these controls with the effects of methods that simulate cells anew,
-        which counts for them where effects are weak. With ``hold_out="cells"`` always so.
+        which counts for them where effects are weak. ``hold_out="cells"`` always holds out its
+        ``share`` of the controls, in all groups.
     seed
         Of the draw. It goes by names: the order of observations decides nothing.
     key_added
@@ -293,10 +295,7 @@ def _share_of_cells(
     names = adata.obs_names.to_numpy(dtype=object)
     held = np.zeros(len(level), dtype=bool)
     rows = np.flatnonzero(candidates)
-    keys = pd.MultiIndex.from_arrays([group[rows], level[rows]])
-    for place, found in pd.Series(rows).groupby(
-        [keys.get_level_values(0), keys.get_level_values(1)]
-    ):
+    for place, found in pd.Series(rows).groupby([group[rows], level[rows]]):
         members = found.to_numpy()
         members = members[np.argsort(names[members], kind="stable")]
         rng = np.random.default_rng([seed, zlib.crc32("|".join(map(str, place)).encode())])
