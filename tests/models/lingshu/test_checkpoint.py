@@ -166,3 +166,10 @@ def test_data_are_not_saved(tmp_path: Path) -> None:
     assert LingshuCell.load(tmp_path / "x").card == "A model."
     with pytest.raises(FileExistsError):
         untrained().save(tmp_path / "x")
+
+
+def test_depths_beyond_half_precision_survive_a_compact_checkpoint(tmp_path: Path) -> None:
+    model = untrained()
+    model.module.depth_quantiles.fill_(123_457.0)
+    again = LingshuCell.from_pretrained(model.save(tmp_path / "small", compact=True))
+    assert torch.equal(again.module.depth_quantiles, model.module.depth_quantiles)
