@@ -29,7 +29,7 @@ def gene_mean_correlation(x: ArrayLike, y: ArrayLike) -> dict[str, float]:
     Examples
     --------
     >>> from cfm.metrics import gene_mean_correlation
-    >>> gene_mean_correlation([[0.0, 1.0, 3.0]], [[0.0, 2.0, 6.0]])["spearman"]
+    >>> round(gene_mean_correlation([[0.0, 1.0, 3.0]], [[0.0, 2.0, 6.0]])["spearman"], 6)
     1.0
     """
     a, b = _sets(x, y)
