@@ -119,3 +119,14 @@ NEIGHBOURS, EVIDENCE = "neighbours", "evidence"
 #: ``uns[key][IMPORTANCE_GROUPS]``.
 CELL_IMPORTANCE_KEY = "cell_importance"
 IMPORTANCE_GROUPS = "groups"
+
+#: Default ``key_added`` of :func:`cfm.tl.cell_codes`: ``obs[key]``, ``obs[key + SIMILARITY]``,
+#: ``obs[key + MARGIN]``, and tables in ``uns[key]``.
+CELL_CODE_KEY = "cell_code"
+SIMILARITY, MARGIN = "_similarity", "_margin"
+#: Tables in ``uns[CELL_CODE_KEY]``; its neighbouring codes are under :data:`NEIGHBOURS`.
+CODES, MARKERS = "codes", "markers"
+
+#: Default ``key_added`` of :func:`cfm.tl.knowledge_graph`: tables in ``uns[key]``.
+KNOWLEDGE_GRAPH_KEY = "knowledge_graph"
+GRAPH_NODES, GRAPH_EDGES = "nodes", "edges"

@@ -4,6 +4,7 @@ from cfm.models._base import PretrainedModel
 from cfm.models._load import load_model
 from cfm.models._protocols import (
     AttentionModel,
+    CodeModel,
     DonorModel,
     GeneEmbeddingModel,
     GeneFactorModel,
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionModel",
     "BulkFormer",
     "CellPulse",
+    "CodeModel",
     "DonorModel",
     "GeneEmbeddingModel",
     "GeneFactorModel",

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Literal
 
     import numpy as np
     import pandas as pd
     from anndata import AnnData
 
     from cfm.data import GeneVocabulary
+    from cfm.models.cellvq import CellCodes, Codebook
     from cfm.models.pulsar import DonorEmbeddings
 
 
@@ -215,3 +217,43 @@ class DonorModel(Protocol):
         DonorEmbeddings
             Donors by sorted names, with ``embedding`` ``(n_donors, dim)`` float32.
         """
+
+
+@runtime_checkable
+class CodeModel(Protocol):
+    """A model that gives each cell one of a fixed set of codes."""
+
+    vocabulary: GeneVocabulary
+
+    def get_cell_codes(
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        units: Literal["counts", "log1p_cp10k"] = "counts",
+        total_counts: str | None = None,
+        batch_size: int = 64,
+    ) -> CellCodes:
+        """Return the codes of cells.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes.
+        layer
+            Layer to read instead of ``X``.
+        units
+            What is read: raw counts, or counts per 10,000 with ``log1p``.
+        total_counts
+            Column of ``obs`` with the counts of a cell, for normalised data.
+        batch_size
+            Cells at a time; the result does not depend on it.
+
+        Returns
+        -------
+        CellCodes
+            In the order of the cells.
+        """
+
+    def get_codebook(self) -> Codebook:
+        """Return all codes that the model can give."""
