@@ -126,6 +126,13 @@ CELL_CODE_KEY = "cell_code"
 SIMILARITY, MARGIN = "_similarity", "_margin"
 #: Tables in ``uns[CELL_CODE_KEY]``; its neighbouring codes are under :data:`NEIGHBOURS`.
 CODES, MARKERS = "codes", "markers"
+#: Further tables there: vectors of the codes, what annotations and codes have in common, and which
+#: codes a reference has.
+VECTORS, ANNOTATIONS, REFERENCE = "vectors", "annotations", "reference"
+#: Columns of :data:`CODES`, after the name of an annotation.
+LABELLED, MAJORITY, PURITY, ENTROPY, CODE_ENRICHMENT = (
+    "_labelled", "_majority", "_purity", "_entropy", "_enrichment",
+)  # fmt: skip
 
 #: Default ``key_added`` of :func:`cfm.tl.knowledge_graph`: tables in ``uns[key]``.
 KNOWLEDGE_GRAPH_KEY = "knowledge_graph"
