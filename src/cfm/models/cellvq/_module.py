@@ -1,0 +1,386 @@
+"""CellVQ, tensor side: expressed genes in, tokens, codes, properties and counts out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfm.models.cellvq._decoder import ExpressionDecoder
+from cfm.nn import PostNormLayer
+from cfm.nn._binned_value import BinnedValueEmbedding
+from cfm.nn._post_norm import PreparedStack
+from cfm.nn._soft_codes import Quantised, SoftCodes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from cfm.models.cellvq._sizes import CellVQSize
+
+#: Tokens beside the genes, the last two of each cell: a constant and the log10 of its counts.
+N_COUNT_TOKENS = 2
+
+
+class CellVQModule(nn.Module):
+    """Transformer over the expressed genes of a cell, a quantiser, a decoder, and heads.
+
+    Positions are the genes, then the two count tokens (``n_genes``, ``n_genes + 1``), then
+    padding (``n_genes + 2``).
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes.
+    size
+        Sizes of the network.
+    properties
+        Number of classes by name of a property head.
+
+    References
+    ----------
+    CellVQ, Nature Communications 2026, and the released code, whose numbers it reproduces; the
+    original takes one cell at a time.
+    """
+
+    relation: nn.Parameter | None
+    relation_projection: nn.Linear | None
+
+    def __init__(
+        self, n_genes: int, *, size: CellVQSize, properties: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__()
+        if n_genes < 1:
+            raise ValueError(f"n_genes must be at least 1; found {n_genes!r}.")
+        self.n_genes = n_genes
+        self.size = size
+        self.properties = dict(properties or {})
+        dim, n_positions = size.dim, n_genes + N_COUNT_TOKENS
+        self.value_embedding = BinnedValueEmbedding(dim, size.n_bins, size.bin_alpha)
+        self.position_embedding = nn.Embedding(n_positions + 1, dim)
+        self.relation = self.relation_projection = None
+        if size.relation != "none":
+            rank = n_positions if size.relation == "full" else int(size.relation)
+            self.relation = nn.Parameter(torch.empty(n_positions, rank))
+            self.relation_projection = nn.Linear(rank, dim)
+            if not self.relation.is_meta:
+                if size.relation == "full":
+                    nn.init.eye_(self.relation)
+                else:
+                    nn.init.normal_(self.relation, std=rank**-0.5)
+        self.layers = nn.ModuleList(
+            PostNormLayer(dim, size.n_heads, size.ff_dim, activation="relu", dropout=size.dropout)
+            for _ in range(size.n_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.quantiser = SoftCodes(
+            dim,
+            n_bits=size.n_bits,
+            hidden=size.codebook_dim,
+            n_hidden=size.codebook_layers,
+            code_dim=size.code_dim,
+        )
+        self.decoder = ExpressionDecoder(size)
+        # A list, because names of properties may be names that a module has already.
+        self.property_heads = nn.ModuleList(
+            nn.Linear(4 * dim, n_classes) for n_classes in self.properties.values()
+        )
+        self._kept = _Kept()
+
+    def encode(
+        self,
+        values: Tensor,
+        gene_ids: Tensor,
+        padding: Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Encode the tokens of cells; without gradients each cell as if it were alone.
+
+        Parameters
+        ----------
+        values
+            ``(b, n)``: log1p of counts per 10,000, and the two count tokens of each cell last.
+        gene_ids
+            ``(b, n)`` int64 positions.
+        padding
+            ``(b, n)`` bool, true where there is no token; what stands there has no influence.
+        dtype
+            Of the matrix products, in evaluation mode without gradients.
+
+        Returns
+        -------
+        ``(b, n, dim)`` float32, 0 at padding.
+        """
+        self._check(values, gene_ids, padding)
+        if self.training or torch.is_grad_enabled():
+            if padding is not None:
+                values, gene_ids = self._blank(values, gene_ids, padding)
+            x = self.value_embedding(values) + F.embedding(gene_ids, self.identity())
+            bias = _bias(padding, x)
+            for layer in self.layers:
+                x = layer(x, bias)
+            x = self.norm(x)
+            return x if padding is None else x.masked_fill(padding.unsqueeze(-1), 0.0)
+        real = torch.ones_like(gene_ids, dtype=torch.bool) if padding is None else ~padding
+        lengths = real.sum(1).tolist()
+        x = self.value_embedding(values[real]) + self.identity()[gene_ids[real]]
+        x = self.norm(self._stack(dtype)(x, lengths))
+        out = x.new_zeros(*values.shape, x.shape[-1])
+        out[real] = x
+        return out
+
+    def identity(self) -> Tensor:
+        """Return what stands for each position, ``(n_genes + 3, dim)``: padding comes last.
+
+        The embedding of the position plus, for all but padding, that of its relations. In
+        evaluation mode without gradients it is computed once per weights.
+        """
+        if self.relation is None:
+            return self.position_embedding.weight
+        used = (self.position_embedding, self.relation_projection)
+        weights = [self.relation, *(p for m in used for p in cast("nn.Module", m).parameters())]
+        return self._keep("identity", weights, self._identity)
+
+    def _identity(self) -> Tensor:
+        relation, projection = self.relation, cast("nn.Linear", self.relation_projection)
+        return self.position_embedding.weight + F.pad(projection(relation), (0, 0, 0, 1))
+
+    def pool(self, encoded: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sum up the tokens of each cell.
+
+        Parameters
+        ----------
+        encoded
+            ``(b, n, dim)``, what :meth:`encode` returned.
+        padding
+            The same as there.
+
+        Returns
+        -------
+        cell_embedding
+            ``(b, 4 * dim)``: last token, last but one, then largest value and mean over the genes.
+        maximum
+            ``(b, dim)``: largest value over all tokens, what is quantised.
+        """
+        b, n, _ = encoded.shape
+        place = torch.arange(n, device=encoded.device)
+        real = torch.ones(b, n, dtype=torch.bool, device=encoded.device)
+        if padding is not None:
+            real = ~padding
+        if n < N_COUNT_TOKENS + 1 or int(real.sum(1).min()) <= N_COUNT_TOKENS:
+            raise ValueError("A cell has no expressed gene; leave it out.")
+        cells = torch.arange(b, device=encoded.device)
+        last = torch.where(real, place, -1).amax(1)
+        before = torch.where(real & (place < last.unsqueeze(1)), place, -1).amax(1)
+        gene = (real & (place < before.unsqueeze(1))).unsqueeze(-1)
+        largest = encoded.masked_fill(~gene, -torch.inf).amax(1)
+        mean = encoded.masked_fill(~gene, 0.0).sum(1) / gene.sum(1)
+        two = encoded[cells, last], encoded[cells, before]
+        maximum = torch.maximum(largest, torch.maximum(*two))
+        return torch.cat([*two, largest, mean], dim=-1), maximum
+
+    def quantize(
+        self,
+        maximum: Tensor,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Quantised:
+        """Give each cell its code.
+
+        Parameters
+        ----------
+        maximum
+            ``(b, dim)``, the second output of :meth:`pool`.
+        temperature, generator
+            As in :meth:`cfm.nn._soft_codes.SoftCodes.forward`; at 0 the nearest code is taken.
+        """
+        return cast(
+            "Quantised",
+            self.quantiser(
+                maximum,
+                temperature=temperature,
+                generator=generator,
+                codebook=self.codebook(),
+            ),
+        )
+
+    def codebook(self) -> Tensor:
+        """Return all codes, ``(n_codes, code_dim)`` of unit length.
+
+        In evaluation mode without gradients they are computed once per weights.
+        """
+        network = self.quantiser.network
+        weights = [*network.parameters(), *network.buffers()]
+        return self._keep("codebook", weights, self.quantiser.codebook)
+
+    @property
+    def bits(self) -> Tensor:
+        """Binary number of each code, ``(n_codes, n_bits)`` int8."""
+        return self.quantiser.bits
+
+    def decode(
+        self,
+        encoded: Tensor,
+        gene_ids: Tensor,
+        padding: Tensor | None = None,
+        *,
+        vector: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict the counts of all genes.
+
+        Parameters
+        ----------
+        encoded, gene_ids, padding
+            Tokens of the genes that are known, where they stand, and which are none.
+        vector
+            ``(b, dim)``, added to every position, such as the code of a cell; not in the
+            published model.
+
+        Returns
+        -------
+        Mean, dispersion and dropout of a zero-inflated negative binomial, each ``(b, n_genes)``
+        float32.
+        """
+        n_positions = self.n_genes + N_COUNT_TOKENS
+        silent = self.value_embedding(encoded.new_zeros(()))
+        tokens = silent.expand(len(encoded), n_positions + 1, -1)
+        if padding is not None:  # padding is written where nobody looks
+            gene_ids = gene_ids.masked_fill(padding, n_positions)
+        place = gene_ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        tokens = tokens.scatter(1, place, encoded.to(tokens.dtype))
+        tokens = tokens[:, :n_positions] + self.identity()[:n_positions]
+        if vector is not None:
+            tokens = tokens + vector.unsqueeze(1)
+        mean, dispersion, dropout = self.decoder(tokens)
+        n = self.n_genes
+        return mean[:, :n], dispersion[:, :n], dropout[:, :n]
+
+    def classify(self, cell_embedding: Tensor) -> dict[str, Tensor]:
+        """Return logits of all property heads, by name ``(b, n_classes)``."""
+        heads = zip(self.properties, self.property_heads, strict=True)
+        return {name: head(cell_embedding) for name, head in heads}
+
+    @torch.no_grad()
+    def attention(
+        self, values: Tensor, gene_ids: Tensor, padding: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Return what attends to what, layer after layer; arguments as of :meth:`encode`.
+
+        Yields
+        ------
+        ``(b, heads, n, n)``: rows are queries and sum to 1; nothing attends to padding.
+        """
+        self._check(values, gene_ids, padding)
+        if padding is not None:
+            values, gene_ids = self._blank(values, gene_ids, padding)
+        x = self.value_embedding(values) + F.embedding(gene_ids, self.identity())
+        bias = _bias(padding, x)
+        for i, module in enumerate(self.layers):
+            layer = cast("PostNormLayer", module)
+            yield layer.attention_weights(x, bias)
+            if i + 1 < len(self.layers):
+                x = layer(x, bias)
+
+    def bfloat16_agreement(self) -> float:
+        """Return how alike tokens less their mean are in bfloat16 and float32, a mean cosine.
+
+        Tried once per weights, on four made-up cells of up to 256 genes.
+        """
+        weights = list(self.layers.parameters())
+        return float(self._kept.get("agreement", weights, self._try_bfloat16))
+
+    @torch.no_grad()
+    def _try_bfloat16(self) -> Tensor:
+        device = self.position_embedding.weight.device
+        generator = torch.Generator().manual_seed(0)
+        n = min(256, self.n_genes)
+        genes = torch.stack([torch.randperm(self.n_genes, generator=generator)[:n]] * 4)
+        values = 0.5 + 3.0 * torch.rand(4, n, generator=generator)
+        counts = torch.tensor([self.n_genes, self.n_genes + 1]).expand(4, -1)
+        genes = torch.cat([genes, counts], dim=1).to(device)
+        values = torch.cat([values, torch.full((4, 2), 4.0)], dim=1).to(device)
+        training = self.training
+        self.eval()
+        exact, rough = (
+            self.encode(values, genes, dtype=dtype).flatten(0, 1)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        self.train(training)
+        return F.cosine_similarity(exact - exact.mean(0), rough - rough.mean(0)).mean()
+
+    def train(self, mode: bool = True) -> CellVQModule:
+        """Switch between training and evaluation; what was computed once is dropped."""
+        if mode:
+            self._kept.clear()
+        return super().train(mode)
+
+    def _stack(self, dtype: torch.dtype) -> PreparedStack:
+        weights = list(self.layers.parameters())
+        return cast(
+            "PreparedStack",
+            self._kept.get(str(dtype), weights, lambda: PreparedStack(self.layers, dtype)),
+        )
+
+    def _keep(self, name: str, weights: Iterable[Tensor], make: Callable[[], Tensor]) -> Tensor:
+        """Compute something, or take what was computed, where no gradients are asked for."""
+        if self.training or torch.is_grad_enabled():
+            return make()
+        return cast("Tensor", self._kept.get(name, weights, make))
+
+    def _blank(self, values: Tensor, genes: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """Overwrite what stands at padding, which may be anything."""
+        return values.masked_fill(padding, 0.0), genes.masked_fill(padding, self.n_genes + 2)
+
+    def _check(self, values: Tensor, gene_ids: Tensor, padding: Tensor | None) -> None:
+        if values.ndim != 2 or gene_ids.shape != values.shape:
+            raise ValueError(
+                f"Values are {tuple(values.shape)} and gene_ids {tuple(gene_ids.shape)}; expected "
+                "both as (cells, tokens)."
+            )
+        known = gene_ids
+        if padding is not None:
+            if padding.shape != values.shape or padding.dtype != torch.bool:
+                raise ValueError(
+                    f"Padding is {padding.dtype} {tuple(padding.shape)}; expected bool "
+                    f"{tuple(values.shape)}, true where there is no token."
+                )
+            if bool(padding.all(1).any()):
+                raise ValueError("A cell has no tokens; leave it out.")
+            known = gene_ids[~padding]
+        last = self.n_genes + N_COUNT_TOKENS - 1
+        if known.numel() and not 0 <= int(known.min()) <= int(known.max()) <= last:
+            raise ValueError(
+                f"Positions go from {int(known.min())} to {int(known.max())}; the model has genes "
+                f"0 to {self.n_genes - 1} and the two count tokens {last - 1} and {last}."
+            )
+
+
+class _Kept:
+    """What was computed from weights, until these change."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[object, Any]] = {}
+
+    def get(self, name: str, weights: Iterable[Tensor], make: Callable[[], Any]) -> Any:
+        version = tuple((w.data_ptr(), w._version, w.device) for w in weights)
+        if name not in self._found or self._found[name][0] != version:
+            self._found.pop(name, None)
+            self._found[name] = version, make()
+        return self._found[name][1]
+
+    def clear(self) -> None:
+        self._found.clear()
+
+    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
+        return type(self), ()  # a copy of the module has weights of its own
+
+
+def _bias(padding: Tensor | None, x: Tensor) -> Tensor | None:
+    """What hides padding in attention, ``(b, n)``."""
+    if padding is None:
+        return None
+    zeros = torch.zeros(padding.shape, device=x.device, dtype=x.dtype)
+    return zeros.masked_fill(padding, -torch.inf)

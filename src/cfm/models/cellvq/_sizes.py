@@ -1,0 +1,111 @@
+"""Named sizes of CellVQ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+_WHOLE = (
+    *("dim", "n_layers", "n_heads", "ff_dim"),
+    *("decoder_dim", "decoder_layers", "decoder_heads"),
+    *("n_bins", "n_bits", "codebook_dim", "codebook_layers", "code_dim"),
+)
+
+
+@dataclass(frozen=True)
+class CellVQSize:
+    """Sizes of the network.
+
+    Attributes
+    ----------
+    dim, n_layers, n_heads, ff_dim
+        Width, layers, attention heads and hidden feed-forward width of the encoder.
+    decoder_dim, decoder_layers, decoder_heads
+        Width, Performer layers and their heads of the decoder.
+    n_bins, bin_alpha
+        Bins that values are mixed of, and the weight of the hidden numbers in their shares.
+    n_bits
+        Bits of a code; there are 2 to the power of ``n_bits`` codes.
+    codebook_dim, codebook_layers
+        Width and number of the hidden layers of the network that makes the codes.
+    code_dim
+        Width of the codes.
+    relation
+        Learned relations between genes that are added to their identity: ``"full"``, a number for
+        each pair of positions, as published; a whole number, the rank of a smaller form; or
+        ``"none"``.
+    dropout
+        Of the encoder, in training.
+    """
+
+    dim: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    ff_dim: int = 3072
+    decoder_dim: int = 512
+    decoder_layers: int = 6
+    decoder_heads: int = 8
+    n_bins: int = 100
+    n_bits: int = 12
+    codebook_dim: int = 1024
+    codebook_layers: int = 5
+    code_dim: int = 32
+    relation: str | int = "full"
+    bin_alpha: float = 1.0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in _WHOLE:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
+        if self.n_bits > 20:
+            raise ValueError(f"n_bits must be at most 20; found {self.n_bits}.")
+        for width, heads in (("dim", "n_heads"), ("decoder_dim", "decoder_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(
+                    f"{width}={getattr(self, width)} must be divisible by "
+                    f"{heads}={getattr(self, heads)}."
+                )
+        rank = isinstance(self.relation, int) and not isinstance(self.relation, bool)
+        if not (rank and int(self.relation) >= 1) and self.relation not in ("full", "none"):
+            raise ValueError(
+                f"relation must be 'full', 'none' or a rank of at least 1; found {self.relation!r}."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout!r}.")
+
+    @property
+    def n_codes(self) -> int:
+        """Number of codes."""
+        return int(2**self.n_bits)
+
+
+#: ``published`` is that of the authors (514 million parameters with 19,264 genes, 371 million of
+#: them relations between genes). ``mini`` is for laptops and small data.
+SIZES = {
+    "mini": CellVQSize(
+        dim=128,
+        n_layers=3,
+        n_heads=4,
+        ff_dim=256,
+        decoder_dim=64,
+        decoder_layers=2,
+        decoder_heads=4,
+        n_bins=32,
+        n_bits=8,
+        codebook_dim=64,
+        codebook_layers=3,
+        relation="none",
+    ),
+    "published": CellVQSize(),
+}
+
+
+def get_size(size: str | CellVQSize, **changes: Any) -> CellVQSize:
+    """Return a named size, with single numbers changed where asked."""
+    if isinstance(size, str):
+        if size not in SIZES:
+            raise ValueError(f"Unknown size {size!r}; expected one of {list(SIZES)}.")
+        size = SIZES[size]
+    return replace(size, **changes)
