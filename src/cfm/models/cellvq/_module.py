@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm.models.cellvq._decoder import ExpressionDecoder
+from cfm.models.cellvq._kept import Kept
 from cfm.nn import PostNormLayer
 from cfm.nn._binned_value import BinnedValueEmbedding
 from cfm.nn._post_norm import PreparedStack
@@ -86,7 +87,7 @@ class CellVQModule(nn.Module):
         self.property_heads = nn.ModuleList(
             nn.Linear(4 * dim, n_classes) for n_classes in self.properties.values()
         )
-        self._kept = _Kept()
+        self._kept = Kept()
 
     def encode(
         self,
@@ -263,6 +264,17 @@ class CellVQModule(nn.Module):
         heads = zip(self.properties, self.property_heads, strict=True)
         return {name: head(cell_embedding) for name, head in heads}
 
+    def set_heads(self, n_classes: Mapping[str, int]) -> None:
+        """Put new, untrained property heads in; 0 classes take a head away, others stay."""
+        heads = dict(zip(self.properties, self.property_heads, strict=True))
+        counts = self.properties | dict(n_classes)
+        device = self.position_embedding.weight.device
+        for name, n in n_classes.items():
+            if n:
+                heads[name] = nn.Linear(4 * self.size.dim, n, device=device)
+        self.properties = {name: n for name, n in counts.items() if n}
+        self.property_heads = nn.ModuleList(heads[name] for name in self.properties)
+
     @torch.no_grad()
     def attention(
         self, values: Tensor, gene_ids: Tensor, padding: Tensor | None = None
@@ -356,26 +368,6 @@ class CellVQModule(nn.Module):
                 f"Positions go from {int(known.min())} to {int(known.max())}; the model has genes "
                 f"0 to {self.n_genes - 1} and the two count tokens {last - 1} and {last}."
             )
-
-
-class _Kept:
-    """What was computed from weights, until these change."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[object, Any]] = {}
-
-    def get(self, name: str, weights: Iterable[Tensor], make: Callable[[], Any]) -> Any:
-        version = tuple((w.data_ptr(), w._version, w.device) for w in weights)
-        if name not in self._found or self._found[name][0] != version:
-            self._found.pop(name, None)
-            self._found[name] = version, make()
-        return self._found[name][1]
-
-    def clear(self) -> None:
-        self._found.clear()
-
-    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
-        return type(self), ()  # a copy of the module has weights of its own
 
 
 def _bias(padding: Tensor | None, x: Tensor) -> Tensor | None:
