@@ -12,6 +12,7 @@ from cfm.models._protocols import (
 )
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
+from cfm.models.cellvq import CellVQ
 from cfm.models.lingshu import LingshuCell
 from cfm.models.pulsar import Pulsar, VirtualInstrument
 from cfm.models.uce import UCE
@@ -21,6 +22,7 @@ __all__ = [
     "AttentionModel",
     "BulkFormer",
     "CellPulse",
+    "CellVQ",
     "CodeModel",
     "DonorModel",
     "GeneEmbeddingModel",

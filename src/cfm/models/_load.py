@@ -8,6 +8,7 @@ from cfm.hub import load_checkpoint, resolve
 from cfm.models._base import PretrainedModel
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
+from cfm.models.cellvq import CellVQ
 from cfm.models.lingshu import LingshuCell
 from cfm.models.pulsar import Pulsar, VirtualInstrument
 from cfm.models.uce import UCE
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 MODELS: dict[str, type[PretrainedModel]] = {
     "BulkFormer": BulkFormer,
     "CellPulse": CellPulse,
+    "CellVQ": CellVQ,
     "LingshuCell": LingshuCell,
     "Pulsar": Pulsar,
     "UCE": UCE,

@@ -1,0 +1,232 @@
+"""CellVQ, AnnData side: what it is made of, the data it is given, saving and loading."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from cfm.data import GeneVocabulary
+from cfm.models._base import PretrainedModel, check_weights
+from cfm.models.cellvq._module import CellVQModule
+from cfm.models.cellvq._setup import Registered, levels_of
+from cfm.models.cellvq._sizes import CellVQSize, get_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+    from cfm.hub import Checkpoint
+
+_GENES_FILE = "genes.txt"
+#: In a file of its own, as there may be thousands of names.
+_PROPERTIES_FILE = "properties.json"
+
+
+class CellVQCore(Registered):
+    """Network, vocabulary and properties of a CellVQ; see :class:`CellVQ`.
+
+    Attributes
+    ----------
+    module
+        The network.
+    size
+        Its sizes.
+    properties
+        Classes of each property head, by the name of the head.
+    """
+
+    module: CellVQModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        *,
+        vocabulary: Sequence[str] | GeneVocabulary | None = None,
+        size: str | CellVQSize = "mini",
+        properties: Mapping[str, Sequence[str]] | None = None,
+        seed: int = 0,
+        **sizes: Any,
+    ) -> None:
+        super().__init__(adata)
+        if vocabulary is None:
+            if adata is None:
+                raise ValueError(
+                    "CellVQ needs adata or vocabulary to know its genes; found neither. To use a "
+                    "trained model, call CellVQ.from_pretrained(folder)."
+                )
+            vocabulary = adata.var_names
+        if not isinstance(vocabulary, GeneVocabulary):
+            vocabulary = GeneVocabulary(list(vocabulary))
+        self._vocabulary: GeneVocabulary | None = vocabulary
+        found = {} if adata is None else self._registered_labels()
+        self.properties = check_properties(
+            {key: levels_of(labels) for key, labels in found.items()} | dict(properties or {})
+        )
+        self.size = get_size(size, **sizes)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = CellVQModule(
+                len(vocabulary), size=self.size, properties=_n_classes(self.properties)
+            )
+        self._summarise()
+
+    def _summarise(self) -> None:
+        """Set what scvi-tools shows of a model."""
+        n = sum(p.numel() for p in self.module.parameters())
+        genes = (
+            "genes without names" if self._vocabulary is None else f"{len(self.vocabulary)} genes"
+        )
+        self._model_summary_string = (
+            f"CellVQ: {genes}, {2**self.size.n_bits} codes, properties {list(self.properties)}, "
+            f"width {self.size.dim}, {self.size.n_layers} layers, {n:,} parameters"
+        )
+
+    @property
+    def vocabulary(self) -> GeneVocabulary:
+        """Genes that the model knows.
+
+        Raises
+        ------
+        ValueError
+            If the weights came without the names of their genes.
+        """
+        if self._vocabulary is None:
+            raise ValueError(
+                "The weights came without the names of their genes, so no counts can be read; "
+                "pass from_pretrained(…, genes=names), in the authors' order "
+                "(OS_scRNA_gene_index.19264.tsv)."
+            )
+        return self._vocabulary
+
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return the share of the model's genes that ``adata`` measures."""
+        return self.vocabulary.align(adata.var_names).found_share
+
+    def set_properties(
+        self, properties: Mapping[str, Sequence[str] | None], *, seed: int = 0
+    ) -> None:
+        """Give the model new property heads, untrained; others stay as they are.
+
+        Parameters
+        ----------
+        properties
+            Classes of each new head by its name, which is that of the column of ``obs`` that it
+            will learn from. A head of that name is replaced; ``None`` takes it away.
+        seed
+            Seed of the new weights.
+
+        Raises
+        ------
+        KeyError
+            If a head is to be taken away that there is not.
+        TypeError, ValueError
+            If classes are one text, none, empty or named twice.
+
+        Examples
+        --------
+        >>> import cfm
+        >>> model = cfm.models.CellVQ(vocabulary=["A", "B", "C"], size="mini", n_layers=1)
+        >>> model.set_properties({"cell_type": ["B cell", "T cell"]})
+        >>> model.properties
+        {'cell_type': ['B cell', 'T cell']}
+        """
+        gone = [name for name, classes in properties.items() if classes is None]
+        unknown = [name for name in gone if name not in self.properties]
+        if unknown:
+            raise KeyError(f"The model has no heads {unknown}; it has {list(self.properties)}.")
+        new = check_properties({k: v for k, v in properties.items() if v is not None})
+        heads = dict(zip(self.properties, self.module.property_heads, strict=True))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for name, classes in new.items():
+                heads[name] = torch.nn.Linear(4 * self.size.dim, len(classes)).to(self.device)
+        kept = {k: v for k, v in self.properties.items() if k not in gone}
+        self.properties = kept | new
+        self.module.properties = _n_classes(self.properties)
+        self.module.property_heads = torch.nn.ModuleList(heads[k] for k in self.properties)
+        self._summarise()
+
+    @classmethod
+    def _filled(
+        cls,
+        size: CellVQSize,
+        n_genes: int,
+        vocabulary: GeneVocabulary | None,
+        properties: dict[str, list[str]],
+        tensors: dict[str, torch.Tensor],
+        name: str,
+    ) -> Self:
+        """Make a model of given weights, without a second copy of them."""
+        if vocabulary is not None and len(vocabulary) != n_genes:
+            raise ValueError(
+                f"Found {len(vocabulary)} names of genes, but weights of {n_genes} genes in "
+                f"checkpoint {name!r}."
+            )
+        with torch.device("meta"):  # takes no memory for what the sizes claim
+            module = CellVQModule(n_genes, size=size, properties=_n_classes(properties))
+        found = check_weights(module, tensors, name)
+        kinds = {k: v.dtype for k, v in module.state_dict().items()}
+        module.load_state_dict({k: v.to(kinds[k]) for k, v in found.items()}, assign=True)
+        model = cls.__new__(cls)
+        PretrainedModel.__init__(model, None)
+        model.size, model.properties, model._vocabulary = size, properties, vocabulary
+        model.module = module
+        model._summarise()
+        return model
+
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+        files = {_PROPERTIES_FILE: json.dumps(self.properties, ensure_ascii=False, indent=0) + "\n"}
+        if self._vocabulary is not None:
+            files[_GENES_FILE] = "\n".join(self._vocabulary.genes) + "\n"
+        config = {"size": vars(self.size), "n_genes": self.module.n_genes}
+        return dict(self.module.state_dict()), config, files
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+        config = dict(checkpoint.config)
+        try:
+            size = CellVQSize(**config.pop("size"))
+            n_genes = int(config.pop("n_genes"))
+            text = checkpoint.files.get(_GENES_FILE)
+            genes = None if text is None else GeneVocabulary(text.splitlines())
+            properties = check_properties(json.loads(checkpoint.files[_PROPERTIES_FILE]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The config.json, {_GENES_FILE} or {_PROPERTIES_FILE} of checkpoint "
+                f"{checkpoint.name!r} lacks or garbles a setting of CellVQ ({error}). It may be "
+                "damaged or from another version; download it again."
+            ) from error
+        model = cls._filled(size, n_genes, genes, properties, checkpoint.tensors, checkpoint.name)
+        model.provenance = config
+        if adata is not None:
+            model.attach(adata)
+        return model
+
+
+def check_properties(properties: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return properties with their classes as lists of text.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If classes are one text, none, empty or named twice, or the name of a head is empty.
+    """
+    out = {}
+    for name, classes in properties.items():
+        if isinstance(classes, str):
+            raise TypeError(f"The classes of {name!r} are one text ({classes!r}); expected a list.")
+        names = [str(c) for c in classes]
+        if not name or not names or "" in names or len(set(names)) < len(names):
+            raise ValueError(
+                f"The property {name!r} has the classes {names[:8]}; expected at least one, each "
+                "with a name of its own."
+            )
+        out[str(name)] = names
+    return out
+
+
+def _n_classes(properties: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    return {name: len(classes) for name, classes in properties.items()}
