@@ -10,6 +10,21 @@ from torch.nn import functional as F
 
 #: Added to every random feature, so that no token is left without attention.
 FEATURE_EPS = 1e-4
+#: Our names of the tensors of a :class:`PerformerLayer` by those of performer-pytorch.
+PERFORMER_NAMES = {"0.fn.fast_attention.projection_matrix": "attention.features"} | {
+    f"{theirs}.{kind}": f"{ours}.{kind}"
+    for theirs, ours in {
+        "0.norm": "attention_norm",
+        "0.fn.to_q": "attention.to_q",
+        "0.fn.to_k": "attention.to_k",
+        "0.fn.to_v": "attention.to_v",
+        "0.fn.to_out": "attention.to_out",
+        "1.norm": "ff_norm",
+        "1.fn.fn.w1": "ff_in",
+        "1.fn.fn.w2": "ff_out",
+    }.items()
+    for kind in ("weight", "bias")
+}
 
 
 def orthogonal_features(

@@ -13,6 +13,7 @@ from cfm.hub import load_torch
 from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
 from cfm.models.bulkformer._sizes import BulkFormerSize
 from cfm.nn._graph import check_graph
+from cfm.nn._performer import PERFORMER_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,16 +43,6 @@ _OF_BLOCK = {
     "layernorm.bias": "norm.bias",
     "g.bias": "graph.bias",
     "g.lin.weight": "graph.linear.weight",
-}
-_OF_LAYER = {
-    "0.norm": "attention_norm",
-    "0.fn.to_q": "attention.to_q",
-    "0.fn.to_k": "attention.to_k",
-    "0.fn.to_v": "attention.to_v",
-    "0.fn.to_out": "attention.to_out",
-    "1.norm": "ff_norm",
-    "1.fn.fn.w1": "ff_in",
-    "1.fn.fn.w2": "ff_out",
 }
 _AGAIN = "download it again, or convert it with the code that wrote it."
 
@@ -199,10 +190,7 @@ def _our_name(key: str) -> str | None:
     if match := _LAYER.fullmatch(key):
         block, layer, rest = match.groups()
         prefix = f"blocks.{block}.layers.{layer}."
-        if rest == "0.fn.fast_attention.projection_matrix":
-            return prefix + "attention.features"
-        part, _, kind = rest.rpartition(".")
-        return f"{prefix}{_OF_LAYER[part]}.{kind}" if part in _OF_LAYER else None
+        return prefix + PERFORMER_NAMES[rest] if rest in PERFORMER_NAMES else None
     if match := _BLOCK.fullmatch(key):
         block, rest = match.groups()
         return f"blocks.{block}.{_OF_BLOCK[rest]}" if rest in _OF_BLOCK else None

@@ -1,0 +1,300 @@
+"""Published CellVQ weights, in the file of their authors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from cfm.hub import load_torch
+from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
+from cfm.models.cellvq._module import N_COUNT_TOKENS
+from cfm.models.cellvq._sizes import CellVQSize
+from cfm.nn._performer import PERFORMER_NAMES
+from cfm.nn._post_norm import TORCH_NAMES
+from cfm.nn._soft_codes import binary_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+_WEIGHTS = "models.ckpt"
+_GENES, _GENES_COLUMN = "OS_scRNA_gene_index.*.tsv", "gene_name"
+#: Property heads, in the order that the authors list them.
+_PROPERTIES = ("cell_type", "tissue", "disease", "sex", "age")
+
+_ENCODER = re.compile(r"encoder\.transformer_encoder\.(\d+)\.(.+)")
+_DECODER = re.compile(r"decoder\.performer\.net\.layers\.(\d+)\.(.+)")
+#: Our names by the authors', of what is there once.
+_PLAIN = {
+    "token_emb.mlp.": "value_embedding.to_bins.",
+    "token_emb.mlp2.": "value_embedding.mix.",
+    "pos_emb.": "position_embedding.",
+    "go_embed.": "relation_projection.",
+    "encoder.norm.": "norm.",
+    "cell_vq.embedding_mlp.": "quantiser.network.",
+    "cell_vq.proj.": "quantiser.proj.",
+    "cell_vq.proj_inv.": "quantiser.proj_inv.",
+    "decoder_embed.": "decoder.projection.",
+    "decoder.norm.": "decoder.norm.",
+    "norm.": "decoder.output_norm.",
+    "mean.": "decoder.heads.mean.",
+    "disp.": "decoder.heads.dispersion.",
+    "pi.": "decoder.heads.dropout.",
+}
+_ONE = {"go": "relation", "token_emb.emb.weight": "value_embedding.bins"}
+#: What no result depends on: tokens that are hidden or padding, a head for another loss, a counter.
+_UNUSED = {
+    "token_emb.emb_mask.weight",
+    "token_emb.emb_pad.weight",
+    "to_final.weight",
+    "to_final.bias",
+    "decoder.performer.calls_since_last_redraw",
+}
+_BITS = "cell_vq.embedding"
+_AGAIN = "download it again."
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint: sizes, and weights by our names.
+
+    Attributes
+    ----------
+    name
+        Of the file, without its ending.
+    size
+        Sizes of the network.
+    n_genes
+        Genes that it knows.
+    properties
+        Classes of each property head.
+    tensors
+        Weights; those that are float32 already are not copied.
+    genes
+        Their names in the order of the model, ``None`` where no list lies beside the weights.
+    sha256
+        Of the file.
+    """
+
+    name: str
+    size: CellVQSize
+    n_genes: int
+    properties: dict[str, int]
+    tensors: dict[str, Tensor]
+    genes: list[str] | None
+    sha256: str
+
+
+def is_published(path: Path) -> bool:
+    """Whether a folder or file looks like CellVQ as its authors release it."""
+    if path.is_file():
+        return path.suffix == ".ckpt"
+    return (path / _WEIGHTS).is_file() and not (path / WEIGHTS_NAME).is_file()
+
+
+def read_published(path: Path, mode: str = "m1") -> Published:
+    """Read and check the authors' file.
+
+    Parameters
+    ----------
+    path
+        ``models.ckpt`` or the folder it lies in; ``OS_scRNA_gene_index.19264.tsv`` beside it
+        names the genes.
+    mode
+        Which of the weights in the file.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, unsafe, of another model, or lacks the mode; if configuration,
+        weights and gene list do not fit each other.
+    """
+    weights = path if path.is_file() else path / _WEIGHTS
+    find_file(weights.parent, weights.name)
+    loaded = load_torch(weights)
+    where = str(weights)
+    _check_layout(loaded, mode, where)
+    size, n_genes, properties, tensors = convert_state(loaded[mode], loaded["config"], where)
+    return Published(
+        name=weights.stem,
+        size=size,
+        n_genes=n_genes,
+        properties=properties,
+        tensors=tensors,
+        genes=_gene_list(weights.parent, n_genes),
+        sha256=sha256_of_file(weights),
+    )
+
+
+def convert_state(
+    state: Mapping[str, object], config: Mapping[str, Any], where: str
+) -> tuple[CellVQSize, int, dict[str, int], dict[str, Tensor]]:
+    """Turn the authors' state dict into sizes, genes, classes of heads, and weights by our names.
+
+    Raises
+    ------
+    ValueError
+        If it holds something that CellVQ does not have, or contradicts itself or the
+        configuration.
+    """
+    tensors: dict[str, Tensor] = {}
+    heads: dict[str, Tensor] = {}
+    unknown = []
+    for key, value in state.items():
+        name = key.removeprefix("module.")
+        head, _, kind = name.partition(".")
+        ours = _our_name(name)
+        if not isinstance(value, torch.Tensor):
+            unknown.append(key)
+        elif name == _BITS:
+            _check_bits(value, where)
+        elif head in _PROPERTIES and kind in ("weight", "bias"):
+            heads[name] = value.float()
+        elif ours is not None:
+            tensors[ours] = value.float() if value.is_floating_point() else value
+        elif name not in _UNUSED:
+            unknown.append(key)
+    if unknown:
+        raise ValueError(
+            f"{where} holds {len(unknown)} entries that CellVQ does not have (such as "
+            f"{unknown[0]!r}); it is of another model or version."
+        )
+    properties: dict[str, int] = {}
+    for name in _PROPERTIES:
+        if f"{name}.weight" in heads and f"{name}.bias" in heads:
+            for kind in ("weight", "bias"):
+                tensors[f"property_heads.{len(properties)}.{kind}"] = heads[f"{name}.{kind}"]
+            properties[name] = len(heads[f"{name}.bias"])
+    size = _sizes(tensors, config, where)
+    n_genes = len(tensors["position_embedding.weight"]) - N_COUNT_TOKENS - 1
+    if n_genes < 1 or config.get("seq_len", n_genes + N_COUNT_TOKENS) != n_genes + N_COUNT_TOKENS:
+        raise ValueError(
+            f"{where} has weights for {n_genes} genes and {N_COUNT_TOKENS} count tokens, but a "
+            f"configuration with seq_len={config.get('seq_len')!r}: {_AGAIN}"
+        )
+    return size, n_genes, properties, tensors
+
+
+def _check_layout(loaded: dict[str, Any], mode: str, where: str) -> None:
+    """Check that a file is a dictionary of a configuration and the weights of modes."""
+    if not isinstance(loaded.get("config"), dict):
+        other = (
+            "these are the parts of scFoundation's file, which is another model"
+            if {"gene", "cell"} & loaded.keys()
+            else "the authors' file is a dictionary of config and weights"
+        )
+        raise ValueError(
+            f"{where} has no config of CellVQ (it holds {sorted(map(str, loaded))[:5]}); {other}: "
+            "download models.ckpt of CellVQ."
+        )
+    modes = sorted(str(k) for k, v in loaded.items() if k != "config" and isinstance(v, dict))
+    if mode not in modes:
+        raise ValueError(f"{where} has no weights of mode={mode!r}; it has {modes}.")
+
+
+def _our_name(key: str) -> str | None:
+    """Return our name of a tensor, ``None`` where there is none."""
+    if key in _ONE:
+        return _ONE[key]
+    for pattern, names, ours in (
+        (_ENCODER, TORCH_NAMES, "layers"),
+        (_DECODER, PERFORMER_NAMES, "decoder.layers"),
+    ):
+        if match := pattern.fullmatch(key):
+            return f"{ours}.{match[1]}.{names[match[2]]}" if match[2] in names else None
+    for prefix, name in _PLAIN.items():
+        if key.startswith(prefix):
+            return name + key.removeprefix(prefix)
+    return None
+
+
+def _sizes(tensors: dict[str, Tensor], config: Mapping[str, Any], where: str) -> CellVQSize:
+    """Read the sizes off the weights, and what they do not say off the configuration."""
+    try:
+        dim = tensors["position_embedding.weight"].shape[1]
+        features = tensors["decoder.layers.0.attention.features"]
+        width = tensors["decoder.projection.weight"].shape[0]
+        hidden, n_bits = tensors["quantiser.network.0.weight"].shape
+        encoder, decoder = dict(config["encoder"]), dict(config["decoder"])
+        size = CellVQSize(
+            dim=dim,
+            n_layers=_count(r"layers\.(\d+)\.", tensors),
+            n_heads=encoder["heads"],
+            ff_dim=tensors["layers.0.ff_in.bias"].shape[0],
+            decoder_dim=width,
+            decoder_layers=_count(r"decoder\.layers\.(\d+)\.", tensors),
+            decoder_heads=width // features.shape[1],
+            n_bins=tensors["value_embedding.bins"].shape[0],
+            n_bits=n_bits,
+            codebook_dim=hidden,
+            codebook_layers=_count(r"quantiser\.network\.(\d+)\.running_mean", tensors),
+            code_dim=tensors["quantiser.proj.bias"].shape[0],
+            relation="full" if "relation" in tensors else "none",
+            bin_alpha=float(config["bin_alpha"]),
+        )
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{where} lacks weights or settings of CellVQ, or they contradict each other "
+            f"({error}): {_AGAIN}"
+        ) from error
+    told = {
+        "encoder hidden_dim": (encoder.get("hidden_dim"), size.dim),
+        "encoder depth": (encoder.get("depth"), size.n_layers),
+        "decoder hidden_dim": (decoder.get("hidden_dim"), size.decoder_dim),
+        "decoder depth": (decoder.get("depth"), size.decoder_layers),
+        "decoder heads": (decoder.get("heads"), size.decoder_heads),
+        "bin_num": (config.get("bin_num"), size.n_bins),
+    }
+    wrong = [f"{k} {a!r} and {b}" for k, (a, b) in told.items() if a is not None and a != b]
+    if wrong:
+        raise ValueError(
+            f"The configuration and the weights in {where} contradict each other "
+            f"({'; '.join(wrong)}): {_AGAIN}"
+        )
+    return size
+
+
+def _count(pattern: str, names: Iterable[str]) -> int:
+    """Count the numbers that occur in names."""
+    return len({m[1] for m in (re.match(pattern, name) for name in names) if m})
+
+
+def _check_bits(found: Tensor, where: str) -> None:
+    """Check that codes are numbered as here; other numbers would give cells other codes."""
+    n_bits = found.shape[-1] if found.ndim == 2 else 0
+    fits = 1 <= n_bits <= 20 and len(found) == 2**n_bits
+    if not fits or not torch.equal(found.float(), binary_numbers(n_bits).float()):
+        raise ValueError(
+            f"{where} numbers its codes otherwise than CellVQ does ({_BITS} does not list all "
+            f"binary numbers in order): it is damaged or of another version."
+        )
+
+
+def _gene_list(folder: Path, n_genes: int) -> list[str] | None:
+    """Read the names of the genes, in order."""
+    found = sorted(folder.glob(_GENES))
+    if not found:
+        return None
+    path = find_file(folder, found[0].name)
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path} is no table of tab-separated values ({error}).") from error
+    if _GENES_COLUMN not in table:
+        raise ValueError(
+            f"{path} has the columns {table.columns.tolist()}; expected {_GENES_COLUMN!r}, the "
+            "name of each gene."
+        )
+    genes = table[_GENES_COLUMN].str.strip().tolist()
+    if len(genes) != n_genes or len(set(genes)) != n_genes or "" in genes:
+        raise ValueError(
+            f"{path} lists {len(genes)} genes, {len(set(genes))} of them different; the weights "
+            f"have {n_genes}: the two belong to different releases."
+        )
+    return genes
