@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from cfm.data import GeneVocabulary
+from cfm.hub import resolve
 from cfm.models._base import PretrainedModel, check_weights
+from cfm.models.cellvq._checkpoint import is_published, read_published
 from cfm.models.cellvq._module import CellVQModule
 from cfm.models.cellvq._setup import Registered, levels_of
 from cfm.models.cellvq._sizes import CellVQSize, get_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from anndata import AnnData
 
@@ -138,16 +141,93 @@ class CellVQCore(Registered):
         if unknown:
             raise KeyError(f"The model has no heads {unknown}; it has {list(self.properties)}.")
         new = check_properties({k: v for k, v in properties.items() if v is not None})
-        heads = dict(zip(self.properties, self.module.property_heads, strict=True))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for name, classes in new.items():
-                heads[name] = torch.nn.Linear(4 * self.size.dim, len(classes)).to(self.device)
+            self.module.set_heads(_n_classes(new) | dict.fromkeys(gone, 0))
         kept = {k: v for k, v in self.properties.items() if k not in gone}
         self.properties = kept | new
-        self.module.properties = _n_classes(self.properties)
-        self.module.property_heads = torch.nn.ModuleList(heads[k] for k in self.properties)
         self._summarise()
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a folder or file holds weights as the authors of CellVQ publish them."""
+        return is_published(path)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        adata: AnnData | None = None,
+        *,
+        device: str = "auto",
+        mode: str = "m1",
+        genes: Sequence[str] | None = None,
+        properties: Mapping[str, Sequence[str]] | None = None,
+    ) -> Self:
+        """Load a model by name, folder or ``hf://org/name``.
+
+        Parameters
+        ----------
+        source
+            Name of a bundled or registered checkpoint, a folder that :meth:`save` wrote, or
+            ``models.ckpt`` as the authors release it, or a folder with it: a dictionary of
+            ``config`` and the weights of each mode. It is read without running anything in it.
+        adata
+            Data to attach for further training, registered with ``setup_anndata``. Properties
+            that the model has no head for get one when it is trained.
+        device
+            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        mode
+            Which weights of the authors' file are taken.
+        genes
+            Names of the genes of the authors' weights, in their order. By default those of
+            ``OS_scRNA_gene_index.19264.tsv`` beside the file; without either the model reads
+            tensors, but no AnnData.
+        properties
+            Names of the classes of the authors' heads, which their file does not say; by default
+            ``"0"``, ``"1"``, ….
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is damaged, is not safe to read, belongs to another model, or what
+            is given does not fit it.
+        """
+        path = resolve(source)
+        if not cls.recognises(path):
+            if genes is not None or properties is not None:
+                raise ValueError(
+                    "genes= and properties= are for the authors' weights; this checkpoint names "
+                    "its own."
+                )
+            return super().from_pretrained(source, adata, device=device)
+        published = read_published(path, mode)
+        names = published.genes if genes is None else genes
+        vocabulary = None if names is None else GeneVocabulary(list(names))
+        found = {k: [str(i) for i in range(n)] for k, n in published.properties.items()}
+        for name, classes in check_properties(properties or {}).items():
+            if len(classes) != len(found.get(name, ())):
+                raise ValueError(
+                    f"properties= names {len(classes)} classes of {name!r}; the weights have "
+                    f"{published.properties}."
+                )
+            found[name] = classes
+        model = cls._filled(
+            published.size,
+            published.n_genes,
+            vocabulary,
+            found,
+            published.tensors,
+            published.name,
+        )
+        model.checkpoint_name = published.name
+        model.checkpoint_sha256 = published.sha256
+        if adata is not None:
+            model.attach(adata)
+        model.is_trained_ = True
+        model.to_device(device)
+        model.module.eval()
+        return model
 
     @classmethod
     def _filled(

@@ -2,14 +2,372 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
+from scvi import REGISTRY_KEYS, settings
+from scvi.train import TrainRunner
+
+from cfm.data._warn import warn_user
+from cfm.models._lightning import (
+    check_numbers,
+    held_out_studies,
+    quiet_lightning,
+    run_training,
+    training_precision,
+)
+from cfm.models._streams import StreamModule
 from cfm.models.cellvq._core import CellVQCore
+from cfm.models.cellvq._objectives import Weights
+from cfm.models.cellvq._reading import CellReader
+from cfm.models.cellvq._setup import levels_of
+from cfm.models.cellvq._stream import CellStream, cells_that_express, whole_cells
+from cfm.models.cellvq._training import (
+    CellVQPlan,
+    Schedule,
+    check_shares,
+    warn_of_collapse,
+    without_gradients,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+_MAX_EPOCHS = 100
+#: Without a number of epochs or steps, training stops after so many steps.
+_MAX_STEPS = 4000
 
 
 class Trainable(CellVQCore):
     """A CellVQ that can be trained."""
 
-    def train(self, *args: Any, **kwargs: Any) -> None:
-        """Train; in the next commit."""
-        raise NotImplementedError
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        max_steps: int | None = None,
+        freeze: Literal["encoder"] | None = None,
+        keep_share: float | tuple[float, float] = (0.3, 0.7),
+        code_only_share: float = 0.5,
+        schedule: Schedule = "geometric",
+        last_temperature: float = 0.01,
+        anneal_share: float = 0.8,
+        reconstruction_weight: float = 1.0,
+        separation_weight: float = 0.1,
+        balance_weight: float = 0.0,
+        property_weight: float | Mapping[str, float] = 1.0,
+        class_weights: bool = False,
+        validation_share: float = 0.1,
+        n_validation: int = 512,
+        batch_size: int = 32,
+        accumulate_grad_batches: int = 1,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        precision: str = "auto",
+        enable_progress_bar: bool | None = None,
+        seed: int = 0,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train on hidden counts and registered properties: from scratch, or further.
+
+        The encoder sees a random part of the genes that a cell expresses. From that, and from the
+        code that the quantiser gives the cell, the decoder predicts the rest: the counts of the
+        genes that were held back and the zeros, by a zero-inflated negative binomial whose mean,
+        in counts per 10,000, is scaled by the counts of the cell. Of some cells it sees the code
+        alone, so that codes carry what there is to know of a cell. The property heads read the
+        embedding of what is seen. AdamW in one cycle (up over 10 % of the steps, then down by a
+        cosine), clipping at 1.0.
+
+        Every epoch adds to ``history`` the parts of the loss of training and validation
+        (``train_reconstruction``, ``validation_reconstruction`` in nats per count, …), and of up
+        to ``n_validation`` whole cells, those of the validation if there are any, ``perplexity``
+        (over how many codes they are spread), ``n_live_codes`` (how many they use) and
+        ``live_codes`` (that number as a share of all codes).
+
+        Registered properties (``labels_keys``) that the model has no head for get one.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data; by default 100, and 4,000 steps at most.
+        max_steps
+            Optimiser steps at most.
+        freeze
+            ``"encoder"`` trains the property heads and the decoder only: codes and embeddings of
+            cells stay as they are. With ``reconstruction_weight=0`` the heads alone.
+        keep_share
+            Share of the expressed genes that the encoder sees, or the bounds between which it is
+            drawn for each cell.
+        code_only_share
+            Probability that the decoder sees the code of a cell and none of its genes.
+        schedule
+            How the temperature of the quantiser falls from 1: ``"geometric"`` or ``"cosine"``.
+            The temperature is also the share of the cells that bypass the quantiser, until 0.02.
+        last_temperature
+            What it falls to.
+        anneal_share
+            Share of the steps after which it is there.
+        reconstruction_weight, separation_weight, balance_weight
+            Weights of the three terms: the counts; codes that are apart (mean of the largest
+            cosine of a code to another); codes that are used alike (1 − the entropy of the mean
+            probabilities of a batch over its largest value; an addition of ours).
+        property_weight
+            Weight of the cross-entropy of the heads, or weights by name of the head.
+        class_weights
+            Weigh cells so that the classes of a property count alike, however many cells they
+            have.
+        validation_share
+            Share of the studies that is held out, at least one if there are three; without
+            ``study_key`` share of the cells.
+        n_validation
+            Held-out cells, spread over all of them, on which each epoch is judged.
+        batch_size
+            Cells per batch.
+        accumulate_grad_batches
+            Batches per optimiser step.
+        lr, weight_decay
+            Of AdamW: peak rate, and decay of matrices.
+        accelerator, devices
+            As in scvi-tools.
+        precision
+            As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+        enable_progress_bar
+            By default as ``scvi.settings.verbosity`` says.
+        seed
+            Seed of the whole run.
+        **trainer_kwargs
+            For :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        KeyError
+            If cells have a class that the head of a loaded model does not know.
+        ValueError
+            If the model has no data, no cell expresses one of its genes, there is nothing to
+            train, a number is out of its range, or the loss is no longer finite.
+        KeyboardInterrupt
+            If training is interrupted. The model then keeps what it has learned.
+
+        Warns
+        -----
+        UserWarning
+            If cells express none of the genes (they are left out), or if the codes have collapsed
+            by the end: cells of different kinds then have the same one.
+
+        Notes
+        -----
+        An open recipe: published are the task, the kinds of the losses and the quantiser. The
+        shares, the weights and the schedule are ours, as is the decoder that sees the code.
+        """
+        check_numbers(
+            max_epochs=(1 if max_epochs is None else max_epochs, 1),
+            max_steps=(1 if max_steps is None else max_steps, 1),
+            batch_size=(batch_size, 1),
+            accumulate_grad_batches=(accumulate_grad_batches, 1),
+            n_validation=(n_validation, 1),
+        )
+        keep = (keep_share, keep_share) if isinstance(keep_share, float | int) else keep_share
+        check_shares(keep, code_only_share, last_temperature, anneal_share)
+        _check_choice("freeze", freeze, (None, "encoder"))
+        _check_choice("schedule", schedule, get_args(Schedule))
+        reader = self._training_reader()
+        labels = self._training_labels(seed)
+        weights = self._weights(
+            labels,
+            property_weight,
+            reconstruction=reconstruction_weight,
+            separation=0.0 if freeze else separation_weight,
+            balance=0.0 if freeze else balance_weight,
+        )
+        usable = cells_that_express(reader, self.adata.n_obs)
+        studies = self.registered_categories("study")
+        training, checks = self._split(usable, studies, validation_share, n_validation, seed)
+        if class_weights:
+            weights = weights.balanced(labels[training], self.module.properties.values())
+        stream = CellStream(
+            reader,
+            labels,
+            training,
+            batch_size=batch_size,
+            seed=seed,
+            keep_share=keep,
+            alone_share=code_only_share,
+        )
+        check = None
+        if len(checks):
+            check = CellStream(
+                reader,
+                labels,
+                checks,
+                batch_size=batch_size,
+                seed=seed + 1,
+                keep_share=keep,
+                alone_share=code_only_share,
+                fixed=True,
+            )
+        steps_per_epoch = -(-stream.n_batches // accumulate_grad_batches)
+        if max_epochs is None and max_steps is None:
+            max_steps = min(_MAX_STEPS, _MAX_EPOCHS * steps_per_epoch)
+        if max_epochs is None:
+            max_epochs = -(-int(max_steps or 1) // steps_per_epoch)
+        n_steps = min(max_epochs * steps_per_epoch, max_steps or max_epochs * steps_per_epoch)
+        frozen = self._encoder_parts() if freeze else []
+        counted = checks if len(checks) else _spread(training, n_validation)
+        plan = CellVQPlan(
+            self.module,
+            weights=weights,
+            checked=whole_cells(reader, counted, batch_size),
+            frozen=frozen,
+            schedule=None if freeze else schedule,
+            last_temperature=last_temperature,
+            anneal_share=anneal_share,
+            lr=lr,
+            weight_decay=weight_decay,
+            n_steps=n_steps,
+        )
+        if enable_progress_bar is None:
+            enable_progress_bar = settings.verbosity <= logging.INFO
+        trainer_kwargs.setdefault("log_every_n_steps", 1)
+        trainer_kwargs.setdefault("gradient_clip_val", 1.0)
+        with quiet_lightning(), without_gradients(frozen):
+            runner = TrainRunner(
+                self,
+                training_plan=plan,
+                data_splitter=StreamModule(stream, check),
+                max_epochs=max_epochs,
+                max_steps=n_steps,
+                accelerator=accelerator,
+                devices=devices,
+                precision=training_precision(precision, accelerator),
+                check_val_every_n_epoch=1,
+                accumulate_grad_batches=accumulate_grad_batches,
+                enable_progress_bar=enable_progress_bar,
+                **trainer_kwargs,
+            )
+            finished = run_training(self, runner, seed)
+        self.trained_here(
+            studies, training_seed=seed, max_steps=n_steps, n_training_cells=len(training)
+        )
+        if not freeze:
+            warn_of_collapse(plan.perplexities, len(counted), self.size.n_codes)
+        if not finished:
+            raise KeyboardInterrupt(
+                f"Training was interrupted after step {plan.trainer.global_step} of {n_steps}; "
+                "the model keeps what it has learned."
+            )
+
+    def _training_reader(self) -> CellReader:
+        """Return what reads the registered data."""
+        if self.adata is None:
+            raise ValueError(
+                "The model has no data; give it some with from_pretrained(name, adata=adata) "
+                "after CellVQ.setup_anndata(adata, …)."
+            )
+        registered = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]
+        given = self._setup_arguments()
+        return CellReader(
+            self.adata,
+            self.vocabulary,
+            layer=registered.attr_key if registered.attr_name == "layers" else None,
+            units=given["units"],
+            total_counts=given["total_counts"],
+        )
+
+    def _training_labels(self, seed: int) -> np.ndarray:
+        """Return classes by cell and head, ``(n, n_heads)`` int64, −1 = unknown; make new heads."""
+        found = self._registered_labels()
+        new = {k: levels_of(v) for k, v in found.items() if k not in self.properties}
+        if new:
+            self.set_properties(new, seed=seed)
+        out = np.full((self.adata.n_obs, len(self.properties)), -1, dtype=np.int64)
+        for i, (name, classes) in enumerate(self.properties.items()):
+            if name not in found:
+                continue
+            unknown = sorted(set(found[name]) - {"", *classes})
+            if unknown:
+                raise KeyError(
+                    f"adata.obs[{name!r}] has classes that the head {name!r} does not know "
+                    f"({unknown[:5]}; it knows {classes[:5]}, …): rename them, or begin a new "
+                    f"head with model.set_properties({{{name!r}: [...]}})."
+                )
+            number = {c: j for j, c in enumerate(classes)} | {"": -1}
+            out[:, i] = [number[c] for c in found[name]]
+        return out
+
+    def _weights(
+        self,
+        labels: np.ndarray,
+        property_weight: float | Mapping[str, float],
+        *,
+        reconstruction: float,
+        separation: float,
+        balance: float,
+    ) -> Weights:
+        names = list(self.properties)
+        if isinstance(property_weight, float | int):
+            by_name = dict.fromkeys(names, float(property_weight))
+        else:
+            unknown = [name for name in property_weight if name not in self.properties]
+            if unknown:
+                raise KeyError(f"property_weight names no heads {unknown}; there are {names}.")
+            by_name = dict.fromkeys(names, 1.0) | dict(property_weight)
+        weights = Weights(reconstruction, separation, balance, tuple(by_name[n] for n in names))
+        numbers = (reconstruction, separation, balance, *weights.properties)
+        if not all(np.isfinite(w) and w >= 0 for w in numbers):
+            raise ValueError(f"Weights of the loss must be at least 0; found {numbers}.")
+        learned = (labels >= 0).any(axis=0) & (np.array(weights.properties) > 0)
+        if not reconstruction and not learned.any():
+            raise ValueError(
+                "There is nothing to train: reconstruction_weight=0, and no registered property "
+                "has a weight; register labels_keys= with setup_anndata, or give it one."
+            )
+        return weights
+
+    def _split(
+        self, usable: np.ndarray, studies: np.ndarray, share: float, most: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows to train on, and at most so many to judge by."""
+        empty = len(studies) - len(usable)
+        if not len(usable):
+            raise ValueError(
+                f"None of {empty} cells expresses a gene of the model; there is nothing to train "
+                "on: check that var_names hold the genes and X (or layer=) the counts."
+            )
+        if empty:
+            warn_user(
+                f"{empty} of {len(studies)} cells express none of the model's genes and are left "
+                "out of training."
+            )
+        if (studies != "").any():
+            held_out = np.isin(studies[usable], held_out_studies(studies[usable], share, seed))
+        else:
+            cells = np.arange(len(usable)).astype(str).astype(object)
+            held_out = np.isin(cells, held_out_studies(cells, share, seed))
+        return usable[~held_out], _spread(usable[held_out], most)
+
+    def _encoder_parts(self) -> list[nn.Module | nn.Parameter]:
+        """Return what makes embeddings and codes of cells: all but the decoder and the heads."""
+        module = self.module
+        parts: list[nn.Module | nn.Parameter] = [
+            part
+            for part in module.children()
+            if part is not module.decoder and part is not module.property_heads
+        ]
+        return [*parts, *module.parameters(recurse=False)]
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many rows, spread over all of them."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def _check_choice(name: str, found: object, expected: Sequence[object]) -> None:
+    if found not in expected:
+        raise ValueError(f"{name}={found!r}; expected one of {tuple(expected)}.")
