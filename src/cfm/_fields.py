@@ -72,6 +72,10 @@ MEAN_TARGET = "mean over targets"
 
 #: ``uns[SIMULATION]`` of the AnnData made by :func:`cfm.tl.simulate_perturbation`.
 SIMULATION = "simulation"
+#: Of :class:`cfm.models.CellVQ`: ``obs[CODE_BEFORE]``, ``obs[CODE_AFTER]``, and
+#: ``uns[SIMULATION][CODE_TRANSITIONS]``: DataFrame, how many cells move from which code to which.
+CODE_BEFORE, CODE_AFTER = "cell_code_before", "cell_code_after"
+CODE_TRANSITIONS = "code_transitions"
 #: ``uns[SIMULATION][LEARNED_FROM]``: DataFrame, what a baseline took its effect from, per group.
 LEARNED_FROM = "learned_from"
 #: ``obs[PERTURBATION]``: what was simulated, where no column was named for it.
@@ -133,6 +137,10 @@ VECTORS, ANNOTATIONS, REFERENCE = "vectors", "annotations", "reference"
 LABELLED, MAJORITY, PURITY, ENTROPY, CODE_ENRICHMENT = (
     "_labelled", "_majority", "_purity", "_entropy", "_enrichment",
 )  # fmt: skip
+
+#: Default ``key_added`` of :func:`cfm.tl.predict_properties`, a prefix: ``obs[key + name]``,
+#: ``obs[key + name + CONFIDENCE]`` and ``obsm[key + name + PROBABILITIES]``.
+PROPERTY_PREFIX = "predicted_"
 
 #: Default ``key_added`` of :func:`cfm.tl.knowledge_graph`: tables in ``uns[key]``.
 KNOWLEDGE_GRAPH_KEY = "knowledge_graph"
