@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from cfm.models.cellvq._perturb import Perturbable
 from cfm.models.cellvq._properties import Predicting
 from cfm.models.cellvq._train import Trainable
 
 
-class CellVQ(Trainable, Predicting):
+class CellVQ(Trainable, Predicting, Perturbable):
     """Model of single cells with a discrete code per cell.
 
     A cell is the sentence of the genes it expresses; what is not measured is missing, not zero. The

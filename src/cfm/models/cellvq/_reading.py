@@ -185,7 +185,7 @@ class CellReader:
         out[self.alignment.positions] = True
         return out
 
-    def _read(self, rows: np.ndarray) -> sparse.csr_matrix:
+    def read(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Return values as they are stored, checked, on the genes of the model."""
         block = sparse.csr_matrix(read_rows(self._matrix, rows))
         if self.units == "counts":
@@ -204,7 +204,7 @@ class CellReader:
         Of normalised data they are taken back to counts, which need not be whole: to the total
         of the cell where it is known, else to 10,000.
         """
-        values = self._read(rows)
+        values = self.read(rows)
         if self.units == "counts":
             return values
         total = np.repeat(10.0 ** self._depth(rows), np.diff(values.indptr))
@@ -212,7 +212,7 @@ class CellReader:
 
     def cells(self, rows: np.ndarray) -> Cells:
         """Return the expression of cells."""
-        values = self._read(rows)
+        values = self.read(rows)
         if self.units == "counts":
             return Cells.from_counts(values)
         return Cells(values.astype(np.float32), self._depth(rows).astype(np.float32))
