@@ -1,5 +1,6 @@
 """Tools: call a model on an AnnData and store the result in it."""
 
+from cfm.tl._cell_codes import cell_codes
 from cfm.tl._cell_importance import cell_importance
 from cfm.tl._embed import embed
 from cfm.tl._embed_donors import embed_donors
@@ -14,6 +15,7 @@ from cfm.tl._screen_drugs import screen_drugs
 from cfm.tl._simulate_perturbation import simulate_perturbation
 
 __all__ = [
+    "cell_codes",
     "cell_importance",
     "embed",
     "embed_donors",

@@ -1,0 +1,365 @@
+"""A code for each cell, and what the cells of a code have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from cfm._fields import (
+    ANNOTATIONS,
+    CELL_CODE_KEY,
+    CODES,
+    EMBEDDING_PREFIX,
+    MARGIN,
+    MARKERS,
+    NEIGHBOURS,
+    PARAMS,
+    REFERENCE,
+    SIMILARITY,
+    VECTORS,
+)
+from cfm.data._matrix import get_matrix, in_memory_frame
+from cfm.data._warn import warn_user
+from cfm.models import CodeModel, PretrainedModel, load_model
+from cfm.models._base import require_anndata
+from cfm.tl._code_markers import marker_table
+from cfm.tl._code_reference import ReferenceCodes, check_new_columns, fingerprint
+from cfm.tl._code_tables import (
+    Annotation,
+    UsedCodes,
+    agreement_table,
+    code_table,
+    neighbour_table,
+    vector_table,
+)
+from cfm.tl._store import check_key, run_record, target, warn_overwritten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from cfm.models.cellvq import CellCodes
+
+#: Columns of ``obs`` that came from a reference, in the parameters: a run without one drops them.
+_TRANSFERRED = "transferred"
+
+
+def cell_codes(
+    adata: AnnData,
+    model: str | Path | PretrainedModel | CodeModel = "cellvq-mini",
+    *,
+    groupby: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    units: Literal["counts", "log1p_cp10k"] = "counts",
+    total_counts: str | None = None,
+    reference: AnnData | Mapping[str, Any] | None = None,
+    n_markers: int = 10,
+    min_cells: int = 10,
+    n_neighbors: int = 5,
+    key_added: str = CELL_CODE_KEY,
+    batch_size: int = 64,
+    device: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Give each cell a code out of a fixed set, and say what the cells of a code are.
+
+    A code is a number, the same for like cells of any data that the model reads: unlike clusters,
+    which are made anew for each dataset, codes of a query can be looked up in those of a
+    reference.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes with raw counts, or normalised as ``units`` says. Genes as symbols or
+        Ensembl ids; genes that are absent are taken as not measured.
+    model
+        A model with codes (:class:`cfm.models.CodeModel`), the name of a checkpoint, a folder, or
+        ``hf://org/name``.
+    groupby
+        Columns of ``obs`` with annotations (cell type, tissue, disease, donor) that codes are
+        described by. Cells in which one is missing or ``""`` do not count for it.
+    layer
+        Layer to read instead of ``X``.
+    units
+        What is read: ``"counts"``, or ``"log1p_cp10k"``, the natural logarithm of one plus counts
+        per 10,000. Declared, not guessed.
+    total_counts
+        Column of ``obs`` with the counts of a cell, for ``units="log1p_cp10k"``.
+    reference
+        Other cells with codes by the same model, or their ``uns['cell_code']``.
+    n_markers
+        At most so many marker genes of a code, 0 for none.
+    min_cells
+        Codes with fewer cells get no markers.
+    n_neighbors
+        Neighbouring codes of a code by either measure.
+    key_added
+        Name of the result.
+    batch_size
+        Cells at a time; the result does not depend on it.
+    device
+        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    copy
+        Return a changed copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the changed copy. Writes, with ``key`` =
+    ``'cell_code' | key_added``:
+
+    ``adata.obs[key]``
+        Categorical of text, the number of the code (``"7"``); missing where the model could not
+        read the cell, such as one that expresses none of its genes. Categories are the codes that
+        cells have, by number.
+    ``adata.obs[key + '_similarity']``
+        float32, cosine of the cell to its code, −1 to 1.
+    ``adata.obs[key + '_margin']``
+        float32, how much nearer (cosine) its code is than the second nearest: near 0 the cell lies
+        between two codes.
+    ``adata.obsm['X_cellvq']``
+        ``(n_obs, dim)`` float32, the cell embedding; the name is that of the model, as
+        :func:`cfm.tl.embed` has it. ``uns['X_cellvq']['params']`` says how it was made.
+    ``adata.uns[key]['codes']``
+        DataFrame, a row per code that cells have: ``n_cells`` int64, ``share`` float64 of the
+        cells with a code, ``similarity`` float64 (mean), ``bits`` str (the code's binary number).
+        For each annotation ``a`` of ``groupby`` ``a_labelled`` int64 (cells that have it),
+        ``a_majority`` str (level of most of these; ``""`` if none has it), ``a_purity`` float64
+        (their share, 1 over the number of levels to 1), ``a_entropy`` float64 (of the levels, in
+        bits), ``a_enrichment`` float64 (purity over the level's share of all labelled cells).
+    ``adata.uns[key]['annotations']``
+        With ``groupby``: DataFrame, a row per annotation: ``n_labelled``, ``n_levels`` int64,
+        ``purity`` (share of cells with the majority level of their code), ``nmi``, ``ami`` and
+        ``ari`` (normalised and adjusted mutual information and adjusted Rand index of codes and
+        levels), all float64. Purity and NMI grow with the number of codes; the adjusted ones are
+        0 on average for codes dealt out at random.
+    ``adata.uns[key]['markers']``
+        DataFrame, a row per code and gene: ``code``, ``rank`` int64, ``gene`` (name in
+        ``var_names``), and float64 ``score`` (Welch's t statistic of the code's cells against all
+        others on log-normalised counts), ``log_fold_change`` (difference of these means, divided
+        by ln 2), ``share_inside`` and ``share_outside`` (cells with a value above 0), ``p_value``
+        (one-sided) and ``fdr`` (Benjamini & Hochberg over the genes of a code). Codes were made
+        from the same expression, so p-values rank genes but are too small as evidence.
+    ``adata.uns[key]['neighbours']``
+        DataFrame, a row per code and neighbour, of the codes that cells have: ``code``,
+        ``neighbour``, ``cosine`` float64 of their vectors, ``hamming`` int64 (bits that differ),
+        ``cosine_rank`` and ``hamming_rank`` int64. A row stands for one of the ``n_neighbors``
+        nearest by either.
+    ``adata.uns[key]['vectors']``
+        DataFrame float32, codes by dimensions, of unit length.
+    ``adata.uns[key]['params']``
+        The arguments, the model, its SHA-256, its ``fingerprint`` (SHA-256 of genes and weights),
+        the share of its genes found, ``n_codes`` (of the codebook), ``n_used``, ``n_unread``
+        (cells), and ``perplexity``: as how many equally frequent codes the ones in use count.
+
+    With ``reference`` also
+
+    ``adata.uns[key]['reference']``
+        DataFrame, a row per code: ``n_cells``, ``share``; ``known`` bool (cells of the reference
+        have it), ``n_cells_reference`` int64, ``share_reference`` float64, ``nearest`` str (the
+        nearest code that the reference has, itself if it is known) and ``nearest_similarity``
+        float64; and for each annotation of the reference ``a_majority``, ``a_purity`` and
+        ``a_labelled`` there.
+    ``adata.obs[key + '_a']``, ``adata.obs[key + '_a_purity']``
+        For each annotation ``a`` of the reference: categorical, the majority of the cell's code
+        there; float64, the share of the reference's cells of this code that have it. Missing where
+        the reference does not have the code.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is no AnnData, the model has no codes, or ``reference`` is neither cells nor
+        tables.
+    KeyError
+        If a layer or column does not exist, or the reference has no codes.
+    ValueError
+        If an annotation is missing in all cells or holds fractional numbers, a number is out of
+        its range, the matrix is not what ``units`` says, no cell can be read, or the reference was
+        read by another model. Whatever is raised, ``adata`` is left as it was.
+
+    Warns
+    -----
+    UserWarning
+        If all cells have one code, an annotation has one level, cells could not be read, few cells
+        have codes of the reference, few of the model's genes are found, or a field that another
+        tool wrote is replaced.
+
+    Notes
+    -----
+    With :math:`p_i` the share of code :math:`i` the perplexity is :math:`\exp(-\sum_i p_i \ln
+    p_i)`. A codebook of thousands of codes is mostly unused in one dataset.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> cfm.tl.cell_codes(cells, groupby="cell_type")  # doctest: +SKIP
+    >>> cells.uns["cell_code"]["codes"][["n_cells", "cell_type_majority"]]  # doctest: +SKIP
+    >>> cfm.tl.cell_codes(new_cells, reference=cells)  # doctest: +SKIP
+    >>> new_cells.obs["cell_code_cell_type"]  # doctest: +SKIP
+    """
+    require_anndata(adata)
+    check_key(key_added)
+    _check_numbers(n_markers=(n_markers, 0), min_cells=(min_cells, 2), n_neighbors=(n_neighbors, 1))
+    annotations = _read_annotations(adata, groupby)
+    known = None if reference is None else ReferenceCodes.read(reference, key_added)
+    network: Any = model
+    if not isinstance(model, CodeModel) or isinstance(model, PretrainedModel):
+        network = load_model(model, device=device)
+    if not isinstance(network, CodeModel):
+        raise TypeError(
+            f"{type(network).__name__} gives cells no codes; pass a model that does, such as a "
+            "cfm.models.CellVQ."
+        )
+    reading: dict[str, Any] = {
+        "layer": layer,
+        "units": units,
+        "total_counts": total_counts,
+        "batch_size": batch_size,
+    }
+    book = network.get_codebook()
+    record = _record(network, adata, reading, key_added) | {
+        "fingerprint": fingerprint(network, book)
+    }
+    if known is not None:
+        known.check_same_model(record)
+    found = network.get_cell_codes(adata, **reading)
+    used = UsedCodes.of(found.code, _readable(found))
+    _check_use(used, len(book.vectors))
+    stored: dict[str, Any] = {
+        CODES: code_table(used, found, book, annotations),
+        MARKERS: marker_table(
+            get_matrix(adata, layer=layer),
+            used.place,
+            used.names,
+            adata.var_names,
+            counts=units == "counts",
+            n_markers=n_markers,
+            min_cells=min_cells,
+        ),
+        NEIGHBOURS: neighbour_table(used, book, n_neighbors),
+        VECTORS: vector_table(used, book),
+    }
+    obs = _obs_columns(found, used, key_added)
+    if annotations:
+        stored[ANNOTATIONS] = agreement_table(annotations, used)
+    transferred: list[str] = []
+    if known is not None:
+        stored[REFERENCE] = known.compare(used, book)
+        columns = known.transferred(key_added, stored[REFERENCE], used)
+        transferred = list(columns)
+        check_new_columns(list(obs), transferred)
+        obs |= columns
+    obsm_key = EMBEDDING_PREFIX + type(network).__name__.lower()
+    own = {
+        "groupby": list(annotations) or None,
+        "n_markers": n_markers,
+        "min_cells": min_cells,
+        "n_neighbors": n_neighbors,
+        "n_codes": len(book.vectors),
+        "n_used": len(used.names),
+        "n_unread": int((used.place < 0).sum()),
+        "perplexity": used.perplexity,
+        _TRANSFERRED: transferred or None,
+    }
+    adata = target(adata, copy=copy)
+    warn_overwritten(adata, key_added, {"obs": list(obs)})
+    warn_overwritten(adata, obsm_key, {"obsm": [obsm_key]})
+    for name in _transferred_before(adata, key_added) - set(obs):
+        del adata.obs[name]
+    for name, column in obs.items():
+        adata.obs[name] = column
+    adata.obsm[obsm_key] = found.embedding
+    adata.uns[obsm_key] = {PARAMS: record | {"key_added": obsm_key}}
+    adata.uns[key_added] = {
+        PARAMS: record | {k: v for k, v in own.items() if v is not None}
+    } | stored
+    return adata if copy else None
+
+
+def _transferred_before(adata: AnnData, key: str) -> set[str]:
+    """Return the columns that an earlier run took from a reference and that are still there."""
+    record = adata.uns.get(key)
+    params = record.get(PARAMS, {}) if isinstance(record, Mapping) else {}
+    return set(map(str, params.get(_TRANSFERRED, []))) & set(map(str, adata.obs.columns))
+
+
+def _check_numbers(**bounds: tuple[int, int]) -> None:
+    for name, (value, least) in bounds.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}.")
+
+
+def _read_annotations(adata: AnnData, groupby: str | Sequence[str] | None) -> dict[str, Annotation]:
+    """Read the columns of ``groupby``, before anything is computed."""
+    if groupby is None:
+        return {}
+    names = [groupby] if isinstance(groupby, str) else list(dict.fromkeys(groupby))
+    obs = in_memory_frame(adata.obs)
+    annotations = {}
+    for name in names:
+        if name not in obs:
+            raise KeyError(f"adata.obs has no column {name!r}; it has {obs.columns.tolist()}.")
+        column = obs[name]
+        if column.dtype.kind == "f":
+            raise ValueError(
+                f"adata.obs[{name!r}] holds {column.dtype} numbers; expected categories: cut it "
+                "into intervals (pandas.cut), or convert it to text if the numbers are names."
+            )
+        annotation = Annotation.of(column)
+        if not len(annotation.levels):
+            raise ValueError(f"adata.obs[{name!r}] is missing in all {adata.n_obs} cells.")
+        if len(annotation.levels) == 1:
+            warn_user(
+                f"adata.obs[{name!r}] has one level ({annotation.levels[0]!r}), so every code is "
+                "pure and nothing can be said of it."
+            )
+        annotations[name] = annotation
+    return annotations
+
+
+def _record(
+    model: Any, adata: AnnData, reading: Mapping[str, Any], key_added: str
+) -> dict[str, Any]:
+    if isinstance(model, PretrainedModel):
+        return run_record(model, adata, key_added=key_added, **reading)
+    share = model.vocabulary.align(adata.var_names).found_share
+    return {k: v for k, v in reading.items() if v is not None} | {
+        "key_added": key_added,
+        "model": type(model).__name__,
+        "sha256": "",
+        "vocabulary_share": float(share),
+    }
+
+
+def _readable(found: CellCodes) -> np.ndarray:
+    readable = (found.code >= 0) & np.isfinite(found.similarity)
+    if not readable.any():
+        raise ValueError(
+            f"The model could not read any of the {len(readable)} cells; do they express its genes?"
+        )
+    return readable
+
+
+def _check_use(used: UsedCodes, n_codes: int) -> None:
+    """Name a codebook of which one code is used."""
+    n_cells = int(used.size.sum())
+    if len(used.names) == 1 and n_cells > 1 and n_codes > 1:
+        warn_user(
+            f"All {n_cells} cells have the code {used.names[0]}, of {n_codes} that the model has: "
+            "either they are alike, or the model's codebook has collapsed; see its "
+            "history['perplexity']."
+        )
+
+
+def _obs_columns(found: CellCodes, used: UsedCodes, key: str) -> dict[str, Any]:
+    """Return the columns of ``obs`` that every run writes."""
+    unread = used.place < 0
+    return {
+        key: pd.Categorical.from_codes(used.place, categories=pd.Index(used.names, dtype=object)),
+        key + SIMILARITY: np.where(unread, np.nan, found.similarity).astype(np.float32),
+        key + MARGIN: np.where(unread, np.nan, found.margin).astype(np.float32),
+    }

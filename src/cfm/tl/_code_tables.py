@@ -1,0 +1,208 @@
+"""Tables of codes: how many cells, of which kind, and which codes are near."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import (
+    adjusted_mutual_info_score,
+    adjusted_rand_score,
+    normalized_mutual_info_score,
+)
+
+from cfm._fields import CODE_ENRICHMENT, ENTROPY, LABELLED, MAJORITY, PURITY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cfm.models.cellvq import CellCodes, Codebook
+
+
+@dataclass(frozen=True)
+class UsedCodes:
+    """The codes that cells have.
+
+    Attributes
+    ----------
+    numbers
+        ``(n_used,)`` int64, ascending.
+    names
+        The same as text.
+    place
+        ``(n_cells,)`` int64, place of the code of a cell among them; −1 = the cell has none.
+    size
+        ``(n_used,)`` int64, cells of each.
+    """
+
+    numbers: np.ndarray
+    names: np.ndarray
+    place: np.ndarray
+    size: np.ndarray
+
+    @classmethod
+    def of(cls, code: np.ndarray, readable: np.ndarray) -> UsedCodes:
+        """Collect the codes of the cells that could be read."""
+        numbers, inverse = np.unique(code[readable], return_inverse=True)
+        place = np.full(len(code), -1, dtype=np.int64)
+        place[readable] = inverse
+        names = numbers.astype(str).astype(object)
+        return cls(numbers, names, place, np.bincount(inverse, minlength=len(numbers)))
+
+    @property
+    def perplexity(self) -> float:
+        """As how many codes, used equally often, these count: exp of the entropy of their use."""
+        return float(np.exp(_entropy(self.size[None])[0]))
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Levels of a column of ``obs``.
+
+    Attributes
+    ----------
+    levels
+        Sorted.
+    level
+        ``(n_cells,)`` int64, place of the level of a cell; −1 = none given.
+    """
+
+    levels: np.ndarray
+    level: np.ndarray
+
+    @classmethod
+    def of(cls, column: pd.Series) -> Annotation:
+        """Read a column; empty text is as good as no label."""
+        values = column.astype(object)
+        text = values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
+        levels, level = np.unique(text.astype(str), return_inverse=True)
+        if len(levels) and levels[0] == "":  # sorts before all others
+            levels, level = levels[1:], level - 1
+        return cls(levels.astype(object), level.astype(np.int64))
+
+    def table(self, used: UsedCodes) -> np.ndarray:
+        """Count cells by code and level, ``(n_used, n_levels)``."""
+        known = (used.place >= 0) & (self.level >= 0)
+        shape = (len(used.names), len(self.levels))
+        flat = used.place[known] * shape[1] + self.level[known]
+        return np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def code_table(
+    used: UsedCodes, found: CellCodes, book: Codebook, annotations: Mapping[str, Annotation]
+) -> pd.DataFrame:
+    """Return a row per code that cells have, as :func:`cfm.tl.cell_codes` stores it."""
+    known = used.place >= 0
+    similarity = np.bincount(
+        used.place[known], weights=found.similarity[known], minlength=len(used.names)
+    )
+    table = pd.DataFrame(
+        {
+            "n_cells": used.size.astype(np.int64),
+            "share": used.size / used.size.sum(),
+            "similarity": similarity / used.size,
+            "bits": ["".join(map(str, row)) for row in book.bits[used.numbers].astype(int)],
+        },
+        index=used.names,
+    )
+    for name, annotation in annotations.items():
+        for column, values in _of_annotation(annotation, used).items():
+            table[name + column] = values
+    return table
+
+
+def _of_annotation(annotation: Annotation, used: UsedCodes) -> dict[str, np.ndarray]:
+    """Describe each code by the levels of its cells."""
+    cells = annotation.table(used)
+    labelled = cells.sum(axis=1)
+    first = cells.argmax(axis=1)  # of equals the first by name
+    most = cells[np.arange(len(cells)), first]
+    share = cells.sum(axis=0) / max(1, cells.sum())
+    some = labelled > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        purity = most / labelled
+        return {
+            LABELLED: labelled.astype(np.int64),
+            MAJORITY: np.where(some, annotation.levels[first], ""),
+            PURITY: purity,
+            ENTROPY: np.where(some, _entropy(cells) / np.log(2.0), np.nan),
+            CODE_ENRICHMENT: purity / np.where(some, share[first], np.nan),
+        }
+
+
+def _entropy(cells: np.ndarray) -> np.ndarray:
+    """Entropy of each row of counts, in nats; 0 for a row without any."""
+    p = cells / np.maximum(1, cells.sum(axis=1, keepdims=True))
+    # Not -0.0 for a row of one level.
+    return 0.0 - (p * np.log(p, out=np.zeros(p.shape), where=p > 0)).sum(axis=1)
+
+
+def agreement_table(annotations: Mapping[str, Annotation], used: UsedCodes) -> pd.DataFrame:
+    """Return a row per annotation: what codes and its levels have in common."""
+    rows = []
+    for annotation in annotations.values():
+        known = (used.place >= 0) & (annotation.level >= 0)
+        code, level = used.place[known], annotation.level[known]
+        cells = annotation.table(used)
+        rows.append(
+            {
+                "n_labelled": len(code),
+                "n_levels": int((cells.sum(axis=0) > 0).sum()),
+                "purity": cells.max(axis=1).sum() / max(1, len(code)),
+                "nmi": normalized_mutual_info_score(level, code),
+                "ami": adjusted_mutual_info_score(level, code),
+                "ari": adjusted_rand_score(level, code),
+            }
+        )
+    table = pd.DataFrame(rows, index=pd.Index(list(annotations), dtype=object))
+    integers = ["n_labelled", "n_levels"]
+    return table.astype({name: np.int64 if name in integers else np.float64 for name in table})
+
+
+def neighbour_table(used: UsedCodes, book: Codebook, n_neighbors: int) -> pd.DataFrame:
+    """Return the nearest codes of each code, by vectors and by bits.
+
+    The codes that cells have are compared; a row stands for what is near by either of the two.
+    """
+    vectors = book.vectors[used.numbers].astype(np.float64)
+    bits = book.bits[used.numbers].astype(np.float64)
+    n = len(used.names)
+    parts = []
+    for i in range(n):  # a row at a time: codes may be thousands
+        others = np.delete(np.arange(n), i)
+        cosine = vectors[others] @ vectors[i]
+        hamming = np.abs(bits[others] - bits[i]).sum(axis=1).astype(np.int64)
+        rounded = np.round(cosine, 6)  # float32 vectors: further digits are chance
+        by_cosine = _rank(np.lexsort((others, hamming, -rounded)))
+        by_hamming = _rank(np.lexsort((others, -rounded, hamming)))
+        near = np.flatnonzero(np.minimum(by_cosine, by_hamming) <= n_neighbors)
+        near = near[np.argsort(by_cosine[near])]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "code": used.names[i],
+                    "neighbour": used.names[others[near]],
+                    "cosine": cosine[near],
+                    "hamming": hamming[near],
+                    "cosine_rank": by_cosine[near],
+                    "hamming_rank": by_hamming[near],
+                }
+            )
+        )
+    table = pd.concat(parts).astype({"code": object, "neighbour": object})
+    return table.set_axis([str(i) for i in range(len(table))], axis=0)
+
+
+def _rank(order: np.ndarray) -> np.ndarray:
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(1, len(order) + 1)
+    return rank
+
+
+def vector_table(used: UsedCodes, book: Codebook) -> pd.DataFrame:
+    """Return the vector of each code that cells have."""
+    vectors = book.vectors[used.numbers].astype(np.float32)
+    names = pd.Index([str(i) for i in range(vectors.shape[1])])
+    return pd.DataFrame(vectors, index=used.names, columns=names)
