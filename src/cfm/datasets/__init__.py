@@ -8,7 +8,9 @@ from cfm.datasets._cmap_signatures import cmap_signatures
 from cfm.datasets._drug_targets import drug_targets
 from cfm.datasets._fetch import fetch, list_datasets
 from cfm.datasets._hallmark import hallmark
+from cfm.datasets._ligand_receptor import ligand_receptor
 from cfm.datasets._toy_bulk_cohort import toy_bulk_cohort
+from cfm.datasets._toy_communication import toy_communication
 from cfm.datasets._toy_donors import toy_donors
 from cfm.datasets._toy_infection import toy_infection
 from cfm.datasets._toy_infection_cells import toy_infection_cells
@@ -20,8 +22,10 @@ __all__ = [
     "drug_targets",
     "fetch",
     "hallmark",
+    "ligand_receptor",
     "list_datasets",
     "toy_bulk_cohort",
+    "toy_communication",
     "toy_donors",
     "toy_infection",
     "toy_infection_cells",
