@@ -123,7 +123,8 @@ class PerturbationModel(Protocol):
         -------
         AnnData with a row for each row of ``adata``, in that order, and ``X`` in the units of what
         was read. ``var_names`` are the genes that are predicted: by the names that ``adata`` has
-        for them, and by the model's names for genes that ``adata`` does not measure.
+        for them, and by the model's names for genes that ``adata`` does not measure. What else the
+        model says of single observations is in ``obs``, tables are in ``uns``; the tool keeps both.
 
         Raises
         ------

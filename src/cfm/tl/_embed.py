@@ -43,8 +43,8 @@ def embed(
     adata
         Observations by genes, of the kind that the model reads; for CellPulse contrasts with log2
         fold changes, see :func:`cfm.pp.contrasts`, for BulkFormer samples with log TPM, see
-        :func:`cfm.pp.tpm`, for UCE cells with counts. Genes as symbols or Ensembl ids; genes that
-        are absent or ``NaN`` are taken as not measured.
+        :func:`cfm.pp.tpm`, for UCE and CellVQ cells with counts. Genes as symbols or Ensembl ids;
+        genes that are absent or ``NaN`` are taken as not measured.
     model
         A model, the name of a checkpoint (:func:`cfm.hub.list_checkpoints`), a folder, or
         ``hf://org/name``.
@@ -66,7 +66,7 @@ def embed(
     **model_kwargs
         Further arguments of the model's ``get_latent_representation`` or
         ``get_gene_embeddings``, such as ``pooling`` and ``genes`` of
-        :class:`cfm.models.BulkFormer`.
+        :class:`cfm.models.BulkFormer`, or ``units`` of :class:`cfm.models.CellVQ`.
 
     Returns
     -------
@@ -75,7 +75,8 @@ def embed(
     ``adata.obsm['X_cellpulse' | key_added]``
         ``(n_obs, dim)`` float32. With ``level="gene"`` instead
     ``adata.varm['X_bulkformer_genes' | key_added]``
-        ``(n_vars, dim)`` float32, ``NaN`` for genes that the model does not know.
+        ``(n_vars, dim)`` float32, ``NaN`` for genes that the model does not know, or that no
+        observation expresses where the model embeds what is expressed only.
     ``adata.uns['X_cellpulse' | key_added]['params']``
         The arguments, the model's name and SHA-256, the device it ran on, and the share of its
         genes that were found.
@@ -140,11 +141,13 @@ def _mean_gene_embeddings(
         )
     if "genes" in arguments:
         raise TypeError("genes= does not go with level='gene': every gene of adata is embedded.")
-    total, n = np.zeros((len(model.vocabulary), 1)), 0
-    for rows, embedded in model.get_gene_embeddings(adata, **arguments):
-        total = total + embedded.sum(axis=0, dtype=np.float64)
-        n += rows.stop - rows.start
+    total, n = np.zeros((len(model.vocabulary), 1)), np.zeros((len(model.vocabulary), 1))
+    for _, embedded in model.get_gene_embeddings(adata, **arguments):
+        known = ~np.isnan(embedded[..., :1])  # some models embed what is expressed only
+        total = total + embedded.sum(axis=0, dtype=np.float64, where=known)
+        n += known.sum(axis=0)
     alignment = model.vocabulary.align(adata.var_names)
     out = np.full((adata.n_vars, total.shape[-1]), np.nan, dtype=np.float32)
-    out[alignment.columns] = total[alignment.positions] / n
+    mean = np.divide(total, n, out=np.full_like(total, np.nan), where=n > 0)
+    out[alignment.columns] = mean[alignment.positions]
     return out

@@ -71,10 +71,12 @@ def simulate_perturbation(
     adata
         Observations by genes, of the kind that the model reads: for BulkFormer log TPM of samples
         (:func:`cfm.pp.tpm`), for CellPulse log2 fold changes of contrasts
-        (:func:`cfm.pp.contrasts`), for baselines log-normalised expression or counts.
+        (:func:`cfm.pp.contrasts`), for CellVQ counts of cells or, with ``units="log1p_cp10k"``,
+        their logarithms, for baselines log-normalised expression or counts.
     perturbation
-        A name, or a combination: ``"A+B"`` or ``["A", "B"]``, in any order. For CellPulse and
-        BulkFormer a gene, for a BulkFormer that was taught compounds also one of these.
+        A name, or a combination: ``"A+B"`` or ``["A", "B"]``, in any order. For CellPulse,
+        BulkFormer and CellVQ a gene, for a BulkFormer that was taught compounds also one of
+        these, for CellVQ with ``targets=`` a drug.
     model
         A model, the name of a checkpoint (:func:`cfm.hub.list_checkpoints`), a folder,
         ``hf://org/name``, any object with the method of
@@ -141,7 +143,9 @@ def simulate_perturbation(
         expression is not negative where that of the source is not.
     ``.obs``
         The source's columns, with ``[key | 'perturbation']`` the perturbation (categorical),
-        ``'simulated_from'`` the source's name and ``'simulated_by'`` the model.
+        ``'simulated_from'`` the source's name and ``'simulated_by'`` the model; and what the model
+        says of single observations, such as ``'cell_code_before'`` and ``'cell_code_after'`` of
+        :class:`cfm.models.CellVQ`.
     ``.var``
         As in ``adata``, with ``'simulated'`` bool: False where the model does not know a gene,
         which then is as in the source.
@@ -149,6 +153,8 @@ def simulate_perturbation(
         Arguments, model, SHA-256, device, vocabulary share, units.
     ``.uns['simulation']['learned_from']``
         Of a baseline: DataFrame of str, what its effect was learned from in each ``group``.
+    ``.uns['simulation']['code_transitions']``
+        Of :class:`cfm.models.CellVQ`: DataFrame, how many cells move from which code to which.
 
     Raises
     ------
@@ -198,13 +204,14 @@ def simulate_perturbation(
         "layer": layer,
         "seed": seed,
     }
-    learned = None
+    tables: dict[str, pd.DataFrame] = {}
     if isinstance(model, str) and model in BASELINES:
         x, found, learned = _by_baseline(
             model, adata, design, rows, list(obs.index), layer, seed, **options
         )
         var = in_memory_frame(adata.var).copy()
         var[SIMULATED] = True
+        tables = {LEARNED_FROM: learned}
         name = model
         record |= found | {"model": model}
     else:
@@ -220,6 +227,9 @@ def simulate_perturbation(
             **options,
         )
         x, var = _merged(sources, predicted)
+        for column in predicted.obs.columns.difference([key or PERTURBATION, SIMULATED_FROM]):
+            obs[column] = predicted.obs[column].array
+        tables = dict(predicted.uns)
         name = type(simulator).__name__
         if isinstance(simulator, PretrainedModel):
             name = simulator.checkpoint_name or name
@@ -227,9 +237,7 @@ def simulate_perturbation(
         record |= {"model": name} | _storable(options)
     obs[SIMULATED_BY] = pd.Categorical([name] * len(obs))
     out = ad.AnnData(x, obs=obs, var=var)
-    out.uns[SIMULATION] = {PARAMS: {k: v for k, v in record.items() if v is not None}}
-    if learned is not None:
-        out.uns[SIMULATION][LEARNED_FROM] = learned
+    out.uns[SIMULATION] = tables | {PARAMS: {k: v for k, v in record.items() if v is not None}}
     return out
 
 
