@@ -9,6 +9,7 @@ from cfm.tl._gene_programs import gene_programs
 from cfm.tl._host_factors import host_factors
 from cfm.tl._impute import impute
 from cfm.tl._map_reference import map_reference
+from cfm.tl._predict_properties import predict_properties
 from cfm.tl._predict_virus import predict_virus
 from cfm.tl._probe import probe
 from cfm.tl._screen_drugs import screen_drugs
@@ -24,6 +25,7 @@ __all__ = [
     "host_factors",
     "impute",
     "map_reference",
+    "predict_properties",
     "predict_virus",
     "probe",
     "screen_drugs",

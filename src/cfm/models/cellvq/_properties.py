@@ -32,11 +32,6 @@ class Predicting(Applicable):
             If the model has no head of a name.
         ValueError
             If the model has no heads at all, or none is asked for.
-
-        Warns
-        -----
-        UserWarning
-            If a head knows a single class, which it gives to every cell.
         """
         if not self.properties:
             raise ValueError(
@@ -58,12 +53,6 @@ class Predicting(Applicable):
         if unknown:
             raise KeyError(
                 f"The model has no property heads {unknown}; it has {list(self.properties)}."
-            )
-        single = [name for name in chosen if len(self.properties[name]) == 1]
-        if single:
-            warn_user(
-                f"The heads {single} know a single class each, which they give to every cell; "
-                "nothing is learned from their answers."
             )
         return chosen
 
@@ -122,6 +111,12 @@ class Predicting(Applicable):
         ['B cell', 'T cell']
         """
         chosen = self.choose_properties(properties)
+        single = [name for name in chosen if len(self.properties[name]) == 1]
+        if single:
+            warn_user(
+                f"The heads {single} know a single class each, which they give to every cell; "
+                "nothing is learned from their answers."
+            )
         reader = self._reader(adata, layer, units, total_counts)
         out = {
             name: np.full((reader.n_cells, len(self.properties[name])), np.nan, dtype=np.float32)

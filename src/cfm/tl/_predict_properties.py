@@ -1,0 +1,153 @@
+"""Cell type, tissue, disease or any other property that a model has learned to name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX
+from cfm.models import CellVQ, load_model
+from cfm.models._base import require_anndata
+from cfm.tl._store import check_key, run_record, target, warn_overwritten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Literal
+
+    from anndata import AnnData
+
+    from cfm.models._precision import Precision
+
+
+def predict_properties(
+    adata: AnnData,
+    model: str | Path | CellVQ = "cellvq-mini",
+    *,
+    properties: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    units: Literal["counts", "log1p_cp10k"] = "counts",
+    total_counts: str | None = None,
+    key_added: str = PROPERTY_PREFIX,
+    batch_size: int = 64,
+    precision: Precision = "auto",
+    device: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Predict properties of cells by the heads of a model.
+
+    Each cell gets one of the classes that a head was trained on, also a cell of another kind: look
+    at the confidence, and at cells that you know. To learn a property from your own labels, see
+    :func:`cfm.tl.probe`, or train a model with ``labels_keys=``.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes.
+    model
+        A CellVQ with property heads, the name of one, a folder, or ``hf://org/name``.
+    properties
+        Names of properties, such as ``"cell_type"``; all that the model has by default.
+    layer
+        Layer to read instead of ``X``.
+    units
+        What is read: ``"counts"``, raw counts, or ``"log1p_cp10k"``, the natural ``log1p`` of
+        counts per 10,000. Declared, never guessed.
+    total_counts
+        Column of ``obs`` with the counts of each cell, for ``"log1p_cp10k"``; without it cells are
+        taken to have 10,000.
+    key_added
+        Prefix of the results. The default keeps them apart from the columns with the truth.
+    batch_size
+        Cells at a time; the result does not depend on it.
+    precision
+        ``"float32"``, ``"bfloat16"``, or ``"auto"``; see
+        :meth:`cfm.models.CellVQ.get_latent_representation`.
+    device
+        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    copy
+        Return a changed copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the changed copy. Writes for each property, such as
+    ``cell_type``, with ``key`` = ``'predicted_cell_type' | key_added + 'cell_type'``:
+
+    ``adata.obs[key]``
+        Categorical, the most probable class; missing for cells that express none of the model's
+        genes.
+    ``adata.obs[f'{key}_confidence']``
+        float32, its probability, not calibrated; ``NaN`` where the class is missing.
+    ``adata.obsm[f'{key}_proba']``
+        DataFrame, cells by classes, float32; rows sum to 1.
+    ``adata.uns[key]``
+        ``params`` (arguments, model, SHA-256, device, share of genes found) and ``classes``.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is no AnnData, or ``model`` no CellVQ.
+    KeyError
+        If the model has no such property, or a layer or column does not exist.
+    ValueError
+        If the model has no property heads, values are not in the units that are declared, or too
+        few of the model's genes are found. Whatever is raised, ``adata`` is left as it was.
+
+    Warns
+    -----
+    UserWarning
+        If few of the model's genes are measured, cells express none of them, a head knows a single
+        class, or a field that another tool wrote is replaced.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> cells = cfm.datasets.toy_infection_cells()
+    >>> model = cfm.models.CellVQ(
+    ...     vocabulary=cells.var_names, n_layers=1, properties={"tissue": ["blood", "lung"]}
+    ... )
+    >>> cfm.tl.predict_properties(cells, model)  # untrained, so it guesses
+    >>> cells.obsm["predicted_tissue_proba"].columns.tolist()
+    ['blood', 'lung']
+    """
+    require_anndata(adata)
+    if not isinstance(key_added, str):
+        raise TypeError(f"key_added is a {type(key_added).__name__}; expected text, a prefix.")
+    model = load_model(model, device=device)
+    if not isinstance(model, CellVQ):
+        raise TypeError(f"model= is a {type(model).__name__}; expected CellVQ.")
+    chosen = model.choose_properties(properties)
+    for name in chosen:
+        check_key(key_added + name)
+    arguments: dict[str, Any] = {
+        "layer": layer,
+        "units": units,
+        "total_counts": total_counts,
+        "batch_size": batch_size,
+        "precision": precision,
+    }
+    tables = model.predict_properties(adata, chosen, **arguments)
+    record = run_record(model, adata, key_added=key_added, **arguments)
+    adata = target(adata, copy=copy)
+    for name, table in tables.items():
+        key = key_added + name
+        columns = [key, key + CONFIDENCE]
+        warn_overwritten(adata, key, {"obs": columns, "obsm": [key + PROBABILITIES]})
+        call, confidence = _called(table)
+        adata.obs[key] = call
+        adata.obs[key + CONFIDENCE] = confidence
+        adata.obsm[key + PROBABILITIES] = table
+        adata.uns[key] = {PARAMS: record | {"property": name}, "classes": table.columns.tolist()}
+    return adata if copy else None
+
+
+def _called(table: pd.DataFrame) -> tuple[pd.Categorical, np.ndarray]:
+    """Return the most probable class of each cell, and its probability."""
+    values = table.to_numpy()
+    known = ~np.isnan(values).any(axis=1)
+    best = np.where(known, np.nan_to_num(values).argmax(axis=1), -1)
+    call = pd.Categorical.from_codes(best, categories=pd.Index(table.columns, dtype=object))
+    confidence = np.where(known, values.max(axis=1), np.nan).astype(np.float32)
+    return call.remove_unused_categories(), confidence
