@@ -16,7 +16,7 @@ def test_float32(
     monkeypatch: pytest.MonkeyPatch, onednn: bool, shape: tuple[int, ...], with_bias: bool
 ) -> None:
     onednn = onednn and torch.backends.mkldnn.is_available()
-    monkeypatch.setattr(_linear, "_prefers_onednn", lambda device: onednn)
+    monkeypatch.setattr(_linear, "prefers_onednn", lambda device: onednn)
     weight, bias = torch.randn(11, 7), torch.randn(11) if with_bias else None
     x = torch.randn(*shape)
     found = prepare_linear(weight, bias, torch.float32)(x)
@@ -49,7 +49,7 @@ def test_gradients_are_those_of_a_plain_layer(
     monkeypatch: pytest.MonkeyPatch, onednn: bool
 ) -> None:
     onednn = onednn and torch.backends.mkldnn.is_available()
-    monkeypatch.setattr(_linear, "_prefers_onednn", lambda device: onednn)
+    monkeypatch.setattr(_linear, "prefers_onednn", lambda device: onednn)
     x, weight = torch.randn(2, 5, 7), torch.randn(11, 7)
     made = []
     for function in (linear, torch.nn.functional.linear):

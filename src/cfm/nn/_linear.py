@@ -42,7 +42,7 @@ def prepare_linear(
     """
     weight = weight.detach().to(dtype).contiguous()
     bias = None if bias is None else bias.detach().to(dtype)
-    if dtype == torch.float32 and _prefers_onednn(weight.device):
+    if dtype == torch.float32 and prefers_onednn(weight.device):
         return lambda x: _onednn(x.to(dtype), weight, bias)
     return lambda x: F.linear(x.to(dtype), weight, bias)
 
@@ -62,7 +62,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     ``(..., n_out)``; under autocast in its dtype.
     """
     plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if plain and x.numel() and _prefers_onednn(x.device):
+    if plain and x.numel() and prefers_onednn(x.device):
         return _OneDNNLinear.apply(x, weight)
     return F.linear(x, weight)
 
@@ -110,7 +110,8 @@ def prepare(layer: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return prepare_linear(layer.weight, layer.bias, dtype)
 
 
-def _prefers_onednn(device: torch.device) -> bool:
+def prefers_onednn(device: torch.device) -> bool:
+    """Whether oneDNN multiplies float32 matrices at least as fast as what torch calls itself."""
     return (
         device.type == "cpu"
         and torch.backends.mkldnn.is_available()

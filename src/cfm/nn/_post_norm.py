@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.nn._linear import prepare, prepare_linear
+from cfm.nn._linear import prefers_onednn, prepare, prepare_linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +33,8 @@ TORCH_NAMES = {
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 #: Tokens whose hidden feed-forward values stay in the cache of a core.
 _CHUNK = 512
+#: Fewer queries than this are left to the fused kernel of attention.
+_FUSED = 128
 
 
 class PostNormLayer(nn.Module):
@@ -159,9 +161,7 @@ class PreparedStack:
         ]
         self._first_only = first_only
 
-    def __call__(
-        self, x: Tensor, lengths: Sequence[int], biases: Sequence[Tensor] | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """Map the tokens of all sets.
 
         Parameters
@@ -170,15 +170,13 @@ class PreparedStack:
             ``(sum of lengths, dim)`` float32.
         lengths
             Tokens of each set, at least 1.
-        biases
-            For each set ``(n,)``, added to the attention logits of its tokens as keys.
 
         Returns
         -------
         ``(sum of lengths, dim)`` float32, or ``(n_sets, dim)`` with ``first_only``.
         """
         for layer in self._layers:
-            x = layer(x, lengths, biases)
+            x = layer(x, lengths)
         if self._first_only and not self._layers:
             return x[_starts(lengths, x.device)]
         return x
@@ -201,9 +199,7 @@ class _Prepared:
         self.ff_in = prepare(layer.ff_in, dtype)
         self.ff_out = prepare(layer.ff_out, dtype)
 
-    def __call__(
-        self, x: Tensor, lengths: Sequence[int], biases: Sequence[Tensor] | None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         if self.first_only:
             kept = x[_starts(lengths, x.device)]
             q = self.queries(kept)
@@ -212,7 +208,7 @@ class _Prepared:
         else:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
             n_queries = list(lengths)
-        attended = self._attend(q, k, v, n_queries, lengths, biases)
+        attended = self._attend(q, k, v, n_queries, lengths)
         x = self.layer.attention_norm(x + self.out(attended))
         act = _ACTIVATIONS[self.layer.activation]
         step = _CHUNK * torch.get_num_threads() if x.device.type == "cpu" else len(x)
@@ -223,18 +219,10 @@ class _Prepared:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        n_queries: Sequence[int],
-        lengths: Sequence[int],
-        biases: Sequence[Tensor] | None,
+        self, q: Tensor, k: Tensor, v: Tensor, n_queries: Sequence[int], lengths: Sequence[int]
     ) -> Tensor:
         heads = self.layer.n_heads
-        # The fused kernel for CPUs takes three times as long in bfloat16 as two products.
-        attend = _by_products if _slow_fused(q) else F.scaled_dot_product_attention
-        if biases is None and len(set(lengths)) == 1 and not _slow_fused(q):  # one call for all
+        if len(set(lengths)) == 1 and not _slow_fused(q, n_queries[0]):  # one call for all
             b = len(lengths)
             q, k, v = (t.reshape(b, -1, heads, t.shape[-1] // heads) for t in (q, k, v))
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -242,31 +230,38 @@ class _Prepared:
         out = torch.empty_like(q)
         done = 0
         parts = zip(k.split(list(lengths)), v.split(list(lengths)), n_queries, strict=True)
-        for i, (key, value, n) in enumerate(parts):
+        for key, value, n in parts:
             rows = slice(done, done + n)
-            mask = None if biases is None else biases[i].to(q.dtype)[None, None, None]
-            attended = attend(
-                _split(q[rows], heads), _split(key, heads), _split(value, heads), attn_mask=mask
-            )
+            attend = _by_products if _slow_fused(q, n) else F.scaled_dot_product_attention
+            attended = attend(_split(q[rows], heads), _split(key, heads), _split(value, heads))
             out[rows] = _joined(attended)[0]
             done += n
         return out
 
 
-def _slow_fused(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+def _slow_fused(x: Tensor, n_queries: int) -> bool:
+    """Whether the fused kernel takes longer than products, which it does on some CPUs.
+
+    In bfloat16 three times as long, in float32 half as long again where MKL is slow.
+    """
+    if x.device.type != "cpu" or n_queries < _FUSED:
+        return False
+    return x.dtype == torch.bfloat16 or (x.dtype == torch.float32 and prefers_onednn(x.device))
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """Attend head by head, so that the weights of one stay in the cache."""
+def _by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend head by head, some queries at a time, so that their weights stay in the cache."""
     q = q / q.shape[-1] ** 0.5
-    out = []
+    step = _CHUNK * torch.get_num_threads()
+    out = torch.empty_like(q)
     for i in range(q.shape[1]):
-        logits = q[0, i] @ k[0, i].transpose(0, 1)
-        if attn_mask is not None:
-            logits = logits + attn_mask[0, 0]
-        out.append(torch.softmax(logits, dim=-1) @ v[0, i])
-    return torch.stack(out).unsqueeze(0)
+        key = prepare_linear(k[0, i], None, q.dtype)
+        value = prepare_linear(v[0, i].transpose(0, 1), None, q.dtype)
+        for start in range(0, q.shape[2], step):
+            weights = key(q[0, i, start : start + step])
+            torch.softmax(weights, dim=-1, out=weights)
+            out[0, i, start : start + step] = value(weights)
+    return out
 
 
 def _heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
