@@ -149,17 +149,32 @@ class SoftCodes(nn.Module):
         vector = self.proj_inv(quantised)
         return Quantised(code, vector, latent, similarity, probability, codes)
 
-    def separation(self, codebook: Tensor | None = None) -> Tensor:
+    def separation(
+        self,
+        codebook: Tensor | None = None,
+        *,
+        n_rows: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Return the mean over codes of the largest cosine to another code; small is good.
 
         Parameters
         ----------
         codebook
             ``(n_codes, code_dim)`` of unit length, if it was asked for before.
+        n_rows
+            The mean over this many codes, drawn by chance, instead of all; each is still compared
+            with all others.
+        generator
+            Source of randomness for that, on the CPU.
         """
         codes = self.codebook() if codebook is None else codebook
-        nearest = nearest_codes(codes.detach())
-        return (codes * codes[nearest]).sum(-1).mean()
+        rows = torch.arange(len(codes), device=codes.device)
+        if n_rows is not None and n_rows < len(codes):
+            drawn = torch.randperm(len(codes), generator=generator)[:n_rows]
+            rows = drawn.to(codes.device)
+        nearest = nearest_codes(codes.detach(), rows)
+        return (codes[rows] * codes[nearest]).sum(-1).mean()
 
 
 def binary_numbers(n_bits: int) -> Tensor:
@@ -169,12 +184,11 @@ def binary_numbers(n_bits: int) -> Tensor:
     return ((numbers.unsqueeze(1) >> places) & 1).to(torch.int8)
 
 
-def nearest_codes(codes: Tensor) -> Tensor:
-    """Return the number of the nearest other code of each, ``(n_codes,)`` int64."""
+def nearest_codes(codes: Tensor, rows: Tensor) -> Tensor:
+    """Return the number of the nearest other code of some, ``(n_rows,)`` int64."""
     found = []
-    for start in range(0, len(codes), _CHUNK):
-        cosine = codes[start : start + _CHUNK] @ codes.T
-        rows = torch.arange(len(cosine), device=codes.device)
-        cosine[rows, rows + start] = -torch.inf
+    for part in rows.split(_CHUNK):
+        cosine = codes[part] @ codes.T
+        cosine[torch.arange(len(part), device=codes.device), part] = -torch.inf
         found.append(cosine.argmax(dim=-1))
     return torch.cat(found)
