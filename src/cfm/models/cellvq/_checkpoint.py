@@ -167,10 +167,13 @@ def convert_state(
         )
     properties: dict[str, int] = {}
     for name in _PROPERTIES:
-        if f"{name}.weight" in heads and f"{name}.bias" in heads:
-            for kind in ("weight", "bias"):
-                tensors[f"property_heads.{len(properties)}.{kind}"] = heads[f"{name}.{kind}"]
-            properties[name] = len(heads[f"{name}.bias"])
+        kinds = [kind for kind in ("weight", "bias") if f"{name}.{kind}" in heads]
+        if len(kinds) == 1:
+            raise ValueError(f"{where} holds half of the head {name!r} ({kinds[0]}): {_AGAIN}")
+        for kind in kinds:
+            tensors[f"property_heads.{len(properties)}.{kind}"] = heads[f"{name}.{kind}"]
+        if kinds:
+            properties[name] = heads[f"{name}.weight"].shape[0]
     size = _sizes(tensors, config, where)
     n_genes = len(tensors["position_embedding.weight"]) - N_COUNT_TOKENS - 1
     if n_genes < 1 or config.get("seq_len", n_genes + N_COUNT_TOKENS) != n_genes + N_COUNT_TOKENS:

@@ -1,0 +1,270 @@
+"""The authors' file: the published numbers come out, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cfm.models import CellVQ, load_model
+from cfm.models.cellvq._checkpoint import is_published, read_published
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "cellvq"
+HEADS = {"cell_type": 7, "tissue": 5, "disease": 6, "sex": 3, "age": 184}
+NAMES = [f"GENE{i}" for i in range(90)]
+#: Of the output's scale, float32.
+TOLERANCE = 1e-5
+
+
+@cache
+def io() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "io.safetensors")
+
+
+@cache
+def model() -> CellVQ:
+    """Not to be changed by a test."""
+    return CellVQ.from_pretrained(GOLDEN / "models.ckpt")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "released"
+    made.mkdir()
+    shutil.copy(GOLDEN / "models.ckpt", made)
+    return made
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    loaded = torch.load(folder / "models.ckpt", weights_only=True)
+    change(loaded)
+    torch.save(loaded, folder / "models.ckpt")
+
+
+def gene_list(folder: Path, names: list[str]) -> None:
+    table = pd.DataFrame({"gene_name": names, "index": range(len(names))})
+    table.to_csv(folder / "OS_scRNA_gene_index.19264.tsv", sep="\t", index=False)
+
+
+def counts() -> ad.AnnData:
+    return ad.AnnData(io()["counts"].numpy(), var=pd.DataFrame(index=NAMES))
+
+
+def assert_close(found: torch.Tensor | np.ndarray, expected: torch.Tensor) -> None:
+    found = torch.as_tensor(found)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("more", [0, 7])
+def test_tensors_give_the_published_numbers(gradients: bool, more: int) -> None:
+    """The original takes a cell at a time; here they are one padded batch."""
+    lengths = [io()[f"cell{i}_values"].shape[1] for i in range(6)]
+    values = torch.full((6, max(lengths) + more), 9.0)
+    genes = torch.full(values.shape, 92)
+    padding = torch.ones(values.shape, dtype=torch.bool)
+    for i, n in enumerate(lengths):
+        values[i, :n], genes[i, :n] = io()[f"cell{i}_values"][0], io()[f"cell{i}_gene_ids"][0]
+        padding[i, :n] = False
+    module = model().module
+    with torch.set_grad_enabled(gradients):
+        encoded = module.encode(values, genes, padding)
+        cell, maximum = module.pool(encoded, padding)
+        found = module.quantize(maximum)
+        logits = module.classify(cell)
+    for i, n in enumerate(lengths):
+        assert_close(encoded[i : i + 1, :n], io()[f"cell{i}_encoded"])
+    assert_close(cell, io()["cell_embedding"])
+    assert_close(maximum, io()["cell_embedding_max"])
+    assert torch.equal(found.code, io()["cell_code"])
+    assert_close(found.vector, io()["quantized"])
+    assert list(logits) == list(HEADS)
+    for name in HEADS:
+        assert_close(logits[name], io()[name])
+
+
+def test_counts_give_the_published_numbers(folder: Path) -> None:
+    gene_list(folder, NAMES)
+    named = CellVQ.from_pretrained(folder)
+    found = named.get_cell_codes(counts(), batch_size=4, precision="float32")
+    np.testing.assert_array_equal(found.code, io()["cell_code"])
+    assert_close(found.embedding, io()["cell_embedding"])
+    table = named.predict_properties(counts(), precision="float32")["tissue"]
+    assert_close(table.to_numpy(np.float32), io()["tissue"].softmax(-1))
+    assert table.columns.tolist() == ["0", "1", "2", "3", "4"]
+
+
+def test_sizes_and_names_are_read() -> None:
+    size = model().size
+    assert (size.dim, size.n_layers, size.n_heads, size.ff_dim) == (32, 2, 4, 128)
+    assert (size.decoder_dim, size.decoder_layers, size.decoder_heads) == (24, 1, 4)
+    assert (size.n_bins, size.bin_alpha, size.relation) == (10, 1.0, "full")
+    assert (size.n_bits, size.codebook_dim, size.codebook_layers, size.code_dim) == (12, 16, 5, 32)
+    assert model().checkpoint_name == "models"
+    assert len(model().checkpoint_sha256) == 64
+    assert {k: len(v) for k, v in model().properties.items()} == HEADS
+
+
+def test_the_decoder_gets_its_weights() -> None:
+    state = torch.load(GOLDEN / "models.ckpt", weights_only=True)["m1"]
+    decoder = model().module.decoder
+    for ours, theirs in (
+        (decoder.norm.weight, "decoder.norm.weight"),
+        (decoder.output_norm.bias, "norm.bias"),
+        (decoder.heads.mean.weight, "mean.weight"),
+        (decoder.heads.dispersion.bias, "disp.bias"),
+        (decoder.heads.dropout.weight, "pi.weight"),
+        (decoder.layers[0].ff_in.bias, "decoder.performer.net.layers.0.1.fn.fn.w1.bias"),
+        (decoder.projection.weight, "decoder_embed.weight"),
+    ):
+        assert torch.equal(ours, state[theirs])
+
+
+def test_any_way_to_name_it(folder: Path) -> None:
+    assert is_published(folder)
+    assert is_published(folder / "models.ckpt")
+    for load in (CellVQ.from_pretrained, load_model):
+        for source in (folder, str(folder / "models.ckpt")):
+            assert isinstance(load(source), CellVQ)
+    ours = model().save(folder.parent / "ours")
+    assert not is_published(ours)
+    assert not is_published(folder.parent)
+
+
+def test_our_own_format_keeps_the_numbers(tmp_path: Path) -> None:
+    again = CellVQ.load(model().save(tmp_path / "ours"))
+    assert again.size == model().size
+    assert again.properties == model().properties
+    for name, value in model().module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], value)
+
+
+def test_without_names_of_genes_only_tensors_are_read(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"without the names .* pass from_pretrained"):
+        model().get_cell_codes(counts())
+    named = CellVQ.from_pretrained(folder, genes=NAMES, properties={"sex": ["f", "m", "?"]})
+    assert named.properties["sex"] == ["f", "m", "?"]
+    np.testing.assert_array_equal(named.get_cell_codes(counts()).code, io()["cell_code"])
+    with pytest.raises(ValueError, match="Found 3 names of genes"):
+        CellVQ.from_pretrained(folder, genes=NAMES[:3])
+    with pytest.raises(ValueError, match="names 2 classes of 'sex'"):
+        CellVQ.from_pretrained(folder, properties={"sex": ["f", "m"]})
+
+
+def test_weights_are_not_copied() -> None:
+    loaded = read_published(GOLDEN)
+    assert loaded.tensors["relation"].untyped_storage().nbytes() == 4 * 92 * 92
+    assert loaded.n_genes == 90
+    assert loaded.genes is None
+    with torch.device("meta"):
+        empty = type(model().module)(90, size=loaded.size, properties=loaded.properties)
+    empty.load_state_dict(loaded.tensors, assign=True)
+    assert empty.relation.data_ptr() == loaded.tensors["relation"].data_ptr()
+
+
+def test_modes_are_chosen_by_name(folder: Path) -> None:
+    def more(loaded: dict[str, Any]) -> None:
+        loaded["m2"] = {f"module.{k}": v for k, v in loaded["m1"].items()}
+        loaded["m2"]["module.sex.bias"] = torch.ones(3)
+
+    edit(folder, more)
+    assert (CellVQ.from_pretrained(folder, mode="m2").module.property_heads[3].bias == 1.0).all()
+    with pytest.raises(ValueError, match=r"no weights of mode='m3'; it has \['m1', 'm2'\]"):
+        CellVQ.from_pretrained(folder, mode="m3")
+
+
+def test_fewer_heads_are_fewer_properties(folder: Path) -> None:
+    edit(folder, lambda d: [d["m1"].pop(f"tissue.{k}") for k in ("weight", "bias")])
+    assert list(CellVQ.from_pretrained(folder).properties) == ["cell_type", "disease", "sex", "age"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["m1"].update({"extra.weight": torch.ones(1)}), "CellVQ does not have"),
+        (lambda d: d["m1"].update({"epoch": 3}), "CellVQ does not have"),
+        (
+            lambda d: d["m1"].update({"encoder.transformer_encoder.0.x": torch.ones(1)}),
+            "CellVQ does not have",
+        ),
+        (lambda d: d["m1"].pop("pi.bias"), "decoder.heads.dropout.bias: found nothing"),
+        (lambda d: d["m1"].pop("pos_emb.weight"), "lacks weights or settings"),
+        (lambda d: d["m1"].pop("sex.bias"), "holds half of the head 'sex'"),
+        (lambda d: d["m1"].update({"sex.bias": torch.ones(2)}), r"found \(2,\), expected \(3,\)"),
+        (lambda d: d["m1"].update({"mean.bias": torch.ones(2)}), r"found \(2,\), expected"),
+        (lambda d: d["m1"].update({"go": torch.ones(92, 91)}), "relation: found"),
+        (lambda d: d["m1"].pop("go"), "relation_projection.weight: found .* expected nothing"),
+        (lambda d: d["m1"]["cell_vq.embedding"][5].zero_(), "numbers its codes otherwise"),
+        (lambda d: d["m1"].update({"cell_vq.embedding": torch.ones(3)}), "numbers its codes"),
+        (lambda d: d["m1"]["mean.bias"].fill_(float("nan")), "NaN"),
+        (lambda d: d["config"].pop("encoder"), "lacks weights or settings"),
+        (lambda d: d["config"].update({"decoder": 3}), "lacks weights or settings"),
+        (lambda d: d["config"]["encoder"].update({"heads": "x"}), "n_heads must be a whole"),
+        (lambda d: d["config"]["encoder"].update({"heads": 5}), "divisible by n_heads=5"),
+        (lambda d: d["config"]["encoder"].update({"depth": 3}), "encoder depth 3 and 2"),
+        (lambda d: d["config"].update({"bin_alpha": None}), "lacks weights or settings"),
+        (lambda d: d["config"].update({"seq_len": 93}), "seq_len=93"),
+        (lambda d: d.pop("config"), "has no config of CellVQ"),
+        (lambda d: (d.clear(), d.update({"gene": {}, "cell": {}})), "scFoundation"),
+        (lambda d: d.update({"m1": [1]}), "no weights of mode='m1'"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    folder: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    edit(folder, change)
+    with pytest.raises(ValueError, match=message):
+        CellVQ.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gene_name\tindex\nA\t0\nB\t1\n", "lists 2 genes"),
+        ("symbol\nA\n", "expected 'gene_name'"),
+        ("gene_name\n" + "A\n" * 90, "1 of them different"),
+        ('gene_name\n"A\n', "no table"),
+    ],
+)
+def test_gene_lists_that_do_not_fit_are_refused(folder: Path, text: str, message: str) -> None:
+    (folder / "OS_scRNA_gene_index.19264.tsv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        CellVQ.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, -20])
+def test_truncated_files_are_refused(folder: Path, kept: float) -> None:
+    path = folder / "models.ckpt"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
+    with pytest.raises(ValueError, match=r"models\.ckpt"):
+        CellVQ.from_pretrained(folder)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("run-by-a-pickle"),)
+
+
+def test_files_that_would_run_code_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "models.ckpt").write_bytes(pickle.dumps({"config": Malicious()}))
+    with pytest.raises(ValueError, match="refused"):
+        CellVQ.from_pretrained(folder)
+    torch.save({"config": {}, "m1": {"go": Malicious()}}, folder / "models.ckpt")
+    with pytest.raises(ValueError, match="refused"):
+        CellVQ.from_pretrained(folder)
+    assert not (folder / "run-by-a-pickle").exists()
