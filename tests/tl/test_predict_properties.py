@@ -1,0 +1,160 @@
+"""``cfm.tl.predict_properties``: what it writes, for which cells, and what survives a file."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfm
+from cfm.models import CellVQ
+from tests._cellvq import CLASSES, GENES, counted_cells, small_model
+from tests._same import assert_unchanged
+
+KEYS = ["predicted_cell_type", "predicted_tissue"]
+FIELDS = [KEYS[0], f"{KEYS[0]}_confidence", KEYS[1], f"{KEYS[1]}_confidence"]
+
+
+@pytest.fixture(scope="module")
+def model() -> CellVQ:
+    return small_model()
+
+
+@pytest.fixture
+def called(model: CellVQ) -> ad.AnnData:
+    cells = counted_cells()
+    assert cfm.tl.predict_properties(cells, model) is None
+    return cells
+
+
+def test_what_is_written_is_what_the_model_says(model: CellVQ, called: ad.AnnData) -> None:
+    expected = model.predict_properties(counted_cells())
+    for key, name in zip(KEYS, CLASSES, strict=True):
+        proba = called.obsm[f"{key}_proba"]
+        pd.testing.assert_frame_equal(proba, expected[name])
+        call, confidence = called.obs[key], called.obs[f"{key}_confidence"]
+        assert isinstance(call.dtype, pd.CategoricalDtype)
+        assert call.tolist() == proba.idxmax(axis=1).tolist()
+        assert set(call.cat.categories) == set(call)
+        assert confidence.dtype == np.float32
+        np.testing.assert_array_equal(confidence, proba.max(axis=1))
+        assert called.uns[key]["classes"] == CLASSES[name]
+        params = {
+            **{"batch_size": 64, "units": "counts", "precision": "auto", "property": name},
+            **{"model": "CellVQ", "sha256": "", "vocabulary_share": 1.0, "device": "cpu"},
+        }
+        assert called.uns[key]["params"].items() >= params.items()
+
+
+def test_nothing_else_is_touched(called: ad.AnnData) -> None:
+    for name in FIELDS:
+        del called.obs[name]
+    for key in KEYS:
+        del called.obsm[f"{key}_proba"], called.uns[key]
+    assert_unchanged(called, counted_cells())
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_the_result_survives_a_file(model: CellVQ, tmp_path: Path, kind: str) -> None:
+    cells = counted_cells()
+    cells.X[3] = 0
+    with pytest.warns(UserWarning, match="1 of 12 cells express none"):
+        cfm.tl.predict_properties(cells, model)
+    path = tmp_path / f"x.{kind}"
+    if kind == "h5ad":
+        cells.write_h5ad(path)
+        back = ad.read_h5ad(path)
+    else:
+        cells.write_zarr(path)
+        back = ad.read_zarr(path)
+    pd.testing.assert_frame_equal(back.obs, cells.obs, check_categorical=False)
+    for key in KEYS:
+        pd.testing.assert_frame_equal(back.obsm[f"{key}_proba"], cells.obsm[f"{key}_proba"])
+        assert back.uns[key]["params"] == cells.uns[key]["params"]
+        assert list(back.uns[key]["classes"]) == cells.uns[key]["classes"]
+
+
+def test_cells_without_genes_have_no_class(model: CellVQ) -> None:
+    cells = counted_cells()
+    cells.X[[0, 3]] = 0
+    with pytest.warns(UserWarning, match="2 of 12 cells express none") as warned:
+        cfm.tl.predict_properties(cells, model)
+    assert len(warned) == 1
+    for name in FIELDS:
+        assert cells.obs[name].isna().to_numpy().nonzero()[0].tolist() == [0, 3]
+    nobody = cells[[0, 3]].copy()
+    with pytest.warns(UserWarning, match="2 of 2 cells express none"):
+        cfm.tl.predict_properties(nobody, model, key_added="again_")
+    assert nobody.obs["again_tissue"].isna().all()
+
+
+def test_one_property_under_another_name(model: CellVQ) -> None:
+    cells = counted_cells()
+    cfm.tl.predict_properties(cells, model, properties="tissue", key_added="their_")
+    assert cells.obs.columns.tolist() == ["their_tissue", "their_tissue_confidence"]
+    assert list(cells.obsm) == ["their_tissue_proba"]
+    assert list(cells.uns) == ["their_tissue"]
+    assert cells.uns["their_tissue"]["params"]["key_added"] == "their_"
+
+
+def test_log_values_that_are_declared(model: CellVQ) -> None:
+    cells = counted_cells(genes=GENES)
+    expected = cfm.tl.predict_properties(cells, model, precision="float32", copy=True)
+    cells.obs["n"] = cells.X.sum(axis=1)
+    cells.layers["log"] = np.log1p(cells.X / cells.X.sum(axis=1, keepdims=True) * 1e4)
+    arguments = {"units": "log1p_cp10k", "total_counts": "n", "layer": "log"}
+    cfm.tl.predict_properties(cells, model, precision="float32", **arguments)
+    for key in KEYS:
+        np.testing.assert_allclose(
+            cells.obsm[f"{key}_proba"], expected.obsm[f"{key}_proba"], atol=1e-5
+        )
+    assert cells.uns[KEYS[0]]["params"].items() >= arguments.items()
+
+
+def test_a_copy_leaves_the_original_alone(model: CellVQ) -> None:
+    cells = counted_cells()
+    made = cfm.tl.predict_properties(cells, model, copy=True)
+    assert_unchanged(cells, counted_cells())
+    assert set(FIELDS) <= set(made.obs)
+
+
+def test_its_own_result_is_replaced_quietly_and_others_with_a_warning(
+    model: CellVQ, called: ad.AnnData
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cfm.tl.predict_properties(called, model)
+    cells = counted_cells()
+    cells.obs["tissue"] = "liver"
+    with pytest.warns(UserWarning, match=r"obs\['tissue'\] was not written by this tool"):
+        cfm.tl.predict_properties(cells, model, properties=["tissue"], key_added="")
+    assert set(cells.obs["tissue"]) <= {"blood", "lung"}
+
+
+def test_a_saved_model_by_its_folder(model: CellVQ, called: ad.AnnData, tmp_path: Path) -> None:
+    model.save(tmp_path / "mine")
+    cells = counted_cells()
+    cfm.tl.predict_properties(cells, tmp_path / "mine", device="cpu")
+    pd.testing.assert_frame_equal(cells.obs, called.obs)
+    assert len(cells.uns[KEYS[0]]["params"]["sha256"]) == 64
+
+
+def test_backed_views_and_names_that_repeat(model: CellVQ, tmp_path: Path) -> None:
+    cells = counted_cells()
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
+    made = cfm.tl.predict_properties(backed, model, copy=True)
+    assert not made.isbacked
+    view = cells[4:8]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ad.ImplicitModificationWarning)
+        cfm.tl.predict_properties(view, model)
+    assert view.obs[KEYS[0]].tolist() == made.obs[KEYS[0]].tolist()[4:8]
+    assert_unchanged(cells, counted_cells())
+    cells.obs_names = ["same"] * 12
+    cfm.tl.predict_properties(cells, model)
+    assert cells.obs[KEYS[0]].tolist() == made.obs[KEYS[0]].tolist()
