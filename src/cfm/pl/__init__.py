@@ -7,6 +7,7 @@ matplotlib setting is changed. Nothing is told by colour alone.
 
 from __future__ import annotations
 
+from cfm.pl._cell_codes import cell_codes
 from cfm.pl._cell_importance import cell_importance
 from cfm.pl._donors import donors
 from cfm.pl._drug_screen import drug_screen
@@ -22,6 +23,7 @@ from cfm.pl._training import training
 from cfm.pl._virus_probabilities import virus_probabilities
 
 __all__ = [
+    "cell_codes",
     "cell_importance",
     "donors",
     "drug_screen",

@@ -1,0 +1,213 @@
+"""``cfm.pl.cell_codes`` shows codes, their levels and genes as stored, and readably."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.patches import Rectangle
+
+import cfm
+from tests.pl._coded import TYPES, with_cell_codes
+from tests.pl._drawn import legend_texts, outside, overlapping, row_names, same_after_files
+
+KINDS = ["composition", "markers", "map"]
+MANY = [f"type {i}" for i in range(34)]
+
+
+def all_texts(ax) -> list:
+    texts = [*ax.texts, *ax.get_yticklabels(), *ax.get_xticklabels(), ax.title]
+    legend = ax.get_legend()
+    return texts + [ax.xaxis.label] + (list(legend.get_texts()) if legend else [])
+
+
+# --- composition ----------------------------------------------------------------------------
+
+
+def test_bars_are_the_shares_of_the_levels():
+    adata = with_cell_codes(5)
+    ax = cfm.pl.cell_codes(adata, show=False)
+    table = pd.crosstab(adata.obs["cell_code"].astype(str), adata.obs["cell_type"])
+    share = table.div(table.sum(axis=1), axis=0)
+    levels = table.sum().sort_values(ascending=False, kind="stable").index
+    for bars, level in zip(ax.containers, levels, strict=True):
+        drawn = [bar.get_width() for bar in bars]
+        np.testing.assert_allclose(drawn, share.loc[row_names(ax), level])
+    ends = [bar.get_x() + bar.get_width() for bar in ax.containers[-1]]
+    np.testing.assert_allclose(ends, 1.0)
+    (beside,) = ax.child_axes
+    sizes = [bar.get_width() for bar in beside.containers[0]]
+    assert sizes == table.sum(axis=1).loc[row_names(ax)].tolist()
+    assert ax.get_title() == "5 codes, 400 cells"
+    assert legend_texts(ax)[0].startswith(f"A  {levels[0]} (")
+    assert {text.get_text() for text in ax.texts} >= {"A", "B", "C", "D", "E"}
+
+
+def test_codes_of_one_majority_stand_together():
+    adata = with_cell_codes(20, 2000)
+    ax = cfm.pl.cell_codes(adata, show=False)
+    table = pd.crosstab(adata.obs["cell_code"].astype(str), adata.obs["cell_type"])
+    majority = table.idxmax(axis=1).loc[row_names(ax)]
+    runs = (majority != majority.shift()).sum()
+    assert runs == majority.nunique()
+
+
+def test_the_smallest_of_many_codes_are_taken_together():
+    adata = with_cell_codes(300, 3000)
+    ax = cfm.pl.cell_codes(adata, show=False)
+    assert row_names(ax)[-1] == "270 others"
+    assert len(row_names(ax)) == 31
+    share = adata.obs["cell_code"].value_counts().iloc[:30].sum() / adata.n_obs
+    assert ax.get_title() == f"30 of 300 codes, with {share:.0%} of 3,000 cells"
+    ax = cfm.pl.cell_codes(adata, n_codes=4, show=False)
+    assert len(row_names(ax)) == 5
+    one = adata.obs["cell_code"].cat.categories[-1]
+    ax = cfm.pl.cell_codes(adata, codes=[one], show=False)
+    assert row_names(ax) == [one, "299 others"]
+
+
+def test_rare_levels_are_one_and_cells_without_a_level_are_said():
+    adata = with_cell_codes(40, 3000, MANY)
+    values = adata.obs["cell_type"].astype(object)
+    adata.obs["cell_type"] = values.where(np.arange(adata.n_obs) % 10 > 0)
+    ax = cfm.pl.cell_codes(adata, show=False)
+    texts = legend_texts(ax)
+    assert len(texts) == 21
+    assert texts[-2].startswith("+  other levels (")
+    assert texts[-1] == "–  not given (300)"
+    letters = [text.split()[0] for text in texts]
+    assert len(set(letters)) == len(letters)
+
+
+def test_without_an_annotation_sizes_are_drawn():
+    adata = with_cell_codes(5)
+    adata.uns["cell_code"]["params"] = {}
+    ax = cfm.pl.cell_codes(adata, show=False)
+    assert [t.get_text() for t in ax.texts] == [
+        str(n) for n in adata.obs["cell_code"].value_counts().loc[row_names(ax)]
+    ]
+    assert ax.get_legend() is None
+    for kind in KINDS[1:]:
+        assert cfm.pl.cell_codes(adata, kind=kind, show=False).get_title() == "5 codes, 400 cells"
+
+
+def test_another_annotation_and_cells_without_a_code():
+    adata = with_cell_codes(5)
+    adata.obs.loc[adata.obs_names[:40], "cell_code"] = np.nan
+    ax = cfm.pl.cell_codes(adata, groupby="donor", show=False)
+    assert ax.get_title() == "5 codes, 360 cells"
+    assert [text[3:5] for text in legend_texts(ax)] in (["d1", "d2"], ["d2", "d1"])
+
+
+# --- markers --------------------------------------------------------------------------------
+
+
+def dots(ax) -> PathCollection:
+    (found,) = [c for c in ax.collections if isinstance(c, PathCollection)]
+    return found
+
+
+@pytest.mark.parametrize("units", ["counts", "log1p_cp10k"])
+def test_dots_are_shares_and_means(units):
+    adata = with_cell_codes(5)
+    counts = adata.X.toarray()
+    logged = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+    if units == "log1p_cp10k":
+        adata.layers["log"] = logged
+        adata.uns["cell_code"]["params"] |= {"units": units, "layer": "log"}
+    ax = cfm.pl.cell_codes(adata, kind="markers", n_genes=2, show=False)
+    genes = [text.get_text() for text in ax.get_xticklabels()]
+    codes = [name.split()[-2] for name in row_names(ax)]
+    drawn = dots(ax)
+    place = {(int(x), int(y)): i for i, (x, y) in enumerate(drawn.get_offsets())}
+    mean = np.array([logged[(adata.obs["cell_code"] == c).to_numpy()].mean(axis=0) for c in codes])[
+        :, [adata.var_names.get_loc(g) for g in genes]
+    ]
+    for (x, y), i in place.items():
+        np.testing.assert_allclose(drawn.get_array()[i], mean[y, x] / mean[:, x].max(), rtol=1e-5)
+    own = (adata.obs["cell_code"] == codes[0]).to_numpy()
+    share = (counts[own][:, [adata.var_names.get_loc(g) for g in genes]] > 0).mean(axis=0)
+    areas = [drawn.get_sizes()[place[x, 0]] for x in range(len(genes))]
+    np.testing.assert_allclose(np.array(areas) / areas[0], share / share[0], rtol=1e-5)
+    frames = [p for p in ax.patches if isinstance(p, Rectangle)]
+    assert len(frames) == 2 * len(codes)
+    framed = {(round(p.get_x() + 0.47), round(p.get_y() + 0.47)) for p in frames}
+    markers = adata.uns["cell_code"]["markers"]
+    for x, y in framed:
+        own = markers[(markers["code"] == codes[y]) & (markers["gene"] == genes[x])]
+        assert own["rank"].tolist() in ([1], [2])
+
+
+def test_codes_without_markers_cannot_be_drawn():
+    adata = with_cell_codes(60, 200)
+    markers = adata.uns["cell_code"]["markers"]
+    without = next(
+        c for c in adata.obs["cell_code"].cat.categories if c not in set(markers["code"])
+    )
+    with pytest.raises(KeyError, match="or has nothing to draw"):
+        cfm.pl.cell_codes(adata, kind="markers", codes=[without])
+    adata.uns["cell_code"]["markers"] = markers.iloc[:0]
+    with pytest.raises(ValueError, match="has markers: all have fewer cells than its min_cells"):
+        cfm.pl.cell_codes(adata, kind="markers")
+
+
+# --- all kinds ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("n", "cells", "types"), [(1, 30, TYPES), (5, 400, TYPES), (60, 900, MANY), (150, 900, TYPES)]
+)
+def test_no_text_is_clipped_or_covered(kind, n, cells, types):
+    ax = cfm.pl.cell_codes(with_cell_codes(n, cells, types), kind=kind, show=False)
+    assert overlapping(all_texts(ax)) == []
+    assert outside(all_texts(ax), ax.figure.bbox) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_same_from_a_file(kind, tmp_path: Path):
+    same_after_files(
+        with_cell_codes(12, 300), lambda a: cfm.pl.cell_codes(a, kind=kind, show=False), tmp_path
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_own_axes_and_saving(kind, tmp_path: Path):
+    adata = with_cell_codes(12, 300)
+    _, ax = plt.subplots()
+    assert cfm.pl.cell_codes(adata, kind=kind, ax=ax) is ax
+    cfm.pl.cell_codes(adata, kind=kind, show=False, save=tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_what_cannot_be_drawn_is_said():
+    adata = with_cell_codes(5)
+    call = cfm.pl.cell_codes
+    with pytest.raises(ValueError, match="kind is 'pie'"):
+        call(adata, kind="pie")
+    with pytest.raises(ValueError, match="n_codes is 0"):
+        call(adata, n_codes=0)
+    with pytest.raises(ValueError, match="n_genes is 0"):
+        call(adata, kind="markers", n_genes=0)
+    with pytest.raises(ValueError, match="codes is an empty list"):
+        call(adata, codes=[])
+    with pytest.raises(KeyError, match="code '-3' is not in"):
+        call(adata, codes=["-3"])
+    with pytest.raises(KeyError, match="obs has no column 'tissue'"):
+        call(adata, groupby="tissue")
+    with pytest.raises(ValueError, match="holds fractional numbers"):
+        call(adata, groupby="cell_code_margin")
+    with pytest.raises(KeyError, match=r"run cfm\.tl\.cell_codes\(adata, key_added='other'\)"):
+        call(adata, key="other")
+    with pytest.raises(KeyError, match="genes GENE0"):
+        call(adata[:, 1:].copy(), kind="markers")
+    del adata.uns["cell_code"]["vectors"]
+    with pytest.raises(KeyError, match=r"uns\['cell_code'\]\['vectors'\] not found"):
+        call(adata, kind="map")
+    adata.obs["cell_code"] = pd.Categorical([None] * adata.n_obs, categories=["1"])
+    with pytest.raises(ValueError, match="is missing in all 400 cells"):
+        call(adata)
