@@ -1,6 +1,7 @@
 """Gene vocabularies, contrast sampling and readers for matrices of any kind."""
 
 from cfm.data._gene_ids import GeneMapping, map_identifiers
+from cfm.data._knowledge_graph import KnowledgeGraph
 from cfm.data._pairs import ContrastPairs
 from cfm.data._profiles import ProfileDraw, ProfileSource
 from cfm.data._reference import Reference
@@ -12,6 +13,7 @@ __all__ = [
     "GeneAlignment",
     "GeneMapping",
     "GeneVocabulary",
+    "KnowledgeGraph",
     "ProfileDraw",
     "ProfileMatrix",
     "ProfileSource",

@@ -6,8 +6,10 @@ from cfm.tl._embed import embed
 from cfm.tl._embed_donors import embed_donors
 from cfm.tl._evaluate_perturbation import evaluate_perturbation
 from cfm.tl._gene_programs import gene_programs
+from cfm.tl._get_knowledge_graph import get_knowledge_graph
 from cfm.tl._host_factors import host_factors
 from cfm.tl._impute import impute
+from cfm.tl._knowledge_graph import knowledge_graph
 from cfm.tl._map_reference import map_reference
 from cfm.tl._predict_properties import predict_properties
 from cfm.tl._predict_virus import predict_virus
@@ -22,8 +24,10 @@ __all__ = [
     "embed_donors",
     "evaluate_perturbation",
     "gene_programs",
+    "get_knowledge_graph",
     "host_factors",
     "impute",
+    "knowledge_graph",
     "map_reference",
     "predict_properties",
     "predict_virus",
