@@ -43,7 +43,7 @@ def test_letters_and_numbers_name_codes_and_lines_link_neighbours():
 
 
 def test_like_codes_lie_near_each_other():
-    adata = with_cell_codes(50, 2000)
+    adata = with_cell_codes(50, 6000)
     ax = cfm.pl.cell_codes(adata, kind="map", show=False)
     letters = [t for t in ax.texts if t.get_text() in set("ABCDE")]
     xy = np.array([t.get_position() for t in letters])

@@ -45,9 +45,9 @@ def cell_codes(
     the number of its cells; codes of one majority stand together. ``"markers"`` has a dot for each
     code and gene: larger where more of the code's cells express the gene, darker where they
     express more of it; frames are around the genes that are markers of the code. ``"map"`` has a
-    disc for each code, whose area grows with its cells, near those with like vectors (t-SNE of
-    their cosines; up to nine codes by their principal components), moved apart where they would
-    cover each other; a line goes to the nearest code.
+    disc for each code, whose area grows with its cells, near those with like vectors
+    (multidimensional scaling of the angles between them), moved apart where they would cover each
+    other; a line goes to the nearest code, which two dimensions cannot always show.
 
     Levels have a letter and a colour, the letter telling them apart also where colours recur.
     Codes that are not drawn are those with fewest cells, which the title says.

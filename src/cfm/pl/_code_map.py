@@ -9,7 +9,7 @@ from matplotlib.collections import LineCollection, PatchCollection
 from matplotlib.patches import Circle
 from matplotlib.transforms import Bbox
 from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
+from sklearn.manifold import smacof
 
 from cfm.pl._code_levels import Levels, text_color
 from cfm.pl._figure import figure_of, new_figure
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 #: Radius in inches of the smallest and the largest disc; a letter still fits the smallest.
 _SMALL, _LARGE = 0.075, 0.34
 #: Share of the area that discs take at most, and inches between them and of the margin.
-_FILLED, _GAP, _MARGIN = 0.3, 0.03, 0.4
+_FILLED, _GAP, _MARGIN = 0.22, 0.03, 0.4
 _LEAST_SIDE = 3.2
-#: Fewer codes lie where their two main directions have them.
-_FEW = 10
 _LINE, _NAME, _NAME_SIZE = "#C4C9D1", "#444444", 6.5
 #: Inches: from this radius on the number of a code is written into its disc.
 _ROOMY = 0.2
@@ -118,20 +116,12 @@ def _laid_out(vectors: np.ndarray, radii: np.ndarray, side: float) -> np.ndarray
     n = len(vectors)
     if n == 1:
         return np.zeros((1, 2))
-    found = np.zeros((n, 2))
-    if n < _FEW:
-        k = min(2, n - 1, vectors.shape[1])
-        found[:, :k] = PCA(k, svd_solver="full").fit_transform(vectors)
-    else:
-        tsne = TSNE(
-            init="pca",
-            metric="cosine",
-            perplexity=min(12.0, (n - 1) / 3),
-            max_iter=1000 if n <= 100 else 400,
-            method="exact" if n <= 500 else "barnes_hut",
-            random_state=0,
-        )
-        found = tsne.fit_transform(vectors.astype(np.float32)).astype(np.float64)
+    k = min(2, n - 1, vectors.shape[1])
+    start = np.zeros((n, 2))
+    start[:, :k] = PCA(k, svd_solver="full").fit_transform(vectors)
+    angle = np.arccos(np.clip(vectors @ vectors.T, -1.0, 1.0))
+    np.fill_diagonal(angle, 0.0)
+    found, _ = smacof((angle + angle.T) / 2, n_components=2, init=start, n_init=1)
     span = np.ptp(found, axis=0).max() or 1.0
     return _pushed_apart((found - found.mean(axis=0)) / span * side, radii)
 
