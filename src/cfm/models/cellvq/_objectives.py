@@ -15,11 +15,18 @@ from cfm.models.cellvq._reading import TARGET_SUM
 from cfm.nn._zinb import zinb_nll
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from torch import nn
 
     from cfm.models.cellvq._module import CellVQModule
     from cfm.models.cellvq._stream import Batch
     from cfm.nn._soft_codes import Quantised
+
+
+#: Codes whose nearest other code is looked for in a step: of 4,096 all would take longer than the
+#: rest of the step.
+_CODES_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Weights:
         Of the counts, of codes that lie close, and of codes that go unused.
     properties
         Of each property head, in the order of the heads.
+    code_labels
+        Of what heads of their own say of the same properties, from the code alone.
     classes
         ``(n_classes,)`` of the classes of each property, or ``None`` where all weigh the same.
     """
@@ -40,6 +49,7 @@ class Weights:
     separation: float
     balance: float
     properties: tuple[float, ...] = ()
+    code_labels: float = 0.0
     classes: tuple[Tensor | None, ...] = field(default=(), repr=False)
 
     def balanced(self, labels: np.ndarray, n_classes: Iterable[int]) -> Weights:
@@ -63,7 +73,12 @@ class Weights:
 
 
 def training_losses(
-    module: CellVQModule, batch: Batch, *, weights: Weights, temperature: float
+    module: CellVQModule,
+    batch: Batch,
+    *,
+    weights: Weights,
+    temperature: float,
+    code_heads: Sequence[nn.Module] = (),
 ) -> dict[str, Tensor]:
     r"""Return the losses of a batch.
 
@@ -72,10 +87,12 @@ def training_losses(
             + w_s \frac{1}{K} \sum_k \max_{j \ne k} c_k^\top c_j
             + w_b \Big(1 - \frac{H(\bar{A})}{\log K}\Big)
             + \sum_p w_p \langle -\log q_p(y_{cp}) \rangle
+            + w_l \sum_p w_p \langle -\log q^{code}_p(y_{cp}) \rangle
 
     The first mean is over the counts that are asked for (zeros, and expressed genes that are not
     shown), :math:`\mu` is in counts per 10,000 and :math:`s_c` the counts of the cell over 10,000;
-    :math:`\bar{A}` is the mean of the probabilities that the batch drew its codes with.
+    :math:`\bar{A}` is the mean of the probabilities that the batch drew its codes with. The
+    second mean is over up to 512 codes, drawn anew in training; each against all.
 
     Parameters
     ----------
@@ -87,44 +104,85 @@ def training_losses(
         Of the terms.
     temperature
         Of the quantiser; 0 takes the nearest code.
+    code_heads
+        What says the properties from the code alone, for :attr:`Weights.code_labels`.
 
     Returns
     -------
     ``loss``, and the parts that were computed: ``reconstruction`` in nats per count,
     ``separation``, ``balance``, ``property_<name>`` in nats per labelled cell and with it
-    ``accuracy_<name>``, the share of the labelled cells that the head is right about.
+    ``accuracy_<name>``, the share of the labelled cells that the head is right about; and both of
+    the code alone, ``code_property_<name>`` and ``code_accuracy_<name>``.
     """
     encoded = module.encode(batch.values, batch.gene_ids, batch.padding)
     cell, maximum = module.pool(encoded, batch.padding)
-    total = cell.sum() * 0.0
     parts: dict[str, Tensor] = {}
-    if weights.reconstruction or weights.separation or weights.balance:
-        quantised = module.quantize(maximum, temperature=temperature)
-        if weights.reconstruction:
-            parts["reconstruction"] = hidden_counts(module, batch, encoded, quantised.vector)
-            total = total + weights.reconstruction * parts["reconstruction"]
-        if weights.separation:
-            parts["separation"] = module.quantiser.separation(quantised.codebook)
-            total = total + weights.separation * parts["separation"]
-        if weights.balance and quantised.probability is not None:
-            parts["balance"] = unused_codes(quantised)
-            total = total + weights.balance * parts["balance"]
-    if any(weights.properties) and bool((batch.labels >= 0).any()):
-        logits = module.classify(cell)
-        for i, (name, found) in enumerate(logits.items()):
-            known = batch.labels[:, i] >= 0
-            if not weights.properties[i] or not bool(known.any()):
-                continue
-            classes = weights.classes[i] if weights.classes else None
-            parts[f"property_{name}"] = F.cross_entropy(
-                found[known].float(),
-                batch.labels[known, i],
-                weight=None if classes is None else classes.to(found.device),
-            )
-            total = total + weights.properties[i] * parts[f"property_{name}"]
-            right = found[known].argmax(-1) == batch.labels[known, i]
-            parts[f"accuracy_{name}"] = right.float().mean()
+    total = cell.sum() * 0.0
+    quantised = module.quantize(maximum, temperature=temperature)
+    if weights.reconstruction:
+        parts["reconstruction"] = hidden_counts(module, batch, encoded, quantised.vector)
+        total = total + weights.reconstruction * parts["reconstruction"]
+    if weights.separation:
+        parts["separation"] = crowding(quantised.codebook, all_codes=not module.training)
+        total = total + weights.separation * parts["separation"]
+    if weights.balance and quantised.probability is not None:
+        parts["balance"] = unused_codes(quantised)
+        total = total + weights.balance * parts["balance"]
+    logits = list(module.classify(cell).values())
+    by_code = [head(quantised.vector) for head in code_heads] if weights.code_labels else []
+    for i, name in enumerate(module.properties):
+        label = batch.labels[:, i]
+        if not weights.properties[i] or not bool((label >= 0).any()):
+            continue
+        classes = weights.classes[i] if weights.classes else None
+        loss, accuracy = named(logits[i], label, classes)
+        parts[f"property_{name}"], parts[f"accuracy_{name}"] = loss, accuracy
+        total = total + weights.properties[i] * loss
+        if by_code:
+            loss, accuracy = named(by_code[i], label, classes)
+            parts[f"code_property_{name}"], parts[f"code_accuracy_{name}"] = loss, accuracy
+            total = total + weights.code_labels * weights.properties[i] * loss
     return {"loss": total} | parts
+
+
+def named(logits: Tensor, label: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy and the accuracy of the cells that have a label.
+
+    Parameters
+    ----------
+    logits
+        ``(b, n_classes)``.
+    label
+        ``(b,)`` int64; −1 = unknown.
+    classes
+        ``(n_classes,)``, how much cells of a class weigh.
+    """
+    known = label >= 0
+    found, label = logits[known].float(), label[known]
+    weight = None if classes is None else classes.to(found.device)
+    right = (found.detach().argmax(-1) == label).float().mean()
+    return F.cross_entropy(found, label, weight=weight), right
+
+
+def crowding(codes: Tensor, *, all_codes: bool) -> Tensor:
+    """Return the mean of the largest cosine of a code to another one.
+
+    Parameters
+    ----------
+    codes
+        ``(n_codes, code_dim)`` of unit length.
+    all_codes
+        Look at all of them, not at up to 512 that are drawn.
+    """
+    rows = torch.arange(len(codes), device=codes.device)
+    if not all_codes and len(codes) > _CODES_AT_ONCE:
+        rows = torch.randperm(len(codes), device=codes.device)[:_CODES_AT_ONCE]
+    nearest = []
+    for part in rows.split(_CODES_AT_ONCE):
+        cosine = codes.detach()[part] @ codes.detach().T
+        cosine[torch.arange(len(part), device=codes.device), part] = -torch.inf
+        nearest.append(cosine.argmax(dim=-1))
+    return (codes[rows] * codes[torch.cat(nearest)]).sum(-1).mean()
 
 
 def hidden_counts(module: CellVQModule, batch: Batch, encoded: Tensor, vector: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import torch
 from scvi import REGISTRY_KEYS, settings
 from scvi.train import TrainRunner
 
@@ -52,13 +53,14 @@ class Trainable(CellVQCore):
         freeze: Literal["encoder"] | None = None,
         keep_share: float | tuple[float, float] = (0.3, 0.7),
         code_only_share: float = 0.5,
-        schedule: Schedule = "geometric",
-        last_temperature: float = 0.01,
+        schedule: Schedule = "cosine",
+        last_temperature: float = 0.02,
         anneal_share: float = 0.8,
         reconstruction_weight: float = 1.0,
         separation_weight: float = 0.1,
         balance_weight: float = 0.0,
         property_weight: float | Mapping[str, float] = 1.0,
+        code_label_weight: float = 0.0,
         class_weights: bool = False,
         validation_share: float = 0.1,
         n_validation: int = 512,
@@ -106,7 +108,7 @@ class Trainable(CellVQCore):
         code_only_share
             Probability that the decoder sees the code of a cell and none of its genes.
         schedule
-            How the temperature of the quantiser falls from 1: ``"geometric"`` or ``"cosine"``.
+            How the temperature of the quantiser falls from 1: ``"cosine"`` or ``"geometric"``.
             The temperature is also the share of the cells that bypass the quantiser, until 0.02.
         last_temperature
             What it falls to.
@@ -118,6 +120,9 @@ class Trainable(CellVQCore):
             probabilities of a batch over its largest value; an addition of ours).
         property_weight
             Weight of the cross-entropy of the heads, or weights by name of the head.
+        code_label_weight
+            Weight of the same properties as said by the code alone, so that labels shape the
+            codes; by heads that are for training only. Those of the model read the embedding.
         class_weights
             Weigh cells so that the classes of a property count alike, however many cells they
             have.
@@ -183,6 +188,7 @@ class Trainable(CellVQCore):
             reconstruction=reconstruction_weight,
             separation=0.0 if freeze else separation_weight,
             balance=0.0 if freeze else balance_weight,
+            code_labels=0.0 if freeze else code_label_weight,
         )
         usable = cells_that_express(reader, self.adata.n_obs)
         studies = self.registered_categories("study")
@@ -221,6 +227,7 @@ class Trainable(CellVQCore):
         plan = CellVQPlan(
             self.module,
             weights=weights,
+            code_heads=self._code_heads(seed) if weights.code_labels else [],
             checked=whole_cells(reader, counted, batch_size),
             frozen=frozen,
             schedule=None if freeze else schedule,
@@ -307,6 +314,7 @@ class Trainable(CellVQCore):
         reconstruction: float,
         separation: float,
         balance: float,
+        code_labels: float,
     ) -> Weights:
         names = list(self.properties)
         if isinstance(property_weight, float | int):
@@ -316,8 +324,9 @@ class Trainable(CellVQCore):
             if unknown:
                 raise KeyError(f"property_weight names no heads {unknown}; there are {names}.")
             by_name = dict.fromkeys(names, 1.0) | dict(property_weight)
-        weights = Weights(reconstruction, separation, balance, tuple(by_name[n] for n in names))
-        numbers = (reconstruction, separation, balance, *weights.properties)
+        properties = tuple(by_name[n] for n in names)
+        weights = Weights(reconstruction, separation, balance, properties, code_labels)
+        numbers = (reconstruction, separation, balance, code_labels, *properties)
         if not all(np.isfinite(w) and w >= 0 for w in numbers):
             raise ValueError(f"Weights of the loss must be at least 0; found {numbers}.")
         learned = (labels >= 0).any(axis=0) & (np.array(weights.properties) > 0)
@@ -327,6 +336,12 @@ class Trainable(CellVQCore):
                 "has a weight; register labels_keys= with setup_anndata, or give it one."
             )
         return weights
+
+    def _code_heads(self, seed: int) -> list[torch.nn.Module]:
+        """Make heads that say the properties from the code alone, for a training."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return [torch.nn.Linear(self.size.dim, n) for n in self.module.properties.values()]
 
     def _split(
         self, usable: np.ndarray, studies: np.ndarray, share: float, most: int, seed: int

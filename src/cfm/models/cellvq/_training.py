@@ -42,6 +42,8 @@ class CellVQPlan(pl.LightningModule):
         The network.
     weights
         Of the terms of the loss.
+    code_heads
+        What says the properties from the code alone; not part of the model.
     checked
         Whole sentences of the cells whose codes are counted.
     frozen
@@ -60,6 +62,7 @@ class CellVQPlan(pl.LightningModule):
         module: CellVQModule,
         *,
         weights: Weights,
+        code_heads: Sequence[nn.Module],
         checked: Sequence[Tokens],
         frozen: Sequence[nn.Module | nn.Parameter],
         schedule: Schedule | None,
@@ -72,6 +75,7 @@ class CellVQPlan(pl.LightningModule):
         super().__init__()
         self.module = module
         self.weights = weights
+        self.code_heads = torch.nn.ModuleList(code_heads)
         self.checked = checked
         self._frozen = list(frozen)
         self.schedule = schedule
@@ -105,7 +109,7 @@ class CellVQPlan(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trained."""
-        trained = [p for p in self.module.parameters() if p.requires_grad]
+        trained = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -136,7 +140,7 @@ class CellVQPlan(pl.LightningModule):
             If the loss is not a finite number.
         """
         temperature = self.temperature(self.global_step)
-        found = training_losses(self.module, batch, weights=self.weights, temperature=temperature)
+        found = self.losses(batch, temperature)
         if not bool(torch.isfinite(found["loss"])):
             raise ValueError(
                 f"The loss became {float(found['loss'])} in step {self.global_step + 1} of "
@@ -149,8 +153,18 @@ class CellVQPlan(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses on cells that are not trained on, with the nearest code."""
-        found = training_losses(self.module, batch, weights=self.weights, temperature=0.0)
+        found = self.losses(batch, 0.0)
         self._write(found, "validation", len(batch.total))
+
+    def losses(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
+        """Return the losses of a batch."""
+        return training_losses(
+            self.module,
+            batch,
+            weights=self.weights,
+            temperature=temperature,
+            code_heads=list(self.code_heads),
+        )
 
     def _write(self, losses: dict[str, Tensor], kind: str, n_cells: int) -> None:
         for name, value in losses.items():
