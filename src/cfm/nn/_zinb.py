@@ -9,6 +9,8 @@ from torch.nn import functional as F
 #: Counts up to this are zeros.
 _ZERO = 1e-8
 _EPS = 1e-8
+#: Bounds of the mean, as published.
+LEAST_MEAN, MOST_MEAN = 1e-5, 1e6
 
 
 def zinb_nll(
@@ -71,6 +73,12 @@ class ZINBHeads(torch.nn.Module):
         self.dispersion = torch.nn.Linear(dim, 1)
         self.dropout = torch.nn.Linear(dim, 1)
 
+    @torch.no_grad()
+    def start_at_one(self) -> None:
+        """Let every mean be 1, whatever the token; the rest of a model can then start it off."""
+        self.mean.weight.zero_()
+        self.mean.bias.zero_()
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``(..., dim)`` to mean, dispersion and dropout, each ``(...)`` float32.
 
@@ -80,7 +88,7 @@ class ZINBHeads(torch.nn.Module):
             head(x).squeeze(-1).float() for head in (self.mean, self.dispersion, self.dropout)
         )
         return (
-            mean.exp().clamp(1e-5, 1e6),
+            mean.exp().clamp(LEAST_MEAN, MOST_MEAN),
             F.softplus(dispersion).clamp(1e-4, 1e4),
             torch.sigmoid(dropout),
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfm.models.cellvq._code_term import CodeTerm
 from cfm.models.cellvq._decoder import ExpressionDecoder
 from cfm.models.cellvq._kept import Kept
 from cfm.nn import PostNormLayer
@@ -83,6 +84,9 @@ class CellVQModule(nn.Module):
             code_dim=size.code_dim,
         )
         self.decoder = ExpressionDecoder(size)
+        self.code_term = CodeTerm(n_genes, dim, size.code_dim) if size.code_term else None
+        if self.code_term is not None:
+            self.decoder.heads.start_at_one()
         # A list, because names of properties may be names that a module has already.
         self.property_heads = nn.ModuleList(
             nn.Linear(4 * dim, n_classes) for n_classes in self.properties.values()
@@ -246,18 +250,21 @@ class CellVQModule(nn.Module):
         float32.
         """
         n_positions = self.n_genes + N_COUNT_TOKENS
-        silent = self.value_embedding(encoded.new_zeros(()))
+        silent = self.value_embedding(encoded.new_zeros(())).to(encoded.dtype)
         tokens = silent.expand(len(encoded), n_positions + 1, -1)
         if padding is not None:  # padding is written where nobody looks
             gene_ids = gene_ids.masked_fill(padding, n_positions)
         place = gene_ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        tokens = tokens.scatter(1, place, encoded.to(tokens.dtype))
+        tokens = tokens.scatter(1, place, encoded)
         tokens = tokens[:, :n_positions] + self.identity()[:n_positions]
         if vector is not None:
             tokens = tokens + vector.unsqueeze(1)
         mean, dispersion, dropout = self.decoder(tokens)
         n = self.n_genes
-        return mean[:, :n], dispersion[:, :n], dropout[:, :n]
+        mean = mean[:, :n]
+        if self.code_term is not None and vector is not None:
+            mean = self.code_term(mean, vector)
+        return mean, dispersion[:, :n], dropout[:, :n]
 
     def classify(self, cell_embedding: Tensor) -> dict[str, Tensor]:
         """Return logits of all property heads, by name ``(b, n_classes)``."""

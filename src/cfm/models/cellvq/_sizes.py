@@ -36,6 +36,9 @@ class CellVQSize:
         ``"none"``.
     dropout
         Of the encoder, in training.
+    code_term
+        Whether expected counts also depend on the code through a bilinear term of genes and codes,
+        without which a narrow decoder learns them slowly. Not in the published model.
     """
 
     dim: int = 768
@@ -53,6 +56,7 @@ class CellVQSize:
     relation: str | int = "full"
     bin_alpha: float = 1.0
     dropout: float = 0.1
+    code_term: bool = False
 
     def __post_init__(self) -> None:
         for name in _WHOLE:
@@ -98,6 +102,7 @@ SIZES = {
         codebook_layers=3,
         relation="none",
         dropout=0.0,  # with it, attention on a CPU takes four times as long in training
+        code_term=True,
     ),
     "published": CellVQSize(),
 }
