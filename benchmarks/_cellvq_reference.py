@@ -2,7 +2,7 @@
 
 Only for comparison. Names of the parts are those of the published state dicts, so that weights of
 either implementation load into the other. Written from the description of the released code, which
-was not run here; two things that it leaves open are choices of the caller or said at their place:
+was not run here; what it leaves open:
 
 - the relation of genes is a linear layer over rows of a learned matrix of all positions. With
   ``all_rows`` the layer is applied to all rows and those of the cell are taken; without, only to
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         for layer in self.transformer_encoder:
             x = layer(x, src_key_padding_mask=padding)
         return self.norm(x)
@@ -93,15 +93,19 @@ class Reference(nn.Module):
         self.encoder = Encoder(dim, config["encoder"]["heads"], config["encoder"]["depth"])
         self.cell_vq = Quantiser(dim, n_bits, hidden)
 
-    def encode(self, values: Tensor, genes: Tensor, *, all_rows: bool = False) -> Tensor:
+    def encode(
+        self, values: Tensor, genes: Tensor, *, all_rows: bool = False, mask: bool = True
+    ) -> Tensor:
         """Encode one cell, ``(1, n)`` values and positions to ``(1, n, dim)``."""
         related = self.go_embed(self.go)[genes] if all_rows else self.go_embed(self.go[genes])
         x = self.token_emb(values, self.alpha) + self.pos_emb(genes) + related
-        return self.encoder(x, torch.zeros_like(genes, dtype=torch.bool))
+        return self.encoder(x, torch.zeros_like(genes, dtype=torch.bool) if mask else None)
 
-    def embed(self, values: Tensor, genes: Tensor, *, all_rows: bool = False) -> Tensor:
+    def embed(
+        self, values: Tensor, genes: Tensor, *, all_rows: bool = False, mask: bool = True
+    ) -> Tensor:
         """Embed one cell, ``(1, 4 * dim)``."""
-        x = self.encode(values, genes, all_rows=all_rows)
+        x = self.encode(values, genes, all_rows=all_rows, mask=mask)
         inside = x[:, :-2]
         return torch.cat([x[:, -1], x[:, -2], inside.amax(1), inside.mean(1)], dim=-1)
 

@@ -143,6 +143,17 @@ def test_separation_is_the_largest_cosine_to_another_code_and_can_be_lowered() -
     assert float(layer.separation().detach()) < before - 0.1
 
 
+def test_lower_precision_around_it_changes_nothing() -> None:
+    layer, x = codes().eval(), torch.randn(40, 12, generator=generator())
+    with torch.no_grad():
+        expected = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            for found in (layer(x), layer(x, codebook=layer.codebook())):
+                assert found.similarity.dtype == torch.float32
+                pairs = zip(found, expected, strict=True)
+                assert all(torch.equal(a, b) for a, b in pairs if a is not None)
+
+
 def test_settings_that_do_not_fit_are_refused() -> None:
     for n_bits in (0, 21):
         with pytest.raises(ValueError, match="n_bits must be from 1 to 20"):

@@ -103,7 +103,9 @@ class SoftCodes(nn.Module):
 
     def codebook(self) -> Tensor:
         """Return all codes, ``(n_codes, code_dim)`` of unit length."""
-        return F.normalize(self.network(self.bits.to(self.proj.weight.dtype)), dim=-1)
+        weight = self.proj.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            return F.normalize(self.network(self.bits.to(weight.dtype)), dim=-1)
 
     def forward(
         self,
@@ -130,6 +132,12 @@ class SoftCodes(nn.Module):
         if not 0.0 <= temperature <= 1.0:
             raise ValueError(f"temperature must be from 0 to 1; found {temperature!r}.")
         codes = self.codebook() if codebook is None else codebook
+        with torch.autocast(x.device.type, enabled=False):  # cosines to many codes lie close
+            return self._quantise(x.to(codes.dtype), temperature, generator, codes)
+
+    def _quantise(
+        self, x: Tensor, temperature: float, generator: torch.Generator | None, codes: Tensor
+    ) -> Quantised:
         latent = F.normalize(self.proj(x), dim=-1)
         similarity = latent @ codes.T
         probability = None
