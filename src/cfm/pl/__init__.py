@@ -15,6 +15,7 @@ from cfm.pl._embedding import embedding
 from cfm.pl._gene_programs import gene_programs
 from cfm.pl._host_factor_enrichment import host_factor_enrichment
 from cfm.pl._host_factors import host_factors
+from cfm.pl._knowledge_graph import knowledge_graph
 from cfm.pl._perturbation import perturbation
 from cfm.pl._probe import probe
 from cfm.pl._survival import survival
@@ -31,6 +32,7 @@ __all__ = [
     "gene_programs",
     "host_factor_enrichment",
     "host_factors",
+    "knowledge_graph",
     "perturbation",
     "probe",
     "survival",

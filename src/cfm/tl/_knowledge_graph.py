@@ -129,9 +129,12 @@ def knowledge_graph(
         Targets of drugs in the columns ``compound``, ``gene`` and, if there, ``action``, such as
         :func:`cfm.datasets.drug_targets`.
     importance_by
-        Weight of the importance: ``"expression"`` (log2 fold change of the code against all other
-        cells), ``"attention"`` (log2 ratio of the attention from the cell to the gene against the
-        mean of the other codes) or ``"combined"`` (their sum). All are stored.
+        Weight of the importance: ``"expression"`` (log2 fold change of the mean counts per 10,000
+        of the code against those of all other cells, 1 added to each), ``"attention"`` (log2 ratio
+        of the attention from the cell to the gene, 0 where it is no token, against the mean of the
+        other codes) or ``"combined"`` (their sum). All are stored. Planted markers are recovered
+        by expression; attention says little beyond which cells express a gene (see the
+        benchmarks).
     n_genes
         Genes of a code at most.
     n_relations

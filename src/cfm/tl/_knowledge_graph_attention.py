@@ -178,7 +178,7 @@ def _panel(share: np.ndarray, names: pd.Index, min_share: float) -> np.ndarray:
 
 def _relations(genes: np.ndarray, mean: AttentionMean) -> CodeRelations:
     """Return the pairs that meet in at least half of the cells, but in two of them."""
-    seen = np.array(mean.present[0], dtype=np.float32).reshape(-1, len(genes))
+    seen = np.array(mean.present[0], dtype=np.float32).reshape(len(mean.present[0]), len(genes))
     met = seen.T @ seen
     values = mean.mean()
     both = (values + values.T) / 2.0

@@ -62,7 +62,7 @@ class CodeExpression:
     share
         Share of cells that express the gene.
     log2_fold_change
-        Mean of log2(1 + counts per 10,000) in the code, minus that in the other cells.
+        Of the mean counts per 10,000 in the code against those in the other cells, 1 added to each.
     p_value
         Of Welch's t-test that the code has more.
     """
@@ -199,7 +199,7 @@ class ExpressionReader:
         n_codes = len(cells.names)
         group = np.full(n_obs, -1, dtype=np.int64)
         group[cells.rows] = np.where(cells.code < 0, n_codes, cells.code)
-        sums, squares, expressed = (np.zeros((n_codes + 1, n_genes)) for _ in range(3))
+        sums, squares, expressed, linear = (np.zeros((n_codes + 1, n_genes)) for _ in range(4))
         kept = []
         for rows, block in row_blocks(self._matrix):
             values = self._normalised(sparse.csr_matrix(block))
@@ -211,10 +211,11 @@ class ExpressionReader:
             sums += (member @ values).toarray()
             squares += (member @ values.power(2)).toarray()
             expressed += (member @ values.sign()).toarray()
+            linear += (member @ values.expm1()).toarray()
             kept.append(values[:, columns])
         sizes = np.bincount(group[cells.rows], minlength=n_codes + 1)
         chosen = sparse.vstack(kept, format="csr")[cells.rows].tocsc()
-        return _summary(sums, squares, expressed, sizes), chosen
+        return _summary(sums, squares, expressed, linear, sizes), chosen
 
     def _normalised(self, block: sparse.csr_matrix) -> sparse.csr_matrix:
         if self.units == "counts":
@@ -231,7 +232,11 @@ class ExpressionReader:
 
 
 def _summary(
-    sums: np.ndarray, squares: np.ndarray, expressed: np.ndarray, sizes: np.ndarray
+    sums: np.ndarray,
+    squares: np.ndarray,
+    expressed: np.ndarray,
+    linear: np.ndarray,
+    sizes: np.ndarray,
 ) -> CodeExpression:
     """Return the statistics of codes from sums; the last row is of cells in none of them."""
     own_n = sizes[:-1, None].astype(np.float64)
@@ -239,6 +244,7 @@ def _summary(
     own = sums[:-1] / own_n
     with np.errstate(all="ignore"):  # of one cell there is no variance, and no test
         other = (sums.sum(axis=0) - sums[:-1]) / other_n
+        elsewhere = (linear.sum(axis=0) - linear[:-1]) / other_n
         own_var = (squares[:-1] - own_n * own**2) / (own_n - 1)
         other_var = (squares.sum(axis=0) - squares[:-1] - other_n * other**2) / (other_n - 1)
         p_value = ttest_ind_from_stats(
@@ -254,7 +260,7 @@ def _summary(
     return CodeExpression(
         mean=own,
         share=expressed[:-1] / own_n,
-        log2_fold_change=(own - other) / np.log(2.0),
+        log2_fold_change=np.log2((linear[:-1] / own_n + 1.0) / (elsewhere + 1.0)),
         p_value=np.where(np.isfinite(p_value), p_value, 1.0),
     )
 
