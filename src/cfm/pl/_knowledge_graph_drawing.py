@@ -78,8 +78,10 @@ def draw_graph(
     styles = _styles(nodes["kind"].drop_duplicates().tolist())
     for kind, style in styles.items():
         own = (nodes["kind"] == kind).to_numpy()
+        x, y = points[own].T
         ax.scatter(
-            *points[own].T,
+            x,
+            y,
             s=area[own] * (1.8 if style.marker == "*" else 1.0),
             c=style.color,
             marker=style.marker,

@@ -91,7 +91,7 @@ def _one(cells: CodedCells, name: str, labels: np.ndarray) -> pd.DataFrame | Non
     known = labels != ""
     levels, level = np.unique(labels[known].astype(str), return_inverse=True)
     if len(levels) < 2:
-        what = f"one level ({levels[0]!r})" if len(levels) else "no value"
+        what = f"one level ({str(levels[0])!r})" if len(levels) else "no value"
         warn_user(
             f"obs[{name!r}] has {what} in the cells with a code: nothing can be enriched, and the "
             "annotation is left out of the graph."

@@ -105,7 +105,9 @@ def read_attention(
     rows = np.concatenate(drawn)
     code_of = np.repeat(np.arange(len(drawn)), [len(part) for part in drawn])
     unique, back = np.unique(rows, return_inverse=True)  # files want their rows sorted
-    part = adata[unique].to_memory()[back]
+    # Genes by name: what a model sums up is then the same to the last digit in any order of theirs.
+    by_name = np.argsort(adata.var_names.astype(str).to_numpy(), kind="stable")
+    part = adata[unique].to_memory()[back, by_name].copy()
     attention = np.zeros((len(cells.names), adata.n_vars))
     known = np.zeros(adata.n_vars, dtype=bool)
     columns = _TokenColumns(model, adata)

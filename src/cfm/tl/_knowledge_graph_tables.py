@@ -191,7 +191,7 @@ def node_table(
         rows.append((node_id(CODE, name), CODE, name, int(size)))
     ends = pd.unique(edges[["source", "target"]].to_numpy().ravel())
     place = {node_id(GENE, name): i for i, name in enumerate(adata.var_names.astype(str))}
-    columns = sorted(place[end] for end in ends if end in place)
+    columns = [place[end] for end in sorted(ends) if end in place]
     expressed = (expression.share * cells.sizes[:, None]).sum(axis=0)
     symbols = map_identifiers(adata.var_names[columns].astype(str)).symbol
     for column, symbol in zip(columns, symbols.tolist(), strict=True):

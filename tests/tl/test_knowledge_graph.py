@@ -1,0 +1,320 @@
+"""``cfm.tl.knowledge_graph``: what is planted comes back, and what is written holds together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from scipy.stats import fisher_exact
+from sklearn.metrics import average_precision_score
+
+import cfm
+from tests._graphs import PAIRS, PlantedAttention, coded_cells
+from tests._same import assert_same, assert_unchanged
+
+QUICK: dict[str, Any] = {"n_permutations": 200, "ligand_receptor": PAIRS}
+RELATED = [("G21", "G22"), ("G30", "G31")]
+
+
+def run(adata: ad.AnnData, model: Any = None, **arguments: Any) -> pd.DataFrame:
+    cfm.tl.knowledge_graph(adata, model, **(QUICK | arguments))
+    return adata.uns[arguments.get("key_added", "knowledge_graph")]["edges"]
+
+
+def of_kind(edges: pd.DataFrame, kind: str) -> pd.DataFrame:
+    return edges[edges["kind"] == kind]
+
+
+def genes_of(edges: pd.DataFrame, code: str) -> set[str]:
+    own = of_kind(edges, "importance")
+    return set(own.loc[own["source"] == f"code:{code}", "target"].str.removeprefix("gene:"))
+
+
+@pytest.fixture(scope="module")
+def toy() -> ad.AnnData:
+    cells = cfm.datasets.toy_communication(3)
+    cfm.tl.knowledge_graph(
+        cells, None, codes="cell_type", n_genes=400, n_links=400, max_fdr=1.0, min_share=0.0
+    )
+    return cells
+
+
+def test_planted_links_rank_first(toy: ad.AnnData) -> None:
+    links = of_kind(toy.uns["knowledge_graph"]["edges"], "communication")
+    truth = toy.uns["truth"]["links"]
+    wanted = set(
+        zip(
+            "code:" + truth["sender"],
+            "code:" + truth["receiver"],
+            truth["ligand"],
+            truth["receptor"],
+            strict=True,
+        )
+    )
+    found = list(links[["source", "target", "ligand", "receptor"]].itertuples(index=False))
+    is_link = np.array([tuple(row) in wanted for row in found])
+    assert is_link.sum() == len(truth)
+    assert is_link.mean() < 0.1
+    assert average_precision_score(is_link, links["weight"]) > 0.85
+    assert (links.loc[is_link, "fdr"] < 0.05).mean() > 0.9
+
+
+def test_planted_markers_rank_first(toy: ad.AnnData) -> None:
+    genes = of_kind(toy.uns["knowledge_graph"]["edges"], "importance")
+    home = toy.var["marker_of"]
+    for cell_type in toy.obs["cell_type"].cat.categories:
+        own = genes[genes["source"] == f"code:{cell_type}"]
+        weight = own.set_index(own["target"].str.removeprefix("gene:"))["weight"]
+        weight = weight.reindex(toy.var_names).fillna(0.0)
+        assert average_precision_score(home == cell_type, weight) > 0.8
+
+
+def test_links_and_complexes_by_hand() -> None:
+    cells = coded_cells()
+    links = of_kind(run(cells, n_links=10), "communication")
+    strong = links[links["weight"] > 0.5]
+    assert set(
+        zip(strong["source"], strong["target"], strong["ligand"], strong["receptor"], strict=True)
+    ) == {
+        ("code:0", "code:1", "L0", "R0"),
+        ("code:0", "code:1", "L1", "RA_RB"),
+    }
+    assert not links["ligand"].isin(["L3", "nothing"]).any()
+    assert (strong["p_value"] == 1 / 201).all()
+    log = np.log1p(cells.X.toarray() / cells.X.sum(axis=1).A1[:, None] * 1e4)
+    mean = (
+        pd.DataFrame(log, columns=cells.var_names).groupby(cells.obs["cell_code"].to_numpy()).mean()
+    )
+    row = strong[strong["ligand"] == "L1"].iloc[0]
+    assert row["ligand_mean"] == pytest.approx(mean.loc["0", "L1"])
+    assert row["receptor_mean"] == pytest.approx(mean.loc["1", ["RA", "RB"]].min())
+    assert row["score"] == pytest.approx(np.sqrt(row["ligand_mean"] * row["receptor_mean"]))
+    average = log.mean(axis=0)
+    place = [cells.var_names.get_loc(g) for g in ("L1", "RA", "RB")]
+    usual = np.sqrt(average[place[0]] * average[place[1:]].min())
+    assert row["weight"] == pytest.approx(row["score"] - usual)
+    # one gene of the complex missing: no receptor
+    cells.X = sparse.csr_matrix(cells.X.toarray() * (cells.var_names != "RB"))
+    assert "L1" not in set(of_kind(run(cells, n_links=10), "communication")["ligand"])
+
+
+def test_importance_by_hand() -> None:
+    cells = coded_cells()
+    edges = run(cells, n_genes=12)
+    assert genes_of(edges, "0") == {f"G{i:02d}" for i in range(10)} | {"L0", "L1"}
+    row = of_kind(edges, "importance").set_index(["source", "target"]).loc[("code:1", "gene:R0")]
+    cpm = cells.X.toarray() / cells.X.sum(axis=1).A1[:, None] * 1e4
+    gene = cpm[:, cells.var_names.get_loc("R0")]
+    own = (cells.obs["cell_code"] == "1").to_numpy()
+    assert row["log2_fold_change"] == pytest.approx(
+        np.log2((gene[own].mean() + 1) / (gene[~own].mean() + 1))
+    )
+    assert row["share"] == pytest.approx((gene[own] > 0).mean())
+    assert row["weight"] == row["log2_fold_change"]
+    assert np.isnan(row["attention"])
+    assert not any(gene in genes_of(edges, "10") for gene in ("L0", "R0", "G00", "G10"))
+
+
+def test_attention_of_a_model_that_is_not_ours() -> None:
+    cells = coded_cells()
+    # R3 is in one code only, and the model looks at it; G25 it looks at in all codes alike.
+    model = PlantedAttention(["R3", "G25"], RELATED)
+    edges = run(cells, model, importance_by="attention", n_relations=2, n_cells_per_code=15)
+    assert model.n_read == 45
+    own = of_kind(edges, "importance").set_index(["source", "target"])
+    first = of_kind(edges, "importance").groupby("source").first()
+    assert first.loc["code:1", "target"] == "gene:R3"
+    assert own.loc[("code:1", "gene:R3"), "attention"] > 5
+    assert ("code:1", "gene:G25") not in own.index or (
+        own.loc[("code:1", "gene:G25"), "attention_lift"] < 0.5
+    )
+    related = of_kind(edges, "relation")
+    assert set(zip(related["source"], related["target"], strict=True)) == {
+        (f"gene:{a}", f"gene:{b}") for a, b in RELATED
+    }
+    assert set(related["code"]) == {"code:0", "code:1", "code:10"}
+    assert (related["attention"] == 1 + related["weight"]).all()
+    params = cells.uns["knowledge_graph"]["params"]
+    assert params["model"] == "PlantedAttention"
+    assert params["n_cells_read"] == 45
+
+
+def test_networks_mark_and_test_relations() -> None:
+    cells = coded_cells()
+    model = PlantedAttention([], RELATED)
+    tf = pd.DataFrame({"source": ["G22", "G05"], "target": ["G21", "G06"], "mor": [1.0, -1.0]})
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 20, (60, 2))
+    proteins = pd.DataFrame(
+        {"gene1": [f"G{i:02d}" for i, _ in drawn], "gene2": [f"G{i:02d}" for _, i in drawn]}
+    )
+    known = pd.DataFrame({"gene1": ["G30", "G21"], "gene2": ["G31", "G22"]})
+    related = of_kind(
+        run(cells, model, n_relations=2, tf_network=tf, protein_network=known), "relation"
+    )
+    mark = dict(zip(related["source"], related["support"], strict=True))
+    assert mark == {"gene:G21": "tf|protein", "gene:G30": "protein"}
+    support = cells.uns["knowledge_graph"]["params"]["support"]
+    assert support["protein_network"]["n_supported"] == support["protein_network"]["n_edges"] == 2
+    assert support["protein_network"]["p_value"] == pytest.approx(1 / 201)
+    assert support["protein_network"]["expected"] < 0.1
+    assert support["tf_network"]["n_supported"] == 1
+    run(cells, model, n_relations=2, protein_network=proteins)
+    other = cells.uns["knowledge_graph"]["params"]["support"]["protein_network"]
+    assert other["n_supported"] == 0
+    assert other["p_value"] == 1.0
+
+
+def test_enrichment_is_fishers() -> None:
+    cells = coded_cells(180)
+    edges = run(cells, annotations=["tissue", "batch"])
+    enriched = of_kind(edges, "enrichment").set_index(["source", "target"])
+    assert ("code:0", "tissue:lung") in enriched.index
+    assert ("code:1", "tissue:gut") in enriched.index
+    assert not enriched.index.get_level_values(1).str.startswith("batch:").any()
+    row = enriched.loc[("code:0", "tissue:lung")]
+    table = pd.crosstab(cells.obs["cell_code"] == "0", cells.obs["tissue"] == "lung")
+    assert row["p_value"] == pytest.approx(
+        fisher_exact(table.to_numpy()[::-1, ::-1], alternative="greater").pvalue, rel=1e-6
+    )
+    a, b, c, d = (table.to_numpy()[::-1, ::-1] + 0.5).ravel()
+    assert row["weight"] == row["log_odds"] == pytest.approx(np.log(a * d / b / c))
+    assert row["overlap"] == a - 0.5
+    nodes = cells.uns["knowledge_graph"]["nodes"]
+    assert nodes.loc["batch:a", "n_edges"] == 0
+    assert nodes.loc["tissue:lung", "size"] == (cells.obs["tissue"] == "lung").sum()
+
+
+def test_missing_annotations_count_for_nothing() -> None:
+    cells = coded_cells(180)
+    cells.obs["tissue"] = cells.obs["tissue"].where(np.arange(180) < 120)
+    part = cells[:120].copy()
+    whole = of_kind(run(cells, annotations=["tissue"]), "enrichment")
+    alone = of_kind(run(part, annotations=["tissue"]), "enrichment")
+    np.testing.assert_allclose(whole["p_value"], alone["p_value"])
+
+
+def test_drugs_act_on_genes_of_the_graph() -> None:
+    cells = coded_cells()
+    drugs = pd.DataFrame(
+        {"compound": ["x", "x", "y", "z"], "gene": ["G01", "none", "L0", "G25"], "action": ""}
+    )
+    edges = of_kind(run(cells, drugs=drugs, n_genes=12), "target")
+    assert set(zip(edges["source"], edges["target"], strict=True)) == {
+        ("drug:x", "gene:G01"),
+        ("drug:y", "gene:L0"),
+    }
+    assert edges["directed"].all()
+
+
+def test_what_is_written_holds_together() -> None:
+    cells = coded_cells()
+    edges = run(cells, PlantedAttention([], RELATED), annotations=["tissue"], n_relations=5)
+    nodes = cells.uns["knowledge_graph"]["nodes"]
+    assert nodes.index.is_unique
+    assert set(edges["source"]) | set(edges["target"]) <= set(nodes.index)
+    assert nodes.index[:3].tolist() == ["code:0", "code:1", "code:10"]  # numbers by size
+    assert nodes["size"].iloc[:3].sum() == cells.n_obs
+    ends = pd.concat([edges["source"], edges["target"]]).value_counts()
+    assert (nodes["n_edges"] == ends.reindex(nodes.index).fillna(0)).all()
+    assert ((edges["strength"] > 0) & (edges["strength"] <= 1)).all()
+    for _, part in edges.groupby("kind", sort=False):
+        assert part["weight"].is_monotonic_decreasing
+        assert part["strength"].is_monotonic_decreasing
+    assert (edges["directed"] == (edges["kind"] == "communication")).all()
+    assert (edges["evidence"] != "").all()
+    tested = edges["kind"] != "relation"
+    assert (edges.loc[tested, "fdr"] <= 0.05).all()
+    assert edges.loc[~tested, "fdr"].isna().all()
+    cfm.data.KnowledgeGraph(nodes, edges)
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_the_result_survives_a_file(tmp_path: Path, kind: str) -> None:
+    cells = coded_cells()
+    run(
+        cells,
+        PlantedAttention([], RELATED),
+        annotations=["tissue"],
+        tf_network=pd.DataFrame({"source": ["G22"], "target": ["G21"]}),
+    )
+    path = tmp_path / f"x.{kind}"
+    getattr(cells, f"write_{kind}")(path)
+    back = getattr(ad, f"read_{kind}")(path)
+    before, after = (cfm.tl.get_knowledge_graph(x) for x in (cells, back))
+    pd.testing.assert_frame_equal(after.nodes, before.nodes, check_index_type=False)
+    pd.testing.assert_frame_equal(after.edges, before.edges, check_index_type=False)
+    assert back.uns["knowledge_graph"]["params"]["support"]["tf_network"]["n_supported"] == 1
+    assert back.uns["knowledge_graph"]["params"]["codes"] == "cell_code"
+
+
+def test_the_order_of_cells_and_genes_changes_nothing() -> None:
+    cells = coded_cells()
+    rng = np.random.default_rng(1)
+    shuffled = cells[rng.permutation(cells.n_obs)][:, rng.permutation(cells.n_vars)].copy()
+    found = []
+    for data in (cells, shuffled):
+        model = PlantedAttention(["R3"], RELATED)
+        run(data, model, annotations=["tissue"], n_relations=3, n_cells_per_code=10)
+        found.append(data.uns["knowledge_graph"])
+    pd.testing.assert_frame_equal(found[1]["nodes"], found[0]["nodes"])
+    pd.testing.assert_frame_equal(found[1]["edges"], found[0]["edges"], rtol=1e-6)
+
+
+def test_seeds() -> None:
+    first, again, other = (coded_cells() for _ in range(3))
+    for data, seed in ((first, 0), (again, 0), (other, 1)):
+        run(data, PlantedAttention(["R3"], RELATED), seed=seed, n_cells_per_code=5, max_fdr=1.0)
+    assert_same(dict(again.uns), dict(first.uns))
+    p_values = [
+        of_kind(x.uns["knowledge_graph"]["edges"], "communication")["p_value"]
+        for x in (first, other)
+    ]
+    assert not np.array_equal(*p_values)
+
+
+def test_storage_layers_units_and_copies(tmp_path: Path) -> None:
+    cells = coded_cells()
+    expected = run(cells.copy())
+    dense = cells.copy()
+    dense.X = dense.X.toarray()
+    pd.testing.assert_frame_equal(run(dense), expected)
+    view = coded_cells()[:, :]
+    assert view.is_view
+    with pytest.warns(ad.ImplicitModificationWarning):
+        pd.testing.assert_frame_equal(run(view), expected)
+    logged = cells.copy()
+    total = logged.X.sum(axis=1).A1
+    logged.layers["log"] = sparse.csr_matrix(np.log1p(logged.X.toarray() / total[:, None] * 1e4))
+    logged.X = np.abs(np.random.default_rng(0).standard_normal(logged.shape))
+    before = logged.copy()
+    made = cfm.tl.knowledge_graph(
+        logged, None, layer="log", units="log1p_cp10k", key_added="mine", copy=True, **QUICK
+    )
+    assert_unchanged(logged, before)
+    pd.testing.assert_frame_equal(made.uns["mine"]["edges"], expected, rtol=1e-6)
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
+    model = PlantedAttention(["R3"], RELATED)
+    made = cfm.tl.knowledge_graph(backed, model, copy=True, **QUICK)
+    in_memory = run(cells, model)
+    pd.testing.assert_frame_equal(made.uns["knowledge_graph"]["edges"], in_memory)
+
+
+def test_ensembl_ids_are_found_and_read_as_symbols() -> None:
+    cells = coded_cells()
+    # CXCL10 and CXCR3
+    names = cells.var_names.to_series().replace({"L0": "ENSG00000169245", "R0": "ENSG00000186810"})
+    cells.var_names = names.to_list()
+    pairs = pd.DataFrame({"ligand": ["CXCL10"], "receptor": ["CXCR3"]})
+    links = of_kind(run(cells, ligand_receptor=pairs), "communication")
+    assert ("code:0", "code:1") in set(zip(links["source"], links["target"], strict=True))
+    graph = cfm.tl.get_knowledge_graph(cells)
+    assert graph.nodes.loc["gene:ENSG00000169245", "label"] == "CXCL10"
+    assert "gene:ENSG00000169245" in graph.query("code:0", 50).index
+    assert len(graph.query("CXCL10")) > 0

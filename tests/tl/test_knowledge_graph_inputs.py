@@ -1,0 +1,261 @@
+"""``cfm.tl.knowledge_graph``: what it refuses, what it warns of, and what it leaves untouched."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cfm
+from tests._block_model import SilentModel
+from tests._graphs import PAIRS, PlantedAttention, coded_cells
+from tests._same import assert_unchanged
+
+QUICK: dict[str, Any] = {"n_permutations": 50, "ligand_receptor": PAIRS, "model": None}
+
+
+def run(adata: ad.AnnData, **arguments: Any) -> dict[str, Any]:
+    cfm.tl.knowledge_graph(adata, **(QUICK | arguments))
+    return adata.uns["knowledge_graph"]
+
+
+def refused(adata: ad.AnnData, error: type[Exception], words: str, **arguments: Any) -> None:
+    """Check that the error says so, and that the data are as they were."""
+    before = adata.copy()
+    with pytest.raises(error, match=words):
+        run(adata, **arguments)
+    assert_unchanged(adata, before)
+
+
+class HalfOfThem(PlantedAttention):
+    def get_attention(self, adata: ad.AnnData, *, layer: str | None = None) -> Any:
+        return super().get_attention(adata[: adata.n_obs // 2], layer=layer)
+
+
+class OtherNames(PlantedAttention):
+    def get_attention(self, adata: ad.AnnData, *, layer: str | None = None) -> Any:
+        for tokens, weights in super().get_attention(adata, layer=layer):
+            yield pd.Index(["<summary>", *(f"other{t}" for t in tokens[1:])]), weights
+
+
+def test_no_anndata() -> None:
+    mudata = md.MuData({"rna": coded_cells(30)})
+    with pytest.raises(TypeError, match="expected an AnnData"):
+        cfm.tl.knowledge_graph(mudata, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "arguments"),
+    [
+        (KeyError, "has no column 'codes'.*cfm.tl.cell_codes", {"codes": "codes"}),
+        (KeyError, r"no columns \['organ'\]", {"annotations": ["tissue", "organ"]}),
+        (KeyError, "no layer 'counts'", {"layer": "counts"}),
+        (TypeError, r"expected a list: \['tissue'\]", {"annotations": "tissue"}),
+        (ValueError, "each column once", {"annotations": ["tissue", "tissue"]}),
+        (ValueError, "each column once", {"annotations": ["cell_code"]}),
+        (ValueError, "not whole, such as.*pandas.cut", {"annotations": ["age"]}),
+        (ValueError, "not whole", {"codes": "age"}),
+        (ValueError, "names of other kinds.*rename", {"annotations": ["gene"]}),
+        (ValueError, "names of other kinds", {"annotations": ["target"]}),
+        (ValueError, "none has min_cells=41", {"min_cells": 41}),
+        (ValueError, "has 1 code", {"codes": "only"}),
+        (ValueError, "has 0 code.*all missing", {"codes": "nothing"}),
+        (ValueError, "120 codes in 120 cells, and none has min_cells=10", {"codes": "each"}),
+        (ValueError, "n_genes=0", {"n_genes": 0}),
+        (ValueError, "n_permutations=-1", {"n_permutations": -1}),
+        (ValueError, "min_cells=2.5", {"min_cells": 2.5}),
+        (ValueError, "n_links=True", {"n_links": True}),
+        (ValueError, "max_fdr=1.5", {"max_fdr": 1.5}),
+        (ValueError, "min_share=nan", {"min_share": float("nan")}),
+        (ValueError, "units='cpm'", {"units": "cpm"}),
+        (ValueError, "which no log1p of counts per 10,000", {"units": "log1p_cp10k"}),
+        (ValueError, "importance_by='p'", {"importance_by": "p"}),
+        (ValueError, "needs a model", {"importance_by": "attention"}),
+        (ValueError, "cannot be stored", {"key_added": "a/b"}),
+        (TypeError, "ligand_receptor is a list", {"ligand_receptor": [("A", "B")]}),
+        (ValueError, "0 rows", {"ligand_receptor": PAIRS.iloc[:0]}),
+        (ValueError, "the columns ligand and receptor", {"ligand_receptor": PAIRS[["ligand"]]}),
+        (TypeError, "tf_network is a dict", {"tf_network": {}}),
+        (
+            ValueError,
+            "tf_network has no column target",
+            {"tf_network": pd.DataFrame({"source": []})},
+        ),
+        (
+            ValueError,
+            "None of the 1 interactions of protein_network.*TP53 – MDM2.*G00",
+            {"protein_network": pd.DataFrame({"gene1": ["TP53"], "gene2": ["MDM2"]})},
+        ),
+        (TypeError, "drugs is a list", {"drugs": []}),
+        (ValueError, "drugs has no column gene", {"drugs": pd.DataFrame({"compound": ["x"]})}),
+        (
+            ValueError,
+            "None of the 1 targets in drugs",
+            {"drugs": pd.DataFrame({"compound": ["x"], "gene": ["EGFR"]})},
+        ),
+        (TypeError, "SilentModel has no attention", {"model": SilentModel()}),
+        (TypeError, "expected a cfm model", {"model": 3}),
+        (
+            TypeError,
+            "takes no total_counts=",
+            {"model": PlantedAttention([], []), "total_counts": "age"},
+        ),
+        (ValueError, "maps of 30 of 60 cells", {"model": HalfOfThem([], [])}),
+        (ValueError, "None of the 49 genes", {"model": OtherNames([], [])}),
+    ],
+)
+def test_refusals(error: type[Exception], words: str, arguments: dict[str, Any]) -> None:
+    cells = coded_cells(
+        age=np.linspace(20.5, 80.25, 120),
+        gene="a",
+        target="a",
+        only="1",
+        nothing=pd.Categorical([None] * 120),
+        each=[f"c{i}" for i in range(120)],
+    )
+    refused(cells, error, words, **arguments)
+
+
+def test_bundled_pairs_without_overlap() -> None:
+    words = r"None of the \d+ ligand-receptor pairs.*0 of \d+ genes.*such as A1BG.*G00.*n_links=0"
+    refused(coded_cells(), ValueError, words, ligand_receptor=None)
+    edges = run(coded_cells(), ligand_receptor=None, n_links=0)["edges"]
+    assert set(edges["kind"]) == {"importance"}
+
+
+def test_values_that_are_no_counts() -> None:
+    for value, words in ((0.5, "not whole"), (-1.0, "negative"), (np.nan, "NaN")):
+        cells = coded_cells()
+        cells.X = cells.X.toarray()
+        cells.X[3, 4] = value
+        refused_before = cells.X.copy()
+        with pytest.raises(ValueError, match=words):
+            run(cells)
+        np.testing.assert_array_equal(cells.X, refused_before)
+        assert not cells.uns
+
+
+def test_names_that_are_not_unique() -> None:
+    cells = coded_cells()
+    cells.obs_names = ["same"] * cells.n_obs
+    with pytest.raises(ValueError, match="obs_names occur more than once"):
+        run(cells)
+    cells = coded_cells()
+    cells.var_names = ["G00", *cells.var_names[:-1]]
+    with pytest.raises(ValueError, match="var_names occur more than once"):
+        run(cells)
+
+
+def test_names_that_run_into_each_other() -> None:
+    cells = coded_cells(a=pd.Categorical(["b:c", "x"] * 60))
+    cells.obs["a:b"] = pd.Categorical(["c", "y"] * 60)
+    refused(cells, ValueError, re.escape("called ['a:b:c']"), annotations=["a", "a:b"])
+
+
+def test_annotations_with_one_level_are_left_out() -> None:
+    cells = coded_cells(organ=pd.Categorical(["lung"] * 120), empty=pd.Categorical([None] * 120))
+    with pytest.warns(UserWarning, match="left out of the graph") as caught:
+        stored = run(cells, annotations=["organ", "tissue", "empty"])
+    assert [str(w.message).split(":")[0] for w in caught] == [
+        "obs['organ'] has one level ('lung') in the cells with a code",
+        "obs['empty'] has no value in the cells with a code",
+    ]
+    assert set(stored["nodes"]["kind"]) == {"code", "gene", "tissue"}
+    assert stored["params"]["annotations"] == ["tissue"]
+
+
+def test_codes_with_few_cells_still_count_as_others() -> None:
+    cells = coded_cells()
+    labels = cells.obs["cell_code"].astype(str).to_numpy(dtype=object)
+    labels[labels == "10"] = [f"rare{i // 8}" for i in range(40)]
+    cells.obs["cell_code"] = labels
+    with pytest.warns(UserWarning, match=r"5 of 7 codes have fewer.*\(40 cells together\)"):
+        stored = run(cells, annotations=["tissue"])
+    assert stored["params"]["n_cells"] == 120
+    assert set(stored["nodes"].index[:2]) == {"code:0", "code:1"}
+    usual = run(coded_cells())
+    edges = [x["edges"][x["edges"]["kind"] == "importance"] for x in (stored, usual)]
+    shared = [e[e["source"] == "code:0"].set_index("target") for e in edges]
+    pd.testing.assert_series_equal(shared[0]["weight"], shared[1]["weight"])
+
+
+def test_cells_without_a_code_take_no_part() -> None:
+    cells = coded_cells()
+    part = cells[:90].copy()
+    cells.obs["cell_code"] = cells.obs["cell_code"].where(np.arange(120) < 90)
+    pd.testing.assert_frame_equal(run(cells)["edges"], run(part)["edges"])
+
+
+def test_whole_numbers_are_codes() -> None:
+    cells = coded_cells()
+    text = run(cells)["edges"]
+    cells.obs["cell_code"] = cells.obs["cell_code"].astype(int)
+    pd.testing.assert_frame_equal(run(cells)["edges"], text)
+    cells.obs["cell_code"] = cells.obs["cell_code"].astype(float)
+    pd.testing.assert_frame_equal(run(cells)["edges"], text)
+
+
+def test_random_codes_have_few_edges_or_none() -> None:
+    rng = np.random.default_rng(0)
+    cells = coded_cells(random=pd.Categorical(rng.choice(["a", "b"], 120)))
+    with pytest.warns(UserWarning, match="No edge of any kind"):
+        stored = run(cells, codes="random", annotations=["batch"])
+    assert len(stored["edges"]) == 0
+    assert cfm.tl.get_knowledge_graph(cells).query("code:a").empty
+
+
+def test_without_permutations_nothing_is_tested() -> None:
+    links = run(coded_cells(), n_permutations=0)["edges"]
+    links = links[links["kind"] == "communication"]
+    assert links[["p_value", "fdr"]].isna().all(axis=None)
+    assert links["ligand"].iloc[0] in ("L0", "L1")
+
+
+def test_existing_keys() -> None:
+    cells = coded_cells()
+    run(cells)
+    run(cells)  # its own result is replaced without a word
+    cells.uns["mine"] = {"something": 1}
+    with pytest.warns(UserWarning, match="was not written by this tool"):
+        run(cells, key_added="mine")
+
+
+def test_models_that_read_other_units() -> None:
+    cells = coded_cells()
+    cells.layers["log"] = cells.X.copy()
+    cells.layers["log"].data = np.log1p(cells.X.data)
+    words = "get_attention takes no units="
+    model = PlantedAttention([], [])
+    refused(cells, TypeError, words, model=model, units="log1p_cp10k", layer="log")
+
+
+@settings(max_examples=8)
+@given(n_codes=st.integers(2, 8), seed=st.integers(0, 50))
+def test_any_grouping_gives_a_whole_graph(n_codes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cells = coded_cells(90, random=pd.Categorical(rng.integers(0, n_codes, 90).astype(str)))
+    arguments = {"codes": "random", "min_cells": 1, "max_fdr": 1.0, "n_permutations": 10}
+    cfm.tl.knowledge_graph(cells, annotations=["batch"], **(QUICK | arguments))
+    graph = cfm.tl.get_knowledge_graph(cells)
+    assert graph.edges["p_value"].between(0, 1).all()
+    assert np.isfinite(graph.edges[["weight", "strength"]]).all(axis=None)
+    assert (graph.edges["weight"] > 0).all()
+    assert (graph.nodes["kind"] == "code").sum() == cells.obs["random"].nunique()
+
+
+def test_no_graph_to_get() -> None:
+    cells = coded_cells(30)
+    with pytest.raises(TypeError, match="expected an AnnData"):
+        cfm.tl.get_knowledge_graph(None)
+    with pytest.raises(KeyError, match="run cfm"):
+        cfm.tl.get_knowledge_graph(cells)
+    cells.uns["knowledge_graph"] = {"nodes": 3}
+    with pytest.raises(KeyError, match="holds no knowledge graph"):
+        cfm.tl.get_knowledge_graph(cells)
