@@ -127,10 +127,9 @@ def test_expression_follows_the_decoded_means(model: CellVQ) -> None:
 def test_weights_of_the_authors_decode_without_codes() -> None:
     """Theirs were trained so; the code then decides nothing but the code."""
     cells = log_cells(counted_cells())
-    other = trained()
+    plain, other = (trained(code_term=False) for _ in range(2))
     with torch.no_grad():
         other.module.quantiser.proj_inv.weight.mul_(7.0)
-    plain = trained()
     arguments: dict[str, Any] = {"units": "log1p_cp10k"}
     assert not np.allclose(
         change(plain, cells, ["G5"], **arguments), change(other, cells, ["G5"], **arguments)
@@ -187,6 +186,9 @@ def test_over_expression_and_factors(model: CellVQ) -> None:
         change(model, cells, ["G3"], effect=0.0), change(model, cells, ["G3"])
     )
     assert (change(model, cells, ["G3"], effect=1.0) == 0).all(axis=None)
+    most = log_cells(cells)
+    found = model.simulate(most, ["G3"], effect=1e9, units="log1p_cp10k").X.toarray()[:, 3]
+    np.testing.assert_allclose(found[most.X[:, 3] > 0], np.log1p(1e4), rtol=1e-6)
 
 
 def test_changes_stay_within_a_factor(model: CellVQ) -> None:

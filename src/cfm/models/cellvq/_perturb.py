@@ -218,7 +218,7 @@ class Perturbable(Applicable):
 
     def _decodes_codes(self) -> bool:
         """Whether the decoder was trained with the codes of cells: here it is, elsewhere not."""
-        return "training_studies" in self.provenance
+        return self.module.code_term is not None or "training_studies" in self.provenance
 
 
 class Rounding:
