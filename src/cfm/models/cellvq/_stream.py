@@ -9,8 +9,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from cfm.data._warn import warn_user
+from cfm.models._lightning import held_out_studies
 from cfm.models._streams import RowStream
-from cfm.models.cellvq._reading import CellReader, Cells, Tokens, canonical
+from cfm.models.cellvq._reading import TARGET_SUM, CellReader, Cells, Tokens, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,6 +156,70 @@ def cells_that_express(reader: CellReader, n_cells: int, block: int = 2048) -> n
         rows = np.arange(start, min(start + block, n_cells))
         found.append(rows[reader.cells(rows).n_expressed > 0])
     return np.concatenate(found)
+
+
+def split_rows(
+    usable: np.ndarray, studies: np.ndarray, share: float, most: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to train on, and those to judge by.
+
+    Parameters
+    ----------
+    usable
+        Rows of the cells that express a gene of the model.
+    studies
+        ``(n_cells,)``; all ``""`` if there are none: cells are held out then.
+    share
+        Of the studies, or of the cells, that are held out.
+    most
+        Cells to judge by, at most.
+    seed
+        Of the choice.
+
+    Raises
+    ------
+    ValueError
+        If no cell is usable.
+
+    Warns
+    -----
+    UserWarning
+        If some are not.
+    """
+    empty = len(studies) - len(usable)
+    if not len(usable):
+        raise ValueError(
+            f"None of {empty} cells expresses a gene of the model; there is nothing to train on: "
+            "check that var_names hold the genes and X (or layer=) the counts."
+        )
+    if empty:
+        warn_user(
+            f"{empty} of {len(studies)} cells express none of the model's genes and are left out "
+            "of training."
+        )
+    if (studies != "").any():
+        groups = studies[usable]
+    else:
+        groups = np.arange(len(usable)).astype(str).astype(object)
+    held_out = np.isin(groups, held_out_studies(groups, share, seed))
+    return usable[~held_out], spread_rows(usable[held_out], most)
+
+
+def spread_rows(rows: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many rows, spread over all of them."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def mean_expression(reader: CellReader, rows: np.ndarray, block: int = 2048) -> Tensor:
+    """Return the mean counts per 10,000 of each gene over cells, ``(n_genes,)`` float32."""
+    total = np.zeros(reader.alignment.n_vocabulary)
+    for start in range(0, len(rows), block):
+        counts = reader.counts(rows[start : start + block])
+        share = TARGET_SUM / np.asarray(counts.sum(axis=1)).ravel()
+        total += share @ counts
+    return torch.from_numpy((total / len(rows)).astype(np.float32))
 
 
 def _draw(n: int, generator: torch.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -10,10 +11,8 @@ import torch
 from scvi import REGISTRY_KEYS, settings
 from scvi.train import TrainRunner
 
-from cfm.data._warn import warn_user
 from cfm.models._lightning import (
     check_numbers,
-    held_out_studies,
     quiet_lightning,
     run_training,
     training_precision,
@@ -23,7 +22,15 @@ from cfm.models.cellvq._core import CellVQCore
 from cfm.models.cellvq._objectives import Weights
 from cfm.models.cellvq._reading import CellReader
 from cfm.models.cellvq._setup import levels_of
-from cfm.models.cellvq._stream import CellStream, cells_that_express, whole_cells
+from cfm.models.cellvq._start import cells_kept_apart
+from cfm.models.cellvq._stream import (
+    CellStream,
+    cells_that_express,
+    mean_expression,
+    split_rows,
+    spread_rows,
+    whole_cells,
+)
 from cfm.models.cellvq._training import (
     CellVQPlan,
     Schedule,
@@ -40,6 +47,8 @@ if TYPE_CHECKING:
 _MAX_EPOCHS = 100
 #: Without a number of epochs or steps, training stops after so many steps.
 _MAX_STEPS = 4000
+#: Cells by which the projection to the codes is centred when training starts.
+_EXAMPLES = 512
 
 
 class Trainable(CellVQCore):
@@ -51,8 +60,8 @@ class Trainable(CellVQCore):
         *,
         max_steps: int | None = None,
         freeze: Literal["encoder"] | None = None,
-        keep_share: float | tuple[float, float] = (0.3, 0.7),
-        code_only_share: float = 0.5,
+        keep_share: float | tuple[float, float] = (0.1, 0.5),
+        code_only_share: float = 0.8,
         schedule: Schedule = "cosine",
         last_temperature: float = 0.02,
         anneal_share: float = 0.8,
@@ -66,7 +75,7 @@ class Trainable(CellVQCore):
         n_validation: int = 512,
         batch_size: int = 32,
         accumulate_grad_batches: int = 1,
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         weight_decay: float = 0.01,
         accelerator: str = "auto",
         devices: int | str = 1,
@@ -192,7 +201,7 @@ class Trainable(CellVQCore):
         )
         usable = cells_that_express(reader, self.adata.n_obs)
         studies = self.registered_categories("study")
-        training, checks = self._split(usable, studies, validation_share, n_validation, seed)
+        training, checks = split_rows(usable, studies, validation_share, n_validation, seed)
         if class_weights:
             weights = weights.balanced(labels[training], self.module.properties.values())
         stream = CellStream(
@@ -223,7 +232,7 @@ class Trainable(CellVQCore):
             max_epochs = -(-int(max_steps or 1) // steps_per_epoch)
         n_steps = min(max_epochs * steps_per_epoch, max_steps or max_epochs * steps_per_epoch)
         frozen = self._encoder_parts() if freeze else []
-        counted = checks if len(checks) else _spread(training, n_validation)
+        counted = checks if len(checks) else spread_rows(training, n_validation)
         plan = CellVQPlan(
             self.module,
             weights=weights,
@@ -241,7 +250,14 @@ class Trainable(CellVQCore):
             enable_progress_bar = settings.verbosity <= logging.INFO
         trainer_kwargs.setdefault("log_every_n_steps", 1)
         trainer_kwargs.setdefault("gradient_clip_val", 1.0)
-        with quiet_lightning(), without_gradients(frozen):
+        apart: Any = nullcontext()
+        if not freeze:
+            examples = whole_cells(reader, spread_rows(training, _EXAMPLES), batch_size)
+            fresh = not self.is_trained_
+            if fresh and self.module.code_term is not None:
+                self.module.code_term.start(mean_expression(reader, training).to(self.device))
+            apart = cells_kept_apart(self.module, examples, fresh=fresh)
+        with quiet_lightning(), without_gradients(frozen), apart:
             runner = TrainRunner(
                 self,
                 training_plan=plan,
@@ -343,44 +359,14 @@ class Trainable(CellVQCore):
             torch.manual_seed(seed)
             return [torch.nn.Linear(self.size.dim, n) for n in self.module.properties.values()]
 
-    def _split(
-        self, usable: np.ndarray, studies: np.ndarray, share: float, most: int, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows to train on, and at most so many to judge by."""
-        empty = len(studies) - len(usable)
-        if not len(usable):
-            raise ValueError(
-                f"None of {empty} cells expresses a gene of the model; there is nothing to train "
-                "on: check that var_names hold the genes and X (or layer=) the counts."
-            )
-        if empty:
-            warn_user(
-                f"{empty} of {len(studies)} cells express none of the model's genes and are left "
-                "out of training."
-            )
-        if (studies != "").any():
-            held_out = np.isin(studies[usable], held_out_studies(studies[usable], share, seed))
-        else:
-            cells = np.arange(len(usable)).astype(str).astype(object)
-            held_out = np.isin(cells, held_out_studies(cells, share, seed))
-        return usable[~held_out], _spread(usable[held_out], most)
-
     def _encoder_parts(self) -> list[nn.Module | nn.Parameter]:
         """Return what makes embeddings and codes of cells: all but the decoder and the heads."""
         module = self.module
+        open_parts = (module.decoder, module.code_term, module.property_heads)
         parts: list[nn.Module | nn.Parameter] = [
-            part
-            for part in module.children()
-            if part is not module.decoder and part is not module.property_heads
+            part for part in module.children() if not any(part is open_ for open_ in open_parts)
         ]
         return [*parts, *module.parameters(recurse=False)]
-
-
-def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    """Return at most so many rows, spread over all of them."""
-    if len(rows) <= most:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
 def _check_choice(name: str, found: object, expected: Sequence[object]) -> None:
