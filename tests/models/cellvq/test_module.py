@@ -317,6 +317,7 @@ def test_input_that_does_not_fit_is_refused() -> None:
         ({"relation": 0}, "relation must be"),
         ({"relation": True}, "relation must be"),
         ({"dropout": 1.0}, "dropout must be"),
+        ({"code_term": 1}, "code_term must be True or False"),
     ],
 )
 def test_sizes_are_checked(change: dict, message: str) -> None:

@@ -76,6 +76,8 @@ class CellVQSize:
             raise ValueError(
                 f"relation must be 'full', 'none' or a rank of at least 1; found {self.relation!r}."
             )
+        if not isinstance(self.code_term, bool):
+            raise ValueError(f"code_term must be True or False; found {self.code_term!r}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout!r}.")
 
