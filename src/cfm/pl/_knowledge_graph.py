@@ -6,6 +6,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from cfm._fields import GRAPH_EDGES, GRAPH_NODES, KNOWLEDGE_GRAPH_KEY
 from cfm.pl._figure import figure_of, finish
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
 
@@ -136,16 +136,10 @@ def _strength(nodes: pd.DataFrame, edges: pd.DataFrame, centre: str | None) -> p
     """Return what speaks for each node: the strength of its edges, or of that to the centre."""
     if centre is not None:
         edges = edges[(edges["source"] == centre) | (edges["target"] == centre)]
-    ends = [edges[["source", "strength"]], edges[["target", "strength"]]]
-    by_end = [
-        part.set_axis(["node", "strength"], axis=1).groupby("node")["strength"] for part in ends
-    ]
-    if centre is not None:
-        found = [group.max() for group in by_end]
-        total = found[0].combine(found[1], max, fill_value=0.0)
-    else:
-        total = by_end[0].sum().add(by_end[1].sum(), fill_value=0.0)
-    return total.reindex(nodes.index).fillna(0.0)
+    ends = pd.concat([edges.set_index(side)["strength"] for side in ("source", "target")])
+    by_node = ends.groupby(level=0)
+    found = by_node.sum() if centre is None else by_node.max()
+    return found.reindex(nodes.index).fillna(0.0).astype(np.float64)
 
 
 def _find(nodes: pd.DataFrame, node: str) -> str:
