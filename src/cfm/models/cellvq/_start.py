@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from cfm.models.cellvq._module import CellVQModule
     from cfm.models.cellvq._reading import Tokens
@@ -79,6 +79,29 @@ class CentredProjection(nn.Module):
         )
 
     @torch.no_grad()
+    def centre_on(self, pooled: Tensor) -> None:
+        """Take mean and variance from these cells, ``(n, dim)``, if there are enough to say.
+
+        Training sees a part of each cell; whole cells lie elsewhere, and together.
+        """
+        found = self.projection(pooled).to(self.running_mean.dtype)
+        variance = found.var(0, unbiased=False)
+        if bool((variance > _EPS).all()):
+            self.running_mean.copy_(found.mean(0))
+            self.running_variance.copy_(variance)
+
+    @contextmanager
+    def centred_on(self, pooled: Tensor) -> Iterator[None]:
+        """Take mean and variance from these cells for a while."""
+        before = self.running_mean.clone(), self.running_variance.clone()
+        self.centre_on(pooled)
+        try:
+            yield
+        finally:
+            self.running_mean.copy_(before[0])
+            self.running_variance.copy_(before[1])
+
+    @torch.no_grad()
     def fold(self) -> nn.Linear:
         """Return the plain projection that gives what this one does in evaluation mode."""
         factor = self.scale / (self.running_variance + _EPS).sqrt()
@@ -90,7 +113,7 @@ class CentredProjection(nn.Module):
 
 @contextmanager
 def cells_kept_apart(
-    module: CellVQModule, cells: Iterable[Tokens], *, fresh: bool
+    module: CellVQModule, cells: Sequence[Tokens], *, fresh: bool
 ) -> Iterator[None]:
     """Train with a centred projection to the codes; afterwards it is a plain one again.
 
@@ -120,6 +143,7 @@ def cells_kept_apart(
         yield
     finally:
         if centred is not None:
+            centred.centre_on(pooled_cells(module, cells))
             quantiser.proj = centred.fold()
 
 

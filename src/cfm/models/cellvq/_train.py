@@ -48,7 +48,7 @@ _MAX_EPOCHS = 100
 #: Without a number of epochs or steps, training stops after so many steps.
 _MAX_STEPS = 4000
 #: Cells by which the projection to the codes is centred when training starts.
-_EXAMPLES = 512
+_EXAMPLES = 256
 
 
 class Trainable(CellVQCore):
@@ -233,10 +233,12 @@ class Trainable(CellVQCore):
         n_steps = min(max_epochs * steps_per_epoch, max_steps or max_epochs * steps_per_epoch)
         frozen = self._encoder_parts() if freeze else []
         counted = checks if len(checks) else spread_rows(training, n_validation)
+        examples = whole_cells(reader, spread_rows(training, _EXAMPLES), batch_size)
         plan = CellVQPlan(
             self.module,
             weights=weights,
             code_heads=self._code_heads(seed) if weights.code_labels else [],
+            examples=examples,
             checked=whole_cells(reader, counted, batch_size),
             frozen=frozen,
             schedule=None if freeze else schedule,
@@ -252,7 +254,6 @@ class Trainable(CellVQCore):
         trainer_kwargs.setdefault("gradient_clip_val", 1.0)
         apart: Any = nullcontext()
         if not freeze:
-            examples = whole_cells(reader, spread_rows(training, _EXAMPLES), batch_size)
             fresh = not self.is_trained_
             if fresh and self.module.code_term is not None:
                 self.module.code_term.start(mean_expression(reader, training).to(self.device))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cfm.data._warn import warn_user
 from cfm.models.cellvq._objectives import Weights, perplexity, training_losses
+from cfm.models.cellvq._start import CentredProjection, pooled_cells
 from cfm.models.cellvq._stream import Batch
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class CellVQPlan(pl.LightningModule):
         What says the properties from the code alone; not part of the model.
     checked
         Whole sentences of the cells whose codes are counted.
+    examples
+        Those of the cells that the projection to the codes is centred on.
     frozen
         Parts of the network that stay as they are, also what they count in batch norm.
     schedule, last_temperature, anneal_share
@@ -64,6 +67,7 @@ class CellVQPlan(pl.LightningModule):
         weights: Weights,
         code_heads: Sequence[nn.Module],
         checked: Sequence[Tokens],
+        examples: Sequence[Tokens],
         frozen: Sequence[nn.Module | nn.Parameter],
         schedule: Schedule | None,
         last_temperature: float,
@@ -77,6 +81,7 @@ class CellVQPlan(pl.LightningModule):
         self.weights = weights
         self.code_heads = torch.nn.ModuleList(code_heads)
         self.checked = checked
+        self.examples = examples
         self._frozen = list(frozen)
         self.schedule = schedule
         self.last_temperature = last_temperature
@@ -185,14 +190,16 @@ class CellVQPlan(pl.LightningModule):
     def codes(self) -> Tensor:
         """Return the nearest codes of the cells that are checked, ``(n,)`` int64."""
         self.module.eval()
-        found = []
-        for tokens in self.checked:
-            values, genes, padding = tokens.to(self.device)
-            _, maximum = self.module.pool(self.module.encode(values, genes, padding), padding)
-            found.append(self.module.quantize(maximum).code)
+        projection = self.module.quantiser.proj
+        pooled = pooled_cells(self.module, self.checked)
+        if isinstance(projection, CentredProjection):
+            with projection.centred_on(pooled_cells(self.module, self.examples)):
+                found = self.module.quantize(pooled).code
+        else:
+            found = self.module.quantize(pooled).code
         self.module.train()
         self.still()
-        return torch.cat(found)
+        return found
 
 
 def warn_of_collapse(perplexities: Sequence[float], n_cells: int, n_codes: int) -> bool:
