@@ -131,6 +131,29 @@ def test_the_decoder_gets_its_weights() -> None:
         assert torch.equal(ours, state[theirs])
 
 
+def test_the_decoder_is_the_described_arithmetic() -> None:
+    """By hand, from the authors' tensors; Performer layers are checked with BulkFormer's."""
+    state = torch.load(GOLDEN / "models.ckpt", weights_only=True)["m1"]
+    linear, norm = torch.nn.functional.linear, torch.nn.functional.layer_norm
+
+    def weights(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return state[f"{name}.weight"], state[f"{name}.bias"]
+
+    genes, encoded = io()["cell2_gene_ids"], io()["cell2_encoded"]
+    with torch.no_grad():
+        x = model().module.value_embedding(torch.zeros(92))
+        x[genes[0]] = encoded[0]
+        x = x + state["pos_emb.weight"][:92] + linear(state["go"], *weights("go_embed"))
+        x = linear(x, *weights("decoder_embed"))
+        x = model().module.decoder.layers[0](x[None])[0]
+        x = norm(norm(x, (24,), *weights("decoder.norm")), (24,), *weights("norm"))[:90]
+        raw = [linear(x, *weights(name))[:, 0] for name in ("mean", "disp", "pi")]
+        found = model().module.decode(encoded, genes)
+        assert_close(found[0][0], raw[0].exp())
+        assert_close(found[1][0], (1 + raw[1].exp()).log())
+        assert_close(found[2][0], 1 / (1 + (-raw[2]).exp()))
+
+
 def test_any_way_to_name_it(folder: Path) -> None:
     assert is_published(folder)
     assert is_published(folder / "models.ckpt")
