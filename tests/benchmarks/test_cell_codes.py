@@ -1,0 +1,132 @@
+"""How the benchmark of cell codes groups, merges and scores."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import cell_codes
+from benchmarks._code_clusters import (
+    agreement,
+    k_means,
+    leiden,
+    leiden_of,
+    log_cells,
+    logistic,
+    merged,
+    perplexity,
+    stability,
+)
+from benchmarks._code_recipe import PLAIN, Cells, fold_model, sorted_blood
+from benchmarks.cell_codes import Run, read_all, score_cells, stable, summary, use_of_codes
+from tests._codes import TYPES, NearestCode, typed_cells
+
+
+def test_agreement_leaves_out_what_is_not_known() -> None:
+    truth = np.array(["a", "a", "b", "b", ""], dtype=object)
+    found = agreement(np.array([0, 0, 1, 1, 1]), truth)
+    assert (found["NMI"], found["AMI"], found["ARI"]) == (1.0, 1.0, 1.0)
+    assert found["groups"] == 2
+    unread = agreement(np.array(["0", "-1", "1", "1", "1"], dtype=object), truth)
+    assert unread["ARI"] == 1.0
+    assert unread["groups"] == 2
+
+
+def test_perplexity_and_stability() -> None:
+    assert perplexity(np.array([0, 0, 1, 1])) == pytest.approx(2.0)
+    assert perplexity(np.array([3])) == pytest.approx(1.0)
+    same = np.array([0, 0, 1, 1, 2, 2])
+    assert stability([same, (same + 1) % 3, same]) == pytest.approx({"AMI": 1.0, "ARI": 1.0})
+    rng = np.random.default_rng(0)
+    assert stability([rng.integers(0, 4, 2000) for _ in range(3)])["ARI"] < 0.02
+
+
+def test_clusterings_find_planted_types() -> None:
+    cells = typed_cells(30)
+    truth = cells.obs["cell_type"].astype(str).to_numpy()
+    plain = log_cells(cells, counts=True)
+    assert cells.X.max() > 20  # what was given is not changed
+    for groups in (leiden(plain), leiden_of(plain, 4), k_means(plain.obsm["X_pca"], 4)):
+        assert agreement(groups, truth)["ARI"] > 0.95
+    assert len(set(leiden_of(plain, 9))) in range(7, 12)
+    half = np.arange(cells.n_obs) % 2 == 0
+    space = plain.obsm["X_pca"]
+    called = logistic(space[half], truth[half], space[~half])
+    assert (called == truth[~half]).mean() > 0.95
+
+
+def test_merging_is_wards_and_weighs_by_use() -> None:
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(25, 6))
+    for k in (2, 5, 25):
+        ours = merged(vectors, np.ones(25), k)
+        theirs = fcluster(linkage(vectors, "ward"), k, "maxclust")
+        assert stability([ours, theirs])["ARI"] == pytest.approx(1.0)
+    # a code of weight two is two codes in one place
+    twice = np.vstack([vectors, vectors[:10]])
+    weight = np.where(np.arange(25) < 10, 2, 1)
+    assert stability([merged(vectors, weight, 4), merged(twice, np.ones(35), 4)[:25]])[
+        "ARI"
+    ] == pytest.approx(1.0)
+
+
+def test_tables_of_planted_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = []
+    training = Cells("training", typed_cells(30))
+    for seed in range(2):
+        model = NearestCode(seed=0)
+        (read,) = read_all(training, [Run("fake", seed, model, None)], named=False)
+        reference = None if seed else cell_codes.read_codes(model, training)
+        runs.append(Run("fake", seed, read.run.model, reference))
+    cells = Cells("query", typed_cells(25, seed=3))
+    plain = log_cells(cells.adata, counts=True)
+    read = read_all(cells, runs, named=True)
+    for coded in read:
+        coded.adata.obsm["X_cellvq"] = coded.adata.obsm["X_nearestcode"]
+    scores = pd.DataFrame(score_cells(cells, plain, read, training))
+    by_method = scores.set_index("method")["AMI"]
+    assert by_method["codes"] > 0.6
+    assert by_method["codes, merged to as many as types"] > by_method["codes"]
+    assert by_method["type of the code in the training donor"] > 0.9
+    assert by_method.filter(like="logistic").iloc[0] > 0.9
+    assert "k-means on the same embedding" in by_method
+    use = use_of_codes(cells, read)
+    assert len(use) == 1
+    assert 4 <= use[0]["in use"] <= 64
+    steady = pd.DataFrame(stable(cells, plain, read)).set_index("method")
+    assert steady.loc["codes", "ARI"] == 1.0  # the same model twice
+    assert steady["seeds"].tolist() == [2, 2, 2]
+    assert "query: " in summary(scores)
+    cell_codes.write(scores, pd.DataFrame(use), steady.reset_index(), SimpleNamespace(write=False))
+    assert "Groups and cell types" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:The codes have collapsed")  # after two steps
+def test_fold_models_are_kept(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "ff_dim": 16, "n_bins": 4, "n_bits": 4}
+    sizes |= {"decoder_dim": 8, "decoder_layers": 1, "decoder_heads": 2, "codebook_dim": 16}
+    recipe = type(PLAIN)("with labels", labels=True, sizes=sizes, training={"max_steps": 2})
+    cells = Cells("toy", typed_cells(10))
+    first = fold_model(recipe, cells, 0, tmp_path)
+    again = fold_model(recipe, cells, 0, tmp_path)
+    assert capsys.readouterr().out.count("cellvq-toy-with_labels-0") == 1
+    assert list(first.properties["cell_type"]) == list(TYPES)
+    np.testing.assert_array_equal(
+        first.get_cell_codes(cells.adata).code, again.get_cell_codes(cells.adata).code
+    )
+
+
+def test_log_values_are_taken_back_to_counts() -> None:
+    log, counts = sorted_blood(), sorted_blood(counts=True)
+    assert (log.units, counts.units) == ("log1p_cp10k", "counts")
+    assert log.adata.shape == counts.adata.shape == (700, 765)
+    x = counts.adata.X
+    np.testing.assert_array_equal(x.data, np.rint(x.data))
+    back = np.expm1(log.adata.X.toarray()) * log.adata.obs["n_counts"].to_numpy()[:, None] / 1e4
+    assert np.abs(back - x.toarray()).max() < 0.1
+    assert len(set(log.truth)) == 10
