@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from cfm.models.cellvq._code_term import CodeTerm
 from cfm.models.cellvq._decoder import ExpressionDecoder
+from cfm.models.cellvq._expression_term import ExpressionTerm
 from cfm.models.cellvq._kept import Kept
 from cfm.nn import PostNormLayer
 from cfm.nn._binned_value import BinnedValueEmbedding
@@ -84,6 +85,7 @@ class CellVQModule(nn.Module):
             code_dim=size.code_dim,
         )
         self.decoder = ExpressionDecoder(size)
+        self.expression_term = ExpressionTerm(n_genes, dim) if size.expression_term else None
         self.code_term = CodeTerm(n_genes, dim, size.code_dim) if size.code_term else None
         if self.code_term is not None:
             self.decoder.heads.start_at_one()
@@ -126,7 +128,7 @@ class CellVQModule(nn.Module):
             bias = _bias(padding, x)
             for layer in self.layers:
                 x = layer(x, bias)
-            x = self.norm(x)
+            x = self._with_expression(self.norm(x), values, gene_ids, padding)
             return x if padding is None else x.masked_fill(padding.unsqueeze(-1), 0.0)
         real = torch.ones_like(gene_ids, dtype=torch.bool) if padding is None else ~padding
         lengths = real.sum(1).tolist()
@@ -134,7 +136,15 @@ class CellVQModule(nn.Module):
         x = self.norm(self._stack(dtype)(x, lengths))
         out = x.new_zeros(*values.shape, x.shape[-1])
         out[real] = x
-        return out
+        out = self._with_expression(out, values, gene_ids, padding)
+        return out if padding is None else out.masked_fill(padding.unsqueeze(-1), 0.0)
+
+    def _with_expression(
+        self, x: Tensor, values: Tensor, gene_ids: Tensor, padding: Tensor | None
+    ) -> Tensor:
+        if self.expression_term is None:
+            return x
+        return x + self.expression_term(values, gene_ids, padding).unsqueeze(1)
 
     def identity(self) -> Tensor:
         """Return what stands for each position, ``(n_genes + 3, dim)``: padding comes last.

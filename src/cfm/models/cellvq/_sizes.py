@@ -39,6 +39,9 @@ class CellVQSize:
     code_term
         Whether expected counts also depend on the code through a bilinear term of genes and codes,
         without which a narrow decoder learns them slowly. Not in the published model.
+    expression_term
+        Whether a linear term of expression is added to the tokens of a cell. Not in the published
+        model.
     """
 
     dim: int = 768
@@ -57,6 +60,7 @@ class CellVQSize:
     bin_alpha: float = 1.0
     dropout: float = 0.1
     code_term: bool = False
+    expression_term: bool = False
 
     def __post_init__(self) -> None:
         for name in _WHOLE:
@@ -76,8 +80,9 @@ class CellVQSize:
             raise ValueError(
                 f"relation must be 'full', 'none' or a rank of at least 1; found {self.relation!r}."
             )
-        if not isinstance(self.code_term, bool):
-            raise ValueError(f"code_term must be True or False; found {self.code_term!r}.")
+        for name in ("code_term", "expression_term"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False; found {getattr(self, name)!r}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout!r}.")
 
@@ -105,6 +110,7 @@ SIZES = {
         relation="none",
         dropout=0.0,  # with it, attention on a CPU takes four times as long in training
         code_term=True,
+        expression_term=True,
     ),
     "published": CellVQSize(),
 }

@@ -257,6 +257,8 @@ class Trainable(CellVQCore):
             fresh = not self.is_trained_
             if fresh and self.module.code_term is not None:
                 self.module.code_term.start(mean_expression(reader, training).to(self.device))
+            if fresh and self.module.expression_term is not None:
+                self.module.expression_term.start([cells.to(self.device) for cells in examples])
             apart = cells_kept_apart(self.module, examples, fresh=fresh)
         with quiet_lightning(), without_gradients(frozen), apart:
             runner = TrainRunner(
