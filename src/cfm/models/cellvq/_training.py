@@ -148,7 +148,7 @@ class CellVQPlan(pl.LightningModule):
         found = self.losses(batch, temperature)
         if not bool(torch.isfinite(found["loss"])):
             raise ValueError(
-                f"The loss became {float(found['loss'])} in step {self.global_step + 1} of "
+                f"The loss became {float(found['loss'].detach())} in step {self.global_step + 1} of "
                 f"{self.n_steps}, so training was stopped; load or make the model again and train "
                 "with a smaller lr, or with precision='32-true'."
             )

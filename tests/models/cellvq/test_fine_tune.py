@@ -1,0 +1,160 @@
+"""Models that go on learning: new heads, frozen encoders, weights that are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cfm.models import CellVQ, load_model
+from tests._planted_codes import QUIET, planted_cells, trained, untrained
+
+EXACT: dict[str, Any] = {"precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained().save(tmp_path_factory.mktemp("models") / "trained", card="# Of planted cells")
+
+
+def registered(n: int = 60, **setup: Any) -> Any:
+    cells = planted_cells(n, seed=11)
+    CellVQ.setup_anndata(cells, **setup)
+    return cells
+
+
+def state(model: CellVQ) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in model.module.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_saved_models_give_the_same(tmp_path: Path, compact: bool) -> None:
+    cells = planted_cells(30, seed=5)
+    first = CellVQ.load(trained().save(tmp_path / "a", compact=compact))
+    again = CellVQ.load(first.save(tmp_path / "b", compact=compact))
+    one, two = (m.get_cell_codes(cells, **EXACT) for m in (first, again))
+    for name in ("code", "embedding", "latent", "similarity"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    exact = trained().get_cell_codes(cells, **EXACT)
+    if not compact:
+        np.testing.assert_array_equal(one.embedding, exact.embedding)
+        np.testing.assert_array_equal(one.code, exact.code)
+    assert np.abs(one.embedding - exact.embedding).max() < 0.05
+    assert first.properties == again.properties == trained().properties
+    assert first.vocabulary == trained().vocabulary
+    assert first.provenance == trained().provenance
+    assert first.history["perplexity"].shape == trained().history["perplexity"].shape
+    assert isinstance(load_model(tmp_path / "b"), CellVQ)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_frozen_encoder_keeps_codes_and_embeddings(folder: Path, alone: bool) -> None:
+    cells = registered(labels_keys=["even"])
+    model = CellVQ.from_pretrained(folder, cells)
+    before, codes = state(model), model.get_cell_codes(cells, **EXACT)
+    model.set_properties({"even": ["no", "yes"]})
+    before |= {k: v for k, v in state(model).items() if k.startswith("property_heads.1")}
+    weight = 0.0 if alone else 1.0
+    model.train(max_steps=40, freeze="encoder", reconstruction_weight=weight, lr=2e-2, **QUIET)
+    after = state(model)
+    assert changed(before, after) == (
+        {"property_heads"} if alone else {"property_heads", "decoder", "code_term"}
+    )
+    assert torch.equal(before["property_heads.0.weight"], after["property_heads.0.weight"])
+    assert not torch.equal(before["property_heads.1.weight"], after["property_heads.1.weight"])
+    again = model.get_cell_codes(cells, **EXACT)
+    np.testing.assert_array_equal(codes.code, again.code)
+    np.testing.assert_array_equal(codes.embedding, again.embedding)
+    assert all(p.requires_grad for p in model.module.parameters())
+    unseen = planted_cells(80, seed=12)
+    named = model.predict_properties(unseen)["even"].idxmax(axis=1)
+    assert (named.to_numpy() == unseen.obs["even"].to_numpy()).mean() > 0.9
+    assert set(model.properties) == {"cell_type", "even"}
+
+
+def test_an_open_encoder_goes_on_from_where_cells_are(folder: Path) -> None:
+    cells = registered(labels_keys=["cell_type"], study_key="study")
+    model = CellVQ.from_pretrained(folder, cells)
+    before = model.get_cell_codes(cells, **EXACT)
+    weights = state(model)
+    model.train(max_steps=2, lr=1e-6, **QUIET)
+    after = model.get_cell_codes(cells, **EXACT)
+    assert changed(weights, state(model)) >= {"layers", "quantiser", "decoder", "property_heads"}
+    cosine = (before.latent * after.latent).sum(axis=1)
+    assert np.median(cosine) > 0.9  # the very same place, but for the centre of other cells
+    assert (before.code == after.code).mean() > 0.8
+    assert model.checkpoint_name == ""
+    assert model.card is None
+    assert model.provenance["started_from"]["name"] == "trained"
+    assert set(model.provenance["training_studies"]) == {"s0", "s1", "s2", "s3"}
+
+
+def test_registered_properties_get_heads(folder: Path) -> None:
+    model = CellVQ.from_pretrained(folder, registered(labels_keys=["even", "cell_type"]))
+    old = model.module.property_heads[0].weight.clone()
+    model.train(max_steps=1, freeze="encoder", reconstruction_weight=0.0, lr=0.0, **QUIET)
+    assert model.properties == {"cell_type": ["T0", "T1", "T2", "T3"], "even": ["no", "yes"]}
+    assert torch.equal(model.module.property_heads[0].weight, old)
+
+
+def test_classes_that_a_head_does_not_know_are_refused(folder: Path) -> None:
+    cells = planted_cells(20)
+    cells.obs["cell_type"] = cells.obs["cell_type"].replace("T1", "T9")
+    CellVQ.setup_anndata(cells, labels_keys=["cell_type"])
+    model = CellVQ.from_pretrained(folder, cells)
+    with pytest.raises(KeyError, match=r"does not know \(\['T9'\].*set_properties"):
+        model.train(max_steps=1, **QUIET)
+    model.set_properties({"cell_type": ["T9", "T0", "T2", "T3"]})
+    model.train(max_steps=1, **QUIET)
+    assert model.properties["cell_type"][0] == "T9"
+
+
+def test_weights_of_properties_and_classes() -> None:
+    model = untrained(labels_keys=["cell_type", "even"])
+    before = state(model)
+    weight = {"cell_type": 0.0}
+    model.train(max_steps=1, property_weight=weight, class_weights=True, weight_decay=0.0, **QUIET)
+    after = state(model)
+    assert torch.equal(before["property_heads.0.weight"], after["property_heads.0.weight"])
+    assert not torch.equal(before["property_heads.1.weight"], after["property_heads.1.weight"])
+    with pytest.raises(KeyError, match="no heads \\['tissue'\\]"):
+        model.train(max_steps=1, property_weight={"tissue": 1.0}, **QUIET)
+
+
+def test_labels_may_shape_the_codes() -> None:
+    model = untrained(labels_keys=["cell_type"])
+    model.train(max_steps=2, code_label_weight=1.0, **QUIET)
+    assert {"train_code_property_cell_type", "validation_code_accuracy_cell_type"} <= set(
+        model.history
+    )
+    assert not any("code_heads" in k for k in model.module.state_dict())
+
+
+def test_whole_studies_are_held_out() -> None:
+    model = untrained(study_key="study")
+    model.train(max_epochs=1, **QUIET)
+    assert model.provenance["n_training_cells"] == 45  # three of four studies
+    assert "validation_loss" in model.history
+
+
+def test_the_published_shape_trains_at_a_reduced_depth() -> None:
+    """Relations of all genes, the codes of 12 bits, no term of codes; narrow and shallow."""
+    cells = planted_cells(10)
+    CellVQ.setup_anndata(cells, labels_keys=["cell_type"])
+    reduced = {"dim": 24, "n_heads": 2, "ff_dim": 48, "n_layers": 1, "codebook_dim": 32}
+    decoder = {"decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2}
+    model = CellVQ(cells, size="published", **reduced, **decoder)
+    assert model.size.n_codes == 4096
+    assert model.module.relation.shape == (62, 62)
+    assert model.module.code_term is None
+    before = state(model)
+    model.train(max_steps=2, batch_size=4, **QUIET)
+    assert {"relation", "layers", "quantiser", "decoder"} <= changed(before, state(model))
+    assert CellVQ(cells, size="mini").module.relation is None

@@ -1,0 +1,261 @@
+"""Training learns planted types, repeats with its seed, and survives what goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from scipy import sparse
+from sklearn.metrics import normalized_mutual_info_score
+
+from cfm.models import CellVQ
+from cfm.nn._zinb import zinb_nll
+from tests._planted_codes import QUIET, TRAINING, planted_cells, trained, untrained
+from tests._same import assert_unchanged
+
+#: Sums of float32 in another order, where threads share the work of a busy machine.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def weights(model: CellVQ) -> torch.Tensor:
+    return torch.cat([p.detach().float().ravel() for p in model.module.state_dict().values()])
+
+
+def curve(model: CellVQ, name: str) -> np.ndarray:
+    return model.history[name][name].to_numpy(dtype=float)
+
+
+def test_codes_and_heads_learn_planted_types() -> None:
+    model, cells = trained(), planted_cells(120, seed=3)
+    codes = model.get_cell_codes(cells, precision="float32")
+    assert normalized_mutual_info_score(cells.obs["cell_type"], codes.code) > 0.8
+    named = model.predict_properties(cells)["cell_type"].idxmax(axis=1)
+    assert (named.to_numpy() == cells.obs["cell_type"].to_numpy()).mean() > 0.9
+
+
+def test_hidden_counts_are_predicted_better_than_by_the_mean_of_each_gene() -> None:
+    """Of cells that training did not see, and from the code alone."""
+    model, cells = trained(), planted_cells(120, seed=3)
+    reader = model._reader(cells, None, "counts", None)
+    values, genes, padding = reader.tokens(np.arange(120))
+    counts = torch.from_numpy(cells.X)
+    total = counts.sum(1, keepdim=True)
+    module = model.module
+    with torch.inference_mode():
+        encoded = module.encode(values, genes, padding)
+        vector = module.quantize(module.pool(encoded, padding)[1]).vector
+        nothing = torch.ones_like(padding)
+        mean, dispersion, dropout = module.decode(encoded, genes, nothing, vector=vector)
+    found = zinb_nll(counts, mean * total / 1e4, dispersion, dropout).mean()
+    seen = torch.from_numpy(planted_cells().X)
+    constant = (seen.sum(0) / seen.sum() * total).clamp(min=1e-3)
+    dispersions = torch.tensor([0.3, 1.0, 3.0, 10.0])
+    never = torch.tensor(0.0)
+    baseline = min(zinb_nll(counts, constant, d, never).mean() for d in dispersions)
+    assert found < 0.9 * baseline
+
+
+def test_history_says_how_losses_and_codes_went() -> None:
+    model = trained()
+    parts = {"loss", "reconstruction", "separation", "property_cell_type", "accuracy_cell_type"}
+    expected = {f"{kind}_{part}" for kind in ("train", "validation") for part in parts}
+    assert expected | {"temperature", "perplexity", "n_live_codes", "live_codes"} <= set(
+        model.history
+    )
+    for name in ("train_loss", "validation_loss", "train_reconstruction"):
+        values = curve(model, name)
+        assert np.isfinite(values).all()
+        assert values[-1] < 0.8 * values[0], name
+    live, used = curve(model, "n_live_codes"), curve(model, "perplexity")
+    np.testing.assert_allclose(curve(model, "live_codes"), live / 32, rtol=1e-6)
+    assert (used >= 1 - 1e-6).all()
+    assert (used <= live + 1e-4).all()
+    assert curve(model, "temperature")[0] > 0.9
+    assert curve(model, "temperature")[-1] == pytest.approx(0.02)
+    # what the last epoch counted are the codes of the finished model
+    held_out = model.adata[model.adata.obs["study"].isin(_unseen(model))]
+    assert len(set(model.get_cell_codes(held_out).code)) == live[-1]
+    assert model.is_trained_
+    assert not model.module.training
+    assert model.provenance["max_steps"] == 250
+    assert type(model.module.quantiser.proj) is torch.nn.Linear
+
+
+def _unseen(model: CellVQ) -> list[str]:
+    from cfm.models._lightning import held_out_studies
+
+    return held_out_studies(model.adata.obs["study"].to_numpy(dtype=object), 0.1, 0)
+
+
+def test_the_same_seed_repeats_exactly_and_another_does_not() -> None:
+    made = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(len(made))  # what went on before does not matter
+        model = untrained(labels_keys=["cell_type"])
+        model.train(max_steps=4, seed=seed, code_label_weight=1.0, balance_weight=0.1, **TRAINING)
+        made.append(weights(model))
+    torch.testing.assert_close(made[0], made[1], **ROUNDING)
+    assert not torch.allclose(made[0], made[2], atol=1e-3)
+
+
+def test_training_leaves_the_random_state_the_folder_and_the_data_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = untrained()
+    before = model.adata.copy()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    model.train(max_steps=2, **TRAINING)
+    assert torch.equal(torch.rand(3), expected)
+    assert list(tmp_path.rglob("*")) == []
+    assert_unchanged(model.adata, before)
+
+
+class Interrupt(pl.Callback):
+    """Press Ctrl+C."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_leaves_a_model_that_works(tmp_path: Path) -> None:
+    model = untrained(labels_keys=["cell_type"])
+    before = weights(model)
+    with pytest.raises(KeyboardInterrupt, match="after step 3 of 20"):
+        model.train(max_steps=20, callbacks=[Interrupt(3)], **TRAINING)
+    assert not torch.equal(before, weights(model))
+    assert model.is_trained_
+    assert not model.module.training
+    assert type(model.module.quantiser.proj) is torch.nn.Linear
+    again = CellVQ.load(model.save(tmp_path / "model"))
+    cells = planted_cells(5, seed=9)
+    np.testing.assert_array_equal(
+        again.get_latent_representation(cells), model.get_latent_representation(cells)
+    )
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence() -> None:
+    model = untrained()
+    with torch.no_grad():
+        model.module.decoder.projection.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"loss became nan in step 1 of 4.*smaller lr"):
+        model.train(max_steps=4, **TRAINING)
+    assert type(model.module.quantiser.proj) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "layer", "log"])
+def test_storage_and_units_are_no_matter(kind: str) -> None:
+    plain = untrained()
+    cells = planted_cells(60)
+    setup: dict[str, Any] = {}
+    if kind in ("csr", "csc"):
+        cells.X = getattr(sparse, f"{kind}_matrix")(cells.X)
+    elif kind == "layer":
+        cells.layers["counts"] = cells.X
+        cells.X = np.full_like(cells.X, 0.5)
+        CellVQ.setup_anndata(cells, layer="counts")
+    else:
+        total = cells.X.sum(1)
+        cells.obs["total"] = total
+        cells.X = np.log1p(cells.X / total[:, None] * 1e4)
+        setup = {"units": "log1p_cp10k", "total_counts": "total"}
+    other = CellVQ(cells, **_sizes()) if kind == "layer" else untrained(cells, **setup)
+    for model in (plain, other):
+        model.train(max_steps=3, **TRAINING | {"lr": 1e-4})
+    torch.testing.assert_close(weights(plain), weights(other), rtol=1e-3, atol=1e-4)
+
+
+def _sizes() -> dict[str, Any]:
+    from tests._planted_codes import SMALL
+
+    return SMALL
+
+
+def test_cells_without_genes_are_left_out_and_counted() -> None:
+    cells = planted_cells(30)
+    cells.X[:4] = 0
+    model = untrained(cells)
+    with pytest.warns(UserWarning, match="4 of 30 cells express none"):
+        model.train(max_steps=2, validation_share=0.0, **TRAINING)
+    assert model.provenance["n_training_cells"] == 26
+    cells.X[:] = 0
+    with pytest.raises(ValueError, match="None of 30 cells expresses a gene"):
+        model.train(max_steps=2, **TRAINING)
+
+
+def test_one_cell_is_enough_to_run() -> None:
+    model = untrained(planted_cells(1))
+    model.train(max_steps=2, **TRAINING)
+    assert np.isfinite(weights(model).numpy()).all()
+    assert curve(model, "perplexity")[-1] == 1.0
+
+
+def test_genes_that_are_not_measured_are_not_judged() -> None:
+    """A panel trains the model of more genes; its other genes keep their factors."""
+    cells = planted_cells(40)[:, :30].copy()
+    genes = [f"G{i}" for i in range(60)]
+    CellVQ.setup_anndata(cells)
+    model = CellVQ(cells, vocabulary=genes, **_sizes())
+    before = model.module.code_term.genes.detach().clone()
+    model.train(max_steps=3, weight_decay=0.0, **TRAINING)
+    after = model.module.code_term.genes.detach()
+    assert not torch.equal(before[:30], after[:30])
+    assert torch.equal(before[30:], after[30:])
+
+
+def test_few_shared_genes_are_warned_of() -> None:
+    cells = planted_cells(20)[:, :12].copy()
+    CellVQ.setup_anndata(cells)
+    model = CellVQ(cells, vocabulary=[f"G{i}" for i in range(60)], **_sizes())
+    with pytest.warns(UserWarning, match="Only 20% of the model's 60 genes"):
+        model.train(max_steps=1, **TRAINING)
+
+
+def test_other_genes_are_refused() -> None:
+    cells: AnnData = planted_cells(20)
+    model = CellVQ.__new__(CellVQ)
+    CellVQ.setup_anndata(cells)
+    model = CellVQ(cells, vocabulary=[f"H{i}" for i in range(60)], **_sizes())
+    with pytest.raises(ValueError, match="Found 0 of the model's 60 genes"):
+        model.train(max_steps=1, **TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_epochs": 0}, "max_epochs must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"keep_share": 0.0}, "keep_share must be a share above 0"),
+        ({"keep_share": (0.7, 0.3)}, "the smaller first"),
+        ({"code_only_share": 1.1}, "code_only_share must be from 0 to 1"),
+        ({"last_temperature": 0.0}, "last_temperature must be above 0"),
+        ({"anneal_share": 2.0}, "anneal_share must be above 0"),
+        ({"schedule": "linear"}, "schedule='linear'"),
+        ({"freeze": "decoder"}, "freeze='decoder'"),
+        ({"separation_weight": -1.0}, "at least 0"),
+        ({"reconstruction_weight": 0.0}, "There is nothing to train"),
+        ({"validation_share": 1.0}, "validation_share must be"),
+    ],
+)
+def test_wrong_arguments(wrong: dict[str, Any], message: str) -> None:
+    model = untrained()
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        model.train(**{"max_steps": 1} | wrong, **QUIET)
+    assert torch.equal(before, weights(model))
+
+
+def test_without_data_there_is_nothing_to_train_on() -> None:
+    with pytest.raises(ValueError, match="no data"):
+        CellVQ(vocabulary=["A", "B"]).train()
