@@ -59,6 +59,10 @@ These are training losses: no donor was kept out of this checkpoint.
 
 ## Scores
 
+COVID-19 against healthy, donors left out: encoders trained by the same script without the donors
+that are scored, this checkpoint, which has seen all donors without labels, and simple methods. Four
+healthy donors: every interval is wide.
+
 {measured}
 
 ## Data

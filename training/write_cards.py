@@ -18,6 +18,7 @@ from benchmarks._lingshu_recipe import PERTURBED
 from benchmarks._report import RESULTS, data_folder, markdown_table
 from cfm.datasets import list_datasets
 from cfm.hub import load_checkpoint
+from training._cellvq_card import cellvq_card
 from training._pulsar_card import pulsar_card
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "src" / "cfm" / "hub" / "checkpoints"
@@ -364,16 +365,6 @@ it, which is not part of their model. Its authors trained none of these weights.
 """
 
 
-def donor_scores() -> str:
-    """Return the table of the donor benchmark."""
-    return f"""\
-COVID-19 against healthy, donors left out: encoders trained by the same script without the donors
-that are scored, this checkpoint, which has seen all donors without labels, and simple methods. Four
-healthy donors: every interval is wide.
-
-{scores("donors", "scores")}"""
-
-
 def main() -> None:
     """Write the cards."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -385,9 +376,13 @@ def main() -> None:
         "bulkformer-mini": lambda _: bulkformer_card(),
         "cellpulse-mini": mini_card,
         "cellpulse-virus": virus_card,
+        "cellvq-mini": lambda _: cellvq_card(
+            load_checkpoint(CHECKPOINTS / "cellvq-mini"),
+            pd.DataFrame(results("cell_codes")["scores"]),
+        ),
         "lingshu-pbmc-mini": lambda _: lingshu_card(),
         "pulsar-mini": lambda _: pulsar_card(
-            load_checkpoint(CHECKPOINTS / "pulsar-mini"), donor_scores()
+            load_checkpoint(CHECKPOINTS / "pulsar-mini"), scores("donors", "scores")
         ),
     }
     for name, make in cards.items():
