@@ -139,10 +139,10 @@ def toy_communication(
         ),
         var=pd.DataFrame({"marker_of": _homes(raised, types), "role": role}, index=genes),
     )
-    columns = ["sender", "receiver", "ligand", "receptor", "log2_fold_change"]
+    named = ["sender", "receiver", "ligand", "receptor", "log2_fold_change"]
     where = np.argwhere(raised > 0)
     adata.uns["truth"] = {
-        "links": _table(pd.DataFrame(links, columns=columns)),
+        "links": _table(pd.DataFrame(links, columns=named)),
         "markers": _table(
             pd.DataFrame(
                 {
