@@ -1,0 +1,196 @@
+"""What a CellVQ is made of, what may be registered, and which checkpoints are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cfm.models import CellVQ
+from tests._planted_codes import SMALL, planted_cells, untrained
+from tests._same import assert_unchanged
+
+
+def test_heads_follow_the_registered_labels() -> None:
+    cells = planted_cells(40)
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype("category")
+    cells.obs.loc[cells.obs_names[:3], "cell_type"] = np.nan
+    cells.obs["age"] = [10, 9] * 20
+    cells.obs["cell.type"] = [True, False] * 20
+    model = untrained(cells, labels_keys=["cell_type", "age", "cell.type"])
+    assert model.properties == {
+        "cell_type": ["T0", "T1", "T2", "T3"],
+        "age": ["10", "9"],
+        "cell.type": ["False", "True"],
+    }
+    assert {k: v.shape[1] for k, v in model.module.classify(torch.zeros(2, 128)).items()} == {
+        "cell_type": 4,
+        "age": 2,
+        "cell.type": 2,
+    }
+
+
+def test_given_properties_and_genes_win_over_registered_ones() -> None:
+    CellVQ.setup_anndata(cells := planted_cells(20), labels_keys=["even"])
+    given = {"even": ["yes", "no", "?"], "tissue": ["blood"]}
+    model = CellVQ(cells, vocabulary=["A", "B"], properties=given, **SMALL)
+    assert model.properties == given
+    assert model.vocabulary.genes.tolist() == ["A", "B"]
+    assert "2 genes, 32 codes" in model._model_summary_string
+
+
+def test_properties_can_be_put_in_and_taken_away() -> None:
+    model = untrained(labels_keys=["even"])
+    old = model.module.property_heads[0]
+    model.set_properties({"tissue": ["blood", "lung", "gut"]}, seed=1)
+    assert model.module.property_heads[0] is old
+    one = model.module.property_heads[1].weight.clone()
+    model.set_properties({"tissue": ["blood", "lung", "gut"]}, seed=1)
+    assert torch.equal(one, model.module.property_heads[1].weight)
+    model.set_properties({"even": None})
+    assert model.properties == {"tissue": ["blood", "lung", "gut"]}
+    assert len(model.module.property_heads) == 1
+    with pytest.raises(KeyError, match="no heads \\['even'\\]"):
+        model.set_properties({"even": None})
+    for classes in ([], ["a", "a"], ["a", ""]):
+        with pytest.raises(ValueError, match="property 'x' has the classes"):
+            model.set_properties({"x": classes})
+    with pytest.raises(TypeError, match="one text"):
+        model.set_properties({"x": "ab"})
+    assert list(model.properties) == ["tissue"]
+
+
+def test_the_seed_is_that_of_the_weights() -> None:
+    one, two, other = (untrained(seed=s).module.decoder.projection.weight for s in (1, 1, 2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_without_genes_there_is_no_model() -> None:
+    with pytest.raises(ValueError, match="needs adata or vocabulary"):
+        CellVQ()
+    with pytest.raises(ValueError, match="unique names"):
+        CellVQ(vocabulary=["A", "A"])
+
+
+def _normalised(cells: Any) -> None:
+    cells.X = np.log1p(cells.X / cells.X.sum(1, keepdims=True) * 1e4)
+
+
+def _set(value: float) -> Any:
+    def change(cells: Any) -> None:
+        cells.X[3, 4] = value
+
+    return change
+
+
+def _twice(cells: Any) -> None:
+    cells.var_names = ["G0", "G0", *cells.var_names[2:]]
+
+
+def _nameless(cells: Any) -> None:
+    cells.var_names = ["", *cells.var_names[1:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_normalised, r"not whole.*not raw counts; pass the layer"),
+        (_set(0.5), "not whole"),
+        (_set(np.nan), "NaN or infinite"),
+        (_set(np.inf), "NaN or infinite"),
+        (_set(-1.0), "negative"),
+        (_twice, "occur more than once"),
+        (_nameless, "is empty"),
+    ],
+)
+def test_data_that_are_no_counts_are_refused(change: Any, message: str) -> None:
+    cells = planted_cells(20)
+    change(cells)
+    before = cells.copy()
+    with pytest.raises(ValueError, match=message):
+        CellVQ.setup_anndata(cells)
+    assert_unchanged(cells, before)
+
+
+def test_log_values_need_the_counts_of_each_cell() -> None:
+    cells = planted_cells(20)
+    cells.obs["total"] = cells.X.sum(1)
+    with pytest.raises(ValueError, match=r"holds values up to .* counts"):
+        CellVQ.setup_anndata(cells, units="log1p_cp10k", total_counts="total")
+    _normalised(cells)
+    CellVQ.setup_anndata(cells, units="log1p_cp10k", total_counts="total")
+    with pytest.raises(ValueError, match="lacks the counts per cell"):
+        CellVQ.setup_anndata(cells, units="log1p_cp10k")
+    with pytest.raises(ValueError, match="units='cpm'"):
+        CellVQ.setup_anndata(cells, units="cpm")
+    with pytest.raises(KeyError, match="no column 'depth'"):
+        CellVQ.setup_anndata(cells, units="log1p_cp10k", total_counts="depth")
+    with pytest.raises(ValueError, match="only goes with units='log1p_cp10k'"):
+        CellVQ.setup_anndata(planted_cells(5), total_counts="total")
+
+
+def test_labels_that_say_nothing() -> None:
+    cells = planted_cells(20)
+    cells.obs["one"] = "blood"
+    cells.obs["none"] = [np.nan, ""] * 10
+    with pytest.warns(UserWarning, match=r"'one'.* one level only \('blood'\)"):
+        CellVQ.setup_anndata(cells, labels_keys=["one"])
+    assert CellVQ(cells, **SMALL).properties == {"one": ["blood"]}
+    with pytest.raises(ValueError, match="no label in any of 20 cells"):
+        CellVQ.setup_anndata(cells, labels_keys=["none"])
+    with pytest.raises(KeyError, match="no column 'tissue'"):
+        CellVQ.setup_anndata(cells, labels_keys=["tissue"])
+    with pytest.raises(KeyError, match="no column 'batch'"):
+        CellVQ.setup_anndata(cells, study_key="batch")
+    with pytest.raises(ValueError, match="names a column twice"):
+        CellVQ.setup_anndata(cells, labels_keys=["even", "even"])
+    with pytest.raises(TypeError, match="one text"):
+        CellVQ.setup_anndata(cells, labels_keys="even")
+    with pytest.raises(KeyError, match="no layer 'counts'"):
+        CellVQ.setup_anndata(cells, layer="counts")
+    with pytest.raises(TypeError, match="expected an AnnData"):
+        CellVQ.setup_anndata(cells.to_df())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("size"), "lacks or garbles"),
+        (lambda c: c["size"].update(dim=33), "lacks or garbles"),
+        (lambda c: c["size"].update(dim=64), "do not fit the sizes"),
+        (lambda c: c["size"].update(n_layers=2), "do not fit the sizes"),
+        (lambda c: c["size"].update(colour="red"), "lacks or garbles"),
+        (lambda c: c.update(n_genes=61), "60 names of genes, but weights of 61"),
+        (lambda c: c.update(n_genes="many"), "lacks or garbles"),
+    ],
+)
+def test_damaged_checkpoints_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+    folder = untrained(labels_keys=["even"]).save(tmp_path / "model")
+    header = json.loads((folder / "config.json").read_text())
+    change(header["config"])
+    (folder / "config.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=message):
+        CellVQ.load(folder)
+
+
+def test_names_are_for_the_weights_of_the_authors(tmp_path: Path) -> None:
+    folder = untrained().save(tmp_path / "model")
+    with pytest.raises(ValueError, match="this checkpoint names its own"):
+        CellVQ.from_pretrained(folder, genes=["A"])
+    golden = Path(__file__).parents[2] / "golden" / "cellvq" / "models.ckpt"
+    model = CellVQ.from_pretrained(golden, properties={"sex": ["f", "m", "?"]})
+    assert model.properties["sex"] == ["f", "m", "?"]
+    assert model.properties["tissue"] == ["0", "1", "2", "3", "4"]
+    with pytest.raises(ValueError, match="names 2 classes of 'sex'"):
+        CellVQ.from_pretrained(golden, properties={"sex": ["f", "m"]})
+    with pytest.raises(ValueError, match="2 names of genes, but weights of 90"):
+        CellVQ.from_pretrained(golden, genes=["A", "B"])
+    again = CellVQ.load(model.save(tmp_path / "golden"))
+    with pytest.raises(ValueError, match="without the names of their genes"):
+        _ = again.vocabulary
+    assert again.properties == model.properties
