@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _MAX_EPOCHS = 100
 #: Without a number of epochs or steps, training stops after so many steps.
-_MAX_STEPS = 4000
+_MAX_STEPS = 1000
 #: Cells by which the projection to the codes is centred when training starts.
 _EXAMPLES = 256
 
@@ -105,7 +105,7 @@ class Trainable(CellVQCore):
         Parameters
         ----------
         max_epochs
-            Passes over the data; by default 100, and 4,000 steps at most.
+            Passes over the data; by default 100, and 1,000 steps at most.
         max_steps
             Optimiser steps at most.
         freeze
