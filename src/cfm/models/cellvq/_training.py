@@ -146,10 +146,10 @@ class CellVQPlan(pl.LightningModule):
         """
         temperature = self.temperature(self.global_step)
         found = self.losses(batch, temperature)
-        if not bool(torch.isfinite(found["loss"])):
+        loss = float(found["loss"].detach())
+        if not math.isfinite(loss):
             raise ValueError(
-                f"The loss became {float(found['loss'].detach())} in step {self.global_step + 1} of "
-                f"{self.n_steps}, so training was stopped; load or make the model again and train "
+                f"The loss became {loss} in step {self.global_step + 1} of {self.n_steps}, so training was stopped; load or make the model again and train "
                 "with a smaller lr, or with precision='32-true'."
             )
         self._write(found, "train", len(batch.total))
