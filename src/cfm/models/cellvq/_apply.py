@@ -155,6 +155,10 @@ class Applicable(CellVQCore):
             In the order of the cells. A cell that expresses none of the model's genes has the code
             −1, and ``NaN`` for all else.
 
+            In bfloat16 cells that lie between two codes (a ``margin`` near 0) may get the other
+            one; with ``precision="float32"`` codes are the same on all processors but for those
+            that lie there to the last digits.
+
         Raises
         ------
         KeyError, ValueError
