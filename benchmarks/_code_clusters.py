@@ -15,6 +15,7 @@ from sklearn.metrics import (
     adjusted_rand_score,
     normalized_mutual_info_score,
 )
+from sklearn.metrics.cluster import contingency_matrix
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -108,6 +109,7 @@ def agreement(groups: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         "NMI": normalized_mutual_info_score(labels, found),
         "AMI": adjusted_mutual_info_score(labels, found),
         "ARI": adjusted_rand_score(labels, found),
+        "purity": float(contingency_matrix(labels, found).max(axis=0).sum() / len(labels)),
     }
 
 

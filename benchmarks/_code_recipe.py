@@ -82,9 +82,9 @@ class Recipe:
         return model
 
 
-TRAINING: dict[str, Any] = {"max_steps": 1000}
+TRAINING: dict[str, Any] = {"max_steps": 300}
 PLAIN = Recipe("without labels", labels=False, training=TRAINING)
-LABELLED = Recipe("with labels", labels=True, training=TRAINING)
+LABELLED = Recipe("with labels", labels=True, training=TRAINING | {"code_label_weight": 1.0})
 
 
 def fold_model(recipe: Recipe, cells: Cells, seed: int, folder: Path) -> CellVQ:

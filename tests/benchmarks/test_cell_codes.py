@@ -29,7 +29,9 @@ def test_agreement_leaves_out_what_is_not_known() -> None:
     truth = np.array(["a", "a", "b", "b", ""], dtype=object)
     found = agreement(np.array([0, 0, 1, 1, 1]), truth)
     assert (found["NMI"], found["AMI"], found["ARI"]) == (1.0, 1.0, 1.0)
-    assert found["groups"] == 2
+    assert (found["groups"], found["purity"]) == (2, 1.0)
+    mixed = agreement(np.array([0, 0, 0, 1, 1]), truth)
+    assert mixed["purity"] == 0.75
     unread = agreement(np.array(["0", "-1", "1", "1", "1"], dtype=object), truth)
     assert unread["ARI"] == 1.0
     assert unread["groups"] == 2
