@@ -149,8 +149,9 @@ class CellVQPlan(pl.LightningModule):
         loss = float(found["loss"].detach())
         if not math.isfinite(loss):
             raise ValueError(
-                f"The loss became {loss} in step {self.global_step + 1} of {self.n_steps}, so training was stopped; load or make the model again and train "
-                "with a smaller lr, or with precision='32-true'."
+                f"The loss became {loss} in step {self.global_step + 1} of {self.n_steps}, so "
+                "training was stopped; load or make the model again and train with a smaller lr, "
+                "or with precision='32-true'."
             )
         self._write(found, "train", len(batch.total))
         self.log("temperature", temperature, on_step=False, on_epoch=True, batch_size=1)
