@@ -61,5 +61,5 @@ def trained() -> CellVQ:
     adata.obs.iloc[:20, 0] = np.nan
     adata.obs.iloc[20:30, 0] = ""
     model = untrained(adata, labels_keys=["cell_type"], study_key="study")
-    model.train(max_steps=250, **TRAINING)
+    model.train(max_steps=200, **TRAINING)
     return model
