@@ -196,6 +196,7 @@ def test_names_that_xml_cannot_hold(tmp_path: Path) -> None:
 
 def test_no_edges(tmp_path: Path) -> None:
     empty = KnowledgeGraph(NODES, EDGES.iloc[:0])
+    assert repr(empty).endswith("and 0 edges")
     assert empty.query("code:1").empty
     assert empty.shortest_path("code:1", "code:2").empty
     empty.write_graphml(tmp_path / "x.graphml")

@@ -123,14 +123,11 @@ class KnowledgeGraph:
             raise ValueError("Every edge needs a strength above 0 and of at most 1.")
 
     def __repr__(self) -> str:
-        counts = [
-            ", ".join(f"{n} {kind}" for kind, n in table["kind"].value_counts().items())
-            for table in (self.nodes, self.edges)
-        ]
-        return (
-            f"KnowledgeGraph with {len(self.nodes)} nodes ({counts[0]}) and {len(self.edges)} "
-            f"edges ({counts[1]})"
-        )
+        what = []
+        for name, table in (("nodes", self.nodes), ("edges", self.edges)):
+            kinds = ", ".join(f"{n} {kind}" for kind, n in table["kind"].value_counts().items())
+            what.append(f"{len(table)} {name}" + (f" ({kinds})" if kinds else ""))
+        return f"KnowledgeGraph with {' and '.join(what)}"
 
     def to_networkx(self) -> nx.MultiDiGraph:
         """Return the graph for networkx.
