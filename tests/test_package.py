@@ -31,6 +31,7 @@ def _public() -> Iterator[tuple[str, object]]:
 
 PUBLIC = dict(_public())
 BUNDLED = {
+    "cellvq-mini",
     "bulkformer-mini",
     "cellpulse-mini",
     "cellpulse-virus",

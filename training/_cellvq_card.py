@@ -64,9 +64,7 @@ that are absent are taken as not measured.
 `{config["training_command"]} --data DATA --output FOLDER`, seed {config["training_seed"]}, on one
 CPU core: {first_steps:,} steps on {unlabelled:,} cells without labels, then {more_steps:,} steps on
 {labelled:,} cells with cell type and condition; weights stored in float16. Perplexity of the codes
-of held-out cells in the last epoch {last["perplexity"]:.1f}; share of held-out cells of the same
-donors whose type the head names from 10 to 50 % of what they express:
-{last["validation_accuracy_cell_type"]:.2f}.
+of held-out cells in the last epoch {last["perplexity"]:.1f}.
 
 ## Scores
 

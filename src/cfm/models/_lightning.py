@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 
 from cfm.nn._linear import fast_bfloat16
@@ -41,10 +42,12 @@ def run_training(model: PretrainedModel, runner: TrainRunner, seed: int) -> bool
     if not model.history_:  # a loaded model: its curves begin here
         model.is_trained_ = False
     model.module.train()  # Lightning leaves the mode as it finds it
+    before = dict(model.history_ or {})
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             runner()
+        _add_new_curves(model, before, runner)
     except SystemExit as stopped:
         # What Lightning makes of Ctrl+C.
         if not isinstance(stopped.__context__, KeyboardInterrupt):
@@ -55,6 +58,23 @@ def run_training(model: PretrainedModel, runner: TrainRunner, seed: int) -> bool
     finally:
         model.module.eval()
     return True
+
+
+def _add_new_curves(
+    model: PretrainedModel, before: dict[str, pd.DataFrame], runner: TrainRunner
+) -> None:
+    """Add the curves that earlier training did not have; scvi-tools goes on with known ones only.
+
+    They begin at the epoch at which this training began.
+    """
+    found = getattr(runner.trainer.logger, "history", None) or {}
+    if not before or not isinstance(model.history_, dict):
+        return
+    n_before = max(len(curve) for curve in before.values())
+    for name in found.keys() - before.keys():
+        curve = found[name].copy()
+        curve.index = pd.RangeIndex(n_before, n_before + len(curve), name=curve.index.name)
+        model.history_[name] = curve
 
 
 def held_out_studies(studies: np.ndarray, share: float, seed: int) -> list[str]:

@@ -158,3 +158,14 @@ def test_the_published_shape_trains_at_a_reduced_depth() -> None:
     model.train(max_steps=2, batch_size=4, **QUIET)
     assert {"relation", "layers", "quantiser", "decoder"} <= changed(before, state(model))
     assert CellVQ(cells, size="mini").module.relation is None
+
+
+def test_curves_of_a_new_property_begin_where_it_began() -> None:
+    model = untrained()
+    model.train(max_epochs=2, **QUIET)
+    model.attach(registered(labels_keys=["even"]))
+    model.train(max_epochs=1, **QUIET)
+    assert model.history["train_reconstruction"].index.tolist() == [0, 1, 2]
+    curve = model.history["train_property_even"]
+    assert curve.index.tolist() == [2]
+    assert np.isfinite(curve.to_numpy(dtype=float)).all()
