@@ -73,33 +73,6 @@ def logistic(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndar
     return model.fit(train, labels).predict(test)
 
 
-def merged(vectors: np.ndarray, weight: np.ndarray, n_groups: int) -> np.ndarray:
-    r"""Merge codes into groups by Ward's method, each code weighing as many cells as it has.
-
-    Two groups of weights :math:`w_a, w_b` and means :math:`c_a, c_b` whose merger adds least to
-    the sum of squares, :math:`w_a w_b / (w_a + w_b) \lVert c_a - c_b \rVert^2`, become one.
-
-    Returns
-    -------
-    ``(n_codes,)`` number of the group.
-    """
-    centre, mass = vectors.astype(np.float64), weight.astype(np.float64)
-    group = np.arange(len(vectors))
-    alive = list(range(len(vectors)))
-    while len(alive) > n_groups:
-        c, w = centre[alive], mass[alive]
-        distance = ((c[:, None] - c[None]) ** 2).sum(axis=2)
-        cost = w[:, None] * w / (w[:, None] + w) * distance
-        np.fill_diagonal(cost, np.inf)
-        i, j = sorted(divmod(int(cost.argmin()), len(alive)))
-        a, b = alive[i], alive[j]
-        centre[a] = (mass[a] * centre[a] + mass[b] * centre[b]) / (mass[a] + mass[b])
-        mass[a] += mass[b]
-        group[group == b] = a
-        alive.remove(b)
-    return np.unique(group, return_inverse=True)[1]
-
-
 def agreement(groups: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Return what groups and labels have in common, over the cells that have both."""
     known = (truth != "") & (groups.astype(str) != "-1")

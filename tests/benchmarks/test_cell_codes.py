@@ -16,7 +16,6 @@ from benchmarks._code_clusters import (
     leiden_of,
     log_cells,
     logistic,
-    merged,
     perplexity,
     stability,
 )
@@ -58,23 +57,6 @@ def test_clusterings_find_planted_types() -> None:
     space = plain.obsm["X_pca"]
     called = logistic(space[half], truth[half], space[~half])
     assert (called == truth[~half]).mean() > 0.95
-
-
-def test_merging_is_wards_and_weighs_by_use() -> None:
-    from scipy.cluster.hierarchy import fcluster, linkage
-
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(25, 6))
-    for k in (2, 5, 25):
-        ours = merged(vectors, np.ones(25), k)
-        theirs = fcluster(linkage(vectors, "ward"), k, "maxclust")
-        assert stability([ours, theirs])["ARI"] == pytest.approx(1.0)
-    # a code of weight two is two codes in one place
-    twice = np.vstack([vectors, vectors[:10]])
-    weight = np.where(np.arange(25) < 10, 2, 1)
-    assert stability([merged(vectors, weight, 4), merged(twice, np.ones(35), 4)[:25]])[
-        "ARI"
-    ] == pytest.approx(1.0)
 
 
 def test_tables_of_planted_cells(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from cfm._fields import (
     CELL_CODE_KEY,
     CODES,
     EMBEDDING_PREFIX,
+    GROUP,
     MARGIN,
     MARKERS,
     NEIGHBOURS,
@@ -25,6 +26,7 @@ from cfm.data._matrix import get_matrix, in_memory_frame
 from cfm.data._warn import warn_user
 from cfm.models import CodeModel, PretrainedModel, load_model
 from cfm.models._base import require_anndata
+from cfm.tl._code_groups import group_column, merge_codes
 from cfm.tl._code_markers import marker_table
 from cfm.tl._code_reference import ReferenceCodes, check_new_columns, fingerprint
 from cfm.tl._code_tables import (
@@ -45,8 +47,9 @@ if TYPE_CHECKING:
 
     from cfm.models.cellvq import CellCodes
 
-#: Columns of ``obs`` that came from a reference, in the parameters: a run without one drops them.
-_TRANSFERRED = "transferred"
+#: Names of the columns of ``obs`` that not every run makes, in the parameters: a run that does not
+#: make them drops them.
+_FURTHER = "further_columns"
 
 
 def cell_codes(
@@ -58,6 +61,7 @@ def cell_codes(
     units: Literal["counts", "log1p_cp10k"] = "counts",
     total_counts: str | None = None,
     reference: AnnData | Mapping[str, Any] | None = None,
+    n_groups: int | None = None,
     n_markers: int = 10,
     min_cells: int = 10,
     n_neighbors: int = 5,
@@ -92,6 +96,9 @@ def cell_codes(
         Column of ``obs`` with the counts of a cell, for ``units="log1p_cp10k"``.
     reference
         Other cells with codes by the same model, or their ``uns['cell_code']``.
+    n_groups
+        Merge the codes that cells have into so many groups, by the vectors of the codes weighted by
+        their cells (Ward's method). Groups are made anew for each dataset, as clusters are.
     n_markers
         At most so many marker genes of a code, 0 for none.
     min_cells
@@ -156,6 +163,12 @@ def cell_codes(
         the share of its genes found, ``n_codes`` (of the codebook), ``n_used``, ``n_unread``
         (cells), and ``perplexity``: as how many equally frequent codes the ones in use count.
 
+    With ``n_groups`` also
+
+    ``adata.obs[key + '_group']``, ``adata.uns[key]['codes']['group']``
+        Categorical of text, and text, the group of the cell and of the code; ``"0"`` has most
+        cells.
+
     With ``reference`` also
 
     ``adata.uns[key]['reference']``
@@ -178,8 +191,9 @@ def cell_codes(
         If a layer or column does not exist, or the reference has no codes.
     ValueError
         If an annotation is missing in all cells or holds fractional numbers, a number is out of
-        its range, the matrix is not what ``units`` says, no cell can be read, or the reference was
-        read by another model. Whatever is raised, ``adata`` is left as it was.
+        its range, cells have fewer codes than ``n_groups``, the matrix is not what ``units`` says,
+        no cell can be read, or the reference was read by another model. Whatever is raised,
+        ``adata`` is left as it was.
 
     Warns
     -----
@@ -203,7 +217,12 @@ def cell_codes(
     """
     require_anndata(adata)
     check_key(key_added)
-    _check_numbers(n_markers=(n_markers, 0), min_cells=(min_cells, 2), n_neighbors=(n_neighbors, 1))
+    _check_numbers(
+        n_markers=(n_markers, 0),
+        min_cells=(min_cells, 2),
+        n_neighbors=(n_neighbors, 1),
+        n_groups=(1 if n_groups is None else n_groups, 1),
+    )
     annotations = _read_annotations(adata, groupby)
     known = None if reference is None else ReferenceCodes.read(reference, key_added)
     network: Any = model
@@ -228,7 +247,7 @@ def cell_codes(
         known.check_same_model(record)
     found = network.get_cell_codes(adata, **reading)
     used = UsedCodes.of(found.code, _readable(found))
-    _check_use(used, len(book.vectors))
+    _check_use(used, len(book.vectors), n_groups)
     stored: dict[str, Any] = {
         CODES: code_table(used, found, book, annotations),
         MARKERS: marker_table(
@@ -246,13 +265,17 @@ def cell_codes(
     obs = _obs_columns(found, used, key_added)
     if annotations:
         stored[ANNOTATIONS] = agreement_table(annotations, used)
-    transferred: list[str] = []
+    further: dict[str, Any] = {}
+    if n_groups is not None:
+        group = merge_codes(book.vectors[used.numbers], used.size, n_groups)
+        stored[CODES]["group"] = group.astype(str).astype(object)
+        further[key_added + GROUP] = group_column(used, group)
     if known is not None:
         stored[REFERENCE] = known.compare(used, book)
         columns = known.transferred(key_added, stored[REFERENCE], used)
-        transferred = list(columns)
-        check_new_columns(list(obs), transferred)
-        obs |= columns
+        check_new_columns([*obs, *further], list(columns))
+        further |= columns
+    obs |= further
     obsm_key = EMBEDDING_PREFIX + type(network).__name__.lower()
     own = {
         "groupby": list(annotations) or None,
@@ -263,12 +286,13 @@ def cell_codes(
         "n_used": len(used.names),
         "n_unread": int((used.place < 0).sum()),
         "perplexity": used.perplexity,
-        _TRANSFERRED: transferred or None,
+        "n_groups": n_groups,
+        _FURTHER: list(further) or None,
     }
     adata = target(adata, copy=copy)
     warn_overwritten(adata, key_added, {"obs": list(obs)})
     warn_overwritten(adata, obsm_key, {"obsm": [obsm_key]})
-    for name in _transferred_before(adata, key_added) - set(obs):
+    for name in _made_before(adata, key_added) - set(obs):
         del adata.obs[name]
     for name, column in obs.items():
         adata.obs[name] = column
@@ -280,11 +304,11 @@ def cell_codes(
     return adata if copy else None
 
 
-def _transferred_before(adata: AnnData, key: str) -> set[str]:
-    """Return the columns that an earlier run took from a reference and that are still there."""
+def _made_before(adata: AnnData, key: str) -> set[str]:
+    """Return the columns of groups or a reference that an earlier run made and that are there."""
     record = adata.uns.get(key)
     params = record.get(PARAMS, {}) if isinstance(record, Mapping) else {}
-    return set(map(str, params.get(_TRANSFERRED, []))) & set(map(str, adata.obs.columns))
+    return set(map(str, params.get(_FURTHER, []))) & set(map(str, adata.obs.columns))
 
 
 def _check_numbers(**bounds: tuple[int, int]) -> None:
@@ -344,9 +368,14 @@ def _readable(found: CellCodes) -> np.ndarray:
     return readable
 
 
-def _check_use(used: UsedCodes, n_codes: int) -> None:
-    """Name a codebook of which one code is used."""
+def _check_use(used: UsedCodes, n_codes: int, n_groups: int | None) -> None:
+    """Name a codebook of which one code is used; refuse more groups than codes."""
     n_cells = int(used.size.sum())
+    if n_groups is not None and n_groups > len(used.names):
+        raise ValueError(
+            f"n_groups is {n_groups}, but the {n_cells} cells have {len(used.names)} codes; "
+            "expected at most as many groups."
+        )
     if len(used.names) == 1 and n_cells > 1 and n_codes > 1:
         warn_user(
             f"All {n_cells} cells have the code {used.names[0]}, of {n_codes} that the model has: "

@@ -1,0 +1,78 @@
+"""Groups of codes are those of Ward's method, weighted by use."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.metrics import adjusted_rand_score
+
+import cfm
+from cfm.tl._code_groups import merge_codes
+from tests._codes import NearestCode, typed_cells
+from tests._same import assert_unchanged
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 25])
+def test_with_equal_weights_it_is_wards_method(k: int) -> None:
+    vectors = np.random.default_rng(0).normal(size=(25, 6))
+    ours = merge_codes(vectors, np.ones(25), k)
+    theirs = fcluster(linkage(vectors, "ward"), k, "maxclust")
+    assert adjusted_rand_score(ours, theirs) == 1.0
+    assert len(set(ours)) == k
+
+
+def test_a_code_of_weight_two_is_two_codes_in_one_place() -> None:
+    vectors = np.random.default_rng(0).normal(size=(25, 6))
+    twice = np.vstack([vectors, vectors[:10]])
+    weight = np.where(np.arange(25) < 10, 2, 1)
+    ours = merge_codes(vectors, weight, 4)
+    assert adjusted_rand_score(ours, merge_codes(twice, np.ones(35), 4)[:25]) == 1.0
+    size = np.bincount(ours, weights=weight)
+    assert (np.diff(size) <= 0).all()  # the first group has most cells
+
+
+def test_codes_of_planted_types_become_a_group_each() -> None:
+    cells = typed_cells()
+    cfm.tl.cell_codes(cells, NearestCode(), groupby="cell_type", n_groups=4)
+    group, codes = cells.obs["cell_code_group"], cells.uns["cell_code"]["codes"]
+    truth = cells.obs["cell_type"].astype(str)
+    before = adjusted_rand_score(truth, cells.obs["cell_code"].astype(str))
+    assert adjusted_rand_score(truth, group.astype(str)) > max(before, 0.9)
+    assert group.cat.categories.tolist() == ["0", "1", "2", "3"]
+    assert (codes.loc[cells.obs["cell_code"].astype(str), "group"].to_numpy() == group).all()
+    assert cells.uns["cell_code"]["params"]["n_groups"] == 4
+
+
+def test_cells_without_a_code_have_no_group_and_files_keep_it(tmp_path) -> None:
+    cells = typed_cells(12)
+    x = cells.X.toarray()
+    x[7] = 0
+    cells.X = x
+    cfm.tl.cell_codes(cells, NearestCode(), n_groups=3)
+    assert cells.obs["cell_code_group"].isna().to_numpy().nonzero()[0].tolist() == [7]
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    back = ad.read_h5ad(tmp_path / "x.h5ad")
+    assert back.obs["cell_code_group"].equals(cells.obs["cell_code_group"])
+    cfm.tl.cell_codes(cells, NearestCode())
+    assert "cell_code_group" not in cells.obs
+    assert "group" not in cells.uns["cell_code"]["codes"]
+
+
+def test_more_groups_than_codes_are_refused() -> None:
+    cells = typed_cells(3)
+    before = cells.copy()
+    with pytest.raises(ValueError, match="n_groups is 64, but the 12 cells have"):
+        cfm.tl.cell_codes(cells, NearestCode(), n_groups=64)
+    with pytest.raises(ValueError, match="n_groups is 0"):
+        cfm.tl.cell_codes(cells, NearestCode(), n_groups=0)
+    assert_unchanged(cells, before)
+
+
+def test_an_annotation_called_group_falls_on_it() -> None:
+    reference, query = typed_cells(12), typed_cells(12, seed=3)
+    reference.obs["group"] = reference.obs["donor"]
+    cfm.tl.cell_codes(reference, NearestCode(), groupby="group")
+    with pytest.raises(ValueError, match="would be obs"):
+        cfm.tl.cell_codes(query, NearestCode(), reference=reference, n_groups=2)
