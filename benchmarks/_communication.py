@@ -124,9 +124,9 @@ class UniformAttention:
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean and its 95 % interval (Student's t); without one for a single value."""
+    """Return the mean and its 95 % interval (Student's t); without one below three values."""
     values = np.asarray(values, dtype=float)
-    if len(values) < 2:
+    if len(values) < 3:
         return float(values.mean()), float("nan"), float("nan")
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)

@@ -59,7 +59,7 @@ def test_majority_and_interval() -> None:
     mean, low, high = interval(np.array([1.0, 2.0, 3.0]))
     assert mean == 2.0
     assert high - mean == pytest.approx(mean - low) == pytest.approx(4.303 / np.sqrt(3), rel=1e-3)
-    assert np.isnan(interval(np.array([1.0]))[1])
+    assert np.isnan(interval(np.array([1.0, 2.0]))[1])
 
 
 def test_pairs_and_networks() -> None:
