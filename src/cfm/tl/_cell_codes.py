@@ -209,11 +209,16 @@ def cell_codes(
 
     Examples
     --------
-    >>> import cfm
-    >>> cfm.tl.cell_codes(cells, groupby="cell_type")  # doctest: +SKIP
-    >>> cells.uns["cell_code"]["codes"][["n_cells", "cell_type_majority"]]  # doctest: +SKIP
-    >>> cfm.tl.cell_codes(new_cells, reference=cells)  # doctest: +SKIP
-    >>> new_cells.obs["cell_code_cell_type"]  # doctest: +SKIP
+    >>> import cfm, scanpy as sc
+    >>> cells = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> reading = {"units": "log1p_cp10k", "total_counts": "n_counts"}
+    >>> cfm.tl.cell_codes(cells, groupby="bulk_labels", **reading)
+    >>> cells.uns["cell_code"]["annotations"].index.tolist()
+    ['bulk_labels']
+    >>> new = cells[:100].copy()
+    >>> cfm.tl.cell_codes(new, reference=cells, **reading)
+    >>> bool(new.uns["cell_code"]["reference"]["known"].all())
+    True
     """
     require_anndata(adata)
     check_key(key_added)
