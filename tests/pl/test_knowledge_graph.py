@@ -101,6 +101,26 @@ def test_too_many_nodes_leave_the_strongest() -> None:
     assert set(names(ax)) - {str(i) for i in range(5)} <= set(labels)
 
 
+def test_every_node_that_is_drawn_keeps_an_edge() -> None:
+    adata = stored(3, 30, 0)
+    nodes, edges = (adata.uns["knowledge_graph"][name] for name in ("nodes", "edges"))
+    # a strong pair of genes, one of which does not fit
+    extra = edges.iloc[:1].assign(source="gene:x", target="gene:y", strength=1.0, weight=1.0)
+    more = nodes.loc[["gene:0", "gene:1"]].set_axis(["gene:x", "gene:y"])
+    more["label"] = ["x", "y"]
+    extra = pd.concat([extra] * 9)
+    extra["target"] = ["gene:y", *["gene:z"] * 8]
+    more = pd.concat([more, more.iloc[:1].set_axis(["gene:z"]).assign(label="z")])
+    adata.uns["knowledge_graph"]["nodes"] = pd.concat([nodes, more])
+    table = pd.concat([edges, extra], ignore_index=True)
+    adata.uns["knowledge_graph"]["edges"] = table.set_axis(table.index.astype(str))
+    ax = cfm.pl.knowledge_graph(adata, max_nodes=4, show=False)
+    assert ax.get_title() == "4 of 36 nodes"
+    assert not {"x", "y", "z"} & set(names(ax))  # x alone would fit, without z
+    ax = cfm.pl.knowledge_graph(adata, max_nodes=5, show=False)
+    assert {"x", "z"} <= set(names(ax))
+
+
 def test_one_node_and_its_neighbours() -> None:
     adata = stored()
     edges = adata.uns["knowledge_graph"]["edges"]

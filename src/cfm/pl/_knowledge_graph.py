@@ -45,7 +45,7 @@ def knowledge_graph(
     arrows go from sender to receiver and from drug to gene. Several edges of a kind between two
     nodes are one line, and of arrows the strongest three of each node are drawn. Up to 60 nodes all
     are named where there is room; of more the 40 with the most edges, codes first. Nodes without
-    an edge are left out.
+    an edge are left out, also those whose neighbours do not fit.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def knowledge_graph(
     order = np.lexsort(
         (candidates.index.to_numpy(), -strength[candidates.index].to_numpy(), ~np.asarray(first))
     )
-    shown = candidates.iloc[order[:max_nodes]]
+    shown = _that_meet(candidates.iloc[order], edges, max_nodes)
     edges = edges[edges["source"].isin(shown.index) & edges["target"].isin(shown.index)]
     of = f"{len(shown)} of {len(candidates)}" if len(shown) < len(candidates) else f"{len(shown)}"
     title = f"{of} nodes" if centre is None else f"{centre} and its neighbours: {of} nodes"
@@ -116,6 +116,17 @@ def knowledge_graph(
     ax = draw_graph(shown, edges, centre=centre, title=title, ax=ax)
     finish(figure_of(ax), owned=owned, show=show, save=save)
     return ax
+
+
+def _that_meet(candidates: pd.DataFrame, edges: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Return the first ``n`` nodes that have an edge among each other."""
+    while True:
+        shown = candidates.iloc[:n]
+        inside = edges[edges["source"].isin(shown.index) & edges["target"].isin(shown.index)]
+        met = shown.index.isin(inside["source"]) | shown.index.isin(inside["target"])
+        if met.all() or not met.any():
+            return shown
+        candidates = candidates.drop(index=shown.index[~met])
 
 
 def _chosen(column: pd.Series, wanted: Sequence[str] | None, name: str) -> np.ndarray:
