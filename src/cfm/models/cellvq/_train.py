@@ -254,7 +254,8 @@ class Trainable(CellVQCore):
         trainer_kwargs.setdefault("gradient_clip_val", 1.0)
         apart: Any = nullcontext()
         if not freeze:
-            fresh = not self.is_trained_
+            # a training that failed leaves a loaded model untrained by name, but not by weights
+            fresh = not (self.is_trained_ or self.checkpoint_sha256 or self.provenance)
             if fresh and self.module.code_term is not None:
                 self.module.code_term.start(mean_expression(reader, training).to(self.device))
             if fresh and self.module.expression_term is not None:
