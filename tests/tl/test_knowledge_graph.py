@@ -14,6 +14,7 @@ from scipy.stats import fisher_exact
 from sklearn.metrics import average_precision_score
 
 import cfm
+from cfm.tl._knowledge_graph_networks import support_test
 from tests._graphs import PAIRS, PlantedAttention, coded_cells
 from tests._same import assert_same, assert_unchanged
 
@@ -170,6 +171,25 @@ def test_networks_mark_and_test_relations() -> None:
     assert other["p_value"] == 1.0
 
 
+def test_support_is_beyond_that_of_genes_as_much_expressed() -> None:
+    genes = np.arange(200)
+    level = np.where(genes < 20, 1.0, 0.1 + genes / 1e4)
+    # all of the 20 most expressed genes are known to work together, and nothing else is
+    known = sparse.csr_matrix((genes[:, None] < 20) & (genes < 20) & ~np.eye(200, dtype=bool))
+    edges = {"a": np.arange(0, 10), "b": np.arange(10, 20)}
+    found = support_test(known, **edges, genes=genes, level=level, n_permutations=200, seed=0)
+    assert found["n_supported"] == 10
+    assert found["expected"] == 10.0
+    assert found["p_value"] == 1.0
+    blind = support_test(
+        known, **edges, genes=genes, level=np.zeros(200), n_permutations=200, seed=0
+    )
+    assert blind["expected"] == 10.0  # ties go by number, so these are a stratum as well
+    other = support_test(known, **edges, genes=genes, level=genes % 10, n_permutations=200, seed=0)
+    assert other["expected"] < 1
+    assert other["p_value"] == pytest.approx(1 / 201)
+
+
 def test_enrichment_is_fishers() -> None:
     cells = coded_cells(180)
     edges = run(cells, annotations=["tissue", "batch"])
@@ -180,7 +200,7 @@ def test_enrichment_is_fishers() -> None:
     row = enriched.loc[("code:0", "tissue:lung")]
     table = pd.crosstab(cells.obs["cell_code"] == "0", cells.obs["tissue"] == "lung")
     assert row["p_value"] == pytest.approx(
-        fisher_exact(table.to_numpy()[::-1, ::-1], alternative="greater").pvalue, rel=1e-6
+        fisher_exact(table.to_numpy()[::-1, ::-1], alternative="greater").pvalue, rel=1e-6, abs=0.0
     )
     a, b, c, d = (table.to_numpy()[::-1, ::-1] + 0.5).ravel()
     assert row["weight"] == row["log_odds"] == pytest.approx(np.log(a * d / b / c))

@@ -195,7 +195,7 @@ def knowledge_graph(
         The arguments, the model, its SHA-256 and the share of its genes found; ``n_pairs``
         ligand-receptor pairs measured; under ``support`` for each network ``n_edges``,
         ``n_supported``, ``expected`` and ``p_value``: whether it has more of the relations than of
-        edges between permuted genes.
+        edges between other genes that are about as much expressed (permuted within tenths).
 
     Raises
     ------
@@ -293,7 +293,12 @@ def knowledge_graph(
     support: dict[str, Any] = {}
     if attended is not None and n_relations:
         related, support = relations(
-            attended, networks, n_relations, n_permutations=n_permutations, seed=seed
+            attended,
+            networks,
+            n_relations,
+            expression.share.mean(axis=0),
+            n_permutations=n_permutations,
+            seed=seed,
         )
         parts.append(relation_edges(related, cells.names, names))
     if pairs is not None:

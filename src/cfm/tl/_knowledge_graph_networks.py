@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Names that are looked up at a time, over all permutations.
 _LOOKUPS = 10_000_000
+#: Parts of the genes by expression, within which names are permuted.
+_STRATA = 10
 
 
 def read_network(
@@ -76,12 +78,14 @@ def support_test(
     b: np.ndarray,
     genes: np.ndarray,
     *,
+    level: np.ndarray,
     n_permutations: int,
     seed: int,
 ) -> Mapping[str, float | int]:
     """Test whether a network supports more of some edges than of random ones.
 
-    The names of the genes are permuted, so that the random edges have the same hubs.
+    The names of genes that are about as much expressed are permuted, so that the random edges have
+    the same hubs, and are between genes as well known: much expressed genes are studied more.
 
     Parameters
     ----------
@@ -90,7 +94,9 @@ def support_test(
     a, b
         ``(n,)`` columns of the ends of the edges; each pair once.
     genes
-        Columns among which edges were looked for.
+        Columns among which edges were looked for, sorted and different.
+    level
+        ``(len(genes),)`` how much each is expressed; names are permuted within tenths of it.
     n_permutations
         Random edge sets; 0 for none.
     seed
@@ -101,7 +107,6 @@ def support_test(
     ``n_edges``, ``n_supported``, ``expected`` (the mean over permutations, without them the share
     of all pairs times ``n_edges``) and ``p_value`` (``NaN`` without permutations).
     """
-    genes = np.unique(genes)
     known = (network[genes][:, genes].toarray() > 0) if len(genes) else np.zeros((0, 0), dtype=bool)
     x, y = np.searchsorted(genes, a), np.searchsorted(genes, b)
     found = int(known[x, y].sum())
@@ -113,7 +118,9 @@ def support_test(
         step = max(1, _LOOKUPS // max(len(genes), len(a)))
         for start in range(0, n_permutations, step):
             n = min(step, n_permutations - start)
-            renamed = rng.permuted(np.tile(np.arange(len(genes)), (n, 1)), axis=1)
+            renamed = np.tile(np.arange(len(genes)), (n, 1))
+            for part in np.array_split(np.argsort(level, kind="stable"), _STRATA):
+                renamed[:, part] = rng.permuted(renamed[:, part], axis=1)
             counts.append(known[renamed[:, x], renamed[:, y]].sum(axis=1))
         chance = np.concatenate(counts)
         expected = float(chance.mean())

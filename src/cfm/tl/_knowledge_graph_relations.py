@@ -23,11 +23,14 @@ def relations(
     attended: Attended,
     networks: Mapping[str, sparse.csr_matrix],
     n_relations: int,
+    share: np.ndarray,
     *,
     n_permutations: int,
     seed: int,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return the strongest relations of each code, and how networks support them.
+
+    ``share`` is the ``(n_genes,)`` share of cells that express a gene.
 
     Returns
     -------
@@ -67,6 +70,7 @@ def relations(
                 ends[:, 0],
                 ends[:, 1],
                 genes,
+                level=share[genes],
                 n_permutations=n_permutations,
                 seed=seed,
             )
