@@ -212,7 +212,9 @@ def real_links(report: Report, adata: ad.AnnData) -> None:
 def relations(report: Report, adata: ad.AnnData, folder: Path, args: argparse.Namespace) -> None:
     """Ask networks about pairs of genes."""
     if args.model in cfm.hub.list_checkpoints().index:
-        model, name = CellVQ.from_pretrained(args.model, device="cpu"), args.model
+        model = CellVQ.from_pretrained(args.model, device="cpu")
+        seen = " (which has seen these cells)" if args.model == "cellvq-mini" else ""
+        name = args.model + seen
     else:
         model = trained("kang", adata, args.models, args.max_steps, 0)
         name = f"CellVQ trained on these cells for {args.max_steps} steps"
