@@ -156,7 +156,7 @@ def test_the_same_graph_is_drawn_the_same(tmp_path: Path) -> None:
 
 def test_what_the_tool_stores_is_drawn() -> None:
     cells = cfm.datasets.toy_communication(n_cells=200)
-    cfm.tl.knowledge_graph(cells, None, codes="cell_type", n_permutations=200)
+    cfm.tl.knowledge_graph(cells, None, codes="cell_type")
     ax = cfm.pl.knowledge_graph(cells, show=False)
     assert "Monocyte" in names(ax)
 

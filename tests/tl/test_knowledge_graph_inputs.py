@@ -18,7 +18,7 @@ from tests._block_model import SilentModel
 from tests._graphs import PAIRS, PlantedAttention, coded_cells
 from tests._same import assert_unchanged
 
-QUICK: dict[str, Any] = {"n_permutations": 50, "ligand_receptor": PAIRS, "model": None}
+QUICK: dict[str, Any] = {"n_permutations": 500, "ligand_receptor": PAIRS, "model": None}
 
 
 def run(adata: ad.AnnData, **arguments: Any) -> dict[str, Any]:
@@ -216,6 +216,20 @@ def test_without_permutations_nothing_is_tested() -> None:
     links = links[links["kind"] == "communication"]
     assert links[["p_value", "fdr"]].isna().all(axis=None)
     assert links["ligand"].iloc[0] in ("L0", "L1")
+
+
+def test_too_few_permutations_for_so_many_tests() -> None:
+    cells = cfm.datasets.toy_communication(1)
+    words = (
+        r"No ligand-receptor link passes max_fdr=0.05: \d+ of \d+ that were tested have the "
+        r"smallest p-value that n_permutations=50 can give \(0.02\).*about (\d+) permutations"
+    )
+    with pytest.warns(UserWarning, match=words) as caught:
+        cfm.tl.knowledge_graph(cells, None, codes="cell_type", n_permutations=50)
+    assert "communication" not in set(cells.uns["knowledge_graph"]["edges"]["kind"])
+    needed = int(re.search(words, str(caught[0].message))[1])
+    cfm.tl.knowledge_graph(cells, None, codes="cell_type", n_permutations=2 * needed)
+    assert "communication" in set(cells.uns["knowledge_graph"]["edges"]["kind"])
 
 
 def test_existing_keys() -> None:

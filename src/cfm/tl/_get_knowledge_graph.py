@@ -41,7 +41,7 @@ def get_knowledge_graph(adata: AnnData, *, key: str = KNOWLEDGE_GRAPH_KEY) -> Kn
     --------
     >>> import cfm
     >>> cells = cfm.datasets.toy_communication()
-    >>> cfm.tl.knowledge_graph(cells, model=None, codes="cell_type", n_permutations=100)
+    >>> cfm.tl.knowledge_graph(cells, model=None, codes="cell_type")
     >>> graph = cfm.tl.get_knowledge_graph(cells)
     >>> graph.query("code:Monocyte", k=3, kind="gene")["edge"].tolist()
     ['importance', 'importance', 'importance']

@@ -213,8 +213,8 @@ def knowledge_graph(
     Warns
     -----
     UserWarning
-        If codes are left out, an annotation has one level, nothing is found, or a field that
-        another tool wrote is replaced.
+        If codes are left out, an annotation has one level, nothing is found, no link passes for
+        want of permutations, or a field that another tool wrote is replaced.
 
     Notes
     -----

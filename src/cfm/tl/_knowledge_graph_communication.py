@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm.data._warn import warn_user
 from cfm.tl._knowledge_graph_cells import gene_columns
 from cfm.tl._program_enrichment import benjamini_hochberg
 
@@ -136,7 +137,8 @@ def communication(
     -------
     A row per triple that was tested: ``sender``, ``receiver`` (codes), ``ligand``, ``receptor``,
     ``score``, ``excess`` (score minus that of the average cell), ``ligand_mean``,
-    ``receptor_mean``, ``p_value`` and ``fdr`` (Benjamini-Hochberg), ``NaN`` without permutations.
+    ``receptor_mean``, ``p_value`` and ``fdr`` (Benjamini-Hochberg), ``NaN`` without permutations,
+    and ``reached``, how many permutations gave as large a score.
     """
     values = sparse.csr_matrix(values)
     groups = _Groups(pairs)
@@ -174,12 +176,31 @@ def communication(
             "excess": excess,
             "p_value": p_value,
             "fdr": benjamini_hochberg(p_value),
+            "reached": reached if n_permutations else np.nan,
         }
     )
 
 
 def strongest_links(links: pd.DataFrame, n_links: int, max_fdr: float) -> pd.DataFrame:
-    """Keep the links above the average cell that pass the test, the strongest of two codes."""
+    """Keep the links above the average cell that pass the test, the strongest of two codes.
+
+    Warns
+    -----
+    UserWarning
+        If none passes because so few permutations cannot give a smaller p-value.
+    """
+    smallest = links["p_value"].min()
+    n_smallest = int((links["p_value"] == smallest).sum())
+    n_permutations = round(1.0 / smallest) - 1 if smallest > 0 else 0
+    at_floor = (links["reached"] == 0).any()
+    if at_floor and max_fdr > 0 and not (links["fdr"] <= max_fdr).any():
+        needed = int(np.ceil(len(links) / (n_smallest * max_fdr)))
+        warn_user(
+            f"No ligand-receptor link passes max_fdr={max_fdr}: {n_smallest} of {len(links)} that "
+            f"were tested have the smallest p-value that n_permutations={n_permutations} can give "
+            f"({smallest:.2g}), which is too large for so many tests; about {needed} permutations "
+            "are needed."
+        )
     kept = links[(links["excess"] > 0) & ~(links["fdr"] > max_fdr)]
     kept = kept.sort_values(
         ["sender", "receiver", "excess", "ligand", "receptor"],

@@ -99,7 +99,7 @@ def communication_edges(table: pd.DataFrame, codes: list[str]) -> pd.DataFrame:
         f"{row.receptor_mean:.2f} in the receiver"
         for row in table.itertuples()
     ]
-    return table.drop(columns=["sender", "receiver", "excess"]).assign(
+    return table.drop(columns=["sender", "receiver", "excess", "reached"]).assign(
         source=[node_id(CODE, codes[c]) for c in table["sender"]],
         target=[node_id(CODE, codes[c]) for c in table["receiver"]],
         kind=COMMUNICATION,
