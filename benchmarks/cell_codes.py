@@ -265,7 +265,8 @@ def write(
     report = Report("cell_codes", "Codes of cells beside clusters")
     report.text(
         f"CellVQ is trained for {TRAINING['max_steps']} steps, which is short, on the cells of one "
-        "donor of Kang 2018 (interferon-beta and control, 1,267 genes), without labels or with its cell types, and gives codes to those of the "
+        "donor of Kang 2018 (interferon-beta and control, 1,267 genes), without labels or with "
+        "its cell types, and gives codes to those of the "
         "other donor, then, as it is, to Zheng 2017 (scanpy's pbmc68k_reduced: 700 cells, 765 "
         "genes, 323 of them in common; log values as they are, and taken back to counts) and to "
         "1,000 cells of Hao 2021, which have no cell types. Codes are nearest codes; nothing of "
