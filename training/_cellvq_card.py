@@ -16,7 +16,22 @@ def new_cells(scores: pd.DataFrame, name: str) -> str:
     """Return the table of the cells that the checkpoint never saw, its codes beside clusters."""
     theirs = scores["model"].str.startswith(name) | (scores["model"] == "–")
     table = scores[scores["cells"].str.startswith(_NEW_CELLS) & theirs]
-    return markdown_table(table.drop(columns="model"), {"groups": 0})
+    return markdown_table(table.drop(columns="model"), {"groups": 0}) + "\n\n" + verdict(table)
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """Say by the adjusted mutual information whether codes or clusters are ahead."""
+    codes = table["method"].str.startswith("codes")
+    parts = []
+    for cells, part in table.groupby("cells", sort=False):
+        ours, theirs = (part.loc[m, "AMI"].max() for m in (codes[part.index], ~codes[part.index]))
+        who = "codes" if ours > theirs else "clusters"
+        parts.append(f"{cells}: {who} are ahead, AMI {ours:.2f} of codes, {theirs:.2f} of clusters")
+    return "; ".join(parts) + ". Clusters are made anew for each dataset, codes are not."
+
+
+def _listed(sources: list[str]) -> str:
+    return "".join(f"- {source}\n" for source in sources)
 
 
 def cellvq_card(checkpoint: Checkpoint, scores: pd.DataFrame) -> str:
@@ -62,9 +77,9 @@ that are absent are taken as not measured.
 ## Training
 
 `{config["training_command"]} --data DATA --output FOLDER`, seed {config["training_seed"]}, on one
-CPU core: {first_steps:,} steps on {unlabelled:,} cells without labels, then {more_steps:,} steps on
-{labelled:,} cells with cell type and condition; weights stored in float16. Perplexity of the codes
-of held-out cells in the last epoch {last["perplexity"]:.1f}.
+CPU core: {first_steps:,} steps on {unlabelled:,} cells without labels, then {more_steps:,} steps
+on {labelled:,} cells with cell type and condition; weights stored in float16. Perplexity of the
+codes of held-out cells in the last epoch {last["perplexity"]:.1f}.
 
 ## Scores
 
@@ -79,8 +94,8 @@ other.
 
 ## Data
 
-{"; ".join(config["training_data"])}. The counts are public (GEO); the packages that hold these
-subsets are GPL-2 or later and GPL-3.
+{_listed(config["training_data"])}
+The counts are public (GEO); the packages that hold these subsets are GPL-2 or later and GPL-3.
 
 ## Independent weights
 
