@@ -104,6 +104,10 @@ def test_the_promised_interface_is_there():
             "embed_donors",
             "map_reference",
             "cell_importance",
+            "cell_codes",
+            "knowledge_graph",
+            "get_knowledge_graph",
+            "predict_properties",
         ],
         "pl": [
             "virus_probabilities",
@@ -118,6 +122,8 @@ def test_the_promised_interface_is_there():
             "survival",
             "donors",
             "cell_importance",
+            "cell_codes",
+            "knowledge_graph",
         ],
         "models": [
             "CellPulse",
@@ -126,7 +132,9 @@ def test_the_promised_interface_is_there():
             "UCE",
             "Pulsar",
             "VirtualInstrument",
+            "CellVQ",
             "AttentionModel",
+            "CodeModel",
             "PerturbationModel",
         ],
         "datasets": [
@@ -134,6 +142,8 @@ def test_the_promised_interface_is_there():
             "toy_infection_cells",
             "toy_perturbation",
             "toy_donors",
+            "toy_communication",
+            "ligand_receptor",
             "fetch",
             "cmap_signatures",
         ],
