@@ -40,7 +40,7 @@ def cellvq_card(checkpoint: Checkpoint, scores: pd.DataFrame) -> str:
     size = config["size"]
     n_genes = len(checkpoint.files["genes.txt"].split())
     curve = pd.read_csv(StringIO(checkpoint.files["history.csv"]), index_col=0)
-    last = curve.iloc[-1]
+    last = curve.ffill().iloc[-1]  # training stops within an epoch
     unlabelled, labelled = config["n_cells"]
     first_steps, more_steps = config["max_steps"]
     return f"""\
@@ -79,7 +79,9 @@ that are absent are taken as not measured.
 `{config["training_command"]} --data DATA --output FOLDER`, seed {config["training_seed"]}, on one
 CPU core: {first_steps:,} steps on {unlabelled:,} cells without labels, then {more_steps:,} steps
 on {labelled:,} cells with cell type and condition; weights stored in float16. Perplexity of the
-codes of held-out cells in the last epoch {last["perplexity"]:.1f}.
+codes of held-out cells in the last epoch {last["perplexity"]:.1f}; the head names the type of
+{last["validation_accuracy_cell_type"]:.0%} of held-out cells of the same donors from 10 to 50 % of
+the genes that they express.
 
 ## Scores
 

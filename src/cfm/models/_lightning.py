@@ -71,7 +71,7 @@ def _add_new_curves(
     if not before or not isinstance(model.history_, dict):
         return
     n_before = max(len(curve) for curve in before.values())
-    for name in found.keys() - before.keys():
+    for name in (name for name in found if name not in before):
         curve = found[name].copy()
         curve.index = pd.RangeIndex(n_before, n_before + len(curve), name=curve.index.name)
         model.history_[name] = curve
