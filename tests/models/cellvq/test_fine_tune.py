@@ -169,3 +169,14 @@ def test_curves_of_a_new_property_begin_where_it_began() -> None:
     curve = model.history["train_property_even"]
     assert curve.index.tolist() == [2]
     assert np.isfinite(curve.to_numpy(dtype=float)).all()
+
+
+def test_the_linear_term_starts_from_principal_components_once() -> None:
+    model = untrained()
+    model.train(max_steps=1, lr=1e-9, **QUIET)
+    started = model.module.expression_term.genes.detach().clone()
+    assert started.norm(dim=0).max() > 1.0  # a step of this rate moves nothing
+    with torch.no_grad():
+        model.module.expression_term.genes.mul_(0.5)
+    model.train(max_steps=1, lr=1e-9, **QUIET)
+    torch.testing.assert_close(model.module.expression_term.genes.detach(), 0.5 * started)
