@@ -1,34 +1,149 @@
-"""Batches for training: rows in random order, and what Lightning is handed."""
+"""Batches for training: in random order, from a seed, and able to go on where they stopped."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from cfm.data._row_order import BLOCK_SIZE, shuffled_rows
+from cfm.nn._distributed import process_number
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
-class RowStream(IterableDataset[Any]):
-    """Batches of row numbers in random order; a stream of batches adds ``__iter__``.
+class SeededStream(IterableDataset[Any]):
+    """Epochs of batches that follow from a seed.
+
+    All processes that train together go through the same batches with the same random numbers,
+    and each makes its part of them: ``k`` processes with batches of ``n`` see what one process
+    sees with batches of ``k * n``.
+
+    Parameters
+    ----------
+    seed
+        Seed; epoch ``i`` of a seed is always the same.
+    fixed
+        Keep order and random numbers from epoch to epoch, for validation.
+
+    Attributes
+    ----------
+    epoch
+        Epochs that are done.
+    n_done
+        Batches of the present epoch that were handed out.
+    """
+
+    def __init__(self, *, seed: int, fixed: bool = False) -> None:
+        self.seed = seed
+        self.fixed = fixed
+        self.epoch = 0
+        self.n_done = 0
+        self._numbers: tuple[np.random.Generator, torch.Generator] | None = None
+        self._restored: dict[str, Any] | None = None
+
+    @property
+    @abstractmethod
+    def n_batches(self) -> int:
+        """Batches of an epoch."""
+
+    def numbers(self) -> tuple[np.random.Generator, torch.Generator]:
+        """Return the random numbers of the present epoch, the same in all processes."""
+        return epoch_numbers(self.seed, self.epoch)
+
+    def begin(self, rng: np.random.Generator) -> Any:
+        """Return what the epoch goes through, from its first random numbers."""
+        return None
+
+    @abstractmethod
+    def make(
+        self, content: Any, number: int, rng: np.random.Generator, generator: torch.Generator
+    ) -> Any:
+        """Return batch ``number`` of what :meth:`begin` returned: the part of this process."""
+
+    def __iter__(self) -> Iterator[Any]:
+        rng, generator = self.numbers()
+        content = self.begin(rng)
+        if self._restored is not None:
+            rng.bit_generator.state = self._restored["rng"]
+            generator.set_state(self._restored["generator"])
+            self._restored = None
+        else:
+            self.n_done = 0
+        self._numbers = rng, generator
+        for number in range(self.n_done, self.n_batches):
+            batch = self.make(content, number, rng, generator)
+            # before it is handed out: whoever knows the number of batches does not ask again
+            self.n_done = number + 1
+            if self.n_done == self.n_batches:
+                self.epoch += not self.fixed
+                self.n_done = 0
+                self._numbers = None
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream is: epoch, batches done, and the random numbers to come."""
+        if self._numbers is None:
+            return {"epoch": self.epoch, "n_done": 0}
+        rng, generator = self._numbers
+        return {
+            "epoch": self.epoch,
+            "n_done": self.n_done,
+            "rng": rng.bit_generator.state,
+            "generator": generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there with the next epoch that is begun."""
+        self.epoch = state["epoch"]
+        self.n_done = state["n_done"]
+        self._restored = state if self.n_done else None
+
+
+class Drawn(NamedTuple):
+    """Rows of a batch.
+
+    Attributes
+    ----------
+    rows
+        ``(n,)`` rows of the whole batch, over all processes; random numbers are drawn for them.
+    part
+        Those of this process, which it reads.
+    """
+
+    rows: np.ndarray
+    part: slice
+
+    @property
+    def own(self) -> np.ndarray:
+        """Rows of this process."""
+        return self.rows[self.part]
+
+
+class RowStream(SeededStream):
+    """Batches of row numbers in random order; a stream of batches adds :meth:`batch`.
 
     Parameters
     ----------
     rows
         Row numbers to draw from, each once an epoch.
     batch_size
-        Rows per batch.
-    seed
-        Seed; epoch ``i`` of a seed is always the same. Processes that train together draw
-        different orders.
-    fixed
-        Keep order and random numbers from epoch to epoch, for validation.
+        Rows per batch and process.
+    seed, fixed
+        See :class:`SeededStream`.
     weights
         ``(len(rows),)``, how often a row is drawn (with replacement) instead of once an epoch.
+    block_size
+        Rows that are shuffled together; see :func:`cfm.data._row_order.shuffled_rows`.
+    n_processes
+        Processes that share each batch. A last batch with fewer rows than processes is left out.
+    expect
+        Is told the rows of an epoch that this process will read, in order.
     """
 
     def __init__(
@@ -39,31 +154,85 @@ class RowStream(IterableDataset[Any]):
         seed: int,
         fixed: bool = False,
         weights: np.ndarray | None = None,
+        block_size: int = BLOCK_SIZE,
+        n_processes: int = 1,
+        expect: Callable[[np.ndarray], None] | None = None,
     ) -> None:
+        super().__init__(seed=seed, fixed=fixed)
         self.rows = rows
         self.batch_size = batch_size
-        self.seed = seed
-        self.fixed = fixed
         self.share = None if weights is None else weights / weights.sum()
-        self.epoch = 0
+        self.block_size = block_size
+        self.n_processes = n_processes
+        self.expect = expect
 
     @property
     def n_batches(self) -> int:
         """Batches of an epoch."""
-        return -(-len(self.rows) // self.batch_size)
+        full, rest = divmod(len(self.rows), self.batch_size * self.n_processes)
+        return full + (rest >= self.n_processes)
 
-    def drawn_rows(self) -> Iterator[tuple[np.ndarray, torch.Generator]]:
-        """Yield the rows of each batch of an epoch, and where its random numbers come from."""
-        rng, generator = epoch_numbers(self.seed, self.epoch)
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the rows of an epoch in order."""
         if self.fixed:
-            order = self.rows
-        elif self.share is not None:
-            order = rng.choice(self.rows, size=len(self.rows), p=self.share)
-        else:
-            order = rng.permutation(self.rows)
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size], generator
-        self.epoch += not self.fixed
+            return self.rows
+        if self.share is not None:
+            return rng.choice(self.rows, size=len(self.rows), p=self.share)
+        return shuffled_rows(self.rows, rng, block_size=self.block_size)
+
+    def begin(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the rows of an epoch in order."""
+        found = process_number()[1]
+        if found != self.n_processes:
+            raise RuntimeError(
+                f"Batches were laid out for {self.n_processes} processes, but {found} train."
+            )
+        order = self.order(rng)
+        if self.expect is not None:
+            parts = [self.drawn(order, i).own for i in range(self.n_done, self.n_batches)]
+            self.expect(np.concatenate(parts) if parts else order[:0])
+        return order
+
+    def drawn(self, order: np.ndarray, number: int) -> Drawn:
+        """Return the rows of a batch."""
+        size = self.batch_size * self.n_processes
+        rows = order[number * size : (number + 1) * size]
+        return Drawn(rows, own_part(len(rows)))
+
+    def make(
+        self, content: Any, number: int, rng: np.random.Generator, generator: torch.Generator
+    ) -> Any:
+        """Return a batch of an epoch."""
+        return self.batch(self.drawn(content, number), generator)
+
+    @abstractmethod
+    def batch(self, drawn: Drawn, generator: torch.Generator) -> Any:
+        """Return the batch of some rows, the part of this process."""
+
+
+class StreamLoader(DataLoader[Any]):
+    """Whole batches of a stream, for Lightning: it knows their number and where it stopped.
+
+    Parameters
+    ----------
+    stream
+        The batches.
+    """
+
+    def __init__(self, stream: SeededStream) -> None:
+        super().__init__(stream, batch_size=None)
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return self.stream.n_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream is."""
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.stream.load_state_dict(state)
 
 
 class StreamModule(pl.LightningDataModule):
@@ -71,29 +240,37 @@ class StreamModule(pl.LightningDataModule):
 
     Parameters
     ----------
-    training, checks
-        Datasets of batches; ``None`` or an empty list for no validation.
+    training
+        Stream to learn from.
+    checks
+        Stream or list of batches to judge by; ``None`` or an empty list for no validation.
     """
 
-    def __init__(self, training: IterableDataset[Any], checks: Any) -> None:
+    def __init__(self, training: SeededStream, checks: Any) -> None:
         super().__init__()
         self.training = training
         self.checks = checks
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches to learn from."""
-        return DataLoader(self.training, batch_size=None)
+        return StreamLoader(self.training)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Batches to judge by."""
-        nothing = self.checks is None or (isinstance(self.checks, list) and not self.checks)
-        return [] if nothing else DataLoader(self.checks, batch_size=None)
+        if self.checks is None or (isinstance(self.checks, list) and not self.checks):
+            return []
+        if isinstance(self.checks, SeededStream):
+            return StreamLoader(self.checks)
+        return DataLoader(self.checks, batch_size=None)
+
+
+def own_part(n: int) -> slice:
+    """Return which of ``n`` rows are of this process; the parts differ by one row at most."""
+    number, processes = process_number()
+    return slice(n * number // processes, n * (number + 1) // processes)
 
 
 def epoch_numbers(seed: int, epoch: int) -> tuple[np.random.Generator, torch.Generator]:
-    """Return the random numbers of an epoch, others for each process that trains along."""
-    rank = 0
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank = torch.distributed.get_rank()
-    rng = np.random.default_rng([seed, epoch, *([rank] if rank else [])])
+    """Return the random numbers of an epoch, the same in all processes."""
+    rng = np.random.default_rng([seed, epoch])
     return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfm.models._streams import RowStream
+from cfm.models._streams import Drawn, RowStream
 from cfm.models.bulkformer._constants import MISSING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from cfm.models.bulkformer._module import BulkFormerModule
 
@@ -40,7 +40,7 @@ class SampleStream(RowStream):
     ----------
     read
         Turns row numbers into ``(b, n_genes)`` expression.
-    rows, batch_size, seed, fixed, weights
+    rows, batch_size, seed, **kwargs
         See :class:`cfm.models._streams.RowStream`.
     mask_share
         Share of the observed entries to hide.
@@ -54,17 +54,16 @@ class SampleStream(RowStream):
         batch_size: int,
         mask_share: float,
         seed: int,
-        fixed: bool = False,
-        weights: np.ndarray | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(rows, batch_size=batch_size, seed=seed, fixed=fixed, weights=weights)
+        super().__init__(rows, batch_size=batch_size, seed=seed, **kwargs)
         self.read = read
         self.mask_share = mask_share
 
-    def __iter__(self) -> Iterator[Batch]:
-        for rows, generator in self.drawn_rows():
-            expression = self.read(rows)
-            yield Batch(expression, hide(expression, self.mask_share, generator))
+    def batch(self, drawn: Drawn, generator: torch.Generator) -> Batch:
+        """Make the batch of some samples."""
+        expression = self.read(drawn.own)
+        return Batch(expression, hide(expression, self.mask_share, generator))
 
 
 class MaskedExpressionPlan(pl.LightningModule):

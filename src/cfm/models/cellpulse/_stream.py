@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
-from cfm.models._streams import epoch_numbers
+from cfm.models._streams import SeededStream
 from cfm.models.cellpulse._masking import hide, subsample
 from cfm.models.cellpulse._module import Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from cfm.data import GeneAlignment, ProfileSource
     from cfm.models.cellpulse._factors import GeneFactors
@@ -47,7 +46,7 @@ class Ingredient:
     knows_magnitude: bool = True
 
 
-class ProfileStream(IterableDataset[Batch]):
+class ProfileStream(SeededStream):
     """An endless, seeded stream of pretraining batches.
 
     Each batch comes from one source. Half of the batches that know magnitudes hide all of them,
@@ -88,6 +87,7 @@ class ProfileStream(IterableDataset[Batch]):
         n_linear_batches: int = 0,
         seed: int,
     ) -> None:
+        super().__init__(seed=seed)
         if not ingredients:
             raise ValueError("Pretraining needs at least one source of profiles; found none.")
         self.ingredients = list(ingredients)
@@ -96,25 +96,26 @@ class ProfileStream(IterableDataset[Batch]):
         self.batch_size = batch_size
         self.n_tokens = n_tokens
         self.n_unchanged = n_unchanged
-        self.n_batches = n_batches
+        self._n_batches = n_batches
         self.n_linear_batches = n_linear_batches
-        self.seed = seed
-        self.epoch = 0
 
-    def __iter__(self) -> Iterator[Batch]:
-        rng, generator = epoch_numbers(self.seed, self.epoch)
+    @property
+    def n_batches(self) -> int:
+        """Batches of an epoch."""
+        return self._n_batches
+
+    def make(
+        self, content: Any, number: int, rng: np.random.Generator, generator: torch.Generator
+    ) -> Batch:
+        """Make a batch from one of the sources."""
+        if self.epoch * self.n_batches + number < self.n_linear_batches:
+            of_studies = [i for i in self.ingredients if i.knows_magnitude] or self.ingredients
+            ingredient = of_studies[rng.integers(len(of_studies))]
+            n = max(4, self.batch_size // 3)
+            return self.batch(ingredient, n, self.tokenizer.n_tokens, rng, generator)
         share = np.array([i.share for i in self.ingredients], dtype=np.float64)
-        share /= share.sum()
-        of_studies = [i for i in self.ingredients if i.knows_magnitude] or self.ingredients
-        for number in range(self.epoch * self.n_batches, (self.epoch + 1) * self.n_batches):
-            if number < self.n_linear_batches:
-                ingredient = of_studies[rng.integers(len(of_studies))]
-                n = max(4, self.batch_size // 3)
-                yield self.batch(ingredient, n, self.tokenizer.n_tokens, rng, generator)
-            else:
-                ingredient = self.ingredients[rng.choice(len(share), p=share)]
-                yield self.batch(ingredient, self.batch_size, self.n_tokens, rng, generator)
-        self.epoch += 1
+        ingredient = self.ingredients[rng.choice(len(share), p=share / share.sum())]
+        return self.batch(ingredient, self.batch_size, self.n_tokens, rng, generator)
 
     def batch(
         self,

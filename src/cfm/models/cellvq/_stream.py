@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +11,8 @@ from torch import Tensor
 
 from cfm.data._warn import warn_user
 from cfm.models._lightning import held_out_studies
-from cfm.models._streams import RowStream
+from cfm.models._streams import Drawn, RowStream
 from cfm.models.cellvq._reading import TARGET_SUM, CellReader, Cells, Tokens, canonical
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class Batch(NamedTuple):
@@ -56,7 +53,7 @@ class CellStream(RowStream):
         Of the cells.
     labels
         ``(n_cells, n_properties)`` int64; −1 = unknown.
-    rows, batch_size, seed, fixed, weights
+    rows, batch_size, seed, **kwargs
         See :class:`cfm.models._streams.RowStream`.
     keep_share
         Smallest and largest share of the expressed genes that is shown; each cell has its own,
@@ -75,21 +72,17 @@ class CellStream(RowStream):
         seed: int,
         keep_share: tuple[float, float],
         alone_share: float,
-        fixed: bool = False,
-        weights: np.ndarray | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(rows, batch_size=batch_size, seed=seed, fixed=fixed, weights=weights)
+        super().__init__(rows, batch_size=batch_size, seed=seed, **kwargs)
         self.reader = reader
         self.labels = labels
         self.keep_share = keep_share
         self.alone_share = alone_share
 
-    def __iter__(self) -> Iterator[Batch]:
-        for rows, generator in self.drawn_rows():
-            yield self.batch(rows, generator)
-
-    def batch(self, rows: np.ndarray, generator: torch.Generator) -> Batch:
+    def batch(self, drawn: Drawn, generator: torch.Generator) -> Batch:
         """Make the batch of some cells."""
+        rows = drawn.own
         counts, cells = read_counts(self.reader, rows)
         least, most = self.keep_share
         share = least + (most - least) * _draw(len(rows), generator)

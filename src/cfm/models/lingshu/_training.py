@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfm.models._streams import RowStream
+from cfm.models._streams import Drawn, RowStream
 from cfm.models.lingshu._conditions import UNKNOWN, Conditions
 from cfm.nn._absorbing import draw_times
 from cfm.nn._ema import PowerAverage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from cfm.models.lingshu._module import LingshuModule
 
@@ -39,7 +39,7 @@ class CellStream(RowStream):
     ----------
     read
         Turns row numbers into ``(b, n_genes)`` tokens and conditions.
-    rows, batch_size, seed, fixed, weights
+    rows, batch_size, seed, **kwargs
         See :class:`cfm.models._streams.RowStream`.
     least_time, stratified
         See :func:`cfm.nn._absorbing.draw_times`.
@@ -57,25 +57,22 @@ class CellStream(RowStream):
         least_time: float,
         stratified: bool,
         condition_dropout: float = 0.0,
-        fixed: bool = False,
-        weights: np.ndarray | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(rows, batch_size=batch_size, seed=seed, fixed=fixed, weights=weights)
+        super().__init__(rows, batch_size=batch_size, seed=seed, **kwargs)
         self.read = read
         self.least_time = least_time
         self.stratified = stratified
         self.condition_dropout = condition_dropout
 
-    def __iter__(self) -> Iterator[Batch]:
-        for rows, generator in self.drawn_rows():
-            tokens, conditions = self.read(rows)
-            time = draw_times(
-                len(tokens), generator, least=self.least_time, stratified=self.stratified
-            )
-            hidden = torch.rand(tokens.shape, generator=generator) < time.unsqueeze(1)
-            if self.condition_dropout:
-                conditions = withhold(conditions, self.condition_dropout, generator)
-            yield Batch(tokens, hidden, time, conditions)
+    def batch(self, drawn: Drawn, generator: torch.Generator) -> Batch:
+        """Make the batch of some cells."""
+        tokens, conditions = self.read(drawn.own)
+        time = draw_times(len(tokens), generator, least=self.least_time, stratified=self.stratified)
+        hidden = torch.rand(tokens.shape, generator=generator) < time.unsqueeze(1)
+        if self.condition_dropout:
+            conditions = withhold(conditions, self.condition_dropout, generator)
+        return Batch(tokens, hidden, time, conditions)
 
 
 def withhold(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
+from cfm.models._streams import SeededStream
 from cfm.models.pulsar._objectives import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from cfm.models.pulsar._donors import Donors
 
 
-class DonorStream(IterableDataset[Any]):
+class DonorStream(SeededStream):
     """Batches of donors in random order, each donor once an epoch.
 
     Parameters
@@ -46,13 +46,11 @@ class DonorStream(IterableDataset[Any]):
         seed: int,
         fixed: bool = False,
     ) -> None:
+        super().__init__(seed=seed, fixed=fixed)
         self.donors = donors
         self.chosen = chosen
         self.batch_size = batch_size
         self.n_cells = n_cells
-        self.seed = seed
-        self.fixed = fixed
-        self.epoch = 0
 
     @property
     def n_batches(self) -> int:
@@ -62,12 +60,20 @@ class DonorStream(IterableDataset[Any]):
     def __len__(self) -> int:
         return self.n_batches
 
-    def __iter__(self) -> Iterator[Any]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        order = self.chosen if self.fixed else rng.permutation(self.chosen)
-        for start in range(0, len(order), self.batch_size):
-            yield self.batch(order[start : start + self.batch_size], rng)
-        self.epoch += not self.fixed
+    def numbers(self) -> tuple[np.random.Generator, torch.Generator]:
+        """Return the random numbers of the present epoch."""
+        return np.random.default_rng([self.seed, self.epoch]), torch.Generator()
+
+    def begin(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the donors of an epoch in order."""
+        return self.chosen if self.fixed else rng.permutation(self.chosen)
+
+    def make(
+        self, content: Any, number: int, rng: np.random.Generator, generator: torch.Generator
+    ) -> Any:
+        """Return a batch of an epoch."""
+        start = number * self.batch_size
+        return self.batch(content[start : start + self.batch_size], rng)
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
         """Make a batch: ``(cells, padding, numbers of the donors)``, one draw of each."""
