@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cfm.data import ContrastPairs, ProfileMatrix, ProfileSource
+from cfm.data import ContrastPairs, ProfileDraw, ProfileMatrix, ProfileSource
+from cfm.data._profiles import draw_part
 
 GENES = [f"G{i}" for i in range(6)]
 
@@ -100,3 +102,48 @@ def test_weights_have_to_be_weights(weights: list[float]) -> None:
 def test_studies_and_samples_are_one_per_profile(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} has 2 entries; expected 5"):
         ProfileMatrix(effects(), GENES, **{name: [0, 1]})
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
+def test_profiles_on_disk_are_read_when_drawn(kind, tmp_path, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((20, 6)).astype(np.float32)
+    ad.AnnData(kind(x)).write_h5ad(tmp_path / "x.h5ad")
+    stored = ad.read_h5ad(tmp_path / "x.h5ad", backed="r").X
+    study = [*"ab" * 10]
+    ours, theirs = (
+        ProfileMatrix(e, GENES, study=study).draw(9, np.random.default_rng(2)) for e in (stored, x)
+    )
+    np.testing.assert_array_equal(ours.effects, theirs.effects)
+    np.testing.assert_array_equal(ours.group, theirs.group)
+
+
+class WithoutParts:
+    """A source as somebody else may have written it."""
+
+    def __init__(self) -> None:
+        self.inner = ProfileMatrix(effects(), GENES, study=[*"aabbc"])
+        self.var_names = self.inner.var_names
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def draw(self, n: int, rng: np.random.Generator) -> ProfileDraw:
+        return self.inner.draw(n, rng)
+
+
+@pytest.mark.parametrize(
+    "source", [ProfileMatrix(effects(), GENES, study=[*"aabbc"]), WithoutParts()]
+)
+def test_parts_make_up_the_draw(source: ProfileSource) -> None:
+    whole = source.draw(7, np.random.default_rng(1))
+    for cuts in ([0, 7], [0, 3, 7], [0, 0, 5, 7]):
+        rngs = [np.random.default_rng(1) for _ in cuts[1:]]
+        parts = [
+            draw_part(source, 7, r, slice(a, b))
+            for r, a, b in zip(rngs, cuts[:-1], cuts[1:], strict=True)
+        ]
+        for name in ("effects", "group", "study"):
+            np.testing.assert_array_equal(
+                np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name)
+            )
+        assert len({r.random() for r in rngs}) == 1

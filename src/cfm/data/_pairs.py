@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cfm.data._profiles import ProfileDraw
+from cfm.data._row_cache import RowCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+#: Profiles that are made at once from samples on disk.
+_AT_ONCE = 1024
+
+
 class ContrastPairs:
     """All (case, control) pairs of a set of contrasts, as log2 fold-change profiles on demand.
 
     Holds each sample once and two small index arrays, so ten million pairs of a few thousand
-    samples need no more memory than the samples do. A profile is the difference of two rows.
-    Made by :func:`cfm.pp.contrasts` with ``mode="pairs"``; training reads it as a
-    :class:`cfm.data.ProfileSource`.
+    samples need no more memory than the samples do; samples on disk stay there and are read when
+    a pair needs them. A profile is the difference of two rows. Made by :func:`cfm.pp.contrasts`
+    with ``mode="pairs"``; training reads it as a :class:`cfm.data.ProfileSource`.
 
     Pairs are numbered contrast by contrast, in a contrast case by case, and for a case control by
     control: ``pairs[i]`` is always the same pair.
@@ -29,7 +34,8 @@ class ContrastPairs:
     Parameters
     ----------
     values
-        ``(n_samples, n_genes)`` float32, log2 expression of the samples (not copied).
+        ``(n_samples, n_genes)`` float32, log2 expression of the samples (not copied); or a
+        ``RowCache`` that reads them, as :func:`cfm.pp.contrasts` makes for samples on disk.
     cases, controls
         For each contrast, the rows of ``values`` that are its cases and its controls.
     contrasts
@@ -64,7 +70,7 @@ class ContrastPairs:
 
     def __init__(
         self,
-        values: np.ndarray,
+        values: np.ndarray | RowCache,
         cases: Sequence[np.ndarray],
         controls: Sequence[np.ndarray],
         *,
@@ -75,7 +81,11 @@ class ContrastPairs:
         controls_per_case: int = 1,
         uns: Mapping[str, Any] | None = None,
     ) -> None:
-        self._values = np.ascontiguousarray(values, dtype=np.float32)
+        self._values: np.ndarray | RowCache
+        if isinstance(values, RowCache):
+            self._values = values
+        else:
+            self._values = np.ascontiguousarray(values, dtype=np.float32)
         n_samples, n_genes = self._values.shape
         if len(var) != n_genes or len(sample_names) != n_samples:
             raise ValueError(
@@ -122,13 +132,19 @@ class ContrastPairs:
         """Number of pairs and of genes."""
         return len(self), self._values.shape[1]
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether samples are read when a pair needs them."""
+        return isinstance(self._values, RowCache)
+
     def __len__(self) -> int:
         return int(self._end[-1])
 
     def __repr__(self) -> str:
         return (
             f"ContrastPairs: {len(self):,} pairs × {len(self.var):,} genes "
-            f"from {len(self._values):,} samples in {len(self.contrasts):,} contrasts"
+            f"from {len(self._values):,} samples{' on disk' if self.on_disk else ''} "
+            f"in {len(self.contrasts):,} contrasts"
         )
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -148,7 +164,12 @@ class ContrastPairs:
         return self._effects(*self._rows(self._numbers(index)))
 
     def draw(
-        self, n: int, rng: np.random.Generator, *, out: np.ndarray | None = None
+        self,
+        n: int,
+        rng: np.random.Generator,
+        *,
+        part: slice | None = None,
+        out: np.ndarray | None = None,
     ) -> ProfileDraw:
         """Draw random profiles, with replacement.
 
@@ -158,15 +179,21 @@ class ContrastPairs:
             How many.
         rng
             Random generator; the same state gives the same draw.
+        part
+            Make only these of the ``n`` profiles: processes that train together draw alike and
+            each reads its own part.
         out
-            ``(n, n_genes)`` float32 to write into, so that a loop need not allocate.
+            ``(n, n_genes)`` float32 to write into (as many rows as ``part`` has), so that a loop
+            need not allocate.
 
         Returns
         -------
         Effects ``(n, n_genes)`` float32, and as group the row of the case, so that profiles of
-        the same infected sample share it.
+        the same infected sample share it; of ``part`` only where it is given.
         """
         numbers = self.draw_numbers(n, rng)
+        if part is not None:
+            numbers = numbers[part]
         case, control = self._rows(numbers)
         return ProfileDraw(self._effects(case, control, out), case)
 
@@ -295,11 +322,25 @@ class ContrastPairs:
             out = np.empty((n, n_genes), dtype=np.float32)
         elif out.shape != (n, n_genes) or out.dtype != np.float32:
             raise ValueError(f"out must be float32 of shape {(n, n_genes)}.")
-        # gathering cases and controls first and subtracting then passes over memory twice, and is
-        # slower than one call per profile from a thousand genes on
-        for profile, i, j in zip(out, case.tolist(), control.tolist(), strict=True):
-            np.subtract(self._values[i], self._values[j], out=profile)
+        if isinstance(self._values, RowCache):
+            # as many at once as can be kept, whatever samples they are of
+            step = max(1, min(self._values.n_kept // 2, _AT_ONCE))
+            for start in range(0, n, step):
+                of = slice(start, min(start + step, n))
+                held, places = self._values.get(np.concatenate([case[of], control[of]]))
+                of_cases, of_controls = np.split(places, 2)
+                _subtract(held, of_cases, of_controls, out[of])
+        else:
+            _subtract(self._values, case, control, out)
         return out
+
+
+def _subtract(values: np.ndarray, case: np.ndarray, control: np.ndarray, out: np.ndarray) -> None:
+    """Write the differences of rows."""
+    # gathering cases and controls first and subtracting then passes over memory twice, and is
+    # slower than one call per profile from a thousand genes on
+    for profile, i, j in zip(out, case.tolist(), control.tolist(), strict=True):
+        np.subtract(values[i], values[j], out=profile)
 
 
 def _distinct(available: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -36,7 +37,11 @@ class ProfileDraw:
 
 @runtime_checkable
 class ProfileSource(Protocol):
-    """Something that training draws profiles from, in memory or made on the fly."""
+    """Something that training draws profiles from, in memory or made on the fly.
+
+    A ``draw`` that also takes ``part=``, a slice, and then returns these of the ``n`` profiles
+    only, saves processes that train together from making the profiles of each other.
+    """
 
     @property
     def var_names(self) -> pd.Index:
@@ -47,3 +52,17 @@ class ProfileSource(Protocol):
 
     def draw(self, n: int, rng: np.random.Generator) -> ProfileDraw:
         """Draw ``n`` profiles with the given random generator."""
+
+
+def draw_part(source: ProfileSource, n: int, rng: np.random.Generator, part: slice) -> ProfileDraw:
+    """Draw ``n`` profiles and return a part of them, making no more than that where it can.
+
+    The random generator moves on as if all were drawn.
+    """
+    if part.indices(n) == (0, n, 1):
+        return source.draw(n, rng)
+    if "part" in inspect.signature(source.draw).parameters:
+        return source.draw(n, rng, part=part)  # type: ignore[call-arg]
+    draw = source.draw(n, rng)
+    study = None if draw.study is None else draw.study[part]
+    return ProfileDraw(draw.effects[part], draw.group[part], draw.has_magnitude, study)

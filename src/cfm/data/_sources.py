@@ -1,14 +1,14 @@
-"""Profile sources that hold their profiles in memory."""
+"""Profile sources over a matrix of profiles, in memory or on disk."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from cfm.data._matrix import to_dense
+from cfm.data._matrix import by_rows, read_rows, to_dense
 from cfm.data._profiles import ProfileDraw
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class ProfileMatrix:
     ----------
     effects
         ``(n, n_genes)`` log2 fold changes, dense with ``NaN`` = not measured, or sparse (signed
-        sets of −1, 0, 1).
+        sets of −1, 0, 1); or on disk, of which the profiles of a draw are read.
     var_names
         Gene symbols of the columns.
     study
@@ -38,7 +38,7 @@ class ProfileMatrix:
 
     def __init__(
         self,
-        effects: np.ndarray | sp.spmatrix,
+        effects: np.ndarray | sp.spmatrix | Any,
         var_names: Sequence[str] | pd.Index,
         *,
         study: Sequence[str] | None = None,
@@ -46,7 +46,13 @@ class ProfileMatrix:
         weights: np.ndarray | None = None,
         has_magnitude: bool = True,
     ) -> None:
-        self._effects = sp.csr_matrix(effects) if sp.issparse(effects) else np.asarray(effects)
+        self._effects: Any
+        if sp.issparse(effects):
+            self._effects = sp.csr_matrix(effects)
+        elif isinstance(effects, np.ndarray) or not hasattr(effects, "shape"):
+            self._effects = np.asarray(effects)
+        else:
+            self._effects = by_rows(effects)
         n, n_genes = self._effects.shape
         self._var_names = pd.Index(var_names)
         if n == 0 or n_genes != len(self._var_names):
@@ -78,11 +84,17 @@ class ProfileMatrix:
     def __len__(self) -> int:
         return self._effects.shape[0]
 
-    def draw(self, n: int, rng: np.random.Generator) -> ProfileDraw:
-        """Draw ``n`` profiles with replacement."""
+    def draw(self, n: int, rng: np.random.Generator, *, part: slice | None = None) -> ProfileDraw:
+        """Draw ``n`` profiles with replacement; of these only ``part``, if it is given."""
         rows = rng.choice(len(self), size=n, p=self._probability)
+        if part is not None:
+            rows = rows[part]
+        if isinstance(self._effects, np.ndarray) or sp.issparse(self._effects):
+            effects = self._effects[rows]
+        else:
+            effects = read_rows(self._effects, rows)
         return ProfileDraw(
-            to_dense(self._effects[rows], np.float32),
+            to_dense(effects, np.float32),
             self._group[rows],
             self.has_magnitude,
             None if self._study is None else self._study[rows],

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from cfm._fields import CONTRASTS
 from cfm.data._matrix import (
@@ -18,15 +17,13 @@ from cfm.data._matrix import (
     get_matrix,
     in_memory_frame,
     read_rows,
-    row_blocks,
     select_modality,
     to_dense,
 )
-from cfm.data._pairs import ContrastPairs
+from cfm.pp._contrast_pairs import Samples, make_pairs
 from cfm.pp._deseq2 import MIN_REPLICATES, deseq2
 from cfm.pp._design import Contrast, Skipped, build_design, check_columns, describe, find_control
 from cfm.pp._hints import hints_about_cells, hints_about_counts, hints_about_logs
-from cfm.pp._log_cpm import log2_cpm
 from cfm.pp._pseudobulk import pseudobulk
 
 if TYPE_CHECKING:
@@ -35,31 +32,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from cfm.data._pairs import ContrastPairs
+
 Mode = Literal["replicates", "pairs", "test"]
 Units = Literal["counts", "log"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Samples:
-    """Samples to compare: their matrix, table, genes, and library sizes (``None``: log2 values)."""
-
-    matrix: Any
-    obs: pd.DataFrame
-    var: pd.DataFrame
-    library_size: np.ndarray | None
-    prior_count: float
-
-    def prior(self, rows: np.ndarray) -> float:
-        """Prior as a share of a library, from the samples that are compared and no others."""
-        if self.library_size is None:
-            return 0.0
-        return self.prior_count / float(self.library_size[rows].mean())
-
-    def log2(self, block: Any, rows: np.ndarray, prior: float) -> np.ndarray:
-        """Return log2 expression (float64) of a block that holds the given rows."""
-        if self.library_size is None:
-            return to_dense(block)
-        return log2_cpm(to_dense(block), self.library_size[rows], prior)
 
 
 def contrasts(
@@ -76,6 +52,7 @@ def contrasts(
     prior_count: float = 2.0,
     shrink: bool = False,
     n_cpus: int | None = 1,
+    memory_mib: float = 512,
     modality: str | None = None,
 ) -> AnnData | ContrastPairs:
     """Make one differential-expression profile per contrast.
@@ -100,7 +77,7 @@ def contrasts(
         are shrunken towards no change by a prior count that scales with the library. Any number
         of replicates, also one. ``"test"``: PyDESeq2's Wald test on counts; needs two cases and
         two controls, and up to a minute per contrast of 20,000 genes on one core. ``"pairs"``:
-        every (case, control) pair, made when asked for.
+        every (case, control) pair, made when asked for, from samples on disk too.
     layer
         Layer to use instead of ``X``.
     units
@@ -118,6 +95,10 @@ def contrasts(
         In ``mode="test"``, shrink fold changes by PyDESeq2's apeglm prior.
     n_cpus
         Processes for ``mode="test"``; ``None`` for all.
+    memory_mib
+        For ``mode="pairs"`` with samples on disk: log2 values that take more than this many MiB
+        (4 bytes per sample and gene) are left there, read when a pair needs them, and as many MiB
+        of those asked for last are kept. The file has to stay open. Profiles are the same.
     modality
         Modality of a MuData. Columns that only ``MuData.obs`` has are found too.
 
@@ -185,6 +166,8 @@ def contrasts(
         raise ValueError(f"units={units!r} is not known; choose one of {get_args(Units)}.")
     if units == "log" and (mode == "test" or sample_key is not None):
         raise ValueError("mode='test' and sample_key= need counts, but units='log' was given.")
+    if not memory_mib > 0:
+        raise ValueError(f"memory_mib must be above 0, found {memory_mib}.")
     if not prior_count > 0:
         raise ValueError(f"prior_count must be above 0, found {prior_count}.")
     strata = [] if by is None else [by] if isinstance(by, str) else list(by)
@@ -229,12 +212,12 @@ def contrasts(
     uns = {"params": params, "skipped": skipped.frame()}
     table = describe(found, samples.obs, groupby, control, strata)
     if mode == "pairs":
-        return _make_pairs(samples, found, table, uns)
+        return make_pairs(samples, found, table, uns, memory_mib=memory_mib)
 
     import anndata as ad
 
     # cut rows from files and dask once; what is in memory needs no copy
-    if not (isinstance(samples.matrix, np.ndarray) or sparse.issparse(samples.matrix)):
+    if not samples.in_memory:
         loaded = read_rows(samples.matrix, np.arange(len(samples.obs)))
         samples = dataclasses.replace(samples, matrix=loaded)
     result = ad.AnnData(
@@ -260,7 +243,7 @@ def _read_samples(
     min_cells: int,
     prior_count: float,
     skipped: Skipped,
-) -> tuple[_Samples, bool]:
+) -> tuple[Samples, bool]:
     """Check the input and, for single cells, sum it up."""
     matrix = by_rows(get_matrix(adata, layer=layer))
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
@@ -285,10 +268,10 @@ def _read_samples(
             "one control."
         )
     var = in_memory_frame(adata.var)
-    return _Samples(matrix, obs, var, library_size, prior_count), fractional
+    return Samples(matrix, obs, var, library_size, prior_count), fractional
 
 
-def _usable(samples: _Samples, skipped: Skipped) -> np.ndarray:
+def _usable(samples: Samples, skipped: Skipped) -> np.ndarray:
     """Return ``(n,)`` bool, and record samples without any count."""
     if samples.library_size is None:
         return np.ones(len(samples.obs), dtype=bool)
@@ -322,7 +305,7 @@ def _enough_replicates(found: list[Contrast], skipped: Skipped) -> list[Contrast
     return kept
 
 
-def _mean_difference(samples: _Samples, contrast: Contrast) -> np.ndarray:
+def _mean_difference(samples: Samples, contrast: Contrast) -> np.ndarray:
     """Return ``(n_genes,)`` the difference of the mean log2 values of cases and controls."""
     rows = contrast.rows
     block = read_rows(samples.matrix, rows)
@@ -336,7 +319,7 @@ def _mean_difference(samples: _Samples, contrast: Contrast) -> np.ndarray:
 
 
 def _fill_tests(
-    result: AnnData, samples: _Samples, found: list[Contrast], shrink: bool, n_cpus: int | None
+    result: AnnData, samples: Samples, found: list[Contrast], shrink: bool, n_cpus: int | None
 ) -> None:
     """Write fold changes and the layers of the test."""
     from scvi import settings
@@ -359,38 +342,3 @@ def _fill_tests(
         result.X[i] = table["lfc"]
         for layer in layers:
             result.layers[layer][i] = table[layer]
-
-
-def _make_pairs(
-    samples: _Samples, found: list[Contrast], table: pd.DataFrame, uns: dict[str, Any]
-) -> ContrastPairs:
-    """Hold each sample once as log2 values, with the prior of its stratum."""
-    used = np.unique(np.concatenate([contrast.rows for contrast in found]))
-    members: dict[int, list[np.ndarray]] = {}
-    for contrast in found:
-        members.setdefault(contrast.number, []).append(contrast.rows)
-    prior = np.zeros(len(samples.obs))
-    for rows_of in members.values():
-        rows = np.unique(np.concatenate(rows_of))
-        prior[rows] = samples.prior(rows)
-
-    position = np.full(len(samples.obs), -1, dtype=np.int64)
-    position[used] = np.arange(len(used))
-    values = np.empty((len(used), len(samples.var)), dtype=np.float32)
-    for block_rows, block in row_blocks(samples.matrix):
-        rows = np.arange(block_rows.start, block_rows.stop)
-        wanted = position[rows] >= 0
-        for share in np.unique(prior[rows[wanted]]):
-            of_share = wanted & (prior[rows] == share)
-            values[position[rows[of_share]]] = samples.log2(
-                block[of_share], rows[of_share], float(share)
-            )
-    return ContrastPairs(
-        values,
-        [position[contrast.cases] for contrast in found],
-        [position[contrast.controls] for contrast in found],
-        contrasts=table,
-        var=samples.var.copy(),
-        sample_names=samples.obs.index[used].astype(str),
-        uns=uns,
-    )

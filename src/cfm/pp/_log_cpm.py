@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def log2_cpm(counts: np.ndarray, library_size: np.ndarray, prior: float) -> np.ndarray:
+def log2_cpm(counts: np.ndarray, library_size: np.ndarray, prior: float | np.ndarray) -> np.ndarray:
     r"""Return log2 counts per million, shrunken at low counts.
 
     .. math:: \log_2 \frac{y_{ig} / N_i + c}{1 + 2c} \cdot 10^6
@@ -22,7 +22,7 @@ def log2_cpm(counts: np.ndarray, library_size: np.ndarray, prior: float) -> np.n
     library_size
         ``(n,)`` their row sums, above 0.
     prior
-        :math:`c`, above 0.
+        :math:`c`, above 0; one for all, or ``(n,)``.
 
     Returns
     -------
@@ -34,6 +34,8 @@ def log2_cpm(counts: np.ndarray, library_size: np.ndarray, prior: float) -> np.n
     spirit of its ``predFC`` (Phipson 2013).
     """
     values = np.asarray(counts, dtype=np.float64) / library_size[:, None]
+    if isinstance(prior, np.ndarray):
+        prior = prior[:, None]
     values += prior
     values *= 1e6 / (1.0 + 2.0 * prior)
     return np.log2(values, out=values)
