@@ -2,6 +2,7 @@
 
 from cfm.data._gene_ids import GeneMapping, map_identifiers
 from cfm.data._knowledge_graph import KnowledgeGraph
+from cfm.data._on_disk import open_files
 from cfm.data._pairs import ContrastPairs
 from cfm.data._profiles import ProfileDraw, ProfileSource
 from cfm.data._reference import Reference
@@ -19,4 +20,5 @@ __all__ = [
     "ProfileSource",
     "Reference",
     "map_identifiers",
+    "open_files",
 ]

@@ -1,0 +1,223 @@
+"""Matrices in files: opened in each process on its own, and read in stretches of rows."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from scipy import sparse
+
+#: Values that are read over rather than skipped: a new call costs more than to read so many.
+_GAP_VALUES = 8192
+#: A stretch is cut where it would exceed this many values (32 MiB in float32).
+_STRETCH_VALUES = 8_000_000
+
+
+class Element:
+    """A group or array of an ``.h5ad`` file or a zarr store.
+
+    It opens the file anew in a process that was forked or that it was sent to, for handles of
+    HDF5 are of no use in another process.
+
+    Parameters
+    ----------
+    path
+        The file, or the folder of the store.
+    key
+        Name within.
+    """
+
+    def __init__(self, path: str | Path, key: str) -> None:
+        self.path = Path(path).absolute()
+        self.key = key
+        self._opened: tuple[int, Any] | None = None
+
+    @classmethod
+    def of(cls, opened: Any) -> Element:
+        """Return the element of an HDF5 object that is open."""
+        element = cls(opened.file.filename, opened.name)
+        element._opened = os.getpid(), opened
+        return element
+
+    @property
+    def backend(self) -> str:
+        """``"hdf5"`` or ``"zarr"``."""
+        return "zarr" if self.path.is_dir() else "hdf5"
+
+    def open(self) -> Any:
+        """Return the HDF5 or zarr object."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), open_store(self.path)[self.key]
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "key": self.key, "_opened": None}
+
+
+def open_store(path: Path) -> Any:
+    """Open an ``.h5ad`` file or zarr store for reading."""
+    if path.is_dir():
+        import zarr
+
+        return zarr.open_group(path, mode="r")
+    return h5py.File(path, mode="r")
+
+
+def stretches(start: np.ndarray, end: np.ndarray) -> list[tuple[int, int]]:
+    """Cut ascending pieces of storage into stretches that are read in one call.
+
+    Parameters
+    ----------
+    start, end
+        ``(n,)`` first value of each piece and the one after its last; ascending, no overlap.
+
+    Returns
+    -------
+    First piece of each stretch and the one after its last.
+    """
+    if not len(start):
+        return []
+    far = start[1:] - end[:-1] > _GAP_VALUES
+    bounds = [0]
+    for cut in [*(np.flatnonzero(far) + 1).tolist(), len(start)]:
+        while end[cut - 1] - start[bounds[-1]] > _STRETCH_VALUES:
+            first = bounds[-1]
+            most = int(np.searchsorted(end[first:cut], start[first] + _STRETCH_VALUES, "right"))
+            if first + max(most, 1) >= cut:
+                break
+            bounds.append(first + max(most, 1))
+        bounds.append(cut)
+    return list(pairwise(bounds))
+
+
+class CompressedPart:
+    """A CSR matrix in a file; only where its rows begin is held in memory.
+
+    Parameters
+    ----------
+    element
+        Group with ``data``, ``indices`` and ``indptr``.
+    """
+
+    format = "csr"
+
+    def __init__(self, element: Element) -> None:
+        self.element = element
+        group = element.open()
+        rows, columns = group.attrs["shape"]
+        self.shape = (int(rows), int(columns))
+        self.dtype: np.dtype[Any] = group["data"].dtype
+        stored, n_rows = group["data"].shape[0], group["indptr"].shape[0] - 1
+        wanted = int(group["indptr"][-1])
+        if stored != wanted or n_rows != self.shape[0]:
+            raise ValueError(
+                f"{element.path}: {element.key} says that it has {self.shape[0]} rows with "
+                f"{wanted} values, but {stored} values of {n_rows} rows are stored; the file is "
+                "damaged or was not written to its end."
+            )
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return self.element.open()["indptr"][...]
+
+    @property
+    def values_per_row(self) -> float:
+        """Mean number of values that a row takes, counting a column index as one."""
+        return 2.0 * float(self._starts[-1]) / max(1, self.shape[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_starts"}
+
+    def read(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Return some rows, ascending and each once."""
+        start, end = self._starts[rows], self._starts[rows + 1]
+        length = end - start
+        indptr = np.zeros(len(rows) + 1, dtype=self._starts.dtype)
+        np.cumsum(length, out=indptr[1:])
+        group = self.element.open()
+        source = [group["data"], group["indices"]]
+        values = [np.empty(int(indptr[-1]), dtype=s.dtype) for s in source]
+        for first, last in stretches(start, end):
+            low, high = int(start[first]), int(end[last - 1])
+            begin, stop = int(indptr[first]), int(indptr[last])
+            whole = high - low == stop - begin
+            if not whole:
+                shift = start[first:last] - low - (indptr[first:last] - begin)
+                take = np.repeat(shift, length[first:last]) + np.arange(stop - begin)
+            for stored, out in zip(source, values, strict=True):
+                block = stored[low:high]
+                out[begin:stop] = block if whole else block[take]
+        return sparse.csr_matrix((*values, indptr), shape=(len(rows), self.shape[1]))
+
+
+class DensePart:
+    """A dense matrix in a file.
+
+    Parameters
+    ----------
+    element
+        The array, ``(n, d)``.
+    """
+
+    format = "dense"
+
+    def __init__(self, element: Element) -> None:
+        self.element = element
+        array = element.open()
+        self.shape: tuple[int, int] = array.shape
+        self.dtype: np.dtype[Any] = array.dtype
+
+    @property
+    def values_per_row(self) -> float:
+        """Values that a row takes."""
+        return float(self.shape[1])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return some rows, ascending and each once."""
+        array = self.element.open()
+        width = self.shape[1]
+        out = np.empty((len(rows), width), dtype=self.dtype)
+        for first, last in stretches(rows * width, (rows + 1) * width):
+            low, high = int(rows[first]), int(rows[last - 1]) + 1
+            block = array[low:high]
+            out[first:last] = block if high - low == last - first else block[rows[first:last] - low]
+        return out
+
+
+class MemoryPart:
+    """A matrix that had to be loaded, for its storage cannot be read by rows.
+
+    Parameters
+    ----------
+    matrix
+        CSR matrix.
+    """
+
+    format = "csr"
+
+    def __init__(self, matrix: Any) -> None:
+        self.matrix = matrix
+        self.shape: tuple[int, int] = matrix.shape
+        self.dtype: np.dtype[Any] = matrix.dtype
+
+    @property
+    def values_per_row(self) -> float:
+        """Mean number of values that a row takes, counting a column index as one."""
+        return 2.0 * self.matrix.nnz / max(1, self.shape[0])
+
+    def read(self, rows: np.ndarray) -> Any:
+        """Return some rows."""
+        return self.matrix[rows]
+
+
+Part = CompressedPart | DensePart | MemoryPart
+
+
+def encoding(stored: Any) -> str:
+    """Return what a group or array of an AnnData file says it is."""
+    return str(stored.attrs.get("encoding-type", ""))
