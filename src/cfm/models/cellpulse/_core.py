@@ -17,8 +17,14 @@ from cfm.data._warn import warn_user
 from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
 from cfm.models.cellpulse._classifier import VirusClassifier
 from cfm.models.cellpulse._effects import MIN_GENES, align_effects, effect_blocks
-from cfm.models.cellpulse._factors import GeneFactors, fit_gene_factors, usual_sizes
+from cfm.models.cellpulse._factors import (
+    GeneFactors,
+    fit_gene_factors,
+    fitted_rows,
+    usual_sizes,
+)
 from cfm.models.cellpulse._module import CellPulseModule, Tokens
+from cfm.models.cellpulse._registered import MAX_HELD_BYTES, StoredEffects
 from cfm.models.cellpulse._signed_sets import aligned_sets
 from cfm.models.cellpulse._sizes import CellPulseSize, get_size
 from cfm.models.cellpulse._tokens import ProfileTokenizer
@@ -157,9 +163,12 @@ class CellPulseCore(PretrainedModel):
     def fit_gene_factors(self, *, seed: int = 0) -> None:
         """Fit the factors of the linear gene-gene term to the registered data and signed sets.
 
-        Called when the model is made; see the module ``_factors`` for the covariance.
+        Called when the model is made; see the module ``_factors`` for the covariance. Of more than
+        4,096 contrasts so many are used, chosen by seed, as many of each study as there are.
         """
-        effects, studies = self.registered_effects()
+        registered, studies = self.registered_profiles()
+        rows = fitted_rows(studies, seed=seed)
+        effects, studies = registered[rows], studies[rows]
         sets = None if self.signed_sets is None else aligned_sets(self.signed_sets, self.vocabulary)
         factors = fit_gene_factors(effects, studies, signed_sets=sets, seed=seed)
         self.module.usual_size.copy_(torch.from_numpy(usual_sizes(effects, studies)))
@@ -181,17 +190,30 @@ class CellPulseCore(PretrainedModel):
         ValueError
             If the model has no data attached.
         """
-        if self.adata is None:
-            raise ValueError(
-                "The model has no data; give it some with from_pretrained(name, adata=adata) "
-                "after CellPulse.setup_anndata(adata, …)."
-            )
-        layer = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY].attr_key
+        layer = self._registered_layer()
         alignment = align_effects(self.adata, self.vocabulary, layer=layer)
         effects = np.concatenate(
             [alignment.apply(block) for _, block in effect_blocks(self.adata, layer=layer)]
         )
         return effects, self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
+
+    def registered_profiles(self) -> tuple[np.ndarray | StoredEffects, np.ndarray]:
+        """Return the same as :meth:`registered_effects`; more than 1 GiB is read when indexed."""
+        layer = self._registered_layer()
+        if 4 * self.adata.n_obs * len(self.vocabulary) <= MAX_HELD_BYTES:
+            return self.registered_effects()
+        alignment = align_effects(self.adata, self.vocabulary, layer=layer)
+        stored = StoredEffects(get_matrix(self.adata, layer=layer), alignment)
+        return stored, self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
+
+    def _registered_layer(self) -> str | None:
+        """Return the registered layer, ``None`` for ``X``."""
+        if self.adata is None:
+            raise ValueError(
+                "The model has no data; give it some with from_pretrained(name, adata=adata) "
+                "after CellPulse.setup_anndata(adata, …)."
+            )
+        return self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY].attr_key
 
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""

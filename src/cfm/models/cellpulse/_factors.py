@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from sklearn.utils.extmath import randomized_svd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+#: Contrasts that the factors are fitted to, at most.
+MAX_FITTED = 4096
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,22 @@ class GeneFactors:
         """Return ``(n, n_factors)`` float32: 0 for the factors of each profile's own study."""
         own = self.group[None, :] == np.asarray(groups, dtype=object)[:, None]
         return (~(own & (self.group[None, :] != ""))).astype(np.float32)
+
+
+def fitted_rows(
+    groups: Sequence[str] | np.ndarray, *, n_most: int = MAX_FITTED, seed: int = 0
+) -> np.ndarray:
+    """Return the rows that factors are fitted to: all, or ``n_most`` of them chosen by seed.
+
+    Every study gives as many as the others, or all that it has.
+    """
+    n = len(groups)
+    if n <= n_most:
+        return np.arange(n)
+    order = np.random.default_rng(seed).permutation(n)
+    names = pd.Series(np.asarray(groups, dtype=object)[order].astype(str))
+    turn = names.groupby(names).cumcount().to_numpy()  # of the rows of each study
+    return np.sort(order[np.argsort(turn, kind="stable")[:n_most]])
 
 
 def graded_direction(effects: np.ndarray, n_top: int = 1000) -> np.ndarray:

@@ -1,0 +1,92 @@
+"""Contrasts that are not held in memory train the same model as those that are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+import cfm.models.cellpulse._core as core
+from cfm.models import CellPulse
+from cfm.models.cellpulse._factors import fitted_rows
+from cfm.models.cellpulse._registered import StoredEffects
+from tests._toy import SIZES, TRAINING, toy_contrasts
+
+
+def model_of(adata: ad.AnnData, **arguments) -> CellPulse:
+    CellPulse.setup_anndata(adata, study_key="study", sample_key="sample")
+    return CellPulse(adata, **SIZES, **arguments)
+
+
+def backed(folder: Path) -> ad.AnnData:
+    toy_contrasts().write_h5ad(folder / "toy.h5ad")
+    return ad.read_h5ad(folder / "toy.h5ad", backed="r")
+
+
+def test_rows_are_read_when_asked_for(tmp_path, monkeypatch) -> None:
+    genes = ["ABSENT", *toy_contrasts().var_names[200:100:-1]]
+    expected, studies = model_of(toy_contrasts(), vocabulary=genes).registered_effects()
+    monkeypatch.setattr(core, "MAX_HELD_BYTES", 0)
+    stored, found = model_of(backed(tmp_path), vocabulary=genes).registered_profiles()
+    assert isinstance(stored, StoredEffects)
+    assert found.tolist() == studies.tolist()
+    assert stored.shape == expected.shape
+    mask = np.arange(len(expected)) % 3 == 0
+    for rows in (slice(5, 9), np.array([7, 2, 2]), mask):
+        np.testing.assert_array_equal(stored[rows], expected[rows])
+    part = stored.only(mask)
+    assert len(part) == mask.sum()
+    np.testing.assert_array_equal(part[[3, 1]], expected[mask][[3, 1]])
+
+
+@pytest.mark.parametrize("store", [lambda folder: toy_contrasts(), backed])
+def test_training_does_not_depend_on_what_is_held(store, tmp_path, monkeypatch) -> None:
+    expected = model_of(toy_contrasts())
+    expected.train(3, n_linear_steps=1, **TRAINING)
+    monkeypatch.setattr(core, "MAX_HELD_BYTES", 0)
+    monkeypatch.setattr(CellPulse, "registered_effects", None)  # that would hold everything
+    found = model_of(store(tmp_path))
+    found.train(3, n_linear_steps=1, **TRAINING)
+    for name, tensor in expected.module.state_dict().items():
+        assert torch.equal(tensor, found.module.state_dict()[name]), name
+
+
+def test_values_are_checked_when_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(core, "MAX_HELD_BYTES", 0)
+    adata = toy_contrasts()
+    adata.X[3, 4] = np.inf
+    with pytest.raises(ValueError, match="holds infinite values"):
+        model_of(adata)
+
+
+def test_factors_are_fitted_to_some_of_many_rows() -> None:
+    groups = np.array(["large"] * 900 + ["small"] * 30 + ["middle"] * 70, dtype=object)
+    assert fitted_rows(groups, n_most=1000).tolist() == list(range(1000))
+    rows = fitted_rows(groups, n_most=200, seed=3)
+    assert (np.diff(rows) > 0).all()
+    names, counts = np.unique(groups[rows].astype(str), return_counts=True)
+    assert dict(zip(names, counts.tolist(), strict=True)) == {
+        "large": 100,
+        "middle": 70,
+        "small": 30,
+    }
+    assert rows.tolist() == fitted_rows(groups, n_most=200, seed=3).tolist()
+    assert rows.tolist() != fitted_rows(groups, n_most=200, seed=4).tolist()
+
+
+def test_the_model_is_fitted_to_no_more_than_that(monkeypatch) -> None:
+    adata = toy_contrasts()
+    asked: list[int] = []
+    original = core.fit_gene_factors
+
+    def fit(effects, studies, **keywords):
+        asked.append(len(effects))
+        return original(effects, studies, **keywords)
+
+    monkeypatch.setattr(core, "fit_gene_factors", fit)
+    monkeypatch.setattr(core, "fitted_rows", lambda studies, seed: fitted_rows(studies, n_most=20))
+    model_of(adata)
+    assert asked == [20]
