@@ -41,6 +41,7 @@ def train(
         mask_share=MASK_SHARE,
         lr=4e-3,
         balanced=True,
+        block_size=1,  # rows are drawn as when the bundled weights were made
         seed=seed,
         accelerator="cpu",
         enable_progress_bar=False,

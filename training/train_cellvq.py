@@ -20,7 +20,14 @@ SEED = 0
 #: Optimiser steps on the cells without and with labels.
 MAX_STEPS = (600, 1200)
 PROPERTIES = ["cell_type", "condition"]
-_RUN = {"seed": SEED, "accelerator": "cpu", "precision": "32-true", "enable_progress_bar": False}
+#: Rows are drawn one by one, as when the bundled weights were made.
+_RUN = {
+    "seed": SEED,
+    "accelerator": "cpu",
+    "precision": "32-true",
+    "enable_progress_bar": False,
+    "block_size": 1,
+}
 
 
 def genes(labelled: ad.AnnData, unlabelled: ad.AnnData) -> list[str]:

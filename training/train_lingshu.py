@@ -40,6 +40,7 @@ def train(adata: ad.AnnData, *, max_steps: int = MAX_STEPS, seed: int = SEED) ->
     model.train(
         max_steps=max_steps,
         balanced=True,
+        block_size=1,  # rows are drawn as when the bundled weights were made
         seed=seed,
         accelerator="cpu",
         enable_progress_bar=False,

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cfm.models import Pulsar
+from cfm.models._run import TrainingRun
 from cfm.models.pulsar import _heads
 from tests._pulsar import GOLDEN, donors
 
@@ -70,13 +71,13 @@ def test_classes_weigh_the_same_however_many_donors_they_have() -> None:
 def test_an_interrupted_head_answers_in_the_units_of_the_target(
     adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _heads.fit
+    whole = TrainingRun.fit
 
-    def interrupted(*args, **kwargs) -> None:
-        whole(*args, **kwargs)
+    def interrupted(run: TrainingRun, *args) -> None:
+        whole(run, *args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_heads, "fit", interrupted)
+    monkeypatch.setattr(TrainingRun, "fit", interrupted)
     model = Pulsar(adata, **SMALL)
     with pytest.raises(KeyboardInterrupt):
         model.train_head("age", "regression", max_epochs=25, n_cells=20, **QUIET)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS, settings
-from scvi.train import TrainRunner
+from scvi import REGISTRY_KEYS
 
 from cfm.data._matrix import by_rows, get_matrix, read_rows, to_dense
+from cfm.data._row_order import BLOCK_SIZE
 from cfm.models._base import PretrainedModel
-from cfm.models._lightning import (
-    check_numbers,
-    held_out_studies,
-    quiet_lightning,
-    run_training,
-    training_precision,
-)
-from cfm.models._streams import StreamModule
+from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models._run import TrainingRun
 from cfm.models.bulkformer._constants import MISSING
 from cfm.models.bulkformer._core import BulkFormerCore
 from cfm.models.bulkformer._linear_fit import choose_settings, choose_weight, fit_local_factors
@@ -51,7 +44,10 @@ class Trainable(BulkFormerCore):
         recompute: bool = False,
         accelerator: str = "auto",
         devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
         precision: str = "auto",
+        block_size: int = BLOCK_SIZE,
         enable_progress_bar: bool | None = None,
         seed: int = 0,
         **trainer_kwargs: Any,
@@ -91,10 +87,14 @@ class Trainable(BulkFormerCore):
         recompute
             Compute the layers again in the backward pass instead of keeping their activations:
             a third slower, and memory for one layer instead of all.
-        accelerator, devices
-            As in scvi-tools.
+        accelerator, devices, num_nodes, strategy
+            As in Lightning: how many devices on how many machines train together, each with
+            batches of ``batch_size``; see the guide on training.
         precision
             As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+        block_size
+            Neighbouring rows that are shuffled together where there are more than 8,192; 1
+            shuffles each row alone, which is slow on disk.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
         seed
@@ -110,13 +110,8 @@ class Trainable(BulkFormerCore):
         KeyboardInterrupt
             If training is interrupted. The model then keeps what it has learned.
         """
-        check_numbers(
-            max_epochs=(1 if max_epochs is None else max_epochs, 1),
-            max_steps=(1 if max_steps is None else max_steps, 1),
-            batch_size=(batch_size, 1),
-            accumulate_grad_batches=(accumulate_grad_batches, 1),
-            redraw_interval=(redraw_interval, 0),
-        )
+        run = TrainingRun(locals())
+        check_numbers(redraw_interval=(redraw_interval, 0))
         if not 0.0 < mask_share < 1.0:
             raise ValueError(f"mask_share must lie between 0 and 1; found {mask_share}.")
         read, mean = self._registered_expression()
@@ -132,6 +127,7 @@ class Trainable(BulkFormerCore):
             mask_share=mask_share,
             seed=seed,
             weights=_root_weights(studies[training]) if balanced else None,
+            **run.layout,
         )
         check = None
         if len(checks):
@@ -142,11 +138,9 @@ class Trainable(BulkFormerCore):
                 mask_share=mask_share,
                 seed=seed + 1,
                 fixed=True,
+                **run.layout,
             )
-        steps_per_epoch = -(-stream.n_batches // accumulate_grad_batches)
-        if max_epochs is None:
-            max_epochs = _MAX_EPOCHS if max_steps is None else -(-max_steps // steps_per_epoch)
-        n_steps = min(max_epochs * steps_per_epoch, max_steps or max_epochs * steps_per_epoch)
+        n_steps = run.count_steps(stream.n_batches, default_epochs=_MAX_EPOCHS)
         plan = MaskedExpressionPlan(
             self.module,
             lr=lr,
@@ -155,36 +149,13 @@ class Trainable(BulkFormerCore):
             redraw_interval=redraw_interval,
             seed=seed,
         )
-        if enable_progress_bar is None:
-            enable_progress_bar = settings.verbosity <= logging.INFO
-        trainer_kwargs.setdefault("log_every_n_steps", 1)
         self.module.recompute = recompute
         try:
-            with quiet_lightning():
-                runner = TrainRunner(
-                    self,
-                    training_plan=plan,
-                    data_splitter=StreamModule(stream, check),
-                    max_epochs=max_epochs,
-                    max_steps=n_steps,
-                    accelerator=accelerator,
-                    devices=devices,
-                    precision=training_precision(precision, accelerator),
-                    check_val_every_n_epoch=1,
-                    accumulate_grad_batches=accumulate_grad_batches,
-                    enable_progress_bar=enable_progress_bar,
-                    gradient_clip_val=1.0,
-                    **trainer_kwargs,
-                )
-                finished = run_training(self, runner, seed)
+            run.fit(plan, stream, check)
         finally:
             self.module.recompute = False
         self.trained_here(studies, training_seed=seed, max_steps=n_steps)
-        if not finished:
-            raise KeyboardInterrupt(
-                f"Training was interrupted after step {plan.trainer.global_step} of {n_steps}; "
-                "the model keeps what it has learned."
-            )
+        run.raise_if_interrupted()
 
     def fit_linear_term(
         self,

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scvi import settings
-from scvi.train import TrainRunner
 
 from cfm.data import ProfileMatrix
 from cfm.data._warn import warn_user
-from cfm.models._lightning import (
-    check_numbers,
-    held_out_studies,
-    quiet_lightning,
-    run_training,
-    training_precision,
-)
-from cfm.models._streams import StreamModule
+from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models._run import TrainingRun
 from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore
 from cfm.models.cellpulse._factors import GeneFactors, compress
 from cfm.models.cellpulse._signed_sets import read_signed_sets
@@ -57,6 +48,8 @@ class Pretrainable(CellPulseCore):
         n_unchanged: int = 16,
         accelerator: str = "auto",
         devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
         precision: str = "auto",
         enable_progress_bar: bool | None = None,
         seed: int = 0,
@@ -92,8 +85,9 @@ class Pretrainable(CellPulseCore):
             Steps for the linear term; 0 leaves it as it is.
         n_unchanged
             Genes that do not move, added to each profile.
-        accelerator, devices
-            As in scvi-tools.
+        accelerator, devices, num_nodes, strategy
+            As in Lightning: how many devices on how many machines train together, each with
+            batches of ``batch_size``; see the guide on training.
         precision
             As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
         enable_progress_bar
@@ -111,14 +105,13 @@ class Pretrainable(CellPulseCore):
             If training is interrupted. The model then keeps what it has learned and can be used,
             saved or trained further.
         """
+        run = TrainingRun(locals())
         check_numbers(
-            max_steps=(max_steps, 1),
-            batch_size=(batch_size, 1),
             tokens_per_profile=(tokens_per_profile, 1),
             n_linear_steps=(n_linear_steps, 0),
             n_unchanged=(n_unchanged, 0),
         )
-        effects, studies = self.registered_effects()
+        effects, studies = self.registered_profiles()
         held_out = held_out_studies(studies, validation_share, seed)
         validation = np.isin(studies, held_out)
         alignment = self.vocabulary.align(self.vocabulary.genes)
@@ -134,8 +127,9 @@ class Pretrainable(CellPulseCore):
         group = pd.factorize(np.where(sample == "", alone, studies + "|" + sample))[0]
 
         def matrix(rows: np.ndarray) -> ProfileMatrix:
+            part = effects[rows] if isinstance(effects, np.ndarray) else effects.only(rows)
             return ProfileMatrix(
-                effects[rows], self.vocabulary.genes, study=studies[rows], group=group[rows]
+                part, self.vocabulary.genes, study=studies[rows], group=group[rows]
             )
 
         share = 1.0 - (source_share if sources else 0.0)
@@ -160,7 +154,6 @@ class Pretrainable(CellPulseCore):
         factors = self._gene_factors or GeneFactors(
             self.module.gene_factors.cpu().numpy(), np.full(n_factors, "", dtype=object)
         )
-        n_epochs = -(-max_steps // _EPOCH)
 
         def stream(parts: list[Ingredient], n_batches: int, n_linear: int, seed: int) -> Any:
             return ProfileStream(
@@ -181,46 +174,22 @@ class Pretrainable(CellPulseCore):
             parts = [Ingredient(matrix(validation), alignment, 1.0)]
             # Whole profiles, as the model will meet them.
             checks = list(stream(parts, _VALIDATION_BATCHES, _VALIDATION_BATCHES, seed + 1))
+        run.count_steps(training.n_batches, default_epochs=1)
         plan = PretrainingPlan(
             self.module, lr=lr, n_steps=max_steps, n_linear_steps=min(n_linear_steps, max_steps)
         )
-        if enable_progress_bar is None:
-            enable_progress_bar = settings.verbosity <= logging.INFO
-        with quiet_lightning():
-            runner = TrainRunner(
-                self,
-                training_plan=plan,
-                data_splitter=StreamModule(training, checks),
-                max_epochs=n_epochs,
-                max_steps=max_steps,
-                accelerator=accelerator,
-                devices=devices,
-                precision=training_precision(precision, accelerator),
-                check_val_every_n_epoch=1,
-                enable_progress_bar=enable_progress_bar,
-                gradient_clip_val=1.0,
-                **trainer_kwargs,
-            )
-            finished = self._run(runner, seed)
+        try:
+            run.fit(plan, training, checks)
+        finally:
+            for parameter in self.module.parameters():
+                parameter.requires_grad_(True)
         if checks:
             device = self.module.gene_factors.device
             fit_correction_weights(self.module, [_moved(b, device) for b in checks])
         self.compress_factors()
         self.module.eval()
         self.trained_here(studies, training_seed=seed, max_steps=max_steps)
-        if not finished:
-            raise KeyboardInterrupt(
-                f"Training was interrupted after step {plan.trainer.global_step} of {max_steps}; "
-                "the model keeps what it has learned."
-            )
-
-    def _run(self, runner: TrainRunner, seed: int) -> bool:
-        """Run the training; ``False`` if it was interrupted from the keyboard."""
-        try:
-            return run_training(self, runner, seed)
-        finally:
-            for parameter in self.module.parameters():
-                parameter.requires_grad_(True)
+        run.raise_if_interrupted()
 
     def compress_factors(self) -> None:
         """Reduce the gene factors to ``size.n_factors``; what reads them is rotated along."""

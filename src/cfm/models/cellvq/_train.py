@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS, settings
-from scvi.train import TrainRunner
+from scvi import REGISTRY_KEYS
 
-from cfm.models._lightning import (
-    check_numbers,
-    quiet_lightning,
-    run_training,
-    training_precision,
-)
-from cfm.models._streams import StreamModule
+from cfm.data._row_order import BLOCK_SIZE
+from cfm.models._lightning import check_numbers
+from cfm.models._run import TrainingRun
 from cfm.models.cellvq._core import CellVQCore
 from cfm.models.cellvq._objectives import Weights
 from cfm.models.cellvq._reading import CellReader
@@ -79,7 +73,10 @@ class Trainable(CellVQCore):
         weight_decay: float = 0.01,
         accelerator: str = "auto",
         devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
         precision: str = "auto",
+        block_size: int = BLOCK_SIZE,
         enable_progress_bar: bool | None = None,
         seed: int = 0,
         **trainer_kwargs: Any,
@@ -146,10 +143,14 @@ class Trainable(CellVQCore):
             Batches per optimiser step.
         lr, weight_decay
             Of AdamW: peak rate, and decay of matrices.
-        accelerator, devices
-            As in scvi-tools.
+        accelerator, devices, num_nodes, strategy
+            As in Lightning: how many devices on how many machines train together, each with
+            batches of ``batch_size``; see the guide on training.
         precision
             As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+        block_size
+            Neighbouring rows that are shuffled together where there are more than 8,192; 1
+            shuffles each row alone, which is slow on disk.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
         seed
@@ -178,13 +179,8 @@ class Trainable(CellVQCore):
         An open recipe: published are the task, the kinds of the losses and the quantiser. The
         shares, the weights and the schedule are ours, as is the decoder that sees the code.
         """
-        check_numbers(
-            max_epochs=(1 if max_epochs is None else max_epochs, 1),
-            max_steps=(1 if max_steps is None else max_steps, 1),
-            batch_size=(batch_size, 1),
-            accumulate_grad_batches=(accumulate_grad_batches, 1),
-            n_validation=(n_validation, 1),
-        )
+        run = TrainingRun(locals())
+        check_numbers(n_validation=(n_validation, 1))
         keep = (keep_share, keep_share) if isinstance(keep_share, float | int) else keep_share
         check_shares(keep, code_only_share, last_temperature, anneal_share)
         _check_choice("freeze", freeze, (None, "encoder"))
@@ -212,6 +208,7 @@ class Trainable(CellVQCore):
             seed=seed,
             keep_share=keep,
             alone_share=code_only_share,
+            **run.layout,
         )
         check = None
         if len(checks):
@@ -224,13 +221,11 @@ class Trainable(CellVQCore):
                 keep_share=keep,
                 alone_share=code_only_share,
                 fixed=True,
+                **run.layout,
             )
-        steps_per_epoch = -(-stream.n_batches // accumulate_grad_batches)
-        if max_epochs is None and max_steps is None:
-            max_steps = min(_MAX_STEPS, _MAX_EPOCHS * steps_per_epoch)
-        if max_epochs is None:
-            max_epochs = -(-int(max_steps or 1) // steps_per_epoch)
-        n_steps = min(max_epochs * steps_per_epoch, max_steps or max_epochs * steps_per_epoch)
+        n_steps = run.count_steps(
+            stream.n_batches, default_epochs=_MAX_EPOCHS, default_steps=_MAX_STEPS
+        )
         frozen = self._encoder_parts() if freeze else []
         counted = checks if len(checks) else spread_rows(training, n_validation)
         examples = whole_cells(reader, spread_rows(training, _EXAMPLES), batch_size)
@@ -248,10 +243,6 @@ class Trainable(CellVQCore):
             weight_decay=weight_decay,
             n_steps=n_steps,
         )
-        if enable_progress_bar is None:
-            enable_progress_bar = settings.verbosity <= logging.INFO
-        trainer_kwargs.setdefault("log_every_n_steps", 1)
-        trainer_kwargs.setdefault("gradient_clip_val", 1.0)
         apart: Any = nullcontext()
         if not freeze:
             # a training that failed leaves a loaded model untrained by name, but not by weights
@@ -261,32 +252,14 @@ class Trainable(CellVQCore):
             if fresh and self.module.expression_term is not None:
                 self.module.expression_term.start([cells.to(self.device) for cells in examples])
             apart = cells_kept_apart(self.module, examples, fresh=fresh)
-        with quiet_lightning(), without_gradients(frozen), apart:
-            runner = TrainRunner(
-                self,
-                training_plan=plan,
-                data_splitter=StreamModule(stream, check),
-                max_epochs=max_epochs,
-                max_steps=n_steps,
-                accelerator=accelerator,
-                devices=devices,
-                precision=training_precision(precision, accelerator),
-                check_val_every_n_epoch=1,
-                accumulate_grad_batches=accumulate_grad_batches,
-                enable_progress_bar=enable_progress_bar,
-                **trainer_kwargs,
-            )
-            finished = run_training(self, runner, seed)
+        with without_gradients(frozen), apart:
+            run.fit(plan, stream, check)
         self.trained_here(
             studies, training_seed=seed, max_steps=n_steps, n_training_cells=len(training)
         )
         if not freeze:
             warn_of_collapse(plan.perplexities, len(counted), self.size.n_codes)
-        if not finished:
-            raise KeyboardInterrupt(
-                f"Training was interrupted after step {plan.trainer.global_step} of {n_steps}; "
-                "the model keeps what it has learned."
-            )
+        run.raise_if_interrupted()
 
     def _training_reader(self) -> CellReader:
         """Return what reads the registered data."""

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS, settings
-from scvi.train import TrainRunner
+from scvi import REGISTRY_KEYS
 
+from cfm.data._row_order import BLOCK_SIZE
 from cfm.data._warn import warn_user
-from cfm.models._lightning import (
-    check_numbers,
-    held_out_studies,
-    quiet_lightning,
-    run_training,
-    training_precision,
-)
-from cfm.models._streams import StreamModule
+from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models._run import TrainingRun
 from cfm.models.lingshu._core import LingshuCore
 from cfm.models.lingshu._fit_count_term import LEAST_CELLS, fit_count_term
 from cfm.models.lingshu._levels import shown
@@ -64,7 +57,10 @@ class Trainable(LingshuCore):
         recompute: bool = False,
         accelerator: str = "auto",
         devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
         precision: str = "auto",
+        block_size: int = BLOCK_SIZE,
         enable_progress_bar: bool | None = None,
         seed: int = 0,
         **trainer_kwargs: Any,
@@ -116,10 +112,14 @@ class Trainable(LingshuCore):
             0.05 as published, ``None`` keeps the last weights.
         recompute
             Compute the layers again in the backward pass instead of keeping their activations.
-        accelerator, devices
-            As in scvi-tools.
+        accelerator, devices, num_nodes, strategy
+            As in Lightning: how many devices on how many machines train together, each with
+            batches of ``batch_size``; see the guide on training.
         precision
             As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+        block_size
+            Neighbouring rows that are shuffled together where there are more than 8,192; 1
+            shuffles each row alone, which is slow on disk.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
         seed
@@ -136,13 +136,8 @@ class Trainable(LingshuCore):
         KeyboardInterrupt
             If training is interrupted. The model then keeps what it has learned.
         """
-        check_numbers(
-            max_epochs=(1 if max_epochs is None else max_epochs, 1),
-            max_steps=(1 if max_steps is None else max_steps, 1),
-            batch_size=(batch_size, 1),
-            accumulate_grad_batches=(accumulate_grad_batches, 1),
-            n_validation=(n_validation, 1),
-        )
+        run = TrainingRun(locals())
+        check_numbers(n_validation=(n_validation, 1))
         for name, share in (("condition_dropout", condition_dropout), ("least_time", least_time)):
             if not 0.0 <= share < 1.0:
                 raise ValueError(f"{name} must be at least 0 and below 1; found {share}.")
@@ -169,6 +164,7 @@ class Trainable(LingshuCore):
             stratified=stratified,
             condition_dropout=condition_dropout,
             weights=self._root_weights(studies, training) if balanced else None,
+            **run.layout,
         )
         check = None
         if len(checks):
@@ -180,13 +176,11 @@ class Trainable(LingshuCore):
                 least_time=least_time,
                 stratified=True,
                 fixed=True,
+                **run.layout,
             )
-        steps_per_epoch = -(-stream.n_batches // accumulate_grad_batches)
-        if max_epochs is None and max_steps is None:
-            max_steps = min(_MAX_STEPS, _MAX_EPOCHS * steps_per_epoch)
-        if max_epochs is None:
-            max_epochs = -(-int(max_steps or 1) // steps_per_epoch)
-        n_steps = min(max_epochs * steps_per_epoch, max_steps or max_epochs * steps_per_epoch)
+        n_steps = run.count_steps(
+            stream.n_batches, default_epochs=_MAX_EPOCHS, default_steps=_MAX_STEPS
+        )
         plan = DiffusionPlan(
             self.module,
             lr=lr,
@@ -196,37 +190,14 @@ class Trainable(LingshuCore):
             n_steps=n_steps,
             average_width=average_width,
         )
-        if enable_progress_bar is None:
-            enable_progress_bar = settings.verbosity <= logging.INFO
-        trainer_kwargs.setdefault("log_every_n_steps", 1)
-        trainer_kwargs.setdefault("gradient_clip_val", 1.0)
         self.module.trunk.recompute = recompute
         try:
-            with quiet_lightning():
-                runner = TrainRunner(
-                    self,
-                    training_plan=plan,
-                    data_splitter=StreamModule(stream, check),
-                    max_epochs=max_epochs,
-                    max_steps=n_steps,
-                    accelerator=accelerator,
-                    devices=devices,
-                    precision=training_precision(precision, accelerator),
-                    check_val_every_n_epoch=1,
-                    accumulate_grad_batches=accumulate_grad_batches,
-                    enable_progress_bar=enable_progress_bar,
-                    **trainer_kwargs,
-                )
-                finished = run_training(self, runner, seed)
+            run.fit(plan, stream, check)
         finally:
             self.module.trunk.recompute = False
             plan.show_average(True)
         self.trained_here(studies, training_seed=seed, max_steps=n_steps)
-        if not finished:
-            raise KeyboardInterrupt(
-                f"Training was interrupted after step {plan.trainer.global_step} of {n_steps}; "
-                "the model keeps what it has learned."
-            )
+        run.raise_if_interrupted()
 
     def fit_count_term(self, *, seed: int = 0) -> None:
         """Fit the distribution of counts that conditions alone give, in a minute and not in hours.

@@ -11,17 +11,19 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models._run import TrainingRun
 from cfm.models.pulsar._core import constant_within
 from cfm.models.pulsar._donors import Donors
-from cfm.models.pulsar._plan import StepPlan, fit
+from cfm.models.pulsar._plan import StepPlan, TensorStream
 from cfm.models.pulsar._pretrain import Trainable
 from cfm.models.pulsar._stream import DonorStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cfm.models._streams import SeededStream
 
 Task = Literal["classification", "regression"]
 
@@ -44,6 +46,8 @@ class HeadLearner(Trainable):
         weight_decay: float = 0.01,
         accelerator: str = "auto",
         devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
         precision: str = "auto",
         enable_progress_bar: bool | None = None,
         seed: int = 0,
@@ -73,7 +77,7 @@ class HeadLearner(Trainable):
             drawn anew every epoch.
         validation_share
             Share of the studies, without ``study_key`` of the donors, that is held out.
-        batch_size, lr, weight_decay, accelerator, devices, precision
+        batch_size, lr, weight_decay, accelerator, devices, num_nodes, strategy, precision
             As for :meth:`train`.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
@@ -92,12 +96,8 @@ class HeadLearner(Trainable):
         KeyboardInterrupt
             If training is interrupted. The model then keeps what it has learned.
         """
-        check_numbers(
-            max_epochs=(max_epochs, 1),
-            n_cells=(n_cells, 1),
-            n_draws=(n_draws, 1),
-            batch_size=(batch_size, 1),
-        )
+        run = TrainingRun(locals())
+        check_numbers(n_cells=(n_cells, 1), n_draws=(n_draws, 1))
         n_frozen = self._n_frozen(frozen_layers)
         if task not in ("classification", "regression"):
             raise ValueError(f"task={task!r}; expected 'classification' or 'regression'.")
@@ -114,12 +114,12 @@ class HeadLearner(Trainable):
         self.head = {"task": task, "outputs": outputs}
         inputs = torch.zeros(self.size.dim), torch.ones(self.size.dim)
         if n_frozen is None:
-            loaders, inputs = self._embedded(
-                donors, values, sides, n_cells, n_draws, batch_size, seed
+            streams, inputs = self._embedded(
+                donors, values, sides, n_cells, n_draws, batch_size, seed, run.n_processes
             )
             embed: Callable[[Any], Tensor] = _first
         else:
-            loaders = _drawn(donors, sides, n_cells, batch_size, seed)
+            streams = _drawn(donors, sides, n_cells, batch_size, seed)
             embed = self._encoded
         answers = torch.from_numpy(values.astype(np.float32))
         loss = _loss(task, values[sides[0]], len(outputs))
@@ -128,31 +128,15 @@ class HeadLearner(Trainable):
             made = self.module.apply_head(embed(batch)).float()
             return {"loss": loss(made, answers[batch[-1].cpu()].to(made.device))}
 
-        plan = StepPlan(
-            self.module,
-            losses,
-            lr=lr,
-            weight_decay=weight_decay,
-            n_steps=max_epochs * len(loaders[0]),
-        )
+        n_steps = run.count_steps(streams[0].n_batches, default_epochs=max_epochs)
+        plan = StepPlan(self.module, losses, lr=lr, weight_decay=weight_decay, n_steps=n_steps)
         try:
             with _frozen(self.module, n_frozen):
-                fit(
-                    self,
-                    plan,
-                    loaders[0],
-                    loaders[1] if len(sides[1]) else None,
-                    max_epochs=max_epochs,
-                    accelerator=accelerator,
-                    devices=devices,
-                    precision=precision,
-                    enable_progress_bar=enable_progress_bar,
-                    seed=seed,
-                    **trainer_kwargs,
-                )
+                run.fit(plan, streams[0], streams[1] if len(sides[1]) else None)
         finally:  # also what an interrupted head has learned is in standard units
             self._rescale(inputs, *scale)
         self._trained(studies[chosen], training_seed=seed, target=target, n_donors=len(sides[0]))
+        run.raise_if_interrupted()
 
     def _n_frozen(self, frozen_layers: int | str) -> int | None:
         """Return how many layers are frozen, ``None`` for everything but the head."""
@@ -177,7 +161,8 @@ class HeadLearner(Trainable):
         n_draws: int,
         batch_size: int,
         seed: int,
-    ) -> tuple[list[DataLoader[Any]], tuple[Tensor, Tensor]]:
+        n_processes: int,
+    ) -> tuple[Sequence[SeededStream], tuple[Tensor, Tensor]]:
         """Return batches of standardised donor embeddings and donors, and their means and spreads.
 
         What donors have in common is most of an embedding, and would hide how they differ.
@@ -189,12 +174,20 @@ class HeadLearner(Trainable):
         mean, spread = learned.mean(axis=0), learned.std(axis=0)
         spread = np.where(spread > 0, spread, 1.0)
         embedded = (embedded - mean) / spread
-        loaders = []
+        streams = []
         for k, side in enumerate(sides):
             rows = np.isin(whose, side)
-            data = TensorDataset(torch.from_numpy(embedded[rows]), torch.from_numpy(whose[rows]))
-            loaders.append(DataLoader(data, batch_size=batch_size, shuffle=k == 0))
-        return loaders, (torch.from_numpy(mean), torch.from_numpy(spread))
+            data = torch.from_numpy(embedded[rows]), torch.from_numpy(whose[rows])
+            streams.append(
+                TensorStream(
+                    *data,
+                    batch_size=batch_size,
+                    seed=seed,
+                    fixed=bool(k),
+                    n_processes=n_processes,
+                )
+            )
+        return streams, (torch.from_numpy(mean), torch.from_numpy(spread))
 
     def _encoded(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Embed a batch of cells, with gradients."""
@@ -221,14 +214,11 @@ def _first(batch: Any) -> Tensor:
 
 def _drawn(
     donors: Donors, sides: list[np.ndarray], n_cells: int, batch_size: int, seed: int
-) -> list[DataLoader[Any]]:
+) -> Sequence[SeededStream]:
     """Return batches of cells, padding and numbers of the donors."""
     return [
-        DataLoader(
-            DonorStream(
-                donors, side, batch_size=batch_size, n_cells=n_cells, seed=seed + k, fixed=bool(k)
-            ),
-            batch_size=None,
+        DonorStream(
+            donors, side, batch_size=batch_size, n_cells=n_cells, seed=seed + k, fixed=bool(k)
         )
         for k, side in enumerate(sides)
     ]

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from anndata import AnnData
-from torch.utils.data import DataLoader, TensorDataset
 
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._warn import warn_user
 from cfm.models._base import check_column
-from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models._lightning import held_out_studies
+from cfm.models._run import TrainingRun
 from cfm.models.pulsar._decoded_cells import changed_cells
 from cfm.models.pulsar._donors import read_cells
 from cfm.models.pulsar._instrument_core import CONDITION_KEY, DONOR_KEY, InstrumentCore
 from cfm.models.pulsar._model import Pulsar
-from cfm.models.pulsar._plan import StepPlan, fit
+from cfm.models.pulsar._plan import StepPlan, TensorStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +73,8 @@ class VirtualInstrument(InstrumentCore):
         weight_decay: float = 0.01,
         accelerator: str = "auto",
         devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
         precision: str = "auto",
         enable_progress_bar: bool | None = None,
         seed: int = 0,
@@ -96,8 +98,9 @@ class VirtualInstrument(InstrumentCore):
             Pairs per batch.
         lr, weight_decay
             Of AdamW; warm-up over 5 % of the steps, then linear decay.
-        accelerator, devices
-            As in scvi-tools.
+        accelerator, devices, num_nodes, strategy
+            As in Lightning: how many devices on how many machines train together, each with
+            batches of ``batch_size``; see the guide on training.
         precision
             As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
         enable_progress_bar
@@ -116,35 +119,20 @@ class VirtualInstrument(InstrumentCore):
         KeyboardInterrupt
             If training is interrupted. The model then keeps what it has learned.
         """
-        check_numbers(max_epochs=(max_epochs, 1), batch_size=(batch_size, 1))
+        run = TrainingRun(locals())
         before, condition, after, donors = self._pairs(control)
         out = np.isin(donors, held_out_studies(donors, validation_share, seed))
         tensors = [torch.from_numpy(a) for a in (before, condition, after)]
-        training = TensorDataset(*(t[~out] for t in tensors))
-        loader = DataLoader(training, batch_size=batch_size, shuffle=True)
+        settings: dict[str, Any] = {"batch_size": batch_size, "n_processes": run.n_processes}
+        training = TensorStream(*(t[~out] for t in tensors), seed=seed, **settings)
         checks = None
         if out.any():
-            checks = DataLoader(TensorDataset(*(t[out] for t in tensors)), batch_size=batch_size)
+            checks = TensorStream(*(t[out] for t in tensors), seed=seed, fixed=True, **settings)
+        n_steps = run.count_steps(training.n_batches, default_epochs=max_epochs)
         plan = StepPlan(
-            self.module,
-            self._losses,
-            lr=lr,
-            weight_decay=weight_decay,
-            n_steps=max_epochs * len(loader),
+            self.module, self._losses, lr=lr, weight_decay=weight_decay, n_steps=n_steps
         )
-        fit(
-            self,
-            plan,
-            loader,
-            checks,
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            precision=precision,
-            enable_progress_bar=enable_progress_bar,
-            seed=seed,
-            **trainer_kwargs,
-        )
+        run.fit(plan, training, checks)
         facts = {k: v for k, v in self.provenance.items() if k == "use_rep"}
         self.trained_here(
             np.array([], dtype=object),
@@ -153,8 +141,9 @@ class VirtualInstrument(InstrumentCore):
             n_pairs=int((~out).sum()),
             training_donors=sorted(set(donors[~out].astype(str))),
         )
+        run.raise_if_interrupted()
 
-    def _losses(self, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _losses(self, batch: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         before, condition, after = batch
         error = (self.module(before, condition) - after).square().mean()
         return {"loss": error, "unchanged": (before - after).square().mean()}

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from scvi import settings
-from scvi.train import TrainRunner
+from torch import Tensor
 
-from cfm.models._lightning import quiet_lightning, run_training, training_precision
+from cfm.models._streams import Drawn, RowStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from torch import Tensor, nn
-
-    from cfm.models._base import PretrainedModel
+    from torch import nn
 
 _WARM_UP = 0.05
 
@@ -86,62 +83,22 @@ class StepPlan(pl.LightningModule):
             self.log(f"{kind}_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=1)
 
 
-class _Loaders(pl.LightningDataModule):
-    """Batches for training and validation, ready made."""
+class TensorStream(RowStream):
+    """Batches of the rows of some tensors.
 
-    def __init__(self, training: Iterable[Any], checks: Iterable[Any] | None) -> None:
-        super().__init__()
-        self.training, self.checks = training, checks
-
-    def train_dataloader(self) -> Any:
-        return self.training
-
-    def val_dataloader(self) -> Any:
-        return [] if self.checks is None else self.checks
-
-
-def fit(
-    model: PretrainedModel,
-    plan: StepPlan,
-    training: Iterable[Any],
-    checks: Iterable[Any] | None,
-    *,
-    max_epochs: int,
-    accelerator: str,
-    devices: int | str,
-    precision: str,
-    enable_progress_bar: bool | None,
-    seed: int,
-    **trainer_kwargs: Any,
-) -> None:
-    """Run a plan to its end.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If it is interrupted from the keyboard. The model then keeps what it has learned.
+    Parameters
+    ----------
+    tensors
+        Of the same length.
+    **kwargs
+        See :class:`cfm.models._streams.RowStream`.
     """
-    if enable_progress_bar is None:
-        enable_progress_bar = settings.verbosity <= logging.INFO
-    trainer_kwargs.setdefault("log_every_n_steps", 1)
-    with quiet_lightning():
-        runner = TrainRunner(
-            model,
-            training_plan=plan,
-            data_splitter=_Loaders(training, checks),
-            max_epochs=max_epochs,
-            max_steps=plan.n_steps,
-            accelerator=accelerator,
-            devices=devices,
-            precision=training_precision(precision, accelerator),
-            check_val_every_n_epoch=1,
-            enable_progress_bar=enable_progress_bar,
-            gradient_clip_val=1.0,
-            **trainer_kwargs,
-        )
-        finished = run_training(model, runner, seed)
-    if not finished:
-        raise KeyboardInterrupt(
-            f"Training was interrupted after step {plan.trainer.global_step} of {plan.n_steps}; "
-            "the model keeps what it has learned."
-        )
+
+    def __init__(self, *tensors: Tensor, **kwargs: Any) -> None:
+        super().__init__(np.arange(len(tensors[0])), **kwargs)
+        self.tensors = tensors
+
+    def batch(self, drawn: Drawn, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Make the batch of some rows."""
+        own = torch.from_numpy(drawn.own)
+        return tuple(tensor[own] for tensor in self.tensors)

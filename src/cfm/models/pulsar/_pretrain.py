@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from torch.utils.data import DataLoader
 
 from cfm.data._warn import warn_user
 from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models._run import TrainingRun
 from cfm.models.pulsar._apply import Applicable
 from cfm.models.pulsar._core import DONOR_KEY, constant_within
 from cfm.models.pulsar._donors import Donors, read_donors
 from cfm.models.pulsar._objectives import Batch, pretraining_losses
-from cfm.models.pulsar._plan import StepPlan, fit
+from cfm.models.pulsar._plan import StepPlan
 from cfm.models.pulsar._stream import PretrainingStream
 
 _MAX_EPOCHS = 100
@@ -41,6 +41,8 @@ class Trainable(Applicable):
         weight_decay: float = 0.01,
         accelerator: str = "auto",
         devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
         precision: str = "auto",
         enable_progress_bar: bool | None = None,
         seed: int = 0,
@@ -77,8 +79,9 @@ class Trainable(Applicable):
             Donors per batch.
         lr, weight_decay
             Of AdamW; warm-up over 5 % of the steps, then linear decay.
-        accelerator, devices
-            As in scvi-tools.
+        accelerator, devices, num_nodes, strategy
+            As in Lightning: how many devices on how many machines train together, each with
+            batches of ``batch_size``; see the guide on training.
         precision
             As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
         enable_progress_bar
@@ -100,12 +103,8 @@ class Trainable(Applicable):
         An open recipe: the authors published the weights of the losses and the shares, not the
         training code. Their masks hide correlated elements together; these hide random ones.
         """
-        check_numbers(
-            max_epochs=(1 if max_epochs is None else max_epochs, 1),
-            max_steps=(1 if max_steps is None else max_steps, 1),
-            n_cells=(n_cells, 2),
-            batch_size=(batch_size, 1),
-        )
+        run = TrainingRun(locals())
+        check_numbers(n_cells=(n_cells, 2))
         for name, share in (("keep_share", keep_share), ("mask_share", mask_share)):
             if not 0.0 < share < 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1; found {share}.")
@@ -133,9 +132,7 @@ class Trainable(Applicable):
             checks = PretrainingStream(
                 donors, np.flatnonzero(held_out), seed=seed + 1, fixed=True, **settings
             )
-        if max_epochs is None:
-            max_epochs = _MAX_EPOCHS if max_steps is None else -(-max_steps // stream.n_batches)
-        n_steps = min(max_epochs * stream.n_batches, max_steps or max_epochs * stream.n_batches)
+        n_steps = run.count_steps(stream.n_batches, default_epochs=_MAX_EPOCHS)
 
         def losses(batch: Batch) -> dict[str, torch.Tensor]:
             return pretraining_losses(
@@ -146,22 +143,12 @@ class Trainable(Applicable):
                 temperature=temperature,
             )
 
-        fit(
-            self,
-            StepPlan(self.module, losses, lr=lr, weight_decay=weight_decay, n_steps=n_steps),
-            DataLoader(stream, batch_size=None),
-            None if checks is None else DataLoader(checks, batch_size=None),
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            precision=precision,
-            enable_progress_bar=enable_progress_bar,
-            seed=seed,
-            **trainer_kwargs,
-        )
+        plan = StepPlan(self.module, losses, lr=lr, weight_decay=weight_decay, n_steps=n_steps)
+        run.fit(plan, stream, checks)
         self._trained(
             studies, training_seed=seed, max_steps=n_steps, n_donors=int((~held_out).sum())
         )
+        run.raise_if_interrupted()
 
     def _trained(self, studies: np.ndarray, **facts: Any) -> None:
         """Record a training; what the registered data are called is kept."""
