@@ -5,6 +5,9 @@ memory is its own. Samples are synthetic (20,000 genes); the same 6,326 of them 
 10⁵ and 10⁷ possible pairs. Beside them: scvi-tools' ``AnnDataLoader`` reading 10⁴ ready-made
 profiles from memory, shuffled. ``--data`` adds the count files of a folder, read, checked and
 paired by :func:`cfm.pp.contrasts`.
+
+On disk: 10,000 simulated samples are written to a temporary folder (800 MB, and 400 MB of
+profiles; ``--folder`` says where, both are deleted), of which 23 million profiles can be made.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 
+from benchmarks._contrast_samples import open_pairs, train, write_profiles, write_samples
 from benchmarks._report import Report, add_arguments, data_folder
 
 N_GENES = 20_000
@@ -32,6 +37,11 @@ N_SAMPLES = 6_326  # 3,163 cases × 3,163 controls are 10 million pairs
 PAIRS = (10**3, 10**5, 10**7)
 N_PREBUILT = 10_000
 N_TOKENS = 1_024
+N_ON_DISK = 10_000  # samples
+N_READY = 5_000  # profiles that are written out
+ALL_MIB = 10**6  # more than all samples need
+MEMORY_MIB = (ALL_MIB, 512, 64)  # what cfm.pp.contrasts may hold of them
+N_STEPS = 40
 
 
 def peak_mib() -> float:
@@ -194,6 +204,57 @@ def case_file(path: Path, batch: int, repeats: int) -> dict:
     }
 
 
+def case_disk(samples: Path, memory_mib: float, batch: int, repeats: int) -> dict:
+    """Draw profiles of samples on disk."""
+    before = resident_mib()
+    pairs, seconds = open_pairs(samples, memory_mib)
+    rng = np.random.default_rng(1)
+    for _ in range(30):  # what is held of the samples fills up
+        pairs.draw(batch, rng)
+    result = rate(batch, repeats, lambda: pairs.draw(batch, rng))
+    return result | {
+        "possible": len(pairs),
+        "seconds_to_make": seconds,
+        "matrix_mib": samples.stat().st_size / 2**20,
+        "extra_mib": peak_mib() - before,
+    }
+
+
+def case_ready(samples: Path, batch: int, repeats: int) -> dict:
+    """Write profiles out, and draw from their file."""
+    import h5py
+
+    from cfm.data import ProfileMatrix
+
+    pairs, _ = open_pairs(samples, 512)
+    ready = samples.with_name("profiles.h5")
+    seconds = write_profiles(pairs, ready, N_READY)
+    before = resident_mib()
+    with h5py.File(ready) as file:
+        source = ProfileMatrix(file["X"], pairs.var_names)
+        rng = np.random.default_rng(1)
+        result = rate(batch, repeats, lambda: source.draw(batch, rng))
+    return result | {
+        "possible": N_READY,
+        "seconds_to_make": seconds,
+        "matrix_mib": ready.stat().st_size / 2**20,
+        "extra_mib": peak_mib() - before,
+    }
+
+
+def case_train(samples: Path, memory_mib: float) -> dict:
+    """Train the mini model from samples on disk."""
+    before = resident_mib()
+    pairs, _ = open_pairs(samples, memory_mib)
+    seconds = train(pairs, N_STEPS)
+    return {
+        "per_second": 24 / seconds,
+        "possible": len(pairs),
+        "matrix_mib": samples.stat().st_size / 2**20,
+        "extra_mib": peak_mib() - before,
+    }
+
+
 def run_case(name: str, arguments: argparse.Namespace) -> dict:
     """Run one case here (in the child process)."""
     kind, _, rest = name.partition(":")
@@ -201,6 +262,14 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict:
         result = case_loader(arguments.batch, arguments.repeats)
     elif kind == "step":
         result = case_step(arguments.repeats)
+    elif kind in ("disk", "train"):
+        memory_mib, _, path = rest.partition(":")
+        if kind == "train":
+            result = case_train(Path(path), float(memory_mib))
+        else:
+            result = case_disk(Path(path), float(memory_mib), arguments.batch, arguments.repeats)
+    elif kind == "ready":
+        result = case_ready(Path(rest), arguments.batch, arguments.repeats)
     elif kind == "file":
         result = case_file(Path(rest), arguments.batch, arguments.repeats)
     else:
@@ -222,6 +291,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     add_arguments(parser)
     parser.add_argument("--batch", type=int, default=128, help="profiles per draw")
     parser.add_argument("--repeats", type=int, default=75, help="draws that are timed")
+    parser.add_argument("--samples", type=int, default=N_ON_DISK, help="simulated samples on disk")
+    parser.add_argument("--folder", help="where their file is written (default: $TMPDIR)")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.case:
@@ -267,8 +338,58 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         f"mini model consumes them; peak memory of drawing from 10³ to 10⁷ pairs is "
         f"{min(peaks):,.0f}–{max(peaks):,.0f} MiB."
     )
+    results |= report_on_disk(report, arguments)
     report.finish(arguments.write)
     return results
+
+
+def report_on_disk(report: Report, arguments: argparse.Namespace) -> dict[str, dict]:
+    """Measure pairs of samples on disk and add them to the report; returns the results."""
+    with tempfile.TemporaryDirectory(prefix="cfm-contrasts-", dir=arguments.folder) as folder:
+        samples = Path(folder) / "samples.h5ad"
+        write_samples(samples, arguments.samples, N_GENES)
+        titles = {f"disk:{m}:{samples}": f"draw, {said(m)}" for m in MEMORY_MIB}
+        titles[f"ready:{samples}"] = f"draw, {N_READY:,} profiles written out"
+        titles |= {f"train:{m}:{samples}": f"train the mini model, {said(m)}" for m in MEMORY_MIB}
+        results = {name: run_apart(name, arguments) for name in titles}
+    rows = [
+        {
+            "what": title,
+            "possible profiles": results[name]["possible"],
+            "s to prepare": results[name].get("seconds_to_make", np.nan),
+            "profiles/s": results[name]["per_second"],
+            "file MiB": results[name]["matrix_mib"],
+            "beside it MiB": results[name]["extra_mib"],
+            "peak MiB": results[name]["peak_mib"],
+        }
+        for name, title in titles.items()
+    ]
+    report.text(
+        f"On disk: {arguments.samples:,} simulated samples × {N_GENES:,} genes in an .h5ad file "
+        "(dense float32, in the page cache), paired by cfm.pp.contrasts(…, mode='pairs', "
+        "memory_mib=…). Memory beside the file counts what is held of the samples and, in "
+        "training, the model and its optimiser."
+    )
+    report.table("on_disk", pd.DataFrame(rows), "Profiles of samples on disk", digits=0)
+    kept, fewest = (results[f"disk:{m}:{samples}"] for m in (ALL_MIB, MEMORY_MIB[-1]))
+    ready = results[f"ready:{samples}"]
+    steps = [results[f"train:{m}:{samples}"] for m in (ALL_MIB, MEMORY_MIB[-1])]
+    n_pairs = kept["possible"]
+    report.text(
+        f"Written out, all {n_pairs:,} profiles would take {n_pairs * N_GENES * 4 / 1e12:.1f} TB "
+        f"and {n_pairs / N_READY * ready['seconds_to_make'] / 86_400:.1f} days. Reading samples "
+        f"when a pair needs them, with {MEMORY_MIB[-1]} MiB of them held, gives "
+        f"{fewest['per_second'] / kept['per_second']:.2f}× the profiles per second of all "
+        f"samples in memory and {steps[1]['per_second'] / steps[0]['per_second']:.2f}× the rate of "
+        f"training, at a peak of {steps[1]['peak_mib']:,.0f} instead of "
+        f"{steps[0]['peak_mib']:,.0f} MiB."
+    )
+    return results
+
+
+def said(memory_mib: float) -> str:
+    """Say how much of the samples is held."""
+    return "all in memory" if memory_mib == ALL_MIB else f"{memory_mib} MiB held"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: Rows that are read at once, so that what a reader makes on the way stays small.
-_AT_ONCE = 256
+_AT_ONCE = 128
 
 
 class RowCache:
