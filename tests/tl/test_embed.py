@@ -201,7 +201,7 @@ def test_of_mudata_one_modality_is_asked_for(model: CellPulse, contrasts: ad.Ann
     assert "X_cellpulse" in both["rna"].obsm
 
 
-@pytest.mark.parametrize("data", [None, np.ones((3, 800)), "contrasts.h5ad"])
+@pytest.mark.parametrize("data", [None, np.ones((3, 800)), [None], []])
 def test_only_anndata_are_embedded(checkpoint: Path, data: object) -> None:
     with pytest.raises(TypeError, match="expected an AnnData"):
         cfm.tl.embed(data, checkpoint)

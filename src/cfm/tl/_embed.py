@@ -8,8 +8,8 @@ import numpy as np
 
 from cfm._fields import EMBEDDING_PREFIX, PARAMS
 from cfm.models import DonorModel, GeneEmbeddingModel, load_model
-from cfm.models._base import require_anndata
-from cfm.tl._store import check_key, run_record, target, warn_overwritten
+from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
+from cfm.tl._store import check_key, model_record, run_record, target, warn_overwritten
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cfm.models import PretrainedModel
+    from cfm.tl._chunk_input import Data
 
 #: Where embeddings of each level are stored.
 _SLOTS = {"observation": "obsm", "gene": "varm"}
@@ -25,7 +26,7 @@ _SUFFIXES = {"gene": "_genes"}
 
 
 def embed(
-    adata: AnnData,
+    adata: Data,
     model: str | Path | PretrainedModel = "cellpulse-mini",
     *,
     level: Literal["observation", "gene"] = "observation",
@@ -33,6 +34,12 @@ def embed(
     key_added: str | None = None,
     batch_size: int = 64,
     device: str | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+    devices: int | str | list[int] = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
     copy: bool = False,
     **model_kwargs: Any,
 ) -> AnnData | None:
@@ -45,6 +52,8 @@ def embed(
         fold changes, see :func:`cfm.pp.contrasts`, for BulkFormer samples with log TPM, see
         :func:`cfm.pp.tpm`, for UCE and CellVQ cells with counts. Genes as symbols or Ensembl ids;
         genes that are absent or ``NaN`` are taken as not measured.
+        Or one or more paths of ``.h5ad`` and ``.zarr`` files, which are opened with
+        :func:`cfm.data.open_files` and embedded one by one: genes may differ between them.
     model
         A model, the name of a checkpoint (:func:`cfm.hub.list_checkpoints`), a folder, or
         ``hf://org/name``.
@@ -61,6 +70,18 @@ def embed(
         Observations at a time; the result does not depend on it.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    output
+        File to write results to as they are made, ``.zarr`` or ``.h5ad``, instead of ``adata``,
+        which is left as it was. A run that was stopped goes on where it was when the same call is
+        made again.
+    overwrite
+        Replace ``output`` if it exists, and what a stopped run of another call left of it.
+    chunk_size
+        Rows that are read, and written, at a time, with ``output``, paths or several devices; two
+        chunks are in memory. For bit-identical results choose a multiple of 2,048.
+    devices, num_nodes, strategy
+        Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
+        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     copy
         Return a changed copy instead of writing to ``adata``.
     **model_kwargs
@@ -70,7 +91,9 @@ def embed(
 
     Returns
     -------
-    ``None``, or with ``copy=True`` the changed copy. Writes
+    ``None``, or with ``copy=True`` the changed copy. Given paths, an AnnData whose matrices stay
+    in the files, with the results in memory. With ``output`` the AnnData of results, opened from
+    there: ``obs``, ``var`` and ``uns`` of the input and what is written; no ``X``. Writes
 
     ``adata.obsm['X_cellpulse' | key_added]``
         ``(n_obs, dim)`` float32. With ``level="gene"`` instead
@@ -90,7 +113,12 @@ def embed(
         If the layer does not exist.
     ValueError
         If too few of the model's genes are found, values are infinite, or the matrix does not
-        look like what the model reads. Whatever is raised, ``adata`` is left as it was.
+        look like what the model reads; or if ``output`` has no such suffix, or another run left
+        a part of it. Whatever is raised, ``adata`` is left as it was.
+    FileExistsError
+        If ``output`` exists.
+    OSError
+        If the disk is full; what is done is kept, and the same call goes on from there.
 
     Warns
     -----
@@ -105,7 +133,8 @@ def embed(
     >>> contrasts.obsm["X_cellpulse"].shape[0] == contrasts.n_obs
     True
     """
-    require_anndata(adata)
+    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
+    run = ChunkRun(adata, how, copy=copy)
     if key_added is not None:
         check_key(key_added)
     model = load_model(model, device=device)
@@ -119,15 +148,48 @@ def embed(
         raise ValueError(f"level={level!r}; expected {' or '.join(map(repr, _SLOTS))}.")
     arguments = {"layer": layer, "batch_size": batch_size} | model_kwargs
     if level == "gene":
-        latent = _mean_gene_embeddings(model, adata, arguments)
-    else:
-        latent = model.get_latent_representation(adata, **arguments)
-    record = run_record(model, adata, key_added=key, level=level, **arguments)
-    adata = target(adata, copy=copy)
-    warn_overwritten(adata, key, {_SLOTS[level]: [key]})
-    getattr(adata, _SLOTS[level])[key] = latent
+        return _embed_genes(model, run, key, arguments)
+    loaded = model
+
+    def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
+        return {"embedding": loaded.get_latent_representation(part, **arguments)}
+
+    def store() -> None:
+        made = run.target
+        warn_overwritten(made, key, {"obsm": [key]})
+        run.put("obsm", key, "embedding")
+        share = run.rows.vocabulary_share(loaded)
+        made.uns[key] = {
+            PARAMS: model_record(loaded, share, key_added=key, level=level, **arguments)
+        }
+
+    return run.run(
+        compute,
+        store,
+        model,
+        tool="embed",
+        layers=[layer],
+        arguments=arguments | {"key_added": key},
+    )
+
+
+def _embed_genes(
+    model: PretrainedModel, run: ChunkRun, key: str, arguments: dict[str, Any]
+) -> AnnData | None:
+    """Embed the genes of all rows, which gives a row per gene and no chunks."""
+    if run.output is not None or not run.how.alone:
+        raise ValueError(
+            "level='gene' makes one table of genes out of all rows: leave output= and devices= "
+            "out, and write the AnnData yourself."
+        )
+    adata = run.whole
+    latent = _mean_gene_embeddings(model, adata, arguments)
+    record = run_record(model, adata, key_added=key, level="gene", **arguments)
+    adata = target(adata, copy=run.copy)
+    warn_overwritten(adata, key, {"varm": [key]})
+    adata.varm[key] = latent
     adata.uns[key] = {PARAMS: record}
-    return adata if copy else None
+    return adata if run.copy or not run.rows.given else None
 
 
 def _mean_gene_embeddings(

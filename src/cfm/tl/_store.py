@@ -72,10 +72,15 @@ def warn_overwritten(adata: AnnData, key: str, fields: Mapping[str, Sequence[str
 
 def run_record(model: PretrainedModel, adata: AnnData, **arguments: Any) -> dict[str, Any]:
     """Return what made a result: the arguments, model, checksum, device and vocabulary share."""
+    return model_record(model, model.vocabulary_share(adata), **arguments)
+
+
+def model_record(model: PretrainedModel, share: float, **arguments: Any) -> dict[str, Any]:
+    """Return what made a result, where the share of the vocabulary is known."""
     record = {k: v for k, v in arguments.items() if v is not None}
     return record | {
         "device": str(model.device),
         "model": model.checkpoint_name or type(model).__name__,
         "sha256": model.checkpoint_sha256,
-        "vocabulary_share": float(model.vocabulary_share(adata)),
+        "vocabulary_share": float(share),
     }

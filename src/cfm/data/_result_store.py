@@ -1,0 +1,334 @@
+"""Results that are written as they are made, beside the file that they will become.
+
+A run of hours may be killed. Each chunk of rows is a file of its own, in a hidden folder beside the
+output; the same run, started again, makes what is missing. When all chunks are there they are put
+together, and the output takes its name in one step: what bears the name is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import h5py
+import numpy as np
+from anndata.io import write_elem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from anndata import AnnData
+
+SUFFIXES = (".h5ad", ".zarr")
+
+_RECORD = "run.json"
+_LOCK = "lock"
+#: What is written and read at a time in the output: a part of a file of HDF5, a file of zarr.
+_STORED_BYTES = {".h5ad": 2**20, ".zarr": 2**24}
+#: Errors of a file system that has no room left.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Streamed(NamedTuple):
+    """A matrix of results that is written block by block.
+
+    Attributes
+    ----------
+    n_columns
+        Its columns; rows are the observations.
+    dtype
+        Of its values.
+    blocks
+        Consecutive rows, in order.
+    """
+
+    n_columns: int
+    dtype: np.dtype[Any]
+    blocks: Iterable[np.ndarray]
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Check that results can be written there, before anything is computed.
+
+    Parameters
+    ----------
+    path
+        A name that ends in ``.h5ad`` or ``.zarr``.
+    overwrite
+        Whether what is there may be replaced.
+
+    Raises
+    ------
+    ValueError
+        If the name ends in something else.
+    FileNotFoundError
+        If its folder does not exist.
+    FileExistsError
+        If there is something.
+    """
+    found = Path(path).expanduser().absolute()
+    if found.suffix not in SUFFIXES:
+        raise ValueError(
+            f"output={str(path)!r} ends in {found.suffix!r}; expected one of {SUFFIXES}."
+        )
+    if not found.parent.is_dir():
+        raise FileNotFoundError(f"The folder {found.parent} of output= does not exist; make it.")
+    if found.exists() and not overwrite:
+        raise FileExistsError(
+            f"{found} exists; pass overwrite=True to replace it, or choose another output=."
+        )
+    if found.exists() and found.is_dir() == (found.suffix == ".h5ad"):
+        kind = "folder" if found.is_dir() else "file"
+        raise FileExistsError(f"{found} is a {kind}, so it is no {found.suffix} and stays.")
+    return found
+
+
+class ResultStore:
+    """Chunks of rows of results, until they are put together.
+
+    Parameters
+    ----------
+    path
+        The output, as :func:`check_output` returned it.
+
+    Attributes
+    ----------
+    folder
+        Where the chunks are: ``.NAME.partial`` beside the output.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = path.with_name(f".{path.name}.partial")
+        self._lock: Any = None
+
+    def begin(self, fingerprint: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Make the folder, or go on with that of the same run.
+
+        Parameters
+        ----------
+        fingerprint
+            What the results depend on: JSON types by name.
+        overwrite
+            Throw away chunks of another run.
+
+        Raises
+        ------
+        ValueError
+            If there are chunks of another run.
+        BlockingIOError
+            If another process writes there at this moment.
+        """
+        wanted = json.loads(json.dumps(fingerprint, default=str))
+        with told(self.path):
+            self.folder.mkdir(exist_ok=True)
+            self._lock = _locked(self.folder / _LOCK, self.path)
+            record = self.folder / _RECORD
+            found = _read_record(record)
+            differing = [] if found is None else _differing(found, wanted)
+            if differing and not overwrite:
+                self.release()
+                raise ValueError(
+                    f"{self.folder} holds chunks of another run for the same output: "
+                    f"{'; '.join(differing)}. Repeat that call to go on with it, or pass "
+                    "overwrite=True to throw them away."
+                )
+            stale = found is None or differing
+            for old in self.folder.glob("*" if stale else "*.part"):
+                if old.name != _LOCK:
+                    _remove(old)
+            _write(record, json.dumps(wanted, indent=1).encode())
+
+    def release(self) -> None:
+        """Let other processes write there."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def done(self) -> set[int]:
+        """Return the numbers of the chunks that are there."""
+        return {int(p.stem) for p in self.folder.glob("*.npz") if p.stem.isdecimal()}
+
+    def write(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write a chunk; it is there as a whole or not at all.
+
+        Raises
+        ------
+        OSError
+            If the disk is full; what was written before stays.
+        """
+        with told(self.path):
+            _write(self._chunk(number), arrays)
+
+    def read(self, number: int) -> dict[str, np.ndarray]:
+        """Return a chunk."""
+        with np.load(self._chunk(number), allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+
+    def read_one(self, number: int, name: str) -> np.ndarray:
+        """Return an array of a chunk; the others are not read."""
+        with np.load(self._chunk(number), allow_pickle=False) as found:
+            array: np.ndarray = found[name]
+            return array
+
+    def finish(self, adata: AnnData, streamed: Mapping[tuple[str, str], Streamed]) -> None:
+        """Put the results together and give them their name; the chunks are removed.
+
+        Parameters
+        ----------
+        adata
+            All that is small.
+        streamed
+            Matrices by slot (``"obsm"`` or ``"layers"``) and name.
+
+        Raises
+        ------
+        OSError
+            If the disk is full; the chunks stay.
+        """
+        made = self.folder / f"made{self.path.suffix}"
+        with told(self.path):
+            _remove(made)
+            write_results(made, adata, streamed)
+            _into_place(made, self.path, self.folder / "replaced")
+        self.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _chunk(self, number: int) -> Path:
+        return self.folder / f"{number:08d}.npz"
+
+
+def write_results(path: Path, adata: AnnData, streamed: Mapping[tuple[str, str], Streamed]) -> None:
+    """Write an AnnData whose large matrices come in blocks."""
+    with _opened(path) as root:
+        write_elem(root, "/", adata)
+        for (slot, name), matrix in streamed.items():
+            _write_blocks(root[slot], name, adata.n_obs, matrix, _STORED_BYTES[path.suffix])
+        if path.suffix == ".zarr":
+            import zarr
+
+            zarr.consolidate_metadata(root.store)
+    if path.suffix == ".h5ad":
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _write_blocks(group: Any, name: str, n_rows: int, matrix: Streamed, most_bytes: int) -> None:
+    """Fill a matrix of a file block by block."""
+    shape = (n_rows, matrix.n_columns)
+    at_once = max(1, most_bytes // max(1, matrix.n_columns * matrix.dtype.itemsize))
+    make = getattr(group, "create_array", None) or group.create_dataset
+    chunks = (max(1, min(n_rows, at_once)), max(1, matrix.n_columns))
+    out = make(name, shape=shape, dtype=matrix.dtype, chunks=chunks)
+    out.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    start = 0
+    for block in matrix.blocks:
+        out[start : start + len(block)] = block
+        start += len(block)
+    if start != n_rows:
+        raise ValueError(f"Found {start} rows of results for {name!r}; expected {n_rows}.")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Begin an h5ad file or a zarr folder."""
+    if path.suffix == ".zarr":
+        import zarr
+
+        # what anndata writes today, and older versions can read
+        yield zarr.open_group(str(path), mode="w", zarr_format=2)
+    else:
+        with h5py.File(path, mode="w") as file:
+            yield file
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Say of a full disk what is lost: nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM and "No space left" not in str(error):
+            raise
+        raise OSError(
+            error.errno or errno.ENOSPC,
+            f"No room left to write the results for {path}; what is done is kept in the folder "
+            f".{path.name}.partial beside it. Make room and repeat the call: it goes on from there",
+        ) from error
+
+
+def _write(path: Path, content: bytes | Mapping[str, np.ndarray]) -> None:
+    """Write a file that is there as a whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                np.savez(file, **content)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _into_place(made: Path, path: Path, aside: Path) -> None:
+    """Give what was made its name; a folder that has it is moved aside first."""
+    if path.is_dir():
+        _remove(aside)
+        path.replace(aside)
+    made.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """Return what a run depends on; ``None`` if it was killed before it could say."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Say in which of the things that results depend on two runs differ."""
+    names = sorted(found.keys() | wanted.keys())
+    return [
+        f"{name} was {found.get(name)!r} and is now {wanted.get(name)!r}"
+        for name in names
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def _locked(path: Path, output: Path) -> Any:
+    """Return an open file that keeps other processes out; a process that dies lets go of it."""
+    file = path.open("w")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        return file
+    except BlockingIOError as error:
+        file.close()
+        raise BlockingIOError(
+            errno.EAGAIN,
+            f"Another process writes the results for {output} at this moment; wait for it, or "
+            "choose another output=. Processes that share the work are asked for with devices=",
+        ) from error
+    except OSError:  # a file system without locks
+        return file
+    return file
