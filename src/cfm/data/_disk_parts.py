@@ -6,7 +6,7 @@ import os
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -32,31 +32,47 @@ class Element:
         Name within.
     """
 
+    backend: Literal["hdf5", "zarr"]
+
     def __init__(self, path: str | Path, key: str) -> None:
         self.path = Path(path).absolute()
         self.key = key
+        self.backend = "zarr" if self.path.is_dir() else "hdf5"
         self._opened: tuple[int, Any] | None = None
-
-    @classmethod
-    def of(cls, opened: Any) -> Element:
-        """Return the element of an HDF5 object that is open."""
-        element = cls(opened.file.filename, opened.name)
-        element._opened = os.getpid(), opened
-        return element
-
-    @property
-    def backend(self) -> str:
-        """``"hdf5"`` or ``"zarr"``."""
-        return "zarr" if self.path.is_dir() else "hdf5"
 
     def open(self) -> Any:
         """Return the HDF5 or zarr object."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), open_store(self.path)[self.key]
-        return self._opened[1]
+        opened = self._opened
+        closed = self.backend == "hdf5" and opened is not None and not opened[1]
+        if opened is None or opened[0] != os.getpid() or closed:
+            opened = self._opened = os.getpid(), open_store(self.path)[self.key]
+        return opened[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "key": self.key, "_opened": None}
+        return vars(self) | {"_opened": None}
+
+
+class OpenElement(Element):
+    """The same of an object that somebody opened.
+
+    Parameters
+    ----------
+    stored
+        HDF5 or zarr group or array.
+    """
+
+    def __init__(self, stored: Any) -> None:
+        if isinstance(stored, h5py.HLObject):
+            super().__init__(stored.file.filename, stored.name)
+            self._opened = os.getpid(), stored
+        else:
+            self.path, self.key, self.backend = Path(str(stored.store)), stored.name, "zarr"
+            self._zarr = stored
+
+    def open(self) -> Any:
+        """Return the HDF5 or zarr object."""
+        # those of zarr open their files themselves
+        return self._zarr if self.backend == "zarr" else super().open()
 
 
 def open_store(path: Path) -> Any:
@@ -68,13 +84,15 @@ def open_store(path: Path) -> Any:
     return h5py.File(path, mode="r")
 
 
-def stretches(start: np.ndarray, end: np.ndarray) -> list[tuple[int, int]]:
+def stretches(start: np.ndarray, end: np.ndarray, chunk: int = 1) -> list[tuple[int, int]]:
     """Cut ascending pieces of storage into stretches that are read in one call.
 
     Parameters
     ----------
     start, end
         ``(n,)`` first value of each piece and the one after its last; ascending, no overlap.
+    chunk
+        Values that are stored, and read, together.
 
     Returns
     -------
@@ -82,7 +100,9 @@ def stretches(start: np.ndarray, end: np.ndarray) -> list[tuple[int, int]]:
     """
     if not len(start):
         return []
-    far = start[1:] - end[:-1] > _GAP_VALUES
+    # a chunk of which two stretches had a part would be read twice
+    apart = start[1:] // chunk > np.maximum(end[:-1] - 1, 0) // chunk
+    far = apart & (start[1:] - end[:-1] > _GAP_VALUES)
     bounds = [0]
     for cut in [*(np.flatnonzero(far) + 1).tolist(), len(start)]:
         while end[cut - 1] - start[bounds[-1]] > _STRETCH_VALUES:
@@ -93,6 +113,11 @@ def stretches(start: np.ndarray, end: np.ndarray) -> list[tuple[int, int]]:
             bounds.append(first + max(most, 1))
         bounds.append(cut)
     return list(pairwise(bounds))
+
+
+def _chunk(array: Any) -> int:
+    """Return how many entries of the first axis lie in a chunk."""
+    return array.chunks[0] if array.chunks else 1
 
 
 class CompressedPart:
@@ -142,7 +167,7 @@ class CompressedPart:
         group = self.element.open()
         source = [group["data"], group["indices"]]
         values = [np.empty(int(indptr[-1]), dtype=s.dtype) for s in source]
-        for first, last in stretches(start, end):
+        for first, last in stretches(start, end, _chunk(group["data"])):
             low, high = int(start[first]), int(end[last - 1])
             begin, stop = int(indptr[first]), int(indptr[last])
             whole = high - low == stop - begin
@@ -182,7 +207,7 @@ class DensePart:
         array = self.element.open()
         width = self.shape[1]
         out = np.empty((len(rows), width), dtype=self.dtype)
-        for first, last in stretches(rows * width, (rows + 1) * width):
+        for first, last in stretches(rows * width, (rows + 1) * width, _chunk(array) * width):
             low, high = int(rows[first]), int(rows[last - 1]) + 1
             block = array[low:high]
             out[first:last] = block if high - low == last - first else block[rows[first:last] - low]

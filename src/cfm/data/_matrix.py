@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
+import h5py
 import numpy as np
 import pandas as pd
+import zarr
+from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
+
+from cfm.data._disk_parts import CompressedPart, DensePart, OpenElement
+from cfm.data._row_stack import stack_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +29,8 @@ LOG2_LIMIT = 64.0
 #: A block of rows is cut so that its dense form stays near this many values (32 MiB in float32).
 _BLOCK_VALUES = 8_000_000
 
-_BLOCK_FORMATS = ("csr", "csc")
+#: What :func:`by_rows` made of a matrix that somebody else opened, as long as that is in use.
+_OPENED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -164,10 +172,31 @@ def _in_memory(block: Any) -> Any:
 
 
 def by_rows(matrix: Any) -> Any:
-    """Turn what is slow to cut by rows (column-compressed storage) into CSR; else return it."""
-    if getattr(matrix, "format", None) in _BLOCK_FORMATS and hasattr(matrix, "to_memory"):
-        return matrix if matrix.format == "csr" else matrix.to_memory().tocsr()
-    return matrix.tocsr() if sparse.issparse(matrix) else matrix
+    """Return the matrix in a form of which rows are read fast.
+
+    What lies in a file is read in stretches of rows. What is stored by columns (CSC) is turned
+    into CSR in memory, for its rows cannot be read one by one.
+
+    Parameters
+    ----------
+    matrix
+        What :func:`get_matrix` returned.
+    """
+    if sparse.issparse(matrix):
+        return matrix.tocsr()
+    if isinstance(matrix, h5py.Dataset | zarr.Array):
+        return stack_rows([DensePart(OpenElement(matrix))])
+    if isinstance(matrix, CSRDataset | CSCDataset) and hasattr(matrix, "group"):
+        if matrix not in _OPENED:
+            _OPENED[matrix] = _from_file(matrix)
+        return _OPENED[matrix]
+    return matrix
+
+
+def _from_file(matrix: Any) -> Any:
+    if matrix.format == "csr":
+        return stack_rows([CompressedPart(OpenElement(matrix.group))])
+    return matrix.to_memory().tocsr()
 
 
 def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, Any]]:

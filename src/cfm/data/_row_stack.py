@@ -31,6 +31,8 @@ class RowStack(CSRDataset):
         Matrices of the files.
     columns
         For each of them, which of its columns are taken, in order; ``None`` for all as they are.
+    rows
+        Which of all rows are taken, in order; ``None`` for all.
 
     Attributes
     ----------
@@ -43,9 +45,13 @@ class RowStack(CSRDataset):
     ndim = 2
 
     def __init__(
-        self, parts: Sequence[Part], columns: Sequence[np.ndarray | None] | None = None
+        self,
+        parts: Sequence[Part],
+        columns: Sequence[np.ndarray | None] | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
         self.parts = list(parts)
+        self._rows = rows
         self._columns = [None] * len(self.parts) if columns is None else list(columns)
         widths = {
             part.shape[1] if own is None else len(own)
@@ -54,7 +60,8 @@ class RowStack(CSRDataset):
         if len(widths) != 1:
             raise ValueError(f"matrices of {sorted(widths)} columns do not lie above each other.")
         self._ends = np.cumsum([part.shape[0] for part in self.parts])
-        self.shape: tuple[int, int] = (int(self._ends[-1]), widths.pop())
+        n_rows = int(self._ends[-1]) if rows is None else len(rows)
+        self.shape: tuple[int, int] = (n_rows, widths.pop())
         self.dtype = np.result_type(*(part.dtype for part in self.parts))
 
     @property
@@ -67,7 +74,7 @@ class RowStack(CSRDataset):
     def values_per_row(self) -> float:
         """Mean number of values that a row takes in memory."""
         total = sum(part.values_per_row * part.shape[0] for part in self.parts)
-        return total / max(1, self.shape[0])
+        return total / max(1, int(self._ends[-1]))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -86,10 +93,24 @@ class RowStack(CSRDataset):
         block = self.read(_numbers(row, self.shape[0]))
         return block if column is None else block[:, column]
 
+    def select(self, row: Any, column: Any = None) -> RowStack:
+        """Return some rows and columns without reading them, as a view of an AnnData does."""
+        rows: np.ndarray | None = self._rows
+        if not (isinstance(row, slice) and row == slice(None)):
+            numbers = _numbers(np.atleast_1d(row) if np.isscalar(row) else row, self.shape[0])
+            rows = numbers if rows is None else rows[numbers]
+        columns = self._columns
+        if column is not None and not (isinstance(column, slice) and column == slice(None)):
+            taken = np.arange(self.shape[1])[column]
+            columns = [taken if own is None else own[taken] for own in columns]
+        return type(self)(self.parts, columns, rows)
+
     def read(self, rows: np.ndarray) -> Any:
         """Return rows by their numbers, in the order given; a number may come more than once."""
         if not len(rows):
             return self._joined([])
+        if self._rows is not None:
+            rows = self._rows[rows]
         if (np.diff(rows) > 0).all():
             return self._read_ascending(rows)
         unique, inverse = np.unique(rows, return_inverse=True)

@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 import zarr
 from anndata._core.file_backing import to_memory
+from anndata._core.index import _subset
+from anndata._core.views import as_view
 from anndata._io.specs.registry import _REGISTRY, IOSpec
 from anndata.io import sparse_dataset
 
@@ -20,12 +22,14 @@ _NONE: Any = MappingProxyType({})
 
 @cache
 def teach_anndata() -> None:
-    """Let ``AnnData.to_memory``, ``write_h5ad`` and ``write_zarr`` take a RowStack.
+    """Let views, ``AnnData.to_memory``, ``write_h5ad`` and ``write_zarr`` take a RowStack.
 
-    anndata has no public way to add a kind of matrix; these are the functions that its own kinds
-    are added by.
+    In a view it stays unread, as dask arrays do. anndata has no public way to add a kind of
+    matrix; these are the functions that its own kinds are added by.
     """
     to_memory.register(RowStack, _load)
+    _subset.register(RowStack, _select)
+    as_view.register(RowStack, _same)
     for store in (h5py.Group, zarr.Group):
         _REGISTRY.register_write(store, RowStack, IOSpec("csr_matrix", "0.1.0"))(_write_sparse)
         _REGISTRY.register_write(store, DenseRowStack, IOSpec("array", "0.2.0"))(_write_dense)
@@ -33,6 +37,14 @@ def teach_anndata() -> None:
 
 def _load(matrix: RowStack, *, copy: bool = False) -> Any:
     return matrix.to_memory()
+
+
+def _select(matrix: RowStack, index: tuple[Any, ...]) -> RowStack:
+    return matrix.select(*index)
+
+
+def _same(matrix: RowStack, view_args: Any) -> RowStack:
+    return matrix
 
 
 def _write_sparse(

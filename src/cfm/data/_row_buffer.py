@@ -1,0 +1,194 @@
+"""Reads ahead: the rows that will be asked for next come off the disk while others are used."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from cfm.data._matrix import by_rows, read_rows
+from cfm.data._row_order import BUFFER_ROWS
+from cfm.data._row_stack import RowStack
+
+#: A buffer takes no more memory than this, but for wide rows; there are two.
+_MOST_BYTES = 2**27
+#: Rows of a buffer at least.
+_LEAST_ROWS = 64
+#: Orders that are remembered: of training, and of the validation that comes between.
+_MOST_ORDERS = 2
+
+
+class RowBuffer:
+    """Rows of a matrix, of which the next are read while the present ones are used.
+
+    Whoever knows the order in which rows will be asked for says so with :meth:`expect`. They are
+    then read many at a time, in the order of storage, in a thread: two buffers are in memory, the
+    one in use and the next. Rows that were not expected are read at once. What is returned never
+    depends on what was expected. Two orders are remembered, so that validation may come in the
+    middle of an epoch.
+
+    A matrix in memory is only passed on.
+
+    Parameters
+    ----------
+    matrix
+        What :func:`cfm.data._matrix.get_matrix` returned.
+    n_rows
+        Rows of a buffer; fewer where they would take more than 128 MiB.
+
+    Attributes
+    ----------
+    matrix
+        The matrix, in a form of which rows are read fast.
+    """
+
+    def __init__(self, matrix: Any, n_rows: int = BUFFER_ROWS) -> None:
+        self.matrix = by_rows(matrix)
+        fitting = int(_MOST_BYTES // max(1.0, bytes_per_row(self.matrix)))
+        self.n_rows = max(1, min(n_rows, max(_LEAST_ROWS, fitting)))
+        self._on_disk = not (isinstance(self.matrix, np.ndarray) or sparse.issparse(self.matrix))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._orders: list[_Order] = []
+        # one thread, so that one buffer is read at a time; it ends with this object
+        self._reader = ThreadPoolExecutor(1, "cfm-read-ahead")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: vars(self)[key] for key in ("matrix", "n_rows", "_on_disk")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix."""
+        return self.matrix.shape
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Say which rows will be asked for, in order; the first are begun to be read."""
+        if not self._on_disk or not len(rows):
+            return
+        if self._process != os.getpid():
+            self._forget()
+        for order in self._orders:
+            order.rest()
+        left = [order for order in self._orders if not order.is_over(rows)]
+        new = _Order(self.matrix, rows, self.n_rows, self._reader)
+        self._orders = [new, *left[: _MOST_ORDERS - 1]]
+        new.read_ahead()
+
+    def __getitem__(self, rows: np.ndarray) -> Any:
+        rows = np.asarray(rows, dtype=np.int64)
+        # threads do not live on in a forked process
+        orders = self._orders if self._process == os.getpid() else []
+        for order in orders:
+            last = order.find(rows)
+            if last is not None:
+                for other in orders:
+                    if other is not order:
+                        other.rest()
+                return order.take(rows, last)
+        return read_rows(self.matrix, rows)
+
+
+class _Order:
+    """Rows in the order of use, cut into buffers; the present buffer and the next are held."""
+
+    def __init__(
+        self, matrix: Any, rows: np.ndarray, n_rows: int, reader: ThreadPoolExecutor
+    ) -> None:
+        self._matrix = matrix
+        self._rows = rows
+        self._n_rows = n_rows
+        self._reader = reader
+        self._n_buffers = -(-len(rows) // n_rows)
+        self._present = 0
+        self._n_taken = 0
+        self._numbers: dict[int, np.ndarray] = {}
+        self._buffers: dict[int, Future[Any]] = {}
+
+    def numbers(self, i: int) -> np.ndarray:
+        """Return the rows of a buffer, ascending and each once."""
+        if i not in self._numbers:
+            self._numbers[i] = np.unique(self._rows[i * self._n_rows : (i + 1) * self._n_rows])
+        return self._numbers[i]
+
+    def read_ahead(self) -> None:
+        """Begin to read the present buffer and the next."""
+        for i in range(self._present, min(self._present + 2, self._n_buffers)):
+            if i not in self._buffers:
+                self._buffers[i] = self._reader.submit(read_rows, self._matrix, self.numbers(i))
+
+    def is_over(self, rows: np.ndarray) -> bool:
+        """Return whether all was asked for, or is to be asked for anew."""
+        return self._n_taken >= len(self._rows) or np.array_equal(self._rows, rows)
+
+    def rest(self) -> None:
+        """Let go of what was read; it is read again if it is asked for."""
+        for buffer in self._buffers.values():
+            buffer.cancel()
+        self._buffers = {}
+
+    def find(self, rows: np.ndarray) -> int | None:
+        """Return the last of the buffers, from the present one, that these rows lie in."""
+        # as many as so many rows may lie in, when they come in the order that was told
+        most = min(self._present + 2 + len(rows) // self._n_rows, self._n_buffers)
+        left = rows
+        for i in range(self._present, most):
+            left = left[_place(self.numbers(i), left) < 0]
+            if not len(left):
+                return i
+        return None
+
+    def take(self, rows: np.ndarray, last: int) -> Any:
+        """Return rows that lie in the buffers from the present one to ``last``."""
+        self._n_taken += len(rows)
+        blocks: list[Any] = []
+        taken = []
+        place = np.full(len(rows), -1)
+        for i in range(self._present, last + 1):
+            self._present = i
+            self.read_ahead()
+            found = np.where(place < 0, _place(self.numbers(i), rows), -1)
+            here = np.flatnonzero(found >= 0)
+            if len(here):
+                blocks.append(self._content(i)[found[here]])
+                taken.append(here)
+                place[here] = 0
+            if i < last:
+                self._buffers.pop(i).cancel()
+                self._numbers.pop(i)
+        if len(blocks) == 1:
+            return blocks[0]
+        back = np.argsort(np.concatenate(taken))
+        if sparse.issparse(blocks[0]):
+            return sparse.vstack(blocks, format="csr")[back]
+        return np.concatenate(blocks)[back]
+
+    def _content(self, i: int) -> Any:
+        buffer = self._buffers[i]
+        if buffer.exception() is not None:
+            # so that the next who asks has it read again
+            self.rest()
+        return buffer.result()
+
+
+def _place(numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return where rows lie among ascending numbers; −1 = not among them."""
+    place = np.minimum(np.searchsorted(numbers, rows), len(numbers) - 1)
+    return np.where(numbers[place] == rows, place, -1)
+
+
+def bytes_per_row(matrix: Any) -> float:
+    """Return how much memory a row takes, about."""
+    item = np.dtype(matrix.dtype).itemsize
+    if isinstance(matrix, RowStack):
+        # an index of a column takes as much as a value, about
+        return item * matrix.values_per_row
+    return float(item * matrix.shape[1])
