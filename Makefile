@@ -11,6 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -qq --constraint constraints.txt
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 export MPLBACKEND ?= Agg
 
@@ -41,18 +42,10 @@ tutorials: $(VENV)/.installed-dev
 	MPLBACKEND=module://matplotlib_inline.backend_inline $(BIN)/jupyter execute --inplace tutorials/*.ipynb
 	$(BIN)/ruff format tutorials
 
-# Reads ../shared/data; writes its tables into docs/benchmarks.md. Takes long.
+# Runs every benchmark on the data of $CFM_DATA (default ../shared/data) and renews the tables and
+# figures of docs/benchmarks.md. Takes hours; BENCH_ARGS="virus probe" runs some.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.attention --write
-	$(BIN)/python -m benchmarks.compounds --write
-	$(BIN)/python -m benchmarks.contrasts --write
-	$(BIN)/python -m benchmarks.drugs --write
-	$(BIN)/python -m benchmarks.host_factors --write
-	$(BIN)/python -m benchmarks.imputation --write
-	$(BIN)/python -m benchmarks.masked_direction --write
-	$(BIN)/python -m benchmarks.probe --write
-	$(BIN)/python -m benchmarks.programs --write
-	$(BIN)/python -m benchmarks.virus --write
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 check: test lint docs
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -15,9 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks._figures import Dots, Lines, draw
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"
 RESULTS = REPOSITORY / "benchmarks" / "results"
+FIGURES = REPOSITORY / "docs" / "_static" / "benchmarks"
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, data: bool = True) -> None:
@@ -67,6 +71,19 @@ def environment(packages: tuple[str, ...] = ("cfm-tools", "torch", "numpy", "sci
         f"{machine}, {usable} CPUs, {threads} BLAS threads; Python {platform.python_version()}, "
         f"{', '.join(versions)}; {date.today().isoformat()}"
     )
+
+
+def commit() -> str:
+    """Short name of the commit that runs, with a ``+`` if files of the package differ from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    name = git("rev-parse", "--short", "HEAD")
+    return (name + ("+" if git("status", "--porcelain", "src", "benchmarks/*.py") else "")) or "–"
 
 
 def _processor() -> str:
@@ -141,7 +158,9 @@ class Report:
     def markdown(self) -> str:
         """Return the section as markdown."""
         body = "\n\n".join(self.parts)
-        run = f"Run with `python -m benchmarks.{self.name}` on {environment()}."
+        run = (
+            f"Run with `python -m benchmarks.{self.name}` at commit {commit()} on {environment()}."
+        )
         return f"## {self.title}\n\n{body}\n\n{run}\n"
 
     def finish(self, write: bool) -> None:
@@ -150,7 +169,12 @@ class Report:
         if not write:
             return
         RESULTS.mkdir(parents=True, exist_ok=True)
-        content = {"benchmark": self.name, "environment": environment(), **self.values}
+        content = {
+            "benchmark": self.name,
+            "environment": environment(),
+            "commit": commit(),
+            **self.values,
+        }
         path = RESULTS / f"{self.name}.json"
         path.write_text(json.dumps(content, indent=1, default=_plain) + "\n")
         old = DOCUMENT.read_text() if DOCUMENT.is_file() else "# Benchmarks\n"
@@ -166,6 +190,24 @@ def replace_section(document: str, name: str, section: str) -> str:
         head, rest = document.split(begin, 1)
         return head + block + rest.split(end, 1)[1]
     return f"{document.rstrip()}\n\n{block}\n"
+
+
+def with_figure(document: str, name: str, panels: tuple[Dots | Lines, ...]) -> str:
+    """Draw the figure of a benchmark that has results, and put it below its heading."""
+    path, begin, end = RESULTS / f"{name}.json", f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    if not path.is_file() or begin not in document:
+        return document
+    said = draw(path, panels, FIGURES / f"{name}.png")
+    head, rest = document.split(begin, 1)
+    section, tail = rest.split(end, 1)
+    lines = [line for line in section.strip().split("\n") if not line.startswith("![")]
+    if said is not None:
+        alt = said.replace("[", "(").replace("]", ")")
+        lines[1:2] = ["", f"![{alt}](_static/benchmarks/{name}.png)", ""]
+    body = "\n".join(lines)
+    while "\n\n\n" in body:
+        body = body.replace("\n\n\n", "\n\n")
+    return f"{head}{begin}\n{body}\n{end}{tail}"
 
 
 def _plain(value: Any) -> Any:

@@ -72,3 +72,22 @@ def test_autocast_decides_the_dtype() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(2, 7)).dtype == torch.bfloat16
     assert layer(torch.randn(2, 7)).dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+def test_the_compiler_sees_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It cannot lower the operator of oneDNN.
+    monkeypatch.setattr(_linear, "prefers_onednn", lambda device: True)
+    torch._dynamo.reset()
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        seen.append(graph.code)
+        return graph.forward
+
+    x, weight = torch.randn(3, 8), torch.randn(4, 8)
+    prepared = prepare_linear(weight, None, torch.float32)
+    for function in (lambda x: linear(x, weight), prepared):
+        torch.testing.assert_close(torch.compile(function, backend=backend)(x), x @ weight.T)
+    assert len(seen) == 2
+    assert not any("mkldnn" in code for code in seen)

@@ -62,7 +62,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     ``(..., n_out)``; under autocast in its dtype.
     """
     plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if plain and x.numel() and prefers_onednn(x.device):
+    compiling = torch.compiler.is_compiling()
+    if plain and x.numel() and not compiling and prefers_onednn(x.device):
         return _OneDNNLinear.apply(x, weight)
     return F.linear(x, weight)
 
@@ -98,6 +99,8 @@ class _OneDNNLinear(torch.autograd.Function):
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.compiler.is_compiling():  # the compiler cannot lower the operator, and has its own
+        return F.linear(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
     out = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
     return out.view(*x.shape[:-1], out.shape[-1])
