@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from cfm.data._row_order import BLOCK_SIZE, shuffled_rows
-from cfm.nn._distributed import process_number
+from cfm.nn._distributed import apart, process_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class SeededStream(IterableDataset[Any]):
@@ -141,7 +141,8 @@ class RowStream(SeededStream):
     block_size
         Rows that are shuffled together; see :func:`cfm.data._row_order.shuffled_rows`.
     n_processes
-        Processes that share each batch. A last batch with fewer rows than processes is left out.
+        Processes that share each batch. Of a last batch with fewer rows than processes each makes
+        all if ``fixed``; in training it is left out.
     expect
         Is told the rows of an epoch that this process will read, in order.
     """
@@ -170,7 +171,12 @@ class RowStream(SeededStream):
     def n_batches(self) -> int:
         """Batches of an epoch."""
         full, rest = divmod(len(self.rows), self.batch_size * self.n_processes)
-        return full + (rest >= self.n_processes)
+        return full + (rest >= (1 if self.fixed else self.n_processes))
+
+    def n_rows(self, number: int) -> int:
+        """Return how many rows a batch has, over all processes."""
+        size = self.batch_size * self.n_processes
+        return min(size, len(self.rows) - number * size)
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """Return the rows of an epoch in order."""
@@ -197,7 +203,7 @@ class RowStream(SeededStream):
         """Return the rows of a batch."""
         size = self.batch_size * self.n_processes
         rows = order[number * size : (number + 1) * size]
-        return Drawn(rows, own_part(len(rows)))
+        return Drawn(rows, own_part(len(rows)) if len(rows) >= self.n_processes else slice(None))
 
     def make(
         self, content: Any, number: int, rng: np.random.Generator, generator: torch.Generator
@@ -205,9 +211,9 @@ class RowStream(SeededStream):
         """Return a batch of an epoch."""
         return self.batch(self.drawn(content, number), generator)
 
-    @abstractmethod
     def batch(self, drawn: Drawn, generator: torch.Generator) -> Any:
         """Return the batch of some rows, the part of this process."""
+        raise NotImplementedError
 
 
 class StreamLoader(DataLoader[Any]):
@@ -251,6 +257,11 @@ class StreamModule(pl.LightningDataModule):
         self.training = training
         self.checks = checks
 
+    def setup(self, stage: str) -> None:
+        """Let processes that train together drop other things."""
+        if stage == "fit":
+            apart()
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches to learn from."""
         return StreamLoader(self.training)
@@ -261,7 +272,39 @@ class StreamModule(pl.LightningDataModule):
             return []
         if isinstance(self.checks, SeededStream):
             return StreamLoader(self.checks)
-        return DataLoader(self.checks, batch_size=None)
+        return DataLoader(_Ready(self.checks), batch_size=None)
+
+
+class _Ready(IterableDataset[Any]):
+    """Batches that are there, all of them for each process: Lightning deals lists out."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def n_rows_of(plan: pl.LightningModule, number: int, own: int) -> int:
+    """Return how many rows a batch has over all processes, by which a curve counts it.
+
+    Parameters
+    ----------
+    plan
+        In training or validation, with a :class:`StreamModule`.
+    number
+        Of the batch.
+    own
+        Rows of it that this process has.
+    """
+    module = getattr(plan.trainer, "datamodule", None)
+    stream = getattr(module, "training" if plan.trainer.training else "checks", None)
+    if process_number()[1] == 1 or not isinstance(stream, RowStream):
+        return own
+    return stream.n_rows(number)
 
 
 def own_part(n: int) -> slice:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from cfm.nn._distributed import means_over_processes
+
 
 def draw_times(
     n: int, generator: torch.Generator, *, least: float = 1e-3, stratified: bool = True
@@ -41,7 +43,7 @@ def absorbing_loss(nll: Tensor, row: Tensor, time: Tensor, n_tokens: Tensor) -> 
     .. math:: \frac{1}{b} \sum_i \frac{1}{t_i n_i} \sum_{j \text{ hidden}} -\log p(x_{ij} | x_i^t)
 
     Its expectation bounds the negative log likelihood of the observations, divided by their
-    number of tokens.
+    number of tokens. Processes that train together take it over the observations of all.
 
     Parameters
     ----------
@@ -55,7 +57,7 @@ def absorbing_loss(nll: Tensor, row: Tensor, time: Tensor, n_tokens: Tensor) -> 
         ``(b,)``, number of tokens that could have been hidden.
     """
     weight = 1.0 / (time * n_tokens.clamp(min=1))
-    return (nll * weight[row]).sum() / max(len(time), 1)
+    return means_over_processes(((nll * weight[row]).sum(), len(time)))[0]
 
 
 def reveal_counts(n_tokens: int, n_steps: int) -> list[int]:

@@ -1,12 +1,214 @@
-"""Several processes that train or compute together."""
+"""Several processes that train or compute together.
+
+Processes that train together share each batch. Their gradients are averaged, so a loss must have
+in each process the gradient of *its* rows times the number of processes; and it must say the same
+number in all of them, that of the whole batch. What is here does both. In one process everything
+is what it would be without it.
+"""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
 import torch
+from torch import Tensor, distributed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
 
 
 def process_number() -> tuple[int, int]:
     """Return the number of this process, from 0, and how many there are; ``(0, 1)`` if alone."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def numbers_of_all(number: int) -> list[int]:
+    """Return the numbers that all processes gave, in their order; each must call this."""
+    own, n_processes = process_number()
+    if n_processes == 1:
+        return [number]
+    found = torch.zeros(n_processes, dtype=torch.int64, device=_meeting_place())
+    found[own] = number
+    distributed.all_reduce(found)
+    return [int(n) for n in found]
+
+
+def means_over_processes(*parts: tuple[Tensor, Tensor | int | float]) -> list[Tensor]:
+    """Return means over the rows of all processes; each must call this with as many parts.
+
+    Parameters
+    ----------
+    *parts
+        Sum over the rows of this process, and over how many of them (or their total weight).
+
+    Returns
+    -------
+    For each part the mean, the same in all processes, and 0 where there are no rows. Gradients are
+    those of the sum of this process over the number of all rows, times the number of processes:
+    averaged over processes they are the gradient of the mean.
+    """
+    n_processes = process_number()[1]
+    if n_processes == 1:
+        return [total / _or_one(count) for total, count in parts]
+    sums = [total.detach().to(torch.float64) for total, _ in parts]
+    counts = [torch.as_tensor(count, dtype=torch.float64).to(sums[0].device) for _, count in parts]
+    found = torch.stack([*sums, *counts]).to(_meeting_place(sums[0]))
+    distributed.all_reduce(found)
+    found = found.to(sums[0].device)
+    means = []
+    for (total, _), whole, count in zip(parts, *found.split(len(parts)), strict=True):
+        count = torch.where(count > 0, count, 1.0)
+        own = total * (n_processes / count).to(total.dtype)
+        means.append(_Valued.apply(own, (whole / count).to(total.dtype)))
+    return means
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Return the rows of all processes, in their order; what is made of them must not differ.
+
+    Gradients stay in the process: each computes the same from all rows, so it knows those of its
+    own, times the number of processes because gradients are averaged.
+
+    Parameters
+    ----------
+    x
+        ``(n, …)``; numbers of rows may differ.
+    """
+    return x if process_number()[1] == 1 else _Gathered.apply(x)
+
+
+def summed(x: Tensor) -> Tensor:
+    """Return the sum over processes, of anything that each uses in its own way.
+
+    Gradients are summed over processes, too, so all must go backward through it in one order.
+    """
+    return x if process_number()[1] == 1 else _Summed.apply(x)
+
+
+@contextmanager
+def common_numbers(device: torch.device) -> Iterator[torch.Generator | None]:
+    """Give random numbers that are the same in all processes: the next ones of the first.
+
+    The first process goes on behind what was drawn, the others where they are. In one process
+    this gives ``None``, the random numbers of torch itself.
+    """
+    number, n_processes = process_number()
+    if n_processes == 1:
+        yield None
+        return
+    on_gpu = device.type == "cuda"
+    state = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+    sent = state.to(_meeting_place())
+    distributed.broadcast(sent, 0)
+    generator = torch.Generator(device=device).set_state(sent.cpu())
+    yield generator
+    if number == 0:
+        if on_gpu:
+            torch.cuda.set_rng_state(generator.get_state(), device)
+        else:
+            torch.set_rng_state(generator.get_state())
+
+
+def apart() -> None:
+    """Give each process but the first other random numbers, such as those of dropout."""
+    number = process_number()[0]
+    if number:
+        torch.manual_seed((torch.initial_seed() + number * 0x9E3779B97F4A7C15) % 2**63)
+
+
+def first_process_does(action: Callable[[], T]) -> T:
+    """Let the first process do something while the others wait; all return what it made.
+
+    Raises
+    ------
+    Exception
+        What the first process raised, in all of them.
+    """
+    number, n_processes = process_number()
+    if n_processes == 1:
+        return action()
+    outcome: list[Any] = [None, None]
+    if number == 0:
+        try:
+            outcome[0] = action()
+        except Exception as error:
+            _tell([None, error])
+            raise
+    outcome = _tell(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    made: T = outcome[0]
+    return made
+
+
+def _tell(what: list[Any]) -> list[Any]:
+    """Return what the first process has to say."""
+    distributed.broadcast_object_list(what, src=0, device=_meeting_place())
+    return what
+
+
+def _meeting_place(x: Tensor | None = None) -> torch.device:
+    """Return where the processes can exchange tensors: where this one is, or on the CPU."""
+    backend = distributed.get_backend()
+    if "nccl" in backend and "gloo" not in backend:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if x is None or "nccl" not in backend else x.device
+
+
+def _or_one(count: Tensor | int | float) -> Tensor | int | float:
+    if isinstance(count, Tensor):
+        return torch.where(count > 0, count, torch.ones_like(count))
+    return count if count > 0 else 1
+
+
+class _Valued(torch.autograd.Function):
+    """A number with the gradients of another one."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        number, n_processes = process_number()
+        sizes = numbers_of_all(len(x))
+        padded = x.new_zeros(max(sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        home, place = x.device, _meeting_place(x)
+        found = [torch.empty_like(padded, device=place) for _ in sizes]
+        distributed.all_gather(found, padded.to(place).contiguous())
+        start = sum(sizes[:number])
+        ctx.own = slice(start, start + len(x))
+        ctx.n_processes = n_processes
+        return torch.cat([f[:n] for f, n in zip(found, sizes, strict=True)]).to(home)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0][ctx.own] * ctx.n_processes
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _all_reduced(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _all_reduced(gradients[0])
+
+
+def _all_reduced(x: Tensor) -> Tensor:
+    found = x.detach().to(_meeting_place(x), copy=True).contiguous()
+    distributed.all_reduce(found)
+    return found.to(x.device)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfm.nn._distributed import common_numbers, numbers_of_all, process_number
+
 #: Below this temperature no row of a batch passes the quantiser by.
 LEAST_SHORTCUT = 0.02
 #: Codes whose nearest neighbours are looked for at once.
@@ -140,22 +142,48 @@ class SoftCodes(nn.Module):
     ) -> Quantised:
         latent = F.normalize(self.proj(x), dim=-1)
         similarity = latent @ codes.T
-        probability = None
+        probability = kept = None
         if temperature > 0.0:
             fixed = 2.0 * (1.0 / temperature - 1.0) * similarity.detach()
             probability = torch.softmax((fixed + 2.0 * similarity).float(), dim=-1)
-            code = torch.multinomial(probability, 1, generator=generator).squeeze(-1)
+            code, kept = self._draw(probability, temperature, generator)
             chosen = F.one_hot(code, len(codes)).to(probability.dtype)
             mixed = (probability + (chosen - probability).detach()).to(codes.dtype) @ codes
         else:
             code = similarity.argmax(dim=-1)
             mixed = codes[code]
         quantised = latent + mixed - latent.detach()
-        if self.training and temperature > LEAST_SHORTCUT:
-            drawn = torch.rand(len(x), 1, generator=generator, device=x.device)
-            quantised = torch.where(drawn < temperature, latent, quantised)
+        if kept is not None:
+            quantised = torch.where(kept, latent, quantised)
         vector = self.proj_inv(quantised)
         return Quantised(code, vector, latent, similarity, probability, codes)
+
+    def _draw(
+        self, probability: Tensor, temperature: float, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draw codes, and in training which rows pass the quantiser by, ``(b, 1)`` bool.
+
+        Processes that train together draw for the rows of all, and take their own.
+        """
+        n, device = len(probability), probability.device
+        passes_by = self.training and temperature > LEAST_SHORTCUT
+        if not self.training or generator is not None or process_number()[1] == 1:
+            code = torch.multinomial(probability, 1, generator=generator).squeeze(-1)
+            if not passes_by:
+                return code, None
+            return code, torch.rand(n, 1, generator=generator, device=device) < temperature
+        sizes = numbers_of_all(n)
+        start = sum(sizes[: process_number()[0]])
+        own = slice(start, start + n)
+        with common_numbers(device) as common:
+            # what torch.multinomial does to draw one
+            noise = probability.new_empty(sum(sizes), probability.shape[1])
+            noise.exponential_(generator=common)
+            code = (probability.detach() / noise[own]).argmax(-1)
+            if not passes_by:
+                return code, None
+            drawn = torch.rand(sum(sizes), 1, generator=common, device=device)
+            return code, drawn[own] < temperature
 
     def separation(
         self,

@@ -13,6 +13,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from cfm.models import BulkFormer
+from cfm.models._streams import Drawn
 from cfm.models.bulkformer._training import SampleStream, hide
 from tests._bulk import TRAINING, toy_bulkformer, toy_log_tpm, untrained
 
@@ -179,7 +180,8 @@ def test_a_stream_shows_each_sample_once_an_epoch() -> None:
 
 def test_only_observed_entries_are_hidden() -> None:
     x = torch.where(torch.rand(50, 200) < 0.3, -10.0, 1.0)
-    hidden = hide(x, 0.15, torch.Generator().manual_seed(5))
+    drawn = Drawn(np.arange(50), slice(0, 50))
+    hidden = hide(drawn, x, 0.15, torch.Generator().manual_seed(5))
     assert not hidden[x == -10].any()
     assert 0.13 < hidden[x != -10].float().mean() < 0.17
 

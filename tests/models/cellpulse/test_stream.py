@@ -13,7 +13,9 @@ from cfm.data import GeneVocabulary, ProfileDraw, ProfileMatrix
 from cfm.models.cellpulse import ProfileTokenizer
 from cfm.models.cellpulse._constants import HIDDEN, PADDING, UNCHANGED
 from cfm.models.cellpulse._factors import GeneFactors
+from cfm.models.cellpulse._module import Tokens
 from cfm.models.cellpulse._stream import Batch, Ingredient, ProfileStream
+from tests._together import together
 
 VOCABULARY = GeneVocabulary([f"G{i}" for i in range(50)])
 FACTORS = GeneFactors(
@@ -55,14 +57,30 @@ def test_an_epoch_of_a_seed_is_always_the_same() -> None:
     assert not same(epochs[0], list(stream(source, seed=1)))
 
 
-def test_processes_that_train_together_draw_different_batches(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("n_linear_batches", [0, 12])
+def test_processes_that_train_together_share_each_batch(
+    n_linear_batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = list(stream(ingredient(matrix())))
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    for rank in (0, 1):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        assert same(list(stream(ingredient(matrix()))), alone) == (rank == 0)
+    """Three processes with batches of 4 see what one sees with batches of 12."""
+    # profiles of 1 to 8 effects: how wide a batch is depends on who is in it
+    effects = np.triu(np.ones((8, 50), dtype=np.float32), 42)
+    few = ProfileMatrix(effects, VOCABULARY.genes, has_magnitude=False)
+
+    def batches(n_processes: int) -> list[Batch]:
+        sources = ingredient(matrix(study=["a", "b"] * 4)), ingredient(few, 2.0)
+        arguments = {"batch_size": 12 // n_processes, "n_linear_batches": n_linear_batches}
+        return list(stream(*sources, n_processes=n_processes, **arguments))
+
+    alone, shared = batches(1), together(3, lambda _: batches(3), monkeypatch)
+    for whole, *parts in zip(alone, *shared, strict=True):
+        hidden, target = (
+            Tokens(*map(torch.cat, zip(*tokens, strict=True)))
+            for tokens in zip(*(p[:2] for p in parts), strict=True)
+        )
+        rest = map(torch.cat, zip(*(p[2:] for p in parts), strict=True))
+        assert same([Batch(hidden, target, *rest)], [whole])
+        assert [len(p.groups) for p in parts] == ([4, 4, 4] if not n_linear_batches else [1, 1, 2])
+    assert len({b.hidden.gene.shape[1] for b in alone}) > 1
 
 
 def test_batches_hide_a_part_and_keep_the_rest() -> None:

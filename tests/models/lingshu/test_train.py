@@ -228,8 +228,8 @@ def test_conditions_are_withheld_together_and_alone() -> None:
     told = levels.conditions(
         n, source=["B"] * n, perturbation=["x+y"] * n, depth=np.ones(n, dtype=np.float32)
     )
-    generator = torch.Generator().manual_seed(0)
-    found = withhold(told, 0.2, generator)
+    draw = torch.rand(n, 4, generator=torch.Generator().manual_seed(0))
+    found = withhold(told, draw < 0.2)
     dropped = torch.stack(
         [found.source == UNKNOWN, found.parts[:, 0] == UNKNOWN, found.depth.isnan()], dim=1
     ).float()

@@ -13,6 +13,7 @@ from cfm.models.bulkformer._block import GraphPerformerBlock, mlp
 from cfm.models.bulkformer._constants import MISSING, N_SUMMARY
 from cfm.models.bulkformer._linear_term import LocalFactors
 from cfm.nn import RotaryExpressionEmbedding, normalised_adjacency
+from cfm.nn._distributed import means_over_processes
 from cfm.nn._graph import check_graph, neighbours
 from cfm.nn._linear import prepare, prepare_linear
 from cfm.nn._performer_stream import chunks, run_layers
@@ -284,10 +285,12 @@ class BulkFormerModule(nn.Module):
         Returns
         -------
         ``loss``, the mean squared error of the hidden entries; that of the network alone.
+        Processes that train together take it over the rows of all.
         """
         seen = expression.masked_fill(hidden, MISSING)
         error = (self.decode(self.encode(seen), seen) - expression)[hidden]
-        return {"loss": error.square().mean() if error.numel() else error.sum()}
+        (loss,) = means_over_processes((error.square().sum(), error.numel()))
+        return {"loss": loss}
 
     def tokens_at_once(self) -> int:
         """Tokens that the layers work on at a time without gradients."""

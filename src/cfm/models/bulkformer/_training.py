@@ -27,10 +27,10 @@ class Batch(NamedTuple):
     hidden: Tensor
 
 
-def hide(expression: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def hide(drawn: Drawn, expression: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Choose a random share of the observed entries, ``(b, n_genes)`` bool."""
-    draw = torch.rand(expression.shape, generator=generator)
-    return (expression != MISSING) & (draw < share)
+    draw = torch.rand(len(drawn.rows), expression.shape[1], generator=generator)
+    return (expression != MISSING) & (draw[drawn.part] < share)
 
 
 class SampleStream(RowStream):
@@ -63,7 +63,7 @@ class SampleStream(RowStream):
     def batch(self, drawn: Drawn, generator: torch.Generator) -> Batch:
         """Make the batch of some samples."""
         expression = self.read(drawn.own)
-        return Batch(expression, hide(expression, self.mask_share, generator))
+        return Batch(expression, hide(drawn, expression, self.mask_share, generator))
 
 
 class MaskedExpressionPlan(pl.LightningModule):

@@ -18,6 +18,7 @@ from cfm.models.cellpulse._constants import (
     UP,
 )
 from cfm.nn import DirectionBlock, LowRankLogistic, MagnitudeEmbedding
+from cfm.nn._distributed import gathered, means_over_processes
 
 
 class Tokens(NamedTuple):
@@ -339,22 +340,22 @@ class CellPulseModule(nn.Module):
         -------
         ``direction`` (cross-entropy over down, unchanged, up), ``magnitude`` (Huber, log1p scale),
         ``summary`` (direction of hidden genes from the summary alone) and, with groups,
-        ``agreement`` (InfoNCE).
+        ``agreement`` (InfoNCE). Processes that train together take all over the profiles of all.
         """
         encoded = self.encode(hidden, factor_mask)
         logits, size = self.predict_tokens(encoded)
         direction = F.cross_entropy(logits[asked], target.state[asked], reduction="none")
-        out = {"direction": mean_or_zero(direction)}
         sized = asked & ~torch.isnan(target.magnitude)
         error = F.huber_loss(size[sized], target.magnitude[sized], delta=0.5, reduction="none")
-        out["magnitude"] = mean_or_zero(error)
         moved = asked & (target.state != UNCHANGED)
         recalled = torch.einsum("bd,bnd->bn", self.summary_head(encoded.summary), encoded.genes) / (
             self.dim**0.5
         )
         up = (target.state[moved] == UP).to(recalled.dtype)
         surprise = F.binary_cross_entropy_with_logits(recalled[moved], up, reduction="none")
-        out["summary"] = mean_or_zero(surprise)
+        parts = {"direction": direction, "magnitude": error, "summary": surprise}
+        means = means_over_processes(*((part.sum(), part.numel()) for part in parts.values()))
+        out = dict(zip(parts, means, strict=True))
         if groups is not None:
             out["agreement"] = agreement_loss(encoded.summary, groups)
         return out
@@ -366,7 +367,8 @@ class CellPulseModule(nn.Module):
         linear, _, _ = self.linear_scores(hidden, factor_mask)
         moved = asked & (target.state != UNCHANGED)
         sign = (target.state[moved] - 1).to(linear.dtype)
-        return mean_or_zero(F.softplus(-2.0 * self.linear_weight * linear[moved] * sign))
+        surprise = F.softplus(-2.0 * self.linear_weight * linear[moved] * sign)
+        return means_over_processes((surprise.sum(), surprise.numel()))[0]
 
     def forward(self, tokens: Tokens) -> Encoded:
         """Alias of :meth:`encode`."""
@@ -381,15 +383,17 @@ def mean_or_zero(values: Tensor) -> Tensor:
 def agreement_loss(summary: Tensor, groups: Tensor, temperature: float = 0.1) -> Tensor:
     """InfoNCE between profiles that share a group, against the rest of the batch.
 
-    Profiles alone in their group serve as negatives only; 0 if no two profiles share a group.
+    Profiles alone in their group serve as negatives only; 0 if no two profiles share a group. The
+    batch is that of all processes that train together.
     """
-    z = F.normalize(summary, dim=-1)
+    z = F.normalize(gathered(summary), dim=-1)
+    groups = gathered(groups)
     logits = z @ z.T / temperature  # (b, b)
     eye = torch.eye(len(z), dtype=torch.bool, device=z.device)
     logits = logits.masked_fill(eye, float("-inf"))
     same = (groups.unsqueeze(0) == groups.unsqueeze(1)) & ~eye
     paired = same.any(dim=1)
     if not bool(paired.any()):
-        return summary.sum() * 0.0
+        return z.sum() * 0.0
     log_p = torch.log_softmax(logits, dim=1).masked_fill(eye, 0.0)
     return -((log_p * same).sum(1)[paired] / same.sum(1)[paired]).mean()

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfm.models._streams import SeededStream
+from cfm.data._profiles import draw_part
+from cfm.models._streams import Drawn, SeededStream, own_part
 from cfm.models.cellpulse._masking import hide, subsample
 from cfm.models.cellpulse._module import Tokens
 
@@ -59,7 +60,7 @@ class ProfileStream(SeededStream):
     tokenizer, factors
         Of the model that is trained.
     batch_size
-        Profiles per batch.
+        Profiles per batch and process.
     n_tokens
         Tokens per profile: a random part of the strongest effects.
     n_unchanged
@@ -70,8 +71,11 @@ class ProfileStream(SeededStream):
         The first batches of all hold few profiles with all their tokens and only sources that
         know studies: they are for the linear term.
     seed
-        Seed; epoch ``i`` of a seed is always the same. Processes that train together draw
-        different batches.
+        Seed; epoch ``i`` of a seed is always the same.
+    fixed
+        See :class:`cfm.models._streams.SeededStream`.
+    n_processes
+        Processes that share each batch: each draws the random numbers of all, and makes its part.
     """
 
     def __init__(
@@ -86,8 +90,10 @@ class ProfileStream(SeededStream):
         n_batches: int,
         n_linear_batches: int = 0,
         seed: int,
+        fixed: bool = False,
+        n_processes: int = 1,
     ) -> None:
-        super().__init__(seed=seed)
+        super().__init__(seed=seed, fixed=fixed)
         if not ingredients:
             raise ValueError("Pretraining needs at least one source of profiles; found none.")
         self.ingredients = list(ingredients)
@@ -98,6 +104,7 @@ class ProfileStream(SeededStream):
         self.n_unchanged = n_unchanged
         self._n_batches = n_batches
         self.n_linear_batches = n_linear_batches
+        self.n_processes = n_processes
 
     @property
     def n_batches(self) -> int:
@@ -108,14 +115,15 @@ class ProfileStream(SeededStream):
         self, content: Any, number: int, rng: np.random.Generator, generator: torch.Generator
     ) -> Batch:
         """Make a batch from one of the sources."""
+        size = self.batch_size * self.n_processes
         if self.epoch * self.n_batches + number < self.n_linear_batches:
             of_studies = [i for i in self.ingredients if i.knows_magnitude] or self.ingredients
             ingredient = of_studies[rng.integers(len(of_studies))]
-            n = max(4, self.batch_size // 3)
+            n = max(4, self.n_processes, size // 3)
             return self.batch(ingredient, n, self.tokenizer.n_tokens, rng, generator)
         share = np.array([i.share for i in self.ingredients], dtype=np.float64)
         ingredient = self.ingredients[rng.choice(len(share), p=share / share.sum())]
-        return self.batch(ingredient, self.batch_size, self.n_tokens, rng, generator)
+        return self.batch(ingredient, size, self.n_tokens, rng, generator)
 
     def batch(
         self,
@@ -125,8 +133,10 @@ class ProfileStream(SeededStream):
         rng: np.random.Generator,
         generator: torch.Generator,
     ) -> Batch:
-        """Make one batch of ``n`` profiles from one source."""
-        draw = ingredient.source.draw(n, rng)
+        """Make one batch of ``n`` profiles from one source: the part of this process."""
+        part = slice(0, n) if self.n_processes == 1 else own_part(n)
+        drawn = None if self.n_processes == 1 else Drawn(np.arange(n), part)
+        draw = draw_part(ingredient.source, n, rng, part)
         known = draw.has_magnitude and rng.random() < 0.5
         tokens = self.tokenizer.encode(
             draw.effects,
@@ -134,10 +144,11 @@ class ProfileStream(SeededStream):
             has_magnitude=known,
             n_unchanged=self.n_unchanged if draw.has_magnitude else 0,
             rng=rng,
+            drawn=drawn,
         )
-        target = subsample(tokens, n_tokens, generator)
-        share = 0.3 + 0.4 * torch.rand(n, generator=generator)
-        hidden, asked = hide(target, share, generator)
-        study = draw.study if draw.study is not None else [ingredient.study] * n
+        target = subsample(tokens, n_tokens, generator, drawn)
+        share = 0.3 + 0.4 * torch.rand(n, generator=generator)[part]
+        hidden, asked = hide(target, share, generator, drawn)
+        study = draw.study if draw.study is not None else [ingredient.study] * len(draw.group)
         mask = torch.from_numpy(self.factors.without(list(study)))
         return Batch(hidden, target, asked, torch.from_numpy(draw.group), mask)

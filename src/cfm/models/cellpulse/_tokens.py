@@ -9,9 +9,11 @@ import torch
 
 from cfm.models.cellpulse._constants import DOWN, HIDDEN, PADDING, UNCHANGED, UNCHANGED_BELOW, UP
 from cfm.models.cellpulse._module import Tokens
+from cfm.nn._distributed import numbers_of_all
 
 if TYPE_CHECKING:
     from cfm.data import GeneAlignment, GeneVocabulary
+    from cfm.models._streams import Drawn
 
 
 class ProfileTokenizer:
@@ -44,6 +46,7 @@ class ProfileTokenizer:
         has_magnitude: bool = True,
         n_unchanged: int = 0,
         rng: np.random.Generator | None = None,
+        drawn: Drawn | None = None,
     ) -> Tokens:
         """Tokenise profiles.
 
@@ -59,6 +62,9 @@ class ProfileTokenizer:
         n_unchanged
             Number of measured genes with ``|log2FC|`` < 0.1 to add as *unchanged* tokens, drawn
             with ``rng`` (pretraining only).
+        drawn
+            Where processes share a batch: which part of it ``effects`` are. Each must call this;
+            random numbers and width are then those of the whole batch.
 
         Returns
         -------
@@ -81,7 +87,11 @@ class ProfileTokenizer:
                 raise ValueError("n_unchanged needs rng, the random generator that draws them.")
             free = np.ones(strength.shape, dtype=bool)
             np.put_along_axis(free, top, ~moves, axis=1)  # a gene has one token
-            still = _draw_unchanged(values, free, n_unchanged, rng)  # (n, n_unchanged), -1 = none
+            n_rows, part = (
+                (len(values), slice(None)) if drawn is None else (len(drawn.rows), drawn.part)
+            )
+            tried = rng.integers(0, n_genes, size=(n_rows, 4 * n_unchanged))[part]
+            still = _draw_unchanged(values, free, n_unchanged, tried)  # (n, n_unchanged), -1 = none
             top = np.concatenate([top, np.maximum(still, 0)], axis=1)
             effect = np.concatenate([effect, np.take_along_axis(values, still, axis=1)], axis=1)
             moves = np.concatenate([moves, still >= 0], axis=1)
@@ -89,6 +99,8 @@ class ProfileTokenizer:
         state = np.where(moves, state, PADDING)
         # Short profiles first have their tokens gathered, so that a batch is no wider than it must.
         width = max(1, int(moves.sum(axis=1).max(initial=0)))
+        if drawn is not None:
+            width = max(numbers_of_all(width))
         if width < state.shape[1]:
             order = np.argsort(~moves, axis=1, kind="stable")[:, :width]
             top, effect, state = (
@@ -132,16 +144,13 @@ def _strongest(strength: np.ndarray, k: int, positions: np.ndarray) -> np.ndarra
     return top
 
 
-def _draw_unchanged(
-    values: np.ndarray, free: np.ndarray, n: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Draw up to ``n`` free columns per row with a known effect below the threshold, else −1."""
+def _draw_unchanged(values: np.ndarray, free: np.ndarray, n: int, tried: np.ndarray) -> np.ndarray:
+    """Take up to ``n`` free columns per row with a known effect below the threshold, else −1."""
     with np.errstate(invalid="ignore"):
         candidate = free & (np.abs(values) < UNCHANGED_BELOW)  # NaN compares as False
     # Candidates are looked for in a random sample of columns: drawing exactly would mean sorting
     # every row, and training does not need exactly n.
-    tried = rng.integers(0, values.shape[1], size=(values.shape[0], 4 * n))
-    tried.sort(axis=1)
+    tried = np.sort(tried, axis=1)
     fresh = np.ones_like(tried, dtype=bool)
     fresh[:, 1:] = tried[:, 1:] != tried[:, :-1]
     hit = np.take_along_axis(candidate, tried, axis=1) & fresh

@@ -12,6 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cfm.models.cellvq._reading import TARGET_SUM
+from cfm.nn._distributed import (
+    common_numbers,
+    means_over_processes,
+    numbers_of_all,
+    process_number,
+    summed,
+)
 from cfm.nn._zinb import zinb_nll
 
 if TYPE_CHECKING:
@@ -109,7 +116,8 @@ def training_losses(
 
     Returns
     -------
-    ``loss``, and the parts that were computed: ``reconstruction`` in nats per count,
+    ``loss``, and the parts that were computed, over the cells of all processes that train
+    together: ``reconstruction`` in nats per count,
     ``separation``, ``balance``, ``property_<name>`` in nats per labelled cell and with it
     ``accuracy_<name>``, the share of the labelled cells that the head is right about; and both of
     the code alone, ``code_property_<name>`` and ``code_accuracy_<name>``.
@@ -132,7 +140,7 @@ def training_losses(
     by_code = [head(quantised.vector) for head in code_heads] if weights.code_labels else []
     for i, name in enumerate(module.properties):
         label = batch.labels[:, i]
-        if not weights.properties[i] or not bool((label >= 0).any()):
+        if not weights.properties[i] or not any(numbers_of_all(int((label >= 0).sum()))):
             continue
         classes = weights.classes[i] if weights.classes else None
         loss, accuracy = named(logits[i], label, classes)
@@ -160,8 +168,11 @@ def named(logits: Tensor, label: Tensor, classes: Tensor | None) -> tuple[Tensor
     known = label >= 0
     found, label = logits[known].float(), label[known]
     weight = None if classes is None else classes.to(found.device)
-    right = (found.detach().argmax(-1) == label).float().mean()
-    return F.cross_entropy(found, label, weight=weight), right
+    surprise = F.cross_entropy(found, label, weight=weight, reduction="sum")
+    n = len(label) if weight is None else weight[label].sum()
+    right = (found.detach().argmax(-1) == label).float().sum()
+    loss, accuracy = means_over_processes((surprise, n), (right, len(label)))
+    return loss, accuracy
 
 
 def crowding(codes: Tensor, *, all_codes: bool) -> Tensor:
@@ -176,7 +187,9 @@ def crowding(codes: Tensor, *, all_codes: bool) -> Tensor:
     """
     rows = torch.arange(len(codes), device=codes.device)
     if not all_codes and len(codes) > _CODES_AT_ONCE:
-        rows = torch.randperm(len(codes), device=codes.device)[:_CODES_AT_ONCE]
+        with common_numbers(codes.device) as generator:  # all processes look at the same ones
+            rows = torch.randperm(len(codes), generator=generator, device=codes.device)
+        rows = rows[:_CODES_AT_ONCE]
     nearest = []
     for part in rows.split(_CODES_AT_ONCE):
         cosine = codes.detach()[part] @ codes.detach().T
@@ -191,7 +204,8 @@ def hidden_counts(module: CellVQModule, batch: Batch, encoded: Tensor, vector: T
     mean, dispersion, dropout = module.decode(encoded, batch.gene_ids, hidden, vector=vector)
     scale = (batch.total / TARGET_SUM).unsqueeze(1)
     surprise = zinb_nll(batch.counts, mean * scale, dispersion, dropout)
-    return torch.where(batch.asked, surprise, 0.0).sum() / batch.asked.sum().clamp(min=1)
+    total = torch.where(batch.asked, surprise, 0.0).sum()
+    return means_over_processes((total, batch.asked.sum()))[0]
 
 
 def unused_codes(quantised: Quantised) -> Tensor:
@@ -199,6 +213,9 @@ def unused_codes(quantised: Quantised) -> Tensor:
     if quantised.probability is None:
         raise ValueError("The nearest codes were taken, so there are no probabilities.")
     used = quantised.probability.mean(0)
+    if process_number()[1] > 1:
+        n = sum(numbers_of_all(len(quantised.probability)))
+        used = summed(quantised.probability.sum(0)) / n
     entropy = -(used * used.clamp(min=1e-12).log()).sum()
     return 1.0 - entropy / math.log(len(used))
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfm.nn._distributed import numbers_of_all, summed
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -26,7 +28,8 @@ _MOMENTUM, _EPS = 0.05, 1e-8
 class CentredProjection(nn.Module):
     """The projection to the codes, centred and scaled over the cells of a training batch.
 
-    Stands in for ``quantiser.proj`` while a model is trained. Outputs keep the mean and the spread
+    The batch is that of all processes that train together. Stands in for ``quantiser.proj`` while
+    a model is trained. Outputs keep the mean and the spread
     that are asked for, however the encoder drifts; :meth:`fold` writes running mean and variance
     into the plain projection.
 
@@ -66,17 +69,29 @@ class CentredProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project ``(b, dim)`` to ``(b, code_dim)``."""
-        found: Tensor = self.projection(x)
+        found: Tensor = self.projection(x).to(self.running_mean.dtype)
+        n = sum(numbers_of_all(len(found))) if self.training else 0
+        if n > len(found) and n >= _LEAST_CELLS:
+            return self._centred_by_all(found, n)
         return F.batch_norm(
-            found.to(self.running_mean.dtype),
+            found,
             self.running_mean,
             self.running_variance,
             self.scale,
             self.shift,
-            training=self.training and len(found) >= _LEAST_CELLS,
+            training=n >= _LEAST_CELLS,
             momentum=_MOMENTUM,
             eps=_EPS,
         )
+
+    def _centred_by_all(self, found: Tensor, n: int) -> Tensor:
+        """Centre and scale over the ``n`` cells of all processes that share the batch."""
+        mean = summed(found.sum(0)) / n
+        variance = summed((found - mean).square().sum(0)) / n
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, _MOMENTUM)
+            self.running_variance.lerp_(variance * (n / (n - 1)), _MOMENTUM)
+        return (found - mean) * (variance + _EPS).rsqrt() * self.scale + self.shift
 
     @torch.no_grad()
     def centre_on(self, pooled: Tensor) -> None:

@@ -13,6 +13,7 @@ from cfm.data._warn import warn_user
 from cfm.models._lightning import held_out_studies
 from cfm.models._streams import Drawn, RowStream
 from cfm.models.cellvq._reading import TARGET_SUM, CellReader, Cells, Tokens, canonical
+from cfm.nn._distributed import numbers_of_all, process_number
 
 
 class Batch(NamedTuple):
@@ -84,9 +85,11 @@ class CellStream(RowStream):
         """Make the batch of some cells."""
         rows = drawn.own
         counts, cells = read_counts(self.reader, rows)
+        n, own = len(drawn.rows), drawn.part
         least, most = self.keep_share
-        share = least + (most - least) * _draw(len(rows), generator)
-        shown = part_of(cells, share, _draw(cells.values.nnz, generator))
+        share = least + (most - least) * _draw(n, generator)[own]
+        of_entries = _draw_entries(cells.values.nnz, drawn, generator)
+        shown = part_of(cells, share, of_entries)
         seen = np.zeros(counts.shape, dtype=bool)
         seen[np.repeat(np.arange(len(rows)), shown.n_expressed), shown.values.indices] = True
         dense = counts.toarray().astype(np.float32)
@@ -95,7 +98,7 @@ class CellStream(RowStream):
             torch.from_numpy(dense),
             torch.from_numpy(self.reader.measured & ~seen),
             torch.from_numpy(dense.sum(axis=1)),
-            torch.from_numpy(_draw(len(rows), generator) < self.alone_share),
+            torch.from_numpy(_draw(n, generator)[own] < self.alone_share),
             torch.from_numpy(self.labels[rows]),
         )
 
@@ -213,6 +216,15 @@ def mean_expression(reader: CellReader, rows: np.ndarray, block: int = 2048) -> 
         share = TARGET_SUM / np.asarray(counts.sum(axis=1)).ravel()
         total += share @ counts
     return torch.from_numpy((total / len(rows)).astype(np.float32))
+
+
+def _draw_entries(n: int, drawn: Drawn, generator: torch.Generator) -> np.ndarray:
+    """Draw a number for each of ``n`` entries of the rows of this process, and for the others'."""
+    if len(drawn.own) == len(drawn.rows):
+        return _draw(n, generator)
+    n_entries = numbers_of_all(n)
+    start = sum(n_entries[: process_number()[0]])
+    return _draw(sum(n_entries), generator)[start : start + n]
 
 
 def _draw(n: int, generator: torch.Generator) -> np.ndarray:

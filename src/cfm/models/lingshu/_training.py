@@ -68,18 +68,28 @@ class CellStream(RowStream):
     def batch(self, drawn: Drawn, generator: torch.Generator) -> Batch:
         """Make the batch of some cells."""
         tokens, conditions = self.read(drawn.own)
-        time = draw_times(len(tokens), generator, least=self.least_time, stratified=self.stratified)
-        hidden = torch.rand(tokens.shape, generator=generator) < time.unsqueeze(1)
+        n, own = len(drawn.rows), drawn.part
+        times = draw_times(n, generator, least=self.least_time, stratified=self.stratified)
+        time = times[own]
+        draw = torch.rand(n, tokens.shape[1], generator=generator)
+        hidden = draw[own] < time.unsqueeze(1)
         if self.condition_dropout:
-            conditions = withhold(conditions, self.condition_dropout, generator)
+            draw = torch.rand(n, 4 + conditions.covariates.shape[1], generator=generator)
+            conditions = withhold(conditions, draw[own] < self.condition_dropout)
         return Batch(tokens, hidden, time, conditions)
 
 
-def withhold(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:
-    """Replace conditions by *unknown*: all of a cell with this probability, then each alone."""
+def withhold(conditions: Conditions, drop: Tensor) -> Conditions:
+    """Replace conditions by *unknown*.
+
+    Parameters
+    ----------
+    conditions
+        Of ``b`` cells.
+    drop
+        ``(b, 4 + n_covariates)`` bool: all conditions of a cell, then each alone.
+    """
     source, parts, covariates, depth, _ = conditions
-    n = len(source)
-    drop = torch.rand(n, 4 + covariates.shape[1], generator=generator) < share
     drop = drop[:, 1:] | drop[:, :1]
     unknown = torch.full_like(parts, -1)
     unknown[:, 0] = UNKNOWN

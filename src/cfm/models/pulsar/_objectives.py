@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cfm.nn._distributed import gathered, means_over_processes, process_number
+
 if TYPE_CHECKING:
     from cfm.models.pulsar._module import PulsarModule
 
@@ -62,19 +64,22 @@ def pretraining_losses(
     Returns
     -------
     ``loss``; with it ``reconstruction``, the mean squared error of hidden elements in the scale
-    that the network reads, and ``contrastive``, see :func:`agreement_loss`.
+    that the network reads, and ``contrastive``, see :func:`agreement_loss`. Processes that train
+    together take both over the draws of all.
     """
     cls = module.encode(batch.visible, batch.visible_padding)[:, 0]
     parts = {}
     total = cls.sum() * 0.0
-    if reconstruction_weight and not bool(batch.hidden_padding.all()):
+    # another process may have hidden cells if this one has none
+    asks = process_number()[1] > 1 or not bool(batch.hidden_padding.all())
+    if reconstruction_weight and asks:
         truth = module.standardise(batch.hidden)
         shown = torch.where(batch.masked, module.mask_element.to(truth.dtype), truth)
         tokens = module.in_proj_mask_embedding(shown)
         made = module.decode_tokens(cls, tokens, batch.hidden_padding)[:, 1:]
         asked = batch.masked & ~batch.hidden_padding.unsqueeze(-1)
         error = (made.float() - truth).square()
-        parts["reconstruction"] = (error * asked).sum() / asked.sum().clamp(min=1)
+        (parts["reconstruction"],) = means_over_processes(((error * asked).sum(), asked.sum()))
         total = total + reconstruction_weight * parts["reconstruction"]
     if contrastive_weight:
         parts["contrastive"] = agreement_loss(cls, batch.donor, batch.label, temperature)
@@ -101,6 +106,13 @@ def agreement_loss(embedding: Tensor, donor: Tensor, label: Tensor, temperature:
     -------
     Mean over draws that have another one; 0 if none has.
     """
+    n_processes = process_number()[1]
+    if n_processes > 1:
+        embedding, donor, label = gathered(embedding), gathered(donor), gathered(label)
+        n = len(donor) // n_processes
+        if torch.equal(donor[:n].repeat(n_processes), donor):
+            # a batch of fewer donors than processes, each of which has all of them
+            embedding, donor, label = embedding[:n], donor[:n], label[:n]
     z = F.normalize(embedding.float(), dim=-1)
     same = (donor[:, None] == donor) | ((label[:, None] == label) & (label >= 0))
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)

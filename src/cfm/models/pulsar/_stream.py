@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cfm.models._streams import SeededStream
+from cfm.models._streams import Drawn, RowStream
 from cfm.models.pulsar._objectives import Batch
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cfm.models.pulsar._donors import Donors
 
 
-class DonorStream(SeededStream):
+class DonorStream(RowStream):
     """Batches of donors in random order, each donor once an epoch.
 
     Parameters
@@ -27,13 +27,11 @@ class DonorStream(SeededStream):
     chosen
         ``(n,)`` numbers of the donors to go through.
     batch_size
-        Donors per batch.
+        Donors per batch and process.
     n_cells
         Cells of a draw.
-    seed
-        Seed; epoch ``i`` of a seed is always the same.
-    fixed
-        Keep order and draws from epoch to epoch, for validation.
+    seed, fixed, n_processes
+        See :class:`cfm.models._streams.RowStream`.
     """
 
     def __init__(
@@ -45,17 +43,18 @@ class DonorStream(SeededStream):
         n_cells: int,
         seed: int,
         fixed: bool = False,
+        n_processes: int = 1,
     ) -> None:
-        super().__init__(seed=seed, fixed=fixed)
+        super().__init__(
+            chosen,
+            batch_size=batch_size,
+            seed=seed,
+            fixed=fixed,
+            block_size=1,
+            n_processes=n_processes,
+        )
         self.donors = donors
-        self.chosen = chosen
-        self.batch_size = batch_size
         self.n_cells = n_cells
-
-    @property
-    def n_batches(self) -> int:
-        """Batches of an epoch."""
-        return -(-len(self.chosen) // self.batch_size)
 
     def __len__(self) -> int:
         return self.n_batches
@@ -64,24 +63,20 @@ class DonorStream(SeededStream):
         """Return the random numbers of the present epoch."""
         return np.random.default_rng([self.seed, self.epoch]), torch.Generator()
 
-    def begin(self, rng: np.random.Generator) -> np.ndarray:
-        """Return the donors of an epoch in order."""
-        return self.chosen if self.fixed else rng.permutation(self.chosen)
-
     def make(
         self, content: Any, number: int, rng: np.random.Generator, generator: torch.Generator
     ) -> Any:
         """Return a batch of an epoch."""
-        start = number * self.batch_size
-        return self.batch(content[start : start + self.batch_size], rng)
+        return self.draw(self.drawn(content, number), rng)
 
-    def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
+    def draw(self, drawn: Drawn, rng: np.random.Generator) -> Any:
         """Make a batch: ``(cells, padding, numbers of the donors)``, one draw of each."""
         draws = []
-        for i in chosen:
+        for i in drawn.rows:
             rows = self.donors.rows[i]
             draws.append(rng.choice(rows, size=min(self.n_cells, len(rows)), replace=False))
-        return *self._padded(draws), torch.from_numpy(chosen.astype(np.int64))
+        own = torch.from_numpy(drawn.own.astype(np.int64))
+        return *self._padded(draws[drawn.part]), own
 
     def _padded(self, draws: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Return cells ``(b, n, width)`` and padding ``(b, n)`` of draws of any sizes."""
@@ -117,11 +112,11 @@ class PretrainingStream(DonorStream):
         self.keep_share = keep_share
         self.mask_share = mask_share
 
-    def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Batch:
+    def draw(self, drawn: Drawn, rng: np.random.Generator) -> Batch:
         """Make a batch of two draws, which share no cells if the donor has more than one."""
         visible: list[list[np.ndarray]] = [[], []]
         hidden: list[list[np.ndarray]] = [[], []]
-        for i in chosen:
+        for i in drawn.rows:
             rows = rng.permutation(self.donors.rows[i])
             half = max(1, len(rows) // 2)
             for k, part in enumerate((rows[:half], rows[half:] if len(rows) > 1 else rows)):
@@ -129,10 +124,15 @@ class PretrainingStream(DonorStream):
                 n_seen = max(1, round(self.keep_share * len(draw)))
                 visible[k].append(draw[:n_seen])
                 hidden[k].append(draw[n_seen:])
-        seen, seen_padding = self._padded(visible[0] + visible[1])
-        unseen, unseen_padding = self._padded(hidden[0] + hidden[1])
-        masked = rng.random(unseen.shape, dtype=np.float32) < self.mask_share
-        donor = np.tile(chosen, 2).astype(np.int64)
+        own = drawn.part
+        longest = max(1, *(len(draw) for draws in hidden for draw in draws))
+        seen, seen_padding = self._padded(visible[0][own] + visible[1][own])
+        unseen, unseen_padding = self._padded(hidden[0][own] + hidden[1][own])
+        first, last, _ = own.indices(len(drawn.rows))
+        places = np.arange(2 * len(drawn.rows)).reshape(2, -1)[:, first:last].ravel()
+        shape = (2 * len(drawn.rows), longest, unseen.shape[2])
+        masked = some_of(rng, shape, places)[:, : unseen.shape[1]] < self.mask_share
+        donor = np.tile(drawn.own, 2).astype(np.int64)
         return Batch(
             seen,
             seen_padding,
@@ -142,3 +142,38 @@ class PretrainingStream(DonorStream):
             torch.from_numpy(donor),
             torch.from_numpy(self.labels[donor]),
         )
+
+
+def some_of(rng: np.random.Generator, shape: tuple[int, ...], places: np.ndarray) -> np.ndarray:
+    """Return some rows of ``rng.random(shape, dtype=np.float32)``; the others are skipped.
+
+    Parameters
+    ----------
+    rng
+        Random numbers; they go on as if all had been drawn.
+    shape
+        Of all of them.
+    places
+        ``(k,)`` rows, ascending.
+    """
+    size = int(np.prod(shape[1:]))
+    out = np.empty((len(places), *shape[1:]), dtype=np.float32)
+    at = 0
+    for i, place in enumerate(places.tolist()):
+        _skip(rng, (place - at) * size)
+        rng.random(out=out[i], dtype=np.float32)
+        at = place + 1
+    _skip(rng, (shape[0] - at) * size)
+    return out
+
+
+def _skip(rng: np.random.Generator, n: int) -> None:
+    """Go on as if ``n`` float32 had been drawn."""
+    generator = rng.bit_generator
+    if n and generator.state["has_uint32"]:  # the half of a number is left over
+        rng.random(dtype=np.float32)
+        n -= 1
+    if n > 1:
+        cast("np.random.PCG64", generator).advance(n // 2)
+    if n % 2:
+        rng.random(dtype=np.float32)
