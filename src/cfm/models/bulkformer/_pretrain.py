@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from cfm.data._matrix import by_rows, get_matrix, read_rows, to_dense
 from cfm.data._row_order import BLOCK_SIZE
 from cfm.models._base import PretrainedModel
 from cfm.models._lightning import check_numbers, held_out_studies
@@ -16,11 +15,8 @@ from cfm.models._run import TrainingRun
 from cfm.models.bulkformer._constants import MISSING
 from cfm.models.bulkformer._core import BulkFormerCore
 from cfm.models.bulkformer._linear_fit import choose_settings, choose_weight, fit_local_factors
-from cfm.models.bulkformer._reading import align_expression, expression_blocks
+from cfm.models.bulkformer._reading import ExpressionReader, expression_blocks
 from cfm.models.bulkformer._training import MaskedExpressionPlan, SampleStream
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _MAX_EPOCHS = 30
 
@@ -114,30 +110,32 @@ class Trainable(BulkFormerCore):
         check_numbers(redraw_interval=(redraw_interval, 0))
         if not 0.0 < mask_share < 1.0:
             raise ValueError(f"mask_share must lie between 0 and 1; found {mask_share}.")
-        read, mean = self._registered_expression()
+        reader = self._registered_expression()
         studies = self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
         held_out = self._held_out(studies, validation_share, seed)
         training, checks = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         if not self.is_trained_:
-            self.module.start_from(torch.from_numpy(mean(training)))
+            self.module.start_from(torch.from_numpy(reader.mean(training)))
         stream = SampleStream(
-            read,
+            reader.read,
             training,
             batch_size=batch_size,
             mask_share=mask_share,
             seed=seed,
             weights=_root_weights(studies[training]) if balanced else None,
+            expect=reader.expect,
             **run.layout,
         )
         check = None
         if len(checks):
             check = SampleStream(
-                read,
+                reader.read,
                 checks,
                 batch_size=batch_size,
                 mask_share=mask_share,
                 seed=seed + 1,
                 fixed=True,
+                expect=reader.expect,
                 **run.layout,
             )
         n_steps = run.count_steps(stream.n_batches, default_epochs=_MAX_EPOCHS)
@@ -195,7 +193,7 @@ class Trainable(BulkFormerCore):
         """
         if weight is not None and not 0.0 <= weight <= 1.0:
             raise ValueError(f"weight must lie between 0 and 1; found {weight}.")
-        read, _ = self._registered_expression()
+        reader = self._registered_expression()
         studies = self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
         labels = studies
         if group_key is not None:
@@ -205,7 +203,7 @@ class Trainable(BulkFormerCore):
                     f"{self.adata.obs.columns.tolist()}."
                 )
             labels = self.adata.obs[group_key].astype(str).to_numpy(dtype=object)
-        values = read(np.arange(len(studies)))
+        values = reader.read(np.arange(len(studies)))
         _, groups = np.unique(labels.astype(str), return_inverse=True)
         term = fit_local_factors(
             torch.where(values == MISSING, torch.nan, values).numpy(),
@@ -226,10 +224,8 @@ class Trainable(BulkFormerCore):
         facts = {k: v for k, v in self.provenance.items() if k not in kept}
         PretrainedModel.trained_here(self, studies, **facts)
 
-    def _registered_expression(
-        self,
-    ) -> tuple[Callable[[np.ndarray], torch.Tensor], Callable[[np.ndarray], np.ndarray]]:
-        """Check the registered data, and return how to read rows, and the mean of each gene."""
+    def _registered_expression(self) -> ExpressionReader:
+        """Check the registered data, and return what reads their rows."""
         if self.adata is None:
             raise ValueError(
                 "The model has no data; give it some with from_pretrained(name, adata=adata) "
@@ -237,24 +233,10 @@ class Trainable(BulkFormerCore):
             )
         self.require_genes()
         layer = self._registered_layer()
-        alignment = align_expression(self.adata, self.vocabulary, layer=layer)
+        reader = ExpressionReader(self.adata, self.vocabulary, layer=layer)
         for _ in expression_blocks(self.adata, layer=layer):
             pass  # checks every sample once
-        matrix = by_rows(get_matrix(self.adata, layer=layer))
-
-        def read(rows: np.ndarray) -> torch.Tensor:
-            values = alignment.apply(to_dense(read_rows(matrix, rows), np.float32))
-            return torch.from_numpy(np.nan_to_num(values, nan=MISSING))
-
-        def mean(rows: np.ndarray) -> np.ndarray:
-            total = np.zeros((2, len(self.vocabulary)))
-            for start in range(0, len(rows), 64):
-                values = read(rows[start : start + 64]).numpy()
-                observed = values != MISSING
-                total += [np.where(observed, values, 0.0).sum(0), observed.sum(0)]
-            return (total[0] / np.maximum(total[1], 1)).astype(np.float32)
-
-        return read, mean
+        return reader
 
     def _held_out(self, studies: np.ndarray, share: float, seed: int) -> np.ndarray:
         """Choose what training is judged on, ``(n,)`` bool: studies, or samples without them."""

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._row_buffer import RowBuffer
 from cfm.data._warn import warn_user
 from cfm.models._base import require_anndata
 from cfm.models.bulkformer._constants import LARGEST_LOG_TPM, MISSING
@@ -66,6 +68,50 @@ def align_expression(
             f"measured ({len(alignment.columns)}); what is said of so few is less certain."
         )
     return alignment
+
+
+class ExpressionReader:
+    """Log TPM of samples by gene of a vocabulary, a few samples at a time.
+
+    Parameters
+    ----------
+    adata
+        Samples by genes, any storage.
+    vocabulary
+        Genes of the model.
+    layer
+        Layer to read instead of ``X``.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        As :func:`align_expression`.
+    """
+
+    def __init__(
+        self, adata: AnnData, vocabulary: GeneVocabulary, *, layer: str | None = None
+    ) -> None:
+        self.alignment = align_expression(adata, vocabulary, layer=layer)
+        self._rows = RowBuffer(get_matrix(adata, layer=layer))
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Say which samples will be read, in order, so that they are read ahead from a file."""
+        self._rows.expect(rows)
+
+    def read(self, rows: np.ndarray) -> torch.Tensor:
+        """Return ``(b, n_genes)`` float32; −10 = missing."""
+        values = self.alignment.apply(to_dense(self._rows[rows], np.float32))
+        return torch.from_numpy(np.nan_to_num(values, nan=MISSING))
+
+    def mean(self, rows: np.ndarray) -> np.ndarray:
+        """Return the mean of each gene over the samples that measure it, ``(n_genes,)``."""
+        self.expect(rows)
+        total = np.zeros((2, self.alignment.n_vocabulary))
+        for start in range(0, len(rows), 64):
+            values = self.read(rows[start : start + 64]).numpy()
+            observed = values != MISSING
+            total += [np.where(observed, values, 0.0).sum(0), observed.sum(0)]
+        return (total[0] / np.maximum(total[1], 1)).astype(np.float32)
 
 
 def expression_blocks(

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from cfm.data._matrix import by_rows, get_matrix, in_memory_frame, read_rows
+from cfm.data._matrix import get_matrix, in_memory_frame
+from cfm.data._row_buffer import RowBuffer
 from cfm.data._warn import warn_user
 from cfm.models._base import require_anndata
 
@@ -162,7 +163,7 @@ class CellReader:
         require_anndata(adata)
         if units not in get_args(Units):
             raise ValueError(f"units={units!r}; expected one of {get_args(Units)}.")
-        self._matrix = by_rows(get_matrix(adata, layer=layer))
+        self._rows = RowBuffer(get_matrix(adata, layer=layer))
         self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         self.units = units
         self.n_cells: int = adata.n_obs
@@ -185,9 +186,13 @@ class CellReader:
         out[self.alignment.positions] = True
         return out
 
+    def expect(self, rows: np.ndarray) -> None:
+        """Say which cells will be read, in order, so that they are read ahead from a file."""
+        self._rows.expect(rows)
+
     def read(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Return values as they are stored, checked, on the genes of the model."""
-        block = sparse.csr_matrix(read_rows(self._matrix, rows))
+        block = sparse.csr_matrix(self._rows[rows])
         if self.units == "counts":
             check_whole(block.data, self._where)
         else:
@@ -236,6 +241,7 @@ class CellReader:
             Tokens at a time, padding included; but always at least one cell.
         """
         empty = 0
+        self.expect(np.arange(self.n_cells))
         for start in range(0, self.n_cells, _CHUNK):
             chunk = np.arange(start, min(start + _CHUNK, self.n_cells))
             cells = self.cells(chunk)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from cfm.data._matrix import by_rows, get_matrix, read_rows, row_blocks, to_dense
+from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._row_buffer import RowBuffer
 from cfm.data._warn import warn_user
 from cfm.models._base import require_anndata
 from cfm.models.lingshu._module import MISSING
@@ -55,7 +56,7 @@ class CountReader:
 
     def __init__(self, adata: AnnData, vocabulary: GeneVocabulary, layer: str | None) -> None:
         require_anndata(adata)
-        self._matrix = by_rows(get_matrix(adata, layer=layer))
+        self._rows = RowBuffer(get_matrix(adata, layer=layer))
         self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         self.alignment: GeneAlignment = vocabulary.align(adata.var_names)
         if self.alignment.found_share < LOW_SHARE:
@@ -71,9 +72,13 @@ class CountReader:
         out[self.alignment.positions] = True
         return out
 
+    def expect(self, rows: np.ndarray) -> None:
+        """Say which cells will be read, in order, so that they are read ahead from a file."""
+        self._rows.expect(rows)
+
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """Return ``(b, n_genes)`` int64 counts; −1 = not measured."""
-        block = read_rows(self._matrix, rows)
+        block = self._rows[rows]
         check_whole(block.data if sparse.issparse(block) else block, self._where)
         out = np.full((len(rows), self.alignment.n_vocabulary), MISSING, dtype=np.int64)
         out[:, self.alignment.positions] = to_dense(block)[:, self.alignment.columns]
