@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import anndata as ad
 import numpy as np
@@ -17,6 +17,7 @@ from cfm.data._disk_parts import (
     DensePart,
     Element,
     MemoryPart,
+    Part,
     encoding,
     open_store,
 )
@@ -25,12 +26,11 @@ from cfm.data._row_stack import stack_rows
 from cfm.data._stored_rows import teach_anndata
 from cfm.data._warn import warn_user
 
-if TYPE_CHECKING:
-    from cfm.data._disk_parts import Part
-
 #: What happens to genes that not all files have.
 Join = Literal["inner", "exact"]
 _SUFFIXES = (".h5ad", ".zarr")
+#: Kinds of matrices that are read by rows; old files do not name those that are dense.
+_MATRICES = ("csr_matrix", "csc_matrix", "array", "")
 #: Above this share of the genes of a file that other files lack, a warning says so.
 _LOST_SHARE = 0.25
 
@@ -44,7 +44,8 @@ class _File(NamedTuple):
     uns: dict[str, Any]
     x: Part | None
     layers: dict[str, Part]
-    obsm: dict[str, Part]
+    obsm: dict[str, Any]
+    varm: dict[str, Any]
 
 
 def open_files(
@@ -52,10 +53,11 @@ def open_files(
 ) -> ad.AnnData:
     """Open ``.h5ad`` and ``.zarr`` files as one AnnData, without loading their matrices.
 
-    ``X``, ``layers`` and ``obsm`` stay in the files and are read by rows when rows are asked for;
-    everything of this package that takes an AnnData takes the result, and so do views,
-    ``adata[rows].to_memory()`` and ``adata.write_h5ad``. ``obs``, ``var`` and ``uns`` are loaded.
-    Of several files the rows lie one file after the other, in the order given.
+    ``X``, ``layers`` and the matrices of ``obsm`` stay in the files and are read by rows when rows
+    are asked for; what else there is is loaded. Everything of this package that takes an AnnData
+    takes the result; ``adata[rows].to_memory()`` loads rows of it, ``adata.write_h5ad`` writes it
+    elsewhere, block by block. Of several files the rows lie one file after the other, in the
+    order given.
 
     Parameters
     ----------
@@ -67,10 +69,10 @@ def open_files(
 
     Returns
     -------
-    The AnnData. Of several files ``obs`` has the columns that all have and a column ``file``
-    (name of the file; its path where names are alike), ``var`` the columns that are alike in all,
-    ``layers`` and ``obsm`` what all have, and ``uns`` is that of the first. ``raw``, ``varm``,
-    ``obsp`` and ``varp`` are left out.
+    The AnnData, without ``raw``, ``obsp`` and ``varp``. Of several files ``obs`` has the columns
+    that all have and a column ``file`` (name of the file; its path where names are alike),
+    ``var`` the columns that are alike in all, ``layers`` and ``obsm`` what all have; ``uns`` is
+    that of the first, and there is no ``varm``.
 
     Raises
     ------
@@ -95,10 +97,14 @@ def open_files(
     >>> from tempfile import TemporaryDirectory
     >>> import cfm
     >>> folder = TemporaryDirectory()
-    >>> path = Path(folder.name) / "toy.h5ad"
-    >>> cfm.datasets.toy_contrasts().write_h5ad(path)
-    >>> adata = cfm.data.open_files(path)
-    >>> block = adata[:2].to_memory()
+    >>> paths = [Path(folder.name) / name for name in ("a.h5ad", "b.zarr")]
+    >>> cells = cfm.datasets.toy_infection_cells()
+    >>> cells[:100].write_h5ad(paths[0])
+    >>> cells[100:].write_zarr(paths[1])
+    >>> adata = cfm.data.open_files(paths)
+    >>> adata.shape == cells.shape
+    True
+    >>> block = adata[adata.obs["file"] == "b.zarr"][:5].to_memory()
     """
     if join not in get_args(Join):
         raise ValueError(f"join={join!r}; expected one of {get_args(Join)}.")
@@ -112,7 +118,8 @@ def open_files(
             var=file.var,
             uns=file.uns,
             layers={name: stack_rows([part]) for name, part in file.layers.items()},
-            obsm={name: stack_rows([part]) for name, part in file.obsm.items()},
+            obsm={name: _above_each_other([found]) for name, found in file.obsm.items()},
+            varm=file.varm,
         )
     return _stacked(files, join)
 
@@ -156,17 +163,19 @@ def _open(path: Path) -> _File:
             f"{sorted(store)}. Write it with adata.write_h5ad or adata.write_zarr."
         )
     obs, var = (_table(store[name], path, name) for name in ("obs", "var"))
-    uns = ad.io.read_elem(store["uns"]) if "uns" in store else {}
-    x = _part(path, "X", store["X"]) if "X" in store else None
-    matrices = {}
-    for field in ("layers", "obsm"):
-        within = store.get(field, {})
-        matrices[field] = {
-            name: part
-            for name in sorted(within)
-            if (part := _part(path, f"{field}/{name}", within[name])) is not None
-        }
-    return _File(path, obs, var, uns, x, matrices["layers"], matrices["obsm"])
+    uns, varm = (ad.io.read_elem(store[name]) if name in store else {} for name in ("uns", "varm"))
+    has_x = "X" in store and encoding(store["X"]) != "null"
+    x = _part(path, "X", store["X"]) if has_x else None
+    matrices, more = (store.get(name, {}) for name in ("layers", "obsm"))
+    layers = {name: _part(path, f"layers/{name}", matrices[name]) for name in sorted(matrices)}
+    obsm = {}
+    for name in sorted(more):
+        # tables, and arrays of three dimensions, are loaded
+        is_matrix = encoding(more[name]) in _MATRICES and getattr(more[name], "ndim", 2) == 2
+        obsm[name] = (
+            _part(path, f"obsm/{name}", more[name]) if is_matrix else ad.io.read_elem(more[name])
+        )
+    return _File(path, obs, var, uns, x, layers, obsm, varm)
 
 
 def _table(stored: Any, path: Path, name: str) -> pd.DataFrame:
@@ -179,9 +188,14 @@ def _table(stored: Any, path: Path, name: str) -> pd.DataFrame:
     return table
 
 
-def _part(path: Path, key: str, stored: Any) -> Part | None:
-    """Open a matrix; None for what is no matrix of numbers (tables and arrays in obsm)."""
+def _part(path: Path, key: str, stored: Any) -> Part:
+    """Open a matrix."""
     kind = encoding(stored)
+    if kind not in _MATRICES:
+        raise ValueError(
+            f"{key} of {path} is stored as {kind or 'something that has no name'}; a dense or "
+            "sparse matrix is expected."
+        )
     element = Element(path, key)
     if kind == "csr_matrix":
         return CompressedPart(element)
@@ -195,8 +209,12 @@ def _part(path: Path, key: str, stored: Any) -> Part | None:
             "adata.X = adata.X.tocsr() to leave it on disk."
         )
         return MemoryPart(ad.io.read_elem(stored).tocsr())
-    is_matrix = kind in ("array", "") and len(getattr(stored, "shape", ())) == 2
-    return DensePart(element) if is_matrix and stored.dtype.kind in "biuf" else None
+    if len(stored.shape) != 2 or stored.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{key} of {path} has shape {stored.shape} and holds {stored.dtype} values; a matrix "
+            "of numbers is expected."
+        )
+    return DensePart(element)
 
 
 def _stacked(files: list[_File], join: Join) -> ad.AnnData:
@@ -215,6 +233,12 @@ def _stacked(files: list[_File], join: Join) -> ad.AnnData:
     )
     x = [file.x for file in files]
     has_x = all(part is not None for part in x)
+    obsm = {
+        name: _above_each_other([file.obsm.get(name) for file in files]) for name in files[0].obsm
+    }
+    for name, table in obsm.items():
+        if isinstance(table, pd.DataFrame):
+            obsm[name] = table.set_axis(together.obs_names)
     return ad.AnnData(
         X=stack_rows([part for part in x if part is not None], columns) if has_x else None,
         obs=together.obs,
@@ -225,14 +249,20 @@ def _stacked(files: list[_File], join: Join) -> ad.AnnData:
             for name in files[0].layers
             if all(name in file.layers for file in files)
         },
-        obsm={
-            name: stack_rows([file.obsm[name] for file in files])
-            for name, part in files[0].obsm.items()
-            if all(
-                name in file.obsm and file.obsm[name].shape[1] == part.shape[1] for file in files
-            )
-        },
+        obsm={name: found for name, found in obsm.items() if found is not None},
     )
+
+
+def _above_each_other(found: list[Any]) -> Any:
+    """Put what the files have under one name in obsm together; None where that cannot be."""
+    if len(found) == 1 and not isinstance(found[0], Part):
+        return found[0]
+    if all(isinstance(one, Part) for one in found):
+        return stack_rows(found) if len({part.shape[1] for part in found}) == 1 else None
+    if all(isinstance(one, pd.DataFrame) for one in found):
+        alike = all(one.columns.equals(found[0].columns) for one in found)
+        return pd.concat(found) if alike else None
+    return None
 
 
 def _common_genes(files: list[_File], join: Join) -> pd.Index:

@@ -176,6 +176,11 @@ class DenseRowStack(RowStack):
 
     format = "dense"  # type: ignore[assignment]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("what lies on disk cannot be an array without being loaded.")
+        return np.asarray(self.to_memory(), dtype=dtype)
+
     def _kind(self, block: Any) -> Any:
         return block
 
