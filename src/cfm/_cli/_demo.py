@@ -1,81 +1,22 @@
-"""The command line: ``cfm demo``, ``cfm models``, ``cfm --version``."""
+"""``cfm demo``: from a count table to a virus call and a report."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cfm import __version__
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
+    from cfm._cli._log import RunLog
     from cfm._report import DemoResult
 
-_EXIT_BAD_INPUT = 2
-_EXIT_INTERRUPTED = 130  # what a shell makes of Ctrl-C
-#: What the package raises about its input; anything else is a bug and shows its traceback.
-_INPUT_ERRORS = (ValueError, KeyError, TypeError, OSError)
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv
-        Arguments without the program's name; ``None`` reads those of the process.
-
-    Returns
-    -------
-    The exit status: 0, 2 when the input was refused (the reason is one line on stderr), or 130
-    after Ctrl-C.
-    """
-    arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("cfm").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
-    try:
-        _COMMANDS[arguments.command](arguments)
-    except _INPUT_ERRORS as error:
-        if arguments.debug:
-            raise
-        sys.stderr.write(f"cfm: error: {_one_line(error)}\n")
-        return _EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        if arguments.debug:
-            raise
-        sys.stderr.write("cfm: interrupted; files written so far are in the output folder\n")
-        return _EXIT_INTERRUPTED
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cfm", description="Transcriptome foundation models for scverse."
-    )
-    parser.add_argument("--version", action="version", version=f"cfm {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--quiet", action="store_true", help="say nothing about progress")
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_demo(commands, common)
-    commands.add_parser(
-        "models",
-        parents=[common],
-        help="list the checkpoints that work offline",
-        description="List bundled and registered checkpoints.",
-    )
-    return parser
-
-
-def _add_demo(
+def add_commands(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
 ) -> None:
+    """Add the command."""
     demo = commands.add_parser(
         "demo",
         parents=[common],
@@ -157,9 +98,10 @@ def _add_demo(
     demo.add_argument(
         "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="(default: demo)"
     )
+    demo.set_defaults(run=_demo, kept="files written so far are in the output folder")
 
 
-def _demo(arguments: argparse.Namespace) -> None:
+def _demo(arguments: argparse.Namespace, log: RunLog) -> int:
     os.environ.setdefault("MPLBACKEND", "agg")  # figures go to files; no window may open
     # imported here: torch and scanpy take seconds that --help and --version need not wait for
     from cfm._report import DemoOptions, run_demo
@@ -183,23 +125,9 @@ def _demo(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         embedding_model=arguments.embedding_model,
     )
-    with _progress_bars(not arguments.quiet):
-        result = run_demo(options)
+    result = run_demo(options)
     sys.stdout.write(_told(result))
-
-
-@contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
-    """Silence the bars of the tools through the one switch they share."""
-    from scvi import settings
-
-    before = settings.verbosity
-    if not shown:
-        settings.verbosity = logging.ERROR
-    try:
-        yield
-    finally:
-        settings.verbosity = before
+    return len(result.calls)
 
 
 def _told(result: DemoResult) -> str:
@@ -214,31 +142,3 @@ def _told(result: DemoResult) -> str:
         lines.append(known)
     lines.append(f"report: {result.report}")
     return "\n".join(lines) + "\n"
-
-
-def _models(arguments: argparse.Namespace) -> None:
-    from cfm import hub
-
-    table = hub.list_checkpoints()
-    if table.empty:
-        sys.stdout.write("no checkpoints are bundled or registered\n")
-        return
-    for name, row in table.iterrows():
-        sys.stdout.write(
-            f"{name}  {row['model']}, {row['n_parameters'] / 1e6:.1f} M parameters, "
-            f"{row['size_mb']:.1f} MB, {row['origin']}\n    {row['description']}\n"
-            f"    sha256 {row['sha256']}\n"
-        )
-
-
-_COMMANDS = {"demo": _demo, "models": _models}
-
-
-def _one_line(error: BaseException) -> str:
-    # str() of a KeyError is the quoted repr of its text
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
-
-
-if __name__ == "__main__":
-    sys.exit(main())
