@@ -13,6 +13,7 @@ from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
 from cfm.hub import load_checkpoint, save_checkpoint
+from cfm.nn._distributed import first_process_does
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -225,6 +226,8 @@ class PretrainedModel(BaseModelClass):
     ) -> Path:
         """Save weights, what they need to be used, and provenance as a cfm checkpoint.
 
+        Processes that train together must all call this: the first one writes, the others wait.
+
         Parameters
         ----------
         dir_path
@@ -255,14 +258,16 @@ class PretrainedModel(BaseModelClass):
                 "Save data with adata.write_h5ad."
             )
         tensors, config, files = self._contents()
-        return save_checkpoint(
-            dir_path,
-            self._compacted(tensors) if compact else tensors,
-            self.provenance | config,
-            model=type(self).__name__,
-            files=files | self._history_file(),
-            card=card if card is not None else self.card,
-            overwrite=overwrite,
+        return first_process_does(
+            lambda: save_checkpoint(
+                dir_path,
+                self._compacted(tensors) if compact else tensors,
+                self.provenance | config,
+                model=type(self).__name__,
+                files=files | self._history_file(),
+                card=card if card is not None else self.card,
+                overwrite=overwrite,
+            )
         )
 
     @abstractmethod
