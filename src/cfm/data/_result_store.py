@@ -196,6 +196,10 @@ class ResultStore:
             _remove(made)
             write_results(made, adata, streamed)
             _into_place(made, self.path, self.folder / "replaced")
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the chunks."""
         self.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -13,8 +13,6 @@ from cfm.nn._distributed import process_number
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cfm.models._base import PretrainedModel
-
 Result = TypeVar("Result")
 
 #: Processes wait for each other after each chunk, which may take hours on a processor.
@@ -78,7 +76,7 @@ class Processes:
 
 def share_work(
     function: Callable[[Processes], Result],
-    model: PretrainedModel,
+    model: Any,
     *,
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
@@ -95,7 +93,7 @@ def share_work(
     function
         Is told of the processes; in each the model is on a device of its own.
     model
-        The model; its device says on what kind of device to run.
+        A :class:`cfm.models.PretrainedModel`; its device says on what kind of device to run.
     devices, num_nodes, strategy
         As of :class:`lightning.fabric.Fabric`.
 

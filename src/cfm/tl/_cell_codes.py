@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from cfm._fields import (
     ANNOTATIONS,
@@ -14,30 +13,34 @@ from cfm._fields import (
     CODES,
     EMBEDDING_PREFIX,
     GROUP,
-    MARGIN,
     MARKERS,
     NEIGHBOURS,
     PARAMS,
     REFERENCE,
-    SIMILARITY,
     VECTORS,
 )
-from cfm.data._matrix import get_matrix, in_memory_frame
-from cfm.data._warn import warn_user
+from cfm.data._matrix import get_matrix
 from cfm.models import CodeModel, PretrainedModel, load_model
-from cfm.models._base import require_anndata
+from cfm.models.cellvq import CellCodes
+from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
+from cfm.tl._code_checks import (
+    check_numbers,
+    check_use,
+    obs_columns,
+    read_annotations,
+    readable_cells,
+)
 from cfm.tl._code_groups import group_column, merge_codes
 from cfm.tl._code_markers import marker_table
 from cfm.tl._code_reference import ReferenceCodes, check_new_columns, fingerprint
 from cfm.tl._code_tables import (
-    Annotation,
     UsedCodes,
     agreement_table,
     code_table,
     neighbour_table,
     vector_table,
 )
-from cfm.tl._store import check_key, run_record, target, warn_overwritten
+from cfm.tl._store import check_key, model_record, warn_overwritten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,15 +48,17 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from cfm.models.cellvq import CellCodes
+    from cfm.tl._chunk_input import Data
 
+#: What a model says of single cells, the largest last.
+_OF_CELLS = ("code", "similarity", "margin", "embedding")
 #: Names of the columns of ``obs`` that not every run makes, in the parameters: a run that does not
 #: make them drops them.
 _FURTHER = "further_columns"
 
 
 def cell_codes(
-    adata: AnnData,
+    adata: Data,
     model: str | Path | PretrainedModel | CodeModel = "cellvq-mini",
     *,
     groupby: str | Sequence[str] | None = None,
@@ -68,6 +73,12 @@ def cell_codes(
     key_added: str = CELL_CODE_KEY,
     batch_size: int = 64,
     device: str | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+    devices: int | str | list[int] = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
     copy: bool = False,
 ) -> AnnData | None:
     r"""Give each cell a code out of a fixed set, and say what the cells of a code are.
@@ -81,6 +92,8 @@ def cell_codes(
     adata
         Cells by genes with raw counts, or normalised as ``units`` says. Genes as symbols or
         Ensembl ids; genes that are absent are taken as not measured.
+        Or one or more paths of ``.h5ad`` and ``.zarr`` files, which are opened with
+        :func:`cfm.data.open_files`; markers are of the genes that all have.
     model
         A model with codes (:class:`cfm.models.CodeModel`), the name of a checkpoint, a folder, or
         ``hf://org/name``.
@@ -111,13 +124,28 @@ def cell_codes(
         Cells at a time; the result does not depend on it.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    output
+        File to write results to as they are made, ``.zarr`` or ``.h5ad``, instead of ``adata``,
+        which is left as it was. A run that was stopped goes on where it was when the same call is
+        made again.
+    overwrite
+        Replace ``output`` if it exists, and what a stopped run of another call left of it.
+    chunk_size
+        Rows that are read, and written, at a time, with ``output``, paths or several devices; two
+        chunks are in memory. For bit-identical results choose a multiple of 2,048 and of
+        ``batch_size``.
+    devices, num_nodes, strategy
+        Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
+        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     copy
         Return a changed copy instead of writing to ``adata``.
 
     Returns
     -------
-    ``None``, or with ``copy=True`` the changed copy. Writes, with ``key`` =
-    ``'cell_code' | key_added``:
+    ``None``, or with ``copy=True`` the changed copy. Given paths, an AnnData whose matrices stay
+    in the files, with the results in memory. With ``output`` the AnnData of results, opened from
+    there: ``obs``, ``var`` and ``uns`` of the input and what is written; no ``X``. Writes, with
+    ``key`` = ``'cell_code' | key_added``:
 
     ``adata.obs[key]``
         Categorical of text, the number of the code (``"7"``); missing where the model could not
@@ -194,6 +222,10 @@ def cell_codes(
         its range, cells have fewer codes than ``n_groups``, the matrix is not what ``units`` says,
         no cell can be read, or the reference was read by another model. Whatever is raised,
         ``adata`` is left as it was.
+    FileExistsError
+        If ``output`` exists.
+    OSError
+        If the disk is full; what is done is kept, and the same call goes on from there.
 
     Warns
     -----
@@ -220,15 +252,16 @@ def cell_codes(
     >>> bool(new.uns["cell_code"]["reference"]["known"].all())
     True
     """
-    require_anndata(adata)
+    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
+    run = ChunkRun(adata, how, copy=copy)
     check_key(key_added)
-    _check_numbers(
+    check_numbers(
         n_markers=(n_markers, 0),
         min_cells=(min_cells, 2),
         n_neighbors=(n_neighbors, 1),
         n_groups=(1 if n_groups is None else n_groups, 1),
     )
-    annotations = _read_annotations(adata, groupby)
+    annotations = read_annotations(run.whole, groupby)
     known = None if reference is None else ReferenceCodes.read(reference, key_added)
     network: Any = model
     if not isinstance(model, CodeModel) or isinstance(model, PretrainedModel):
@@ -245,68 +278,84 @@ def cell_codes(
         "batch_size": batch_size,
     }
     book = network.get_codebook()
-    record = _record(network, adata, reading, key_added) | {
-        "fingerprint": fingerprint(network, book)
-    }
+    record = _record(network, run, reading, key_added) | {"fingerprint": fingerprint(network, book)}
     if known is not None:
         known.check_same_model(record)
-    found = network.get_cell_codes(adata, **reading)
-    used = UsedCodes.of(found.code, _readable(found))
-    _check_use(used, len(book.vectors), n_groups)
-    stored: dict[str, Any] = {
-        CODES: code_table(used, found, book, annotations),
-        MARKERS: marker_table(
-            get_matrix(adata, layer=layer),
-            used.place,
-            used.names,
-            adata.var_names,
-            counts=units == "counts",
-            n_markers=n_markers,
-            min_cells=min_cells,
-        ),
-        NEIGHBOURS: neighbour_table(used, book, n_neighbors),
-        VECTORS: vector_table(used, book),
-    }
-    obs = _obs_columns(found, used, key_added)
-    if annotations:
-        stored[ANNOTATIONS] = agreement_table(annotations, used)
-    further: dict[str, Any] = {}
-    if n_groups is not None:
-        group = merge_codes(book.vectors[used.numbers], used.size, n_groups)
-        stored[CODES]["group"] = group.astype(str).astype(object)
-        further[key_added + GROUP] = group_column(used, group)
-    if known is not None:
-        stored[REFERENCE] = known.compare(used, book)
-        columns = known.transferred(key_added, stored[REFERENCE], used)
-        check_new_columns([*obs, *further], list(columns))
-        further |= columns
-    obs |= further
-    obsm_key = EMBEDDING_PREFIX + type(network).__name__.lower()
-    own = {
-        "groupby": list(annotations) or None,
-        "n_markers": n_markers,
-        "min_cells": min_cells,
-        "n_neighbors": n_neighbors,
-        "n_codes": len(book.vectors),
-        "n_used": len(used.names),
-        "n_unread": int((used.place < 0).sum()),
-        "perplexity": used.perplexity,
-        "n_groups": n_groups,
-        _FURTHER: list(further) or None,
-    }
-    adata = target(adata, copy=copy)
-    warn_overwritten(adata, key_added, {"obs": list(obs)})
-    warn_overwritten(adata, obsm_key, {"obsm": [obsm_key]})
-    for name in _made_before(adata, key_added) - set(obs):
-        del adata.obs[name]
-    for name, column in obs.items():
-        adata.obs[name] = column
-    adata.obsm[obsm_key] = found.embedding
-    adata.uns[obsm_key] = {PARAMS: record | {"key_added": obsm_key}}
-    adata.uns[key_added] = {
-        PARAMS: record | {k: v for k, v in own.items() if v is not None}
-    } | stored
-    return adata if copy else None
+    loaded = network
+
+    def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
+        found = loaded.get_cell_codes(part, **reading)
+        return {name: getattr(found, name) for name in _OF_CELLS}
+
+    def store() -> None:
+        # what is small; embeddings go by as they are written
+        small = {name: run.results.take(name) for name in _OF_CELLS[:-1]}
+        none = np.empty((len(small["code"]), 0), dtype=np.float32)
+        found = CellCodes(embedding=none, latent=none, **small)
+        used = UsedCodes.of(found.code, readable_cells(found))
+        check_use(used, len(book.vectors), n_groups)
+        stored: dict[str, Any] = {
+            CODES: code_table(used, found, book, annotations),
+            MARKERS: marker_table(
+                get_matrix(run.whole, layer=layer),
+                used.place,
+                used.names,
+                run.whole.var_names,
+                counts=units == "counts",
+                n_markers=n_markers,
+                min_cells=min_cells,
+            ),
+            NEIGHBOURS: neighbour_table(used, book, n_neighbors),
+            VECTORS: vector_table(used, book),
+        }
+        obs = obs_columns(found, used, key_added)
+        if annotations:
+            stored[ANNOTATIONS] = agreement_table(annotations, used)
+        further: dict[str, Any] = {}
+        if n_groups is not None:
+            group = merge_codes(book.vectors[used.numbers], used.size, n_groups)
+            stored[CODES]["group"] = group.astype(str).astype(object)
+            further[key_added + GROUP] = group_column(used, group)
+        if known is not None:
+            stored[REFERENCE] = known.compare(used, book)
+            columns = known.transferred(key_added, stored[REFERENCE], used)
+            check_new_columns([*obs, *further], list(columns))
+            further |= columns
+        obs |= further
+        obsm_key = EMBEDDING_PREFIX + type(loaded).__name__.lower()
+        own = {
+            "groupby": list(annotations) or None,
+            "n_markers": n_markers,
+            "min_cells": min_cells,
+            "n_neighbors": n_neighbors,
+            "n_codes": len(book.vectors),
+            "n_used": len(used.names),
+            "n_unread": int((used.place < 0).sum()),
+            "perplexity": used.perplexity,
+            "n_groups": n_groups,
+            _FURTHER: list(further) or None,
+        }
+        into = run.target
+        warn_overwritten(into, key_added, {"obs": list(obs)})
+        warn_overwritten(into, obsm_key, {"obsm": [obsm_key]})
+        for name in _made_before(into, key_added) - set(obs):
+            del into.obs[name]
+        for name, column in obs.items():
+            into.obs[name] = column
+        run.put("obsm", obsm_key, _OF_CELLS[-1])
+        into.uns[obsm_key] = {PARAMS: record | {"key_added": obsm_key}}
+        into.uns[key_added] = {
+            PARAMS: record | {k: v for k, v in own.items() if v is not None}
+        } | stored
+
+    return run.run(
+        compute,
+        store,
+        network,
+        tool="cell_codes",
+        layers=[layer],
+        arguments=reading | {"fingerprint": record["fingerprint"]},
+    )
 
 
 def _made_before(adata: AnnData, key: str) -> set[str]:
@@ -316,84 +365,15 @@ def _made_before(adata: AnnData, key: str) -> set[str]:
     return set(map(str, params.get(_FURTHER, []))) & set(map(str, adata.obs.columns))
 
 
-def _check_numbers(**bounds: tuple[int, int]) -> None:
-    for name, (value, least) in bounds.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}.")
-
-
-def _read_annotations(adata: AnnData, groupby: str | Sequence[str] | None) -> dict[str, Annotation]:
-    """Read the columns of ``groupby``, before anything is computed."""
-    if groupby is None:
-        return {}
-    names = [groupby] if isinstance(groupby, str) else list(dict.fromkeys(groupby))
-    obs = in_memory_frame(adata.obs)
-    annotations = {}
-    for name in names:
-        if name not in obs:
-            raise KeyError(f"adata.obs has no column {name!r}; it has {obs.columns.tolist()}.")
-        column = obs[name]
-        if column.dtype.kind == "f":
-            raise ValueError(
-                f"adata.obs[{name!r}] holds {column.dtype} numbers; expected categories: cut it "
-                "into intervals (pandas.cut), or convert it to text if the numbers are names."
-            )
-        annotation = Annotation.of(column)
-        if not len(annotation.levels):
-            raise ValueError(f"adata.obs[{name!r}] is missing in all {adata.n_obs} cells.")
-        if len(annotation.levels) == 1:
-            warn_user(
-                f"adata.obs[{name!r}] has one level ({annotation.levels[0]!r}), so every code is "
-                "pure and nothing can be said of it."
-            )
-        annotations[name] = annotation
-    return annotations
-
-
 def _record(
-    model: Any, adata: AnnData, reading: Mapping[str, Any], key_added: str
+    model: Any, run: ChunkRun, reading: Mapping[str, Any], key_added: str
 ) -> dict[str, Any]:
+    share = run.rows.vocabulary_share(model)
     if isinstance(model, PretrainedModel):
-        return run_record(model, adata, key_added=key_added, **reading)
-    share = model.vocabulary.align(adata.var_names).found_share
+        return model_record(model, share, key_added=key_added, **reading)
     return {k: v for k, v in reading.items() if v is not None} | {
         "key_added": key_added,
         "model": type(model).__name__,
         "sha256": "",
-        "vocabulary_share": float(share),
-    }
-
-
-def _readable(found: CellCodes) -> np.ndarray:
-    readable = (found.code >= 0) & np.isfinite(found.similarity)
-    if not readable.any():
-        raise ValueError(
-            f"The model could not read any of the {len(readable)} cells; do they express its genes?"
-        )
-    return readable
-
-
-def _check_use(used: UsedCodes, n_codes: int, n_groups: int | None) -> None:
-    """Name a codebook of which one code is used; refuse more groups than codes."""
-    n_cells = int(used.size.sum())
-    if n_groups is not None and n_groups > len(used.names):
-        raise ValueError(
-            f"n_groups is {n_groups}, but the {n_cells} cells have {len(used.names)} codes; "
-            "expected at most as many groups."
-        )
-    if len(used.names) == 1 and n_cells > 1 and n_codes > 1:
-        warn_user(
-            f"All {n_cells} cells have the code {used.names[0]}, of {n_codes} that the model has: "
-            "either they are alike, or the model's codebook has collapsed; see its "
-            "history['perplexity']."
-        )
-
-
-def _obs_columns(found: CellCodes, used: UsedCodes, key: str) -> dict[str, Any]:
-    """Return the columns of ``obs`` that every run writes."""
-    unread = used.place < 0
-    return {
-        key: pd.Categorical.from_codes(used.place, categories=pd.Index(used.names, dtype=object)),
-        key + SIMILARITY: np.where(unread, np.nan, found.similarity).astype(np.float32),
-        key + MARGIN: np.where(unread, np.nan, found.margin).astype(np.float32),
+        "vocabulary_share": share,
     }

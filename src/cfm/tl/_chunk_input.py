@@ -6,17 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from cfm.data._matrix import by_rows, get_matrix, in_memory_frame, read_rows
+from cfm.models import PretrainedModel
 from cfm.models._base import require_anndata
-
-if TYPE_CHECKING:
-    from cfm.models import PretrainedModel
 
 #: What tools take as their first argument.
 Data: TypeAlias = AnnData | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -125,9 +123,14 @@ class Rows:
             layers=blocks,
         )
 
-    def vocabulary_share(self, model: PretrainedModel) -> float:
+    def vocabulary_share(self, model: Any) -> float:
         """Return the share of the model's genes that are measured, on average over the rows."""
-        share = [model.vocabulary_share(part) for part in self.parts]
+        share = [
+            model.vocabulary_share(part)
+            if isinstance(model, PretrainedModel)
+            else model.vocabulary.align(part.var_names).found_share
+            for part in self.parts
+        ]
         return float(np.average(share, weights=[max(1, part.n_obs) for part in self.parts]))
 
 

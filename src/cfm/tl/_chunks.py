@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from cfm.models import PretrainedModel
-
 logger = logging.getLogger(__name__)
 
 #: Rows of a chunk, unless said otherwise.
@@ -111,7 +109,7 @@ class ChunkRun:
     Parameters
     ----------
     data
-        An AnnData, or one or more paths.
+        An AnnData, one or more paths, or what was made of them.
     how
         Where results go, and who makes them.
     copy
@@ -133,7 +131,7 @@ class ChunkRun:
         self.output: Path | None = None
         if how.output is not None:
             self.output = check_output(how.output, overwrite=how.overwrite)
-        self.rows = Rows.of(data, self.output)
+        self.rows = data if isinstance(data, Rows) else Rows.of(data, self.output)
         self.whole: AnnData = self.rows.whole
         self.results = Results(0, None)
         self.processes = Processes()
@@ -144,7 +142,7 @@ class ChunkRun:
         self,
         compute: Callable[[AnnData, slice], Mapping[str, np.ndarray]],
         store: Callable[[], None],
-        model: PretrainedModel,
+        model: Any,
         *,
         tool: str,
         layers: Sequence[str | None],
@@ -206,6 +204,11 @@ class ChunkRun:
         else:
             self._streamed[slot, key] = self.results.streamed(name)
 
+    def discard(self) -> None:
+        """Throw away the chunks: nothing can come of them."""
+        if self.results.store is not None:
+            self.results.store.discard()
+
     def _finish(self, store: Callable[[], None]) -> None:
         store()
         assert self.results.store is not None
@@ -214,7 +217,7 @@ class ChunkRun:
     def _compute(
         self,
         compute: Callable[[AnnData, slice], Mapping[str, np.ndarray]],
-        model: PretrainedModel,
+        model: Any,
         tool: str,
         layers: Sequence[str | None],
         arguments: Mapping[str, Any],

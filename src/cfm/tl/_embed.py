@@ -78,7 +78,8 @@ def embed(
         Replace ``output`` if it exists, and what a stopped run of another call left of it.
     chunk_size
         Rows that are read, and written, at a time, with ``output``, paths or several devices; two
-        chunks are in memory. For bit-identical results choose a multiple of 2,048.
+        chunks are in memory. For bit-identical results choose a multiple of 2,048 and of
+        ``batch_size``.
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
@@ -169,7 +170,7 @@ def embed(
         model,
         tool="embed",
         layers=[layer],
-        arguments=arguments | {"key_added": key},
+        arguments=arguments,
     )
 
 

@@ -8,19 +8,26 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import PARAMS
-from cfm.data._matrix import to_dense
+from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.models import BulkFormer, load_model
-from cfm.models._base import require_anndata
-from cfm.tl._store import check_key, run_record, target, warn_overwritten
+from cfm.models.bulkformer._constants import MISSING
+from cfm.models.bulkformer._impute import check_mask
+from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
+from cfm.tl._store import check_key, model_record, warn_overwritten
+
+#: Names of the columns of an array of genes that the data do not have.
+ABSENT_GENES = "absent_genes"
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
 
+    from cfm.tl._chunk_input import Data
+
 
 def impute(
-    adata: AnnData,
+    adata: Data,
     model: str | Path | BulkFormer,
     *,
     mask: str | np.ndarray | None = None,
@@ -29,6 +36,12 @@ def impute(
     key_added: str = "imputed",
     batch_size: int = 64,
     device: str | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+    devices: int | str | list[int] = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
     copy: bool = False,
 ) -> AnnData | None:
     """Fill in missing expression; what was observed stays as it is.
@@ -37,6 +50,9 @@ def impute(
     ----------
     adata
         Samples by genes, natural log1p of TPM (:func:`cfm.pp.tpm`); ``NaN`` and −10 are missing.
+        Or one or more paths of ``.h5ad`` and ``.zarr`` files, which are opened with
+        :func:`cfm.data.open_files`, each read with all genes that it has; the
+        results are on the genes that all have.
     model
         A BulkFormer, the name of one, a folder, or ``hf://org/name``.
     mask
@@ -52,19 +68,35 @@ def impute(
         Samples to read at a time; the result does not depend on it.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    output
+        File to write results to as they are made, ``.zarr`` or ``.h5ad``, instead of ``adata``,
+        which is left as it was. A run that was stopped goes on where it was when the same call is
+        made again.
+    overwrite
+        Replace ``output`` if it exists, and what a stopped run of another call left of it.
+    chunk_size
+        Rows that are read, and written, at a time, with ``output``, paths or several devices; two
+        chunks are in memory. For bit-identical results choose a multiple of 2,048 and of
+        ``batch_size``.
+    devices, num_nodes, strategy
+        Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
+        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     copy
         Return a changed copy instead of writing to ``adata``.
 
     Returns
     -------
-    ``None``, or with ``copy=True`` the changed copy. Writes
+    ``None``, or with ``copy=True`` the changed copy. Given paths, an AnnData whose matrices stay
+    in the files, with the results in memory. With ``output`` the AnnData of results, opened from
+    there: ``obs``, ``var`` and ``uns`` of the input and what is written; no ``X``. Writes
 
     ``adata.layers['imputed' | key_added]``
         ``(n_obs, n_vars)`` float32 log TPM: observed entries as they were, the others predicted,
         ``NaN`` where a missing gene is not among the model's.
     ``adata.obsm['imputed' | key_added]``
         With ``absent_genes`` only: DataFrame, samples by genes that ``adata`` does not have,
-        float32 log TPM.
+        float32 log TPM. With ``output`` an array, whose columns ``uns['imputed']['absent_genes']``
+        names.
     ``adata.uns['imputed' | key_added]``
         ``params`` (arguments, model, SHA-256, device, share of genes found); ``n_imputed``,
         entries filled in; ``n_left``, missing entries of genes that the model does not know.
@@ -78,6 +110,10 @@ def impute(
     ValueError
         If the matrix is not log TPM, too few genes are found, the mask is of another shape, or
         there is nothing to fill in. Whatever is raised, ``adata`` is left as it was.
+    FileExistsError
+        If ``output`` exists.
+    OSError
+        If the disk is full; what is done is kept, and the same call goes on from there.
 
     Warns
     -----
@@ -97,53 +133,105 @@ def impute(
     >>> bool(np.isfinite(adata.layers["imputed"]).all())
     True
     """
-    require_anndata(adata)
+    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
     check_key(key_added)
+    run = ChunkRun(adata, how, copy=copy)
     filler = load_model(model, device=device)
     if not isinstance(filler, BulkFormer):
         raise TypeError(f"model= is a {type(filler).__name__}; expected BulkFormer.")
-    hidden = _mask(adata, mask)
-    filled, n_missing = filler.impute_and_count(
-        adata, layer=layer, mask=hidden, batch_size=batch_size
-    )
-    names = filler.absent_genes(adata) if absent_genes else pd.Index([])
-    if not n_missing and not len(names):
-        raise ValueError(
-            "Nothing is missing (NaN or −10) and no mask hides anything, so there is nothing to "
-            "fill in; pass mask=, or absent_genes=True for genes that adata does not have."
-        )
-    absent = None
-    if len(names):
-        absent = filler.predict_expression(
-            adata, layer=layer, genes=[str(n) for n in names], mask=hidden, batch_size=batch_size
-        )
-        absent.columns.name = None
-    record = run_record(
-        filler,
-        adata,
-        key_added=key_added,
-        layer=layer,
-        mask=mask if isinstance(mask, str) else mask is not None,
-        absent_genes=absent_genes,
-        batch_size=batch_size,
-    )
-    adata = target(adata, copy=copy)
-    fields = {"layers": [key_added]} | ({} if absent is None else {"obsm": [key_added]})
-    warn_overwritten(adata, key_added, fields)
-    adata.layers[key_added] = filled
-    if absent is not None:
-        adata.obsm[key_added] = absent
-    n_left = int(np.isnan(filled).sum())
-    adata.uns[key_added] = {PARAMS: record, "n_imputed": n_missing - n_left, "n_left": n_left}
-    return adata if copy else None
-
-
-def _mask(adata: AnnData, mask: str | np.ndarray | None) -> np.ndarray | None:
-    """Return a mask that may be a layer."""
-    if not isinstance(mask, str):
-        return mask
-    if mask not in adata.layers:
+    if isinstance(mask, str) and mask not in run.whole.layers:
         raise KeyError(
-            f"no layer {mask!r} to be the mask; adata has layers {sorted(adata.layers)}."
+            f"no layer {mask!r} to be the mask; adata has layers {sorted(run.whole.layers)}."
         )
-    return to_dense(adata.layers[mask], bool)
+    if mask is not None and not isinstance(mask, str):
+        mask = check_mask(mask, run.whole)
+    genes = run.whole.var_names
+    names = filler.absent_genes(run.whole) if absent_genes else pd.Index([])
+
+    def compute(part: AnnData, rows: slice) -> dict[str, np.ndarray]:
+        hidden = _mask(part, genes, mask, rows)
+        filled, n_missing = filler.impute_and_count(
+            part, layer=layer, mask=hidden, batch_size=batch_size
+        )
+        columns = None if part.var_names.equals(genes) else part.var_names.get_indexer(genes)
+        if columns is not None:
+            values = to_dense(get_matrix(part, layer=layer), np.float32)[:, columns]
+            missing = np.isnan(values) | (values == MISSING)
+            missing |= False if hidden is None else hidden[:, columns]
+            filled, n_missing = filled[:, columns], int(missing.sum())
+        made = {
+            "filled": filled,
+            "n_missing": np.array([n_missing]),
+            "n_left": np.array([np.isnan(filled).sum()]),
+        }
+        if len(names):
+            made["absent"] = filler.predict_expression(
+                part,
+                layer=layer,
+                genes=[str(n) for n in names],
+                mask=hidden,
+                batch_size=batch_size,
+            ).to_numpy()
+        return made
+
+    def store() -> None:
+        n_missing = int(run.results.take("n_missing").sum())
+        n_left = int(run.results.take("n_left").sum())
+        if not n_missing and not len(names):
+            run.discard()
+            raise ValueError(
+                "Nothing is missing (NaN or −10) and no mask hides anything, so there is nothing "
+                "to fill in; pass mask=, or absent_genes=True for genes that adata does not have."
+            )
+        made = run.target
+        fields = {"layers": [key_added]} | ({"obsm": [key_added]} if len(names) else {})
+        warn_overwritten(made, key_added, fields)
+        record = model_record(
+            filler,
+            run.rows.vocabulary_share(filler),
+            key_added=key_added,
+            layer=layer,
+            mask=mask if isinstance(mask, str) else mask is not None,
+            absent_genes=absent_genes,
+            batch_size=batch_size,
+        )
+        counted = {"n_imputed": n_missing - n_left, "n_left": n_left}
+        made.uns[key_added] = {PARAMS: record} | counted
+        run.put("layers", key_added, "filled")
+        if len(names) and run.output is None:
+            columns = names.rename(None)
+            made.obsm[key_added] = pd.DataFrame(
+                run.results.take("absent"), index=made.obs_names, columns=columns
+            )
+        elif len(names):
+            made.uns[key_added][ABSENT_GENES] = names.to_numpy(dtype=object)
+            run.put("obsm", key_added, "absent")
+
+    return run.run(
+        compute,
+        store,
+        filler,
+        tool="impute",
+        layers=list(dict.fromkeys([layer, mask] if isinstance(mask, str) else [layer])),
+        arguments={
+            "layer": layer,
+            "mask": mask,
+            "absent_genes": absent_genes,
+            "batch_size": batch_size,
+        },
+    )
+
+
+def _mask(
+    part: AnnData, genes: pd.Index, mask: str | np.ndarray | None, rows: slice
+) -> np.ndarray | None:
+    """Return the mask of some rows, which may be a layer, on the genes that they have."""
+    if mask is None:
+        return None
+    if isinstance(mask, str):
+        return to_dense(read_rows(part.layers[mask], np.arange(part.n_obs)), bool)
+    if part.var_names.equals(genes):
+        return mask[rows]
+    out = np.zeros(part.shape, dtype=bool)
+    out[:, part.var_names.get_indexer(genes)] = mask[rows]
+    return out

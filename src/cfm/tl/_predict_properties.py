@@ -9,8 +9,8 @@ import pandas as pd
 
 from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX
 from cfm.models import CellVQ, load_model
-from cfm.models._base import require_anndata
-from cfm.tl._store import check_key, run_record, target, warn_overwritten
+from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
+from cfm.tl._store import check_key, model_record, warn_overwritten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cfm.models._precision import Precision
+    from cfm.tl._chunk_input import Data
 
 
 def predict_properties(
-    adata: AnnData,
+    adata: Data,
     model: str | Path | CellVQ = "cellvq-mini",
     *,
     properties: str | Sequence[str] | None = None,
@@ -34,6 +35,12 @@ def predict_properties(
     batch_size: int = 64,
     precision: Precision = "auto",
     device: str | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+    devices: int | str | list[int] = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
     copy: bool = False,
 ) -> AnnData | None:
     """Predict properties of cells by the heads of a model.
@@ -46,6 +53,8 @@ def predict_properties(
     ----------
     adata
         Cells by genes.
+        Or one or more paths of ``.h5ad`` and ``.zarr`` files, opened with
+        :func:`cfm.data.open_files`.
     model
         A CellVQ with property heads, the name of one, a folder, or ``hf://org/name``.
     properties
@@ -67,13 +76,29 @@ def predict_properties(
         :meth:`cfm.models.CellVQ.get_latent_representation`.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    output
+        File to write results to as they are made, ``.zarr`` or ``.h5ad``, instead of ``adata``,
+        which is left as it was. A run that was stopped goes on where it was when the same call is
+        made again.
+    overwrite
+        Replace ``output`` if it exists, and what a stopped run of another call left of it.
+    chunk_size
+        Rows that are read, and written, at a time, with ``output``, paths or several devices; two
+        chunks are in memory. For bit-identical results choose a multiple of 2,048 and of
+        ``batch_size``.
+    devices, num_nodes, strategy
+        Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
+        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     copy
         Return a changed copy instead of writing to ``adata``.
 
     Returns
     -------
-    ``None``, or with ``copy=True`` the changed copy. Writes for each property, such as
-    ``cell_type``, with ``key`` = ``'predicted_cell_type' | key_added + 'cell_type'``:
+    ``None``, or with ``copy=True`` the changed copy. Given paths, an AnnData whose matrices stay
+    in the files, with the results in memory. With ``output`` the AnnData of results, opened from
+    there: ``obs``, ``var`` and ``uns`` of the input and what is written; no ``X``. Writes
+    for each property, such as ``cell_type``, with ``key`` = ``'predicted_cell_type' | key_added +
+    'cell_type'``:
 
     ``adata.obs[key]``
         Categorical, the most probable class; missing for cells that express none of the model's
@@ -94,6 +119,10 @@ def predict_properties(
     ValueError
         If the model has no property heads, values are not in the units that are declared, or too
         few of the model's genes are found. Whatever is raised, ``adata`` is left as it was.
+    FileExistsError
+        If ``output`` exists.
+    OSError
+        If the disk is full; what is done is kept, and the same call goes on from there.
 
     Warns
     -----
@@ -112,9 +141,10 @@ def predict_properties(
     >>> cells.obsm["predicted_tissue_proba"].columns.tolist()
     ['blood', 'lung']
     """
-    require_anndata(adata)
+    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
     if not isinstance(key_added, str):
         raise TypeError(f"key_added is a {type(key_added).__name__}; expected text, a prefix.")
+    run = ChunkRun(adata, how, copy=copy)
     model = load_model(model, device=device)
     if not isinstance(model, CellVQ):
         raise TypeError(f"model= is a {type(model).__name__}; expected CellVQ.")
@@ -128,19 +158,38 @@ def predict_properties(
         "batch_size": batch_size,
         "precision": precision,
     }
-    tables = model.predict_properties(adata, chosen, **arguments)
-    record = run_record(model, adata, key_added=key_added, **arguments)
-    adata = target(adata, copy=copy)
-    for name, table in tables.items():
-        key = key_added + name
-        columns = [key, key + CONFIDENCE]
-        warn_overwritten(adata, key, {"obs": columns, "obsm": [key + PROBABILITIES]})
-        call, confidence = _called(table)
-        adata.obs[key] = call
-        adata.obs[key + CONFIDENCE] = confidence
-        adata.obsm[key + PROBABILITIES] = table
-        adata.uns[key] = {PARAMS: record | {"property": name}, "classes": table.columns.tolist()}
-    return adata if copy else None
+    loaded = model
+
+    def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
+        tables = loaded.predict_properties(part, chosen, **arguments)
+        return {name: table.to_numpy() for name, table in tables.items()}
+
+    def store() -> None:
+        made = run.target
+        share = run.rows.vocabulary_share(loaded)
+        record = model_record(loaded, share, key_added=key_added, **arguments)
+        for name in chosen:
+            key = key_added + name
+            columns = [key, key + CONFIDENCE]
+            warn_overwritten(made, key, {"obs": columns, "obsm": [key + PROBABILITIES]})
+            table = pd.DataFrame(
+                run.results.take(name), index=made.obs_names, columns=loaded.properties[name]
+            )
+            call, confidence = _called(table)
+            made.obs[key] = call
+            made.obs[key + CONFIDENCE] = confidence
+            made.obsm[key + PROBABILITIES] = table
+            classes = table.columns.tolist()
+            made.uns[key] = {PARAMS: record | {"property": name}, "classes": classes}
+
+    return run.run(
+        compute,
+        store,
+        loaded,
+        tool="predict_properties",
+        layers=[layer],
+        arguments=arguments | {"properties": list(chosen)},
+    )
 
 
 def _called(table: pd.DataFrame) -> tuple[pd.Categorical, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from cfm._fields import (
@@ -14,13 +15,16 @@ from cfm._fields import (
     PREDICTION_SET,
     PROBABILITIES,
     SET_SEPARATOR,
+    UNINFECTED,
     UNKNOWN,
     VIRUS_KEY,
 )
+from cfm.data._result_store import check_output
 from cfm.models import CellPulse, load_model
-from cfm.models._base import require_anndata
 from cfm.pp import contrasts
-from cfm.tl._store import check_key, run_record, target, warn_overwritten
+from cfm.tl._chunk_input import Rows
+from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
+from cfm.tl._store import check_key, model_record, warn_overwritten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,9 +33,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from cfm.tl._chunk_input import Data
+
 
 def predict_virus(
-    adata: AnnData | MuData,
+    adata: Data | MuData,
     model: str | Path | CellPulse = "cellpulse-virus",
     *,
     groupby: str | None = None,
@@ -42,6 +48,12 @@ def predict_virus(
     alpha: float = 0.1,
     batch_size: int = 64,
     device: str | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+    devices: int | str | list[int] = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
     copy: bool = False,
     **contrast_kwargs: Any,
 ) -> AnnData | None:
@@ -56,6 +68,8 @@ def predict_virus(
     adata
         Contrasts with log2 fold changes (:func:`cfm.pp.contrasts`); or, with ``groupby`` and
         ``control``, counts of samples, whose contrasts are then made first.
+        Or one or more paths of ``.h5ad`` and ``.zarr`` files, which are opened with
+        :func:`cfm.data.open_files`.
     model
         A CellPulse with a classifier, the name of one, a folder, or ``hf://org/name``.
     groupby, control, by
@@ -72,6 +86,19 @@ def predict_virus(
         Contrasts at a time; the result does not depend on it.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    output
+        File to write results to as they are made, ``.zarr`` or ``.h5ad``, instead of ``adata``,
+        which is left as it was. A run that was stopped goes on where it was when the same call is
+        made again.
+    overwrite
+        Replace ``output`` if it exists, and what a stopped run of another call left of it.
+    chunk_size
+        Rows that are read, and written, at a time, with ``output``, paths or several devices; two
+        chunks are in memory. For bit-identical results choose a multiple of 2,048 and of
+        ``batch_size``.
+    devices, num_nodes, strategy
+        Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
+        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     copy
         Return a changed copy instead of writing to ``adata``.
     **contrast_kwargs
@@ -80,7 +107,10 @@ def predict_virus(
     Returns
     -------
     Given contrasts ``None``, or with ``copy=True`` the changed copy; given counts a new AnnData
-    of contrasts. Writes, with ``key`` = ``'predicted_virus' | key_added``:
+    of contrasts; given paths of contrasts an AnnData whose matrices stay in the files, with the
+    results in memory. With ``output`` the AnnData of results, opened from there: ``obs``, ``var``
+    and ``uns`` of the contrasts and what is written; no ``X``. Writes, with
+    ``key`` = ``'predicted_virus' | key_added``:
 
     ``adata.obs[key]``
         Categorical, the call.
@@ -110,6 +140,10 @@ def predict_virus(
         If only one of ``groupby`` and ``control`` is given, the model has no classifier, the
         matrix is not what it should be, or too few genes are found. Whatever is raised,
         ``adata`` is left as it was.
+    FileExistsError
+        If ``output`` exists.
+    OSError
+        If the disk is full; what is done is kept, and the same call goes on from there.
 
     Warns
     -----
@@ -130,12 +164,16 @@ def predict_virus(
             f"Found groupby={groupby!r} and control={control!r}; give both to make contrasts of "
             "counts, or neither for contrasts."
         )
-    if groupby is None:
-        require_anndata(adata)
+    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
+    # before contrasts are made for nothing
+    path = None if output is None else check_output(output, overwrite=overwrite)
+    data: Any = adata
+    if groupby is None or not hasattr(adata, "obs"):
+        data = Rows.of(data, path)
     caller = load_model(model, device=device)
     if not isinstance(caller, CellPulse):
         raise TypeError(f"model= is a {type(caller).__name__}; expected CellPulse.")
-    caller.require_classifier()  # before contrasts are made for nothing
+    classes = [str(name) for name in caller.require_classifier().classes] + [UNINFECTED]
     record: dict[str, Any] = {}
     made = groupby is not None
     if groupby is not None:
@@ -145,28 +183,52 @@ def predict_virus(
                 "mode='pairs' makes no AnnData; use mode='replicates' or 'test', or call "
                 "cfm.pp.contrasts(…, mode='pairs').to_adata(n=…) and predict on that."
             )
-        adata = contrasts(adata, groupby, control, by=by, layer=layer, **contrast_kwargs)
+        counts = data.whole if isinstance(data, Rows) else data
+        data = contrasts(counts, groupby, control, by=by, layer=layer, **contrast_kwargs)
         record = {"groupby": groupby, "control": str(control), "mode": mode}
         record["by"] = [] if by is None else [by] if isinstance(by, str) else list(by)
         layer = None
     elif by is not None or contrast_kwargs:
         extra = sorted(contrast_kwargs) + (["by"] if by is not None else [])
         raise TypeError(f"{extra} only go with groupby= and control=.")
-    prediction = caller.predict(adata, layer=layer, alpha=alpha, batch_size=batch_size)
-    record |= {"key_added": key_added, "layer": layer, "batch_size": batch_size, "alpha": alpha}
-    record = run_record(caller, adata, **record)
-    adata = adata if made else target(adata, copy=copy)
-    columns = [key_added + part for part in ("", CONFIDENCE, INFECTED, NOVELTY, PREDICTION_SET)]
-    warn_overwritten(adata, key_added, {"obs": columns, "obsm": [key_added + PROBABILITIES]})
-    classes = prediction.proba.columns.astype(str).tolist()
-    calls = pd.Categorical(prediction.call, categories=[*classes, UNKNOWN])
-    adata.obs[key_added] = calls.remove_unused_categories()
-    adata.obs[key_added + CONFIDENCE] = prediction.confidence
-    adata.obs[key_added + INFECTED] = prediction.infected
-    adata.obs[key_added + NOVELTY] = prediction.novelty
-    adata.obs[key_added + PREDICTION_SET] = [
-        SET_SEPARATOR.join(names) for names in prediction.prediction_set
-    ]
-    adata.obsm[key_added + PROBABILITIES] = prediction.proba
-    adata.uns[key_added] = {PARAMS: record, "classes": classes}
-    return adata if made or copy else None
+    run = ChunkRun(data, how, copy=copy)
+
+    def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
+        found = caller.predict(part, layer=layer, alpha=alpha, batch_size=batch_size)
+        sets = [SET_SEPARATOR.join(names) for names in found.prediction_set]
+        return {
+            "call": np.asarray(found.call, dtype=str),
+            "confidence": found.confidence,
+            "infected": found.infected,
+            "novelty": found.novelty,
+            "set": np.asarray(sets, dtype=str),
+            "proba": found.proba.to_numpy(),
+        }
+
+    def store() -> None:
+        into = run.target
+        parts = {CONFIDENCE: "confidence", INFECTED: "infected", NOVELTY: "novelty"}
+        columns = [key_added + part for part in ("", *parts, PREDICTION_SET)]
+        warn_overwritten(into, key_added, {"obs": columns, "obsm": [key_added + PROBABILITIES]})
+        calls = pd.Categorical(run.results.take("call"), categories=[*classes, UNKNOWN])
+        into.obs[key_added] = calls.remove_unused_categories()
+        for suffix, name in parts.items():
+            into.obs[key_added + suffix] = run.results.take(name)
+        into.obs[key_added + PREDICTION_SET] = run.results.take("set").astype(object)
+        into.obsm[key_added + PROBABILITIES] = pd.DataFrame(
+            run.results.take("proba"), index=into.obs_names, columns=classes
+        )
+        told = {"key_added": key_added, "layer": layer, "batch_size": batch_size, "alpha": alpha}
+        share = run.rows.vocabulary_share(caller)
+        params = model_record(caller, share, **(record | told))
+        into.uns[key_added] = {PARAMS: params, "classes": classes}
+
+    found = run.run(
+        compute,
+        store,
+        caller,
+        tool="predict_virus",
+        layers=[layer],
+        arguments=record | {"layer": layer, "alpha": alpha, "batch_size": batch_size},
+    )
+    return run.whole if made and found is None else found

@@ -59,7 +59,7 @@ class Imputer(Applicable):
         """Do as :meth:`impute`, and also return how many entries were missing or hidden."""
         adata = self._adata_or_own(adata)
         alignment = self._align(adata, layer)
-        mask = _check_mask(mask, adata)
+        mask = check_mask(mask, adata)
         predicted = self._predicted(adata, alignment, layer, mask, batch_size, precision)
         out = np.empty(adata.shape, dtype=np.float32)
         n_missing = 0
@@ -103,7 +103,7 @@ class Imputer(Applicable):
         adata = self._adata_or_own(adata)
         alignment = self._align(adata, layer)
         place = np.arange(len(self.vocabulary)) if genes is None else self._positions(genes)
-        mask = _check_mask(mask, adata)
+        mask = check_mask(mask, adata)
         out = np.empty((adata.n_obs, len(place)), dtype=np.float32)
         for rows, _, prediction in self._predicted(
             adata, alignment, layer, mask, batch_size, precision
@@ -169,7 +169,7 @@ class Imputer(Applicable):
         return pd.DataFrame(out, index=adata.obs_names, columns=self.vocabulary.genes)
 
 
-def _check_mask(mask: np.ndarray | None, adata: AnnData) -> np.ndarray | None:
+def check_mask(mask: np.ndarray | None, adata: AnnData) -> np.ndarray | None:
     """Check the shape and type of a mask."""
     if mask is None:
         return None
