@@ -270,7 +270,7 @@ def _common_genes(files: list[_File], join: Join) -> pd.Index:
     genes = files[0].var.index
     for file in files[1:]:
         genes = genes[genes.isin(file.var.index)]
-    if not len(genes):
+    if not len(genes) and any(file.var.shape[0] for file in files):
         raise ValueError(
             f"the {len(files)} files have no gene in common: {files[0].path} has "
             f"{_some(files[0].var.index)}, {files[-1].path} has {_some(files[-1].var.index)}. Name "

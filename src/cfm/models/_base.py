@@ -12,6 +12,7 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
+from cfm.data._matrix import in_memory_frame
 from cfm.hub import load_checkpoint, save_checkpoint
 from cfm.nn._distributed import first_process_does
 
@@ -64,6 +65,18 @@ def require_anndata(adata: object) -> None:
         )
 
 
+def load_tables(adata: object) -> None:
+    """Load ``obs`` and ``var`` of :func:`anndata.experimental.read_lazy`; matrices stay on disk.
+
+    Registering data writes columns into ``obs``.
+    """
+    if isinstance(adata, AnnData):
+        for name in ("obs", "var"):
+            table = getattr(adata, name)
+            if not isinstance(table, pd.DataFrame):
+                setattr(adata, name, in_memory_frame(table))
+
+
 class PretrainedModel(BaseModelClass):
     """A scvi-tools model that saves to and loads from cfm checkpoints.
 
@@ -90,6 +103,12 @@ class PretrainedModel(BaseModelClass):
         #: What else is known of the weights: how and on which studies they were trained.
         self.provenance: dict[str, Any] = {}
         self._loaded_history: dict[str, str] = {}
+
+    @staticmethod
+    def _get_setup_method_args(**setup_locals: Any) -> dict[str, Any]:
+        # the first thing that each setup_anndata does, and before it looks at obs
+        load_tables(setup_locals["adata"])
+        return cast("dict[str, Any]", BaseModelClass._get_setup_method_args(**setup_locals))
 
     @property
     def history(self) -> dict[str, pd.DataFrame] | None:

@@ -1,0 +1,133 @@
+"""Every model embeds and learns the same, whatever the data are stored in."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+import cfm
+from cfm.models import UCE, CellPulse, CellVQ, LingshuCell, Pulsar
+from tests import _bulk, _lingshu, _planted_codes, _pulsar, _toy, _uce
+from tests._storages import STORAGES, stored
+
+QUIET = {"enable_progress_bar": False, "max_steps": 3, "accelerator": "cpu"}
+
+
+@cache
+def bundled(name: str) -> tuple[object, ad.AnnData]:
+    """A bundled model of counts and cells that express some of its genes."""
+    model = {"cellvq-mini": CellVQ, "lingshu-pbmc-mini": LingshuCell}[name].from_pretrained(name)
+    genes = list(model.vocabulary.genes)[:700][::-1]
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.3, 3.0, size=(25, len(genes))))
+    adata = ad.AnnData(sparse.csr_matrix(counts.astype(np.float32)))
+    adata.var_names = genes
+    adata.obs_names = [f"cell{i}" for i in range(25)]
+    return model, adata
+
+
+@cache
+def uce() -> tuple[UCE, ad.AnnData]:
+    folder = _uce.published(Path(mkdtemp()) / "released")
+    return UCE.from_pretrained(folder, n_heads=_uce.N_HEADS), _uce.cells()
+
+
+EMBEDDED: dict[str, Callable[[], tuple[object, ad.AnnData]]] = {
+    "cellpulse-mini": lambda: (CellPulse.from_pretrained("cellpulse-mini"), _toy.toy_contrasts()),
+    "cellvq-mini": lambda: bundled("cellvq-mini"),
+    "lingshu-pbmc-mini": lambda: bundled("lingshu-pbmc-mini"),
+    "bulkformer": lambda: (_bulk.toy_bulkformer(), _bulk.toy_log_tpm(n=24)),
+    "uce": uce,
+}
+
+
+@cache
+def embedding(name: str) -> np.ndarray:
+    model, adata = EMBEDDED[name]()
+    return embedded(adata.copy(), model)
+
+
+def embedded(adata: ad.AnnData, model: object) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Only .* of the model's")
+        made = cfm.tl.embed(adata, model, key_added="found", copy=True)
+    return np.asarray(made.obsm["found"])
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embeddings(name: str, kind: str, tmp_path: Path) -> None:
+    model, adata = EMBEDDED[name]()
+    found = embedded(stored(adata, kind, tmp_path), model)
+    np.testing.assert_allclose(found, embedding(name), rtol=0, atol=1e-6)
+
+
+def _cellvq() -> ad.AnnData:
+    return _planted_codes.planted_cells(60)
+
+
+def train_cellvq(adata: ad.AnnData) -> torch.nn.Module:
+    model = _planted_codes.untrained(adata)
+    model.train(**_planted_codes.TRAINING | QUIET)
+    return model.module
+
+
+def train_lingshu(adata: ad.AnnData) -> torch.nn.Module:
+    model = _lingshu.untrained(adata)
+    model.train(batch_size=32, count_term=False, **QUIET)
+    return model.module
+
+
+def train_bulkformer(adata: ad.AnnData) -> torch.nn.Module:
+    model = _bulk.untrained(adata)
+    model.train(batch_size=8, **QUIET)
+    return model.module
+
+
+def train_cellpulse(adata: ad.AnnData) -> torch.nn.Module:
+    CellPulse.setup_anndata(adata, study_key="study", sample_key="sample")
+    model = CellPulse(adata, size="mini", **_toy.SIZES)
+    model.train(n_linear_steps=1, **_toy.TRAINING | QUIET)
+    return model.module
+
+
+def train_pulsar(adata: ad.AnnData) -> torch.nn.Module:
+    Pulsar.setup_anndata(adata, labels_key="disease")
+    model = Pulsar(adata, dim=32, encoder_layers=1, encoder_ff=64, decoder_ff=64)
+    model.train(n_cells=12, **QUIET)
+    return model.module
+
+
+TRAINED: dict[str, tuple[Callable, Callable]] = {
+    "CellPulse": (_toy.toy_contrasts, train_cellpulse),
+    "CellVQ": (_cellvq, train_cellvq),
+    "LingshuCell": (lambda: _lingshu.toy_counts(n=120), train_lingshu),
+    "BulkFormer": (lambda: _bulk.toy_log_tpm(n=48), train_bulkformer),
+    "Pulsar": (_pulsar.donors, train_pulsar),
+}
+
+
+@cache
+def weights(name: str) -> dict[str, torch.Tensor]:
+    make, train = TRAINED[name]
+    return train(make()).state_dict()
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+@pytest.mark.parametrize("name", TRAINED)
+def test_training(name: str, kind: str, tmp_path: Path) -> None:
+    make, train = TRAINED[name]
+    adata = stored(make(), kind, tmp_path)
+    # scvi-tools registers no views; a copy of one of files leaves the matrices there
+    found = train(adata.copy() if adata.is_view else adata).state_dict()
+    for key, value in weights(name).items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6, msg=key, equal_nan=True)
