@@ -1,0 +1,324 @@
+"""Commands on files give what the tools give in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfm
+from tests.cli._runs import cells, cfm_main, contrasts, events, read, write
+
+pytestmark = pytest.mark.filterwarnings("ignore:Only .* of the model")
+
+
+@pytest.fixture
+def profiles(tmp_path: Path) -> Path:
+    return write(contrasts(), tmp_path / "in.h5ad")
+
+
+@pytest.fixture(scope="module")
+def embedded() -> ad.AnnData:
+    adata = contrasts()
+    cfm.tl.embed(adata, "cellpulse-mini")
+    return adata
+
+
+# --- what comes out -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("into", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("of", [".h5ad", ".zarr"])
+def test_embed(of, into, embedded, tmp_path):
+    source = write(contrasts(), tmp_path / f"in{of}")
+    out = tmp_path / f"out{into}"
+    assert cfm_main("embed", source, "-o", out) == 0
+    found = read(out)
+    assert found.X is None
+    assert list(found.obsm) == ["X_cellpulse"]
+    np.testing.assert_array_equal(found.obsm["X_cellpulse"], embedded.obsm["X_cellpulse"])
+    assert found.obs.equals(embedded.obs)
+    sha = embedded.uns["X_cellpulse"]["params"]["sha256"]
+    assert found.uns["X_cellpulse"]["params"]["sha256"] == sha
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source.name, out.name])
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_keep_input_is_a_copy_with_results(suffix, embedded, tmp_path):
+    adata = contrasts()
+    adata.layers["twice"] = adata.X * 2
+    adata.obsm["X_cellpulse"] = np.ones((adata.n_obs, 3))  # of an earlier version, replaced
+    adata.raw = adata.copy()
+    source = write(adata, tmp_path / f"in{suffix}")
+    before = source.read_bytes() if suffix == ".h5ad" else None
+    out = tmp_path / f"out{suffix}"
+    assert cfm_main("embed", source, "-o", out, "--keep-input") == 0
+    found = read(out)
+    np.testing.assert_array_equal(found.obsm["X_cellpulse"], embedded.obsm["X_cellpulse"])
+    np.testing.assert_array_equal(found.obsm["kept"], adata.obsm["kept"])
+    np.testing.assert_array_equal(found.X, adata.X)
+    np.testing.assert_array_equal(found.layers["twice"], adata.layers["twice"])
+    assert found.raw is not None
+    assert found.uns["X_cellpulse"]["params"]["model"] == "cellpulse-mini"
+    assert found.uns["contrasts"]["params"]["mode"] == "replicates"
+    if before is not None:
+        assert source.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source.name, out.name])
+
+
+def test_an_input_may_be_a_link_to_a_sealed_file(profiles, tmp_path):
+    """As workflow managers stage them."""
+    profiles.chmod(0o400)
+    (tmp_path / "work").mkdir()
+    link = tmp_path / "work" / "in.h5ad"
+    link.symlink_to(profiles)
+    out = tmp_path / "work" / "out.h5ad"
+    assert cfm_main("predict-virus", link, "-o", out, "--keep-input") == 0
+    assert not out.is_symlink()
+    assert link.is_symlink()
+    assert "predicted_virus" in read(out).obs
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_predict_virus_as_a_table(profiles, suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr("cfm._cli._table._ROWS", 7)
+    out = tmp_path / f"calls{suffix}"
+    assert cfm_main("predict-virus", profiles, "-o", out, "--alpha", "0.2") == 0
+    expected = contrasts()
+    cfm.tl.predict_virus(expected, alpha=0.2)
+    found = pd.read_csv(out, sep="\t" if suffix == ".tsv" else ",", index_col=0)
+    assert list(found.index) == list(expected.obs_names)
+    assert found["predicted_virus"].tolist() == expected.obs["predicted_virus"].astype(str).tolist()
+    proba = expected.obsm["predicted_virus_proba"]
+    np.testing.assert_allclose(found["predicted_virus_proba_IAV"], proba["IAV"], rtol=1e-6)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_predict_virus_of_counts(tmp_path):
+    counts = cfm.datasets.blanco_melo()
+    source = write(counts, tmp_path / "counts.h5ad")
+    out = tmp_path / "calls.h5ad"
+    design = ["--groupby", "virus", "--control", "none", "--by", "series"]
+    assert cfm_main("predict-virus", source, "-o", out, *design, "--prior-count", "3") == 0
+    expected = cfm.tl.predict_virus(
+        counts, groupby="virus", control="none", by="series", prior_count=3
+    )
+    found = read(out)
+    assert found.obs_names.equals(expected.obs_names)
+    assert found.obs["predicted_virus"].equals(expected.obs["predicted_virus"])
+
+
+def test_cell_codes_and_their_reference(tmp_path):
+    source = write(cells(), tmp_path / "cells.h5ad")
+    codes, query = tmp_path / "codes.h5ad", tmp_path / "query.csv"
+    chosen = ["--min-cells", "2", "--n-markers", "3"]
+    assert cfm_main("cell-codes", source, "-o", codes, "--groupby", "cell_type", *chosen) == 0
+    expected = cells()
+    cfm.tl.cell_codes(expected, groupby="cell_type", min_cells=2, n_markers=3)
+    found = read(codes)
+    assert found.obs["cell_code"].equals(expected.obs["cell_code"])
+    assert found.uns["cell_code"]["codes"].equals(expected.uns["cell_code"]["codes"])
+    assert cfm_main("cell-codes", source, "-o", query, "--reference", codes, *chosen) == 0
+    table = pd.read_csv(query, index_col=0, dtype={"cell_code": str})
+    assert table["cell_code"].tolist() == expected.obs["cell_code"].tolist()
+    assert "cell_code_cell_type" in table
+    assert "X_cellvq_0" in table
+
+
+def test_impute(tmp_path):
+    genes = cfm.models.load_model("bulkformer-mini").vocabulary.genes[:400]
+    x = np.random.default_rng(0).uniform(0, 5, size=(6, 400)).astype(np.float32)
+    x[:, ::50] = np.nan
+    adata = ad.AnnData(x, var=pd.DataFrame(index=genes))
+    source, out = write(adata, tmp_path / "samples.zarr"), tmp_path / "filled.zarr"
+    assert cfm_main("impute", source, "-o", out, "--model", "bulkformer-mini") == 0
+    cfm.tl.impute(adata, "bulkformer-mini")
+    found = read(out)
+    np.testing.assert_array_equal(found.layers["imputed"], adata.layers["imputed"])
+    assert found.uns["imputed"]["n_imputed"] == 48
+
+
+@pytest.mark.parametrize("into", [".h5ad", ".csv"])
+def test_embed_donors(into, tmp_path):
+    adata = cells()
+    adata.obsm["X_pca"] = np.random.default_rng(0).normal(size=(60, 50)).astype(np.float32)
+    source, out = write(adata, tmp_path / "cells.h5ad"), tmp_path / f"donors{into}"
+    chosen = ["--model", "pulsar-mini", "--donor-key", "donor", "--use-rep", "X_pca"]
+    assert cfm_main("embed-donors", source, "-o", out, *chosen, "--n-cells", "all") == 0
+    expected = cfm.tl.embed_donors(adata, "donor", "pulsar-mini", use_rep="X_pca", n_cells=None)
+    if into == ".csv":
+        found = (
+            pd.read_csv(out, index_col=0).filter(like="X_pulsar_").drop(columns="X_pulsar_spread")
+        )
+        np.testing.assert_allclose(found, expected.obsm["X_pulsar"], rtol=1e-5)
+    else:
+        np.testing.assert_array_equal(read(out).obsm["X_pulsar"], expected.obsm["X_pulsar"])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_several_files_whose_genes_differ(embedded, tmp_path):
+    adata = contrasts()
+    first = write(adata[:10].copy(), tmp_path / "a.h5ad")
+    second = write(adata[10:, ::-1].copy(), tmp_path / "b.zarr")
+    out = tmp_path / "out.h5ad"
+    assert cfm_main("embed", first, second, "-o", out) == 0
+    found = read(out)
+    assert found.obs_names.equals(adata.obs_names)
+    np.testing.assert_allclose(
+        found.obsm["X_cellpulse"], embedded.obsm["X_cellpulse"], rtol=1e-4, atol=1e-5
+    )
+    assert set(found.obs["file"]) == {"a.h5ad", "b.zarr"}
+
+
+# --- what is there already ------------------------------------------------------------------
+
+
+def test_an_output_that_exists(profiles, tmp_path, capsys):
+    out = tmp_path / "out.h5ad"
+    out.write_text("earlier")
+    log = tmp_path / "log"
+    assert cfm_main("embed", profiles, "-o", out) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert cfm_main("embed", profiles, "-o", out, "--skip-existing", "--log", log) == 0
+    assert out.read_text() == "earlier"
+    assert [e["event"] for e in events(log)] == ["start", "skipped", "end"]
+    for more in ([], ["--keep-input"]):
+        assert cfm_main("embed", profiles, "-o", out, "--overwrite", *more) == 0
+        assert "X_cellpulse" in read(out).obsm
+    table = tmp_path / "t.csv"
+    table.write_text("earlier")
+    assert cfm_main("predict-virus", profiles, "-o", table) == 2
+    assert cfm_main("predict-virus", profiles, "-o", table, "--overwrite") == 0
+    assert table.read_text().startswith("name,")
+
+
+# --- the second step ------------------------------------------------------------------------
+
+
+def stop_second_step(monkeypatch, error: BaseException) -> None:
+    def fail(*arguments: object) -> None:
+        arguments[-1].write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr("cfm._cli._keep_input.keep_input", fail)
+    monkeypatch.setattr("cfm._cli._table.write_table", fail)
+
+
+@pytest.mark.parametrize("how", [["-o", "out.h5ad", "--keep-input"], ["-o", "out.csv"]])
+def test_results_are_made_once(how, profiles, tmp_path, monkeypatch, capsys):
+    """A run that stops while it writes the copy or the table goes on from the results."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_second_step(patch, OSError(28, "No space left on device"))
+        assert cfm_main("embed", profiles, *how) == 75
+    assert not Path(how[1]).exists()
+    (work,) = tmp_path.glob(".*")
+    assert sorted(p.name for p in work.iterdir()) == ["call.json", "results.h5ad"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cfm._cli._run_tool.compute", None)  # not called again
+        assert cfm_main("embed", profiles, *how) == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_results_of_another_call_are_not_taken(profiles, tmp_path, monkeypatch, capsys):
+    call = ["predict-virus", profiles, "-o", tmp_path / "out.csv"]
+    with monkeypatch.context() as patch:
+        stop_second_step(patch, KeyboardInterrupt())
+        assert cfm_main(*call) == 130
+    assert cfm_main(*call, "--alpha", "0.3") == 2
+    assert "the results of another call (other alpha)" in capsys.readouterr().err
+    adata = contrasts(20)
+    profiles.unlink()
+    write(adata, profiles)
+    assert cfm_main(*call) == 2
+    assert "(other inputs)" in capsys.readouterr().err
+    assert cfm_main(*call, "--overwrite") == 0
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 20
+
+
+def test_a_folder_without_its_record_is_begun_anew(profiles, tmp_path):
+    """It was killed before it could say what it is of."""
+    work = tmp_path / ".out.csv.work"
+    work.mkdir()
+    (work / "results.h5ad").write_bytes(b"half")
+    assert cfm_main("embed", profiles, "-o", tmp_path / "out.csv") == 0
+    assert not work.exists()
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "none.h5ad", "-o", "out.h5ad"], "none.h5ad does not exist"),
+        (
+            ["embed", "in.csv", "-o", "out.h5ad"],
+            "in '.csv'; expected ('.h5ad', '.zarr')",
+        ),
+        (["embed", "in.h5ad", "-o", "out.txt"], "which ends in '.txt'"),
+        (["impute", "in.h5ad", "-o", "out.csv", "--model", "m"], "which ends in '.csv'"),
+        (["embed", "in.h5ad", "-o", "none/out.h5ad"], "the folder of none/out.h5ad does not"),
+        (["embed", "in.h5ad", "-o", "in.h5ad"], "OUT is IN"),
+        (["embed", "in.h5ad", "-o", "./in.h5ad", "--overwrite"], "OUT is IN"),
+        (["embed", "in.h5ad", "in.h5ad", "-o", "o.h5ad", "--keep-input"], "copies one IN, found 2"),
+        (["embed", "in.h5ad", "-o", "o.zarr", "--keep-input"], "OUT must end in .h5ad"),
+        (
+            ["predict-virus", "in.h5ad", "-o", "o.h5ad", "--keep-input", "--groupby", "virus"],
+            "contrasts are other rows",
+        ),
+        (["predict-virus", "in.h5ad", "-o", "o.h5ad", "--groupby", "virus"], "give both"),
+        (["predict-virus", "in.h5ad", "-o", "o.csv", "--by", "study"], "only go with groupby="),
+        (["embed", "in.h5ad", "-o", "o.h5ad", "--model", "no-such"], "'no-such'"),
+        (["embed", "in.h5ad", "-o", "o.h5ad", "--layer", "none"], "no layer 'none'"),
+        (["embed", "in.h5ad", "-o", "o.h5ad", "--units", "counts"], "units"),
+        (["embed", "in.h5ad", "-o", "o.h5ad", "--chunk-size", "0"], "chunk_size"),
+        (["embed", "damaged.h5ad", "-o", "o.h5ad"], "damaged.h5ad"),
+        (["embed-donors", "in.h5ad", "-o", "o.h5ad", "--model", "pulsar-mini"], "'donor_id'"),
+    ],
+)
+def test_refusals(arguments, message, profiles, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.csv").write_text("")
+    (tmp_path / "damaged.h5ad").write_bytes(profiles.read_bytes()[:3000])
+    before = sorted(tmp_path.rglob("*"))
+    assert cfm_main(*arguments) == 2
+    line = capsys.readouterr().err.strip()
+    assert message in line
+    assert line.startswith("cfm: error: ")
+    assert "\n" not in line
+    left = [p for p in tmp_path.rglob("*") if p not in before]
+    assert not [p for p in left if p.suffix in (".h5ad", ".zarr", ".csv") and p.name[0] != "."]
+
+
+def test_every_option_reaches_its_tool(profiles, tmp_path, monkeypatch):
+    """The commands' options are arguments of the tools."""
+    import inspect
+
+    from cfm._cli._tools import TOOLS
+
+    further = {"precision", "units", "total_counts", "pooling"}  # of models
+    further |= {"mode", "sample_key", "min_cells", "prior_count"}  # of cfm.pp.contrasts
+    for tool in TOOLS.values():
+        known = inspect.signature(getattr(cfm.tl, tool.function)).parameters
+        assert set(tool.arguments) - further <= set(known), tool.function
+    got = {}
+
+    def embed(paths, **options):
+        got.update(options, paths=paths)
+        return ad.AnnData(np.ones((3, 1)))
+
+    monkeypatch.setattr(cfm.tl, "embed", embed)
+    options = ["--devices", "2", "--num-nodes", "3", "--strategy", "ddp", "--batch-size", "5"]
+    options += ["--layer", "l", "--key-added", "k", "--chunk-size", "7", "--device", "cpu"]
+    out = tmp_path / "o.h5ad"
+    assert cfm_main("embed", profiles, "-o", out, *options, "--precision", "float32") == 0
+    assert got == {
+        "paths": profiles, "output": out, "model": "cellpulse-mini", "layer": "l",
+        "key_added": "k", "batch_size": 5, "device": "cpu", "overwrite": False, "chunk_size": 7,
+        "devices": 2, "num_nodes": 3, "strategy": "ddp", "precision": "float32",
+    }  # fmt: skip
