@@ -90,6 +90,7 @@ def test_the_same_run_goes_on_and_another_does_not(path: Path) -> None:
     other = ResultStore(path)
     with pytest.raises(ValueError, match=r"another run .*: batch_size was 64 and is now 8\. "):
         other.begin(RUN | {"batch_size": 8})
+    other.release()
     assert other.done() == {0}
     other.begin(RUN | {"batch_size": 8}, overwrite=True)
     assert other.done() == set()

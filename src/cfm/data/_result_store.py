@@ -132,7 +132,6 @@ class ResultStore:
             found = _read_record(record)
             differing = [] if found is None else _differing(found, wanted)
             if differing and not overwrite:
-                self.release()
                 raise ValueError(
                     f"{self.folder} holds chunks of another run for the same output: "
                     f"{'; '.join(differing)}. Repeat that call to go on with it, or pass "

@@ -170,9 +170,13 @@ class ChunkRun:
 
         def work(processes: Processes) -> Results:
             self.processes = processes
-            self._compute(compute, model, tool, layers, arguments)
-            if self.output is not None:
-                processes.from_first(lambda: self._finish(store))
+            try:
+                self._compute(compute, model, tool, layers, arguments)
+                if self.output is not None:
+                    processes.from_first(lambda: self._finish(store))
+            finally:
+                if self.results.store is not None:
+                    self.results.store.release()
             return self.results
 
         self.results = share_work(
@@ -244,9 +248,6 @@ class ChunkRun:
             if store is not None:
                 stopped.add_note(_resumable(store))
             raise
-        finally:
-            if store is not None and processes.number > 0:
-                store.release()
 
     def _make(
         self,

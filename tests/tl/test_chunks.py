@@ -1,0 +1,286 @@
+"""Chunks of rows: what a stopped run goes on from, and what is said meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import cfm
+from cfm.data import _matrix, _result_store
+from cfm.models import CellVQ
+from cfm.tl import _chunk_input, _chunks
+from tests._cellvq import counted_cells, small_model
+from tests._toy import toy_checkpoint, toy_contrasts, toy_model
+
+
+class Counting(CellVQ):
+    """Counts the rows that it embeds, and stops at a chunk if it is told to."""
+
+    seen: list[int]
+    stop: tuple[int, BaseException] | None = None
+
+    def get_latent_representation(self, adata: Any = None, **kwargs: Any) -> np.ndarray:
+        if self.stop is not None and len(self.seen) == self.stop[0]:
+            raise self.stop[1]
+        self.seen.append(adata.n_obs)
+        return super().get_latent_representation(adata, **kwargs)
+
+
+Counting.__name__ = "CellVQ"  # results are named after it
+
+
+def _counting(**arguments: Any) -> Counting:
+    model = small_model(**arguments)
+    model.__class__ = Counting
+    model.seen = []
+    return model
+
+
+@pytest.fixture
+def counting() -> Counting:
+    return _counting()
+
+
+@pytest.fixture
+def cells() -> ad.AnnData:
+    return counted_cells(50)
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), RuntimeError("no power")])
+def test_a_stopped_run_goes_on(
+    counting: Counting, cells: ad.AnnData, tmp_path: Path, stop: BaseException, suffix: str
+) -> None:
+    expected = small_model().get_latent_representation(cells)
+    out = tmp_path / f"out{suffix}"
+    counting.stop = 3, stop
+    with pytest.raises(type(stop)) as caught:
+        cfm.tl.embed(cells, counting, output=out, chunk_size=10)
+    if isinstance(stop, KeyboardInterrupt):
+        assert "repeat the call to go on" in caught.value.__notes__[0]
+    assert not out.exists()
+    counting.stop = None
+    found = cfm.tl.embed(cells, counting, output=out, chunk_size=10)
+    assert counting.seen == [10] * 5
+    np.testing.assert_allclose(found.obsm["X_cellvq"][:], expected, rtol=1e-5, atol=1e-6)
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_run_that_only_lacked_its_name_computes_nothing(
+    counting: Counting, cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_result_store, "write_results", full)
+        with pytest.raises(OSError, match="No room left") as caught:
+            cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr", chunk_size=10)
+    assert caught.value.errno == errno.ENOSPC
+    found = cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr", chunk_size=10)
+    assert counting.seen == [10] * 5
+    assert found.obsm["X_cellvq"].shape[0] == 50
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch_size": 8}, "batch_size was 64 and is now 8"),
+        ({"chunk_size": 20}, "chunk_size was 10 and is now 20"),
+        ({"representation": "code"}, "representation was None and is now 'code'"),
+        ({"values": True}, "input_sha256 was"),
+        ({"names": True}, "input_sha256 was"),
+        ({"weights": True}, "model_sha256 was"),
+    ],
+)
+def test_another_run_does_not_go_on_with_it(
+    counting: Counting, cells: ad.AnnData, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    out = tmp_path / "out.h5ad"
+    counting.stop = 3, KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        cfm.tl.embed(cells, counting, output=out, chunk_size=10)
+    counting.stop = None
+    if change.pop("values", False):
+        cells.X[-1, 5] += 1
+    if change.pop("names", False):
+        cells.obs_names = [f"{name}b" for name in cells.obs_names]
+    if change.pop("weights", False):
+        next(counting.module.parameters()).data.mul_(1.01)
+    arguments = {"output": out, "chunk_size": 10} | change
+    with pytest.raises(ValueError, match=f"another run .*{named}"):
+        cfm.tl.embed(cells, counting, **arguments)
+    found = cfm.tl.embed(cells, counting, **arguments, overwrite=True)
+    assert sum(counting.seen[3:]) == 50
+    np.testing.assert_allclose(
+        found.obsm["X_cellvq"][:],
+        counting.get_latent_representation(
+            cells, representation=change.get("representation", "cell")
+        ),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_a_file_that_was_written_anew_is_another_input(
+    counting: Counting, cells: ad.AnnData, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.h5ad", tmp_path / "out.h5ad"
+    cells.write_h5ad(source)
+    counting.stop = 3, KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        cfm.tl.embed(source, counting, output=out, chunk_size=10)
+    counting.stop = None
+    (tmp_path / "linked").mkdir()
+    linked = tmp_path / "linked" / "in.h5ad"
+    linked.symlink_to(source)  # as pipelines do
+    stamp = source.stat()
+    os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    with pytest.raises(ValueError, match="input_sha256 was"):
+        cfm.tl.embed(source, counting, output=out, chunk_size=10)
+    os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    cfm.tl.embed(linked, counting, output=out, chunk_size=10)
+    assert counting.seen == [10] * 5
+
+
+def test_a_killed_program_goes_on(tmp_path: Path) -> None:
+    contrasts = toy_contrasts()
+    contrasts.write_h5ad(tmp_path / "in.h5ad")
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import logging, sys, cfm\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stderr)\n"
+        f"model = {str(toy_checkpoint())!r}\n"
+        "cfm.tl.embed('in.h5ad', model, output='out.zarr', chunk_size=1)\n"
+    )
+    command = [sys.executable, str(script)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / ".out.zarr.partial"
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.npz"))) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    n_kept = len(list(folder.glob("*.npz")))
+    assert 2 <= n_kept < contrasts.n_obs
+    assert not (tmp_path / "out.zarr").exists()
+    again = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
+    )
+    assert f"{n_kept} chunks are there" in again.stderr
+    found = cfm.data.open_files(tmp_path / "out.zarr").obsm["X_cellpulse"][:]
+    expected = toy_model().get_latent_representation(contrasts)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_a_chunk_is_read_at_a_time(
+    counting: Counting, cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells.write_h5ad(tmp_path / "in.h5ad")
+    n_read = []
+
+    def read(matrix: Any, rows: np.ndarray) -> Any:
+        n_read.append(len(rows))
+        return _matrix.read_rows(matrix, rows)
+
+    monkeypatch.setattr(_chunk_input, "read_rows", read)
+    cfm.tl.embed(tmp_path / "in.h5ad", counting, output=tmp_path / "out.zarr", chunk_size=10)
+    assert n_read == [10] * 5
+
+
+def test_the_next_chunk_is_read_meanwhile() -> None:
+    events: list[str] = []
+
+    def read(number: int) -> Any:
+        events.append(f"read {number}")
+        return number
+
+    for number, part in _chunks._read_ahead([3, 5, 8], read):
+        assert number == part
+        deadline = time.monotonic() + 10
+        following = {3: "read 5", 5: "read 8", 8: "read 8"}[number]
+        while following not in events and time.monotonic() < deadline:
+            time.sleep(0.001)
+        events.append(f"used {number}")
+    assert events == ["read 3", "read 5", "used 3", "read 8", "used 5", "used 8"]
+
+
+def test_an_error_of_reading_reaches_the_caller(
+    counting: Counting, cells: ad.AnnData, tmp_path: Path
+) -> None:
+    cells.X[33, 4] = 0.5
+    with pytest.raises(ValueError, match="values that are not whole"):
+        cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr", chunk_size=10)
+
+
+def test_warnings_are_said_once_and_counts_added_up(tmp_path: Path) -> None:
+    model = small_model(vocabulary=[f"G{i}" for i in range(45)])
+    cells = counted_cells(50, genes=[*model.vocabulary.genes[:10], "X1"])
+    cells.X[[2, 3, 31], :10] = 0
+    with pytest.warns(UserWarning) as caught:
+        cfm.tl.embed(cells, model, output=tmp_path / "out.zarr", chunk_size=10)
+    texts = [str(w.message) for w in caught]
+    assert len(texts) == 2
+    assert texts[0].startswith("Only 22% of the model's 45 genes are measured")
+    assert texts[1].startswith("3 of 50 cells express none")
+    assert {Path(w.filename).name for w in caught} == {Path(__file__).name}
+
+
+def test_a_warning_that_is_an_error_stops_at_the_first_chunk(tmp_path: Path) -> None:
+    genes = [f"G{i}" for i in range(45)]
+    model = _counting(vocabulary=genes)
+    few = counted_cells(50, genes=genes[:10])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="Only 22%"):
+            cfm.tl.embed(few, model, output=tmp_path / "out.zarr", chunk_size=10)
+    assert len(model.seen) == 1
+
+
+def test_chunks_are_logged(
+    counting: Counting, cells: ad.AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counting.stop = 2, KeyboardInterrupt()
+    with caplog.at_level(logging.INFO, logger="cfm"):
+        with pytest.raises(KeyboardInterrupt):
+            cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr", chunk_size=15)
+        counting.stop = None
+        cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr", chunk_size=15)
+    told = [(r.event, r.done) for r in caplog.records if hasattr(r, "event")]
+    assert told == [("chunk", 1), ("chunk", 2), ("resumed", 2), ("chunk", 3), ("chunk", 4)]
+    last = caplog.records[-1]
+    assert (last.total, last.rows) == (4, 5)
+    assert last.seconds > 0
+
+
+def test_other_statistics_of_the_same_codes_need_no_model(
+    cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.zarr"
+    with pytest.raises(ValueError, match="n_groups is 60"):
+        cfm.tl.cell_codes(cells, small_model(), n_groups=60, output=out, chunk_size=10)
+    monkeypatch.setattr(CellVQ, "_encode", None)
+    found = cfm.tl.cell_codes(cells, small_model(), n_groups=1, output=out, chunk_size=10)
+    assert found.obs["cell_code_group"].tolist() == ["0"] * 50
+
+
+def test_text_of_any_length_is_joined() -> None:
+    joined = _chunks._joined([np.array(["a"]), np.array(["longer", "b"])])
+    assert joined.tolist() == ["a", "longer", "b"]
+
+
+def test_one_process_that_is_asked_for_runs_here(counting: Counting, cells: ad.AnnData) -> None:
+    cfm.tl.embed(cells, counting, devices="1", num_nodes=1)
+    assert counting.seen == [50]
