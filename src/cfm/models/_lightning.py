@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cfm.nn._distributed import first_process_does
 from cfm.nn._linear import fast_bfloat16
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*(LeafSpec|treespec).*", FutureWarning)
             # no validation studies: nothing to check is not an error
             warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
+            # scvi-tools says so of any training in several processes, asked for or not
+            warnings.filterwarnings("ignore", "early_stopping was automatically disabled")
             yield
     finally:
         logger.setLevel(level)
@@ -48,6 +51,8 @@ def run_training(model: PretrainedModel, runner: TrainRunner, seed: int) -> bool
             torch.manual_seed(seed)
             runner()
         _add_new_curves(model, before, runner)
+        # only the first process keeps curves
+        model.history_ = first_process_does(lambda: model.history_)
     except SystemExit as stopped:
         # What Lightning makes of Ctrl+C.
         if not isinstance(stopped.__context__, KeyboardInterrupt):

@@ -11,13 +11,16 @@ from scvi.model._utils import parse_device_args
 from scvi.train import TrainRunner
 from scvi.train._logger import SimpleLogger
 
+from cfm.models._fingerprint import fingerprint
 from cfm.models._lightning import check_numbers, quiet_lightning, run_training, training_precision
+from cfm.models._resume import Checkpoints
 from cfm.models._streams import SeededStream, StreamModule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cfm.models._base import PretrainedModel
+    from cfm.models._training_plan import TrainingPlan
 
 #: These start processes that share the memory of this one; what they learn beside the weights
 #: (curves, averages) would be lost with them.
@@ -65,11 +68,21 @@ class TrainingRun:
         )
         self.n_epochs = self.n_steps = 0
         self.finished = False
+        self.checkpoints: Checkpoints | None = None
         self._step = 0
         self._extra = dict(given["trainer_kwargs"])
         self._accumulate = given.get("accumulate_grad_batches") or self._extra.pop(
             "accumulate_grad_batches", 1
         )
+
+        if given["checkpoint_dir"] is not None:
+            check_numbers(checkpoint_every=(given["checkpoint_every"], 1))
+            self.checkpoints = Checkpoints(
+                given["checkpoint_dir"],
+                every=given["checkpoint_every"],
+                fingerprint=fingerprint(self.model, self.arguments, self.n_processes),
+                model=self.model,
+            )
 
     @property
     def layout(self) -> dict[str, int]:
@@ -111,7 +124,7 @@ class TrainingRun:
         self.n_steps = min(self.n_epochs * per_epoch, max_steps or self.n_epochs * per_epoch)
         return self.n_steps
 
-    def fit(self, plan: pl.LightningModule, training: SeededStream, checks: Any) -> None:
+    def fit(self, plan: TrainingPlan, training: SeededStream, checks: Any) -> None:
         """Run a plan on its batches to the end, or until it is interrupted from the keyboard.
 
         Parameters
@@ -132,6 +145,10 @@ class TrainingRun:
             extra.setdefault("logger", SimpleLogger())
             # the streams give each process its part
             extra.setdefault("use_distributed_sampler", False)
+        if self.checkpoints is not None:
+            plan.checkpoints = self.checkpoints
+            extra["plugins"] = [*as_list(extra.get("plugins")), self.checkpoints.files]
+            extra["ckpt_path"] = self.checkpoints.start
         with quiet_lightning():
             runner = TrainRunner(
                 self.model,
@@ -142,14 +159,27 @@ class TrainingRun:
                 accelerator=given["accelerator"],
                 devices=given["devices"],
                 num_nodes=given["num_nodes"],
-                strategy=given["strategy"],
+                strategy=self._strategy(plan),
                 precision=training_precision(given["precision"], given["accelerator"]),
                 accumulate_grad_batches=self._accumulate,
                 enable_progress_bar=settings.verbosity <= logging.INFO if bar is None else bar,
                 **extra,
             )
-            self.finished = run_training(self.model, runner, given["seed"])
+            try:
+                self.finished = run_training(self.model, runner, given["seed"])
+            finally:
+                if self.checkpoints is not None and not self.finished:
+                    self.checkpoints.interrupted(self.model)
         self._step = runner.trainer.global_step
+
+    def _strategy(self, plan: TrainingPlan) -> Any:
+        """Return the strategy for Lightning."""
+        given = self.arguments["strategy"]
+        if given == "auto" and self.n_processes > 1:
+            given = "ddp"
+        if given == "ddp" and not plan.uses_all_weights:
+            return "ddp_find_unused_parameters_true"
+        return given
 
     def raise_if_interrupted(self) -> None:
         """Say so if the training was interrupted, once the model is in order.
@@ -181,3 +211,10 @@ def count_processes(accelerator: str, devices: Any, num_nodes: int) -> int:
             enable_model_summary=False,
         )
     return int(probe.num_devices) * num_nodes
+
+
+def as_list(given: Any) -> list[Any]:
+    """Return what may be one thing, several, or ``None`` as a list."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]

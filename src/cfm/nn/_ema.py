@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -60,6 +60,17 @@ class PowerAverage:
         new = 1.0 - (1.0 - 1.0 / self.n_steps) ** (self.exponent + 1.0)
         for i, parameter in enumerate(self._trained()):
             self._mean[i] = self._mean[i].to(parameter.device).lerp_(parameter.detach(), new)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average and how many steps it is of."""
+        return {"n_steps": self.n_steps, "mean": list(self._mean)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.n_steps = state["n_steps"]
+        self._mean = [
+            mean.to(p.device) for mean, p in zip(state["mean"], self._trained(), strict=True)
+        ]
 
     @torch.no_grad()
     def swap(self) -> None:

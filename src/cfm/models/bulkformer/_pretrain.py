@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from cfm.models.bulkformer._core import BulkFormerCore
 from cfm.models.bulkformer._linear_fit import choose_settings, choose_weight, fit_local_factors
 from cfm.models.bulkformer._reading import ExpressionReader, expression_blocks
 from cfm.models.bulkformer._training import MaskedExpressionPlan, SampleStream
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _MAX_EPOCHS = 30
 
@@ -44,6 +47,8 @@ class Trainable(BulkFormerCore):
         strategy: str = "auto",
         precision: str = "auto",
         block_size: int = BLOCK_SIZE,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
         enable_progress_bar: bool | None = None,
         seed: int = 0,
         **trainer_kwargs: Any,
@@ -91,6 +96,11 @@ class Trainable(BulkFormerCore):
         block_size
             Neighbouring rows that are shuffled together where there are more than 8,192; 1
             shuffles each row alone, which is slow on disk.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
         seed

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
 
 from cfm.models._streams import Drawn, RowStream
+from cfm.models._training_plan import TrainingPlan
 from cfm.models.bulkformer._constants import MISSING
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class SampleStream(RowStream):
         return Batch(expression, hide(drawn, expression, self.mask_share, generator))
 
 
-class MaskedExpressionPlan(pl.LightningModule):
+class MaskedExpressionPlan(TrainingPlan):
     """Mean squared error of hidden expression; AdamW with warm-up and linear decay.
 
     Parameters
@@ -85,6 +85,8 @@ class MaskedExpressionPlan(pl.LightningModule):
         Of the redrawn features.
     """
 
+    uses_all_weights = True
+
     def __init__(
         self,
         module: BulkFormerModule,
@@ -95,8 +97,7 @@ class MaskedExpressionPlan(pl.LightningModule):
         redraw_interval: int,
         seed: int,
     ) -> None:
-        super().__init__()
-        self.module = module
+        super().__init__(module)
         self.lr = lr
         self.weight_decay = weight_decay
         self.n_steps = n_steps
@@ -119,21 +120,28 @@ class MaskedExpressionPlan(pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def own_state(self) -> dict[str, Any]:
+        """Return what is known of the random features: when they were drawn, and those to come."""
+        return {"redrawn": self._redrawn, "generator": self._generator.get_state()}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._redrawn = state["redrawn"]
+        self._generator.set_state(state["generator"])
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Redraw the random features when it is time."""
+        super().on_train_batch_start(batch, batch_idx)
         if self.redraw_interval and self.global_step >= self._redrawn + self.redraw_interval:
             self.module.redraw_features(self._generator)
             self._redrawn = self.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on one batch."""
-        loss = self.module.losses(*batch)["loss"]
-        self.log(
-            "train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch.hidden)
-        )
-        return loss
+        losses = self.module.losses(*batch)
+        self.write("train", losses, batch_idx, len(batch.hidden))
+        return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss on samples that are not trained on."""
-        loss = self.module.losses(*batch)["loss"]
-        self.log("validation_loss", loss, on_epoch=True, batch_size=len(batch.hidden))
+        self.write("validation", self.module.losses(*batch), batch_idx, len(batch.hidden))

@@ -23,6 +23,7 @@ from cfm.models.cellpulse._training import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from cfm.data import ProfileSource
 
@@ -51,6 +52,8 @@ class Pretrainable(CellPulseCore):
         num_nodes: int = 1,
         strategy: str = "auto",
         precision: str = "auto",
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
         enable_progress_bar: bool | None = None,
         seed: int = 0,
         **trainer_kwargs: Any,
@@ -90,6 +93,11 @@ class Pretrainable(CellPulseCore):
             batches of ``batch_size``; see the guide on training.
         precision
             As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
         seed
@@ -155,25 +163,31 @@ class Pretrainable(CellPulseCore):
             self.module.gene_factors.cpu().numpy(), np.full(n_factors, "", dtype=object)
         )
 
-        def stream(parts: list[Ingredient], n_batches: int, n_linear: int, seed: int) -> Any:
-            return ProfileStream(
-                parts,
-                self.tokenizer,
-                factors,
-                batch_size=batch_size,
-                n_tokens=tokens_per_profile,
-                n_unchanged=n_unchanged,
-                n_batches=n_batches,
-                n_linear_batches=n_linear,
-                seed=seed,
-            )
-
-        training = stream(ingredients, _EPOCH, n_linear_steps, seed)
+        settings: dict[str, Any] = {"n_tokens": tokens_per_profile, "n_unchanged": n_unchanged}
+        training = ProfileStream(
+            ingredients,
+            self.tokenizer,
+            factors,
+            batch_size=batch_size,
+            n_processes=run.n_processes,
+            n_batches=_EPOCH,
+            n_linear_batches=n_linear_steps,
+            seed=seed,
+            **settings,
+        )
         checks: list[Batch] = []
         if validation.any():
-            parts = [Ingredient(matrix(validation), alignment, 1.0)]
-            # Whole profiles, as the model will meet them.
-            checks = list(stream(parts, _VALIDATION_BATCHES, _VALIDATION_BATCHES, seed + 1))
+            check = ProfileStream(
+                [Ingredient(matrix(validation), alignment, 1.0)],
+                self.tokenizer,
+                factors,
+                batch_size=batch_size * run.n_processes,  # each process judges by all
+                n_batches=_VALIDATION_BATCHES,
+                n_linear_batches=_VALIDATION_BATCHES,  # whole profiles, as the model will meet them
+                seed=seed + 1,
+                **settings,
+            )
+            checks = list(check)
         run.count_steps(training.n_batches, default_epochs=1)
         plan = PretrainingPlan(
             self.module, lr=lr, n_steps=max_steps, n_linear_steps=min(n_linear_steps, max_steps)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 
+from cfm.models._training_plan import TrainingPlan
 from cfm.models.cellpulse._constants import DOWN, UNCHANGED, UP
 from cfm.models.cellpulse._module import mean_or_zero
 
@@ -23,7 +23,7 @@ LOSS_WEIGHTS = {"direction": 1.0, "magnitude": 0.2, "summary": 0.2, "agreement":
 CORRECTION_GRID = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 
 
-class PretrainingPlan(pl.LightningModule):
+class PretrainingPlan(TrainingPlan):
     """Masked direction and magnitude, after the relevance of the gene factors has been fitted.
 
     The first ``n_linear_steps`` fit the linear term alone; it is then frozen and the transformer
@@ -53,8 +53,7 @@ class PretrainingPlan(pl.LightningModule):
         n_steps: int = 500,
         n_linear_steps: int = 80,
     ) -> None:
-        super().__init__()
-        self.module = module
+        super().__init__(module)
         self.lr = lr
         self.linear_lr = linear_lr
         self.weight_decay = weight_decay
@@ -100,36 +99,35 @@ class PretrainingPlan(pl.LightningModule):
         hidden, target, asked, groups, mask = batch
         if self.global_step < self.n_linear_steps:
             loss = self.module.linear_loss(hidden, target, asked, mask)
-            self._log("train_linear_loss", loss, len(groups))
+            self.write("train", {"linear_loss": loss}, batch_idx, len(groups))
             return loss
-        losses = self.module.losses(hidden, target, asked, groups=groups, factor_mask=mask)
-        total = torch.stack([LOSS_WEIGHTS[k] * v for k, v in losses.items()]).sum()
-        for name, value in losses.items():
-            self._log(f"train_{name}_loss", value, len(groups))
-        self._log("train_loss", total, len(groups))
-        return total
+        losses = self._losses(batch)
+        self.write("train", losses, batch_idx, len(groups))
+        return losses["loss"]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Freeze the linear term once its steps are done."""
-        if self.global_step == self.n_linear_steps:
+        super().on_train_batch_start(batch, batch_idx)
+        if self.global_step >= self.n_linear_steps:
             for parameter in self.linear_parameters():
                 parameter.requires_grad_(False)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses and direction accuracy on studies that are not trained on."""
         hidden, target, asked, groups, mask = batch
-        losses = self.module.losses(hidden, target, asked, groups=groups, factor_mask=mask)
-        for name, value in losses.items():
-            self._log(f"validation_{name}_loss", value, len(groups))
-        total = torch.stack([LOSS_WEIGHTS[k] * v for k, v in losses.items()]).sum()
-        self._log("validation_loss", total, len(groups))
+        losses = self._losses(batch)
         logits, _ = self.module.predict_tokens(self.module.encode(hidden, mask))
         moved = asked & (target.state != UNCHANGED)
         right = (logits[..., UP] > logits[..., DOWN]) == (target.state == UP)
-        self._log("validation_direction_accuracy", mean_or_zero(right[moved].float()), len(groups))
+        accuracy = {"direction_accuracy": mean_or_zero(right[moved].float())}
+        self.write("validation", losses | accuracy, batch_idx, len(groups))
 
-    def _log(self, name: str, value: Tensor, n: int) -> None:
-        self.log(name, value.detach(), on_step=False, on_epoch=True, batch_size=n)
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the parts of the loss by name, and ``loss``."""
+        hidden, target, asked, groups, mask = batch
+        losses = self.module.losses(hidden, target, asked, groups=groups, factor_mask=mask)
+        total = torch.stack([LOSS_WEIGHTS[k] * v for k, v in losses.items()]).sum()
+        return {f"{k}_loss": v for k, v in losses.items()} | {"loss": total}
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ from cfm.models.cellvq._training import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import nn
 
@@ -77,6 +78,8 @@ class Trainable(CellVQCore):
         strategy: str = "auto",
         precision: str = "auto",
         block_size: int = BLOCK_SIZE,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
         enable_progress_bar: bool | None = None,
         seed: int = 0,
         **trainer_kwargs: Any,
@@ -151,6 +154,11 @@ class Trainable(CellVQCore):
         block_size
             Neighbouring rows that are shuffled together where there are more than 8,192; 1
             shuffles each row alone, which is slow on disk.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
         seed
@@ -208,6 +216,7 @@ class Trainable(CellVQCore):
             seed=seed,
             keep_share=keep,
             alone_share=code_only_share,
+            expect=reader.expect,
             **run.layout,
         )
         check = None
@@ -221,6 +230,7 @@ class Trainable(CellVQCore):
                 keep_share=keep,
                 alone_share=code_only_share,
                 fixed=True,
+                expect=reader.expect,
                 **run.layout,
             )
         n_steps = run.count_steps(

@@ -6,11 +6,11 @@ import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from cfm.data._warn import warn_user
+from cfm.models._training_plan import TrainingPlan
 from cfm.models.cellvq._objectives import Weights, perplexity, training_losses
 from cfm.models.cellvq._start import CentredProjection, pooled_cells
 from cfm.models.cellvq._stream import Batch
@@ -34,7 +34,7 @@ _WARM_UP, _FIRST_RATE, _LAST_RATE = 0.1, 1 / 25, 1e-3
 _LEAST_PERPLEXITY, _LEAST_SHARE, _LAST_EPOCHS = 2.0, 0.005, 3
 
 
-class CellVQPlan(pl.LightningModule):
+class CellVQPlan(TrainingPlan):
     """Losses of CellVQ; AdamW in one cycle; codes of cells after every epoch.
 
     Parameters
@@ -76,8 +76,7 @@ class CellVQPlan(pl.LightningModule):
         weight_decay: float,
         n_steps: int,
     ) -> None:
-        super().__init__()
-        self.module = module
+        super().__init__(module)
         self.weights = weights
         self.code_heads = torch.nn.ModuleList(code_heads)
         self.checked = checked
@@ -126,8 +125,17 @@ class CellVQPlan(pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def on_train_epoch_start(self) -> None:
+    def own_state(self) -> dict[str, Any]:
+        """Return how codes were used."""
+        return {"perplexities": self.perplexities}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.perplexities = list(state["perplexities"])
+
+    def on_train_start(self) -> None:
         """Keep frozen parts from counting or dropping anything."""
+        super().on_train_start()
         self.still()
 
     def still(self) -> None:
@@ -153,14 +161,14 @@ class CellVQPlan(pl.LightningModule):
                 "training was stopped; load or make the model again and train with a smaller lr, "
                 "or with precision='32-true'."
             )
-        self._write(found, "train", len(batch.total))
-        self.log("temperature", temperature, on_step=False, on_epoch=True, batch_size=1)
+        self.write("train", found, batch_idx, len(batch.total))
+        self.add("train", "temperature", torch.tensor(temperature), 1)
         return found["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses on cells that are not trained on, with the nearest code."""
         found = self.losses(batch, 0.0)
-        self._write(found, "validation", len(batch.total))
+        self.write("validation", found, batch_idx, len(batch.total))
 
     def losses(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
         """Return the losses of a batch."""
@@ -172,14 +180,9 @@ class CellVQPlan(pl.LightningModule):
             code_heads=list(self.code_heads),
         )
 
-    def _write(self, losses: dict[str, Tensor], kind: str, n_cells: int) -> None:
-        for name, value in losses.items():
-            self.log(
-                f"{kind}_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=n_cells
-            )
-
     def on_train_epoch_end(self) -> None:
         """Count the codes of the cells that are checked."""
+        super().on_train_epoch_end()
         codes = self.codes()
         found, live = perplexity(codes, self.module.quantiser.n_codes)
         self.perplexities.append(found)

@@ -21,6 +21,7 @@ from cfm.models.lingshu._training import CellStream, DiffusionPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from cfm.models.lingshu._conditions import Conditions
 
@@ -61,6 +62,8 @@ class Trainable(LingshuCore):
         strategy: str = "auto",
         precision: str = "auto",
         block_size: int = BLOCK_SIZE,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
         enable_progress_bar: bool | None = None,
         seed: int = 0,
         **trainer_kwargs: Any,
@@ -120,6 +123,11 @@ class Trainable(LingshuCore):
         block_size
             Neighbouring rows that are shuffled together where there are more than 8,192; 1
             shuffles each row alone, which is slow on disk.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
         seed
@@ -164,6 +172,7 @@ class Trainable(LingshuCore):
             stratified=stratified,
             condition_dropout=condition_dropout,
             weights=self._root_weights(studies, training) if balanced else None,
+            expect=reader.expect,
             **run.layout,
         )
         check = None
@@ -176,6 +185,7 @@ class Trainable(LingshuCore):
                 least_time=least_time,
                 stratified=True,
                 fixed=True,
+                expect=reader.expect,
                 **run.layout,
             )
         n_steps = run.count_steps(

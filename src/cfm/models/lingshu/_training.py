@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
 
 from cfm.models._streams import Drawn, RowStream
+from cfm.models._training_plan import TrainingPlan
 from cfm.models.lingshu._conditions import UNKNOWN, Conditions
 from cfm.nn._absorbing import draw_times
 from cfm.nn._ema import PowerAverage
@@ -101,7 +101,7 @@ def withhold(conditions: Conditions, drop: Tensor) -> Conditions:
     )
 
 
-class DiffusionPlan(pl.LightningModule):
+class DiffusionPlan(TrainingPlan):
     """Diffusion loss; AdamW with warm-up and a cosine to a last rate; running average of weights.
 
     Validation is of the average, if there is one.
@@ -122,6 +122,8 @@ class DiffusionPlan(pl.LightningModule):
         Relative width of the running average; ``None`` for none.
     """
 
+    uses_all_weights = True
+
     def __init__(
         self,
         module: LingshuModule,
@@ -133,8 +135,7 @@ class DiffusionPlan(pl.LightningModule):
         n_steps: int,
         average_width: float | None,
     ) -> None:
-        super().__init__()
-        self.module = module
+        super().__init__(module)
         self.lr = lr
         self.last_lr = min(last_lr, lr)
         self.weight_decay = weight_decay
@@ -165,18 +166,26 @@ class DiffusionPlan(pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def own_state(self) -> dict[str, Any]:
+        """Return the average of the weights."""
+        return {} if self.average is None else {"average": self.average.state_dict()}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on one batch."""
-        loss = self.module.losses(*batch)["loss"]
-        self.log(
-            "train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch.time)
-        )
-        return loss
+        losses = self.module.losses(*batch)
+        self.write("train", losses, batch_idx, len(batch.time))
+        return losses["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Take the new weights into the average, once per optimiser step."""
         if self.average is not None and self.global_step > self.average.n_steps:
             self.average.update()
+        super().on_train_batch_end(outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         """Judge the average."""
@@ -184,11 +193,11 @@ class DiffusionPlan(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss on cells that are not trained on."""
-        loss = self.module.losses(*batch)["loss"]
-        self.log("validation_loss", loss, on_epoch=True, batch_size=len(batch.time))
+        self.write("validation", self.module.losses(*batch), batch_idx, len(batch.time))
 
     def on_validation_epoch_end(self) -> None:
         """Go on with the weights that are trained."""
+        super().on_validation_epoch_end()
         self.show_average(False)
 
     def show_average(self, wanted: bool) -> None:

@@ -19,9 +19,11 @@ from cfm.models.pulsar._donors import Donors
 from cfm.models.pulsar._plan import StepPlan, TensorStream
 from cfm.models.pulsar._pretrain import Trainable
 from cfm.models.pulsar._stream import DonorStream
+from cfm.nn._distributed import means_over_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from cfm.models._streams import SeededStream
 
@@ -49,6 +51,8 @@ class HeadLearner(Trainable):
         num_nodes: int = 1,
         strategy: str = "auto",
         precision: str = "auto",
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
         enable_progress_bar: bool | None = None,
         seed: int = 0,
         **trainer_kwargs: Any,
@@ -79,6 +83,11 @@ class HeadLearner(Trainable):
             Share of the studies, without ``study_key`` of the donors, that is held out.
         batch_size, lr, weight_decay, accelerator, devices, num_nodes, strategy, precision
             As for :meth:`train`.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
         seed
@@ -119,7 +128,7 @@ class HeadLearner(Trainable):
             )
             embed: Callable[[Any], Tensor] = _first
         else:
-            streams = _drawn(donors, sides, n_cells, batch_size, seed)
+            streams = _drawn(donors, sides, n_cells, batch_size, seed, run.n_processes)
             embed = self._encoded
         answers = torch.from_numpy(values.astype(np.float32))
         loss = _loss(task, values[sides[0]], len(outputs))
@@ -213,12 +222,23 @@ def _first(batch: Any) -> Tensor:
 
 
 def _drawn(
-    donors: Donors, sides: list[np.ndarray], n_cells: int, batch_size: int, seed: int
+    donors: Donors,
+    sides: list[np.ndarray],
+    n_cells: int,
+    batch_size: int,
+    seed: int,
+    n_processes: int,
 ) -> Sequence[SeededStream]:
     """Return batches of cells, padding and numbers of the donors."""
     return [
         DonorStream(
-            donors, side, batch_size=batch_size, n_cells=n_cells, seed=seed + k, fixed=bool(k)
+            donors,
+            side,
+            batch_size=batch_size,
+            n_cells=n_cells,
+            seed=seed + k,
+            fixed=bool(k),
+            n_processes=n_processes,
         )
         for k, side in enumerate(sides)
     ]
@@ -266,10 +286,21 @@ def _targets(
 def _loss(task: Task, learned: np.ndarray, n_outputs: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the loss; classes weigh the same however many donors they have."""
     if task == "regression":
-        return lambda made, answer: F.mse_loss(made.squeeze(-1), answer)
+
+        def squared(made: Tensor, answer: Tensor) -> Tensor:
+            total = F.mse_loss(made.squeeze(-1), answer, reduction="sum")
+            return means_over_processes((total, len(answer)))[0]
+
+        return squared
     times = np.bincount(learned.astype(np.int64), minlength=n_outputs)
-    weight = torch.from_numpy(len(learned) / (n_outputs * np.maximum(times, 1))).float()
-    return lambda made, answer: F.cross_entropy(made, answer.long(), weight=weight.to(made.device))
+    by_class = torch.from_numpy(len(learned) / (n_outputs * np.maximum(times, 1))).float()
+
+    def surprise(made: Tensor, answer: Tensor) -> Tensor:
+        weight, label = by_class.to(made.device), answer.long()
+        total = F.cross_entropy(made, label, weight=weight, reduction="sum")
+        return means_over_processes((total, weight[label].sum()))[0]
+
+    return surprise
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from cfm.models.pulsar._donors import read_cells
 from cfm.models.pulsar._instrument_core import CONDITION_KEY, DONOR_KEY, InstrumentCore
 from cfm.models.pulsar._model import Pulsar
 from cfm.models.pulsar._plan import StepPlan, TensorStream
+from cfm.nn._distributed import means_over_processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +77,8 @@ class VirtualInstrument(InstrumentCore):
         num_nodes: int = 1,
         strategy: str = "auto",
         precision: str = "auto",
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
         enable_progress_bar: bool | None = None,
         seed: int = 0,
         **trainer_kwargs: Any,
@@ -103,6 +106,11 @@ class VirtualInstrument(InstrumentCore):
             batches of ``batch_size``; see the guide on training.
         precision
             As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
         seed
@@ -145,8 +153,10 @@ class VirtualInstrument(InstrumentCore):
 
     def _losses(self, batch: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         before, condition, after = batch
-        error = (self.module(before, condition) - after).square().mean()
-        return {"loss": error, "unchanged": (before - after).square().mean()}
+        error = (self.module(before, condition) - after).square()
+        unchanged = (before - after).square()
+        parts = ((part.sum(), part.numel()) for part in (error, unchanged))
+        return dict(zip(("loss", "unchanged"), means_over_processes(*parts), strict=True))
 
     def _pairs(self, control: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return donors before, condition vectors, donors after, and names of the donors."""

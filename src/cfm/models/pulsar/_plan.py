@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
 
 from cfm.models._streams import Drawn, RowStream
+from cfm.models._training_plan import TrainingPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _WARM_UP = 0.05
 
 
-class StepPlan(pl.LightningModule):
+class StepPlan(TrainingPlan):
     """AdamW with warm-up and linear decay on any losses.
 
     Parameters
@@ -45,8 +45,7 @@ class StepPlan(pl.LightningModule):
         weight_decay: float,
         n_steps: int,
     ) -> None:
-        super().__init__()
-        self.module = module
+        super().__init__(module)
         self.losses = losses
         self.lr = lr
         self.weight_decay = weight_decay
@@ -70,17 +69,12 @@ class StepPlan(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on one batch."""
         found = self.losses(batch)
-        self._write(found, "train")
+        self.write("train", found, batch_idx, 1)  # batches may differ in size; each counts once
         return found["loss"]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Losses on what is not trained on."""
-        self._write(self.losses(batch), "validation")
-
-    def _write(self, losses: dict[str, Tensor], kind: str) -> None:
-        for name, value in losses.items():
-            # batches may differ in size; each counts once
-            self.log(f"{kind}_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=1)
+        self.write("validation", self.losses(batch), batch_idx, 1)
 
 
 class TensorStream(RowStream):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from cfm.models.pulsar._donors import Donors, read_donors
 from cfm.models.pulsar._objectives import Batch, pretraining_losses
 from cfm.models.pulsar._plan import StepPlan
 from cfm.models.pulsar._stream import PretrainingStream
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _MAX_EPOCHS = 100
 
@@ -44,6 +47,8 @@ class Trainable(Applicable):
         num_nodes: int = 1,
         strategy: str = "auto",
         precision: str = "auto",
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
         enable_progress_bar: bool | None = None,
         seed: int = 0,
         **trainer_kwargs: Any,
@@ -84,6 +89,11 @@ class Trainable(Applicable):
             batches of ``batch_size``; see the guide on training.
         precision
             As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
         enable_progress_bar
             By default as ``scvi.settings.verbosity`` says.
         seed
@@ -125,6 +135,7 @@ class Trainable(Applicable):
             "labels": labels,
             "keep_share": keep_share,
             "mask_share": mask_share,
+            "n_processes": run.n_processes,
         }
         stream = PretrainingStream(donors, np.flatnonzero(~held_out), seed=seed, **settings)
         checks = None
