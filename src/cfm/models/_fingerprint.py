@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-
-from cfm import __version__
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,13 +39,20 @@ def fingerprint(
     """
     given = {k: v for k, v in arguments.items() if k != "trainer_kwargs"}
     given |= arguments.get("trainer_kwargs", {})
-    out: dict[str, Any] = {"model": type(model).__name__, "cfm": __version__}
+    out: dict[str, Any] = {"model": type(model).__name__, "version of cfm": _version()}
     out |= {k: _described(v) for k, v in given.items() if k not in _WITHOUT_EFFECT}
     out["number of processes"] = n_processes
     if model.adata is not None:
         out |= _data(model, model.adata)
     out["sizes"], out["starting weights"] = _weights(model.module)
     return out
+
+
+def _version() -> str:
+    try:
+        return version("cfm-tools")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "0.0.0"
 
 
 def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
