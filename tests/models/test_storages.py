@@ -15,10 +15,25 @@ import torch
 from scipy import sparse
 
 import cfm
+from cfm.data import GeneVocabulary, _matrix, _row_buffer
+from cfm.data._row_stack import RowStack
 from cfm.models import UCE, CellPulse, CellVQ, LingshuCell, Pulsar
+from cfm.models.bulkformer import _graphs
 from tests import _bulk, _lingshu, _planted_codes, _pulsar, _toy, _uce
 from tests._storages import STORAGES, stored
 
+#: All those that are read in ways of their own.
+LEARNED = [
+    "csc",
+    "view_of_disk",
+    "dask",
+    "backed_csr",
+    "backed_dense",
+    "lazy",
+    "opened_h5ad",
+    "opened_zarr_dense",
+    "opened_list",
+]
 QUIET = {"enable_progress_bar": False, "max_steps": 3, "accelerator": "cpu"}
 
 
@@ -36,13 +51,18 @@ def bundled(name: str) -> tuple[object, ad.AnnData]:
 
 
 @cache
+def cellpulse() -> tuple[CellPulse, ad.AnnData]:
+    return CellPulse.from_pretrained("cellpulse-mini"), _toy.toy_contrasts()[:20].copy()
+
+
+@cache
 def uce() -> tuple[UCE, ad.AnnData]:
     folder = _uce.published(Path(mkdtemp()) / "released")
     return UCE.from_pretrained(folder, n_heads=_uce.N_HEADS), _uce.cells()
 
 
 EMBEDDED: dict[str, Callable[[], tuple[object, ad.AnnData]]] = {
-    "cellpulse-mini": lambda: (CellPulse.from_pretrained("cellpulse-mini"), _toy.toy_contrasts()),
+    "cellpulse-mini": cellpulse,
     "cellvq-mini": lambda: bundled("cellvq-mini"),
     "lingshu-pbmc-mini": lambda: bundled("lingshu-pbmc-mini"),
     "bulkformer": lambda: (_bulk.toy_bulkformer(), _bulk.toy_log_tpm(n=24)),
@@ -122,7 +142,7 @@ def weights(name: str) -> dict[str, torch.Tensor]:
     return train(make()).state_dict()
 
 
-@pytest.mark.parametrize("kind", STORAGES)
+@pytest.mark.parametrize("kind", LEARNED)
 @pytest.mark.parametrize("name", TRAINED)
 def test_training(name: str, kind: str, tmp_path: Path) -> None:
     make, train = TRAINED[name]
@@ -131,3 +151,58 @@ def test_training(name: str, kind: str, tmp_path: Path) -> None:
     found = train(adata.copy() if adata.is_view else adata).state_dict()
     for key, value in weights(name).items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6, msg=key, equal_nan=True)
+
+
+@pytest.fixture
+def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each call read of files, where little may be held."""
+    monkeypatch.setattr(_matrix, "_BLOCK_VALUES", 200)
+    monkeypatch.setattr(_row_buffer, "_MOST_BYTES", 0)
+    monkeypatch.setattr(_row_buffer, "_LEAST_ROWS", 7)
+    read: list[int] = []
+    original = RowStack.read
+
+    def spy(self: RowStack, rows: np.ndarray) -> object:
+        read.append(len(rows))
+        return original(self, rows)
+
+    monkeypatch.setattr(RowStack, "read", spy)
+    return read
+
+
+LARGE: dict[str, Callable[[], ad.AnnData]] = {
+    "CellVQ": lambda: _planted_codes.planted_cells(6000),
+    "LingshuCell": lambda: _lingshu.toy_counts(n=6000),
+    "BulkFormer": lambda: _bulk.toy_log_tpm(n=600),
+}
+
+
+@pytest.mark.parametrize("kind", ["opened_h5ad", "view_of_disk"])
+@pytest.mark.parametrize("name", LARGE)
+def test_training_never_holds_all(
+    name: str, kind: str, tmp_path: Path, rows_read: list[int]
+) -> None:
+    adata = stored(LARGE[name](), kind, tmp_path)
+    TRAINED[name][1](adata.copy() if adata.is_view else adata)
+    assert sum(rows_read) > adata.n_obs
+    assert max(rows_read) < adata.n_obs / 2
+
+
+@pytest.mark.parametrize("name", ["cellvq-mini", "bulkformer"])
+def test_embedding_never_holds_all(name: str, tmp_path: Path, rows_read: list[int]) -> None:
+    model, adata = EMBEDDED[name]()
+    many = ad.concat([adata] * 4, index_unique="-")
+    opened = stored(many, "opened_h5ad", tmp_path)
+    cfm.tl.embed(opened, model, key_added="found", chunk_size=16, batch_size=16)
+    assert max(rows_read) < many.n_obs / 2
+
+
+def test_the_graph_of_many_samples_is_made_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = _bulk.toy_log_tpm(n=96)
+    monkeypatch.setattr(_graphs, "_MOST_SAMPLES", 40)
+    rows = np.linspace(0, 95, 40).astype(int)
+    vocabulary = GeneVocabulary(adata.var_names)
+    found, expected = (
+        _graphs.graph_of_data(some, vocabulary) for some in (adata, adata[rows].copy())
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
