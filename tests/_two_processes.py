@@ -101,7 +101,7 @@ TRAININGS: dict[str, Callable[..., PretrainedModel]] = {
 
 def settings(n_processes: int) -> dict[str, Any]:
     """Arguments of a training whose batches are of one size over all processes."""
-    shared = {"devices": n_processes, "strategy": "ddp_find_unused_parameters_true"} if n_processes > 1 else {}
+    shared = {"devices": n_processes, "strategy": "ddp"} if n_processes > 1 else {}
     return {
         "batch_size": 2 * ROWS // n_processes,
         "accelerator": "cpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -10,29 +11,32 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def shard(plan: nn.Module, steps: Sequence[str], mesh: DeviceMesh | None = None) -> None:
+def shard(plan: nn.Module, readers: Sequence[str] = (), mesh: DeviceMesh | None = None) -> None:
     """Give each process a part of every weight, layer by layer.
+
+    While ``training_step`` runs, the weights of a layer are put together as long as the layer
+    needs them, those outside of layers until the gradients are there.
 
     Parameters
     ----------
     plan
-        Holds the network.
-    steps
-        Methods of the plan that need whole weights, such as ``"training_step"``: they are put
-        together while it runs, those of a layer while the layer does.
+        Holds the network; has the method ``training_step``.
+    readers
+        Methods of the plan that compute without gradients: all weights are there meanwhile.
     mesh
         The processes; by default all.
     """
     for layer in _layers(plan):
         fully_shard(layer, mesh=mesh)
     fully_shard(plan, mesh=mesh)
-    for step in steps:
-        register_fsdp_forward_method(plan, step)
+    register_fsdp_forward_method(plan, "training_step")
+    for name in readers:
+        setattr(plan, name, _with_whole_weights(plan, getattr(plan, name)))
 
 
 def is_sharded(plan: nn.Module) -> bool:
@@ -65,6 +69,15 @@ def join(plan: nn.Module) -> None:
                 module.register_parameter(name, whole)
     for part in parts:
         _undo(part)
+
+
+def _with_whole_weights(plan: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with whole_weights(plan):
+            return method(*args, **kwargs)
+
+    return wrapped
 
 
 def _layers(plan: nn.Module) -> list[nn.Module]:
