@@ -96,6 +96,7 @@ def test_every_command_shows_examples_and_statuses(capsys):
         (OSError(errno.ENOSPC, "full"), 75),
         (OSError(errno.EDQUOT, "full"), 75),
         (OSError("Can't write (errno = 28, error message = 'No space left on device')"), 75),
+        (RuntimeError("Set slist enabled failed (file write failed: errno = 28, error"), 75),
         (BlockingIOError(errno.EAGAIN, "locked"), 75),
         (MemoryError(), 75),
         (ConnectionError("offline"), 75),

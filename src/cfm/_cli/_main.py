@@ -19,6 +19,7 @@ from cfm._cli._status import (
     INTERRUPTED,
     OK,
     TERMINATED,
+    leave,
     one_line,
     sigterm_raises,
     status_of,
@@ -58,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _warnings_told(log, arguments.debug),
         _bars(not arguments.quiet),
     ):
-        return _run(arguments, log)
+        status = _run(arguments, log)
+    if argv is None:
+        leave(status)
+    return status
 
 
 def _run(arguments: argparse.Namespace, log: RunLog) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
+import re
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,8 +54,8 @@ _PASSING = {
 }  # fmt: skip
 #: What errors of the package call an argument, and the command line an option.
 _OPTIONS = {"overwrite=True": "--overwrite", "another output=": "another OUT"}
-#: Errors that the libraries raise without a number.
-_PASSING_TEXTS = ("No space left on device", "Disk quota exceeded")
+#: A full disk, in errors of libraries that carry the system's error in their text only.
+_FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded|errno = (27|28|122)\b")
 
 
 class Terminated(KeyboardInterrupt):
@@ -77,6 +80,20 @@ def sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def leave(status: int) -> None:
+    """End the process at once where ending it in order may crash.
+
+    HDF5 tries to write what it holds of a file once more when the interpreter ends, and on a full
+    disk that is a segmentation fault.
+    """
+    if status == TRY_AGAIN:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(status)
+
+
 def status_of(error: BaseException) -> int | None:
     """Return the exit status for an error; ``None`` for what should not happen."""
     if isinstance(error, Terminated):
@@ -97,11 +114,10 @@ def _passes(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    if not isinstance(error, OSError):
-        return False
-    # a library's error without a number names the system's error in its text
-    text = str(error)
-    return error.errno in _PASSING or any(part in text for part in _PASSING_TEXTS)
+    if isinstance(error, OSError) and error.errno in _PASSING:
+        return True
+    # HDF5 raises either, whatever fails when a file is closed
+    return isinstance(error, OSError | RuntimeError) and bool(_FULL_DISK.search(str(error)))
 
 
 def one_line(error: BaseException) -> str:
