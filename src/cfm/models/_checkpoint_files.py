@@ -87,7 +87,8 @@ class CheckpointFiles(CheckpointIO):
             try:
                 found: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
             except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-                warn_user(f"{candidate} cannot be read ({str(error).splitlines()[0]}).")
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                warn_user(f"{candidate} cannot be read ({said}).")
             else:
                 return found
         raise ValueError(

@@ -111,16 +111,18 @@ class Checkpoints:
     def begin(self, plan: TrainingPlan) -> None:
         """Write down what the training follows from."""
         if plan.trainer.is_global_zero and self.start is None:
-            text = json.dumps(self.fingerprint, indent=1, sort_keys=True)
+            text = json.dumps(self.fingerprint, indent=1)
             write_whole(self.folder / _RECORD, lambda file: file.write(text.encode()))
 
-    def interrupted(self, model: PretrainedModel) -> None:
-        """Note that the model was left in the middle of this training."""
-        _interrupted[model] = {
-            "folder": self.folder,
-            "fingerprint": self.fingerprint,
-            **self._model_before,
-        }
+    def left(self, model: PretrainedModel, *, finished: bool) -> None:
+        """Note whether the model was left in the middle of this training."""
+        _interrupted.pop(model, None)
+        if not finished:
+            _interrupted[model] = {
+                "folder": self.folder,
+                "fingerprint": self.fingerprint,
+                **self._model_before,
+            }
 
     def on_epoch_start(self, plan: TrainingPlan) -> None:
         """Note where the stream is before the epoch has begun."""

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies import ModelParallelStrategy
 from scvi import settings
 from scvi.model._utils import parse_device_args
 from scvi.train import TrainRunner
@@ -168,8 +169,8 @@ class TrainingRun:
             try:
                 self.finished = run_training(self.model, runner, given["seed"])
             finally:
-                if self.checkpoints is not None and not self.finished:
-                    self.checkpoints.interrupted(self.model)
+                if self.checkpoints is not None:
+                    self.checkpoints.left(self.model, finished=self.finished)
         self._step = runner.trainer.global_step
 
     def _strategy(self, plan: TrainingPlan) -> Any:
@@ -177,6 +178,15 @@ class TrainingRun:
         given = self.arguments["strategy"]
         if given == "auto" and self.n_processes > 1:
             given = "ddp"
+        if given == "fsdp":
+            if self.checkpoints is not None:
+                raise ValueError(
+                    "strategy='fsdp' cannot keep the state of a training yet; leave checkpoint_dir "
+                    "out, or use strategy='ddp' if each device can hold the model."
+                )
+            return ModelParallelStrategy(
+                data_parallel_size=self.n_processes, tensor_parallel_size=1
+            )
         if given == "ddp" and not plan.uses_all_weights:
             return "ddp_find_unused_parameters_true"
         return given

@@ -1,0 +1,333 @@
+"""A training that is stopped anywhere ends with the weights of one that was not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cfm.models import _checkpoint_files
+from cfm.models._checkpoint_files import CheckpointFiles
+from tests._trainings import CASES, StopAfter, StoppedError, state
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@cache
+def uninterrupted(name: str) -> dict[str, torch.Tensor]:
+    model = CASES[name].make()
+    CASES[name].train(model)
+    return state(model)
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    different = [k for k in found if not torch.equal(found[k], expected[k])]
+    assert not different
+
+
+def stop(name: str, folder: Path, step: int, every: int = 1, **kwargs: Any) -> Any:
+    """Train until a step, of which no state is kept any more."""
+    model = CASES[name].make()
+    with pytest.raises(StoppedError):
+        CASES[name].train(
+            model,
+            checkpoint_dir=folder,
+            checkpoint_every=every,
+            callbacks=[StopAfter(step)],
+            **kwargs,
+        )
+    return model
+
+
+def go_on(name: str, folder: Path, every: int = 1, **kwargs: Any) -> Any:
+    model = CASES[name].make()
+    CASES[name].train(model, checkpoint_dir=folder, checkpoint_every=every, **kwargs)
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_that_was_stopped_ends_where_it_would_have_ended(
+    name: str, tmp_path: Path
+) -> None:
+    n_steps, n_batches = CASES[name].n_steps, CASES[name].n_batches
+    # after the first step, after a state in the middle of an epoch, after the last batch of an
+    # epoch (its state was not taken yet) and after the first of the next (it was), near the end
+    for step in sorted({1, n_batches // 2 + 1, n_batches, n_batches + 1, n_steps - 1}):
+        stop(name, tmp_path, step)
+    model = go_on(name, tmp_path)
+    assert model.trainer.global_step == n_steps
+    assert_same(state(model), uninterrupted(name))
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_states_are_kept_now_and_then(every: int, tmp_path: Path) -> None:
+    stop("bulkformer", tmp_path, 6, every=every)
+    names = sorted(p.name for p in tmp_path.glob("step-*"))
+    # that of step 3, the end of an epoch, is taken when the next epoch has begun
+    expected = {2: [2, 4], 3: [3], 5: [5]}[every]
+    assert names == [f"step-{i:09d}.ckpt" for i in expected]
+    model = go_on("bulkformer", tmp_path, every=every)
+    assert_same(state(model), uninterrupted("bulkformer"))
+    assert len(list(tmp_path.glob("step-*"))) == 2
+    assert (tmp_path / "step-000000007.ckpt").exists()
+
+
+def test_a_finished_training_returns_at_once(tmp_path: Path) -> None:
+    go_on("lingshu", tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    model = go_on("lingshu", tmp_path, callbacks=[NoBatch()])
+    assert_same(state(model), uninterrupted("lingshu"))
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    assert model.is_trained_
+    assert model.provenance["max_steps"] == CASES["lingshu"].n_steps
+
+
+class NoBatch(pl.Callback):
+    def on_train_batch_start(self, *args: object) -> None:
+        raise AssertionError("A finished training made a step.")
+
+
+class Enough(pl.Callback):
+    """Ends a training early, as early stopping does, at the end of an epoch."""
+
+    def on_validation_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.current_epoch == 1:
+            trainer.should_stop = True
+
+
+def test_a_training_that_was_ended_early_is_finished(tmp_path: Path) -> None:
+    first = go_on("bulkformer", tmp_path, callbacks=[Enough()])
+    assert first.trainer.global_step == 6
+    again = go_on("bulkformer", tmp_path, callbacks=[Enough(), NoBatch()])
+    assert_same(state(again), state(first))
+
+
+def test_curves_go_on_after_earlier_training(tmp_path: Path) -> None:
+    made = []
+    for folder in (None, tmp_path):
+        model = CASES["cellvq"].make()
+        CASES["cellvq"].train(model)
+        if folder is not None:
+            with pytest.raises(StoppedError):
+                CASES["cellvq"].train(
+                    model, seed=1, checkpoint_dir=folder, checkpoint_every=1,
+                    callbacks=[StopAfter(5)],
+                )  # fmt: skip
+            model = CASES["cellvq"].make()
+            CASES["cellvq"].train(model)
+        CASES["cellvq"].train(
+            model, seed=1, **({} if folder is None else {"checkpoint_dir": folder})
+            | ({} if folder is None else {"checkpoint_every": 1})
+        )  # fmt: skip
+        made.append(model)
+    assert_same(state(made[1]), state(made[0]))
+    for name, curve in made[0].history.items():
+        pd.testing.assert_frame_equal(made[1].history[name], curve, check_exact=True)
+    assert len(made[0].history["train_loss"]) == 4
+
+
+def test_a_model_that_was_interrupted_goes_on_itself(tmp_path: Path) -> None:
+    model = CASES["bulkformer"].make()
+    keep: dict[str, Any] = {"checkpoint_dir": tmp_path, "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt, match="after step 5 of 7"):
+        CASES["bulkformer"].train(model, callbacks=[Interrupt(5)], **keep)
+    assert model.is_trained_
+    CASES["bulkformer"].train(model, **keep)
+    assert_same(state(model), uninterrupted("bulkformer"))
+    with pytest.raises(ValueError, match=r"another training: .*starting weights"):
+        CASES["bulkformer"].train(model, **keep)  # trained to the end: this would be more
+
+
+class Interrupt(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 1e-3}, r"lr is 0\.001 and was 0\.004"),
+        ({"batch_size": 12}, "batch_size is 12 and was 24"),
+        ({"seed": 1}, "seed is 1 and was 0"),
+        ({"gradient_clip_val": 0.5}, r"gradient_clip_val is 0\.5 and was None"),
+        ({"precision": "bf16-mixed"}, "precision is 'bf16-mixed' and was 'auto'"),
+    ],
+)
+def test_the_states_of_another_call_are_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    stop("bulkformer", tmp_path, 3)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message):
+        go_on("bulkformer", tmp_path, **change)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_states_of_other_data_or_another_model_are_refused(tmp_path: Path) -> None:
+    from tests import _bulk
+
+    stop("bulkformer", tmp_path, 3)
+    train = CASES["bulkformer"].train
+
+    def refused(model: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            train(model, checkpoint_dir=tmp_path)
+
+    refused(_bulk.untrained(dim=32, ff_dropout=0.2), "sizes is ")
+    refused(_bulk.untrained(seed=5, ff_dropout=0.2), "starting weights is ")
+    refused(_bulk.untrained(_bulk.toy_log_tpm(n=80), ff_dropout=0.2), "number of rows is 80 and")
+    other = _bulk.toy_log_tpm()
+    other.obs["study"] = other.obs["study"].to_numpy()[::-1]
+    refused(_bulk.untrained(other, ff_dropout=0.2), r"adata.obs\['_?.*study|_scvi_batch'\] is ")
+    other = _bulk.toy_log_tpm()
+    other.var_names = [f"OTHER{i}" for i in range(other.n_vars)]
+    refused(_bulk.untrained(other, ff_dropout=0.2), "genes is ")
+    with pytest.raises(ValueError, match="model is 'LingshuCell' and was 'BulkFormer'"):
+        go_on("lingshu", tmp_path)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match=r"is a file; expected a folder"):
+        go_on("bulkformer", file)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"no run\.json that says of which"):
+        go_on("bulkformer", tmp_path)
+    with pytest.raises(ValueError, match="checkpoint_every must be at least 1; found 0"):
+        go_on("bulkformer", tmp_path, every=0)
+
+
+def test_what_does_not_change_the_weights_may_change(tmp_path: Path) -> None:
+    stop("bulkformer", tmp_path, 4, accelerator="cpu")
+    model = go_on("bulkformer", tmp_path, every=3, enable_progress_bar=True, accelerator="auto")
+    assert_same(state(model), uninterrupted("bulkformer"))
+
+
+def test_a_folder_without_states_is_begun_anew(tmp_path: Path) -> None:
+    stop("bulkformer", tmp_path, 1, seed=5)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    model = go_on("bulkformer", tmp_path)
+    assert_same(state(model), uninterrupted("bulkformer"))
+    assert json.loads((tmp_path / "run.json").read_text())["seed"] == 0
+
+
+def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
+    stop("bulkformer", tmp_path, 6)
+    newest = max(tmp_path.glob("step-*"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=rf"{newest.name} cannot be read"):
+        model = go_on("bulkformer", tmp_path)
+    assert_same(state(model), uninterrupted("bulkformer"))
+    for path in tmp_path.glob("step-*"):
+        path.write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="cannot be read"),
+        pytest.raises(ValueError, match=r"No state of the training in .* can be read"),
+    ):
+        go_on("bulkformer", tmp_path)
+
+
+def test_states_hold_nothing_that_runs(tmp_path: Path) -> None:
+    stop("cellvq", tmp_path, 3)
+    found = torch.load(max(tmp_path.glob("step-*")), weights_only=True)
+    assert found["global_step"] == 2
+    path = tmp_path / "step-000000009.ckpt"
+    torch.save({"x": Path("evil")}, path)  # an object that only a full unpickler makes
+    files = CheckpointFiles(tmp_path)
+    with pytest.warns(UserWarning, match="000009.ckpt cannot be read"):
+        assert files.load_checkpoint(path)["global_step"] == 2
+
+
+def test_a_full_disk_costs_a_warning_and_no_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop("bulkformer", tmp_path, 4)
+    before = sorted(p.name for p in tmp_path.glob("step-*"))
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file, self.n = file, 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, data: Any) -> int:
+            self.n += len(data)
+            if self.n > 20_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return int(self.file.write(data))
+
+    whole = _checkpoint_files._save
+    monkeypatch.setattr(_checkpoint_files, "_save", lambda c, f: whole(c, Full(f)))
+    with pytest.warns(UserWarning, match=r"could not be written .*No space left.*goes on"):
+        model = go_on("bulkformer", tmp_path)
+    assert_same(state(model), uninterrupted("bulkformer"))
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == before
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_other_errors_of_writing_are_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises((AttributeError, TypeError), match="pickle"):
+        CheckpointFiles(tmp_path).save_checkpoint({"x": lambda: 0}, tmp_path / "step-1.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_random_state_of_numpy_and_python_goes_on(tmp_path: Path) -> None:
+    import random
+
+    class Draw(pl.Callback):
+        def __init__(self) -> None:
+            self.drawn: list[float] = []
+
+        def on_train_batch_end(self, *args: object) -> None:
+            self.drawn += [random.random(), np.random.random()]  # noqa: NPY002
+
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    whole = Draw()
+    go_on("bulkformer", tmp_path / "whole", callbacks=[whole])
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    model = CASES["bulkformer"].make()
+    with pytest.raises(StoppedError):
+        CASES["bulkformer"].train(
+            model,
+            checkpoint_dir=tmp_path / "part",
+            checkpoint_every=1,
+            callbacks=[Draw(), StopAfter(5)],
+        )
+    random.seed(2)
+    np.random.seed(2)  # noqa: NPY002
+    rest = Draw()
+    go_on("bulkformer", tmp_path / "part", callbacks=[rest])
+    assert rest.drawn == whole.drawn[-len(rest.drawn) :]
+    assert len(rest.drawn) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lingshu", "cellvq"])
+def test_a_killed_process_goes_on_in_another(name: str, tmp_path: Path) -> None:
+    def run(*arguments: str) -> int:
+        command = [sys.executable, "-m", "tests._trainings", name, *map(str, arguments)]
+        return subprocess.run(command, cwd=REPOSITORY, timeout=300, check=False).returncode
+
+    folder, output = tmp_path / "states", tmp_path / "output.pt"
+    n_batches = CASES[name].n_batches
+    assert run(folder, output, n_batches, "batch") == -9  # last batch of an epoch
+    assert run(folder, output, n_batches + 2, "write") == -9  # half a state is on disk
+    assert list(folder.glob(".*partial"))
+    assert run(folder, output) == 0
+    assert_same(torch.load(output), uninterrupted(name))
