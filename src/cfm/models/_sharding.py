@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
+#: Where a module notes which of its weights are single numbers.
+_NUMBERS = "_single_numbers"
+
+
 def shard(plan: nn.Module, readers: Sequence[str] = (), mesh: DeviceMesh | None = None) -> None:
     """Give each process a part of every weight, layer by layer.
 
@@ -31,6 +35,12 @@ def shard(plan: nn.Module, readers: Sequence[str] = (), mesh: DeviceMesh | None 
     mesh
         The processes; by default all.
     """
+    for module in plan.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.ndim:  # single numbers cannot be dealt out
+                listed = nn.Parameter(parameter.detach().view(1), parameter.requires_grad)
+                module.register_parameter(name, listed)
+                module.__dict__.setdefault(_NUMBERS, []).append(name)
     for layer in _layers(plan):
         fully_shard(layer, mesh=mesh)
     fully_shard(plan, mesh=mesh)
@@ -63,10 +73,12 @@ def join(plan: nn.Module) -> None:
     for part in parts:
         part.reshard()
     for module in plan.modules():
+        numbers = module.__dict__.pop(_NUMBERS, [])
         for name, parameter in list(module.named_parameters(recurse=False)):
             if isinstance(parameter, DTensor):
-                whole = nn.Parameter(parameter.full_tensor(), parameter.requires_grad)
-                module.register_parameter(name, whole)
+                whole = parameter.full_tensor()
+                whole = whole.view(()) if name in numbers else whole
+                module.register_parameter(name, nn.Parameter(whole, parameter.requires_grad))
     for part in parts:
         _undo(part)
 

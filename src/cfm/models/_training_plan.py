@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
+from cfm.models._sharding import is_sharded, join, shard
 from cfm.models._streams import n_rows_of
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class TrainingPlan(pl.LightningModule):
 
     #: Whether each step uses all weights that are trained.
     uses_all_weights = False
+    #: Methods that read weights without gradients, wherever they are called.
+    readers: tuple[str, ...] = ("validation_step",)
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -48,6 +52,17 @@ class TrainingPlan(pl.LightningModule):
         ]
         # for each kind, sum and weight of each curve in the present epoch
         self._sums: dict[str, dict[str, tuple[Tensor, int]]] = {}
+
+    def configure_model(self) -> None:
+        """Deal the weights out to the processes, where that is asked for."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not is_sharded(self):
+            mesh = self.device_mesh
+            shard(self, self.readers, None if mesh is None else mesh["data_parallel"])
+
+    def on_fit_end(self) -> None:
+        """Give every process all weights."""
+        if is_sharded(self):
+            join(self)
 
     def own_state(self) -> dict[str, Any]:
         """Return what this plan must know to go on, beside what torch and Lightning keep."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,8 @@ class PowerAverage:
     def update(self) -> None:
         """Take in the weights after an optimiser step."""
         self.n_steps += 1
+        if self.n_steps == 1:  # nothing is left of the start; weights may have been dealt out since
+            self._mean = [p.detach().clone() for p in self._trained()]
         new = 1.0 - (1.0 - 1.0 / self.n_steps) ** (self.exponent + 1.0)
         for i, parameter in enumerate(self._trained()):
             self._mean[i] = self._mean[i].to(parameter.device).lerp_(parameter.detach(), new)
@@ -71,6 +74,10 @@ class PowerAverage:
         self._mean = [
             mean.to(p.device) for mean, p in zip(state["mean"], self._trained(), strict=True)
         ]
+
+    def join(self) -> None:
+        """Put together the averages of weights that were dealt out to processes."""
+        self._mean = [m.full_tensor() if isinstance(m, DTensor) else m for m in self._mean]
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -357,7 +357,11 @@ class CellPulseModule(nn.Module):
         means = means_over_processes(*((part.sum(), part.numel()) for part in parts.values()))
         out = dict(zip(parts, means, strict=True))
         if groups is not None:
-            out["agreement"] = agreement_loss(encoded.summary, groups)
+            # judged by, a batch is there whole in every process
+            summary = encoded.summary
+            if self.training:
+                summary, groups = gathered(summary), gathered(groups)
+            out["agreement"] = agreement_loss(summary, groups)
         return out
 
     def linear_loss(
@@ -383,17 +387,15 @@ def mean_or_zero(values: Tensor) -> Tensor:
 def agreement_loss(summary: Tensor, groups: Tensor, temperature: float = 0.1) -> Tensor:
     """InfoNCE between profiles that share a group, against the rest of the batch.
 
-    Profiles alone in their group serve as negatives only; 0 if no two profiles share a group. The
-    batch is that of all processes that train together.
+    Profiles alone in their group serve as negatives only; 0 if no two profiles share a group.
     """
-    z = F.normalize(gathered(summary), dim=-1)
-    groups = gathered(groups)
+    z = F.normalize(summary, dim=-1)
     logits = z @ z.T / temperature  # (b, b)
     eye = torch.eye(len(z), dtype=torch.bool, device=z.device)
     logits = logits.masked_fill(eye, float("-inf"))
     same = (groups.unsqueeze(0) == groups.unsqueeze(1)) & ~eye
     paired = same.any(dim=1)
     if not bool(paired.any()):
-        return z.sum() * 0.0
+        return summary.sum() * 0.0
     log_p = torch.log_softmax(logits, dim=1).masked_fill(eye, 0.0)
     return -((log_p * same).sum(1)[paired] / same.sum(1)[paired]).mean()

@@ -91,6 +91,8 @@ class CellVQPlan(TrainingPlan):
         #: Perplexity after each epoch.
         self.perplexities: list[float] = []
 
+    readers = ("validation_step", "codes")
+
     def temperature(self, step: int) -> float:
         """Return the temperature of a step."""
         if self.schedule is None:

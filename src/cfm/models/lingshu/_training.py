@@ -200,6 +200,12 @@ class DiffusionPlan(TrainingPlan):
         super().on_validation_epoch_end()
         self.show_average(False)
 
+    def on_fit_end(self) -> None:
+        """Give every process all weights, and their average."""
+        super().on_fit_end()
+        if self.average is not None:
+            self.average.join()
+
     def show_average(self, wanted: bool) -> None:
         """Put the average in the place of the weights, or take it away, if a step was taken."""
         if self.average is not None and self.average.n_steps and wanted != self._shows_average:

@@ -69,12 +69,17 @@ class StepPlan(TrainingPlan):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on one batch."""
         found = self.losses(batch)
-        self.write("train", found, batch_idx, 1)  # batches may differ in size; each counts once
+        self._write_once("train", found)
         return found["loss"]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Losses on what is not trained on."""
-        self.write("validation", self.losses(batch), batch_idx, 1)
+        self._write_once("validation", self.losses(batch))
+
+    def _write_once(self, kind: str, found: dict[str, Tensor]) -> None:
+        """Add values to the curves; batches may differ in size, and each counts once."""
+        for name, value in found.items():
+            self.add(kind, f"{kind}_{name}", value.detach(), 1)
 
 
 class TensorStream(RowStream):
