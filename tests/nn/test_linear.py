@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cfm.nn import _linear
-from cfm.nn._linear import Linear, fast_bfloat16, linear, prepare_linear
+from cfm.nn._linear import Linear, fast_bfloat16, linear, prepare_linear, rounded_up
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -91,3 +93,28 @@ def test_the_compiler_sees_plain_products(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(torch.compile(function, backend=backend)(x), x @ weight.T)
     assert len(seen) == 2
     assert not any("mkldnn" in code for code in seen)
+
+
+@given(n=st.integers(1, 5000))
+def test_numbers_of_rows_are_few_and_hardly_larger(n: int) -> None:
+    found = rounded_up(n)
+    assert n <= found <= 1.125 * n
+    assert rounded_up(found) == found
+
+
+def test_few_shapes_reach_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    # oneDNN keeps memory for each number of rows that it ever saw.
+    seen = set()
+
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        seen.add(len(x))
+        return torch.nn.functional.linear(x, weight, bias)
+
+    monkeypatch.setattr(_linear, "prefers_onednn", lambda device: True)
+    monkeypatch.setattr(_linear, "_onednn", product)
+    weight = torch.randn(3, 4)
+    run = prepare_linear(weight, None, torch.float32)
+    for n in range(256, 512):
+        x = torch.randn(n, 4)
+        torch.testing.assert_close(run(x), x @ weight.T)
+    assert len(seen) == 9

@@ -27,7 +27,8 @@ def prepare_linear(
     """Return a function that applies a linear layer, without gradients.
 
     In float32 on a CPU with AVX-512 it calls oneDNN instead of MKL, which on AMD processors runs
-    at half that speed.
+    at half that speed. oneDNN keeps half a megabyte for each number of rows that it ever saw, up to
+    about a gigabyte; so on a CPU rows of zeros are added up to one of eight numbers per octave.
 
     Parameters
     ----------
@@ -42,9 +43,30 @@ def prepare_linear(
     """
     weight = weight.detach().to(dtype).contiguous()
     bias = None if bias is None else bias.detach().to(dtype)
-    if dtype == torch.float32 and prefers_onednn(weight.device):
-        return lambda x: _onednn(x.to(dtype), weight, bias)
-    return lambda x: F.linear(x.to(dtype), weight, bias)
+    product = _onednn if dtype == torch.float32 and prefers_onednn(weight.device) else F.linear
+    if weight.device.type != "cpu":
+        return lambda x: product(x.to(dtype), weight, bias)
+
+    def run(x: Tensor) -> Tensor:
+        flat = x.to(dtype).reshape(-1, x.shape[-1])
+        n = len(flat)
+        more = rounded_up(n) - n
+        out = product(F.pad(flat, (0, 0, 0, more)) if more else flat, weight, bias)[:n]
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    return run
+
+
+def rounded_up(n: int) -> int:
+    """Return the next of the numbers of which there are eight from each power of two to the next.
+
+    Examples
+    --------
+    >>> [rounded_up(n) for n in (7, 16, 17, 1000, 1025)]
+    [7, 16, 18, 1024, 1152]
+    """
+    step: int = 1 << max(0, n.bit_length() - 4)
+    return -(-n // step) * step
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
