@@ -1,7 +1,7 @@
 """Small trainings of all models, to be run in one process or in several that train together.
 
 As a script, ``python -m tests._two_processes FOLDER --processes 2``, it trains them all and leaves
-in ``FOLDER`` a file per model and process with weights and curves.
+in ``FOLDER`` what each process found: weights and curves, and where the model was saved.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from cfm.models import BulkFormer, CellPulse, CellVQ, LingshuCell, Pulsar
+from tests import _bulk, _lingshu, _planted_codes, _pulsar, _toy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,34 +33,28 @@ TIMEOUT = 240
 
 def bulkformer(**run: Any) -> PretrainedModel:
     """Train on samples whose number leaves a batch of three at the end of an epoch."""
-    from tests._bulk import SIZES, toy_log_tpm
-
-    adata = toy_log_tpm(n=92)[:91].copy()
+    adata = _bulk.toy_log_tpm(n=92)[:91].copy()
     BulkFormer.setup_anndata(adata, study_key="study")
-    model = BulkFormer(adata, **SIZES)
+    model = BulkFormer(adata, **_bulk.SIZES)
     model.train(max_steps=12, redraw_interval=5, lr=4e-3, **run)
     return model
 
 
 def lingshu(**run: Any) -> PretrainedModel:
     """Train on counts."""
-    from tests._lingshu import SIZES, toy_counts
-
-    adata = toy_counts(n=120)
+    adata = _lingshu.toy_counts(n=120)
     LingshuCell.setup_anndata(
         adata, source_key="cell_type", perturbation_key="drug", control="none"
     )
-    model = LingshuCell(adata, **SIZES, depth=True)
+    model = LingshuCell(adata, **_lingshu.SIZES, depth=True)
     model.train(max_steps=10, lr=4e-3, **run)
     return model
 
 
 def pulsar(**run: Any) -> PretrainedModel:
     """Train on donors, of whom two are left for a last batch."""
-    from tests._pulsar import donors
-
     sizes = (60, 40, 50, 45, 70, 55, 48, 52, 33, 21, 64, 58, 39, 41, 47, 30, 35, 29, 31, 37)
-    adata = donors(sizes, width=10)
+    adata = _pulsar.donors(sizes, width=10)
     Pulsar.setup_anndata(adata, labels_key="disease")
     small = {"dim": 32, "encoder_layers": 1, "encoder_ff": 64, "decoder_ff": 64, "dropout": 0.0}
     model = Pulsar(adata, **small)
@@ -69,20 +64,16 @@ def pulsar(**run: Any) -> PretrainedModel:
 
 def cellpulse(**run: Any) -> PretrainedModel:
     """Train the linear term, then the rest, on contrasts that have a sample in common."""
-    from tests._toy import SIZES, toy_contrasts
-
-    adata = toy_contrasts()
+    adata = _toy.toy_contrasts()
     CellPulse.setup_anndata(adata, study_key="study", sample_key="sample")
-    model = CellPulse(adata, **SIZES, dropout=0.0, attention_dropout=0.0)
+    model = CellPulse(adata, **_toy.SIZES, dropout=0.0, attention_dropout=0.0)
     model.train(30, n_linear_steps=12, tokens_per_profile=64, **run)
     return model
 
 
 def cellvq(**run: Any) -> PretrainedModel:
     """Train codes and heads on cells of which some have no label."""
-    from tests._planted_codes import planted_cells
-
-    adata = planted_cells(150)
+    adata = _planted_codes.planted_cells(150)
     adata.obs["tissue"] = np.where(np.arange(150) % 3 == 0, "lung", None)
     adata.obs["tissue"] = adata.obs["tissue"].astype("category").cat.add_categories("skin")
     adata.obs.loc[adata.obs_names[3::9], "tissue"] = "skin"
@@ -99,9 +90,9 @@ TRAININGS: dict[str, Callable[..., PretrainedModel]] = {
 }
 
 
-def settings(n_processes: int) -> dict[str, Any]:
+def settings(n_processes: int, strategy: str = "ddp") -> dict[str, Any]:
     """Arguments of a training whose batches are of one size over all processes."""
-    shared = {"devices": n_processes, "strategy": "ddp"} if n_processes > 1 else {}
+    shared = {"devices": n_processes, "strategy": strategy} if n_processes > 1 else {}
     return {
         "batch_size": 2 * ROWS // n_processes,
         "accelerator": "cpu",
@@ -155,15 +146,20 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--models", nargs="+", default=list(TRAININGS))
+    parser.add_argument("--ddp", nargs="*", default=list(TRAININGS))
+    parser.add_argument("--fsdp", nargs="*", default=[])
     arguments = parser.parse_args(given)
     torch.set_num_threads(1)
-    for name in arguments.models:
-        model = TRAININGS[name](**settings(arguments.processes))
+    n_processes, folder = arguments.processes, arguments.folder
+    jobs = [(name, "ddp") for name in arguments.ddp] + [(name, "fsdp") for name in arguments.fsdp]
+    for name, strategy in jobs:
+        model = TRAININGS[name](**settings(n_processes, strategy))
         number = os.environ.get("LOCAL_RANK", "0")
-        saved = model.save(arguments.folder / f"{name}-{arguments.processes}")
-        made = found(model) | {"saved": str(saved)}
-        torch.save(made, arguments.folder / f"{name}-{arguments.processes}-{number}.pt")
+        saved = model.save(folder / f"{name}-{strategy}-{n_processes}")
+        torch.save(
+            found(model) | {"saved": str(saved)},
+            folder / f"{name}-{strategy}-{n_processes}-{number}.pt",
+        )
 
 
 if __name__ == "__main__":
