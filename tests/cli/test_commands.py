@@ -235,3 +235,18 @@ def test_one_process_writes_and_speaks(options, environment, first, monkeypatch)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_first_process(argparse.Namespace(**options)) is first
+
+
+def test_what_is_refused_or_skipped_is_quick(tmp_path):
+    (tmp_path / "out.h5ad").write_text("")
+    code = (
+        "import sys\nfrom cfm._cli import main\n"
+        "call = ['embed', 'in.h5ad', '-o', 'out.h5ad', '--quiet']\n"
+        "assert main(call) == 2\nopen('in.h5ad', 'w').close()\n"
+        "assert main([*call, '--skip-existing']) == 0\n"
+        "assert 'torch' not in sys.modules and 'scanpy' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("cfm: error: in.h5ad does not exist")

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cfm._cli._log import bars
+
 if TYPE_CHECKING:
     from cfm._cli._log import RunLog
     from cfm._report import DemoResult
@@ -125,7 +127,8 @@ def _demo(arguments: argparse.Namespace, log: RunLog) -> int:
         model=arguments.model,
         embedding_model=arguments.embedding_model,
     )
-    result = run_demo(options)
+    with bars(not arguments.quiet):
+        result = run_demo(options)
     sys.stdout.write(_told(result))
     return len(result.calls)
 

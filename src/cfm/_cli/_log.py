@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,7 +17,7 @@ from cfm import __version__
 from cfm._cli._status import NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 #: Fields of a log record that are written besides its message.
 _FIELDS = ("done", "total", "rows", "seconds")
@@ -104,3 +105,19 @@ def peak_mib() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+@contextmanager
+def bars(shown: bool) -> Iterator[None]:
+    """Show the bars of the tools, or silence them through the one switch they share."""
+    if shown:
+        yield
+        return
+    from scvi import settings
+
+    before = settings.verbosity
+    settings.verbosity = logging.ERROR
+    try:
+        yield
+    finally:
+        settings.verbosity = before

@@ -57,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sigterm_raises(),
         _records_told(log, arguments.quiet),
         _warnings_told(log, arguments.debug),
-        _bars(not arguments.quiet),
     ):
         status = _run(arguments, log)
     if argv is None:
@@ -144,19 +143,3 @@ def _warnings_told(log: RunLog, debug: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
-
-
-@contextmanager
-def _bars(shown: bool) -> Iterator[None]:
-    """Silence the bars of the tools through the one switch they share."""
-    if shown:
-        yield
-        return
-    from scvi import settings
-
-    before = settings.verbosity
-    settings.verbosity = logging.ERROR
-    try:
-        yield
-    finally:
-        settings.verbosity = before

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cfm._cli._log import bars
 from cfm._cli._staged import Staged, check_apart, write_adata
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def run_tool(
         )
     staged = output.suffix in _TABLES or arguments.keep_input
     if not staged:
-        rows = compute(tool, inputs, output, options).n_obs
+        with bars(not arguments.quiet):
+            rows = compute(tool, inputs, output, options).n_obs
     else:
         suffix = output.suffix if arguments.keep_input else ".h5ad"
         stage = Staged(output, suffix)
@@ -73,7 +75,8 @@ def run_tool(
         if first:
             stage.begin(told(arguments), [*inputs, _folder_of(options)], arguments.overwrite)
         if not stage.results.exists():
-            compute(tool, inputs, stage.results, options)
+            with bars(not arguments.quiet):
+                compute(tool, inputs, stage.results, options)
         if not first:
             return None
         rows = stage.finish(inputs[0] if arguments.keep_input else None)
