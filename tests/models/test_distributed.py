@@ -91,3 +91,14 @@ def test_weights_that_are_dealt_out_learn_the_same(name: str, trained: Path) -> 
     for key, value in found[0]["weights"].items():
         assert torch.equal(value, found[1]["weights"][key]), key
     assert load_checkpoint(found[0]["saved"]).tensors
+
+
+def test_nobody_waits_for_a_process_that_was_killed() -> None:
+    """Neither the first process for the second, nor the second for the first."""
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(run_script, "tests._killed_process", str(n)) for n in (0, 1)]
+        first, second = (str(run.exception()) for run in runs)
+    # the pipe of a script is closed once all its processes have ended
+    assert "ended with -9" in first
+    assert "Connection" in second
+    assert "longer than" not in first + second
