@@ -144,15 +144,29 @@ def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
     ResultStore(store.path).begin(RUN)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError("Can't write data (file write failed: errno = 28, error message = 'No …')"),
+        RuntimeError("Can't decrement id ref count (file write failed: errno = 28)"),
+    ],
+)
 @pytest.mark.parametrize("at", ["chunk", "end"])
 def test_a_full_disk_keeps_what_is_done(
-    path: Path, small: ad.AnnData, monkeypatch: pytest.MonkeyPatch, at: str
+    tmp_path: Path,
+    small: ad.AnnData,
+    monkeypatch: pytest.MonkeyPatch,
+    at: str,
+    error: OSError | RuntimeError,
 ) -> None:
+    path = tmp_path / "out.h5ad"
     store = _begun(path)
     store.write(0, {"x": np.zeros((10, 2))})
 
     def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(_result_store.np, "savez", full)
@@ -162,12 +176,24 @@ def test_a_full_disk_keeps_what_is_done(
                 store.write(1, {"x": np.zeros((10, 2))})
             else:
                 store.finish(small, {})
-    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.errno in (errno.ENOSPC, errno.EDQUOT)
     assert store.done() == {0}
     assert not list(store.folder.glob("*.part"))
     assert not path.exists()
     store.finish(small, {("obsm", "x"): _blocks(store.read(0)["x"])})
     assert open_files(path).obsm["x"].shape == (10, 2)
+
+
+def test_other_errors_stay_what_they_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _begun(path)
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("Can't write (errno = 5)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_result_store.np, "savez", broken)
+        with pytest.raises(RuntimeError, match="errno = 5"):
+            store.write(1, {"x": np.zeros(2)})
 
 
 def test_what_is_there_stays_until_the_new_is_whole(path: Path, small: ad.AnnData) -> None:

@@ -284,6 +284,15 @@ def test_another_result_is_replaced_in_the_output_with_a_warning(tmp_path: Path)
     assert adata.uns["X_mine"] == "made elsewhere"
 
 
+def test_its_own_result_is_replaced_in_the_output_quietly(tmp_path: Path) -> None:
+    adata, model = toy_contrasts(), toy_model()
+    cfm.tl.embed(adata, model)
+    cfm.tl.predict_virus(adata, model)
+    cfm.tl.embed(adata, model, output=tmp_path / "e.zarr")  # a warning would be an error
+    found = cfm.tl.predict_virus(adata, model, output=tmp_path / "v.zarr")
+    assert "predicted_virus_proba" in found.obsm
+
+
 def test_genes_are_embedded_from_files_too(tmp_path: Path) -> None:
     adata, model = _log_tpm(), toy_bulkformer()
     adata.write_h5ad(tmp_path / "in.h5ad")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -255,14 +256,26 @@ def told(path: Path) -> Iterator[None]:
     """Say of a full disk what is lost: nothing."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM and "No space left" not in str(error):
+    except (OSError, RuntimeError) as error:  # HDF5 raises either
+        number = _no_room(error)
+        if number is None:
             raise
         raise OSError(
-            error.errno or errno.ENOSPC,
+            number,
             f"No room left to write the results for {path}; what is done is kept in the folder "
             f".{path.name}.partial beside it. Make room and repeat the call: it goes on from there",
         ) from error
+
+
+def _no_room(error: OSError | RuntimeError) -> int | None:
+    """Return the number of an error that says that the disk is full."""
+    number = getattr(error, "errno", None)
+    if number in _NO_ROOM:
+        return int(number)
+    said = re.search(r"errno = (\d+)", str(error))
+    if said is not None and int(said[1]) in _NO_ROOM:
+        return int(said[1])
+    return errno.ENOSPC if "No space left" in str(error) else None
 
 
 def _write(path: Path, content: bytes | Mapping[str, np.ndarray]) -> None:

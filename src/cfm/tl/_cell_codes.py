@@ -40,7 +40,7 @@ from cfm.tl._code_tables import (
     neighbour_table,
     vector_table,
 )
-from cfm.tl._store import check_key, model_record, warn_overwritten
+from cfm.tl._store import check_key, model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -336,8 +336,8 @@ def cell_codes(
             _FURTHER: list(further) or None,
         }
         into = run.target
-        warn_overwritten(into, key_added, {"obs": list(obs)})
-        warn_overwritten(into, obsm_key, {"obsm": [obsm_key]})
+        run.warn_overwritten(key_added, {"obs": list(obs)})
+        run.warn_overwritten(obsm_key, {"obsm": [obsm_key]})
         for name in _made_before(into, key_added) - set(obs):
             del into.obs[name]
         for name, column in obs.items():

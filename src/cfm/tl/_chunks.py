@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,16 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from anndata import AnnData
 
+from cfm._fields import PARAMS
 from cfm.data import open_files
+from cfm.data._heap import return_large_blocks
 from cfm.data._matrix import in_memory_frame
 from cfm.data._result_store import ResultStore, Streamed, check_output
 from cfm.models._shards import Processes, share_work
 from cfm.tl._chunk_input import Rows
 from cfm.tl._chunk_record import Notes, fingerprint
-from cfm.tl._store import target
+from cfm.tl._store import target, warn_overwritten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -201,6 +204,13 @@ class ChunkRun:
                 )
         return self._target
 
+    def warn_overwritten(self, key: str, fields: Mapping[str, Sequence[str]]) -> None:
+        """Warn of fields of others that are replaced; an output has ``obs`` and ``uns`` only."""
+        record = self.target.uns.get(key)
+        if self.output is not None and isinstance(record, Mapping) and PARAMS in record:
+            return
+        warn_overwritten(self.target, key, fields)
+
     def put(self, slot: str, key: str, name: str) -> None:
         """Store a matrix of the results in ``obsm`` or ``layers``."""
         if self.output is None:
@@ -233,6 +243,7 @@ class ChunkRun:
             self.results = Results(1, None)
             self.results.held[0] = dict(compute(self.whole, slice(0, self.whole.n_obs)))
             return
+        return_large_blocks()
         chunks = self.rows.chunks(int(self.how.chunk_size))
         store = None if self.output is None else ResultStore(self.output)
         self.results = Results(len(chunks), store)

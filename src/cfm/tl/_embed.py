@@ -157,7 +157,7 @@ def embed(
 
     def store() -> None:
         made = run.target
-        warn_overwritten(made, key, {"obsm": [key]})
+        run.warn_overwritten(key, {"obsm": [key]})
         run.put("obsm", key, "embedding")
         share = run.rows.vocabulary_share(loaded)
         made.uns[key] = {

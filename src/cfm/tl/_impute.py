@@ -13,7 +13,7 @@ from cfm.models import BulkFormer, load_model
 from cfm.models.bulkformer._constants import MISSING
 from cfm.models.bulkformer._impute import check_mask
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
-from cfm.tl._store import check_key, model_record, warn_overwritten
+from cfm.tl._store import check_key, model_record
 
 #: Names of the columns of an array of genes that the data do not have.
 ABSENT_GENES = "absent_genes"
@@ -185,7 +185,7 @@ def impute(
             )
         made = run.target
         fields = {"layers": [key_added]} | ({"obsm": [key_added]} if len(names) else {})
-        warn_overwritten(made, key_added, fields)
+        run.warn_overwritten(key_added, fields)
         record = model_record(
             filler,
             run.rows.vocabulary_share(filler),

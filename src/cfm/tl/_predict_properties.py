@@ -10,7 +10,7 @@ import pandas as pd
 from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX
 from cfm.models import CellVQ, load_model
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
-from cfm.tl._store import check_key, model_record, warn_overwritten
+from cfm.tl._store import check_key, model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -171,7 +171,7 @@ def predict_properties(
         for name in chosen:
             key = key_added + name
             columns = [key, key + CONFIDENCE]
-            warn_overwritten(made, key, {"obs": columns, "obsm": [key + PROBABILITIES]})
+            run.warn_overwritten(key, {"obs": columns, "obsm": [key + PROBABILITIES]})
             table = pd.DataFrame(
                 run.results.take(name), index=made.obs_names, columns=loaded.properties[name]
             )

@@ -24,7 +24,7 @@ from cfm.models import CellPulse, load_model
 from cfm.pp import contrasts
 from cfm.tl._chunk_input import Rows
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
-from cfm.tl._store import check_key, model_record, warn_overwritten
+from cfm.tl._store import check_key, model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -209,7 +209,7 @@ def predict_virus(
         into = run.target
         parts = {CONFIDENCE: "confidence", INFECTED: "infected", NOVELTY: "novelty"}
         columns = [key_added + part for part in ("", *parts, PREDICTION_SET)]
-        warn_overwritten(into, key_added, {"obs": columns, "obsm": [key_added + PROBABILITIES]})
+        run.warn_overwritten(key_added, {"obs": columns, "obsm": [key_added + PROBABILITIES]})
         calls = pd.Categorical(run.results.take("call"), categories=[*classes, UNKNOWN])
         into.obs[key_added] = calls.remove_unused_categories()
         for suffix, name in parts.items():
