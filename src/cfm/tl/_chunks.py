@@ -15,7 +15,6 @@ from anndata import AnnData
 
 from cfm._fields import PARAMS
 from cfm.data import open_files
-from cfm.data._heap import return_large_blocks
 from cfm.data._matrix import in_memory_frame
 from cfm.data._result_store import ResultStore, Streamed, check_output
 from cfm.models._shards import Processes, share_work
@@ -243,7 +242,6 @@ class ChunkRun:
             self.results = Results(1, None)
             self.results.held[0] = dict(compute(self.whole, slice(0, self.whole.n_obs)))
             return
-        return_large_blocks()
         chunks = self.rows.chunks(int(self.how.chunk_size))
         store = None if self.output is None else ResultStore(self.output)
         self.results = Results(len(chunks), store)
