@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
@@ -253,7 +254,8 @@ class Trainable(BulkFormerCore):
         if (studies != "").any():
             return np.isin(studies, held_out_studies(studies, share, seed))
         names = np.arange(len(studies)).astype(str).astype(object)
-        return np.isin(names, held_out_studies(names, share, seed))
+        # np.isin compares each with each where they are objects
+        return pd.Index(names).isin(held_out_studies(names, share, seed))
 
 
 def _root_weights(studies: np.ndarray) -> np.ndarray:

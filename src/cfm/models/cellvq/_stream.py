@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor
@@ -197,7 +198,8 @@ def split_rows(
         groups = studies[usable]
     else:
         groups = np.arange(len(usable)).astype(str).astype(object)
-    held_out = np.isin(groups, held_out_studies(groups, share, seed))
+    # np.isin compares each with each where they are objects
+    held_out = pd.Index(groups).isin(held_out_studies(groups, share, seed))
     return usable[~held_out], spread_rows(usable[held_out], most)
 
 
