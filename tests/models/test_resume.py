@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -15,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import Logger
 
 from cfm.models import _checkpoint_files
 from cfm.models._checkpoint_files import CheckpointFiles
@@ -156,6 +159,25 @@ class Interrupt(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
         if trainer.global_step == self.step:
             raise KeyboardInterrupt
+
+
+class Terminate(pl.Callback):
+    """What the end of a job's time sends."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_job_that_is_told_to_end_keeps_its_state(tmp_path: Path) -> None:
+    model = CASES["bulkformer"].make()
+    with pytest.raises(SystemExit) as stopped:
+        CASES["bulkformer"].train(
+            model, checkpoint_dir=tmp_path, checkpoint_every=100, callbacks=[Terminate()]
+        )
+    assert stopped.value.code == 143
+    assert [p.name for p in tmp_path.glob("step-*")] == ["step-000000005.ckpt"]
+    assert_same(state(go_on("bulkformer", tmp_path, every=100)), uninterrupted("bulkformer"))
 
 
 @pytest.mark.parametrize(
@@ -315,6 +337,32 @@ def test_the_random_state_of_numpy_and_python_goes_on(tmp_path: Path) -> None:
     go_on("bulkformer", tmp_path / "part", callbacks=[rest])
     assert rest.drawn == whole.drawn[-len(rest.drawn) :]
     assert len(rest.drawn) == 6
+
+
+class Steps(Logger):
+    """A logger of somebody else's, which notes when it is told something."""
+
+    name = version = "steps"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int | None, list[str]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.seen.append((step, sorted(metrics)))
+
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("step", [3, 4])  # goes on in the middle of an epoch, and at its start
+def test_loggers_are_told_the_same_steps(step: int, tmp_path: Path) -> None:
+    whole, rest = Steps(), Steps()
+    go_on("bulkformer", tmp_path / "whole", logger=whole)
+    stop("bulkformer", tmp_path / "part", step)
+    go_on("bulkformer", tmp_path / "part", logger=rest)
+    assert rest.seen == whole.seen[-len(rest.seen) :]
+    assert len(rest.seen) >= 3
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cfm.nn._distributed import first_process_does
 from cfm.nn._linear import fast_bfloat16
@@ -53,6 +55,8 @@ def run_training(model: PretrainedModel, runner: TrainRunner, seed: int) -> bool
         _add_new_curves(model, before, runner)
         # only the first process keeps curves
         model.history_ = first_process_does(lambda: model.history_)
+    except SIGTERMException as told:
+        raise SystemExit(128 + signal.SIGTERM) from told  # Lightning's own would be a success
     except SystemExit as stopped:
         # What Lightning makes of Ctrl+C.
         if not isinstance(stopped.__context__, KeyboardInterrupt):

@@ -143,7 +143,10 @@ class Checkpoints:
         step = plan.global_step
         stepped = step != self._step
         self._step = step
-        if not stepped or step % self.every or step >= plan.trainer.max_steps:
+        # a job that is told to end has a moment left; several processes are told at various times
+        ends = plan.trainer.received_sigterm and process_number()[1] == 1
+        due = ends or step % self.every == 0
+        if not stepped or not due or step >= plan.trainer.max_steps:
             return
         if plan.trainer.is_last_batch:
             self._late = True
