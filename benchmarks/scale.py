@@ -42,7 +42,7 @@ def codes(path: Path, folder: Path) -> None:
     """Give the cells of a file codes, with the tables of the codes."""
     import cfm
 
-    cfm.tl.cell_codes(path, MODEL, output=folder / "out.zarr", precision="float32")
+    cfm.tl.cell_codes(path, MODEL, output=folder / "out.zarr")
 
 
 def train(path: Path, folder: Path) -> None:
