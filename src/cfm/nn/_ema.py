@@ -49,7 +49,7 @@ class PowerAverage:
         self.exponent = power_exponent(width)
         self.n_steps = 0
         self._module = module
-        self._mean = [p.detach().clone() for p in self._trained()]
+        self._mean: list[Tensor] = []
 
     def _trained(self) -> Iterator[Tensor]:
         return (p for p in self._module.parameters() if p.requires_grad)
@@ -58,8 +58,9 @@ class PowerAverage:
     def update(self) -> None:
         """Take in the weights after an optimiser step."""
         self.n_steps += 1
-        if self.n_steps == 1:  # nothing is left of the start; weights may have been dealt out since
+        if self.n_steps == 1:  # nothing is left of the start
             self._mean = [p.detach().clone() for p in self._trained()]
+            return
         new = 1.0 - (1.0 - 1.0 / self.n_steps) ** (self.exponent + 1.0)
         for i, parameter in enumerate(self._trained()):
             self._mean[i] = self._mean[i].to(parameter.device).lerp_(parameter.detach(), new)
@@ -71,9 +72,10 @@ class PowerAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.n_steps = state["n_steps"]
-        self._mean = [
-            mean.to(p.device) for mean, p in zip(state["mean"], self._trained(), strict=True)
-        ]
+        self._mean = []
+        if self.n_steps:
+            pairs = zip(state["mean"], self._trained(), strict=True)
+            self._mean = [mean.to(p.device) for mean, p in pairs]
 
     def join(self) -> None:
         """Put together the averages of weights that were dealt out to processes."""
