@@ -12,7 +12,7 @@ import scvi
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide"
 #: Pages whose ``python`` blocks form a program; blocks that need a download are ``{code-block}``.
-PAGES = ["cellvq", "donors", "knowledge_graph", "lingshu", "training"]
+PAGES = ["cellvq", "donors", "knowledge_graph", "lingshu", "on_disk", "training"]
 
 
 @pytest.mark.parametrize("page", PAGES)
