@@ -70,7 +70,6 @@ class Rows:
             require_anndata(data)
             assert isinstance(data, AnnData)
             paths = [] if data.filename is None else [Path(data.filename)]
-            _check_apart(paths, output)
             return cls(data, [data], paths, given=True)
         wrong = [type(p).__name__ for p in data if not isinstance(p, str | os.PathLike)]
         if wrong or not data:
@@ -81,7 +80,7 @@ class Rows:
         from cfm.data import open_files
 
         paths = [Path(p) for p in data]
-        _check_apart(paths, output)
+        check_apart(paths, output)  # before they are opened
         parts = [open_files(path) for path in paths]
         whole = parts[0] if len(parts) == 1 else open_files(paths)
         return cls(whole, parts, paths, given=False)
@@ -134,7 +133,14 @@ class Rows:
         return float(np.average(share, weights=[max(1, part.n_obs) for part in self.parts]))
 
 
-def _check_apart(paths: Sequence[Path], output: Path | None) -> None:
+def check_apart(paths: Sequence[Path], output: Path | None) -> None:
+    """Check that no file is read and written at once.
+
+    Raises
+    ------
+    ValueError
+        If one is.
+    """
     for path in paths:
         if output is not None and output.exists() and path.exists() and output.samefile(path):
             raise ValueError(f"output= is {path}, which is read; choose another name.")

@@ -18,7 +18,7 @@ from cfm.data import open_files
 from cfm.data._matrix import in_memory_frame
 from cfm.data._result_store import ResultStore, Streamed, check_output
 from cfm.models._shards import Processes, share_work
-from cfm.tl._chunk_input import Rows
+from cfm.tl._chunk_input import Rows, check_apart
 from cfm.tl._chunk_record import Notes, fingerprint
 from cfm.tl._store import target, warn_overwritten
 
@@ -134,6 +134,7 @@ class ChunkRun:
         if how.output is not None:
             self.output = check_output(how.output, overwrite=how.overwrite)
         self.rows = data if isinstance(data, Rows) else Rows.of(data, self.output)
+        check_apart(self.rows.paths, self.output)
         self.whole: AnnData = self.rows.whole
         self.results = Results(0, None)
         self.processes = Processes()
@@ -202,6 +203,10 @@ class ChunkRun:
                     uns=dict(self.whole.uns),
                 )
         return self._target
+
+    @target.setter
+    def target(self, adata: AnnData) -> None:
+        self._target = adata
 
     def warn_overwritten(self, key: str, fields: Mapping[str, Sequence[str]]) -> None:
         """Warn of fields of others that are replaced; an output has ``obs`` and ``uns`` only."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -19,8 +21,12 @@ from cfm._fields import (
     VARYING,
 )
 from cfm.data._matrix import in_memory_frame, select_modality
+from cfm.data._result_store import check_output
 from cfm.data._warn import warn_user
 from cfm.models import DonorModel, load_model
+from cfm.tl._chunk_input import Rows
+from cfm.tl._chunks import Chunking, ChunkRun
+from cfm.tl._donor_rows import DONORS_AT_ONCE, DonorRows
 from cfm.tl._store import check_key, run_record
 
 if TYPE_CHECKING:
@@ -30,13 +36,16 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from cfm.models import PretrainedModel
+    from cfm.tl._chunk_input import Data
 
+#: What a model says of donors.
+_OF_DONORS = ("embedding", "spread", "n_cells", "n_used")
 #: A column that varies within fewer of the donors was probably meant to be constant.
 _FEW = 0.5
 
 
 def embed_donors(
-    adata: AnnData | MuData,
+    adata: Data | MuData,
     donor_key: str = "donor_id",
     model: str | Path | PretrainedModel = "hf://KuanP/PULSAR-pbmc",
     *,
@@ -48,6 +57,12 @@ def embed_donors(
     key_added: str | None = None,
     batch_size: int = 16,
     device: str | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    chunk_size: int = DONORS_AT_ONCE,
+    devices: int | str | list[int] = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
     **model_kwargs: Any,
 ) -> AnnData:
     """Embed donors, each by all of its cells or draws of them.
@@ -56,7 +71,8 @@ def embed_donors(
     ----------
     adata
         Cells with a representation in ``obsm``, such as that of :class:`cfm.models.UCE`
-        (``cfm.tl.embed(adata, uce)``); or a MuData, which gains the donors as a modality.
+        (``cfm.tl.embed(adata, uce)``); or a MuData, which gains the donors as a modality; or one
+        or more paths of ``.h5ad`` and ``.zarr`` files, opened with :func:`cfm.data.open_files`.
     donor_key
         Column of ``obs`` with the donor; take donor and condition together where samples of one
         donor are to be told apart.
@@ -80,12 +96,25 @@ def embed_donors(
         Donors at a time; the result does not depend on it.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    output
+        File to write results to as they are made, ``.zarr`` or ``.h5ad``, whose AnnData is
+        returned. A run that was stopped goes on where it was when the same call is
+        made again.
+    overwrite
+        Replace ``output`` if it exists, and what a stopped run of another call left of it.
+    chunk_size
+        Donors that are embedded, and written, at a time, with ``output``, paths or several
+        devices.
+    devices, num_nodes, strategy
+        Processes that share the donors, as of :class:`lightning.fabric.Fabric`: new ones, or those
+        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     **model_kwargs
         Further arguments of the model's ``get_donor_embeddings``, such as ``precision``.
 
     Returns
     -------
-    AnnData of donors, by sorted names. In a MuData it is stored as ``mdata.mod["donors"]`` too.
+    AnnData of donors, by sorted names, with ``output`` opened from there. In a MuData it is stored
+    as ``mdata.mod["donors"]`` too, unless it is written.
 
     ``X`` and ``obsm['X_pulsar' | key_added]``
         ``(n_donors, dim)`` float32, the mean over draws. ``X`` holds it for tools that read
@@ -110,6 +139,10 @@ def embed_donors(
         If the column or the representation does not exist.
     ValueError
         If donor ids are missing, or cells are ``NaN``, of the wrong width or not uniquely named.
+    FileExistsError
+        If ``output`` exists.
+    OSError
+        If the disk is full; what is done is kept, and the same call goes on from there.
 
     Warns
     -----
@@ -131,7 +164,15 @@ def embed_donors(
     >>> donors.obs["sex"].tolist(), donors.obsm["X_pulsar"].shape
     (['f', 'm'], (2, 64))
     """
-    cells, obs = select_modality(adata, modality, (donor_key,))
+    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
+    path = None if output is None else check_output(output, overwrite=overwrite)
+    data: Any = adata
+    given = not isinstance(adata, str | PathLike | Sequence)
+    if not given:  # paths
+        if modality is not None:
+            raise ValueError(f"modality={modality!r} goes with a MuData; files hold an AnnData.")
+        data = Rows.of(data, path).whole
+    cells, obs = select_modality(data, modality, (donor_key,))
     if donor_key not in obs and donor_key not in cells.obs:
         raise KeyError(f"adata.obs has no column {donor_key!r}; it has {obs.columns.tolist()}.")
     if key_added is not None:
@@ -146,45 +187,55 @@ def embed_donors(
     reader = cells
     if donor_key not in cells.obs:  # only MuData.obs has it
         reader = ad.AnnData(obs=obs, obsm=dict(cells.obsm))
-    found = loaded.get_donor_embeddings(
-        reader,
-        donor_key=donor_key,
-        use_rep=use_rep,
-        n_cells=n_cells,
-        n_draws=n_draws,
-        seed=seed,
-        batch_size=batch_size,
-        **model_kwargs,
-    )
-    table, varying = donor_table(in_memory_frame(obs), donor_key, found.donors)
-    ours = {N_CELLS: found.n_cells, N_CELLS_USED: found.n_used, key + SPREAD: found.spread}
-    taken = [name for name in ours if name in table]
-    if taken:
-        warn_user(f"Columns {taken} of adata.obs are replaced by what this tool counts.")
-    for name, values in ours.items():
-        table[name] = values
-    names = [f"{key.removeprefix(EMBEDDING_PREFIX)}_{i}" for i in range(found.embedding.shape[1])]
-    donors = ad.AnnData(
-        found.embedding.copy(),
-        obs=table,
-        var=pd.DataFrame(index=names),
-        obsm={key: found.embedding},
-    )
-    record = run_record(
+    reading: dict[str, Any] = {
+        "donor_key": donor_key,
+        "use_rep": use_rep,
+        "n_cells": n_cells,
+        "n_draws": n_draws,
+        "seed": seed,
+        "batch_size": batch_size,
+    } | model_kwargs
+    alone = how.alone and output is None and given
+    rows = DonorRows(reader, donor_key, given=alone)
+    run = ChunkRun(rows, how)
+    depends = dict(reading)
+    if output is not None:
+        rep = use_rep or getattr(loaded, "provenance", {}).get("use_rep", "X_uce")
+        depends["cells_sha256"] = rows.digest(rep)
+
+    def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
+        found = loaded.get_donor_embeddings(part, **reading)
+        names = found.donors.to_numpy(dtype=str)
+        return {"donors": names} | {name: getattr(found, name) for name in _OF_DONORS}
+
+    def store() -> None:
+        names = pd.Index(run.results.take("donors").astype(object), name=donor_key)
+        table, varying = donor_table(in_memory_frame(obs), donor_key, names)
+        columns = {N_CELLS: "n_cells", N_CELLS_USED: "n_used", key + SPREAD: "spread"}
+        taken = [name for name in columns if name in table]
+        if taken:
+            warn_user(f"Columns {taken} of adata.obs are replaced by what this tool counts.")
+        for column, name in columns.items():
+            table[column] = run.results.take(name)
+        embedding = run.results.take("embedding")
+        stem = key.removeprefix(EMBEDDING_PREFIX)
+        var = pd.DataFrame(index=[f"{stem}_{i}" for i in range(embedding.shape[1])])
+        donors = ad.AnnData(embedding.copy(), obs=table, var=var, obsm={key: embedding})
+        record = run_record(loaded, cells, modality=modality, key_added=key, **reading)
+        donors.uns[key] = {PARAMS: record, VARYING: varying}
+        run.target = donors
+
+    opened = run.run(
+        compute,
+        store,
         loaded,
-        cells,
-        donor_key=donor_key,
-        use_rep=use_rep,
-        n_cells=n_cells,
-        n_draws=n_draws,
-        seed=seed,
-        modality=modality,
-        key_added=key,
-        batch_size=batch_size,
-        **model_kwargs,
+        tool="embed_donors",
+        layers=[],
+        arguments=depends,
     )
-    donors.uns[key] = {PARAMS: record, VARYING: varying}
-    if isinstance(adata, md.MuData):
+    donors = run.target if output is None else opened
+    assert donors is not None
+    if isinstance(adata, md.MuData) and output is None:
         _add_modality(adata, donors)
     return donors
 
