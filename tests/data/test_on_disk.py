@@ -1,5 +1,6 @@
 """Files are opened without loading, and read as the data that were written."""
 
+import gc
 import os
 import pickle
 import warnings
@@ -379,6 +380,34 @@ def test_files_that_hold_something_else(tmp_path):
         open_files(path)
 
 
+def open_h5ad(folder) -> int:
+    """Files in a folder that this process has open."""
+    gc.collect()
+    links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+    return sum(os.path.realpath(link).startswith(str(folder)) for link in links)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="not Linux")
+def test_many_files_are_not_open_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(_disk_parts, "_MOST_OPEN", 5)
+    adata = toy(40)
+    paths = [tmp_path / f"{i}.h5ad" for i in range(20)]
+    for i, path in enumerate(paths):
+        adata[2 * i : 2 * i + 2].copy().write_h5ad(path)
+    opened = open_files(paths)
+    for _ in range(2):
+        assert np.array_equal(opened.X[::-1].toarray(), adata.X[::-1].toarray())
+        assert open_h5ad(tmp_path) <= 5
+    del opened
+    assert open_h5ad(tmp_path) == 0
+
+
+def test_rows_far_into_a_matrix():
+    """Places are counted without overflow where the file counts with 32 bits."""
+    end = np.array([2**31 - 20, 2**31 - 10], dtype=np.int32)
+    assert _disk_parts.stretches(end - np.int32(5), end) == [(0, 2)]
+
+
 def test_large_matrices_are_read_in_pieces(tmp_path, monkeypatch):
     """Stretches are cut where they would be too long, and gaps are read over where short."""
     rng = np.random.default_rng(0)
@@ -404,3 +433,15 @@ def test_stretches_hold_each_piece_once(pieces, chunk):
     found = _disk_parts.stretches(start, end, chunk)
     assert [i for first, last in found for i in range(first, last)] == list(range(len(pieces)))
     assert all(first < last for first, last in found)
+
+
+def test_scdataset_reads_from_it(tmp_path):
+    scdataset = pytest.importorskip("scdataset")
+    adata = toy()
+    opened = stored(adata, "opened_list", tmp_path)
+    for data, values in [(opened.X, lambda b: b), (opened, lambda b: b.to_memory().X)]:
+        rows = scdataset.scDataset(
+            data, scdataset.BlockShuffling(block_size=4), 5, fetch_transform=values
+        )
+        found = np.concatenate([batch.toarray() for batch in rows])
+        assert sorted(map(tuple, found)) == sorted(map(tuple, adata.X.toarray()))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
+from weakref import ref
 
 import h5py
 import numpy as np
@@ -16,6 +18,9 @@ from scipy import sparse
 _GAP_VALUES = 8192
 #: A stretch is cut where it would exceed this many values (32 MiB in float32).
 _STRETCH_VALUES = 8_000_000
+#: Elements that are open at a time; systems allow a process 256 files or more.
+_MOST_OPEN = 64
+_OPENED: deque[ref[Element]] = deque()
 
 
 class Element:
@@ -46,6 +51,12 @@ class Element:
         closed = self.backend == "hdf5" and opened is not None and not opened[1]
         if opened is None or opened[0] != os.getpid() or closed:
             opened = self._opened = os.getpid(), open_store(self.path)[self.key]
+            _OPENED.append(ref(self))
+            while len(_OPENED) > _MOST_OPEN:
+                oldest = _OPENED.popleft()()
+                if oldest is not None:
+                    # HDF5 closes the file when nobody uses it any more
+                    oldest._opened = None
         return opened[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,9 +116,10 @@ def stretches(start: np.ndarray, end: np.ndarray, chunk: int = 1) -> list[tuple[
     far = apart & (start[1:] - end[:-1] > _GAP_VALUES)
     bounds = [0]
     for cut in [*(np.flatnonzero(far) + 1).tolist(), len(start)]:
-        while end[cut - 1] - start[bounds[-1]] > _STRETCH_VALUES:
+        while int(end[cut - 1]) - int(start[bounds[-1]]) > _STRETCH_VALUES:
             first = bounds[-1]
-            most = int(np.searchsorted(end[first:cut], start[first] + _STRETCH_VALUES, "right"))
+            limit = int(start[first]) + _STRETCH_VALUES
+            most = int(np.searchsorted(end[first:cut], limit, "right"))
             if first + max(most, 1) >= cut:
                 break
             bounds.append(first + max(most, 1))
