@@ -1,8 +1,9 @@
 """Short trainings of all models, that can be stopped where a test wants, or killed.
 
-``python -m tests._trainings NAME FOLDER OUTPUT [STEP WHEN]`` runs one with its state kept in
-FOLDER, and writes weights and curves to OUTPUT. With STEP it kills itself there with SIGKILL:
-WHEN is ``batch``, after that step, or ``write``, in the middle of writing the state of that step.
+``python -m tests._trainings NAME FOLDER OUTPUT [STEP WHEN [PROCESSES]]`` runs one with its state
+kept in FOLDER, and writes weights and curves to OUTPUT. With STEP it kills itself there with
+SIGKILL: WHEN is ``batch``, after that step, or ``write``, in the middle of writing the state of
+that step.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from cfm.models import CellPulse, Pulsar, VirtualInstrument
 from cfm.models._base import PretrainedModel
+from cfm.nn._distributed import process_number
 from tests import _bulk, _lingshu, _planted_codes, _toy
 from tests._pulsar import donors
 
@@ -182,18 +184,25 @@ def state(model: PretrainedModel) -> dict[str, torch.Tensor]:
     return out
 
 
-def main(name: str, folder: str, output: str, step: str = "0", when: str = "batch") -> None:
+def main(
+    name: str,
+    folder: str,
+    output: str,
+    step: str = "0",
+    when: str = "batch",
+    processes: str = "1",
+) -> None:
     """Run a training as the module says."""
     torch.set_num_threads(1)
     case = CASES[name]
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"devices": int(processes)}
     if int(step) and when == "write":
         kill_in_write(int(step))
     elif int(step):
         more["callbacks"] = [KillAfter(int(step))]
     model = case.make()
     case.train(model, checkpoint_dir=folder, checkpoint_every=1, **more)
-    torch.save(state(model), Path(output))
+    torch.save(state(model), Path(f"{output}.{process_number()[0]}"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 
 from cfm.models import _checkpoint_files
-from cfm.models._checkpoint_files import CheckpointFiles
+from cfm.models._checkpoint_files import CheckpointFiles, write_whole
 from tests._trainings import CASES, StopAfter, StoppedError, state
 
 REPOSITORY = Path(__file__).parents[2]
@@ -105,13 +106,13 @@ class Enough(pl.Callback):
     """Ends a training early, as early stopping does, at the end of an epoch."""
 
     def on_validation_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
-        if not trainer.sanity_checking and trainer.current_epoch == 1:
+        if not trainer.sanity_checking and trainer.current_epoch == 0:
             trainer.should_stop = True
 
 
 def test_a_training_that_was_ended_early_is_finished(tmp_path: Path) -> None:
     first = go_on("bulkformer", tmp_path, callbacks=[Enough()])
-    assert first.trainer.global_step == 6
+    assert first.trainer.global_step == 3
     again = go_on("bulkformer", tmp_path, callbacks=[Enough(), NoBatch()])
     assert_same(state(again), state(first))
 
@@ -301,6 +302,21 @@ def test_a_full_disk_costs_a_warning_and_no_state(
     assert not list(tmp_path.glob(".*partial"))
 
 
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    write_whole(path, lambda file: file.write(b"old"))
+
+    def fails(file: Any) -> None:
+        file.write(b"new, and half")
+        assert path.read_bytes() == b"old"  # what is written has another name
+        raise OSError(errno.EIO, "broken disk")
+
+    with pytest.raises(OSError, match="broken disk"):
+        write_whole(path, fails)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_other_errors_of_writing_are_not_hidden(tmp_path: Path) -> None:
     with pytest.raises((AttributeError, TypeError), match="pickle"):
         CheckpointFiles(tmp_path).save_checkpoint({"x": lambda: 0}, tmp_path / "step-1.ckpt")
@@ -378,4 +394,34 @@ def test_a_killed_process_goes_on_in_another(name: str, tmp_path: Path) -> None:
     assert run(folder, output, n_batches + 2, "write") == -9  # half a state is on disk
     assert list(folder.glob(".*partial"))
     assert run(folder, output) == 0
-    assert_same(torch.load(output), uninterrupted(name))
+    assert_same(torch.load(f"{output}.0"), uninterrupted(name))
+
+
+@pytest.mark.slow
+def test_processes_that_were_killed_go_on_together(tmp_path: Path) -> None:
+    """Two, of which both are killed in the middle of an epoch; curves and weights of each."""
+
+    def run(folder: str, *kill: object) -> list[Any]:
+        arguments = ["bulkformer", tmp_path / folder, tmp_path / f"{folder}.pt", *(kill or (0,))]
+        with_kill = [*map(str, arguments), *([] if kill else ["batch"]), "2"]
+        run_killed("tests._trainings", *with_kill)
+        return [torch.load(p) for p in sorted(tmp_path.glob(f"{folder}.pt.*"))]
+
+    whole = run("whole")
+    assert run("killed", 4, "batch") == []
+    parts = run("killed")
+    assert len(whole) == len(parts) == 2
+    for found in (*parts, whole[1]):
+        assert_same(found, whole[0])
+
+
+def run_killed(*arguments: str) -> None:
+    """Run a module in processes that may be killed, and see that none is left."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments], cwd=REPOSITORY, start_new_session=True
+    )
+    try:
+        process.wait(timeout=240)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

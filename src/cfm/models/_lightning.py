@@ -35,6 +35,7 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*(LeafSpec|treespec).*", FutureWarning)
             # no validation studies: nothing to check is not an error
             warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
+            warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
             # scvi-tools says so of any training in several processes, asked for or not
             warnings.filterwarnings("ignore", "early_stopping was automatically disabled")
             yield

@@ -218,6 +218,8 @@ def _before_epoch(loops: dict[str, Any]) -> None:
 
 def _curves(plan: TrainingPlan) -> dict[str, Any]:
     """Return the curves so far: what they are over, times, values."""
+    if not plan.trainer.is_global_zero:  # only the first process keeps them, and writes
+        return {}
     found = getattr(plan.trainer.logger, "history", None) or {}
     return {
         name: [
