@@ -191,7 +191,9 @@ class RowStream(SeededStream):
         found = process_number()[1]
         if found != self.n_processes:
             raise RuntimeError(
-                f"Batches were laid out for {self.n_processes} processes, but {found} train."
+                f"Batches were laid out for {self.n_processes} processes, but {found} train "
+                "together: pass the devices= and num_nodes= that were started, or train in a new "
+                "process."
             )
         order = self.order(rng)
         if self.expect is not None:
