@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import distributed
@@ -17,6 +17,25 @@ Result = TypeVar("Result")
 
 #: Processes wait for each other after each chunk, which may take hours on a processor.
 _PATIENCE = timedelta(days=1)
+
+
+class Stopped:
+    """What stopped the lines within, for the other processes; the error goes on.
+
+    Attributes
+    ----------
+    by
+        The error in words, ``None`` if there was none.
+    """
+
+    by: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.by = f"{type(error).__name__}: {error}"
 
 
 class Processes:
@@ -53,14 +72,14 @@ class Processes:
         """Let the first process make something, and return it in all; its error is everyone's."""
         if self.n == 1:
             return make()
-        made: list[Any] = [None, "it was stopped"]
+        made: list[Any] = [None, None]
+        stopped = Stopped()
         try:
-            if self.number == 0:
-                made = [make(), None]
-        except Exception as error:
-            made[1] = f"{type(error).__name__}: {error}"
-            raise
+            with stopped:
+                if self.number == 0:
+                    made[0] = make()
         finally:  # the others wait for it, whatever comes of it
+            made[1] = stopped.by
             distributed.broadcast_object_list(made, src=0, group=self._group)
         if made[1] is not None:
             raise RuntimeError(f"Process 0 stopped: {made[1]}")

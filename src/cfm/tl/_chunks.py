@@ -17,7 +17,7 @@ from cfm._fields import PARAMS
 from cfm.data import open_files
 from cfm.data._matrix import in_memory_frame
 from cfm.data._result_store import ResultStore, Streamed, check_output
-from cfm.models._shards import Processes, share_work
+from cfm.models._shards import Processes, Stopped, share_work
 from cfm.tl._chunk_input import Rows, check_apart
 from cfm.tl._chunk_record import Notes, fingerprint
 from cfm.tl._store import target, warn_overwritten
@@ -277,20 +277,17 @@ class ChunkRun:
         n_done = results.n_chunks - len(todo)
         read = _read_ahead(own, lambda i: self.rows.read(chunks[i], layers))
         for _ in range(-(-len(todo) // processes.n)):
-            made: Made | str | None = "it was stopped"
+            made: Made | None = None
             started = time.monotonic()
+            stopped = Stopped()
             try:
-                following = next(read, None)
-                if following is None:  # the last round has fewer chunks than processes
-                    made = None
-                else:
-                    number, part = following
-                    made = self._one(number, chunks[number].rows, part, compute, started)
-            except Exception as error:
-                made = f"{type(error).__name__}: {error}"
-                raise
+                with stopped:
+                    following = next(read, None)
+                    if following is not None:  # the last round has fewer chunks than processes
+                        number, part = following
+                        made = self._one(number, chunks[number].rows, part, compute, started)
             finally:  # the others wait for it, whatever comes of it
-                everyone = processes.gather(made)
+                everyone = processes.gather(stopped.by or made)
             for process, heard in enumerate(everyone):
                 if isinstance(heard, str):
                     raise RuntimeError(f"Process {process} stopped: {heard}")
