@@ -55,19 +55,19 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sharing(parser: argparse.ArgumentParser) -> None:
+def add_sharing(parser: argparse.ArgumentParser, what: str, at_once: int) -> None:
     """Add how rows are shared."""
     parser.add_argument(
         "--chunk-size",
         type=int,
         metavar="N",
-        help="rows that are read and written at a time (default: 8192)",
+        help=f"{what} that are read and written at a time (default: {at_once})",
     )
     parser.add_argument(
         "--devices",
         type=number_or_text,
         metavar="N",
-        help="devices, or processes on a CPU, that share the rows",
+        help=f"devices, or processes on a CPU, that share the {what}",
     )
     parser.add_argument("--num-nodes", type=int, metavar="N", help="machines that share them")
     parser.add_argument("--strategy", help="of Lightning Fabric, such as ddp (default: auto)")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cfm._cli._log import bars
-from cfm._cli._staged import Staged, check_apart, write_adata
+from cfm._cli._staged import Staged, check_apart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,12 +134,7 @@ def compute(tool: Tool, inputs: list[Path], output: Path, options: dict[str, Any
     paths = inputs if len(inputs) > 1 else inputs[0]
     if "reference" in options:
         options["reference"] = data.open_files(options["reference"])
-    function = getattr(tl, tool.function)
-    if "chunk_size" in tool.arguments:
-        result: AnnData = function(paths, output=output, **options)
-    else:
-        result = function(data.open_files(paths), **options)
-        write_adata(result, output)
+    result: AnnData = getattr(tl, tool.function)(paths, output=output, **options)
     return result
 
 

@@ -17,8 +17,6 @@ from cfm import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from anndata import AnnData
-
 #: Options that do not change what is written.
 _FREE = ("overwrite", "skip_existing", "device", "devices", "num_nodes", "strategy", "output")
 _RECORD = "call.json"
@@ -111,19 +109,6 @@ class Staged:
             raise
         remove(self.folder)
         return int(results.n_obs)
-
-
-def write_adata(adata: AnnData, path: Path) -> None:
-    """Write an AnnData that bears its name when it is whole."""
-    made = path.absolute().with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        if path.suffix == ".zarr":
-            adata.write_zarr(made)
-        else:
-            adata.write_h5ad(made)
-        _publish(made, path)
-    finally:
-        remove(made)
 
 
 def check_apart(inputs: Sequence[Path], output: Path) -> None:

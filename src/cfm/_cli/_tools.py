@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 _KEPT = "what is done is kept; run the same command again to go on from there"
 
 
-_CHUNKED = (
-    "model", "layer", "key_added", "batch_size", "device", "overwrite", "chunk_size", "devices",
+_SHARED = (
+    "model", "key_added", "batch_size", "device", "overwrite", "chunk_size", "devices",
     "num_nodes", "strategy",
 )  # fmt: skip
+_CHUNKED = (*_SHARED, "layer")
+_DONORS = ("donor_key", "use_rep", "n_cells", "n_draws", "seed", "precision")
 _CONTRASTS = (
     "groupby", "control", "by", "mode", "sample_key", "min_cells", "prior_count", "alpha"
 )  # fmt: skip
@@ -44,15 +46,8 @@ TOOLS = {
     "predict-virus": Tool("predict_virus", (*_CHUNKED, *_CONTRASTS)),
     "impute": Tool("impute", (*_CHUNKED, "mask", "absent_genes"), tables=False),
     "cell-codes": Tool("cell_codes", (*_CHUNKED, *_CODES)),
-    "embed-donors": Tool(
-        "embed_donors",
-        (
-            "model", "donor_key", "use_rep", "n_cells", "n_draws", "seed", "key_added",
-            "batch_size", "device", "precision",
-        ),
-        keeps_rows=False,
-    ),
-}  # fmt: skip
+    "embed-donors": Tool("embed_donors", (*_SHARED, *_DONORS), keeps_rows=False),
+}
 
 
 def add_commands(
@@ -73,8 +68,10 @@ def add_commands(
         add_output(parser, tables=TOOLS[name].tables, keeps_rows=TOOLS[name].keeps_rows)
         fill(parser)
         add_device(parser)
-        if "chunk_size" in TOOLS[name].arguments:
-            add_sharing(parser)
+        if name == "embed-donors":
+            add_sharing(parser, "donors", 64)
+        else:
+            add_sharing(parser, "rows", 8192)
         add_log(parser)
         parser.set_defaults(run=_run, kept=_KEPT)
 
