@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+import signal
 import warnings
 
 import anndata as ad
@@ -174,6 +175,7 @@ def test_a_forked_process_opens_the_file_anew(tmp_path):
     before = x.parts[0].element._opened
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # ends it if it hangs
         ok = np.array_equal(dense(x[3:9]), adata.X[3:9].toarray())
         os._exit(0 if ok and x.parts[0].element._opened[1] is not before[1] else 1)
     assert os.waitpid(child, 0)[1] == 0

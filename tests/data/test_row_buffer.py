@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+import signal
 import threading
 import time
 
@@ -180,6 +181,7 @@ def test_a_forked_process_reads_for_itself():
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # ends it if it hangs
         ok = same(buffer[np.arange(10, 30)], np.arange(10, 30))
         buffer.expect(np.arange(N))
         ok &= same(buffer[np.arange(15)], np.arange(15))
