@@ -233,8 +233,28 @@ def test_the_states_of_other_data_or_another_model_are_refused(tmp_path: Path) -
         go_on("bulkformer", tmp_path, every=0)
 
 
+def test_a_training_from_files_goes_on_too(tmp_path: Path) -> None:
+    """Also where the rest of the data is in memory by then: what is trained on is the same."""
+    from tests import _bulk
+    from tests._storages import stored
+
+    def train(adata: Any, **kwargs: Any) -> Any:
+        model = _bulk.untrained(adata, ff_dropout=0.2)
+        keep = {"checkpoint_dir": tmp_path / "states", "checkpoint_every": 1}
+        CASES["bulkformer"].train(model, **keep | kwargs)
+        return model
+
+    for kind, step in (("opened_zarr_dense", 2), ("backed_dense", 4), ("opened_list", 5)):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        with pytest.raises(StoppedError):
+            train(stored(_bulk.toy_log_tpm(), kind, folder), callbacks=[StopAfter(step)])
+    model = train(_bulk.toy_log_tpm())
+    assert_same(state(model), uninterrupted("bulkformer"))
+
+
 def test_what_does_not_change_the_weights_may_change(tmp_path: Path) -> None:
-    stop("bulkformer", tmp_path, 4, accelerator="cpu")
+    stop("bulkformer", tmp_path, 3, accelerator="cpu")
     model = go_on("bulkformer", tmp_path, every=3, enable_progress_bar=True, accelerator="auto")
     assert_same(state(model), uninterrupted("bulkformer"))
 
@@ -371,12 +391,22 @@ class Steps(Logger):
         pass
 
 
+class Epochs(pl.Callback):
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        self.begun.append(trainer.current_epoch)
+
+
 @pytest.mark.parametrize("step", [3, 4])  # goes on in the middle of an epoch, and at its start
 def test_loggers_are_told_the_same_steps(step: int, tmp_path: Path) -> None:
     whole, rest = Steps(), Steps()
     go_on("bulkformer", tmp_path / "whole", logger=whole)
     stop("bulkformer", tmp_path / "part", step)
-    go_on("bulkformer", tmp_path / "part", logger=rest)
+    epochs = Epochs()
+    go_on("bulkformer", tmp_path / "part", logger=rest, callbacks=[epochs])
+    assert epochs.begun == [1, 2]  # the first had begun before
     assert rest.seen == whole.seen[-len(rest.seen) :]
     assert len(rest.seen) >= 3
 
