@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from cfm.models.cellpulse._module import CellPulseModule, Tokens
-from cfm.models.cellvq._objectives import Weights, crowding, training_losses
+from cfm.models.cellvq._objectives import Weights, crowding, named, training_losses
 from cfm.models.cellvq._start import CentredProjection
 from cfm.models.lingshu._conditions import Conditions
 from cfm.models.pulsar._module import PulsarModule
-from cfm.models.pulsar._objectives import pretraining_losses
+from cfm.models.pulsar._objectives import agreement_loss, pretraining_losses
 from cfm.models.pulsar._sizes import get_size
 from tests import _bulk, _cellvq, _lingshu
 from tests._together import together
@@ -139,6 +139,24 @@ def test_parts_of_a_batch_teach_what_the_whole_does(
         else:
             mean = sum(torch.zeros_like(expected) if g is None else g for g in own) / 3
             torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_draws_that_every_process_has_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a last batch with fewer donors than processes."""
+    torch.manual_seed(0)
+    draws, donor, label = torch.randn(4, 6), torch.arange(4) % 2, torch.tensor([-1] * 4)
+    expected = agreement_loss(draws, donor, label, 0.1)
+    found = together(3, lambda _: agreement_loss(draws, donor, label, 0.1), monkeypatch)
+    torch.testing.assert_close(torch.stack(found), expected.expand(3))
+
+
+def test_classes_weigh_what_they_are_given() -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(6, 3), torch.tensor([0, 1, 2, -1, 1, 1])
+    classes = torch.tensor([0.2, 1.5, 3.0])
+    known = label >= 0
+    expected = nn.functional.cross_entropy(logits[known], label[known], weight=classes)
+    torch.testing.assert_close(named(logits, label, classes)[0], expected)
 
 
 def test_all_processes_look_at_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
