@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cfm.models._streams import RowStream, StreamModule
+from cfm.models._streams import RowStream, StreamModule, n_rows_of
 from cfm.models.bulkformer._training import SampleStream
 from cfm.models.cellvq._reading import CellReader
 from cfm.models.cellvq._stream import CellStream as CodedStream
@@ -16,6 +17,7 @@ from cfm.models.lingshu._conditions import Conditions
 from cfm.models.lingshu._training import CellStream
 from cfm.models.pulsar._donors import read_donors
 from cfm.models.pulsar._stream import DonorStream, PretrainingStream
+from cfm.nn import _distributed
 from tests._cellvq import counted_cells, small_model
 from tests._pulsar import donors
 from tests._together import together
@@ -145,3 +147,30 @@ def test_batches_that_are_there_go_to_all_processes() -> None:
     assert list(loader) == [1, 2, 3]
     assert len(loader) == 3
     assert isinstance(loader.dataset, torch.utils.data.IterableDataset)  # Lightning deals out lists
+
+
+def test_a_curve_counts_a_batch_by_the_rows_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    training, checks = (sample_stream(batch_size=13, n_processes=2, fixed=f) for f in (False, True))
+    module = StreamModule(training, checks)
+    for is_training, expected in ((True, [26, 26]), (False, [26, 1])):
+        trainer = SimpleNamespace(datamodule=module, training=is_training)
+        plan: Any = SimpleNamespace(trainer=trainer)
+        batches = [0, 0] if is_training else [0, 1]
+        found = together(2, lambda _: [n_rows_of(plan, i, 9) for i in batches], monkeypatch)  # noqa: B023
+        assert found == [expected] * 2
+    assert n_rows_of(plan, 0, 9) == 9  # alone
+    plan.trainer.datamodule = StreamModule(training, [1])  # whole batches in every process
+    assert together(2, lambda _: n_rows_of(plan, 0, 9), monkeypatch) == [9, 9]
+
+
+def test_processes_that_begin_drop_other_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, seeds = StreamModule(sample_stream(batch_size=4), None), []
+    for number in (0, 1):
+        monkeypatch.setattr(_distributed, "process_number", lambda n=number: (n, 2))
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            module.setup("validate")
+            assert torch.initial_seed() == 7
+            module.setup("fit")
+            seeds.append(torch.initial_seed())
+    assert seeds[0] == 7 != seeds[1]

@@ -1,6 +1,6 @@
 """Training steps of the largest networks with weights dealt out to processes: memory and time.
 
-``python -m benchmarks.sharding {bulkformer,cellpulse,cellvq,lingshu} [--processes 2]
+``python -m benchmarks._sharding {bulkformer,cellpulse,cellvq,lingshu} [--processes 2]
 [--strategy fsdp] [--accelerator cpu] [--precision 32-true] [--steps 2] [--genes N]``
 
 Prints a line per process: weights of the network, seconds of each step, loss, and peak memory.
