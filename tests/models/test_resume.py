@@ -153,6 +153,26 @@ def test_a_model_that_was_interrupted_goes_on_itself(tmp_path: Path) -> None:
         CASES["bulkformer"].train(model, **keep)  # trained to the end: this would be more
 
 
+def test_a_model_that_cannot_go_on_itself_must_be_made_anew(tmp_path: Path) -> None:
+    model = CASES["cellpulse"].make()
+    keep: dict[str, Any] = {"checkpoint_dir": tmp_path, "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt, match="after step 5 of 30"):
+        CASES["cellpulse"].train(model, callbacks=[Interrupt(5)], **keep)
+    with pytest.raises(ValueError, match=r"starting weights is .* on the same model"):
+        CASES["cellpulse"].train(model, **keep)
+    go_on("cellpulse", tmp_path, every=2)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    stop("pulsar", tmp_path, 3)
+    newest = max(tmp_path.glob("step-*"))
+    found = torch.load(newest, weights_only=True)
+    found["state_dict"].popitem()
+    torch.save(found, newest)
+    with pytest.raises(ValueError, match="do not fit the model: it has changed since"):
+        go_on("pulsar", tmp_path)
+
+
 class Interrupt(pl.Callback):
     def __init__(self, step: int) -> None:
         self.step = step

@@ -95,7 +95,8 @@ class Checkpoints:
             )
         kept = json.loads(record.read_text())
         before = _interrupted.get(model)
-        if before is not None and before["folder"] == self.folder:
+        goes_on = before is not None and before["folder"] == self.folder
+        if before is not None and goes_on and getattr(model, "_training_can_be_repeated", True):
             self.fingerprint |= {name: before["fingerprint"][name] for name in LEARNED}
         found = differences(kept, json.loads(json.dumps(self.fingerprint)))
         if found:
@@ -105,7 +106,7 @@ class Checkpoints:
                 f"{'; '.join(found[:3])}{more}. Make the same call on the same model to go on "
                 "with it; give another folder, or delete this one, to begin anew."
             )
-        if before is not None:
+        if before is not None and goes_on:
             model.history_, model.is_trained_ = before["history"], before["is_trained"]
 
     def begin(self, plan: TrainingPlan) -> None:
@@ -183,6 +184,12 @@ class Checkpoints:
     def restore(self, plan: TrainingPlan, checkpoint: Mapping[str, Any]) -> None:
         """Take up what :meth:`complete` added."""
         state = checkpoint["cfm"]
+        kept = {k: v.shape for k, v in checkpoint["state_dict"].items()}
+        if kept != {k: v.shape for k, v in plan.state_dict().items()}:
+            raise ValueError(
+                f"The weights kept in {self.folder} do not fit the model: it has changed since its "
+                "training began. Make or load it as you did then, and make the same call."
+            )
         self._random = state["random"][process_number()[0]]
         self._step = checkpoint["global_step"]
         logger = plan.trainer.logger

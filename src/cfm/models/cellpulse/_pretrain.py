@@ -34,6 +34,9 @@ _VALIDATION_BATCHES = 16
 class Pretrainable(CellPulseCore):
     """A CellPulse that can be pretrained."""
 
+    #: The end of a training compresses the gene factors that it began with.
+    _training_can_be_repeated = False
+
     def train(
         self,
         max_steps: int = 500,
