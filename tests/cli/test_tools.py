@@ -48,7 +48,8 @@ def test_embed(of, into, embedded, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_keep_input_is_a_copy_with_results(suffix, embedded, tmp_path, monkeypatch):
-    monkeypatch.setattr("cfm._cli._keep_input._AT_ONCE", 5 * 64 + 1)  # a few rows at a time
+    n_rows, width = embedded.obsm["X_cellpulse"].shape
+    monkeypatch.setattr("cfm._cli._keep_input._AT_ONCE", (n_rows - 1) * width)  # all but one
     adata = contrasts()
     adata.layers["twice"] = adata.X * 2
     adata.obsm["X_cellpulse"] = np.ones((adata.n_obs, 3))  # of an earlier version, replaced
