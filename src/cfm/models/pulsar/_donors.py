@@ -90,9 +90,7 @@ class StoredCells:
         rows = np.asarray(rows)
         if rows.ndim == 0:
             return self[rows[None]][0]
-        rows = (
-            np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, len(self), 0) + rows
-        )
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         return to_dense(read_rows(self._matrix, rows), np.float32)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
