@@ -27,6 +27,7 @@ from cfm._cli._status import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import TracebackType
     from typing import TextIO
 
 #: Directories of other packages; what these warn of is in the log, not in the terminal.
@@ -65,24 +66,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, log: RunLog) -> int:
-    rows: int | None = None
-    try:
-        rows = arguments.run(arguments, log)
-    except BaseException as error:
+    with _Ending(arguments, log) as ending:
+        ending.rows = arguments.run(arguments, log)
+    return ending.status
+
+
+class _Ending:
+    """Tells how a command ended, whatever it was that ended it.
+
+    What should not happen goes on to the top, as do all errors with ``--debug``.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, log: RunLog) -> None:
+        self.arguments = arguments
+        self.log = log
+        self.rows: int | None = None
+        self.status = OK
+
+    def __enter__(self) -> _Ending:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if error is None:
+            self.log.end(OK, self.rows)
+            return True
         status = status_of(error)
-        log.end(1 if status is None else status, rows, one_line(error))
-        if status is None or arguments.debug:
-            raise
+        self.log.end(1 if status is None else status, None, one_line(error))
+        if status is None or self.arguments.debug:
+            return False
+        self.status = status
         if status in (INTERRUPTED, TERMINATED):
-            notes = " ".join(getattr(error, "__notes__", []))
+            kept = " ".join(getattr(error, "__notes__", [])) or self.arguments.kept
             word = "interrupted" if status == INTERRUPTED else "stopped by SIGTERM"
-            kept = notes or arguments.kept
             sys.stderr.write(f"cfm: {word}; {kept}\n")
         else:
             sys.stderr.write(f"cfm: error: {one_line(error)}\n")
-        return status
-    log.end(OK, rows)
-    return OK
+        return True
 
 
 def _parser() -> argparse.ArgumentParser:
