@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from cfm import models
 from cfm.models._run import TrainingRun, count_processes
+from cfm.models._streams import SeededStream
 from tests import _bulk
 from tests._trainings import CASES
 
@@ -113,6 +116,33 @@ def test_fewer_rows_than_processes_are_refused() -> None:
     run = run_of(devices=2)
     with pytest.raises(ValueError, match="no batch for 2 processes: fewer rows than processes"):
         run.count_steps(0, default_epochs=3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_epoch_draws_anew_and_is_judged_alike(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each epoch of a training really sees, and each of its validations."""
+    seen: dict[SeededStream, list[list[str]]] = {}
+    whole = SeededStream.__iter__
+
+    def spied(stream: SeededStream) -> Iterator[Any]:
+        batches: list[str] = []
+        seen.setdefault(stream, []).append(batches)
+        for batch in whole(stream):
+            leaves = torch.utils._pytree.tree_leaves(batch)
+            parts = (t.numpy().tobytes() for t in leaves if isinstance(t, torch.Tensor))
+            batches.append(hashlib.sha256(b"".join(parts)).hexdigest())
+            yield batch
+
+    monkeypatch.setattr(SeededStream, "__iter__", spied)
+    CASES[name].train(CASES[name].make())
+    (training,) = (s for s in seen if not s.fixed and len(seen[s]) > 1)
+    drawn = [batch for batches in seen[training] for batch in batches]
+    assert len(drawn) > CASES[name].n_batches
+    assert len(set(drawn)) == len(drawn)
+    for stream in set(seen) - {training}:
+        assert all(batches == seen[stream][0] for batches in seen[stream] if batches)
 
 
 class Look(pl.Callback):
