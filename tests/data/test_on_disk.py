@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cfm.data import _disk_parts, open_files
+from cfm.data import _disk_parts, _row_stack, open_files
+from cfm.data._matrix import by_rows
 from cfm.data._row_stack import RowStack
 from tests._same import assert_same
 from tests._storages import STORAGES, stored
@@ -55,7 +56,8 @@ def test_every_storage_holds_the_same(kind, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 @pytest.mark.parametrize("kind", OPENED)
-def test_loaded_and_written(kind, suffix, tmp_path):
+def test_loaded_and_written(kind, suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(_row_stack, "_WRITE_ROWS", 5)  # several blocks
     adata = toy()
     opened = stored(adata, kind, tmp_path)
     path = tmp_path / f"again{suffix}"
@@ -102,6 +104,8 @@ def test_views_of_views(kind, tmp_path):
         (opened[::3][:, ["G3", "G1"]], adata[::3][:, ["G3", "G1"]]),
         (opened[opened.obs["size"] > 0.5][1:], adata[adata.obs["size"] > 0.5][1:]),
         (opened["cell4"], adata["cell4"]),
+        (opened[rows[2:]].copy()[[2, 0], ["G4", "G1"]], adata[rows[[4, 2]], ["G4", "G1"]]),
+        (opened[:, ["G7", "G4", "G1"]].copy()[:, ["G1", "G4"]], adata[:, ["G1", "G4"]]),
         (opened[:0], adata[:0]),
     ]:
         with warnings.catch_warnings():
@@ -181,6 +185,25 @@ def test_a_forked_process_opens_the_file_anew(tmp_path):
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.parametrize("kind", ["backed_csr", "backed_dense"])
+def test_a_file_that_was_closed_is_opened_again(kind, tmp_path):
+    adata = toy()
+    backed = stored(adata, kind, tmp_path)
+    matrix = by_rows(backed.X)
+    assert isinstance(matrix, RowStack)
+    stored_as = backed.X
+    assert kind == "backed_dense" or by_rows(stored_as) is by_rows(stored_as)
+    backed.file.close()
+    assert np.array_equal(dense(matrix[[5, 2]]), adata.X[[5, 2]].toarray())
+
+
+@pytest.mark.parametrize("kind", ["opened_h5ad", "opened_dense"])
+def test_nothing_can_be_written(kind, tmp_path):
+    opened = stored(toy(), kind, tmp_path)
+    opened[:0].write_h5ad(tmp_path / "empty.h5ad")
+    assert ad.read_h5ad(tmp_path / "empty.h5ad").shape == (0, 11)
+
+
 def test_dense_matrices_pass_for_arrays(tmp_path):
     adata = toy()
     found = stored(adata, "opened_h5ad", tmp_path).obsm["X_pca"]
@@ -233,6 +256,7 @@ def test_files_with_other_genes_columns_and_categories(tmp_path):
     a, b = toy(), toy(seed=1)
     b.obs_names = [f"other{i}" for i in range(b.n_obs)]
     b = b[:, ["G8", "G2", "G0", "G9", "G5", "G1", "G10", "G4", "G3"]].copy()
+    b.X.sort_indices()  # by its own columns
     b.obs["kind"] = pd.Categorical(["c"] * b.n_obs)
     b.obs["only_b"] = 1
     b.obsm["X_umap"] = np.zeros((b.n_obs, 2))
@@ -408,6 +432,14 @@ def test_rows_far_into_a_matrix():
     """Places are counted without overflow where the file counts with 32 bits."""
     end = np.array([2**31 - 20, 2**31 - 10], dtype=np.int32)
     assert _disk_parts.stretches(end - np.int32(5), end) == [(0, 2)]
+
+
+def test_what_is_stored_together_is_read_together():
+    start, end = np.array([0, 50_000, 120_000]), np.array([10, 50_010, 120_010])
+    assert _disk_parts.stretches(start, end) == [(0, 1), (1, 2), (2, 3)]
+    assert _disk_parts.stretches(start, end, chunk=60_000) == [(0, 2), (2, 3)]
+    near = np.array([0, 5_000, 20_000])
+    assert _disk_parts.stretches(near, near + 10) == [(0, 2), (2, 3)]
 
 
 def test_large_matrices_are_read_in_pieces(tmp_path, monkeypatch):

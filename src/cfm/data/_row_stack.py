@@ -151,10 +151,10 @@ class RowStack(CSRDataset):
             return block
         return block[0, column] if isinstance(column, int | np.integer) else block[:, column]
 
-    def blocks(self, n_rows: int = _WRITE_ROWS) -> Iterator[Any]:
-        """Go through all rows, ``n_rows`` at a time."""
-        for start in range(0, self.shape[0], n_rows):
-            yield self[start : start + n_rows]
+    def blocks(self) -> Iterator[Any]:
+        """Go through all rows, some at a time; there is a block if there is no row."""
+        for start in range(0, max(self.shape[0], 1), _WRITE_ROWS):
+            yield self[start : start + _WRITE_ROWS]
 
     def to_memory(self) -> Any:
         """Load everything."""
