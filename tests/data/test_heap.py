@@ -1,4 +1,4 @@
-"""Large blocks that are freed go back to the system."""
+"""Memory that was freed goes back to the system."""
 
 from __future__ import annotations
 
@@ -10,41 +10,29 @@ import pytest
 
 _SCRIPT = """
 import numpy as np
-from cfm.data._heap import return_large_blocks
-{set}
+from cfm.data._heap import give_back
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
-np.ones(3_000_000)  # 24 MB: freed, it raises the threshold of glibc
-np.ones(3_000_000)
+pieces = [np.ones(8_000) for _ in range(2_000)]  # 128 MB, each too small to be mapped on its own
+kept = pieces[-1]
+del pieces  # what is kept lies above what is free
 before = resident()
-kept = []
-for _ in range(20):
-    large = np.ones(2_500_000)
-    kept.append(np.ones(8_000))  # lies above the large one, which leaves a hole
-    del large
-for size in range(20):
-    np.ones(2_500_000 + 20_000 * size)
-print(return_large_blocks.cache_info().currsize, resident() - before)
+give_back()
+print(before - resident())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_what_is_freed_is_returned() -> None:
-    script = _SCRIPT.format(set="assert return_large_blocks()")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_what_is_free_is_returned() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True, timeout=120
     )
-    assert int(done.stdout.split()[1]) < 10e6
+    assert int(done.stdout) > 50e6
 
 
-def test_a_setting_of_the_user_stays() -> None:
-    script = _SCRIPT.format(set="assert not return_large_blocks()")
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={"MALLOC_MMAP_THRESHOLD_": "1048576"},
-    )
-    assert done.returncode == 0, done.stderr
+def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cfm.data import _heap
+
+    monkeypatch.setattr(_heap.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(_heap, "ctypes", None)
+    _heap.give_back()

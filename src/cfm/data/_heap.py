@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-from functools import cache
-
-#: Of glibc's ``mallopt``: the size from which a block is mapped, and returned, on its own.
-_MMAP_THRESHOLD = -3
-_LARGE = 4 * 2**20
 
 
-@cache
-def return_large_blocks() -> bool:
-    """Have the C library return large blocks to the system as soon as they are freed.
+def give_back() -> None:
+    """Have glibc return to the system what is free; elsewhere do nothing.
 
-    By itself glibc keeps blocks of up to 32 MiB once some of that size were freed. Tensors of ever
-    other sizes then break its heap into pieces that none fits, and a process that works in chunks
-    takes twice the memory that it needs. The setting is of the whole process; whoever sets
-    ``MALLOC_MMAP_THRESHOLD_`` is left alone.
-
-    Returns
-    -------
-    Whether it was set.
+    By itself it keeps pieces of its heap between those in use, which add up where a program goes
+    through chunks. No setting of the process is changed.
     """
-    if platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
-        return False
-    return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE))
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

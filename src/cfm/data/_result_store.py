@@ -20,6 +20,8 @@ import h5py
 import numpy as np
 from anndata.io import write_elem
 
+from cfm.data._heap import give_back
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -30,7 +32,7 @@ SUFFIXES = (".h5ad", ".zarr")
 _RECORD = "run.json"
 _LOCK = "lock"
 #: What is written and read at a time in the output: a part of a file of HDF5, a file of zarr.
-_STORED_BYTES = {".h5ad": 2**20, ".zarr": 2**24}
+_STORED_BYTES = {".h5ad": 2**20, ".zarr": 2**22}
 #: Errors of a file system that has no room left.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -211,6 +213,7 @@ def write_results(path: Path, adata: AnnData, streamed: Mapping[tuple[str, str],
     """Write an AnnData whose large matrices come in blocks."""
     with _opened(path) as root:
         write_elem(root, "/", adata)
+        give_back()
         for (slot, name), matrix in streamed.items():
             _write_blocks(root[slot], name, adata.n_obs, matrix, _STORED_BYTES[path.suffix])
         if path.suffix == ".zarr":

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Rows of each part whose values are looked at to tell whether data are the same.
 _LOOKED_AT = 32
+#: Names that are made one text at a time.
+_NAMES_AT_ONCE = 65_536
 #: A message that counts rows.
 _COUNTED = re.compile(r"^(\d+) of (\d+) ")
 #: Of names, which a chunk has no more to say of than the whole.
@@ -136,7 +138,8 @@ def _input_digest(rows: Rows, layers: Sequence[str | None]) -> str:
         digest.update(f"{found.st_size} {found.st_mtime_ns}".encode())
     for number, part in enumerate(rows.parts):
         for names in (part.obs_names, part.var_names):
-            digest.update("\n".join(map(str, names)).encode())
+            for start in range(0, len(names), _NAMES_AT_ONCE):
+                digest.update("\n".join(map(str, names[start : start + _NAMES_AT_ONCE])).encode())
         if not part.n_obs:
             continue
         looked_at = np.unique(np.linspace(0, part.n_obs - 1, _LOOKED_AT).astype(np.int64))

@@ -15,6 +15,7 @@ from anndata import AnnData
 
 from cfm._fields import PARAMS
 from cfm.data import open_files
+from cfm.data._heap import give_back
 from cfm.data._matrix import in_memory_frame
 from cfm.data._result_store import ResultStore, Streamed, check_output
 from cfm.models._shards import Processes, Stopped, share_work
@@ -176,6 +177,7 @@ class ChunkRun:
             try:
                 self._compute(compute, model, tool, layers, arguments)
                 if self.output is not None:
+                    give_back()
                     processes.from_first(lambda: self._finish(store))
             finally:
                 if self.results.store is not None:
@@ -186,6 +188,9 @@ class ChunkRun:
             work, model, devices=how.devices, num_nodes=how.num_nodes, strategy=how.strategy
         )
         if self.output is not None:
+            # names of millions of rows need not be there twice
+            del self._target, self._streamed, self.whole, self.rows
+            give_back()
             return open_files(self.output)
         store()
         return self.target if self.copy or not self.rows.given else None
@@ -198,8 +203,8 @@ class ChunkRun:
                 self._target = target(self.whole, copy=self.copy)
             else:
                 self._target = AnnData(
-                    obs=in_memory_frame(self.whole.obs).copy(),
-                    var=in_memory_frame(self.whole.var).copy(),
+                    obs=in_memory_frame(self.whole.obs).copy(deep=False),
+                    var=in_memory_frame(self.whole.var).copy(deep=False),
                     uns=dict(self.whole.uns),
                 )
         return self._target
@@ -318,6 +323,7 @@ class ChunkRun:
             assert arrays is not None
             store.write(number, arrays)
             arrays = None
+            give_back()
         return Made(number, _length(rows), time.monotonic() - started, arrays, notes)
 
 
