@@ -8,6 +8,7 @@ is what it would be without it.
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -132,16 +133,16 @@ def first_process_does(action: Callable[[], T]) -> T:
     number, n_processes = process_number()
     if n_processes == 1:
         return action()
-    outcome: list[Any] = [None, None]
+    outcome: list[Any] = []
     if number == 0:
         try:
-            outcome[0] = action()
-        except Exception as error:
-            _tell([None, error])
-            raise
-    outcome = _tell(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
+            outcome = [action(), None]
+        finally:  # the others wait for this, whatever happened
+            _tell(outcome or [None, sys.exception()])
+    else:
+        outcome = _tell([None, None])
+        if outcome[1] is not None:
+            raise outcome[1]
     made: T = outcome[0]
     return made
 

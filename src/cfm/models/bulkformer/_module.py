@@ -234,8 +234,7 @@ class BulkFormerModule(nn.Module):
                 out[:, rows] = last(hidden).squeeze(-1)
         out = F.relu(out.float() + self.gene_offset)
         observed = expression != MISSING
-        excess = torch.where(observed, out - expression, 0.0).sum(1)
-        excess = excess / observed.sum(1).clamp(min=1)
+        excess = torch.where(observed, out - expression, 0.0).sum(1) / observed.sum(1).clamp(min=1)
         return torch.where(observed, out, out - excess.unsqueeze(1))
 
     @torch.no_grad()
@@ -284,13 +283,11 @@ class BulkFormerModule(nn.Module):
 
         Returns
         -------
-        ``loss``, the mean squared error of the hidden entries; that of the network alone.
-        Processes that train together take it over the rows of all.
+        ``loss``, the mean squared error of the hidden entries, over processes that train together.
         """
         seen = expression.masked_fill(hidden, MISSING)
-        error = (self.decode(self.encode(seen), seen) - expression)[hidden]
-        (loss,) = means_over_processes((error.square().sum(), error.numel()))
-        return {"loss": loss}
+        error = (self.decode(self.encode(seen), seen) - expression)[hidden].square()
+        return {"loss": means_over_processes((error.sum(), error.numel()))[0]}
 
     def tokens_at_once(self) -> int:
         """Tokens that the layers work on at a time without gradients."""

@@ -348,20 +348,18 @@ class CellPulseModule(nn.Module):
         sized = asked & ~torch.isnan(target.magnitude)
         error = F.huber_loss(size[sized], target.magnitude[sized], delta=0.5, reduction="none")
         moved = asked & (target.state != UNCHANGED)
-        recalled = torch.einsum("bd,bnd->bn", self.summary_head(encoded.summary), encoded.genes) / (
-            self.dim**0.5
-        )
+        recalled = torch.einsum("bd,bnd->bn", self.summary_head(encoded.summary), encoded.genes)
+        recalled = recalled / self.dim**0.5
         up = (target.state[moved] == UP).to(recalled.dtype)
         surprise = F.binary_cross_entropy_with_logits(recalled[moved], up, reduction="none")
         parts = {"direction": direction, "magnitude": error, "summary": surprise}
-        means = means_over_processes(*((part.sum(), part.numel()) for part in parts.values()))
-        out = dict(zip(parts, means, strict=True))
+        sums = ((part.sum(), part.numel()) for part in parts.values())
+        out = dict(zip(parts, means_over_processes(*sums), strict=True))
         if groups is not None:
             # judged by, a batch is there whole in every process
-            summary = encoded.summary
-            if self.training:
-                summary, groups = gathered(summary), gathered(groups)
-            out["agreement"] = agreement_loss(summary, groups)
+            pair = encoded.summary, groups
+            pair = (gathered(pair[0]), gathered(pair[1])) if self.training else pair
+            out["agreement"] = agreement_loss(*pair)
         return out
 
     def linear_loss(
@@ -371,8 +369,8 @@ class CellPulseModule(nn.Module):
         linear, _, _ = self.linear_scores(hidden, factor_mask)
         moved = asked & (target.state != UNCHANGED)
         sign = (target.state[moved] - 1).to(linear.dtype)
-        surprise = F.softplus(-2.0 * self.linear_weight * linear[moved] * sign)
-        return means_over_processes((surprise.sum(), surprise.numel()))[0]
+        loss = F.softplus(-2.0 * self.linear_weight * linear[moved] * sign)
+        return means_over_processes((loss.sum(), loss.numel()))[0]
 
     def forward(self, tokens: Tokens) -> Encoded:
         """Alias of :meth:`encode`."""
