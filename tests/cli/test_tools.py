@@ -157,7 +157,9 @@ def test_embed_donors(into, tmp_path):
         )
         np.testing.assert_allclose(found, expected.obsm["X_pulsar"], rtol=1e-5)
     else:
-        np.testing.assert_array_equal(read(out).obsm["X_pulsar"], expected.obsm["X_pulsar"])
+        found = read(out)
+        np.testing.assert_array_equal(found.obsm["X_pulsar"], expected.obsm["X_pulsar"])
+        assert "n_cells" not in found.uns["X_pulsar"]["params"]  # all, not 1,024
     assert not list(tmp_path.glob(".*"))
 
 
