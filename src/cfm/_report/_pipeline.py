@@ -279,8 +279,9 @@ def _full_disk_in_words(folder: Path) -> Iterator[None]:
         if error.errno != errno.ENOSPC and os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise OSError(
+            errno.ENOSPC,
             f"the disk is full, and the results could not be written to {folder}; free some "
-            "space, or choose another folder with --output."
+            "space, or choose another folder with --output.",
         ) from error
 
 

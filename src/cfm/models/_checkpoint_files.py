@@ -116,9 +116,8 @@ def write_whole(path: Path, write: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except BaseException:
+    finally:  # where it took its name there is nothing left
         draft.unlink(missing_ok=True)
-        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -23,13 +23,21 @@ if TYPE_CHECKING:
 
     from cfm.models._base import PretrainedModel
 
+#: Loggers of Lightning that tell of its own doing.
+_TALKATIVE = (
+    "pytorch.utilities.rank_zero",
+    "fabric.utilities.rank_zero",
+    "fabric.utilities.distributed",
+)
+
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep from the user what Lightning says of itself: advice to install more, its own notes."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.{name}") for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*(LeafSpec|treespec).*", FutureWarning)
@@ -40,7 +48,8 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", "early_stopping was automatically disabled")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def run_training(model: PretrainedModel, runner: TrainRunner, seed: int) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch import distributed
 
+from cfm.models._lightning import quiet_lightning
 from cfm.nn._distributed import process_number
 
 if TYPE_CHECKING:
@@ -140,12 +141,10 @@ def share_work(
         strategy=strategy,
     )
 
-    def work(fabric: Any) -> Result:
-        model.to_device(fabric.device)
-        return _together(function) if fabric.world_size > 1 else function(Processes())
-
-    result: Result = fabric.launch(work)
-    return result
+    with quiet_lightning():
+        fabric.launch()
+    model.to_device(fabric.device)
+    return _together(function) if fabric.world_size > 1 else function(Processes())
 
 
 def _together(function: Callable[[Processes], Result]) -> Result:
