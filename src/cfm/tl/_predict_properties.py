@@ -96,9 +96,8 @@ def predict_properties(
     -------
     ``None``, or with ``copy=True`` the changed copy. Given paths, an AnnData whose matrices stay
     in the files, with the results in memory. With ``output`` the AnnData of results, opened from
-    there: ``obs``, ``var`` and ``uns`` of the input and what is written; no ``X``. Writes
-    for each property, such as ``cell_type``, with ``key`` = ``'predicted_cell_type' | key_added +
-    'cell_type'``:
+    there: ``obs``, ``var`` and ``uns`` of the input and what is written; no ``X``. Writes for each
+    property, such as ``cell_type``, with ``key`` its name behind ``key_added`` (``'predicted_'``):
 
     ``adata.obs[key]``
         Categorical, the most probable class; missing for cells that express none of the model's
