@@ -72,7 +72,10 @@ def run_until_chunk(arguments: list[object], log: Path, number: signal.Signals) 
     """Start a command, send it a signal after it has made a chunk, and return how it ended."""
     before = len(events(log))
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments), "--log", str(log), "--quiet"], env=environment()
+        [*COMMAND, *map(str, arguments), "--log", str(log), "--quiet"],
+        env=environment(),
+        # a shell has what it runs in the background ignore Ctrl-C, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         waited = time.monotonic()
