@@ -30,7 +30,7 @@ def add_commands(
         "--counts",
         type=Path,
         metavar="FILE",
-        help="raw counts: .h5ad (samples by genes), or .csv/.tsv/.txt, also .gz",
+        help="raw counts: .h5ad or .zarr (samples by genes), or .csv/.tsv/.txt, also .gz",
     )
     demo.add_argument(
         "--metadata",

@@ -10,7 +10,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -149,8 +149,7 @@ def _counts(options: DemoOptions) -> tuple[AnnData, dict[str, Any]]:
             orientation=options.orientation,
             sample_column=options.sample_column,
         )
-        with options.counts.open("rb") as file:  # in pieces: the file may not fit into memory twice
-            name, digest = options.counts.name, file_digest(file, "sha256").hexdigest()
+        name, digest = options.counts.name, _sha256(options.counts)
     citation = adata.uns.get("source", "")
     source = {
         "name": name,
@@ -258,6 +257,16 @@ def _own_notes(caught: list[warnings.WarningMessage]) -> list[str]:
         if issubclass(w.category, UserWarning) and str(Path(w.filename).resolve()).startswith(here)
     ]
     return list(dict.fromkeys(said))
+
+
+def _sha256(path: Path) -> str:
+    """Hash a file in pieces, or of a folder (zarr) the names and hashes of its files."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = (f"{_sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return sha256("".join(lines).encode()).hexdigest()
 
 
 def _write_contrasts(contrasts: AnnData, path: Path) -> None:

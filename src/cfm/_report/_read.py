@@ -13,6 +13,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from cfm.data import open_files
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -40,13 +42,13 @@ def read_counts(
     Parameters
     ----------
     path
-        ``.h5ad``, or a table (``.csv``, ``.tsv``, ``.txt``, each also ``.gz``) with one header
-        line, after lines of comment if any (``#``, as featureCounts writes); its first column
-        holds the names of the genes or of the samples. Tallies of htseq-count and STAR
-        (``__no_feature``, ``N_unmapped``, …) are left out with a warning.
+        ``.h5ad``, ``.zarr``, or a table (``.csv``, ``.tsv``, ``.txt``, each also ``.gz``) with one
+        header line, after lines of comment if any (``#``, as featureCounts writes). The first
+        column of a table holds the names of the genes or of the samples. Tallies of htseq-count
+        and STAR (``__no_feature``, ``N_unmapped``, …) are left out with a warning.
     metadata
-        Table with one line per sample; required for a table of counts, optional for ``.h5ad``,
-        where its columns are added. All its cells are read as text.
+        Table with one line per sample; required for a table of counts, optional for ``.h5ad`` and
+        ``.zarr``, where its columns are added. All its cells are read as text.
     orientation
         Which way round a table of counts is. ``"auto"`` looks where the sample names of the
         metadata are.
@@ -69,10 +71,13 @@ def read_counts(
         raise ValueError(
             f"orientation is {orientation!r}; expected one of {', '.join(get_args(Orientation))}."
         )
-    for file in (path, metadata):
+    stored = path.suffix.lower() == ".zarr"  # a folder, or a zip of one; opening it looks
+    for file in (None if stored else path, metadata):
         if file is not None and not file.is_file():
             raise FileNotFoundError(f"{file} does not exist or is not a file; check the path.")
     samples = None if metadata is None else _read_metadata(metadata, sample_column)
+    if stored:
+        return _add_metadata(open_files(path).to_memory(), samples)
     if path.suffix.lower() == ".h5ad":
         return _add_metadata(_read_h5ad(path), samples)
     if samples is None:
@@ -98,7 +103,7 @@ def _separator(path: Path) -> str:
         suffixes.pop()
     if not suffixes or suffixes[-1] not in _SEPARATORS:
         raise ValueError(
-            f"{path} has an unknown file type; expected .h5ad, or {', '.join(_SEPARATORS)} "
+            f"{path} has an unknown file type; expected .h5ad, .zarr, or {', '.join(_SEPARATORS)} "
             "(each may be followed by .gz)."
         )
     return _SEPARATORS[suffixes[-1]]
