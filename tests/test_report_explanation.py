@@ -14,7 +14,7 @@ from cfm._fields import INFECTED, VIRUS_KEY
 from cfm._report import DemoOptions, run_demo
 from cfm._report import _explanation_words as words
 from tests import _demo_tools as stand_ins
-from tests.cli.test_demo import CARD, small_study, stand_in_embed, stand_in_predict
+from tests.cli.demo._demo import CARD, small_study, stand_in_embed, stand_in_predict
 
 TITLES = ["Host factors", "Gene programs", "Drug screen"]
 
