@@ -1,13 +1,16 @@
 """Sphinx configuration. Builds offline: no page is fetched unless it is asked for.
 
-``CFM_DOCS_EXECUTE=1`` runs the notebooks anew instead of showing their committed outputs;
-``CFM_DOCS_INTERSPHINX=1`` links to the documentation of other packages (needs a network).
+The notebooks are run in the build, and an error in one fails it. ``CFM_DOCS_EXECUTE=0`` shows
+their committed outputs instead; ``CFM_DOCS_INTERSPHINX=1`` links to the documentation of other
+packages (needs a network). An image without alternative text fails the build
+(``_alternative_text.py``).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+sys.path.insert(0, str(HERE))  # for the extensions of this folder
 
 project = "cfm"
 author = "cfm developers"
@@ -24,6 +28,7 @@ copyright = "2026, cfm developers"
 release = version = installed_version("cfm-tools")
 
 extensions = [
+    "_alternative_text",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -68,10 +73,12 @@ if os.environ.get("CFM_DOCS_INTERSPHINX"):
 # --- Markdown and notebooks
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "force" if os.environ.get("CFM_DOCS_EXECUTE") else "off"
-nb_execution_timeout = 300
+nb_execution_mode = "off" if os.environ.get("CFM_DOCS_EXECUTE") == "0" else "force"
+nb_execution_timeout = 120  # seconds, each cell
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+# Kernels take it from here; with make's "Agg" a notebook would show no figure.
+os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
 
 
 def _copy_tutorials() -> None:
@@ -107,6 +114,24 @@ def _skip_foreign(
     return True if what == "class" and not module.startswith("cfm") else None
 
 
+def _share_cores(app: Sphinx, config: object) -> None:
+    """With ``-j`` notebooks run side by side: the kernels divide the cores between them."""
+    if app.parallel > 1:
+        threads = max(1, (os.cpu_count() or 1) // app.parallel)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def _spread_notebooks(app: Sphinx, env: object, docnames: list[str]) -> None:
+    """Spread the notebooks over the pages, which ``-j`` reads in blocks of neighbours."""
+    notebooks = [name for name in docnames if name.startswith("tutorials/notebooks/")]
+    others = [name for name in docnames if name not in notebooks]
+    for number, name in enumerate(notebooks):
+        others.insert(number * len(docnames) // len(notebooks), name)
+    docnames[:] = others
+
+
 def setup(app: Sphinx) -> None:
     """Connect the hooks of this file."""
     app.connect("autodoc-skip-member", _skip_foreign)
+    app.connect("config-inited", _share_cores)
+    app.connect("env-before-read-docs", _spread_notebooks)

@@ -1,0 +1,81 @@
+"""The documentation's own machinery: alternative texts, the pages of the API, the guide's form."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+DOCS = Path(__file__).parents[1] / "docs"
+ALT = "A line that falls from left to right"
+ALT_IS = {"mystnb": {"image": {"alt": ALT}}}
+
+
+def _png() -> str:
+    buffer = io.BytesIO()
+    plt.figure(figsize=(0.1, 0.1)).savefig(buffer, format="png")
+    plt.close()
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _cell(metadata: dict[str, object], *, figures: int = 1) -> dict[str, object]:
+    output = {"output_type": "display_data", "metadata": {}, "data": {"image/png": _png()}}
+    return {
+        "cell_type": "code",
+        "id": f"cell{id(metadata)}",
+        "execution_count": 1,
+        "metadata": metadata,
+        "source": "draw()",
+        "outputs": [output] * figures,
+    }
+
+
+def _build(folder: Path, **pages: str | list[dict[str, object]]) -> tuple[int, str, str]:
+    """Exit code, what was said and the pages' HTML of a build of `pages` with the check."""
+    folder.mkdir()
+    (folder / "conf.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(DOCS)!r})\n"
+        "extensions = ['_alternative_text', 'myst_nb']\nnb_execution_mode = 'off'\n"
+    )
+    names = ["index.md", *pages]
+    (folder / names[0]).write_text("# A\n\n```{toctree}\n" + "\n".join(names[1:]) + "\n```\n")
+    for name, content in pages.items():
+        if isinstance(content, str):
+            (folder / f"{name}.md").write_text(f"# {name}\n\n{content}\n")
+        else:
+            title = {"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# B"}
+            book = {"cells": [title, *content], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+            (folder / f"{name}.ipynb").write_text(json.dumps(book))
+    run = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(folder), f"{folder}/out"],
+        capture_output=True,
+        text=True,
+    )
+    html = "".join(path.read_text() for path in sorted((folder / "out").glob("[!i]*.html")))
+    return run.returncode, run.stderr, html
+
+
+def test_texts_reach_the_page_and_every_gap_fails_the_build(tmp_path: Path) -> None:
+    picture = f"![{ALT}](https://example.org/a.png)"
+    code, said, html = _build(tmp_path / "good", page=picture, book=[_cell(ALT_IS)])
+    assert code == 0, said
+    assert html.count(f'alt="{ALT}"') == 2
+
+    bad = {
+        "no_text": "![](https://example.org/a.png)",
+        "short": "![figure](https://example.org/b.png)",
+        "raw": '<img src="https://example.org/c.png">',
+        "raw_empty": '<p><img alt="" src="https://example.org/d.png"></p>',
+        "no_metadata": [_cell({})],
+        "two": [_cell(ALT_IS, figures=2)],
+        "lost": [_cell(ALT_IS, figures=0)],
+    }
+    code, said, _ = _build(tmp_path / "bad", **bad)
+    assert code != 0
+    for name in bad:
+        assert f"/{name}." in said, f"{name}: {said}"
