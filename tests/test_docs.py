@@ -49,7 +49,8 @@ def _build(folder: Path, **pages: str | list[dict[str, object]]) -> tuple[int, s
             (folder / f"{name}.md").write_text(f"# {name}\n\n{content}\n")
         else:
             title = {"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# B"}
-            book = {"cells": [title, *content], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+            book = {"cells": [title, *content], "nbformat": 4, "nbformat_minor": 5}
+            book["metadata"] = {"language_info": {"name": "python", "pygments_lexer": "python"}}
             (folder / f"{name}.ipynb").write_text(json.dumps(book))
     run = subprocess.run(
         [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(folder), f"{folder}/out"],
