@@ -38,6 +38,13 @@ class GeneMapping:
         upper-case form is a human symbol or previous symbol) or ``"unmapped"``.
     organism
         ``"human"`` or ``"mouse"``: what was asked for, or detected.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> mapping = cfm.data.map_identifiers(["STAT1", "G1P2", "no such gene"])
+    >>> type(mapping).__name__, mapping.organism, mapping.mapped.tolist()
+    ('GeneMapping', 'human', [True, True, False])
     """
 
     symbol: np.ndarray
@@ -135,6 +142,16 @@ def map_identifiers(names: Iterable[object], organism: Organism = "auto") -> Gen
     -----
     Source of the table: org.Hs.eg.db 3.16.0 and the HGNC list of previous symbols, of which only
     unambiguous ones are used; a current symbol is never read as the old name of another gene.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> names = ["ISG15", "G1P2", "ENSG00000115415.20", "no such gene"]
+    >>> mapping = cfm.data.map_identifiers(names)
+    >>> mapping.symbol.tolist()
+    ['ISG15', 'ISG15', 'STAT1', '']
+    >>> mapping.source.tolist()
+    ['symbol', 'alias', 'ensembl', 'unmapped']
     """
     if organism not in ("auto", "human", "mouse"):
         raise ValueError(

@@ -66,6 +66,16 @@ class ContrastPairs:
     ValueError
         If shapes do not fit together, rows are out of range, or a contrast has no case or no
         control.
+
+    Examples
+    --------
+    >>> import cfm, numpy as np
+    >>> adata = cfm.datasets.toy_infection()
+    >>> pairs = cfm.pp.contrasts(adata, "virus", "none", by="study", mode="pairs")
+    >>> len(pairs), pairs[0].dtype
+    (128, dtype('float32'))
+    >>> pairs.draw(4, np.random.default_rng(0)).effects.shape == (4, adata.n_vars)
+    True
     """
 
     def __init__(

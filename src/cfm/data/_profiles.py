@@ -27,6 +27,14 @@ class ProfileDraw:
     study
         ``(n,)`` object, the study of each profile, ``""`` or ``None`` if unknown. Training
         predicts a profile without what it knows of the profile's own study.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.data import ProfileDraw
+    >>> draw = ProfileDraw(np.zeros((2, 3), dtype=np.float32), group=np.array([0, 0]))
+    >>> draw.has_magnitude
+    True
     """
 
     effects: np.ndarray
@@ -41,6 +49,14 @@ class ProfileSource(Protocol):
 
     A ``draw`` that also takes ``part=``, a slice, and then returns these of the ``n`` profiles
     only, saves processes that train together from making the profiles of each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.data import ProfileMatrix, ProfileSource
+    >>> source = ProfileMatrix(np.eye(3), ["STAT1", "ISG15", "MX1"])
+    >>> isinstance(source, ProfileSource)
+    True
     """
 
     @property

@@ -34,6 +34,15 @@ class ProfileMatrix:
         ``(n,)`` relative probability of being drawn, instead of the rule above.
     has_magnitude
         ``False`` where only signs are known.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.data import ProfileMatrix
+    >>> effects = np.array([[1.0, -2.0], [0.5, np.nan], [2.0, -1.0]])
+    >>> source = ProfileMatrix(effects, ["ISG15", "ACTB"], study=["a", "a", "b"])
+    >>> source.draw(5, np.random.default_rng(0)).study.tolist()
+    ['b', 'a', 'a', 'a', 'b']
     """
 
     def __init__(

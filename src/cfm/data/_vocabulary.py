@@ -29,6 +29,16 @@ class GeneAlignment:
         ``(m,)`` int64, their positions in the vocabulary; each at most once.
     n_vocabulary
         Size of the vocabulary.
+
+    Examples
+    --------
+    >>> import cfm, numpy as np
+    >>> vocabulary = cfm.data.GeneVocabulary(["STAT1", "ISG15", "MX1"])
+    >>> alignment = vocabulary.align(["MX1", "ISG15", "no such gene"])
+    >>> round(alignment.found_share, 2)
+    0.67
+    >>> alignment.apply(np.array([[3.0, 5.0, 7.0]]))
+    array([[nan,  5.,  3.]], dtype=float32)
     """
 
     columns: np.ndarray
@@ -59,6 +69,13 @@ class GeneVocabulary:
     ------
     ValueError
         If names are duplicated, empty or of several lines, or the list is empty.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> vocabulary = cfm.data.GeneVocabulary(["STAT1", "ISG15", "MX1"])
+    >>> vocabulary.align(["G1P2", "ENSG00000115415.20"]).positions  # old name of ISG15; STAT1
+    array([1, 0])
     """
 
     def __init__(self, genes: Sequence[str]) -> None:

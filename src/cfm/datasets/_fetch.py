@@ -31,6 +31,13 @@ def list_datasets() -> pd.DataFrame:
         ``description``, ``caveat``, ``accession``, ``citation``, ``origin`` (repository that the
         table was taken from), ``licence`` (of that repository), ``file``, ``bytes``, ``sha256``.
         Unknown entries are empty.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> studies = cfm.datasets.list_datasets()
+    >>> studies.columns[:3].tolist()
+    ['study', 'organism', 'viruses']
     """
     return _registry().copy()
 

@@ -45,6 +45,13 @@ class Checkpoint:
         Contents of the further text files by name, such as ``files["genes.txt"]``.
     card
         The model card (Markdown), None where there is none.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> checkpoint = cfm.hub.load_checkpoint("pulsar-mini")
+    >>> checkpoint.name, checkpoint.model, sorted(checkpoint.files)
+    ('pulsar-mini', 'Pulsar', ['history.csv'])
     """
 
     name: str
@@ -79,6 +86,13 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         names, shapes or dtypes from what the configuration lists; if a value is NaN or infinite;
         if a listed text file is missing, changed, or outside the folder. Nothing from the folder
         is executed or unpickled in any case.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> checkpoint = cfm.hub.load_checkpoint("cellpulse-mini")
+    >>> checkpoint.model, len(checkpoint.files["genes.txt"].split())
+    ('CellPulse', 18285)
     """
     folder = resolve(source)
     if not folder.is_dir():

@@ -33,8 +33,10 @@ def register_checkpoint(name: str, source: str | Path) -> None:
 
     Examples
     --------
-    >>> cfm.hub.register_checkpoint("ours", "runs/cellpulse")  # doctest: +SKIP
-    >>> cfm.tl.embed(adata, model="ours")  # doctest: +SKIP
+    >>> import cfm
+    >>> cfm.hub.register_checkpoint("our-donors", cfm.hub.resolve("pulsar-mini"))
+    >>> cfm.hub.load_checkpoint("our-donors").model
+    'Pulsar'
     """
     if not name or {"/", "\\"} & set(name) or name in {".", ".."}:
         raise ValueError(

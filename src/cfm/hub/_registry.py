@@ -26,6 +26,12 @@ def list_checkpoints() -> pd.DataFrame:
     -----
     UserWarning
         If a folder is damaged; it is left out.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> cfm.hub.list_checkpoints()["model"].unique().tolist()
+    ['BulkFormer', 'CellPulse', 'CellVQ', 'LingshuCell', 'Pulsar']
     """
     rows = []
     for name, (folder, origin) in named_folders().items():
@@ -77,6 +83,12 @@ def model_card(name: str | Path) -> str:
     ------
     ValueError
         If the checkpoint is unknown or has no card.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> cfm.hub.model_card("cellpulse-mini").splitlines()[0]
+    '# cellpulse-mini'
     """
     folder = resolve(name)
     card = read_card(folder) if folder.is_dir() else None

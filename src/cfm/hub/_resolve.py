@@ -40,6 +40,12 @@ def resolve(source: str | Path) -> Path:
         If there is nothing of that name, or the address is malformed or unknown to the hub.
     ConnectionError
         If the hub cannot be reached and its cache does not hold the checkpoint.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> cfm.hub.resolve("cellpulse-mini").name
+    'cellpulse-mini'
     """
     if isinstance(source, Path):
         return _existing(source)

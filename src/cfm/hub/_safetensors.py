@@ -50,6 +50,13 @@ def load_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     ValueError
         If the file is missing, truncated, not safetensors (for example a pickle), or holds NaN
         or infinite values.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> weights = cfm.hub.load_safetensors(cfm.hub.resolve("pulsar-mini") / "model.safetensors")
+    >>> len(weights), sorted({str(tensor.dtype) for tensor in weights.values()})
+    (52, ['torch.float16', 'torch.float32'])
     """
     path = Path(path)
     find_file(path.parent, path.name)

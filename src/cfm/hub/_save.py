@@ -86,6 +86,19 @@ def save_checkpoint(
     A process that is killed outright cannot tidy up: it may leave a folder called
     ``.<name>.<32 digits>`` beside the checkpoint, with the unfinished new one or, if it happened
     between the two renames of a replacement, the old one.
+
+    Examples
+    --------
+    >>> import cfm, torch
+    >>> folder = cfm.hub.save_checkpoint(
+    ...     "ours",
+    ...     {"weight": torch.ones(2)},
+    ...     {"dim": 2},
+    ...     model="Ours",
+    ...     files={"genes.txt": "ISG15"},
+    ... )
+    >>> cfm.hub.load_checkpoint(folder).config
+    {'dim': 2}
     """
     # The real place, so that replacing a linked folder replaces the folder and not the link.
     target = Path(folder).expanduser().resolve()

@@ -35,6 +35,13 @@ def load_torch(path: str | Path) -> dict[str, Any]:
         If the file is missing, empty, truncated, not a torch file, a TorchScript archive, asks for
         code or for classes other than tensors and plain containers, holds something other than a
         dictionary or tensor, or holds NaN.
+
+    Examples
+    --------
+    >>> import cfm, torch
+    >>> torch.save({"state_dict": {"weight": torch.zeros(2, 3)}}, "theirs.pt")
+    >>> cfm.hub.load_torch("theirs.pt")["state_dict"]["weight"].shape
+    torch.Size([2, 3])
     """
     path = Path(path)
     if not path.is_file():

@@ -46,6 +46,14 @@ def paired_bootstrap(
     ------
     ValueError
         If lengths differ, there are no samples, or a score is not finite.
+
+    Examples
+    --------
+    >>> from cfm.metrics import paired_bootstrap
+    >>> ours, theirs = [1, 1, 0, 1, 1, 0], [1, 0, 0, 1, 0, 0]
+    >>> found = paired_bootstrap(ours, theirs, units=["a", "a", "b", "b", "c", "c"], n_boot=2000)
+    >>> round(found["diff"], 3), round(found["low"], 3), round(found["high"], 3)
+    (0.333, 0.0, 0.5)
     """
     a = np.asarray(score_a, dtype=np.float64)
     b = np.asarray(score_b, dtype=np.float64)

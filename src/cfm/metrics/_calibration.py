@@ -39,6 +39,13 @@ def expected_calibration_error(
     Returns
     -------
     A number in [0, 1]; 0 is best.
+
+    Examples
+    --------
+    >>> from cfm.metrics import expected_calibration_error
+    >>> proba = [[0.9, 0.1], [0.9, 0.1]]  # 0.9 sure, and right in one of two
+    >>> round(expected_calibration_error(["IAV", "RSV"], proba, ["IAV", "RSV"]), 3)
+    0.4
     """
     if n_bins < 1:
         raise ValueError(f"n_bins={n_bins}, expected at least 1.")
@@ -77,6 +84,12 @@ def brier_score(
     Returns
     -------
     A number in [0, 2].
+
+    Examples
+    --------
+    >>> from cfm.metrics import brier_score
+    >>> round(brier_score(["IAV", "RSV"], [[0.9, 0.1], [0.9, 0.1]], ["IAV", "RSV"]), 3)
+    0.82
     """
     true = as_labels(y_true, "y_true")
     p, names = as_probabilities(proba, classes, len(true))

@@ -21,6 +21,15 @@ class GeneMean(DirectionBaseline):
     ----------
     n_top
         Rank of the effect that sets the scale of a profile.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.metrics import GeneMean
+    >>> usual = GeneMean().fit([[2.0, -1.0, 0.5], [1.0, -2.0, -0.5]])
+    >>> direction, size = usual.predict([[np.nan, np.nan, 1.0]], hidden=[[True, True, False]])
+    >>> np.sign(direction)
+    array([[ 1., -1., nan]], dtype=float32)
     """
 
     def __init__(self, n_top: int = 1000) -> None:
@@ -40,6 +49,14 @@ class MajoritySign(DirectionBaseline):
 
     Strong on infections, where most large effects point one way. The score is the mean sign of
     the observed effects, the same for all hidden genes, so its AUROC is 0.5 by construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.metrics import MajoritySign
+    >>> majority = MajoritySign().fit([[2.0, -1.0, 0.5]])
+    >>> majority.predict([[np.nan, 1.0, 0.5]], hidden=[[True, False, False]])[0]
+    array([[ 1., nan, nan]], dtype=float32)
     """
 
     def _fit(self, x: Floats, weight: NDArray[np.float64], sets: sp.csr_matrix | None) -> None:
@@ -64,6 +81,15 @@ class NearestProfiles(DirectionBaseline):
         Weight of the profile's own majority sign.
     n_top
         Rank of the effect that sets the scale of a profile.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.metrics import NearestProfiles
+    >>> known = NearestProfiles(n_neighbors=1).fit([[2.0, -1.0, 1.0], [-2.0, 1.0, 1.0]])
+    >>> direction, _ = known.predict([[np.nan, 3.0, 1.0]], hidden=[[True, False, False]])
+    >>> np.sign(direction)
+    array([[-1., nan, nan]], dtype=float32)
     """
 
     def __init__(self, n_neighbors: int = 10, majority: float = 0.1, n_top: int = 1000) -> None:

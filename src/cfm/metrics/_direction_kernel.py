@@ -103,6 +103,16 @@ class CorrelationKernel(_GeneCovariance):
     Notes
     -----
     ``rows_`` holds the scaled rows, ``(rows or rank, genes)``; without ``rank`` a sparse matrix.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.metrics import CorrelationKernel
+    >>> profiles = [[2.0, 1.0, -1.0], [-1.0, -2.0, 1.0], [3.0, 2.0, -1.0]]
+    >>> kernel = CorrelationKernel().fit(profiles)
+    >>> direction, _ = kernel.predict([[np.nan, -1.0, 2.0]], hidden=[[True, False, False]])
+    >>> np.sign(direction)
+    array([[-1., nan, nan]], dtype=float32)
     """
 
     def __init__(
@@ -141,6 +151,20 @@ class SignedSetSVD(_GeneCovariance):
         Total weight of the training profiles beside the sets' 1; 0 = sets only.
     n_top
         Rank of the effect that sets the scale of a profile.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.sparse as sp
+    >>> from cfm.metrics import SignedSetSVD
+    >>> sets = sp.csr_matrix([[1, 1, -1, 0], [0, 1, -1, 1]])
+    >>> nothing = np.empty((0, 4))
+    >>> model = SignedSetSVD(rank=2).fit(nothing, signed_sets=sets)
+    >>> direction, _ = model.predict(
+    ...     [[np.nan, 2.0, -1.0, 1.0]], hidden=[[True, False, False, False]]
+    ... )
+    >>> np.sign(direction)
+    array([[ 1., nan, nan, nan]], dtype=float32)
     """
 
     set_weight = 1.0
@@ -184,6 +208,16 @@ class EffectPCA(_GeneCovariance):
         Variance of a common direction; 0 = none.
     n_top
         Rank of the effect that sets the scale of a profile.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.metrics import EffectPCA
+    >>> profiles = [[2.0, 1.0, -1.0], [-1.0, -2.0, 1.0], [3.0, 2.0, -1.0]]
+    >>> model = EffectPCA(rank=1).fit(profiles)
+    >>> direction, _ = model.predict([[np.nan, 1.0, -2.0]], hidden=[[True, False, False]])
+    >>> np.sign(direction)
+    array([[ 1., nan, nan]], dtype=float32)
     """
 
     _uses_sets = False

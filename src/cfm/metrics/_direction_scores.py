@@ -44,6 +44,12 @@ def direction_scores(
     dict with ``accuracy``; ``balanced_accuracy``, the mean of the accuracies on up and on down
     genes; ``auroc`` of up against down. The last two are NaN if all effects point one way, all
     three if there is nothing to score.
+
+    Examples
+    --------
+    >>> from cfm.metrics import direction_scores
+    >>> direction_scores([1.5, 0.5, -2.0, -1.0], [0.8, -0.1, -0.7, 0.0])
+    {'accuracy': 0.625, 'balanced_accuracy': 0.625, 'auroc': 0.75}
     """
     truth, score = _pairs(effects, direction_score, hidden)
     truth, score = truth[truth != 0], score[truth != 0]
@@ -78,6 +84,12 @@ def size_scores(
     -------
     dict with ``mae``, the mean absolute error in log2 units, and ``spearman``, the rank
     correlation (NaN if either side is constant).
+
+    Examples
+    --------
+    >>> from cfm.metrics import size_scores
+    >>> size_scores([1.5, 0.5, -2.0], [1.0, 0.5, 2.5])
+    {'mae': 0.3333333333333333, 'spearman': 1.0}
     """
     truth, predicted = _pairs(effects, size, hidden)
     if not len(truth):

@@ -35,6 +35,14 @@ def pooled_p_values(
     ------
     ValueError
         If the shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.metrics import pooled_p_values
+    >>> null = np.random.default_rng(0).normal(size=(100, 3))
+    >>> pooled_p_values(np.array([5.0, 0.0, -1.0]), null).round(3).tolist()
+    [0.003, 0.482, 0.845]
     """
     if null.ndim != 2 or null.shape[1:] != observed.shape or len(null) < 2:
         raise ValueError(

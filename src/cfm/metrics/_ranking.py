@@ -30,6 +30,12 @@ def average_precision(scores: ArrayLike, positives: ArrayLike) -> float:
     ------
     ValueError
         If lengths differ, a score is not finite, or all or none are positive.
+
+    Examples
+    --------
+    >>> from cfm.metrics import average_precision
+    >>> round(average_precision([0.9, 0.8, 0.3, 0.1], [True, False, True, False]), 3)
+    0.833
     """
     values, hits = _checked(scores, positives)
     return float(average_precision_score(hits, values))
@@ -48,6 +54,12 @@ def hits_at(scores: ArrayLike, positives: ArrayLike, k: int) -> float:
     Returns
     -------
     The expected number under a random order of equal scores.
+
+    Examples
+    --------
+    >>> from cfm.metrics import hits_at
+    >>> hits_at([0.9, 0.8, 0.3, 0.1], [True, False, True, False], k=2)
+    1.0
     """
     values, hits = _checked(scores, positives)
     if not 1 <= k <= len(values):
@@ -70,6 +82,12 @@ def odds_ratio_at(scores: ArrayLike, positives: ArrayLike, k: int) -> float:
     Returns
     -------
     The odds ratio; about 1 for a random ranking.
+
+    Examples
+    --------
+    >>> from cfm.metrics import odds_ratio_at
+    >>> odds_ratio_at([0.9, 0.8, 0.3, 0.1], [True, True, False, False], k=2)
+    25.0
     """
     inside = hits_at(scores, positives, k)
     hits = np.asarray(positives, dtype=bool)
@@ -91,6 +109,12 @@ def enrichment_factor(scores: ArrayLike, positives: ArrayLike, share: float = 0.
     Returns
     -------
     The enrichment factor; 1 for a random ranking.
+
+    Examples
+    --------
+    >>> from cfm.metrics import enrichment_factor
+    >>> enrichment_factor([0.9, 0.8, 0.3, 0.1], [True, False, False, False], share=0.25)
+    4.0
     """
     if not 0.0 < share <= 1.0:
         raise ValueError(f"share is {share}; expected more than 0 and at most 1.")
@@ -124,6 +148,14 @@ def permutation_interval(
     -------
     ``value``, ``expected`` (mean of the draws), ``low`` and ``high`` (their central 95 %), and
     ``p``, the one-sided share of draws that reach the value, ``(1 + hits) / (1 + draws)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.metrics import average_precision, permutation_interval
+    >>> found = permutation_interval(average_precision, np.arange(50), np.arange(50) >= 45)
+    >>> round(found["value"], 2), round(found["p"], 3), found["expected"] < found["high"]
+    (1.0, 0.001, True)
     """
     values, hits = _checked(scores, positives)
     rng = np.random.default_rng(seed)

@@ -24,6 +24,12 @@ def accuracy(y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | No
     Returns
     -------
     A number in [0, 1].
+
+    Examples
+    --------
+    >>> from cfm.metrics import accuracy
+    >>> accuracy(["RSV", "IAV", "IAV"], ["RSV", "IAV", "RSV"], sample_weight=[2, 1, 1])
+    0.75
     """
     true = as_labels(y_true, "y_true")
     pred = as_labels(y_pred, "y_pred", len(true))
@@ -63,6 +69,13 @@ def top_k_accuracy(
     ------
     ValueError
         If shapes disagree, ``proba`` is not finite or ``k`` is below 1.
+
+    Examples
+    --------
+    >>> from cfm.metrics import top_k_accuracy
+    >>> proba = [[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]
+    >>> top_k_accuracy(["IAV", "RSV"], proba, ["HCoV", "IAV", "RSV"], k=2)
+    0.5
     """
     if k < 1:
         raise ValueError(f"k={k}, expected at least 1.")
@@ -92,6 +105,12 @@ def recall_per_class(
     Returns
     -------
     Recall from 0 to 1 by label.
+
+    Examples
+    --------
+    >>> from cfm.metrics import recall_per_class
+    >>> recall_per_class(["IAV", "IAV", "RSV"], ["IAV", "RSV", "RSV"])
+    {'IAV': 0.5, 'RSV': 1.0}
     """
     true = as_labels(y_true, "y_true")
     pred = as_labels(y_pred, "y_pred", len(true))
@@ -128,6 +147,12 @@ def macro_f1(
     Returns
     -------
     A number in [0, 1].
+
+    Examples
+    --------
+    >>> from cfm.metrics import macro_f1
+    >>> round(macro_f1(["IAV", "IAV", "RSV"], ["IAV", "RSV", "RSV"]), 3)
+    0.667
     """
     true = as_labels(y_true, "y_true")
     pred = as_labels(y_pred, "y_pred", len(true))
@@ -163,6 +188,12 @@ def auroc(y_true: ArrayLike, score: ArrayLike, sample_weight: ArrayLike | None =
     ------
     ValueError
         If a score is not finite, shapes disagree or ``y_true`` is not binary.
+
+    Examples
+    --------
+    >>> from cfm.metrics import auroc
+    >>> auroc([True, True, False, False], [0.9, 0.4, 0.5, 0.1])
+    0.75
     """
     true = as_labels(y_true, "y_true")
     value = as_labels(score, "score", len(true)).astype(np.float64)

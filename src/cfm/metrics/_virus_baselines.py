@@ -42,6 +42,13 @@ def center_effects(effects: ArrayLike, clip: float = 6.0) -> NDArray[np.float32]
     ------
     ValueError
         If the shape is not two-dimensional or a value is infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.metrics import center_effects
+    >>> center_effects([[1.0, 2.0, 9.0, np.nan]])
+    array([[-1.,  0.,  6.,  0.]], dtype=float32)
     """
     x = np.array(effects, dtype=np.float32)
     if x.ndim != 2:
@@ -139,6 +146,14 @@ class VirusLogisticRegression(_VirusBaseline):
         ``(classes, genes)`` float32 weights on unit-length rows, 0 for genes that are not used.
     intercept_
         ``(classes,)`` intercepts.
+
+    Examples
+    --------
+    >>> from cfm.metrics import VirusLogisticRegression
+    >>> effects = [[2.0, 0.0, -1.0], [4.0, 0.0, -2.0], [-1.0, 0.0, 2.0], [-2.0, 0.0, 3.0]]
+    >>> model = VirusLogisticRegression().fit(effects, ["IAV", "IAV", "RSV", "RSV"])
+    >>> model.predict([[1.0, 0.0, -0.5]]).tolist()
+    ['IAV']
     """
 
     def __init__(self, C: float = 100.0, clip: float = 6.0, min_measured: float = 0.5) -> None:
@@ -187,6 +202,14 @@ class VirusNeighbors(_VirusBaseline):
         Number of neighbours.
     smoothing
         :math:`\epsilon`, as a share of the neighbours' total weight.
+
+    Examples
+    --------
+    >>> from cfm.metrics import VirusNeighbors
+    >>> effects = [[2.0, 0.0, -1.0], [4.0, 0.0, -2.0], [-1.0, 0.0, 2.0], [-2.0, 0.0, 3.0]]
+    >>> model = VirusNeighbors(n_neighbors=2).fit(effects, ["IAV", "IAV", "RSV", "RSV"])
+    >>> model.predict_proba([[1.0, 0.0, -0.5]]).round(3)
+    array([[0.995, 0.005]])
     """
 
     def __init__(self, n_neighbors: int = 5, smoothing: float = 0.01) -> None:
@@ -226,6 +249,14 @@ class VirusGradientBoosting(_VirusBaseline):
         Shrinkage of a round.
     seed
         Seed of scikit-learn's estimator.
+
+    Examples
+    --------
+    >>> from cfm.metrics import VirusGradientBoosting
+    >>> effects = [[2.0, 0.0, -1.0], [4.0, 0.0, -2.0], [-1.0, 0.0, 2.0], [-2.0, 0.0, 3.0]]
+    >>> model = VirusGradientBoosting(max_iter=5).fit(effects, ["IAV", "IAV", "RSV", "RSV"])
+    >>> model.classes_.tolist(), model.predict_proba(effects).shape
+    (['IAV', 'RSV'], (4, 2))
     """
 
     def __init__(
@@ -271,6 +302,17 @@ class InterferonRule(_VirusBaseline):
         are the training frequencies.
     genes
         Genes whose mean is the score.
+
+    Examples
+    --------
+    >>> from cfm.metrics import InterferonRule
+    >>> rule = InterferonRule(["ISG15", "MX1", "ACTB"])
+    >>> effects = [[4.0, 3.0, 0.0], [3.0, 3.0, 0.1], [0.1, 0.0, 0.0], [0.0, -0.2, 0.1]]
+    >>> rule = rule.fit(effects, ["IAV", "RSV", "uninfected", "uninfected"])
+    >>> rule.predict([[0.0, 0.1, 0.0]]).tolist()
+    ['uninfected']
+    >>> rule.predict_proba([[4.0, 4.0, 0.0]]).round(1)
+    array([[0.5, 0.5, 0. ]])
     """
 
     def __init__(

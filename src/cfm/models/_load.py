@@ -51,6 +51,12 @@ def load_model(
         If it is none of these.
     ValueError
         If the checkpoint is damaged or of a model that this version does not know.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> type(cfm.models.load_model("bulkformer-mini")).__name__
+    'BulkFormer'
     """
     if isinstance(source, PretrainedModel):
         if device is not None:

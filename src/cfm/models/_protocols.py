@@ -222,7 +222,16 @@ class DonorModel(Protocol):
 
 @runtime_checkable
 class CodeModel(Protocol):
-    """A model that gives each cell one of a fixed set of codes."""
+    """A model that gives each cell one of a fixed set of codes.
+
+    Examples
+    --------
+    >>> from cfm.models import CellPulse, CellVQ, CodeModel
+    >>> isinstance(CellVQ.from_pretrained("cellvq-mini"), CodeModel)
+    True
+    >>> isinstance(CellPulse.from_pretrained("cellpulse-mini"), CodeModel)
+    False
+    """
 
     vocabulary: GeneVocabulary
 

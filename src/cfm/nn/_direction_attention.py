@@ -38,6 +38,15 @@ class DirectionAttention(nn.Module):
         Number of token states without padding; state ``n_states`` marks padding.
     dropout
         Dropout of the attention weights in training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import DirectionAttention
+    >>> attention = DirectionAttention(dim=32, n_heads=2, n_states=3)
+    >>> state = torch.tensor([[0, 1, 2, 2, 1]])
+    >>> attention(torch.randn(1, 5, 32), state).shape
+    torch.Size([1, 5, 32])
     """
 
     def __init__(self, dim: int, n_heads: int, n_states: int, dropout: float = 0.0) -> None:

@@ -43,6 +43,16 @@ class PowerAverage:
         Whose trained parameters are averaged.
     width
         Relative width of the window; see :func:`power_exponent`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import PowerAverage
+    >>> layer = torch.nn.Linear(2, 1)
+    >>> average = PowerAverage(layer, width=0.1)
+    >>> average.update()
+    >>> average.state_dict()["n_steps"]
+    1
     """
 
     def __init__(self, module: nn.Module, width: float) -> None:

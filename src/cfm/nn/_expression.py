@@ -19,6 +19,14 @@ class RotaryExpressionEmbedding(nn.Module):
         Width of the embedding, even.
     base
         The 100 above.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import RotaryExpressionEmbedding
+    >>> missing = torch.tensor([False, True])
+    >>> RotaryExpressionEmbedding(dim=8)(torch.tensor([3.2, 0.0]), missing).shape
+    torch.Size([2, 8])
     """
 
     def __init__(self, dim: int, base: float = 100.0) -> None:

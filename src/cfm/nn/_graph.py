@@ -32,6 +32,16 @@ def normalised_adjacency(edges: Tensor, weights: Tensor, n_nodes: int) -> Tensor
     ------
     ValueError
         If shapes differ, an edge leaves the graph, or a weight is negative or not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import normalised_adjacency
+    >>> edges = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    >>> normalised_adjacency(edges, torch.ones(4), n_nodes=3).to_dense().round(decimals=3)
+    tensor([[0.0000, 0.7070, 0.0000],
+            [0.7070, 0.0000, 0.7070],
+            [0.0000, 0.7070, 0.0000]])
     """
     check_graph(edges, weights, n_nodes)
     target, source = edges
@@ -75,6 +85,15 @@ class GraphConvolution(nn.Module):
     ----------
     dim
         Width of the nodes, in and out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import GraphConvolution, normalised_adjacency
+    >>> edges = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    >>> adjacency = normalised_adjacency(edges, torch.ones(4), n_nodes=3)
+    >>> GraphConvolution(dim=8)(torch.randn(2, 3, 8), adjacency).shape
+    torch.Size([2, 3, 8])
     """
 
     def __init__(self, dim: int) -> None:

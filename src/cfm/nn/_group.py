@@ -28,6 +28,14 @@ class GroupCompression(nn.Module):
         Width of the embeddings and of the tokens.
     group_size
         Genes per group, :math:`S`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import GroupCompression
+    >>> groups = GroupCompression(n_genes=10, dim=8, group_size=4)
+    >>> groups.n_groups
+    3
     """
 
     permutation: Tensor

@@ -25,6 +25,14 @@ class LlamaBlock(nn.Module):
         Number of attention heads; each has an even width of ``dim / n_heads``.
     ff_dim
         Width of the hidden feed-forward layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import LlamaTrunk
+    >>> block = LlamaTrunk(dim=8, n_layers=1, n_heads=2, ff_dim=16).blocks[0]
+    >>> type(block).__name__
+    'LlamaBlock'
     """
 
     def __init__(self, dim: int, n_heads: int, ff_dim: int) -> None:
@@ -78,6 +86,13 @@ class LlamaTrunk(nn.Module):
         As for :class:`LlamaBlock`.
     n_layers
         Number of blocks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import LlamaTrunk
+    >>> LlamaTrunk(dim=8, n_layers=2, n_heads=2, ff_dim=16)(torch.randn(1, 5, 8)).shape
+    torch.Size([1, 5, 8])
     """
 
     def __init__(self, dim: int, n_layers: int, n_heads: int, ff_dim: int) -> None:

@@ -28,6 +28,16 @@ class LowRankLogistic(nn.Module):
         Initial :math:`\lambda`; learned on a log scale.
     n_newton
         Number of Newton steps; 0 leaves the ridge solution.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import LowRankLogistic
+    >>> factors = torch.tensor([[[2.0], [2.0], [-2.0]]])  # two genes together, one against them
+    >>> direction = torch.tensor([[1.0, 0.0, 0.0]])
+    >>> observed = torch.tensor([[True, False, False]])
+    >>> LowRankLogistic()(factors, direction, observed).sign()
+    tensor([[ 1.,  1., -1.]], grad_fn=<SignBackward0>)
     """
 
     def __init__(self, ridge: float = 2.0, n_newton: int = 3) -> None:

@@ -19,6 +19,14 @@ class MagnitudeEmbedding(nn.Module):
         Number of sine and of cosine features.
     max_value
         Magnitude at which the lowest frequency has gone through half a turn.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import MagnitudeEmbedding
+    >>> known = torch.tensor([True, False])
+    >>> MagnitudeEmbedding(dim=8)(torch.tensor([1.5, 0.0]), known).shape
+    torch.Size([2, 8])
     """
 
     frequencies: Tensor

@@ -78,6 +78,13 @@ class PerformerAttention(nn.Module):
         Number of random features *m*; by default :math:`d \ln d` of the head width *d*.
     dropout
         Dropout of the output in training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import PerformerAttention
+    >>> PerformerAttention(dim=8, n_heads=2)(torch.randn(1, 5, 8)).shape
+    torch.Size([1, 5, 8])
     """
 
     features: Tensor
@@ -146,6 +153,13 @@ class PerformerLayer(nn.Module):
         Width of the hidden feed-forward layer, as a multiple of ``dim``.
     attention_dropout, ff_dropout
         Dropout of the attention's output and of the hidden feed-forward layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import PerformerLayer
+    >>> PerformerLayer(dim=8, n_heads=2)(torch.randn(1, 5, 8)).shape
+    torch.Size([1, 5, 8])
     """
 
     def __init__(

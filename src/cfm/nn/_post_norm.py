@@ -57,6 +57,13 @@ class PostNormLayer(nn.Module):
         Dropout of attention weights, hidden values and both branches.
     eps
         Of the layer norms.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import PostNormLayer
+    >>> PostNormLayer(dim=8, n_heads=2, ff_dim=16)(torch.randn(1, 5, 8)).shape
+    torch.Size([1, 5, 8])
     """
 
     def __init__(

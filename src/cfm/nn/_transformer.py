@@ -25,6 +25,14 @@ class DirectionBlock(nn.Module):
     attention_dropout
         Dropout of the attention weights. On a CPU anything but 0 makes training build the
         ``n × n`` weights: twice the time, and memory that grows with ``n²``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn import DirectionBlock
+    >>> block = DirectionBlock(dim=32, n_heads=2, n_states=3)
+    >>> block(torch.randn(1, 5, 32), torch.tensor([[0, 1, 2, 2, 1]])).shape
+    torch.Size([1, 5, 32])
     """
 
     def __init__(

@@ -91,10 +91,13 @@ def cell_codes(
 
     Examples
     --------
-    >>> import cfm
-    >>> cfm.tl.cell_codes(cells, groupby="cell_type")  # doctest: +SKIP
-    >>> cfm.pl.cell_codes(cells)  # doctest: +SKIP
-    >>> cfm.pl.cell_codes(cells, kind="map", groupby="donor")  # doctest: +SKIP
+    >>> import cfm, scanpy as sc
+    >>> cells = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> reading = {"units": "log1p_cp10k", "total_counts": "n_counts"}
+    >>> cfm.tl.cell_codes(cells, groupby="bulk_labels", **reading)
+    >>> ax = cfm.pl.cell_codes(cells, show=False)
+    >>> ax.get_xlabel()
+    "share of the code's cells, by bulk_labels"
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind is {kind!r}; expected one of {', '.join(get_args(Kind))}.")

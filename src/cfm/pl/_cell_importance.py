@@ -78,6 +78,17 @@ def cell_importance(
         If the table or a group is not there.
     ValueError
         If ``kind`` is unknown, or there is nothing to draw.
+
+    Examples
+    --------
+    >>> import cfm, scanpy as sc
+    >>> cells = cfm.datasets.toy_donors(n_donors=4, n_cells=30)
+    >>> sc.pp.pca(cells, n_comps=10)
+    >>> cfm.models.Pulsar.setup_anndata(cells, donor_key="donor_id", use_rep="X_pca")
+    >>> cfm.tl.cell_importance(cells, "donor_id", cfm.models.Pulsar(cells), groupby="cell_type")
+    >>> ax = cfm.pl.cell_importance(cells, show=False)
+    >>> sorted(label.get_text() for label in ax.get_yticklabels())
+    ['B cell (4)', 'Monocyte (4)', 'NK cell (4)', 'T cell (4)']
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}; expected one of {get_args(Kind)}.")

@@ -80,6 +80,18 @@ def donors(
         If the embedding, the colour or the label column is not there.
     ValueError
         If the embedding holds NaN or infinite values or no rows.
+
+    Examples
+    --------
+    >>> import cfm, scanpy as sc
+    >>> cells = cfm.datasets.toy_donors(n_donors=6, n_cells=30)
+    >>> sc.pp.pca(cells, n_comps=10)
+    >>> cfm.models.Pulsar.setup_anndata(cells, donor_key="donor_id", use_rep="X_pca")
+    >>> model = cfm.models.Pulsar(cells)
+    >>> donors = cfm.tl.embed_donors(cells, "donor_id", model, use_rep="X_pca")
+    >>> ax = cfm.pl.donors(donors, color="disease", show=False)
+    >>> ax.get_title()
+    'disease'
     """
     name, vectors = _stored_embedding(adata, basis)
     values = None if color is None else _color_values(adata, color)

@@ -89,10 +89,12 @@ def drug_screen(
     Examples
     --------
     >>> import cfm
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
     >>> signatures = cfm.datasets.cmap_signatures()
-    >>> cfm.tl.screen_drugs(profiles, signatures)  # doctest: +SKIP
-    >>> cfm.pl.drug_screen(profiles, group="RSV")  # doctest: +SKIP
-    >>> cfm.pl.drug_screen(profiles, kind="scatter", group="RSV")  # doctest: +SKIP
+    >>> cfm.tl.screen_drugs(contrasts, signatures, groups=["virus_A"], model=None)
+    >>> ax = cfm.pl.drug_screen(contrasts, n_compounds=5, show=False)
+    >>> ax.get_ylabel()
+    'combined score'
     """
     if kind not in ("waterfall", "scatter"):
         raise ValueError(f"kind is {kind!r}; expected 'waterfall' or 'scatter'.")

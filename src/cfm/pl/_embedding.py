@@ -79,6 +79,15 @@ def embedding(
     ValueError
         If the embedding holds NaN or infinite values or no rows, or ``ax`` is given with several
         colours.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    >>> cfm.tl.embed(contrasts, "cellpulse-mini")
+    >>> ax = cfm.pl.embedding(contrasts, color="virus", show=False)
+    >>> ax.get_title()
+    'virus'
     """
     name, vectors = _stored_embedding(adata, basis)
     colors: list[str | None] = [color] if color is None or isinstance(color, str) else list(color)

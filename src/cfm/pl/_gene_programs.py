@@ -103,9 +103,11 @@ def gene_programs(
     Examples
     --------
     >>> import cfm
-    >>> cfm.tl.gene_programs(profiles)  # doctest: +SKIP
-    >>> cfm.pl.gene_programs(profiles, groupby="virus")  # doctest: +SKIP
-    >>> cfm.pl.gene_programs(profiles, kind="network", n_programs=6)  # doctest: +SKIP
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    >>> cfm.tl.gene_programs(contrasts, n_genes=400, n_bootstraps=2, n_null=2)
+    >>> ax = cfm.pl.gene_programs(contrasts, groupby="virus", show=False)
+    >>> [label.get_text() for label in ax.get_xticklabels()][:2]
+    ['study1|virus_A_vs_none', 'study4|virus_A_vs_none']
     """
     if kind not in ("heatmap", "network"):
         raise ValueError(f"kind is {kind!r}; expected 'heatmap' or 'network'.")

@@ -112,8 +112,12 @@ def host_factor_enrichment(
     Examples
     --------
     >>> import cfm
-    >>> screen = ["ATP6V1A", "CMAS", "SLC35A1"]  # hits of a screen for influenza A virus
-    >>> cfm.pl.host_factor_enrichment(profiles, screen, group="IAV")  # doctest: +SKIP
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    >>> cfm.tl.host_factors(contrasts, "virus", "reversal", n_permutations=5)
+    >>> screen = contrasts.var_names[:40]  # in earnest: the hits of a genetic screen
+    >>> ax = cfm.pl.host_factor_enrichment(contrasts, screen, group="virus_A", show=False)
+    >>> ax.get_xlabel()
+    'rank as host factor (ticks: genes of the list)'
     """
     lists = _lists(reference)
     if n_permutations < 1:

@@ -80,8 +80,11 @@ def host_factors(
     Examples
     --------
     >>> import cfm
-    >>> cfm.tl.host_factors(profiles, groupby="virus")  # doctest: +SKIP
-    >>> cfm.pl.host_factors(profiles, group="RSV", n_genes=20, save="rsv.png")  # doctest: +SKIP
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    >>> cfm.tl.host_factors(contrasts, "virus", "reversal", n_permutations=5)
+    >>> ax = cfm.pl.host_factors(contrasts, group="virus_A", n_genes=5, show=False)
+    >>> len(ax.get_yticklabels())
+    5
     """
     if n_genes < 1:
         raise ValueError(f"n_genes is {n_genes}; expected at least 1.")

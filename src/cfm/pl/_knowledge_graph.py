@@ -85,9 +85,11 @@ def knowledge_graph(
     Examples
     --------
     >>> import cfm
-    >>> cfm.tl.knowledge_graph(cells)  # doctest: +SKIP
-    >>> cfm.pl.knowledge_graph(cells)  # doctest: +SKIP
-    >>> cfm.pl.knowledge_graph(cells, node="gene:STAT1")  # doctest: +SKIP
+    >>> cells = cfm.datasets.toy_communication()
+    >>> cfm.tl.knowledge_graph(cells, model=None, codes="cell_type", annotations=["batch"])
+    >>> ax = cfm.pl.knowledge_graph(cells, show=False)
+    >>> ax.get_title()
+    '55 nodes'
     """
     if max_nodes < 2:
         raise ValueError(f"max_nodes is {max_nodes}; expected at least 2.")

@@ -60,6 +60,14 @@ def top_genes(
         If there is no such contrast or layer.
     ValueError
         If no gene of the contrast has a non-zero effect, or ``n_genes`` is below 1.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    >>> ax = cfm.pl.top_genes(contrasts, n_genes=3, show=False)
+    >>> len(ax.get_yticklabels())
+    6
     """
     if n_genes < 1:
         raise ValueError(f"n_genes is {n_genes}; expected at least 1.")

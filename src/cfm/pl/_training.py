@@ -70,6 +70,14 @@ def training(
         If ``model`` holds no history.
     ValueError
         If ``ax`` is given with several metrics.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> model = cfm.models.CellPulse.from_pretrained("cellpulse-mini")
+    >>> ax = cfm.pl.training(model, show=False)
+    >>> len(ax.lines) > 0
+    True
     """
     curves = _curves(model)
     metrics = [metric] if isinstance(metric, str) else list(metric)

@@ -88,6 +88,15 @@ def virus_probabilities(
         If :func:`cfm.tl.predict_virus` was not run, or ``label`` or ``truth`` is no column.
     ValueError
         If there is no contrast.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    >>> cfm.tl.predict_virus(contrasts)
+    >>> ax = cfm.pl.virus_probabilities(contrasts, show=False)
+    >>> len(ax.get_yticklabels()) == contrasts.n_obs
+    True
     """
     stored = stored_prediction(adata, key)
     for name in (label, truth):
