@@ -5,12 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pytest
 
+import cfm
+
+ROOMS = [name for name in cfm.__all__ if name != "__version__"]
 DOCS = Path(__file__).parents[1] / "docs"
 ALT = "A line that falls from left to right"
 ALT_IS = {"mystnb": {"image": {"alt": ALT}}}
@@ -80,3 +86,11 @@ def test_texts_reach_the_page_and_every_gap_fails_the_build(tmp_path: Path) -> N
     assert code != 0
     for name in bad:
         assert f"/{name}." in said, f"{name}: {said}"
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "nn"])
+def test_api_page_lists_what_is_public(room: str) -> None:
+    text = (DOCS / "api" / f"{room}.rst").read_text(encoding="utf-8")
+    listed = re.findall(rf"^   {room}\.(\w+)$", text, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(import_module(f"cfm.{room}").__all__)
+    assert f"   {room}\n" in (DOCS / "api" / "index.rst").read_text(encoding="utf-8")
