@@ -193,12 +193,17 @@ def test_few_genes_warn(model: CellPulse, contrasts: ad.AnnData) -> None:
     assert few.uns["X_cellpulse"]["params"]["vocabulary_share"] == 0.125
 
 
-def test_of_mudata_one_modality_is_asked_for(model: CellPulse, contrasts: ad.AnnData) -> None:
-    both = md.MuData({"rna": contrasts})
-    with pytest.raises(TypeError, match=r"Found a MuData; .*pass one modality: mdata\['rna'\]"):
-        cfm.tl.embed(both, model)
-    cfm.tl.embed(both["rna"], model)
-    assert "X_cellpulse" in both["rna"].obsm
+def test_of_mudata_one_modality_is_embedded(
+    model: CellPulse, contrasts: ad.AnnData, tmp_path: Path
+) -> None:
+    both = md.MuData({"rna": contrasts, "other": contrasts[:, :3].copy()})
+    cfm.tl.embed(both, model, modality="rna")
+    assert both["rna"].uns["X_cellpulse"]["params"]["modality"] == "rna"
+    written = cfm.tl.embed(both, model, modality="rna", output=tmp_path / "out.h5ad")
+    assert isinstance(written, ad.AnnData)
+    np.testing.assert_array_equal(written.obsm["X_cellpulse"][:], both["rna"].obsm["X_cellpulse"])
+    with pytest.raises(ValueError, match="copy=True does not go with output="):
+        cfm.tl.embed(both, model, modality="rna", copy=True, output=tmp_path / "new.h5ad")
 
 
 @pytest.mark.parametrize("data", [None, np.ones((3, 800)), [None], []])

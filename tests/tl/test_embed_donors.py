@@ -83,14 +83,16 @@ def test_a_mudata_gains_a_modality(model: Pulsar, adata: ad.AnnData) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         mdata = md.MuData({"rna": cells})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         found = cfm.tl.embed_donors(mdata, "donor_id", model)
-        assert list(mdata.mod) == ["rna", "donors"]
-        np.testing.assert_array_equal(mdata["donors"].obsm["X_pulsar"], found.obsm["X_pulsar"])
-        assert mdata.n_obs == adata.n_obs + 6
-        with pytest.raises(ValueError, match="choose one with modality="):
-            cfm.tl.embed_donors(mdata, "donor_id", model)
-        with pytest.warns(UserWarning, match="'donors' of the MuData is replaced"):
-            cfm.tl.embed_donors(mdata, "donor_id", model, modality="rna")
+    assert list(mdata.mod) == ["rna", "donors"]
+    np.testing.assert_array_equal(mdata["donors"].obsm["X_pulsar"], found.obsm["X_pulsar"])
+    assert mdata.n_obs == adata.n_obs + 6
+    with pytest.raises(ValueError, match="choose one with modality="):
+        cfm.tl.embed_donors(mdata, "donor_id", model)
+    with pytest.warns(UserWarning, match="'donors' of the MuData is replaced"):
+        cfm.tl.embed_donors(mdata, "donor_id", model, modality="rna")
 
 
 def test_a_column_that_should_be_constant_is_reported(model: Pulsar, adata: ad.AnnData) -> None:

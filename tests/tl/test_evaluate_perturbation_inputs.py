@@ -56,7 +56,9 @@ def test_bad_arguments_are_named(arguments, error, message) -> None:
 def test_only_anndata() -> None:
     cells, made = perturbed_cells(n=10), simulated(n=10)
     mudata = md.MuData({"rna": cells})
-    for real, other in ((mudata, made), (cells, mudata), (cells, {"x": mudata}), (cells, "x")):
+    of_one = evaluate(mudata, {"x": md.MuData({"rna": made})})
+    pd.testing.assert_frame_equal(of_one, evaluate(cells, {"x": made}))
+    for real, other in ((cells.X, made), (cells, made.X), (cells, {"x": made.X}), (cells, "x")):
         with pytest.raises(TypeError, match="one modality"):
             evaluate(real, other)
     with pytest.raises(ValueError, match="is empty"):

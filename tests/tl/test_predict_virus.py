@@ -249,12 +249,13 @@ def test_calls_that_fail_leave_the_data_alone(
     assert_unchanged(adata, before)
 
 
-def test_of_mudata_without_a_design_one_modality_is_asked_for(
+def test_a_modality_without_a_design_is_called_in_place(
     model: CellPulse, contrasts: ad.AnnData
 ) -> None:
     both = md.MuData({"rna": contrasts})
-    with pytest.raises(TypeError, match=r"Found a MuData; .*mdata\['rna'\]"):
-        cfm.tl.predict_virus(both, model)
+    assert cfm.tl.predict_virus(both, model) is None
+    assert both["rna"].uns[KEY]["params"]["modality"] == "rna"
+    assert both["rna"].obs[KEY].notna().all()
     with pytest.raises(TypeError, match="Found a NoneType; expected an AnnData"):
         cfm.tl.predict_virus(None, model)
 

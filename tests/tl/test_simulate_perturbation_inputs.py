@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -151,7 +150,7 @@ def test_names_have_to_be_unique() -> None:
 def test_only_an_anndata_and_only_models_that_simulate() -> None:
     cells = perturbed_cells(n=2)
     with pytest.raises(TypeError, match="Of a MuData, pass one modality"):
-        simulate_perturbation(md.MuData({"rna": cells}), "A", model="control")
+        simulate_perturbation(cells.X, "A", model="control")
     with pytest.raises(TypeError, match="model= is a object"):
         simulate_perturbation(cells, "A", model=object())
 

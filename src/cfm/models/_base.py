@@ -13,6 +13,7 @@ from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
 from cfm.data._matrix import in_memory_frame
+from cfm.data._modality import require_anndata
 from cfm.hub import load_checkpoint, save_checkpoint
 from cfm.nn._distributed import first_process_does
 
@@ -50,21 +51,6 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     return found
 
 
-def require_anndata(adata: object) -> None:
-    """Check that something is an AnnData.
-
-    Raises
-    ------
-    TypeError
-        If it is not; of a MuData the error asks for one modality.
-    """
-    if not isinstance(adata, AnnData):
-        raise TypeError(
-            f"Found a {type(adata).__name__}; expected an AnnData. Of a MuData, pass "
-            "one modality: mdata['rna']."
-        )
-
-
 def load_tables(adata: object) -> None:
     """Load ``obs`` and ``var`` of :func:`anndata.experimental.read_lazy`; matrices stay on disk.
 
@@ -87,6 +73,16 @@ class PretrainedModel(BaseModelClass):
     ----------
     adata
         Data registered with ``setup_anndata``, or ``None`` for a model without data.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> model = cfm.models.CellPulse.from_pretrained("cellpulse-mini", device="cpu")
+    >>> isinstance(model, cfm.models.PretrainedModel), model.checkpoint_name
+    (True, 'cellpulse-mini')
+    >>> folder = model.save("ours")
+    >>> cfm.models.CellPulse.load(folder).checkpoint_name
+    'ours'
     """
 
     def __init__(self, adata: AnnData | None = None) -> None:
@@ -352,10 +348,11 @@ def check_weights(
     Raises
     ------
     ValueError
-        If names or shapes differ from the module's.
+        If names, shapes or kinds of numbers differ from the module's.
     """
     found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    state = module.state_dict()
+    expected = {k: tuple(v.shape) for k, v in state.items()}
     wrong = [
         f"{k}: found {tuple(found[k].shape) if k in found else 'nothing'}, expected {shape}"
         for k, shape in expected.items()
@@ -364,6 +361,12 @@ def check_weights(
     wrong += [
         f"{k}: found {tuple(found[k].shape)}, expected nothing" for k in found.keys() - expected
     ]
+    # compact checkpoints have fewer bits, never another kind of numbers
+    wrong += [
+        f"{k}: found {found[k].dtype}, expected {v.dtype}"
+        for k, v in state.items()
+        if k in found and _kind(found[k]) != _kind(v)
+    ]
     if wrong:
         raise ValueError(
             f"The weights of checkpoint {name!r} do not fit the sizes in its config.json "
@@ -371,6 +374,11 @@ def check_weights(
             "another version; download it again."
         )
     return found
+
+
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    """Tell floating-point numbers, truth values, and the rest apart."""
+    return tensor.is_floating_point(), tensor.dtype == torch.bool
 
 
 def load_weights(

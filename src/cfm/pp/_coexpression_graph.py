@@ -9,11 +9,14 @@ from scipy import sparse, stats
 
 from cfm._fields import PARAMS
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, target
 from cfm.data._units import looks_like_counts
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 #: Correlations are compared in these steps: what differs by rounding only is a tie.
 _STEPS = 1_000_000
@@ -25,8 +28,9 @@ _TILE = 2048
 _CHANCE = 0.05
 
 
+@on_modality()
 def coexpression_graph(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
     layer: str | None = None,
     n_neighbors: int = 20,
@@ -34,8 +38,9 @@ def coexpression_graph(
     symmetric: bool = False,
     block_size: int = 512,
     key_added: str = "coexpression",
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Link each gene to those whose expression correlates most with its own.
 
     The weight of genes :math:`g` and :math:`h` is the absolute Pearson correlation
@@ -66,6 +71,8 @@ def coexpression_graph(
         ``n_obs × n_vars²``.
     key_added
         Where the result goes.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -108,6 +115,7 @@ def coexpression_graph(
     >>> adata.varp["coexpression"].toarray()[0].round(2).tolist()
     [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
+    require_anndata(adata)
     _check_arguments(n_neighbors, min_correlation, block_size, key_added)
     matrix = get_matrix(adata, layer=layer)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
@@ -128,8 +136,7 @@ def coexpression_graph(
         graph = graph.maximum(graph.T).tocsr()
         graph.sort_indices()
 
-    if copy:
-        adata = adata.to_memory() if adata.isbacked else adata.copy()
+    adata = target(adata, copy=copy)
     adata.varp[key_added] = graph
     linked = np.zeros(adata.n_vars, dtype=bool)
     linked[np.unique(graph.indices)] = True
@@ -142,6 +149,7 @@ def coexpression_graph(
             "symmetric": bool(symmetric),
             "weight": "absolute Pearson correlation",
             "n_obs": int(adata.n_obs),
+            "modality": modality or "",
         },
         "n_edges": int(graph.nnz),
         "n_constant": int(adata.n_vars - len(varies)),
@@ -158,8 +166,7 @@ def _check_arguments(
             raise ValueError(f"{name}={value!r}; a whole number of at least 1 is expected.")
     if not 0 <= min_correlation <= 1:
         raise ValueError(f"min_correlation={min_correlation!r} is not between 0 and 1.")
-    if not isinstance(key_added, str) or not key_added or "/" in key_added:
-        raise ValueError(f"key_added={key_added!r} cannot be stored; use a name without '/'.")
+    check_key(key_added)
 
 
 def _unit_columns(matrix: Any, where: str) -> tuple[np.ndarray, np.ndarray]:

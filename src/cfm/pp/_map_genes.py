@@ -13,9 +13,11 @@ from scipy import sparse
 from cfm._fields import MAP_GENES, PARAMS
 from cfm.data._gene_ids import Organism, map_identifiers
 from cfm.data._matrix import LOG_CEILING, row_blocks
+from cfm.data._modality import on_modality, require_anndata
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
     from cfm.data._gene_ids import GeneMapping
 
@@ -25,15 +27,17 @@ Aggregate = Literal["sum", "mean"]
 Unmapped = Literal["keep", "drop"]
 
 
+@on_modality()
 def map_genes(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
     organism: Organism = "auto",
     var_key: str | None = None,
     aggregate: Aggregate = "sum",
     unmapped: Unmapped = "keep",
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Name genes by current HGNC symbols and merge those with the same one.
 
     Understands symbols, previous symbols, human Ensembl ids with or without version, and mixtures.
@@ -59,6 +63,8 @@ def map_genes(
         How values are merged: ``"sum"`` for counts and TPM, ``"mean"`` for log values.
     unmapped
         ``"keep"`` genes that are not known, under their name, or ``"drop"`` them.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -80,7 +86,7 @@ def map_genes(
     Raises
     ------
     TypeError
-        If ``adata`` is not an AnnData (for a MuData, pass a modality and call ``update()``).
+        If ``adata`` is neither an AnnData nor a MuData.
     KeyError
         If ``var_key`` does not exist.
     ValueError
@@ -100,13 +106,7 @@ def map_genes(
     >>> dict(zip(adata.var_names, adata.X[0].tolist()))
     {'MX1': 3.0, 'ISG15': 3.0}
     """
-    import anndata as ad
-
-    if not isinstance(adata, ad.AnnData):
-        raise TypeError(
-            f"expected an AnnData, found {type(adata).__name__}; for a MuData pass one modality, "
-            "mdata.mod[name], and call mdata.update() afterwards."
-        )
+    require_anndata(adata)
     if aggregate not in get_args(Aggregate) or unmapped not in get_args(Unmapped):
         raise ValueError(
             f"aggregate={aggregate!r} must be one of {get_args(Aggregate)} and "
@@ -171,6 +171,7 @@ def map_genes(
             "var_key": var_key or "",
             "aggregate": aggregate,
             "unmapped": unmapped,
+            "modality": modality or "",
         },
         "n_mapped": n_mapped,
         "n_unmapped": len(identifiers) - n_mapped,

@@ -10,6 +10,8 @@ import pandas as pd
 
 from cfm._fields import PARAMS
 from cfm.data._matrix import check_unique_names, in_memory_frame
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, target
 from cfm.data._warn import warn_user
 from cfm.pp._perturbation_parts import Parts, parts_of
 
@@ -17,13 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from mudata import MuData
 
 HoldOut = Literal["group", "perturbation", "combination", "cells"]
 _SHARE = {"group": 0.2, "perturbation": 0.2, "combination": 0.2, "cells": 0.5}
 
 
+@on_modality(columns=("key", "groupby"))
 def split_perturbations(
-    adata: AnnData,
+    adata: AnnData | MuData,
     key: str,
     *,
     control: str,
@@ -35,8 +39,9 @@ def split_perturbations(
     hold_out_controls: bool = False,
     seed: int = 0,
     key_added: str = "split",
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Split observations into those that a method learns from and those it is judged by.
 
     Controls are in training, since a prediction starts from them. With ``hold_out="cells"`` a share
@@ -88,6 +93,8 @@ def split_perturbations(
         Of the draw. It goes by names: the order of observations decides nothing.
     key_added
         Where the split goes.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -125,15 +132,8 @@ def split_perturbations(
     >>> bool((cells.obs.loc[held, "virus"] == "none").any())
     False
     """
-    import anndata as ad
-
-    if not isinstance(adata, ad.AnnData):
-        raise TypeError(
-            f"Found a {type(adata).__name__}; expected an AnnData. Of a MuData, pass one "
-            "modality: mdata['rna']."
-        )
-    if not isinstance(key_added, str) or not key_added or "/" in key_added:
-        raise ValueError(f"key_added={key_added!r}; expected a name without '/'.")
+    require_anndata(adata)
+    check_key(key_added)
     if key_added in (key, groupby):
         raise ValueError(f"key_added={key_added!r} would replace what the split is made of.")
     if hold_out not in get_args(HoldOut):
@@ -160,10 +160,10 @@ def split_perturbations(
         held |= _share_of_cells(adata, level, group, controls, _SHARE["cells"], seed)
     _check(held, present, level, control, where, what)
     _warn_replaced(adata, key_added)
-    target = adata if not copy else adata.to_memory() if adata.isbacked else adata.copy()
+    adata = target(adata, copy=copy)
     column = np.where(held, "test", "train").astype(object)
     column[~present] = None
-    target.obs[key_added] = pd.Categorical(column, categories=["train", "test"])
+    adata.obs[key_added] = pd.Categorical(column, categories=["train", "test"])
     record: dict[str, Any] = {
         "key": key,
         "control": control,
@@ -172,11 +172,12 @@ def split_perturbations(
         "share": float(part),
         "hold_out_controls": bool(hold_out_controls or hold_out == "cells"),
         "seed": seed,
+        "modality": modality,
         "held_out_groups": np.array(where, dtype=object) if groupby else None,
         "held_out_perturbations": np.array(what, dtype=object),
     }
-    target.uns[key_added] = {PARAMS: {k: v for k, v in record.items() if v is not None}}
-    return target if copy else None
+    adata.uns[key_added] = {PARAMS: {k: v for k, v in record.items() if v is not None}}
+    return adata if copy else None
 
 
 def _read(

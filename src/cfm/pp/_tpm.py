@@ -13,10 +13,13 @@ from cfm._fields import GENE_LENGTH, PARAMS
 from cfm.data._gene_ids import map_identifiers
 from cfm.data._gene_lengths import gene_lengths as shipped_lengths
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, target
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 MissingLength = Literal["one_kb", "drop", "error"]
 
@@ -25,15 +28,17 @@ _SHORTEST_MEDIAN = 50.0
 _NOT_COUNTS = ("tpm", "fpkm", "rpkm", "cpm", "log")
 
 
+@on_modality()
 def tpm(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
     gene_lengths: pd.Series | Mapping[str, float] | str | None = None,
     layer: str | None = None,
     missing_length: MissingLength = "one_kb",
     key_added: str = "log_tpm",
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Turn counts into log transcripts per million, the input of BulkFormer.
 
     .. math:: \ln\Bigl(1 + 10^6 \frac{y_{ig} / l_g}{\sum_h y_{ih} / l_h}\Bigr)
@@ -58,6 +63,8 @@ def tpm(
         ``"error"`` refuses.
     key_added
         Name of the layer.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -103,13 +110,13 @@ def tpm(
     >>> np.expm1(adata.layers["log_tpm"]).round().tolist()
     [[500000.0, 500000.0], [0.0, 1000000.0]]
     """
+    require_anndata(adata)
     if missing_length not in get_args(MissingLength):
         raise ValueError(
             f"missing_length={missing_length!r} is not known; choose one of "
             f"{', '.join(map(repr, get_args(MissingLength)))}."
         )
-    if not isinstance(key_added, str) or not key_added or "/" in key_added:
-        raise ValueError(f"key_added={key_added!r} cannot be stored; use a name without '/'.")
+    check_key(key_added)
     if adata.isbacked and missing_length == "drop" and not copy:
         raise ValueError(
             "adata is backed, and missing_length='drop' would rewrite its file; use copy=True, "
@@ -129,8 +136,7 @@ def tpm(
     values = _log_tpm_any(matrix, 1.0 / kilobases)
 
     # all is computed: from here on adata changes
-    if copy:
-        adata = adata.to_memory() if adata.isbacked else adata.copy()
+    adata = target(adata, copy=copy)
     adata.layers[key_added] = values
     adata.var[GENE_LENGTH] = lengths
     adata.uns[key_added] = {
@@ -138,6 +144,7 @@ def tpm(
             "layer": layer or "",
             "gene_lengths": source,
             "missing_length": missing_length,
+            "modality": modality or "",
             "units": "ln(TPM + 1)",
         },
         "n_without_length": int(unknown.sum()),

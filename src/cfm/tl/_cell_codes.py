@@ -20,6 +20,8 @@ from cfm._fields import (
     VECTORS,
 )
 from cfm.data._matrix import get_matrix
+from cfm.data._modality import on_modality
+from cfm.data._store import check_key
 from cfm.models import CodeModel, PretrainedModel, load_model
 from cfm.models.cellvq import CellCodes
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
@@ -40,13 +42,14 @@ from cfm.tl._code_tables import (
     neighbour_table,
     vector_table,
 )
-from cfm.tl._store import check_key, model_record
+from cfm.tl._store import model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
+    from mudata import MuData
 
     from cfm.tl._chunk_input import Data
 
@@ -57,6 +60,7 @@ _OF_CELLS = ("code", "similarity", "margin", "embedding")
 _FURTHER = "further_columns"
 
 
+@on_modality(columns=("groupby", "total_counts"), also=("reference",))
 def cell_codes(
     adata: Data,
     model: str | Path | PretrainedModel | CodeModel = "cellvq-mini",
@@ -79,8 +83,9 @@ def cell_codes(
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Give each cell a code out of a fixed set, and say what the cells of a code are.
 
     A code is a number, the same for like cells of any data that the model reads: unlike clusters,
@@ -137,6 +142,8 @@ def cell_codes(
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -278,7 +285,8 @@ def cell_codes(
         "batch_size": batch_size,
     }
     book = network.get_codebook()
-    record = _record(network, run, reading, key_added) | {"fingerprint": fingerprint(network, book)}
+    record = _record(network, run, reading | {"modality": modality}, key_added)
+    record["fingerprint"] = fingerprint(network, book)
     if known is not None:
         known.check_same_model(record)
     loaded = network

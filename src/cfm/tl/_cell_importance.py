@@ -8,21 +8,24 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS, PARAMS
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, target, warn_overwritten
 from cfm.models import Pulsar, load_model
-from cfm.models._base import require_anndata
-from cfm.tl._store import check_key, run_record, target, warn_overwritten
+from cfm.tl._store import run_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+    from mudata import MuData
 
     from cfm.models import PretrainedModel
     from cfm.models.pulsar._donors import Donors
 
 
+@on_modality(columns=("donor_key", "groupby"))
 def cell_importance(
-    adata: AnnData,
+    adata: AnnData | MuData,
     donor_key: str = "donor_id",
     model: str | Path | PretrainedModel = "hf://KuanP/PULSAR-pbmc",
     *,
@@ -35,8 +38,9 @@ def cell_importance(
     seed: int = 0,
     key_added: str = CELL_IMPORTANCE_KEY,
     device: str | None = None,
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Say which cells, and which groups of them, a donor's embedding or call comes from.
 
     Parameters
@@ -67,6 +71,8 @@ def cell_importance(
         Name of the result.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -151,6 +157,7 @@ def cell_importance(
         n_cells=n_cells,
         n_random=n_random,
         seed=seed,
+        modality=modality,
         key_added=key_added,
     )
     result: dict[str, Any] = {PARAMS: record}

@@ -18,10 +18,10 @@ from cfm.data import open_files
 from cfm.data._heap import give_back
 from cfm.data._matrix import in_memory_frame
 from cfm.data._result_store import ResultStore, Streamed, check_output
+from cfm.data._store import target, warn_overwritten
 from cfm.models._shards import Processes, Stopped, share_work
 from cfm.tl._chunk_input import Rows, check_apart
 from cfm.tl._chunk_record import Notes, fingerprint
-from cfm.tl._store import target, warn_overwritten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

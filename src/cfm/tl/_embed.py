@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cfm._fields import EMBEDDING_PREFIX, PARAMS
+from cfm.data._modality import on_modality
+from cfm.data._store import check_key, target, warn_overwritten
 from cfm.models import DonorModel, GeneEmbeddingModel, load_model
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
-from cfm.tl._store import check_key, model_record, run_record, target, warn_overwritten
+from cfm.tl._store import model_record, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+    from mudata import MuData
 
     from cfm.models import PretrainedModel
     from cfm.tl._chunk_input import Data
@@ -25,6 +28,7 @@ _SLOTS = {"observation": "obsm", "gene": "varm"}
 _SUFFIXES = {"gene": "_genes"}
 
 
+@on_modality()
 def embed(
     adata: Data,
     model: str | Path | PretrainedModel = "cellpulse-mini",
@@ -40,9 +44,10 @@ def embed(
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
+    modality: str | None = None,
     copy: bool = False,
     **model_kwargs: Any,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Embed observations with a model.
 
     Parameters
@@ -83,6 +88,8 @@ def embed(
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
     **model_kwargs
@@ -149,7 +156,8 @@ def embed(
         raise ValueError(f"level={level!r}; expected {' or '.join(map(repr, _SLOTS))}.")
     arguments = {"layer": layer, "batch_size": batch_size} | model_kwargs
     if level == "gene":
-        return _embed_genes(model, run, key, arguments)
+        return _embed_genes(model, run, key, arguments, modality)
+    told = arguments | {"modality": modality}
     loaded = model
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
@@ -160,9 +168,7 @@ def embed(
         run.warn_overwritten(key, {"obsm": [key]})
         run.put("obsm", key, "embedding")
         share = run.rows.vocabulary_share(loaded)
-        made.uns[key] = {
-            PARAMS: model_record(loaded, share, key_added=key, level=level, **arguments)
-        }
+        made.uns[key] = {PARAMS: model_record(loaded, share, key_added=key, level=level, **told)}
 
     return run.run(
         compute,
@@ -175,7 +181,11 @@ def embed(
 
 
 def _embed_genes(
-    model: PretrainedModel, run: ChunkRun, key: str, arguments: dict[str, Any]
+    model: PretrainedModel,
+    run: ChunkRun,
+    key: str,
+    arguments: dict[str, Any],
+    modality: str | None,
 ) -> AnnData | None:
     """Embed the genes of all rows, which gives a row per gene and no chunks."""
     if run.output is not None or not run.how.alone:
@@ -185,7 +195,8 @@ def _embed_genes(
         )
     adata = run.whole
     latent = _mean_gene_embeddings(model, adata, arguments)
-    record = run_record(model, adata, key_added=key, level="gene", **arguments)
+    told = arguments | {"modality": modality}
+    record = run_record(model, adata, key_added=key, level="gene", **told)
     adata = target(adata, copy=run.copy)
     warn_overwritten(adata, key, {"varm": [key]})
     adata.varm[key] = latent

@@ -21,13 +21,15 @@ from cfm._fields import (
     VARYING,
 )
 from cfm.data._matrix import in_memory_frame, select_modality
+from cfm.data._modality import update
 from cfm.data._result_store import check_output
+from cfm.data._store import check_key
 from cfm.data._warn import warn_user
 from cfm.models import DonorModel, load_model
 from cfm.tl._chunk_input import Rows
 from cfm.tl._chunks import Chunking, ChunkRun
 from cfm.tl._donor_rows import DONORS_AT_ONCE, DonorRows
-from cfm.tl._store import check_key, run_record
+from cfm.tl._store import run_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +47,7 @@ _FEW = 0.5
 
 
 def embed_donors(
-    adata: Data | MuData,
+    adata: Data,
     donor_key: str = "donor_id",
     model: str | Path | PretrainedModel = "hf://KuanP/PULSAR-pbmc",
     *,
@@ -307,4 +309,4 @@ def _add_modality(mdata: MuData, donors: AnnData) -> None:
     if DONORS in mdata.mod:
         warn_user(f"The modality {DONORS!r} of the MuData is replaced.")
     mdata.mod[DONORS] = donors.copy()
-    mdata.update()
+    update(mdata)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cfm._fields import BASELINES, CEILING
+from cfm.data._modality import on_modality
 from cfm.tl._evaluation_cell_eval import CELL_EVAL, known_cell_eval_metrics, score_by_cell_eval
 from cfm.tl._evaluation_conditions import (
     read_conditions,
@@ -28,14 +29,16 @@ if TYPE_CHECKING:
 
     import anndata as ad
     import pandas as pd
+    from mudata import MuData
 
     from cfm.tl._evaluation_conditions import Simulation
     from cfm.tl._evaluation_groups import Method
     from cfm.tl._perturbation_design import Design
 
 
+@on_modality(columns=("key", "groupby", "split_key"), also=("simulated",))
 def evaluate_perturbation(
-    real: ad.AnnData,
+    real: ad.AnnData | MuData,
     simulated: ad.AnnData | Mapping[str, ad.AnnData],
     *,
     key: str,
@@ -55,6 +58,7 @@ def evaluate_perturbation(
     min_cells: int = 10,
     max_cells: int = 1000,
     seed: int = 0,
+    modality: str | None = None,
 ) -> pd.DataFrame:
     """Judge simulated perturbations by observed ones, beside baselines and the data's own ceiling.
 
@@ -121,6 +125,9 @@ def evaluate_perturbation(
         part of more, drawn by their names. Effects of what was observed and simulated take all.
     seed
         Of draws and halves.
+    modality
+        Modality of a MuData, of ``real`` and where ``simulated`` is one too; may be left out where
+        there is only one.
 
     Returns
     -------

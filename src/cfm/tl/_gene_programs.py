@@ -20,27 +20,30 @@ from cfm._fields import (
     PROGRAMS,
 )
 from cfm.data._matrix import get_matrix
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._warn import warn_user
 from cfm.models import AttentionModel, GeneFactorModel, load_model
-from cfm.models._base import require_anndata
 from cfm.tl._factor_scores import ProgressTicks
 from cfm.tl._groups import profile_groups
 from cfm.tl._program_enrichment import activities, enrichment, read_gene_sets
 from cfm.tl._program_run import FoundPrograms, ProgramSettings, find_programs
 from cfm.tl._program_tables import ALL, edge_table, gene_table, program_names, program_table
-from cfm.tl._store import check_key, run_record, target, warn_overwritten
+from cfm.tl._store import run_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
+    from mudata import MuData
 
     from cfm.models import PretrainedModel
 
 
+@on_modality(columns=("groupby",))
 def gene_programs(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: str | Path | PretrainedModel = "cellpulse-mini",
     *,
     groupby: str | None = None,
@@ -57,8 +60,9 @@ def gene_programs(
     seed: int = 0,
     key_added: str = GENE_PROGRAMS_KEY,
     device: str | None = None,
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Find programs: modules of genes that a model relates and that move together.
 
     In each group of observations the ``n_genes`` genes that are most often among the model's
@@ -117,6 +121,8 @@ def gene_programs(
         Name of the results.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -249,6 +255,7 @@ def gene_programs(
         n_bootstraps=n_bootstraps,
         n_null=n_null,
         seed=seed,
+        modality=modality,
         key_added=key_added,
         n_gene_sets=None if sets is None else len(sets),
     )

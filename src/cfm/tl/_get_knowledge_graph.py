@@ -8,13 +8,17 @@ import pandas as pd
 
 from cfm._fields import GRAPH_EDGES, GRAPH_NODES, KNOWLEDGE_GRAPH_KEY
 from cfm.data import KnowledgeGraph
-from cfm.models._base import require_anndata
+from cfm.data._modality import on_modality, require_anndata
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
-def get_knowledge_graph(adata: AnnData, *, key: str = KNOWLEDGE_GRAPH_KEY) -> KnowledgeGraph:
+@on_modality()
+def get_knowledge_graph(
+    adata: AnnData | MuData, *, key: str = KNOWLEDGE_GRAPH_KEY, modality: str | None = None
+) -> KnowledgeGraph:
     """Return the graph that :func:`cfm.tl.knowledge_graph` stored.
 
     Parameters
@@ -23,6 +27,8 @@ def get_knowledge_graph(adata: AnnData, *, key: str = KNOWLEDGE_GRAPH_KEY) -> Kn
         The data, also read from a file.
     key
         ``key_added`` of that call.
+    modality
+        Modality of a MuData; may be left out where there is only one.
 
     Returns
     -------

@@ -11,9 +11,10 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from cfm._fields import HOST_FACTORS_KEY, PARAMS, RESULTS
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, target, warn_overwritten
 from cfm.metrics import pooled_p_values
 from cfm.models import CellPulse, load_model
-from cfm.models._base import require_anndata
 from cfm.tl._factor_scores import (
     SINGLE,
     GeneScorer,
@@ -28,16 +29,18 @@ from cfm.tl._factor_scores import (
 )
 from cfm.tl._groups import profile_groups
 from cfm.tl._guided_factors import gene_folds, guided_scores, known_genes, unit_rows
-from cfm.tl._store import check_key, run_record, target, warn_overwritten
+from cfm.tl._store import run_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+    from mudata import MuData
 
 
+@on_modality(columns=("groupby",))
 def host_factors(
-    adata: AnnData,
+    adata: AnnData | MuData,
     groupby: str = "virus",
     method: Method = "consensus",
     *,
@@ -51,8 +54,9 @@ def host_factors(
     key_added: str = HOST_FACTORS_KEY,
     seed: int = 0,
     device: str | None = None,
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Rank the genes that carry the call of each group of contrasts.
 
     What is explained is the group's virus: its log-odds against the other viruses, if the model's
@@ -105,6 +109,8 @@ def host_factors(
         Seed of the permutations.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -214,6 +220,7 @@ def host_factors(
         null=null,
         n_permutations=n_permutations,
         layer=layer,
+        modality=modality,
         key_added=key_added,
         seed=seed,
         # Lists and not a dict by group: a name with "/" cannot be a key in a file.

@@ -9,11 +9,13 @@ import pandas as pd
 
 from cfm._fields import PARAMS
 from cfm.data._matrix import get_matrix, read_rows, to_dense
+from cfm.data._modality import on_modality
+from cfm.data._store import check_key
 from cfm.models import BulkFormer, load_model
 from cfm.models.bulkformer._constants import MISSING
 from cfm.models.bulkformer._impute import check_mask
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
-from cfm.tl._store import check_key, model_record
+from cfm.tl._store import model_record
 
 #: Names of the columns of an array of genes that the data do not have.
 ABSENT_GENES = "absent_genes"
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+    from mudata import MuData
 
     from cfm.tl._chunk_input import Data
 
 
+@on_modality()
 def impute(
     adata: Data,
     model: str | Path | BulkFormer,
@@ -42,8 +46,9 @@ def impute(
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Fill in missing expression; what was observed stays as it is.
 
     Parameters
@@ -81,6 +86,8 @@ def impute(
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -189,6 +196,7 @@ def impute(
         record = model_record(
             filler,
             run.rows.vocabulary_share(filler),
+            modality=modality,
             key_added=key_added,
             layer=layer,
             mask=mask if isinstance(mask, str) else mask is not None,

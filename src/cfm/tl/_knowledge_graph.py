@@ -15,9 +15,10 @@ from cfm._fields import (
     PARAMS,
 )
 from cfm.data._matrix import check_unique_names
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._warn import warn_user
 from cfm.datasets import ligand_receptor as bundled_pairs
-from cfm.models._base import require_anndata
 from cfm.tl._knowledge_graph_annotations import enrichment, read_annotations
 from cfm.tl._knowledge_graph_attention import Attended, read_attention
 from cfm.tl._knowledge_graph_cells import (
@@ -41,13 +42,13 @@ from cfm.tl._knowledge_graph_tables import (
     relation_edges,
     target_edges,
 )
-from cfm.tl._store import check_key, target, warn_overwritten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
+    from mudata import MuData
 
     from cfm.models import AttentionModel, PretrainedModel
     from cfm.models.cellvq._reading import Units
@@ -55,8 +56,9 @@ if TYPE_CHECKING:
 _NO_COLUMNS = np.empty(0, dtype=np.int64)
 
 
+@on_modality(columns=("codes", "annotations", "total_counts"))
 def knowledge_graph(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: str | Path | PretrainedModel | AttentionModel | None = "cellvq-mini",
     *,
     codes: str = CELL_CODE_KEY,
@@ -80,8 +82,9 @@ def knowledge_graph(
     seed: int = 0,
     key_added: str = KNOWLEDGE_GRAPH_KEY,
     device: str | None = None,
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Join codes of cells, their genes, and annotations in a graph (CellVQ-Graph).
 
     Nodes are codes, genes, levels of annotations and, if given, drugs. Edges are of five kinds:
@@ -165,6 +168,8 @@ def knowledge_graph(
         Name of the result.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -345,6 +350,7 @@ def knowledge_graph(
         "units": units,
         "total_counts": total_counts,
         "seed": seed,
+        "modality": modality,
         "key_added": key_added,
         "ligand_receptor": None if pairs is None else _origin(ligand_receptor),
         "n_pairs": None if pairs is None else len(pairs.table),

@@ -18,15 +18,17 @@ from cfm._fields import (
 )
 from cfm.data import Reference
 from cfm.data._matrix import check_unique_names
-from cfm.models._base import require_anndata
-from cfm.tl._store import check_key, target, warn_overwritten
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, target, warn_overwritten
 
 if TYPE_CHECKING:
+    from mudata import MuData
     from numpy.typing import ArrayLike
 
 
+@on_modality(columns=("exclude_key",), also=("reference",))
 def map_reference(
-    query: AnnData,
+    query: AnnData | MuData,
     reference: AnnData | Reference | str | Path,
     label_key: str | None = None,
     *,
@@ -37,8 +39,9 @@ def map_reference(
     exclude_key: str | None = None,
     centre: bool = False,
     key_added: str = MAP_REFERENCE_KEY,
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Find the nearest donors (samples, contrasts) of a reference, and take over their label.
 
     Parameters
@@ -69,6 +72,8 @@ def map_reference(
         is most of an embedding; the published search does not take it off.
     key_added
         Name of the result.
+    modality
+        Modality of MuData, both of query and reference; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``query``.
 
@@ -154,6 +159,7 @@ def map_reference(
             "sharpness": float(sharpness),
             "centre": index.centre,
             "n_reference": index.n,
+            "modality": modality or "",
         },
         NEIGHBOURS: neighbours,
     }

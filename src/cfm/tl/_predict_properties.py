@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX
+from cfm.data._modality import on_modality
+from cfm.data._store import check_key
 from cfm.models import CellVQ, load_model
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
-from cfm.tl._store import check_key, model_record
+from cfm.tl._store import model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,11 +20,13 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from anndata import AnnData
+    from mudata import MuData
 
     from cfm.models._precision import Precision
     from cfm.tl._chunk_input import Data
 
 
+@on_modality(columns=("total_counts",))
 def predict_properties(
     adata: Data,
     model: str | Path | CellVQ = "cellvq-mini",
@@ -41,8 +45,9 @@ def predict_properties(
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Predict properties of cells by the heads of a model.
 
     Each cell gets one of the classes that a head was trained on, also a cell of another kind: look
@@ -89,6 +94,8 @@ def predict_properties(
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -166,7 +173,8 @@ def predict_properties(
     def store() -> None:
         made = run.target
         share = run.rows.vocabulary_share(loaded)
-        record = model_record(loaded, share, key_added=key_added, **arguments)
+        told = arguments | {"modality": modality}
+        record = model_record(loaded, share, key_added=key_added, **told)
         for name in chosen:
             key = key_added + name
             columns = [key, key + CONFIDENCE]

@@ -19,12 +19,14 @@ from cfm._fields import (
     UNKNOWN,
     VIRUS_KEY,
 )
+from cfm.data._modality import on_modality
 from cfm.data._result_store import check_output
+from cfm.data._store import check_key
 from cfm.models import CellPulse, load_model
 from cfm.pp import contrasts
 from cfm.tl._chunk_input import Rows
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
-from cfm.tl._store import check_key, model_record
+from cfm.tl._store import model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
     from cfm.tl._chunk_input import Data
 
 
+@on_modality(made_from="groupby")
 def predict_virus(
-    adata: Data | MuData,
+    adata: Data,
     model: str | Path | CellPulse = "cellpulse-virus",
     *,
     groupby: str | None = None,
@@ -54,9 +57,10 @@ def predict_virus(
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
+    modality: str | None = None,
     copy: bool = False,
     **contrast_kwargs: Any,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Name the virus behind contrasts of infected against control samples.
 
     Answers are one of the viruses that the model was trained on, *uninfected* (the profile does
@@ -99,6 +103,8 @@ def predict_virus(
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
     **contrast_kwargs
@@ -184,6 +190,7 @@ def predict_virus(
                 "cfm.pp.contrasts(…, mode='pairs').to_adata(n=…) and predict on that."
             )
         counts = data.whole if isinstance(data, Rows) else data
+        contrast_kwargs["modality"] = modality
         data = contrasts(counts, groupby, control, by=by, layer=layer, **contrast_kwargs)
         record = {"groupby": groupby, "control": str(control), "mode": mode}
         record["by"] = [] if by is None else [by] if isinstance(by, str) else list(by)
@@ -218,7 +225,8 @@ def predict_virus(
         into.obsm[key_added + PROBABILITIES] = pd.DataFrame(
             run.results.take("proba"), index=into.obs_names, columns=classes
         )
-        told = {"key_added": key_added, "layer": layer, "batch_size": batch_size, "alpha": alpha}
+        told: dict[str, Any] = {"key_added": key_added, "layer": layer, "modality": modality}
+        told |= {"batch_size": batch_size, "alpha": alpha}
         share = run.rows.vocabulary_share(caller)
         params = model_record(caller, share, **(record | told))
         into.uns[key_added] = {PARAMS: params, "classes": classes}

@@ -25,20 +25,21 @@ from cfm._fields import (
     RESULTS,
     RISK_GROUP,
 )
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, warn_overwritten
+from cfm.data._store import target as destination
 from cfm.metrics._fold_scores import group_draws
-from cfm.models._base import require_anndata
 from cfm.tl._probe_cv import Plan, Prediction, make_splits, out_of_fold, trivial
 from cfm.tl._probe_features import read_features
 from cfm.tl._probe_heads import choose_heads
 from cfm.tl._probe_scores import compare, score, tabulate
 from cfm.tl._probe_target import Task, read_target
-from cfm.tl._store import check_key, warn_overwritten
-from cfm.tl._store import target as destination
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from mudata import MuData
 
     from cfm.tl._probe_target import ProbeTarget
 
@@ -48,8 +49,9 @@ _HORIZONS = (0.25, 0.5, 0.75)
 _SEED_STEP = 7919
 
 
+@on_modality(columns=("target", "groups"))
 def probe(
-    adata: AnnData,
+    adata: AnnData | MuData,
     target: str | Sequence[str],
     task: Task = "classification",
     *,
@@ -68,8 +70,9 @@ def probe(
     confidence: float = 0.95,
     seed: int = 0,
     key_added: str = PROBE_KEY,
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Predict a target from embeddings, from plain expression and from nothing, side by side.
 
     Nested cross-validation: in each outer fold, small heads are fitted on the other folds, their
@@ -130,6 +133,8 @@ def probe(
         Seed of folds, forests and draws.
     key_added
         Where results go.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -258,6 +263,7 @@ def probe(
         "n_boot": n_boot,
         "confidence": confidence,
         "seed": seed,
+        "modality": modality or "",
         "n_obs": len(found.rows),
         "n_left_out": adata.n_obs - len(found.rows),
         "n_groups": len(np.unique(found.groups)),

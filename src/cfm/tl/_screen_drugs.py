@@ -11,15 +11,16 @@ from scvi import settings
 from scvi.utils import track
 
 from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, target, warn_overwritten
 from cfm.models import CellPulse, load_model
-from cfm.models._base import require_anndata
 from cfm.models.cellpulse._effects import align_effects, effect_blocks
 from cfm.tl._drug_ranking import READINGS, rank_compounds
 from cfm.tl._groups import profile_groups
 from cfm.tl._reversal_evidence import ReversalScorer
 from cfm.tl._signature_genes import on_genes
 from cfm.tl._signatures import read_signatures, read_targets
-from cfm.tl._store import check_key, run_record, target, warn_overwritten
+from cfm.tl._store import run_record
 from cfm.tl._target_evidence import host_factor_scores, score_targets
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+    from mudata import MuData
 
 #: A gene enters a group's mean profile if this share of its profiles measures it.
 MIN_MEASURED = 0.5
@@ -42,8 +44,9 @@ _COLUMNS = {
 }  # fmt: skip
 
 
+@on_modality(columns=("groupby",))
 def screen_drugs(
-    adata: AnnData,
+    adata: AnnData | MuData,
     signatures: str | PathLike[str] | pd.DataFrame | AnnData | None = None,
     targets: pd.DataFrame | None = None,
     *,
@@ -60,8 +63,9 @@ def screen_drugs(
     seed: int = 0,
     key_added: str = DRUG_SCREEN_KEY,
     device: str | None = None,
+    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Rank compounds by how well they reverse profiles, and by their targets.
 
     A compound is read in two ways, for each group of profiles: what its signature does to the
@@ -154,6 +158,8 @@ def screen_drugs(
         Name of the result.
     device
         Where the model runs: ``"auto"``, ``"cpu"``, ``"cuda"`` …
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -237,7 +243,7 @@ def screen_drugs(
     record: dict[str, Any] = {
         "groupby": groupby, "groups": list(rows), "layer": layer, "readings": chosen,
         "weight": float(weight), "n_genes": n_genes, "n_permutations": n_permutations,
-        "seed": seed, "key_added": key_added,
+        "seed": seed, "modality": modality, "key_added": key_added,
     }  # fmt: skip
     record = {k: v for k, v in record.items() if v is not None}
     scorer, profiles, queries = None, None, None

@@ -27,10 +27,10 @@ from cfm.data._matrix import (
     read_rows,
     to_dense,
 )
+from cfm.data._modality import on_modality, require_anndata
 from cfm.data._warn import warn_user
 from cfm.hub._names import known_names
 from cfm.models import PerturbationModel, PretrainedModel, load_model
-from cfm.models._base import require_anndata
 from cfm.tl._perturbation_cells import LogCells
 from cfm.tl._perturbation_design import Design, draw_sources, read_design
 from cfm.tl._perturbation_shift import KnownEffects, baseline_shift, check_features
@@ -40,12 +40,15 @@ from cfm.tl._store import run_record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mudata import MuData
+
 #: Observations that a baseline shifts at a time.
 _BLOCK = 512
 
 
+@on_modality(columns=("key", "groupby"))
 def simulate_perturbation(
-    adata: ad.AnnData,
+    adata: ad.AnnData | MuData,
     perturbation: str | Sequence[str],
     *,
     model: str | Path | PretrainedModel | PerturbationModel,
@@ -58,6 +61,7 @@ def simulate_perturbation(
     batch_size: int = 64,
     device: str | None = None,
     seed: int = 0,
+    modality: str | None = None,
     **options: Any,
 ) -> ad.AnnData:
     """Simulate a perturbation of cells, samples or profiles.
@@ -118,6 +122,8 @@ def simulate_perturbation(
         Where a model runs: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     seed
         Of the draw of observations, of rounding to counts, and of what is random in a model.
+    modality
+        Modality of a MuData; may be left out where there is only one.
     **options
         For a model those of its ``simulate``. For a baseline:
 
@@ -203,6 +209,7 @@ def simulate_perturbation(
         "n_cells": n_cells,
         "layer": layer,
         "seed": seed,
+        "modality": modality,
     }
     tables: dict[str, pd.DataFrame] = {}
     if isinstance(model, str) and model in BASELINES:

@@ -10,9 +10,9 @@ import torch
 
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._modality import require_anndata
 from cfm.data._row_buffer import RowBuffer
 from cfm.data._warn import warn_user
-from cfm.models._base import require_anndata
 from cfm.models.bulkformer._constants import LARGEST_LOG_TPM, MISSING
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._modality import require_anndata
 from cfm.data._warn import warn_user
-from cfm.models._base import require_anndata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

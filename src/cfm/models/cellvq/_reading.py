@@ -9,9 +9,9 @@ import torch
 from scipy import sparse
 
 from cfm.data._matrix import get_matrix, in_memory_frame
+from cfm.data._modality import require_anndata
 from cfm.data._row_buffer import RowBuffer
 from cfm.data._warn import warn_user
-from cfm.models._base import require_anndata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

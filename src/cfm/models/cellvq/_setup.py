@@ -12,8 +12,9 @@ from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import check_unique_names, get_matrix
+from cfm.data._modality import require_anndata
 from cfm.data._warn import warn_user
-from cfm.models._base import PretrainedModel, check_column, require_anndata
+from cfm.models._base import PretrainedModel, check_column
 from cfm.models.cellvq._reading import CellReader
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import numpy as np
 from scipy import sparse
 
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._modality import require_anndata
 from cfm.data._row_buffer import RowBuffer
 from cfm.data._warn import warn_user
-from cfm.models._base import require_anndata
 from cfm.models.lingshu._module import MISSING
 from cfm.models.lingshu._quantiser import LARGEST, quantise
 

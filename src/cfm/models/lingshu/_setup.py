@@ -9,7 +9,8 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm.data._matrix import check_unique_names, get_matrix
-from cfm.models._base import PretrainedModel, check_column, require_anndata
+from cfm.data._modality import require_anndata
+from cfm.models._base import PretrainedModel, check_column
 from cfm.models.lingshu._levels import ConditionLevels
 from cfm.models.lingshu._reading import check_counts
 

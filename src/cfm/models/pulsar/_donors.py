@@ -12,8 +12,9 @@ import pandas as pd
 from scipy import sparse
 
 from cfm.data._matrix import by_rows, check_unique_names, read_rows, row_blocks, to_dense
+from cfm.data._modality import require_anndata
 from cfm.data._warn import warn_user
-from cfm.models._base import check_column, require_anndata
+from cfm.models._base import check_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
