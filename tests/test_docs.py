@@ -94,3 +94,15 @@ def test_api_page_lists_what_is_public(room: str) -> None:
     listed = re.findall(rf"^   {room}\.(\w+)$", text, flags=re.MULTILINE)
     assert sorted(listed) == sorted(import_module(f"cfm.{room}").__all__)
     assert f"   {room}\n" in (DOCS / "api" / "index.rst").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["bulkformer", "cellpulse", "cellvq", "lingshu", "pulsar"])
+def test_page_of_a_model_says_what_it_is_and_when_not_to_use_it(page: str) -> None:
+    text = (DOCS / "guide" / f"{page}.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    closing = ["Where this differs", "What is not published", "When not to use it", "Cite"]
+    assert "What is computed" in headings
+    assert [name for name in headings if name in closing] == closing
+    assert re.search(r"^\$\$", text, flags=re.MULTILINE)  # equations
+    limits = text.partition("## When not to use it")[2].partition("## Cite")[0]
+    assert limits.count("\n- **") >= 4
