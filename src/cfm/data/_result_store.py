@@ -12,6 +12,8 @@ import json
 import os
 import re
 import shutil
+import zipfile
+import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -168,15 +170,33 @@ class ResultStore:
             _write(self._chunk(number), arrays)
 
     def read(self, number: int) -> dict[str, np.ndarray]:
-        """Return a chunk."""
-        with np.load(self._chunk(number), allow_pickle=False) as found:
+        """Return a chunk.
+
+        Raises
+        ------
+        ValueError
+            If its file is damaged.
+        """
+        with self._opened_chunk(number) as found:
             return {name: found[name] for name in found.files}
 
     def read_one(self, number: int, name: str) -> np.ndarray:
-        """Return an array of a chunk; the others are not read."""
-        with np.load(self._chunk(number), allow_pickle=False) as found:
+        """Return an array of a chunk; the others are not read. Errors as above."""
+        with self._opened_chunk(number) as found:
             array: np.ndarray = found[name]
             return array
+
+    @contextmanager
+    def _opened_chunk(self, number: int) -> Iterator[Any]:
+        path = self._chunk(number)
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                yield found
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); delete that file and repeat the call: it makes "
+                "these rows anew."
+            ) from error
 
     def finish(self, adata: AnnData, streamed: Mapping[tuple[str, str], Streamed]) -> None:
         """Put the results together and give them their name; the chunks are removed.

@@ -14,9 +14,11 @@ from cfm.hub._format import (
     CONFIG_NAME,
     FORMAT,
     FORMAT_VERSION,
+    LARGEST_JSON,
     WEIGHTS_NAME,
     check_file_name,
     find_file,
+    read_limited,
     sha256_of_file,
 )
 from cfm.hub._resolve import checkpoint_name, resolve
@@ -130,7 +132,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read and check ``config.json`` of a checkpoint folder; raises ValueError as documented."""
     path = find_file(folder, CONFIG_NAME)
     try:
-        header = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        header = json.loads(
+            read_limited(path, LARGEST_JSON).decode("utf-8"), parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
         raise ValueError(
             f"{path} is not valid JSON ({error}); the checkpoint is damaged: download or save it "
@@ -179,7 +183,7 @@ def read_card(folder: Path) -> str | None:
     path = folder / CARD_NAME
     if not path.is_symlink() and not path.exists():
         return None
-    return find_file(folder, CARD_NAME).read_text(encoding="utf-8", errors="replace")
+    return read_limited(find_file(folder, CARD_NAME)).decode("utf-8", errors="replace")
 
 
 def _check_tensors(
@@ -208,13 +212,13 @@ def _is_spec(spec: object) -> bool:
         and spec.keys() == {"shape", "dtype"}
         and isinstance(spec["dtype"], str)
         and isinstance(spec["shape"], list)
-        and all(isinstance(size, int) and size >= 0 for size in spec["shape"])
+        and all(type(size) is int and size >= 0 for size in spec["shape"])
     )
 
 
 def _read_text(folder: Path, name: str, digest: object) -> str:
     path = find_file(folder, name)
-    content = path.read_bytes()
+    content = read_limited(path)
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(
             f"{path} differs from the SHA-256 that {CONFIG_NAME} records; the file was changed or "

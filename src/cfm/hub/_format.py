@@ -12,6 +12,11 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 
+# Bytes of the largest text that is read: lists of genes and tables have a few MB. JSON takes ten
+# times its size when it is parsed.
+LARGEST_TEXT = 2**28
+LARGEST_JSON = 2**26
+
 # One plain name: no folders, no drive letters, nothing hidden.
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
@@ -51,7 +56,13 @@ def find_file(folder: Path, name: str) -> Path:
         If the file is missing, is not a regular file, or is a link out of the folder.
     """
     path = folder / name
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except (RuntimeError, OSError) as error:  # Python before 3.13 says so of links in a circle
+        raise ValueError(
+            f"The checkpoint file {path} is a link that leads nowhere ({error}); replace it by "
+            "the file itself."
+        ) from error
     allowed = [folder.resolve()]
     if folder.parent.name == "snapshots":
         allowed.append((folder.parent.parent / "blobs").resolve())
@@ -66,6 +77,23 @@ def find_file(folder: Path, name: str) -> Path:
             "checkpoint of cfm: download or save it again."
         )
     return path
+
+
+def read_limited(path: Path, most: int = LARGEST_TEXT) -> bytes:
+    """Bytes of a text file, unless it is larger than any that belongs to a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If the file has more than `most` bytes.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(
+            f"{path} has {size / 1e6:,.0f} MB, but such a file of a checkpoint has at most "
+            f"{most / 1e6:,.0f} MB; it was not read. Use a checkpoint of another origin."
+        )
+    return path.read_bytes()
 
 
 def sha256_of_file(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from cfm.hub._checkpoint import read_card, read_config
-from cfm.hub._format import WEIGHTS_NAME
+from cfm.hub._format import WEIGHTS_NAME, find_file
 from cfm.hub._names import named_folders
 from cfm.hub._resolve import resolve
 
@@ -37,6 +37,8 @@ def list_checkpoints() -> pd.DataFrame:
     for name, (folder, origin) in named_folders().items():
         try:
             header = read_config(folder)
+            size = find_file(folder, WEIGHTS_NAME).stat().st_size
+            card = read_card(folder) or ""
         except ValueError as error:
             warnings.warn(f"The checkpoint {name!r} is left out: {error}", stacklevel=2)
             continue
@@ -46,9 +48,9 @@ def list_checkpoints() -> pd.DataFrame:
                 "name": name,
                 "model": header["model"],
                 "n_parameters": n_parameters,
-                "size_mb": round((folder / WEIGHTS_NAME).stat().st_size / 1e6, 2),
+                "size_mb": round(size / 1e6, 2),
                 "origin": origin,
-                "description": _first_sentence(read_card(folder) or ""),
+                "description": _first_sentence(card),
                 "sha256": header["sha256"],
                 "path": str(folder),
             }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from cfm.hub._names import bundled_folders, known_names, named_folders, registered_source
@@ -77,9 +78,10 @@ def checkpoint_name(source: str | Path) -> str:
 
 
 def _existing(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    if str(source) and path.exists():
-        return path.resolve() if path.is_symlink() else path
+    with suppress(OSError, RuntimeError, ValueError):  # no path: too long, a null byte, ~nobody
+        path = Path(source).expanduser()
+        if str(source) and path.exists():
+            return path.resolve() if path.is_symlink() else path
     known = known_names()
     close = difflib.get_close_matches(str(source), known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

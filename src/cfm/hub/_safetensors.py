@@ -98,7 +98,7 @@ def read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in names:
                 tensors[name] = file.get_tensor(name)
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # torch has no room for a size
         raise _unreadable(path, error) from error
     check_finite(tensors, str(path))
     return tensors
@@ -107,10 +107,18 @@ def read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
 def check_finite(tensors: dict[str, torch.Tensor], where: str, *, infinite: bool = False) -> None:
     """Raise ValueError if a tensor holds NaN, or infinity unless `infinite` allows it."""
     for name, tensor in tensors.items():
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor)
         if not tensor.is_floating_point() or tensor.numel() == 0:
             continue
         if tensor.element_size() == 1:  # float8 has no minimum and maximum on the CPU
-            tensor = tensor.float()
+            try:
+                tensor = tensor.float()
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"The tensor {name!r} in {where} has dtype {tensor.dtype}, which torch cannot "
+                    "convert to float32; convert it with the program that wrote it."
+                ) from error
         # Minimum and maximum pass NaN on and need no second array of the tensor's size.
         low, high = (float(value) for value in torch.aminmax(tensor))
         if math.isnan(low) or (not infinite and not (math.isfinite(low) and math.isfinite(high))):
@@ -121,7 +129,7 @@ def check_finite(tensors: dict[str, torch.Tensor], where: str, *, infinite: bool
             )
 
 
-def _unreadable(path: Path, error: SafetensorError) -> ValueError:
+def _unreadable(path: Path, error: Exception) -> ValueError:
     return ValueError(
         f"{path} is truncated or not a safetensors file ({error}); nothing was loaded: download "
         "or save it again."

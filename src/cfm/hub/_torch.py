@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,27 @@ from typing import Any
 import torch
 
 from cfm.hub._safetensors import check_finite
+
+# Containers in containers that a file may hold; weights have two or three.
+_DEEPEST = 50
+# Bytes that one tensor, and all of them, may claim in a file that is smaller: buffers may be views
+# that repeat a value, and weights may be named twice.
+_CLAIMED_BY_ONE, _CLAIMED_IN_ALL = 2**26, 2**30
+# What torch and zipfile raise on random or cut bytes depends on where they stop making sense.
+_DAMAGED = (
+    OSError,  # a seek before the start of what is left of the archive
+    RuntimeError,
+    EOFError,
+    MemoryError,  # of a length that the bytes claim
+    ArithmeticError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 def load_torch(path: str | Path) -> dict[str, Any]:
@@ -33,24 +55,43 @@ def load_torch(path: str | Path) -> dict[str, Any]:
     ------
     ValueError
         If the file is missing, empty, truncated, not a torch file, a TorchScript archive, asks for
-        code or for classes other than tensors and plain containers, holds something other than a
-        dictionary or tensor, or holds NaN.
-
-    Examples
-    --------
-    >>> import cfm, torch
-    >>> torch.save({"state_dict": {"weight": torch.zeros(2, 3)}}, "theirs.pt")
-    >>> cfm.hub.load_torch("theirs.pt")["state_dict"]["weight"].shape
-    torch.Size([2, 3])
+        code or for classes other than tensors and plain containers; if it claims far more data
+        than it holds (a packed archive, tensors that repeat a value); if it holds something other
+        than a tensor or a dictionary with names, tensors that are not dense, or NaN.
     """
     path = Path(path)
+    loaded = read_plain(path)
+    if isinstance(loaded, torch.Tensor):
+        loaded = {"tensor": loaded}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        found = "dictionary without names" if isinstance(loaded, dict) else type(loaded).__name__
+        raise ValueError(
+            f"{path} holds a {found}, expected a dictionary of tensors (a state dict) or a tensor; "
+            "save model.state_dict() instead."
+        )
+    tensors = dict(_tensors(loaded, "", path, set(), 0))
+    _check_claims(tensors, path)
+    # Infinity is left alone: published buffers use it in attention masks.
+    check_finite(tensors, str(path), infinite=True)
+    return dict(loaded)
+
+
+def read_plain(path: Path) -> Any:
+    """Read tensors and plain containers that :func:`torch.save` wrote, and nothing else.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, damaged, packed, or asks for more; none of it is executed. What
+        the tensors claim and hold is not checked.
+    """
     if not path.is_file():
         raise ValueError(f"There is no file {path}; give the path of a .pt or .ckpt file.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty; the download was probably cut short: repeat it.")
-    _refuse_script(path)
+    _check_archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} was refused because it is damaged or asks for more than tensors and plain "
@@ -59,54 +100,79 @@ def load_torch(path: str | Path) -> dict[str, Any]:
         ) from error
     except PermissionError:
         raise
-    except (
-        OSError,  # a seek before the start of what is left of the archive
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        AssertionError,
-    ) as error:
-        # What torch raises on random or cut bytes depends on where they stop making sense.
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: BaseException) -> ValueError:
+    return ValueError(
+        f"{path} is truncated or not a file written by torch.save ({_reason(error)}); nothing "
+        "was loaded: download it again."
+    )
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse archives that carry code, and those that may unpack to more than they are."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except PermissionError:
+        raise
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from error
+    if any(entry.filename.split("/")[1:2] == ["code"] for entry in entries):
         raise ValueError(
-            f"{path} is truncated or not a file written by torch.save ({_reason(error)}); nothing "
-            "was loaded: download it again."
-        ) from error
-    if isinstance(loaded, torch.Tensor):
-        loaded = {"tensor": loaded}
-    if not isinstance(loaded, dict):
-        raise ValueError(
-            f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors (a state "
-            "dict) or a tensor; save model.state_dict() instead."
+            f"{path} is a TorchScript archive, which carries code; nothing in it was "
+            "executed: save model.state_dict() instead."
         )
-    # Infinity is left alone: published buffers use it in attention masks.
-    check_finite(dict(_tensors(loaded, "")), str(path), infinite=True)
-    return dict(loaded)
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError(
+            f"{path} is a packed archive, which torch.save does not write and which may unpack to "
+            "any size; nothing was loaded: ask its authors for the file that torch.save wrote."
+        )
 
 
-def _refuse_script(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if any(name.split("/")[1:2] == ["code"] for name in archive.namelist()):
-            raise ValueError(
-                f"{path} is a TorchScript archive, which carries code; nothing in it was "
-                "executed: save model.state_dict() instead."
-            )
-
-
-def _tensors(value: object, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(
+    value: object, name: str, path: Path, seen: set[int], depth: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Go through containers in containers, each of them once however often it is named."""
     if isinstance(value, torch.Tensor):
         yield name, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _tensors(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _tensors(item, f"{name}[{index}]")
+    elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+        if depth > _DEEPEST:
+            raise ValueError(
+                f"{path} holds containers nested more than {_DEEPEST} deep, expected a state dict; "
+                "save model.state_dict() instead."
+            )
+        seen.add(id(value))
+        if isinstance(value, dict):
+            items = ((f"{name}.{key}" if name else str(key), item) for key, item in value.items())
+        else:
+            items = ((f"{name}[{index}]", item) for index, item in enumerate(value))
+        for inner, item in items:
+            yield from _tensors(item, inner, path, seen, depth + 1)
+
+
+def _check_claims(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors that are not dense, or that repeat what is stored to any size."""
+    stored, in_all = path.stat().st_size, 0
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise ValueError(
+                f"The tensor {name!r} in {path} is sparse, quantised or without data, expected a "
+                "plain dense tensor; convert it and save it again."
+            )
+        claimed = tensor.numel() * tensor.element_size()
+        in_all += claimed
+        if claimed > max(_CLAIMED_BY_ONE, stored) or in_all > max(_CLAIMED_IN_ALL, 8 * stored):
+            raise ValueError(
+                f"The tensors of {path} claim more than the file holds (up to {name!r} "
+                f"{in_all / 1e6:,.0f} MB of {stored / 1e6:,.1f} MB): they repeat what is stored "
+                "and may fill the memory. Ask its authors for plain tensors."
+            )
 
 
 def _reason(error: BaseException) -> str:

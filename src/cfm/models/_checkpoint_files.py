@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,16 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from cfm.data._warn import warn_user
+from cfm.hub._torch import read_plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _KEPT = 2
 _PATTERN = "step-*.ckpt"
+#: What a state has: of Lightning, and under "cfm" of the training plan and of its checkpoints.
+_PARTS = {"cfm", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
+_OWN_PARTS = {"curves", "finished", "plan", "random", "sums"}
 
 
 class CheckpointFiles(CheckpointIO):
@@ -85,12 +88,14 @@ class CheckpointFiles(CheckpointIO):
         path = Path(path)
         for candidate in [path, *(p for p in self.found() if p.name < path.name)]:
             try:
-                found: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
-            except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+                found: dict[str, Any] = read_plain(candidate)
+            except (ValueError, OSError) as error:
                 said = (str(error).splitlines() or [type(error).__name__])[0]
-                warn_user(f"{candidate} cannot be read ({said}).")
-            else:
+                warn_user(f"{candidate.name} cannot be read ({said}).")
+                continue
+            if _is_state(found):
                 return found
+            warn_user(f"{candidate} cannot be read as a state of a training: parts are missing.")
         raise ValueError(
             f"No state of the training in {self.folder} can be read; delete the folder to begin "
             "anew."
@@ -99,6 +104,15 @@ class CheckpointFiles(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a state."""
         Path(path).unlink(missing_ok=True)
+
+
+def _is_state(found: object) -> bool:
+    return (
+        isinstance(found, dict)
+        and found.keys() >= _PARTS
+        and isinstance(found["cfm"], dict)
+        and found["cfm"].keys() >= _OWN_PARTS
+    )
 
 
 def write_whole(path: Path, write: Any) -> None:

@@ -93,7 +93,18 @@ class Checkpoints:
                 f"{self.folder} holds states of a training, but no {_RECORD} that says of which; "
                 "give another checkpoint_dir."
             )
-        kept = json.loads(record.read_text())
+        try:
+            kept = json.loads(record.read_text())
+        except (ValueError, RecursionError) as error:
+            kept = None
+            said = f" ({error})"
+        else:
+            said = ""
+        if not isinstance(kept, dict):
+            raise ValueError(
+                f"{record} is damaged{said}, so it is unknown of which training the states in "
+                f"{self.folder} are; give another checkpoint_dir."
+            )
         before = _interrupted.get(model)
         goes_on = before is not None and before["folder"] == self.folder
         if before is not None and goes_on and getattr(model, "_training_can_be_repeated", True):

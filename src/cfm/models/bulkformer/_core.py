@@ -290,7 +290,9 @@ class BulkFormerCore(PretrainedModel):
         try:
             size = BulkFormerSize(**config.pop("size"))
             width = int(config.pop("n_gene_features"))
-            knows_genes = bool(config.pop("knows_genes"))
+            knows_genes = config.pop("knows_genes")
+            if not isinstance(knows_genes, bool):
+                raise ValueError(f"found knows_genes {knows_genes!r}")
             linear = config.pop("linear_term", None)
             genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
             _check_layers(tensors, size)

@@ -294,6 +294,13 @@ class CellPulseCore(PretrainedModel):
         load_weights(model.module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
         if model.classifier is not None:
             load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
+        found = model.module.factor_group
+        if int(found.min()) < 0 or int(found.max()) >= model.module.log_relevance.numel():
+            raise ValueError(
+                f"The factors of checkpoint {checkpoint.name!r} belong to groups "
+                f"{int(found.min())} to {int(found.max())}, of which there are "
+                f"{model.module.log_relevance.numel()}; it is damaged: download it again."
+            )
         model._summarise()
         model.provenance = config
         if adata is not None:
@@ -303,7 +310,7 @@ class CellPulseCore(PretrainedModel):
 
 def _relevance_groups(size: CellPulseSize, n_relevances: int) -> torch.Tensor:
     """Return some group for each factor, as many groups as the checkpoint has relevances."""
-    if not 1 <= n_relevances <= size.n_factors:
+    if type(n_relevances) is not int or not 1 <= n_relevances <= size.n_factors:
         raise ValueError(f"found {n_relevances} relevances of {size.n_factors} factors")
     return torch.arange(size.n_factors) % n_relevances
 

@@ -25,6 +25,10 @@ class CellPulseSize:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
+        if not isinstance(self.learn_gene_embedding, bool):
+            raise ValueError(
+                f"learn_gene_embedding must be True or False; found {self.learn_gene_embedding!r}."
+            )
         for name in ("dropout", "attention_dropout"):
             share = getattr(self, name)
             if not 0.0 <= share < 1.0:

@@ -147,7 +147,7 @@ def convert_state(
     heads: dict[str, Tensor] = {}
     unknown = []
     for key, value in state.items():
-        name = key.removeprefix("module.")
+        name = str(key).removeprefix("module.")
         head, _, kind = name.partition(".")
         ours = _our_name(name)
         if not isinstance(value, torch.Tensor):
@@ -173,9 +173,11 @@ def convert_state(
         for kind in kinds:
             tensors[f"property_heads.{len(properties)}.{kind}"] = heads[f"{name}.{kind}"]
         if kinds:
+            if heads[f"{name}.weight"].ndim != 2:
+                raise ValueError(f"{where} has no matrix of weights of the head {name!r}: {_AGAIN}")
             properties[name] = heads[f"{name}.weight"].shape[0]
     size = _sizes(tensors, config, where)
-    n_genes = len(tensors["position_embedding.weight"]) - N_COUNT_TOKENS - 1
+    n_genes = tensors["position_embedding.weight"].shape[0] - N_COUNT_TOKENS - 1
     if n_genes < 1 or config.get("seq_len", n_genes + N_COUNT_TOKENS) != n_genes + N_COUNT_TOKENS:
         raise ValueError(
             f"{where} has weights for {n_genes} genes and {N_COUNT_TOKENS} count tokens, but a "

@@ -10,6 +10,7 @@ import torch
 from cfm.data import GeneVocabulary
 from cfm.hub import resolve
 from cfm.models._base import PretrainedModel, check_weights
+from cfm.models._claims import check_layers, claimed_sizes
 from cfm.models.cellvq._checkpoint import is_published, read_published
 from cfm.models.cellvq._module import CellVQModule
 from cfm.models.cellvq._setup import Registered, levels_of
@@ -245,7 +246,16 @@ class CellVQCore(Registered):
                 f"Found {len(vocabulary)} names of genes, but weights of {n_genes} genes in "
                 f"checkpoint {name!r}."
             )
-        with torch.device("meta"):  # takes no memory for what the sizes claim
+        layers = {
+            "layers of the encoder": (r"layers\.(\d+)\.", size.n_layers),
+            "layers of the decoder": (r"decoder\.layers\.(\d+)\.", size.decoder_layers),
+            "layers of the codebook": (
+                r"quantiser\.network\.(\d+)\.running_mean",
+                size.codebook_layers,
+            ),
+        }
+        check_layers(tensors, layers, name)
+        with claimed_sizes(name):
             module = CellVQModule(n_genes, size=size, properties=_n_classes(properties))
         found = check_weights(module, tensors, name)
         kinds = {k: v.dtype for k, v in module.state_dict().items()}
@@ -273,7 +283,7 @@ class CellVQCore(Registered):
             text = checkpoint.files.get(_GENES_FILE)
             genes = None if text is None else GeneVocabulary(text.splitlines())
             properties = check_properties(json.loads(checkpoint.files[_PROPERTIES_FILE]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"The config.json, {_GENES_FILE} or {_PROPERTIES_FILE} of checkpoint "
                 f"{checkpoint.name!r} lacks or garbles a setting of CellVQ ({error}). It may be "

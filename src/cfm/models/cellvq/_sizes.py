@@ -83,6 +83,8 @@ class CellVQSize:
         for name in ("code_term", "expression_term"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False; found {getattr(self, name)!r}.")
+        if isinstance(self.bin_alpha, bool) or not abs(self.bin_alpha) < float("inf"):
+            raise ValueError(f"bin_alpha must be a finite number; found {self.bin_alpha!r}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout!r}.")
 

@@ -43,7 +43,17 @@ class ConditionLevels:
             raise ValueError("perturbation_key and control are given together or not at all.")
         if self.control in self.perturbations:
             raise ValueError(f"The control {self.control!r} is not one of the perturbations.")
-        for levels in (self.sources, self.perturbations, *self.covariates.values()):
+        keys = (self.source_key, self.perturbation_key, self.control)
+        named = (self.sources, self.perturbations, *self.covariates.values())
+        if not all(key is None or isinstance(key, str) for key in keys) or not all(
+            isinstance(name, str) for levels in named for name in levels
+        ):
+            raise TypeError("Columns of conditions and their levels are named by text.")
+        if (self.source_key is None and self.sources) or (
+            self.perturbation_key is None and self.perturbations
+        ):
+            raise ValueError("Levels of a condition are given without the column they are from.")
+        for levels in named:
             if len(set(levels)) < len(levels):
                 raise ValueError(f"Levels of a condition are named twice: {levels}.")
 

@@ -106,12 +106,16 @@ class PerturbationFeatures:
         cls, config: dict[str, Any], values: np.ndarray, targets: Sequence[str]
     ) -> PerturbationFeatures:
         """Make again what :meth:`config` stored."""
-        names = [str(n) for n in config["names"]]
-        mean, spread = np.array(config["mean"]), np.array(config["spread"])
+        names = list(config["names"])
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("features whose names are no text")
+        mean, spread = (np.array(config[k], dtype=np.float64) for k in ("mean", "spread"))
         if values.shape != (len(targets), len(names)) or not (
             mean.shape == spread.shape == (len(names),)
         ):
             raise TypeError(f"features of shape {values.shape} do not fit their names")
+        if len(set(names)) < len(names) or not (np.isfinite(mean) & (spread > 0)).all():
+            raise TypeError("features named twice, or without a mean and a spread")
         return cls(list(targets), names, values, mean, spread)
 
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from cfm.hub import load_safetensors
 from cfm.hub._checkpoint import read_card
-from cfm.hub._format import CONFIG_NAME, FORMAT, WEIGHTS_NAME, find_file, sha256_of_file
+from cfm.hub._format import (
+    CONFIG_NAME,
+    FORMAT,
+    LARGEST_JSON,
+    WEIGHTS_NAME,
+    find_file,
+    read_limited,
+    sha256_of_file,
+)
 from cfm.models.pulsar._sizes import PulsarSize
 from cfm.nn._post_norm import TORCH_NAMES
 
@@ -62,12 +70,16 @@ class Published:
     card: str | None
 
 
+def _read_json(path: Path) -> Any:
+    return json.loads(read_limited(path, LARGEST_JSON).decode("utf-8"))
+
+
 def is_published(path: Path) -> bool:
     """Whether a folder looks like PULSAR as its authors release it."""
     if not (path / WEIGHTS_NAME).is_file() or not (path / CONFIG_NAME).is_file():
         return False
     try:
-        config = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = _read_json(path / CONFIG_NAME)
     except (ValueError, RecursionError):
         return False  # load_checkpoint says what is wrong
     return (
@@ -87,7 +99,7 @@ def read_published(folder: Path) -> Published:
         belong to PULSAR.
     """
     path = find_file(folder, CONFIG_NAME)
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = _read_json(path)
     weights = find_file(folder, WEIGHTS_NAME)
     tensors, task = convert_state(load_safetensors(weights), str(weights))
     size = _read_size(config, tensors, str(path))
@@ -103,6 +115,8 @@ def read_published(folder: Path) -> Published:
     if task is not None:
         n_outputs = tensors["head.2.bias"].numel() if "head.2.bias" in tensors else 0
         names = config.get("id2label") or {}
+        if not isinstance(names, dict):
+            raise ValueError(f"{path} has id2label={str(names)[:80]}; expected names: {_AGAIN}")
         outputs = [str(names.get(str(i), f"output {i}")) for i in range(n_outputs)]
         head = {"task": task, "outputs": outputs}
     return Published(size, tensors, head, sha256_of_file(weights), read_card(folder))

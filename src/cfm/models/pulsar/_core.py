@@ -13,6 +13,7 @@ from scvi.data.fields import CategoricalObsField, ObsmField
 from cfm.hub import resolve
 from cfm.hub._resolve import checkpoint_name
 from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
+from cfm.models._claims import check_layers, claimed_sizes
 from cfm.models.pulsar._checkpoint import is_published, read_published
 from cfm.models.pulsar._donors import Donors, read_cells, read_donors
 from cfm.models.pulsar._module import PulsarModule
@@ -219,7 +220,12 @@ class PulsarCore(PretrainedModel):
     ) -> Self:
         """Make a model of given weights, after checking that they fit."""
         n_outputs = 0 if head is None else len(head["outputs"])
-        with torch.device("meta"):  # takes no memory for what the sizes claim
+        layers = {
+            f"layers of the {part}": (rf"{part}\.(\d+)\.", getattr(size, f"{part}_layers"))
+            for part in ("encoder", "decoder")
+        }
+        check_layers(tensors, layers, name)
+        with claimed_sizes(name):
             module = PulsarModule(size, n_outputs)
         check_weights(module, tensors, name)
         model = cls(size=size)
@@ -240,17 +246,9 @@ class PulsarCore(PretrainedModel):
         try:
             size = PulsarSize(**config.pop("size"))
             head = config.pop("head")
-            if head is not None and not (set(head) >= {"task", "outputs"} and head["outputs"]):
-                raise ValueError(f"found the head {head!r}")
-            for part, n_layers in (
-                ("encoder", size.encoder_layers),
-                ("decoder", size.decoder_layers),
-            ):
-                names = (k.split(".") for k in checkpoint.tensors)
-                found = len({name[1] for name in names if name[0] == part})
-                if found != n_layers:
-                    raise ValueError(f"found {n_layers} layers of the {part}, weights of {found}")
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            if head is not None and not _is_head(head):
+                raise ValueError(f"found the head {str(head)[:200]}")
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
                 f"PULSAR ({error}). It may be damaged or from another version; download it again."
@@ -260,6 +258,17 @@ class PulsarCore(PretrainedModel):
         if adata is not None:
             model.attach(adata)
         return model
+
+
+def _is_head(head: object) -> bool:
+    """Whether something says what a head answers."""
+    return (
+        isinstance(head, dict)
+        and head.get("task") in ("classification", "regression")
+        and isinstance(head.get("outputs"), list)
+        and bool(head["outputs"])
+        and all(isinstance(name, str) for name in head["outputs"])
+    )
 
 
 def constant_within(adata: AnnData, donors: Donors, key: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from scvi.data.fields import CategoricalObsField, ObsmField
 from cfm.hub import load_safetensors, load_torch, resolve
 from cfm.hub._format import sha256_of_file
 from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
+from cfm.models._claims import claimed_sizes
 from cfm.models.pulsar._donors import read_cells
 from cfm.models.pulsar._instrument_module import InstrumentModule, InstrumentSize
 
@@ -194,6 +195,8 @@ class InstrumentCore(PretrainedModel):
     def _from_file(cls, path: Path) -> Self:
         read = load_safetensors if path.suffix == ".safetensors" else load_torch
         state = {k.removeprefix("module."): v for k, v in read(path).items()}
+        if not all(isinstance(v, torch.Tensor) for v in state.values()):
+            raise ValueError(f"{path} holds more than tensors; expected a state dict.")
         try:
             size = InstrumentSize(
                 donor_dim=state["donor_net.0.weight"].shape[1],
@@ -212,7 +215,7 @@ class InstrumentCore(PretrainedModel):
 
     @classmethod
     def _filled(cls, size: InstrumentSize, tensors: dict[str, torch.Tensor], name: str) -> Self:
-        with torch.device("meta"):  # takes no memory for what the sizes claim
+        with claimed_sizes(name):
             module = InstrumentModule(size)
         check_weights(module, tensors, name)
         model = cls(size=size)

@@ -75,6 +75,8 @@ class PulsarSize:
             raise ValueError(f"activation={self.activation!r}; expected 'gelu' or 'relu'.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout!r}.")
+        if isinstance(self.eps, bool) or not 0.0 <= self.eps < 1.0:
+            raise ValueError(f"eps must be at least 0 and below 1; found {self.eps!r}.")
         for part in ("encoder", "decoder"):
             heads = getattr(self, f"{part}_heads")
             if self.dim % heads:

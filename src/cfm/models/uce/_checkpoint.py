@@ -126,7 +126,7 @@ def _sizes(tensors: dict[str, Tensor], n_heads: int, where: str) -> UCESize:
             head_dim=tensors["head.0.0.weight"].shape[0],
             expression_dims=tuple(expression),
         )
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{where} lacks weights of UCE ({error}): {_AGAIN}") from error
 
 

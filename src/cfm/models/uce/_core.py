@@ -17,6 +17,7 @@ from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.hub import resolve
 from cfm.models._base import PretrainedModel, check_weights
+from cfm.models._claims import claimed_sizes
 from cfm.models.uce._checkpoint import is_published, read_published
 from cfm.models.uce._genes import GENE_COLUMNS, check_genes
 from cfm.models.uce._module import UCEModule
@@ -170,7 +171,7 @@ class UCECore(PretrainedModel):
         cls, size: UCESize, tensors: dict[str, torch.Tensor], genes: pd.DataFrame | None, name: str
     ) -> Self:
         """Make a model of given weights, without a second copy of them."""
-        with torch.device("meta"):  # takes no memory for what the sizes claim
+        with claimed_sizes(name):
             module = UCEModule(size)
         found = check_weights(module, tensors, name)
         module.load_state_dict({k: v.float() for k, v in found.items()}, assign=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -96,7 +97,12 @@ def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFr
     if species not in SPECIES:
         raise ValueError(f"species={species!r}; expected one of {sorted(SPECIES)}.")
     path = find_file(folder, _CHROMOSOMES)
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # also of pandas' own errors
+        raise ValueError(
+            f"{path} is no table of comma-separated values ({error}): {_AGAIN}"
+        ) from error
     needed = ["species", "gene_symbol", "chromosome", "start"]
     if not set(needed) <= set(table.columns):
         raise ValueError(f"{path} has the columns {table.columns.tolist()}; expected {needed}.")
@@ -106,20 +112,32 @@ def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFr
     table = table.assign(code=first + chromosome.codes.astype(np.int64))
     table["gene_symbol"] = table["gene_symbol"].str.upper()
     table = table[table["species"] == species].drop_duplicates("gene_symbol")
-    symbols, proteins = _proteins(folder, species)
+    symbols, proteins = _proteins(folder, species, embeddings.shape[1])
     offsets = _offsets(folder)
     if table.empty or species not in offsets:
         raise ValueError(
             f"{_CHROMOSOMES} or {_OFFSETS} in {folder} does not know the species {species!r}; "
             f"they know {sorted(offsets)}."
         )
+    if not 0 <= offsets[species] <= n_tokens - len(symbols):
+        raise ValueError(
+            f"{_OFFSETS} in {folder} puts the {len(symbols)} genes of {species} at token "
+            f"{offsets[species]}; the model has {n_tokens} tokens: the files belong to different "
+            "releases."
+        )
+    starts = pd.to_numeric(table["start"], errors="coerce")
+    if not starts.between(0, 2**53).all():
+        raise ValueError(
+            f"{path} has a start of a {species} gene that is no whole number: {_AGAIN}"
+        )
+    table["start"] = starts
     token = pd.Series(np.arange(len(symbols)) + offsets[species], index=symbols)
     table = table.set_index("gene_symbol").join(token.rename("token"), how="inner")
     genes = pd.DataFrame(
         {
             "token": table["token"].astype(np.int64),
             "chromosome": table["code"],
-            "start": pd.to_numeric(table["start"]).astype(np.int64),
+            "start": table["start"].astype(np.int64),
         }
     )
     genes = check_genes(genes, n_tokens, f"what {folder} says of {species} genes")
@@ -133,7 +151,7 @@ def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFr
     return genes
 
 
-def _proteins(folder: Path, species: str) -> tuple[list[str], dict[int, Tensor]]:
+def _proteins(folder: Path, species: str, width: int) -> tuple[list[str], dict[int, Tensor]]:
     """Names of the genes of a species in the order of their tokens, and the outermost rows."""
     place = folder / _PROTEINS
     found = sorted(place.glob(f"{SPECIES[species]}*ESM2*.pt")) if place.is_dir() else []
@@ -145,12 +163,19 @@ def _proteins(folder: Path, species: str) -> tuple[list[str], dict[int, Tensor]]
     find_file(place, found[0].name)
     by_name = {str(k).upper(): v for k, v in load_torch(found[0]).items()}
     names, rows = list(by_name), list(by_name.values())
-    last = len(names) - 1
-    return names, {i: torch.as_tensor(rows[i]) for i in (0, last)}
+    if not rows or not all(isinstance(v, torch.Tensor) and v.shape == (width,) for v in rows):
+        raise ValueError(
+            f"{found[0]} holds other than {width} numbers for each gene: it is damaged or belongs "
+            "to another release."
+        )
+    return names, {i: rows[i] for i in (0, len(names) - 1)}
 
 
-class _NumbersOnly(pickle.Unpickler):
-    """Reads pickles of plain containers, text and numbers; anything else is refused."""
+class _NumbersOnly(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """Reads pickles of plain containers, text and numbers; anything else is refused.
+
+    In Python, as the one in C takes memory for as many entries as a few bytes claim.
+    """
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
@@ -164,13 +189,23 @@ def _offsets(folder: Path) -> dict[str, int]:
     try:
         with path.open("rb") as file:
             offsets = _NumbersOnly(file).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+        MemoryError,
+        struct.error,
+    ) as error:  # what a pickle raises depends on where its bytes stop making sense
         raise ValueError(
             f"{path} was refused because it is damaged or asks for more than numbers ({error}); "
             f"nothing in it was executed: {_AGAIN}"
         ) from error
     if not isinstance(offsets, dict) or not all(
-        isinstance(k, str) and isinstance(v, int) for k, v in offsets.items()
+        isinstance(k, str) and type(v) is int for k, v in offsets.items()
     ):
         raise ValueError(f"{path} does not hold a number for each species: {_AGAIN}")
     return offsets
