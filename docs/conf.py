@@ -118,7 +118,8 @@ def _share_cores(app: Sphinx, config: object) -> None:
     """With ``-j`` notebooks run side by side: the kernels divide the cores between them."""
     if app.parallel > 1:
         threads = max(1, (os.cpu_count() or 1) // app.parallel)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            os.environ.setdefault(name, str(threads))
 
 
 def _spread_notebooks(app: Sphinx, env: object, docnames: list[str]) -> None:

@@ -106,3 +106,11 @@ def test_page_of_a_model_says_what_it_is_and_when_not_to_use_it(page: str) -> No
     assert re.search(r"^\$\$", text, flags=re.MULTILINE)  # equations
     limits = text.partition("## When not to use it")[2].partition("## Cite")[0]
     assert limits.count("\n- **") >= 4
+
+
+def test_tables_that_the_guide_explains_are_those_of_the_benchmarks() -> None:
+    guide = (DOCS / "guide" / "honest_baselines.md").read_text(encoding="utf-8")
+    benchmarks = set((DOCS / "benchmarks.md").read_text(encoding="utf-8").splitlines())
+    rows = [line for line in guide.splitlines() if line.startswith("|")]
+    assert len(rows) >= 20
+    assert not [row for row in rows if row not in benchmarks]
