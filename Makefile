@@ -1,7 +1,7 @@
 # Two commands from a bare machine with Python >= 3.11 and git:
 #   make demo   sets up .venv and runs the main job on bundled data: demo/report.html
 #   make test   sets up .venv and runs the tests
-# The rest is for working on the package: make lint | docs | bench | check | clean.
+# The rest is for working on the package: make lint | docs | coverage | bench | check | clean.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,19 +10,26 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # -qq: errors only; a line printed before each step says what is going on.
 INSTALL := $(PIP) install -qq --constraint constraints.txt
 PYTEST_ARGS ?=
+# Two processes share the test files; TEST_PROCESSES=0 runs them in one (for -s, --pdb).
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint docs readme tutorials bench check install dev clean
+.PHONY: demo test coverage lint docs readme tutorials bench check install dev clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
 	$(BIN)/cfm demo --output demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+# The same with the coverage of src, branches included; below 90 % it fails.
+coverage: $(VENV)/.installed-test
+	$(PYTEST) --cov=cfm --cov-branch --cov-report=term-missing --cov-fail-under=90 $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
