@@ -195,16 +195,16 @@ class LingshuCore(Registered):
             if term is not None:
                 with torch.device("meta"):
                     model.module.count_term = TERMS[term["kind"]](**term["sizes"])
-            check_weights(model.module, tensors, checkpoint.name)
-            model = cls._empty(genes, levels, size, features, device="cpu")
-            if term is not None:
-                model.module.count_term = TERMS[term["kind"]](**term["sizes"])
-        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
                 f"LingshuCell ({error}). It may be damaged or from another version; download it "
                 "again."
             ) from error
+        check_weights(model.module, tensors, checkpoint.name)
+        model = cls._empty(genes, levels, size, features, device="cpu")
+        if term is not None:
+            model.module.count_term = TERMS[term["kind"]](**term["sizes"])
         load_weights(model.module, tensors, checkpoint.name)
         order = model.module.group.permutation
         if not torch.equal(order.sort().values, torch.arange(len(genes))):

@@ -240,6 +240,8 @@ class InstrumentCore(PretrainedModel):
             size = InstrumentSize(**config.pop("size"))
             if (0 if table is None else len(table)) != len(names):
                 raise ValueError(f"found {len(names)} names of conditions")
+            if table is not None and not (table.is_floating_point() and table.ndim == 2):
+                raise ValueError(f"found conditions of {table.dtype} and {table.ndim} dimensions")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
