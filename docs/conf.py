@@ -42,6 +42,7 @@ templates_path = ["_templates"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
+html_css_files = ["phone.css"]
 html_title = f"cfm {release}"
 html_theme_options = {"show_toc_level": 2, "navbar_persistent": []}
 
