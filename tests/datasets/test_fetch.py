@@ -1,6 +1,9 @@
+import errno
 import hashlib
 import http.server
+import os
 import threading
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -53,6 +56,8 @@ def server(study):
 
         def do_GET(self):
             running.log.append(self.path)
+            if running.wait is not None:
+                running.wait.wait(timeout=30)
             path = study / "published" / self.path.lstrip("/")
             if running.cut and path.is_file():
                 content = path.read_bytes()
@@ -67,7 +72,7 @@ def server(study):
             pass
 
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    running.log, running.cut = [], 0
+    running.log, running.cut, running.wait = [], 0, None
     running.url = f"http://127.0.0.1:{running.server_address[1]}"
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield running
@@ -173,3 +178,49 @@ def test_the_shipped_list():
     assert table.loc["GSE147507", ["n_obs", "n_vars"]].tolist() == [20, 23650]
     table.loc["GSE147507", "licence"] = "changed"
     assert list_datasets().loc["GSE147507", "licence"] != "changed"
+
+
+def test_two_at_once_get_the_same_file(study, server):
+    """Of threads, which meet in the same file as processes do."""
+    server.wait = threading.Barrier(2)  # both are asked for before either is sent
+    found, threads = [], []
+    for _ in range(2):
+        threads.append(
+            threading.Thread(target=lambda: found.append(fetch("small", base_url=server.url)))
+        )
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert [adata.n_obs for adata in found] == [2, 2]
+    assert len(server.log) == 2
+    kept = [path for path in (study / "cache").rglob("*") if path.is_file()]
+    assert [path.name for path in kept] == ["small.h5ad"]
+    assert kept[0].read_bytes() == (study / "published/virus_counts/small.h5ad").read_bytes()
+
+
+def test_what_was_cut_leaves_nothing_behind(study, server):
+    for cut in (1, 500, 5000):
+        server.cut = cut
+        with pytest.raises(ConnectionError, match="could not be downloaded"):
+            fetch("small", base_url=server.url)
+        assert [path for path in (study / "cache").rglob("*") if path.is_file()] == []
+    server.cut = 0
+    assert fetch("small", base_url=server.url).n_obs == 2
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_cache_that_cannot_be_written(study, server, monkeypatch, number):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pooch.core.shutil, "move", fail)
+    with pytest.raises(OSError, match=r"could not be written.*cache_dir=.*CFM_DATA") as caught:
+        fetch("small", base_url=server.url)
+    assert caught.value.errno == number
+    monkeypatch.undo()
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder nobody can write")
+def test_a_read_only_file_system(study, server):
+    with pytest.raises(OSError, match=r"could not be written.*cache_dir="):
+        fetch("small", base_url=server.url, cache_dir="/sys/kernel/cfm")

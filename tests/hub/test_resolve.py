@@ -1,10 +1,4 @@
-import hashlib
-import http.server
-import json
 import os
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import huggingface_hub
@@ -14,6 +8,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 import cfm.hub
 from cfm.hub import _names, load_checkpoint, register_checkpoint, resolve, save_checkpoint
+from tests.hub._hub import Hub
 
 
 def make(folder, **config):
@@ -133,97 +128,15 @@ def test_hub_out_of_reach(monkeypatch):
         resolve("hf://o/n")
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as a snapshot of one repository needs."""
-
-    folder: Path
-    commit = "a" * 40
-
-    def do_GET(self):
-        name = self.path.split("?")[0].rsplit("/", 1)[-1]
-        if self.path.startswith("/api/models/o/n/"):
-            listed = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
-            body = json.dumps({"id": "o/n", "sha": self.commit, "siblings": listed}).encode()
-            if "/tree/" in self.path:
-                body = json.dumps(
-                    [
-                        {
-                            "type": "file",
-                            "path": path.name,
-                            "size": path.stat().st_size,
-                            "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
-                        }
-                        for path in sorted(self.folder.iterdir())
-                    ]
-                ).encode()
-        elif self.path.startswith("/o/n/resolve/") and (self.folder / name).is_file():
-            body = (self.folder / name).read_bytes()
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.commit)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args):
-        pass
-
-
 def test_download_from_a_local_hub(tmp_path):
-    Hub.folder = make(tmp_path / "served", k=7)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    # In a process of its own, because huggingface_hub reads its settings at import.
-    code = """
-import json, sys
-from cfm.hub import load_checkpoint
-try:
-    loaded = load_checkpoint(sys.argv[1])
-except (ValueError, ConnectionError) as error:
-    answer = [type(error).__name__, str(error)]
-else:
-    answer = [loaded.name, loaded.config]
-sys.stdout.write(json.dumps(answer))
-"""
-    environment = {
-        **{name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
-        "HF_HOME": str(tmp_path / "cache"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    environment.pop("HF_HUB_OFFLINE", None)
-
-    def ask(source, **more):
-        done = subprocess.run(
-            [sys.executable, "-c", code, source],
-            env={**environment, **more},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return json.loads(done.stdout)
-
-    try:
-        assert ask("hf://o/n@main") == ["o/n", {"k": 7}]
-        kind, message = ask("hf://o/other")
+    with Hub(make(tmp_path / "served", k=7), tmp_path / "cache") as hub:
+        assert hub.ask("hf://o/n@main") == ["o/n", {"k": 7}]
+        kind, message = hub.ask("hf://o/other")
         assert kind == "ValueError"
         assert "does not give out" in message
-    finally:
-        server.shutdown()
-        server.server_close()
     # From the cache, without the server; and what the cache does not hold.
-    assert ask("hf://o/n@main", HF_HUB_OFFLINE="1") == ["o/n", {"k": 7}]
-    kind, message = ask("hf://o/other", HF_HUB_OFFLINE="1")
+    assert hub.ask("hf://o/n@main", HF_HUB_OFFLINE="1") == ["o/n", {"k": 7}]
+    kind, message = hub.ask("hf://o/other", HF_HUB_OFFLINE="1")
     assert kind == "ConnectionError"
     assert "not in the local cache" in message
 

@@ -85,7 +85,9 @@ def fetch(
         malformed, or if a file differs from its recorded SHA-256 (a download that does is
         removed).
     ConnectionError
-        If the address cannot be reached or does not have the file.
+        If the address cannot be reached, does not have the file, or cuts the transfer short.
+    OSError
+        If the cache cannot be written.
 
     Examples
     --------
@@ -173,6 +175,13 @@ def _cached(
         raise ConnectionError(
             f"{url} could not be downloaded ({type(error).__name__}: {error}); check the address "
             "and the connection, then try again."
+        ) from error
+    except OSError as error:  # after the errors of requests, which are of this class
+        raise OSError(
+            error.errno,
+            f"{entry['file']} could not be written to {path.parent} ({error}); make room there, "
+            "pass cache_dir=, or set the environment variable "
+            f"{FOLDER_VARIABLE} to a folder that has the file",
         ) from error
     except ValueError as error:
         raise ValueError(

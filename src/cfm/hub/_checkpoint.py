@@ -116,12 +116,17 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         check_file_name(name): _read_text(folder, name, digest)
         for name, digest in header["files"].items()
     }
+    tensors = read_tensors(weights, list(header["tensors"]))
+    if read_config(folder) != header:
+        raise ValueError(
+            f"{folder} was replaced by another checkpoint while it was read; load it again."
+        )
     return Checkpoint(
         name=checkpoint_name(source),
         path=folder,
         model=header["model"],
         config=header["config"],
-        tensors=read_tensors(weights, list(header["tensors"])),
+        tensors=tensors,
         sha256=sha256,
         files=files,
         card=read_card(folder),

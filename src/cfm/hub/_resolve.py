@@ -40,7 +40,10 @@ def resolve(source: str | Path) -> Path:
     ValueError
         If there is nothing of that name, or the address is malformed or unknown to the hub.
     ConnectionError
-        If the hub cannot be reached and its cache does not hold the checkpoint.
+        If the hub cannot be reached and its cache does not hold the checkpoint, or if a transfer
+        was cut short; what had arrived is kept, and the next call goes on from there.
+    OSError
+        If the cache of the hub cannot be written.
 
     Examples
     --------
@@ -120,4 +123,18 @@ def _download(source: str) -> Path:
         raise ValueError(
             f"The Hugging Face hub does not give out {source} ({type(error).__name__}); check the "
             "name, the revision and, for a private repository, your login (`hf auth login`)."
+        ) from error
+    # The classes that the hub's own errors are made of are those of its transport: OSError, and
+    # HTTPError of requests, httpx or httpx2, as it goes with the version.
+    except (OSError, *HfHubHTTPError.__bases__) as error:
+        number = getattr(error, "errno", None)
+        if isinstance(number, int) and not isinstance(error, ConnectionError | TimeoutError):
+            raise OSError(
+                number,
+                f"{source} could not be written to the cache of the Hugging Face hub ({error}); "
+                "make room there, or set the environment variable HF_HOME to another folder",
+            ) from error
+        raise ConnectionError(
+            f"The transfer of {source} was cut short ({type(error).__name__}); try again: what "
+            "has arrived is kept."
         ) from error
