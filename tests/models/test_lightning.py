@@ -19,6 +19,8 @@ def test_a_gpu_that_is_not_used_does_not_decide_the_precision(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert training_precision("auto", accelerator) == expected
     assert training_precision("64-true", accelerator) == "64-true"
+    assert training_precision("float32", accelerator) == "32-true"
+    assert training_precision("bfloat16", accelerator) == "bf16-mixed"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     assert training_precision("auto", accelerator) == "32-true"
 

@@ -147,6 +147,7 @@ def test_curves_go_on_after_earlier_training(tmp_path: Path) -> None:
         made.append(model)
     assert_same(state(made[1]), state(made[0]))
     for name, curve in made[0].history.items():
+        assert (curve.dtypes == np.float64).all()
         pd.testing.assert_frame_equal(made[1].history[name], curve, check_exact=True)
     assert len(made[0].history["train_loss"]) == 4
 
@@ -454,6 +455,7 @@ def test_a_killed_process_goes_on_in_another(name: str, tmp_path: Path) -> None:
     assert run(folder, output, n_batches + 2, "write") == -9  # half a state is on disk
     assert list(folder.glob(".*partial"))
     assert run(folder, output) == 0
+    assert not list(folder.glob(".*partial"))
     assert_same(torch.load(f"{output}.0"), uninterrupted(name))
 
 

@@ -46,6 +46,12 @@ def test_curves_differ_in_more_than_colour(history):
     assert train.get_marker() != validation.get_marker()
 
 
+def test_a_curve_that_does_not_say_on_what_it_was_measured_is_not_called_training(history):
+    history |= {"n_live_codes": pd.DataFrame({"n_live_codes": TRAIN}, index=EPOCHS)}
+    (line,) = cfm.pl.training(history, metric="n_live_codes", show=False).get_lines()
+    assert line.get_label() == "n live codes (last 1)"
+
+
 def test_several_metrics(history):
     axes = cfm.pl.training(history, metric=["loss", "magnitude"], log=True, show=False)
     assert list(axes) == ["loss", "magnitude"]

@@ -57,6 +57,8 @@ class CheckpointFiles(CheckpointIO):
             If it could not be written.
         """
         path = Path(path)
+        for draft in self.folder.glob(f".{_PATTERN}.*.partial"):  # of a run that was killed
+            draft.unlink(missing_ok=True)
         try:
             write_whole(path, lambda file: _save(checkpoint, file))
         except OSError as error:

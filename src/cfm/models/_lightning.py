@@ -6,7 +6,7 @@ import logging
 import signal
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from cfm.models._base import PretrainedModel
 
+#: Names of precisions in the tools, and what Lightning calls them.
+_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 #: Loggers of Lightning that tell of its own doing.
 _TALKATIVE = (
     "pytorch.utilities.rank_zero",
@@ -64,7 +66,7 @@ def run_training(model: PretrainedModel, runner: TrainRunner, seed: int) -> bool
             runner()
         _add_new_curves(model, before, runner)
         # only the first process keeps curves
-        model.history_ = first_process_does(lambda: model.history_)
+        model.history_ = first_process_does(lambda: _as_numbers(model.history_))
     except SIGTERMException as told:
         raise SystemExit(128 + signal.SIGTERM) from told  # Lightning's own would be a success
     except SystemExit as stopped:
@@ -77,6 +79,11 @@ def run_training(model: PretrainedModel, runner: TrainRunner, seed: int) -> bool
     finally:
         model.module.eval()
     return True
+
+
+def _as_numbers(history: Any) -> Any:
+    """Return curves as floats; scvi-tools keeps them as objects, which cannot be rounded."""
+    return history and {name: curve.apply(pd.to_numeric) for name, curve in history.items()}
 
 
 def _add_new_curves(
@@ -117,6 +124,6 @@ def check_numbers(**numbers: tuple[int, int]) -> None:
 def training_precision(precision: str, accelerator: str) -> str:
     """Return Lightning's name of a precision; ``"auto"`` is bfloat16 on a GPU fast at it."""
     if precision != "auto":
-        return precision
+        return _PRECISIONS.get(precision, precision)
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and fast_bfloat16(torch.device("cuda")) else "32-true"

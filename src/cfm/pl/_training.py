@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 #: Which part of the data a curve was measured on: how its name says so, and how it is drawn.
 _PARTS = ("train", "validation", "test")
+#: Of curves that do not say on which part they were measured.
+_UNSAID = ""
 _ALIASES = {"val": "validation", "valid": "validation", "training": "train"}
 _DRAWN = {
     "train": (COLORS[0], "-", "o"),
     "validation": (COLORS[1], "--", "s"),
     "test": (COLORS[2], ":", "^"),
+    _UNSAID: (COLORS[0], "-", "o"),
 }
 
 
@@ -130,11 +133,11 @@ def _metric_and_part(key: str) -> tuple[str, str]:
     words = [_ALIASES.get(word, word) for word in key.split("_")]
     parts = [word for word in words if word in _PARTS]
     rest = [word for word in words if word not in (*_PARTS, "epoch", "step")]
-    return "_".join(rest) or key, parts[0] if parts else "train"
+    return "_".join(rest) or key, parts[0] if parts else _UNSAID
 
 
 def _draw(ax: Axes, metric: str, parts: Mapping[str, pd.Series], *, log: bool) -> None:
-    for part in (name for name in _PARTS if name in parts):
+    for part in (name for name in (*_PARTS, _UNSAID) if name in parts):
         values = parts[part]
         color, line, marker = _DRAWN[part]
         every = max(1, len(values) // 12)  # enough markers to tell the curves without colour
@@ -147,7 +150,7 @@ def _draw(ax: Axes, metric: str, parts: Mapping[str, pd.Series], *, log: bool) -
             markevery=every,
             markersize=4,
             linewidth=1.5,
-            label=f"{part} (last {values.iloc[-1]:.3g})",
+            label=f"{part or metric.replace('_', ' ')} (last {values.iloc[-1]:.3g})",
         )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     longest = max(parts.values(), key=len)

@@ -150,7 +150,8 @@ class Trainable(CellVQCore):
             As in Lightning: how many devices on how many machines train together, each with
             batches of ``batch_size``; see the guide on training.
         precision
-            As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
+            ``"bfloat16"``, or a name of Lightning's.
         block_size
             Neighbouring rows that are shuffled together where there are more than 8,192; 1
             shuffles each row alone, which is slow on disk.

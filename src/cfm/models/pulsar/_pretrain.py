@@ -88,7 +88,8 @@ class Trainable(Applicable):
             As in Lightning: how many devices on how many machines train together, each with
             batches of ``batch_size``; see the guide on training.
         precision
-            As in Lightning; ``"auto"`` is bfloat16 on a GPU that is fast at it, else float32.
+            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
+            ``"bfloat16"``, or a name of Lightning's.
         checkpoint_dir
             Folder in which the state of the training is kept, so that the same call goes on where
             it was after a kill, to the same weights; see the guide on training.
