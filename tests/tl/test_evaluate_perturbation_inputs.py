@@ -59,7 +59,7 @@ def test_only_anndata() -> None:
     of_one = evaluate(mudata, {"x": md.MuData({"rna": made})})
     pd.testing.assert_frame_equal(of_one, evaluate(cells, {"x": made}))
     for real, other in ((cells.X, made), (cells, made.X), (cells, {"x": made.X}), (cells, "x")):
-        with pytest.raises(TypeError, match="one modality"):
+        with pytest.raises(TypeError, match="expected an AnnData"):
             evaluate(real, other)
     with pytest.raises(ValueError, match="is empty"):
         evaluate(cells, {})

@@ -155,7 +155,10 @@ def get_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = Fals
         )
         raise ValueError(f"adata.X is None; {remedy}.")
     if 0 in matrix.shape:
-        raise ValueError(f"the matrix is empty: {matrix.shape[0]} × {matrix.shape[1]}.")
+        raise ValueError(
+            f"the matrix is empty: {matrix.shape[0]} × {matrix.shape[1]}; at least one observation "
+            "and one gene are expected."
+        )
     return matrix
 
 
@@ -292,7 +295,8 @@ def check_counts(matrix: Any, *, where: str = "adata.X") -> CountSummary:
             if values.min() < 0:
                 raise ValueError(
                     f"{where} holds negative values (smallest {values.min():.4g}), so these are "
-                    "not counts; pass raw counts, or log2 values with units='log'."
+                    "not counts; pass the raw counts (layer=), or log2 values with units='log' "
+                    "where that is offered."
                 )
             maximum = max(maximum, float(values.max()))
             if values.dtype.kind == "f" and not fractional:
@@ -337,6 +341,18 @@ def check_log_values(matrix: Any, *, where: str = "adata.X") -> None:
                 f"{where} holds values up to {largest:.6g}, which are not log2 expression; pass "
                 "counts with units='counts', or take log2 first."
             )
+
+
+def check_not_empty(adata: AnnData) -> None:
+    """Check that there are observations.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if not adata.n_obs:
+        raise ValueError("adata has no observations (n_obs is 0); at least one is expected.")
 
 
 def check_unique_names(names: pd.Index, *, axis: str) -> None:

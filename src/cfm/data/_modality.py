@@ -91,6 +91,11 @@ def require_anndata(adata: object) -> None:
     """
     from anndata import AnnData
 
+    if isinstance(adata, str | PathLike):
+        raise TypeError(
+            f"Found the path {str(adata)!r}; expected an AnnData: read it with anndata.read_h5ad, "
+            "or open it with cfm.data.open_files."
+        )
     if not isinstance(adata, AnnData):
         raise TypeError(
             f"Found a {type(adata).__name__}; expected an AnnData. Of a MuData, pass "

@@ -39,7 +39,12 @@ def check_key(key_added: str) -> None:
         )
 
 
-def warn_overwritten(adata: AnnData, key: str, fields: Mapping[str, Sequence[str]]) -> None:
+def warn_overwritten(
+    adata: AnnData,
+    key: str,
+    fields: Mapping[str, Sequence[str]],
+    remedy: str = "pass another key_added= to keep it",
+) -> None:
     """Warn if fields that this tool did not write are about to be replaced.
 
     Parameters
@@ -50,6 +55,8 @@ def warn_overwritten(adata: AnnData, key: str, fields: Mapping[str, Sequence[str
         ``uns[key]`` holds the tool's record if it wrote them.
     fields
         Names by slot: ``{"obs": [...], "obsm": [...]}``.
+    remedy
+        What to do about it.
     """
     record = adata.uns.get(key)
     taken = [
@@ -64,7 +71,4 @@ def warn_overwritten(adata: AnnData, key: str, fields: Mapping[str, Sequence[str
     if record is not None:
         taken.append(f"uns[{key!r}]")
     if taken:
-        warn_user(
-            f"{', '.join(taken)} was not written by this tool and is replaced; pass another "
-            "key_added= to keep it."
-        )
+        warn_user(f"{', '.join(taken)} was not written by this tool and is replaced; {remedy}.")

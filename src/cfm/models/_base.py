@@ -103,7 +103,14 @@ class PretrainedModel(BaseModelClass):
     @staticmethod
     def _get_setup_method_args(**setup_locals: Any) -> dict[str, Any]:
         # the first thing that each setup_anndata does, and before it looks at obs
-        load_tables(setup_locals["adata"])
+        adata = setup_locals["adata"]
+        require_anndata(adata)
+        if adata.is_view:
+            raise ValueError(
+                "adata is a view of another AnnData, and what a model registers is written to it; "
+                "pass a copy: adata = adata.copy()."
+            )
+        load_tables(adata)
         return cast("dict[str, Any]", BaseModelClass._get_setup_method_args(**setup_locals))
 
     @property
@@ -319,7 +326,7 @@ def check_column(adata: AnnData, key: str) -> None:
     """
     if key not in adata.obs:
         raise KeyError(f"adata.obs has no column {key!r}; it has {adata.obs.columns.tolist()}.")
-    missing = int(adata.obs[key].isna().sum())
+    missing = int(in_memory_frame(adata.obs[[key]])[key].isna().sum())
     if missing:
         raise ValueError(
             f"adata.obs[{key!r}] is missing in {missing} of {adata.n_obs} rows; fill it in, or "

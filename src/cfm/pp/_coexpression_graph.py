@@ -10,7 +10,7 @@ from scipy import sparse, stats
 from cfm._fields import PARAMS
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.data._modality import on_modality, require_anndata
-from cfm.data._store import check_key, target
+from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._units import looks_like_counts
 from cfm.data._warn import warn_user
 
@@ -98,7 +98,8 @@ def coexpression_graph(
     -----
     UserWarning
         If the values look like counts, whose correlations follow the size of the libraries; or if
-        so few observations exceed the threshold by chance in more than 5 % of gene pairs.
+        so few observations exceed the threshold by chance in more than 5 % of gene pairs; or if a
+        graph that this function did not write is replaced.
 
     Notes
     -----
@@ -137,6 +138,7 @@ def coexpression_graph(
         graph.sort_indices()
 
     adata = target(adata, copy=copy)
+    warn_overwritten(adata, key_added, {"varp": [key_added]})
     adata.varp[key_added] = graph
     linked = np.zeros(adata.n_vars, dtype=bool)
     linked[np.unique(graph.indices)] = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +13,8 @@ from cfm._fields import MAP_GENES, PARAMS
 from cfm.data._gene_ids import Organism, map_identifiers
 from cfm.data._matrix import LOG_CEILING, row_blocks
 from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import warn_overwritten
+from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -95,7 +96,8 @@ def map_genes(
     Warns
     -----
     UserWarning
-        If values that look log-transformed are summed.
+        If values that look log-transformed are summed, or fields that this function did not write
+        are replaced.
 
     Examples
     --------
@@ -153,6 +155,8 @@ def map_genes(
             merged[key] = _merge_columns(matrix, member, aggregate)
 
     # all is computed: from here on adata changes
+    columns = ["original_id", "mapping"]
+    warn_overwritten(adata, MAP_GENES, {"var": columns}, "rename it first to keep it")
     if len(new_names) < adata.n_vars:
         adata._inplace_subset_var(first)
     elif adata.is_view:
@@ -219,11 +223,9 @@ def _warn_of_logs(matrix: Any, where: str) -> None:
         return
     fractional = bool((values != np.rint(values)).any())
     if values.min() < 0 or (fractional and values.max() <= LOG_CEILING):
-        warnings.warn(
+        warn_user(
             f"{where} looks log-transformed, and genes with the same symbol are summed; use "
-            "aggregate='mean', or map genes before taking logarithms.",
-            UserWarning,
-            stacklevel=3,
+            "aggregate='mean', or map genes before taking logarithms."
         )
 
 

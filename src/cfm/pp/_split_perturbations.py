@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import PARAMS
-from cfm.data._matrix import check_unique_names, in_memory_frame
+from cfm.data._matrix import check_not_empty, check_unique_names, in_memory_frame
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target
 from cfm.data._warn import warn_user
@@ -145,6 +145,7 @@ def split_perturbations(
         raise ValueError("hold_out='group' needs groupby=, the column of cell types or donors.")
     if groups is not None and groupby is None:
         raise ValueError("groups= was given without groupby=, the column that holds them.")
+    check_not_empty(adata)
     check_unique_names(adata.obs_names, axis="obs")
     obs = in_memory_frame(adata.obs)
     level, group, present = _read(obs, key, control, groupby)

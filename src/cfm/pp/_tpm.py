@@ -14,7 +14,7 @@ from cfm.data._gene_ids import map_identifiers
 from cfm.data._gene_lengths import gene_lengths as shipped_lengths
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
 from cfm.data._modality import on_modality, require_anndata
-from cfm.data._store import check_key, target
+from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def tpm(
     Warns
     -----
     UserWarning
-        If genes have no length, or the lengths do not look like base pairs.
+        If genes have no length, the lengths do not look like base pairs, or a layer that this
+        function did not write is replaced.
 
     Notes
     -----
@@ -137,6 +138,7 @@ def tpm(
 
     # all is computed: from here on adata changes
     adata = target(adata, copy=copy)
+    warn_overwritten(adata, key_added, {"layers": [key_added]})
     adata.layers[key_added] = values
     adata.var[GENE_LENGTH] = lengths
     adata.uns[key_added] = {

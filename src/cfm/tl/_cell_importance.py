@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS, PARAMS
+from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.models import Pulsar, load_model
@@ -135,8 +136,9 @@ def cell_importance(
         raise TypeError(
             f"{type(loaded).__name__} does not read the cells of donors; pass a cfm.models.Pulsar."
         )
-    if groupby is not None and groupby not in adata.obs:
-        raise KeyError(f"adata.obs has no column {groupby!r}; it has {adata.obs.columns.tolist()}.")
+    obs = in_memory_frame(adata.obs)
+    if groupby is not None and groupby not in obs:
+        raise KeyError(f"adata.obs has no column {groupby!r}; it has {obs.columns.tolist()}.")
     found = loaded.get_cell_importance(
         adata,
         donor_key=donor_key,
@@ -163,7 +165,7 @@ def cell_importance(
     result: dict[str, Any] = {PARAMS: record}
     if groupby is not None:
         donors = loaded.read_donors(adata, donor_key, use_rep)
-        values = adata.obs[groupby].astype(object)
+        values = obs[groupby].astype(object)
         groups = values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
         moved = loaded.get_removal_effects(
             donors, groups, n_cells=n_cells, n_random=n_random, seed=seed

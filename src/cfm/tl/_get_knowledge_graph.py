@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -55,7 +55,8 @@ def get_knowledge_graph(
     require_anndata(adata)
     stored = adata.uns.get(key)
     tables = [
-        stored.get(name) if hasattr(stored, "get") else None for name in (GRAPH_NODES, GRAPH_EDGES)
+        _table(stored.get(name)) if hasattr(stored, "get") else None
+        for name in (GRAPH_NODES, GRAPH_EDGES)
     ]
     nodes, edges = tables
     if not isinstance(nodes, pd.DataFrame) or not isinstance(edges, pd.DataFrame):
@@ -65,3 +66,8 @@ def get_knowledge_graph(
             "stored under."
         )
     return KnowledgeGraph(nodes, edges)
+
+
+def _table(stored: Any) -> Any:
+    """Return a table in memory, also one of :func:`anndata.experimental.read_lazy`."""
+    return stored.to_memory() if hasattr(stored, "to_memory") else stored

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cfm.data._matrix import check_not_empty, in_memory_frame
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -35,14 +37,16 @@ def profile_groups(
     ValueError
         If there is no group, or one is asked for twice.
     """
-    if groupby not in adata.obs:
+    check_not_empty(adata)
+    obs = in_memory_frame(adata.obs)
+    if groupby not in obs:
         raise KeyError(
-            f"adata.obs has no column {groupby!r}; it has {adata.obs.columns.tolist()}. Say with "
+            f"adata.obs has no column {groupby!r}; it has {obs.columns.tolist()}. Say with "
             "groupby= which column holds the groups."
         )
     if isinstance(groups, str):
         raise TypeError(f"groups={groups!r} is one text; expected a list, such as [{groups!r}].")
-    column = adata.obs[groupby]
+    column = obs[groupby]
     present = column.notna().to_numpy()
     values = column.astype(str).to_numpy(dtype=object)
     levels = sorted(set(values[present]))

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from cfm._fields import HOST_FACTORS_KEY, PARAMS, RESULTS
+from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.metrics import pooled_p_values
@@ -179,7 +180,8 @@ def host_factors(
     caller.require_classifier()
     rows_of = profile_groups(adata, groupby, groups)
     names = adata.obs_names.astype(str).to_numpy()
-    everyone = _sorted(np.flatnonzero(adata.obs[groupby].notna().to_numpy()), names)
+    labelled = in_memory_frame(adata.obs)[groupby].notna().to_numpy()
+    everyone = _sorted(np.flatnonzero(labelled), names)
     nulls: dict[str, Null] = {
         g: choose_null(len(rows), len(everyone)) if null == "auto" else null
         for g, rows in rows_of.items()

@@ -17,7 +17,7 @@ from cfm._fields import (
     PARAMS,
 )
 from cfm.data import Reference
-from cfm.data._matrix import check_unique_names
+from cfm.data._matrix import check_not_empty, check_unique_names
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
 
@@ -130,6 +130,7 @@ def map_reference(
     ['lupus']
     """
     require_anndata(query)
+    check_not_empty(query)
     check_unique_names(query.obs_names, axis="obs")
     check_key(key_added)
     if n_neighbors < 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from scipy import sparse
 
-from cfm.data._matrix import check_counts, row_blocks
+from cfm.data._matrix import LOG2_LIMIT, check_counts, row_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,10 +48,24 @@ def hold_counts(matrix: Any, units: Units) -> bool:
         if values.dtype.kind == "f" and not (
             np.isfinite(values).all() and (values == np.rint(values)).all()
         ):
-            return False
+            return _hold_logs(values)
         if values.size and values.min() < 0:
-            return False
+            return _hold_logs(values)
     return True
+
+
+def _hold_logs(values: np.ndarray) -> bool:
+    """Return that these are no counts, unless they can be no logarithms either."""
+    if not np.isfinite(values).all():
+        return False  # which is refused where logarithms are taken
+    largest = float(np.abs(values).max())
+    if largest > LOG2_LIMIT:
+        raise ValueError(
+            f"The matrix holds negative or fractional values, so these are not counts, and values "
+            f"up to {largest:.4g}, which no logarithm reaches; pass counts or logarithms with "
+            "layer=, or say with units= what these are."
+        )
+    return False
 
 
 def to_log(values: Array, *, counts: bool) -> Array:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from cfm.data._matrix import check_unique_names
+from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def read_target(
     check(found, n_folds)
     _check_groups(found, groups, n_folds)
     if groups is None:
-        _warn_of_groups(adata.obs.iloc[rows].drop(columns=targets, errors="ignore"))
+        obs = in_memory_frame(adata.obs).iloc[rows]
+        _warn_of_groups(obs.drop(columns=targets, errors="ignore"))
     n_dropped = adata.n_obs - len(rows)
     if n_dropped:
         warn_user(
@@ -123,7 +124,7 @@ def read_target(
 
 
 def _target_frame(adata: AnnData, target: str | Sequence[str], task: Task) -> pd.DataFrame:
-    obs = adata.obs
+    obs = in_memory_frame(adata.obs)
     if isinstance(target, str):
         if target in obs.columns:
             names = [target]
@@ -195,9 +196,10 @@ def _warn_of_groups(obs: pd.DataFrame) -> None:
 
 
 def _groups(adata: AnnData, groups: str, rows: np.ndarray) -> np.ndarray:
-    if groups not in adata.obs.columns:
-        raise KeyError(f"no column {groups!r} in adata.obs; it has {list(adata.obs.columns)}.")
-    column = adata.obs[groups].iloc[rows]
+    obs = in_memory_frame(adata.obs)
+    if groups not in obs.columns:
+        raise KeyError(f"no column {groups!r} in adata.obs; it has {list(obs.columns)}.")
+    column = obs[groups].iloc[rows]
     texts = column.astype(str)
     missing = int((column.isna() | (texts.str.strip() == "")).sum())
     if missing:

@@ -12,7 +12,6 @@ from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import check_unique_names, get_matrix
-from cfm.data._modality import require_anndata
 from cfm.data._warn import warn_user
 from cfm.models._base import PretrainedModel, check_column
 from cfm.models.cellvq._reading import CellReader
@@ -80,7 +79,6 @@ class Registered(PretrainedModel):
             If a property has one level only: its head has nothing to tell apart.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        require_anndata(adata)
         get_matrix(adata, layer=layer)
         check_unique_names(adata.var_names, axis="var")
         if isinstance(labels_keys, str):

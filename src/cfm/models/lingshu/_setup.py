@@ -9,7 +9,6 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm.data._matrix import check_unique_names, get_matrix
-from cfm.data._modality import require_anndata
 from cfm.models._base import PretrainedModel, check_column
 from cfm.models.lingshu._levels import ConditionLevels
 from cfm.models.lingshu._reading import check_counts
@@ -73,7 +72,6 @@ class Registered(PretrainedModel):
             If counts lie above 9,999, the range of the quantiser.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        require_anndata(adata)
         matrix = get_matrix(adata, layer=layer)
         check_unique_names(adata.var_names, axis="var")
         if isinstance(covariate_keys, str):

@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from cfm.data._matrix import by_rows, check_unique_names, read_rows, row_blocks, to_dense
+from cfm.data._matrix import (
+    by_rows,
+    check_not_empty,
+    check_unique_names,
+    in_memory_frame,
+    read_rows,
+    row_blocks,
+    to_dense,
+)
 from cfm.data._modality import require_anndata
 from cfm.data._warn import warn_user
 from cfm.models._base import check_column
@@ -158,7 +166,7 @@ def read_donors(adata: AnnData, donor_key: str, use_rep: str, width: int | None)
     check_column(adata, donor_key)
     cells = read_cells(adata, use_rep, width)
     check_unique_names(adata.obs_names, axis="obs")
-    ids = adata.obs[donor_key].astype(str).to_numpy(dtype=object)
+    ids = in_memory_frame(adata.obs)[donor_key].astype(str).to_numpy(dtype=object)
     if (ids == "").any():
         raise ValueError(
             f"adata.obs[{donor_key!r}] is empty in {int((ids == '').sum())} of {len(ids)} rows; "
@@ -183,6 +191,7 @@ def read_cells(adata: AnnData, use_rep: str, width: int | None) -> np.ndarray | 
 
     What lies in a file, or is computed by dask, stays there, but is gone through once to check it.
     """
+    check_not_empty(adata)
     if use_rep not in adata.obsm:
         hint = (
             " Make it from counts with cfm.tl.embed(adata, model) and a cfm.models.UCE, or name "
