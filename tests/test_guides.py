@@ -14,17 +14,29 @@ GUIDE = Path(__file__).parents[1] / "docs" / "guide"
 #: Pages whose ``python`` blocks form a program; blocks that need a download are ``{code-block}``.
 PAGES = [
     "adding_a_model",
+    "bulkformer",
     "cellpulse",
     "cellvq",
+    "cohorts",
+    "contrasts",
     "donors",
+    "drug_screen",
+    "gene_programs",
     "genes",
     "honest_baselines",
+    "host_factors",
     "knowledge_graph",
     "lingshu",
     "on_disk",
+    "perturbations",
     "pulsar",
     "training",
 ]
+
+
+def test_every_page_with_code_is_run() -> None:
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in GUIDE.glob("*.md")}
+    assert sorted(PAGES) == sorted(name for name, text in texts.items() if "```python\n" in text)
 
 
 @pytest.mark.parametrize("page", PAGES)
