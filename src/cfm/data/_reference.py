@@ -121,7 +121,10 @@ class Reference:
             import pyarrow as pa
             import pyarrow.dataset as ds
         except ImportError as error:
-            raise ImportError("Parquet is read with pyarrow: pip install pyarrow.") from error
+            raise ImportError(
+                "Parquet is read with pyarrow, which is not installed; "
+                "pip install 'cfm-tools[parquet]'."
+            ) from error
         path = Path(path).expanduser()
         if not path.exists():
             raise ValueError(f"There is no file or folder {path}; give that of the reference.")
