@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+import yaml
 
 import cfm
 
@@ -68,6 +72,7 @@ def _build(folder: Path, **pages: str | list[dict[str, object]]) -> tuple[int, s
 
 
 def test_texts_reach_the_page_and_every_gap_fails_the_build(tmp_path: Path) -> None:
+    pytest.importorskip("myst_nb")  # of the group "doc"; `make test` does without
     picture = f"![{ALT}](https://example.org/a.png)"
     code, said, html = _build(tmp_path / "good", page=picture, book=[_cell(ALT_IS)])
     assert code == 0, said
@@ -114,3 +119,53 @@ def test_tables_that_the_guide_explains_are_those_of_the_benchmarks() -> None:
     rows = [line for line in guide.splitlines() if line.startswith("|")]
     assert len(rows) >= 20
     assert not [row for row in rows if row not in benchmarks]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What docs/conf.py says, run in a copy: it writes beside itself."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "tutorials").mkdir()
+    for name in ("conf.py", "_alternative_text.py"):
+        (tmp_path / "docs" / name).write_text((DOCS / name).read_text(encoding="utf-8"))
+    (tmp_path / "tutorials" / "01_first.ipynb").write_text("{}")
+    monkeypatch.delenv("CFM_DOCS_EXECUTE", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    found = runpy.run_path(str(tmp_path / "docs" / "conf.py"))
+    assert (tmp_path / "docs" / "tutorials" / "notebooks" / "01_first.ipynb").exists()
+    return found
+
+
+def test_notebooks_are_run_and_an_error_fails_the_build(settings: dict[str, Any]) -> None:
+    assert settings["nb_execution_mode"] == "force"
+    assert settings["nb_execution_raise_on_error"]
+    assert settings["nb_execution_timeout"] <= 120
+    assert os.environ["MPLBACKEND"] == "module://matplotlib_inline.backend_inline"
+    assert "_alternative_text" in settings["extensions"]
+    for name in settings["html_css_files"]:
+        assert (DOCS / settings["html_static_path"][0] / name).stat().st_size
+
+
+def test_notebooks_are_spread_over_the_pages(settings: dict[str, Any]) -> None:
+    notebooks = [f"tutorials/notebooks/{i}" for i in range(4)]
+    pages = [*(f"guide/{i:02}" for i in range(16)), *notebooks]
+    names = list(pages)
+    settings["_spread_notebooks"](None, None, names)
+    assert sorted(names) == sorted(pages)
+    for half in (names[:10], names[10:]):
+        assert sum(name in notebooks for name in half) == 2
+    alone = ["index"]
+    settings["_spread_notebooks"](None, None, alone)
+    assert alone == ["index"]
+
+
+def test_read_the_docs_builds_as_make_docs_does() -> None:
+    build = yaml.safe_load((DOCS.parent / ".readthedocs.yaml").read_text(encoding="utf-8"))
+    python = build["build"]["tools"]["python"]
+    constraints = (DOCS.parent / "constraints.txt").read_text(encoding="utf-8")
+    assert f"Python {python}," in constraints.partition("\n")[0]
+    assert build["sphinx"] == {"configuration": "docs/conf.py", "fail_on_warning": True}
+    installs = [step for step in build["build"]["jobs"]["install"] if "--upgrade" not in step]
+    assert all("--constraint constraints.txt" in step for step in installs)
+    assert "--group doc" in installs[-1] and "survival" in installs[-1]
