@@ -51,7 +51,7 @@ def check_wheel(path: Path, project: dict) -> None:
 
 
 def check_sdist(path: Path, project: dict) -> None:
-    """Enough to build the wheel, to test it and to train the bundled weights."""
+    """Enough to build the wheel, and to train the bundled weights."""
     top = f"cfm_tools-{project['version']}/"
     with tarfile.open(path) as archive:
         members = archive.getmembers()
