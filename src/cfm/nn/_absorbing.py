@@ -123,5 +123,7 @@ def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
     """
     weight = (logits - logits.amax(-1, keepdim=True)).exp()
     below = weight.cumsum(-1, dtype=torch.float64)
-    found = torch.searchsorted(below, (uniform * below[:, -1]).unsqueeze(-1), right=True)
-    return found.squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    total = below[:, -1:].contiguous()
+    found = torch.searchsorted(below, uniform.unsqueeze(-1) * total, right=True)
+    # a number just below 1 is rounded to the total, beyond the last token that can be drawn
+    return torch.minimum(found, torch.searchsorted(below, total)).squeeze(-1)
