@@ -295,7 +295,10 @@ FAULTS: dict[str, tuple[str, Callable[[Notebook], object]]] = {
         "machine",
         lambda n: _add(n, output_type="execute_result", data={"text/html": "<b>'/home/me/x'</b>"}),
     ),
-    "a path in the code": ("machine", lambda n: _code(n)["source"].append("\npath = '/root/x'")),
+    "a path in the code": (
+        "machine",
+        lambda n: _code(n)["source"].append(f"\npath = '/{'root'}/x'"),
+    ),
     "a long output": (
         "length",
         lambda n: _add(n, output_type="stream", name="stdout", text="line\n" * 100),
