@@ -73,7 +73,9 @@ def test_what_cannot_be_drawn_is_said(adata: ad.AnnData) -> None:
         cfm.pl.cell_importance(adata, kind="both")
     with pytest.raises(KeyError, match=r"no groups \['X'\]"):
         cfm.pl.cell_importance(adata, groups=["X"])
-    with pytest.raises(KeyError, match=r"run cfm.tl.cell_importance"):
+    with pytest.raises(
+        KeyError, match=r"run cfm\.tl\.cell_importance\(adata, groupby=…, key_added="
+    ):
         cfm.pl.cell_importance(adata, key="other")
     adata.uns["cell_importance"]["groups"]["removal"] = np.nan
     with pytest.raises(ValueError, match="no finite removal"):

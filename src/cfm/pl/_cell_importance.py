@@ -92,7 +92,14 @@ def cell_importance(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}; expected one of {get_args(Kind)}.")
-    table = stored_table(adata, key, IMPORTANCE_GROUPS, tool="cell_importance", columns=_COLUMNS)
+    table = stored_table(
+        adata,
+        key,
+        IMPORTANCE_GROUPS,
+        tool="cell_importance",
+        columns=_COLUMNS,
+        arguments="groupby=…",
+    )
     value = "enrichment" if kind == "importance" else "removal"
     table = table[np.isfinite(table[value])]
     if kind == "importance":

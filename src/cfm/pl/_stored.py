@@ -95,6 +95,7 @@ def stored_table(
     tool: str,
     columns: Sequence[str],
     empty: bool = False,
+    arguments: str = "",
 ) -> pd.DataFrame:
     """Read the table that a ranking tool left in ``uns[key][table]``.
 
@@ -112,6 +113,8 @@ def stored_table(
         What has to be there.
     empty
         Whether a table without rows will do.
+    arguments
+        What the tool has to be told so that it writes the table, such as ``"groupby=…"``.
 
     Returns
     -------
@@ -126,9 +129,8 @@ def stored_table(
     """
     stored = adata.uns.get(key)
     frame = stored.get(table) if hasattr(stored, "get") else None
-    advice = (
-        f"run cfm.tl.{tool}(adata, key_added={key!r}) first, or pass the key it was stored under."
-    )
+    call = ", ".join(filter(None, ("adata", arguments, f"key_added={key!r}")))
+    advice = f"run cfm.tl.{tool}({call}) first, or pass the key it was stored under."
     if not isinstance(frame, pd.DataFrame):
         raise KeyError(f"uns[{key!r}][{table!r}] not found; {advice}")
     missing = [name for name in columns if name not in frame]

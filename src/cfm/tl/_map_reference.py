@@ -60,7 +60,7 @@ def map_reference(
     reference_rep
         Name in ``reference.obsm``; by default the same.
     n_neighbors
-        Neighbours of each observation.
+        Neighbours of each observation; all of a smaller reference.
     sharpness
         A neighbour's vote is the exponential of its similarity times this: with 0 all neighbours
         vote the same.
