@@ -25,6 +25,7 @@ PAGES = [
     "genes",
     "honest_baselines",
     "host_factors",
+    "inputs",
     "knowledge_graph",
     "lingshu",
     "on_disk",

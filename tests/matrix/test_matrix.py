@@ -255,3 +255,34 @@ def test_a_layer_is_read_in_place_of_x(name: str) -> None:
     aside = re.compile(r"params/layer|^X$|^layers/same$")
     good = {k: v for k, v in expected(name).items() if not aside.search(k)}
     _outcome.assert_alike({k: found[k] for k in good}, good)
+
+
+#: How the guide calls what becomes of bad data.
+WORDS = {
+    "no effect": {SAME},
+    "that row only": {REST},
+    "names stay": {REST},
+    "as among others": {FIRST},
+    "its own result": {OWN},
+}
+#: Which tool each column of the guide is about.
+COLUMNS = [
+    "tl.embed (CellPulse)",
+    "tl.embed (BulkFormer)",
+    "tl.embed (CellVQ)",
+    "pp.contrasts",
+    "tl.embed_donors",
+]
+
+
+def test_the_guide_says_what_the_table_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "inputs.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    told = {row[0]: row[1:] for row in rows if len(row) == 1 + len(COLUMNS)}
+    assert set(_kinds.BAD) <= set(told)
+    for kind in _kinds.BAD:
+        for name, word in zip(COLUMNS, told[kind], strict=True):
+            outcome = TOOLS[name].bad[kind]
+            is_refused = outcome not in (SAME, REST, FIRST, OWN)
+            assert (word == "refused") if is_refused else (outcome in WORDS[word]), (kind, name)
+    assert f"All {len(TABLE)} ways to call a tool" in page
