@@ -75,7 +75,8 @@ def test_bulkformer(tmp_path: Path) -> None:
         good = torch.load(path, weights_only=True)
         made = states(good) if isinstance(good, dict) else states({"tensor": good})
         for what, state in made:
-            if "calls_since_last_redraw" not in what:  # a counter that nothing reads
+            # a counter that nothing reads, and copies, which may be left out
+            if "calls_since" not in what and not ("instance" in what and "left out" in what):
                 torch.save(state, path)
                 refused(read, (name, what))
         if isinstance(good, torch.Tensor):
