@@ -58,6 +58,13 @@ def load_torch(path: str | Path) -> dict[str, Any]:
         code or for classes other than tensors and plain containers; if it claims far more data
         than it holds (a packed archive, tensors that repeat a value); if it holds something other
         than a tensor or a dictionary with names, tensors that are not dense, or NaN.
+
+    Examples
+    --------
+    >>> import cfm, torch
+    >>> torch.save({"state_dict": {"weight": torch.zeros(2, 3)}}, "theirs.pt")
+    >>> cfm.hub.load_torch("theirs.pt")["state_dict"]["weight"].shape
+    torch.Size([2, 3])
     """
     path = Path(path)
     loaded = read_plain(path)
