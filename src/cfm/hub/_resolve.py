@@ -4,6 +4,7 @@ import difflib
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from cfm.hub._names import bundled_folders, known_names, named_folders, registered_source
 
@@ -111,6 +112,9 @@ def _download(source: str) -> Path:
         LocalEntryNotFoundError,
     )
 
+    # The classes that the hub's own errors are made of are those of its transport: OSError, and
+    # HTTPError of requests, httpx or httpx2, as it goes with the version.
+    transport = cast("tuple[type[Exception], ...]", (OSError, *HfHubHTTPError.__bases__))
     repo, revision = match["repo"], match["revision"]
     try:
         return Path(snapshot_download(repo_id=repo, revision=revision, ignore_patterns=_IGNORED))
@@ -124,9 +128,7 @@ def _download(source: str) -> Path:
             f"The Hugging Face hub does not give out {source} ({type(error).__name__}); check the "
             "name, the revision and, for a private repository, your login (`hf auth login`)."
         ) from error
-    # The classes that the hub's own errors are made of are those of its transport: OSError, and
-    # HTTPError of requests, httpx or httpx2, as it goes with the version.
-    except (OSError, *HfHubHTTPError.__bases__) as error:
+    except transport as error:
         number = getattr(error, "errno", None)
         if isinstance(number, int) and not isinstance(error, ConnectionError | TimeoutError):
             raise OSError(
