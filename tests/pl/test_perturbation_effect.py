@@ -267,7 +267,7 @@ def test_bad_kinds_of_input():
     real, made = make_screen()
     with pytest.raises(TypeError, match="simulated is a NoneType"):
         cfm.pl.perturbation(real)
-    with pytest.raises(TypeError, match="real is a ndarray"):
+    with pytest.raises(TypeError, match="Found a ndarray; expected an AnnData"):
         cfm.pl.perturbation(real.X, made)
     with pytest.raises(TypeError, match="needs the real and the simulated cells"):
         cfm.pl.perturbation(real.obs, made, kind="effect")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cfm._fields import CELL_CODE_KEY, MARKERS, NEIGHBOURS, VECTORS
+from cfm.pl._checks import require_anndata
 from cfm.pl._code_composition import draw_composition, head, order_codes
 from cfm.pl._code_levels import Levels, read_levels
 from cfm.pl._code_map import draw_map
@@ -99,6 +100,7 @@ def cell_codes(
     >>> ax.get_xlabel()
     "share of the code's cells, by bulk_labels"
     """
+    require_anndata(adata)
     if kind not in get_args(Kind):
         raise ValueError(f"kind is {kind!r}; expected one of {', '.join(get_args(Kind))}.")
     for name, value in (("n_codes", n_codes), ("n_genes", n_genes)):

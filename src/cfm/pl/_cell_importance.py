@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, legend_below, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._palette import COLORS, GREY
@@ -90,6 +91,7 @@ def cell_importance(
     >>> sorted(label.get_text() for label in ax.get_yticklabels())
     ['B cell (4)', 'Monocyte (4)', 'NK cell (4)', 'T cell (4)']
     """
+    require_anndata(adata)
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}; expected one of {get_args(Kind)}.")
     table = stored_table(

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.collections import EllipseCollection
 
 from cfm._fields import SPREAD
+from cfm.pl._checks import require_anndata
 from cfm.pl._embedding import (
     _color_values,
     _draw_panel,
@@ -93,6 +94,7 @@ def donors(
     >>> ax.get_title()
     'disease'
     """
+    require_anndata(adata)
     name, vectors = _stored_embedding(adata, basis)
     values = None if color is None else _color_values(adata, color)
     styles = {} if values is None or color is None else _shared_styles({color: values})

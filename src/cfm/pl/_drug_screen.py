@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from cfm._fields import DRUG_SCREEN_KEY, RESULTS
+from cfm.pl._checks import require_anndata
 from cfm.pl._drug_scatter import draw_scatter
 from cfm.pl._drug_waterfall import LONGEST, draw_bars, draw_waterfall
 from cfm.pl._figure import figure_of, finish
@@ -96,6 +97,7 @@ def drug_screen(
     >>> ax.get_ylabel()
     'combined score'
     """
+    require_anndata(adata)
     if kind not in ("waterfall", "scatter"):
         raise ValueError(f"kind is {kind!r}; expected 'waterfall' or 'scatter'.")
     if n_compounds < 0:

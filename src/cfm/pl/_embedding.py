@@ -11,6 +11,7 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from cfm._fields import EMBEDDING_PREFIX
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import label_points, shorten
 from cfm.pl._palette import GREY, Style, category_styles
@@ -89,6 +90,7 @@ def embedding(
     >>> ax.get_title()
     'virus'
     """
+    require_anndata(adata)
     name, vectors = _stored_embedding(adata, basis)
     colors: list[str | None] = [color] if color is None or isinstance(color, str) else list(color)
     if not colors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from cfm._fields import ENRICHMENT, GENE_PROGRAMS_KEY, PROGRAM_EDGES, PROGRAM_GENES, PROGRAMS
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish
 from cfm.pl._palette import SIGNIFICANT
 from cfm.pl._program_heatmap import draw_heatmap
@@ -109,6 +110,7 @@ def gene_programs(
     >>> [label.get_text() for label in ax.get_xticklabels()][:2]
     ['study1|virus_A_vs_none', 'study4|virus_A_vs_none']
     """
+    require_anndata(adata)
     if kind not in ("heatmap", "network"):
         raise ValueError(f"kind is {kind!r}; expected 'heatmap' or 'network'.")
     for name, value in (("n_programs", n_programs), ("n_genes", n_genes)):

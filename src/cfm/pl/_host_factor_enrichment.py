@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from cfm._fields import HOST_FACTORS_KEY, RESULTS
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, legend_below
 from cfm.pl._labels import shorten
 from cfm.pl._palette import COLORS
@@ -119,6 +120,7 @@ def host_factor_enrichment(
     >>> ax.get_xlabel()
     'rank as host factor (ticks: genes of the list)'
     """
+    require_anndata(adata)
     lists = _lists(reference)
     if n_permutations < 1:
         raise ValueError(f"n_permutations is {n_permutations}; expected at least 1.")

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from cfm._fields import HOST_FACTORS_KEY, RESULTS
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, legend_below
 from cfm.pl._labels import room_for_tips, shorten
 from cfm.pl._palette import ARROWS, DIRECTION_STYLES, SIGNIFICANT
@@ -86,6 +87,7 @@ def host_factors(
     >>> len(ax.get_yticklabels())
     5
     """
+    require_anndata(adata)
     if n_genes < 1:
         raise ValueError(f"n_genes is {n_genes}; expected at least 1.")
     table = stored_table(adata, key, RESULTS, tool="host_factors", columns=_COLUMNS)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import GRAPH_EDGES, GRAPH_NODES, KNOWLEDGE_GRAPH_KEY
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish
 from cfm.pl._knowledge_graph_drawing import draw_graph
 from cfm.pl._stored import stored_table
@@ -91,6 +92,7 @@ def knowledge_graph(
     >>> ax.get_title()
     '55 nodes'
     """
+    require_anndata(adata)
     if max_nodes < 2:
         raise ValueError(f"max_nodes is {max_nodes}; expected at least 2.")
     tool = "knowledge_graph"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish
 from cfm.pl._panels import group_axes, one_or_all
 from cfm.pl._perturbation_cells import read_screen
@@ -139,6 +140,8 @@ def perturbation(
     >>> list(axes)
     ['B cell', 'Monocyte', 'NK cell', 'T cell']
     """
+    if not isinstance(real, pd.DataFrame):
+        require_anndata(real)
     kind = kind or ("metrics" if isinstance(real, pd.DataFrame) else "effect")
     if kind not in _KINDS:
         raise ValueError(f"kind={kind!r} is not known; choose one of {_KINDS}.")

@@ -17,6 +17,7 @@ from cfm._fields import (
     PROBE_KEY,
     RESULTS,
 )
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._palette import COLORS, GREY, MARKERS
@@ -111,6 +112,7 @@ def probe(
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['expression', 'expression PCA']
     """
+    require_anndata(adata)
     results, params = stored_probe(adata, key)
     metrics = [metric] if isinstance(metric, str) else list(metric or [])
     if metric is None:

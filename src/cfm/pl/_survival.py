@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from cfm._fields import HIGH_RISK, LOW_RISK, PROBE_KEY, RISK_GROUP
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._palette import COLORS
@@ -104,6 +105,7 @@ def survival(
     >>> cfm.pl.survival(adata, show=False).get_xlabel()
     'time days'
     """
+    require_anndata(adata)
     _, params = stored_probe(adata, key)
     if params["task"] != "survival":
         raise KeyError(

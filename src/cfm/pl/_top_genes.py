@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._palette import DOWN, UP
@@ -69,6 +70,7 @@ def top_genes(
     >>> len(ax.get_yticklabels())
     6
     """
+    require_anndata(adata)
     if n_genes < 1:
         raise ValueError(f"n_genes is {n_genes}; expected at least 1.")
     row = _row(adata, contrast)

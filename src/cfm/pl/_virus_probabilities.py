@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.transforms import ScaledTranslation
 
 from cfm._fields import UNINFECTED, UNKNOWN, VIRUS_KEY
+from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._stored import stored_prediction
@@ -98,6 +99,7 @@ def virus_probabilities(
     >>> len(ax.get_yticklabels()) == contrasts.n_obs
     True
     """
+    require_anndata(adata)
     stored = stored_prediction(adata, key)
     for name in (label, truth):
         if name is not None and name not in adata.obs:

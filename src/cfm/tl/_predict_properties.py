@@ -112,7 +112,8 @@ def predict_properties(
     ``adata.obs[f'{key}_confidence']``
         float32, its probability, not calibrated; ``NaN`` where the class is missing.
     ``adata.obsm[f'{key}_proba']``
-        DataFrame, cells by classes, float32; rows sum to 1.
+        DataFrame, cells by classes, float32; rows sum to 1; ``"|"`` in place of ``"/"`` in the
+        names of classes.
     ``adata.uns[key]``
         ``params`` (arguments, model, SHA-256, device, share of genes found) and ``classes``.
 
@@ -185,8 +186,10 @@ def predict_properties(
             call, confidence = _called(table)
             made.obs[key] = call
             made.obs[key + CONFIDENCE] = confidence
-            made.obsm[key + PROBABILITIES] = table
             classes = table.columns.tolist()
+            # no "/" in the names of columns, which no zarr store takes
+            table.columns = [str(label).replace("/", "|") for label in classes]
+            made.obsm[key + PROBABILITIES] = table
             made.uns[key] = {PARAMS: record | {"property": name}, "classes": classes}
 
     return run.run(

@@ -164,7 +164,8 @@ def probe(
     ``adata.obs[key_added + '_risk_group']``
         Survival: ``"high"`` where the risk is above that of half the training observations.
     ``adata.obsm[key_added + '_proba']``
-        Classification: DataFrame, observations by classes, of the first representation and head.
+        Classification: DataFrame, observations by classes, of the first representation and head;
+        ``"|"`` in place of ``"/"`` in their names.
     ``adata.obsm[key_added + '_predictions']``
         DataFrame: the same as ``obs[key_added]`` for each ``"representation|head"``; for several
         targets the predicted values, observations by targets.
@@ -368,8 +369,9 @@ def _fields(
 
     columns: dict[str, Any]
     if found.task == "classification":
+        names = [name.replace("/", "|") for name in found.classes]  # no "/" in columns of files
         obsm[key + PROBABILITIES] = pd.DataFrame(
-            spread(main), index=adata.obs_names, columns=found.classes
+            spread(main), index=adata.obs_names, columns=names
         )
         columns = {}
         for method in methods:
@@ -383,7 +385,8 @@ def _fields(
         code = np.where(np.isnan(own), -1, own > 0.5).astype(np.int64)
         obs[key + RISK_GROUP] = pd.Categorical.from_codes(code, pd.Index([LOW_RISK, HIGH_RISK]))
     elif len(found.names) > 1:
-        columns = dict(zip(found.names, spread(main).T, strict=True))
+        names = [name.replace("/", "|") for name in found.names]
+        columns = dict(zip(names, spread(main).T, strict=True))
     else:
         columns = {"|".join(m): spread(mean[:, 0]) for m, mean in means.items()}
     if found.task != "regression" or len(found.names) == 1:
