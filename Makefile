@@ -37,8 +37,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Runs the notebooks too (two at a time); CFM_DOCS_EXECUTE=0 shows their committed outputs.
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -b html docs docs/_build/html
 
 # Runs the example of the README and puts its output and figure there.
 readme: $(VENV)/.installed-dev
