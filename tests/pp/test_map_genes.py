@@ -203,3 +203,9 @@ def test_totals_stay_and_columns_may_come_in_any_order(names, random):
     assert np.array_equal(one.X.sum(axis=1), values.sum(axis=1))
     assert set(one.var_names) == set(two.var_names)
     assert np.array_equal(one.X, two[:, one.var_names].X)
+
+
+def test_hardly_any_gene_known_warns():
+    adata = ad.AnnData(np.ones((2, 30)), var=pd.DataFrame(index=[f"g{i}" for i in range(30)]))
+    with pytest.warns(UserWarning, match="only 1 of 30 gene identifiers are known"):
+        map_genes(adata)

@@ -130,3 +130,12 @@ def test_what_cannot_be_embedded_is_refused(model: Pulsar, adata: ad.AnnData) ->
     adata.obs.iloc[0, 0] = None
     with pytest.raises(ValueError, match="missing in 1 of 175 rows"):
         cfm.tl.embed_donors(adata, "donor_id", model)
+
+
+def test_the_representation_of_the_training_is_asked_for(adata: ad.AnnData, model: Pulsar) -> None:
+    adata.obsm["X_mine"] = adata.obsm.pop("X_uce")
+    Pulsar.setup_anndata(adata, use_rep="X_mine")
+    other = Pulsar(adata, dim=16, encoder_layers=1, encoder_ff=16, decoder_ff=16)
+    del adata.obsm["X_mine"]
+    with pytest.raises(KeyError, match=r"no 'X_mine', which the model was trained on.*use_rep="):
+        cfm.tl.embed_donors(adata, "donor_id", other)

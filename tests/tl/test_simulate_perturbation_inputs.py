@@ -184,3 +184,11 @@ def test_the_bundled_toy_cells_work(recwarn: pytest.WarningsRecorder) -> None:
     assert made.n_obs == 5 * cells.obs["cell_type"].nunique()
     assert made.uns["simulation"]["params"]["units"] == "counts"
     assert not recwarn.list
+
+
+def test_notes_of_registered_data_are_left_behind() -> None:
+    cells = perturbed_cells(n=2)
+    cells.obs["_scvi_batch"] = 0
+    made = simulate_perturbation(cells, "A", model="control", key="treatment", control="ctrl")
+    assert "_scvi_batch" not in made.obs
+    assert "cell_type" in made.obs

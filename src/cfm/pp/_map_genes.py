@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 Aggregate = Literal["sum", "mean"]
 Unmapped = Literal["keep", "drop"]
+#: Below this share of so many identifiers a hit is chance: "g10" is an old name of BUD31.
+_FEW, _ENOUGH = 0.1, 20
 
 
 @on_modality()
@@ -96,8 +98,8 @@ def map_genes(
     Warns
     -----
     UserWarning
-        If values that look log-transformed are summed, or fields that this function did not write
-        are replaced.
+        If values that look log-transformed are summed, fewer than a tenth of 20 or more
+        identifiers are known, or fields that this function did not write are replaced.
 
     Examples
     --------
@@ -131,6 +133,11 @@ def map_genes(
             f"none of the {len(identifiers)} gene identifiers ({shown}, …) is known; human "
             "symbols, human Ensembl ids or mouse symbols are expected; if they are in a column of "
             f"adata.var, name it by var_key= (columns: {list(adata.var.columns)})."
+        )
+    if len(identifiers) >= _ENOUGH and n_mapped < _FEW * len(identifiers):
+        warn_user(
+            f"only {n_mapped} of {len(identifiers)} gene identifiers are known; check that these "
+            "are genes, or name their column of adata.var by var_key=."
         )
     kept = np.flatnonzero(mapping.mapped | (unmapped == "keep"))
     names = np.where(mapping.mapped, mapping.symbol, identifiers)[kept]

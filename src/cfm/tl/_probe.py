@@ -370,9 +370,7 @@ def _fields(
     columns: dict[str, Any]
     if found.task == "classification":
         names = [name.replace("/", "|") for name in found.classes]  # no "/" in columns of files
-        obsm[key + PROBABILITIES] = pd.DataFrame(
-            spread(main), index=adata.obs_names, columns=names
-        )
+        obsm[key + PROBABILITIES] = pd.DataFrame(spread(main), index=adata.obs_names, columns=names)
         columns = {}
         for method in methods:
             codes = np.full(adata.n_obs, -1, dtype=np.int64)

@@ -176,8 +176,8 @@ def _numbers(column: pd.Series, name: str) -> np.ndarray:
         column = column.astype(column.cat.categories.dtype)
     if not pd.api.types.is_numeric_dtype(column.dtype):
         raise TypeError(
-            f"target {name!r} holds {column.dtype} values; numbers are expected (for categories "
-            "use task='classification')."
+            f"target {name!r} holds {column.dtype} values; numbers are expected (an event is 1 "
+            "or True where it was seen; for categories use task='classification')."
         )
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 

@@ -251,7 +251,9 @@ def simulate_perturbation(
 def _new_obs(adata: ad.AnnData, design: Design, rows: np.ndarray, key: str | None) -> pd.DataFrame:
     """Return ``obs`` of the new observations: that of their sources, and what they are."""
     sources = adata.obs_names[rows].astype(str)
-    obs = in_memory_frame(adata.obs).iloc[rows].copy()
+    obs = in_memory_frame(adata.obs).iloc[rows]
+    # what scvi-tools notes of registered data is not of the new ones
+    obs = obs.loc[:, [not str(column).startswith("_scvi") for column in obs.columns]].copy()
     copy = pd.Series(sources).groupby(sources.to_numpy()).cumcount().to_numpy()
     obs.index = [
         f"{source}-{design.label}" + (f"-{i + 1}" if i else "")

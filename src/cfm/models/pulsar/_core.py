@@ -157,7 +157,14 @@ class PulsarCore(PretrainedModel):
         """
         adata = self._adata_or_own(adata)
         donor_key = donor_key or self.provenance.get("donor_key", USUAL_DONOR)
-        use_rep = use_rep or self.provenance.get("use_rep", USUAL_REP)
+        if use_rep is None:
+            use_rep = self.provenance.get("use_rep", USUAL_REP)
+            if use_rep != USUAL_REP and use_rep not in adata.obsm:
+                raise KeyError(
+                    f"adata.obsm has no {use_rep!r}, which the model was trained on; it has "
+                    f"{sorted(adata.obsm)}: make it as for the training data, or name with "
+                    "use_rep= what holds it."
+                )
         donors = read_donors(adata, donor_key, use_rep, self.size.input_dim)
         warn_out_of_scope(adata, self.provenance.get("scope"))
         return donors
