@@ -151,6 +151,16 @@ def test_unknown_conditions_are_a_mixture() -> None:
     assert "drug" not in cells.obs
 
 
+def test_a_table_that_says_nothing_the_model_knows_is_refused() -> None:
+    model = toy_lingshu()
+    key = model.levels.source_key
+    misspelt = pd.DataFrame({"type": [model.levels.sources[0]] * 2})
+    with pytest.raises(ValueError, match=rf"columns \['type'\], and none .*'{key}'.*Rename"):
+        model.generate(misspelt, n_steps=1)
+    assert model.generate(misspelt, n_steps=1, source=model.levels.sources[0]).n_obs == 2
+    assert model.generate(misspelt.iloc[:, :0], n_steps=1).n_obs == 2
+
+
 def test_depth_is_that_of_training_and_can_be_asked_for() -> None:
     model, real = toy_lingshu(), toy_counts()
     depth = model.generate(200, n_steps=1).obs["depth"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from cfm.models._named_sizes import named_size
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,4 @@ SIZES = {
 
 def get_size(size: str | BulkFormerSize, **changes: Any) -> BulkFormerSize:
     """Return a named size, with single numbers changed where asked."""
-    if isinstance(size, str):
-        if size not in SIZES:
-            raise ValueError(f"Unknown size {size!r}; expected one of {list(SIZES)}.")
-        size = SIZES[size]
-    return replace(size, **changes)
+    return named_size(size, SIZES, changes)

@@ -203,6 +203,7 @@ class Generating(Trainable):
         columns = [key for key in levels.covariates if key in table]
         told = pd.DataFrame({k: table[k].astype(str) for k in columns}, index=obs.index)
         told = told.assign(**dict(covariates or {}))
+        levels.check_table(table, said=bool(named or told.shape[1]))
         conditions = self._numbered(
             n,
             source=named.get(levels.source_key or ""),

@@ -57,6 +57,22 @@ class ConditionLevels:
             if len(set(levels)) < len(levels):
                 raise ValueError(f"Levels of a condition are named twice: {levels}.")
 
+    def check_table(self, table: pd.DataFrame, *, said: bool) -> None:
+        """Check that a table of wanted cells says something of them, if nothing else does.
+
+        Raises
+        ------
+        ValueError
+            If it has columns, and none that the model knows: they may be misspelt, and its cells
+            would be of anything.
+        """
+        known = [k for k in (self.source_key, self.perturbation_key, *self.covariates) if k]
+        if known and not said and len(table.columns) and "depth" not in table:
+            raise ValueError(
+                f"cells= has the columns {table.columns.tolist()}, and none of those that the "
+                f"model was trained with: {known}. Rename them, or take them out."
+            )
+
     @classmethod
     def of(
         cls,
