@@ -83,12 +83,16 @@ os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
 
 
 def _copy_tutorials() -> None:
-    """Notebooks live beside the code in tutorials/; Sphinx wants them below docs/."""
+    """Notebooks live beside the code in tutorials/; Sphinx wants them below docs/.
+
+    Their links to pages hold where they live, in Jupyter and on GitHub, and are bent here.
+    """
     target = HERE / "tutorials" / "notebooks"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for notebook in sorted((ROOT / "tutorials").glob("*.ipynb")):
-        shutil.copy(notebook, target)
+        text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../../")
+        (target / notebook.name).write_text(text, encoding="utf-8")
 
 
 def _write_model_cards() -> None:

@@ -16,8 +16,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "tutorials"
-#: Where the pages are built; links between pages are relative to it.
-BUILT = ROOT / "docs" / "tutorials" / "notebooks"
 PATHS = sorted(TUTORIALS.glob("*.ipynb"))
 MOST_BYTES = 1_500_000
 #: A screen or two of text, a table or a message.
@@ -79,7 +77,7 @@ def structure(notebook: Notebook) -> Iterator[str]:
         yield f"has {len(titles)} titles"
     if len(first.splitlines()) < 3:
         yield "does not say what it is about below its title"
-    if cells[-1]["cell_type"] != "markdown" or "../guide/" not in text(cells[-1]["source"]):
+    if cells[-1]["cell_type"] != "markdown" or "](../docs/guide/" not in text(cells[-1]["source"]):
         yield "does not end with words and a link to the guide"
     code = "\n".join(text(c["source"]) for c in code_cells(notebook))
     for package, use in (("cfm", r"\bcfm\.\w"), ("scanpy", r"\bsc\.(?:pp|tl|pl|read|get)\b")):
@@ -169,8 +167,7 @@ def links(notebook: Notebook) -> Iterator[str]:
         if re.match(r"https?://", target):
             continue
         name, _, anchor = target.partition("#")
-        # Tutorials lie beside each other, on disk as in the documentation.
-        path = TUTORIALS / name if name.endswith(".ipynb") else (BUILT / name).resolve()
+        path = (TUTORIALS / name).resolve()  # docs/conf.py bends those to pages
         if name and not path.is_file():
             yield f"links to {target}, which does not exist"
         elif anchor:
@@ -234,7 +231,7 @@ def good() -> Notebook:
             {
                 "cell_type": "markdown",
                 "metadata": {},
-                "source": "## The end\n\n[Limits](../../guide/limits.md), [here](#the-end).",
+                "source": "## The end\n\n[Limits](../docs/guide/limits.md), [here](#the-end).",
             },
         ]
     }
@@ -307,11 +304,11 @@ FAULTS: dict[str, tuple[str, Callable[[Notebook], object]]] = {
         "length",
         lambda n: _add(n, output_type="execute_result", data={"text/plain": ["x" * 7_000]}),
     ),
-    "a page that is not there": ("links", lambda n: _say(n, " [x](../../guide/nowhere.md)")),
-    "a page by the wrong way": ("links", lambda n: _say(n, " [x](../guide/limits.md)")),
+    "a page that is not there": ("links", lambda n: _say(n, " [x](../docs/guide/nowhere.md)")),
+    "a page by the wrong way": ("links", lambda n: _say(n, " [x](../../guide/limits.md)")),
     "a notebook that is not there": ("links", lambda n: _say(n, " [x](99_nothing.ipynb)")),
     "a heading that is not there": ("links", lambda n: _say(n, " [x](#nowhere)")),
-    "a heading of another page": ("links", lambda n: _say(n, " [x](../../guide/limits.md#no)")),
+    "a heading of another page": ("links", lambda n: _say(n, " [x](../docs/guide/limits.md#no)")),
 }
 
 
