@@ -105,6 +105,7 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         )
     header = read_config(folder)
     weights = find_file(folder, WEIGHTS_NAME)
+    found = _identity(weights)
     _check_tensors(header["tensors"], read_header(weights), weights)
     sha256 = sha256_of_file(weights)
     if sha256 != header["sha256"]:
@@ -117,7 +118,7 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         for name, digest in header["files"].items()
     }
     tensors = read_tensors(weights, list(header["tensors"]))
-    if read_config(folder) != header:
+    if _identity(weights) != found:
         raise ValueError(
             f"{folder} was replaced by another checkpoint while it was read; load it again."
         )
@@ -209,6 +210,15 @@ def _check_tensors(
                 f"{found['dtype']}, but {CONFIG_NAME} lists {wanted}; the two do not belong "
                 "together: download or save the checkpoint again."
             )
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from another one that takes its name, None where there is none."""
+    try:
+        seen = path.stat()
+    except FileNotFoundError:  # it is being replaced
+        return None
+    return seen.st_ino, seen.st_mtime_ns, seen.st_size
 
 
 def _is_spec(spec: object) -> bool:

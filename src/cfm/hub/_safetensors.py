@@ -9,6 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from cfm.hub._format import find_file
 
+# Also what torch says of a size that it has no room for, and of a file that is just being replaced.
+_UNREADABLE = (SafetensorError, TypeError, RuntimeError)
 # The names that torch gives to what safetensors abbreviates.
 _DTYPES = {
     "BOOL": "bool",
@@ -87,7 +89,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
                 }
                 for name, piece in slices.items()
             }
-    except SafetensorError as error:
+    except _UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
@@ -98,7 +100,7 @@ def read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in names:
                 tensors[name] = file.get_tensor(name)
-    except (SafetensorError, TypeError) as error:  # torch has no room for a size
+    except _UNREADABLE as error:
         raise _unreadable(path, error) from error
     check_finite(tensors, str(path))
     return tensors
