@@ -36,7 +36,9 @@ def _adata(names: str = "abcd", n: int = 4) -> ad.AnnData:
     )
 
 
-@on_modality(columns=("groupby",), also=("other",))
+@on_modality(
+    columns=("groupby",), also=("other",), changes_genes=lambda given: bool(given.get("drop"))
+)
 def marks(adata, other=None, *, groupby=None, drop=False, modality=None, copy=False):
     """Stand for a tool."""
     if copy:
@@ -87,8 +89,8 @@ def test_what_cannot_be_chosen_is_refused() -> None:
         marks(_adata(), modality="rna")
     with pytest.raises(ValueError, match="goes with a MuData; files hold an AnnData"):
         marks(["a.h5ad"], modality="rna")
-    with pytest.raises(ValueError, match="was given for a dict"):
-        marks({}, modality="rna")
+    with pytest.raises(TypeError, match="Found a dict"):
+        cfm.pp.map_genes({}, modality="rna")
     assert "mark" not in both["rna"].obs
 
 
@@ -148,6 +150,58 @@ def test_a_mudata_follows_the_genes(pull, copy, drop, single, tmp_path: Path) ->
     assert md.read_h5mu(tmp_path / "x.h5mu")["rna"].var_names.tolist() == names
     if copy:
         assert both["rna"].n_vars == 4
+
+
+def _with_tables() -> md.MuData:
+    both = _mudata(rna=_adata(), prot=_adata("pq"))
+    both.var["weight"] = np.arange(6)
+    both.varm["places"] = np.arange(6)[:, None]
+    both.varm["frame"] = pd.DataFrame({"x": np.arange(6.0)}, index=both.var_names)
+    both.varp["pairs"] = np.arange(36).reshape(6, 6)
+    return both
+
+
+def test_what_a_mudata_says_of_genes_stays_with_them() -> None:
+    both = _with_tables()
+    marks(both, drop=True, modality="rna")
+    place = [list("abcdpq").index(gene) for gene in both.var_names]
+    assert both.var["weight"].tolist() == place
+    assert both.varm["places"].ravel().tolist() == both.varm["frame"]["x"].tolist() == place
+    assert (both.varp["pairs"] == np.arange(36).reshape(6, 6)[np.ix_(place, place)]).all()
+    both = _with_tables()
+    with pytest.warns(UserWarning, match=r"varp\['pairs'\] of the MuData .* are removed"):
+        marks(both, drop="renamed", modality="rna")
+    left = dict(zip(both.var_names, both.varm["places"].ravel(), strict=True))
+    assert (left["p"], left["q"]) == (4, 5)
+    assert np.isnan([left["G1"], left["G2"]]).all()
+    assert not both.varp
+
+
+def test_genes_that_a_mudata_cannot_follow_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = _with_tables()
+
+    def cannot(mdata: md.MuData) -> None:
+        raise NotImplementedError("renamed and filtered")
+
+    monkeypatch.setattr(md.MuData, "update", cannot)
+    with pytest.raises(ValueError, match=r"cannot follow .* 'rna' \(renamed and filtered\)"):
+        marks(both, drop="renamed", modality="rna")
+    assert "".join(both["rna"].var_names) == "abcd"
+    assert "mark" not in both["rna"].obs
+    assert list(both.varp) == ["pairs"]
+
+
+def test_genes_of_a_view_are_not_changed_in_place() -> None:
+    part = _with_tables()[:2]
+    with pytest.raises(ValueError, match="genes of a view of a MuData"):
+        marks(part, drop=True, modality="rna")
+    assert part["rna"].shape == (2, 4)
+    assert marks(part, drop=True, modality="rna", copy=True)["rna"].shape == (2, 2)
+
+
+def test_a_modality_of_nothing_is_the_error_of_the_tool() -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        marks(modality="rna")
 
 
 def test_other_arguments_that_are_mudata_give_the_same_modality() -> None:

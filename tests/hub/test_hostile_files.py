@@ -92,6 +92,13 @@ def test_headers_that_lie(tmp_path: Path, header: Any, data: bytes, size: int | 
         load_checkpoint(folder)
 
 
+def test_tensors_of_like_paths_are_all_looked_at(tmp_path: Path) -> None:
+    bad = {"a": {"b": torch.tensor([float("nan")])}, "a.b": torch.ones(1)}
+    torch.save(bad, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="holds NaN"):
+        load_torch(tmp_path / "a.pt")
+
+
 def test_a_complex_tensor_may_hold_no_nan_either(tmp_path: Path) -> None:
     torch.save({"w": torch.tensor([complex(0, float("nan"))])}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="holds NaN"):

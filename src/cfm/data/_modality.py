@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+import numpy as np
+import pandas as pd
+
 from cfm.data._matrix import select_modality
+from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
@@ -24,7 +27,11 @@ _MODALITY = "modality"
 
 
 def on_modality(
-    *, columns: Iterable[str] = (), also: Iterable[str] = (), made_from: str | None = None
+    *,
+    columns: Iterable[str] = (),
+    also: Iterable[str] = (),
+    made_from: str | None = None,
+    changes_genes: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a tool, whose first argument is an AnnData, take a MuData and ``modality=``.
 
@@ -44,6 +51,9 @@ def on_modality(
         With this argument the tool makes new observations and reads the MuData by itself
         (:func:`cfm.data._matrix.select_modality`), as :func:`cfm.tl.predict_virus` does with
         ``groupby=``.
+    changes_genes
+        Says of the arguments whether the tool may drop, merge or rename genes. It then works on a
+        copy of the modality, which takes its place when the MuData is known to follow.
     """
 
     def decorate(tool: Callable[P, R]) -> Callable[P, R]:
@@ -59,7 +69,7 @@ def on_modality(
                 bound = signature.bind_partial(*args).arguments
                 others |= {name: bound[name] for name in also if name in bound}
             if not any(map(_holds_mudata, (data, *others.values()))):
-                if modality is not None:
+                if modality is not None and _has_none(data):
                     raise ValueError(_superfluous(data, modality))
                 return tool(*args, **kwargs)
             if made_from is not None and kwargs.get(made_from) is not None:
@@ -74,7 +84,9 @@ def on_modality(
             given.arguments[_MODALITY] = name
             for argument in columns:
                 _check_columns(data, name, argument, given.arguments.get(argument))
-            return cast("R", _work(tool, data, name, given, copy=given.arguments.get("copy")))
+            anew = changes_genes is not None and changes_genes(given.arguments)
+            copy = bool(given.arguments.get("copy"))
+            return cast("R", _work(tool, data, name, given, copy=copy, anew=anew))
 
         return wrapper
 
@@ -124,19 +136,80 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _update_genes(mdata: MuData, name: str, before: pd.Index) -> None:
-    """Bring ``mdata.var`` into line with the genes of a modality, which were others before."""
-    adata = mdata.mod[name]
-    after = adata.var_names
-    if len(after) != len(before) and not after.isin(before).all():
+def _replace(mdata: MuData, name: str, adata: AnnData) -> None:
+    """Put an AnnData of other genes in the place of a modality."""
+    old, new = mdata.mod[name].var_names, adata.var_names
+    if len(new) != len(old) and not new.isin(old).all():
         # mudata cannot follow genes that are renamed and dropped at once: all leave and come anew
         mdata.mod[name] = type(adata)(obs=adata.obs[[]])
         update(mdata)
-        mdata.mod[name] = adata
+    mdata.mod[name] = adata
     update(mdata)
-    for slot in (mdata.varm, mdata.varp):  # of the only modality, whose genes all left
-        for key in [key for key, values in slot.items() if len(values) != mdata.n_vars]:
-            del slot[key]
+
+
+def _replace_genes(mdata: MuData, name: str, adata: AnnData) -> None:
+    """Do so with what the MuData itself says of genes, or leave everything as it is.
+
+    Raises
+    ------
+    ValueError
+        If the MuData is a view, or mudata cannot follow.
+    """
+    if mdata.is_view:
+        raise ValueError(
+            "The genes of a view of a MuData cannot be changed in place; pass mdata.copy(), or use "
+            "copy=True."
+        )
+    try:
+        with _quiet():
+            rehearsed = type(mdata)({key: _names_only(mod) for key, mod in mdata.mod.items()})
+            _replace(rehearsed, name, _names_only(adata))
+    except (NotImplementedError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"mudata cannot follow the change of the genes of {name!r} ({error}). Make names of "
+            "genes unique in and between modalities (mdata.var_names_make_unique()), or call the "
+            f"tool on mdata[{name!r}] and make the MuData anew."
+        ) from error
+    before = mdata.var.copy()
+    varm = {key: mdata.varm[key] for key in mdata.varm if key not in mdata.mod}
+    varp = dict(mdata.varp.items())
+    for key in varm:
+        del mdata.varm[key]
+    for key in varp:
+        del mdata.varp[key]
+    _replace(mdata, name, adata)
+    lost = [f"varm[{key!r}]" for key in varm] + [f"varp[{key!r}]" for key in varp]
+    if before.index.is_unique and mdata.var.index.is_unique:
+        for column in before.columns.intersection(mdata.var.columns):
+            now, kept = mdata.var[column], before[column].reindex(mdata.var_names)
+            mdata.var[column] = now.where(now.notna(), kept)
+        place = before.index.get_indexer(mdata.var_names)
+        for key, values in varm.items():
+            mdata.varm[key] = _rows(values, place, mdata.var_names)
+        if (place >= 0).all():
+            for key, values in varp.items():
+                mdata.varp[key] = values[place][:, place]
+        lost = [] if (place >= 0).all() else lost[len(varm) :]
+    if lost:
+        warn_user(
+            f"{', '.join(lost)} of the MuData were of the genes as they were, and are removed."
+        )
+
+
+def _rows(values: Any, place: np.ndarray, names: pd.Index) -> Any:
+    """Take rows of the genes that are left; those of new genes are NaN."""
+    if isinstance(values, pd.DataFrame):
+        return values.reindex(names)
+    values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+    if (place >= 0).all():
+        return values[place]
+    taken = values[place].astype(np.result_type(values.dtype, np.float32))
+    taken[place < 0] = np.nan
+    return taken
+
+
+def _names_only(adata: AnnData) -> AnnData:
+    return type(adata)(obs=pd.DataFrame(index=adata.obs_names), var=adata.var[[]].copy())
 
 
 def _work(
@@ -145,25 +218,30 @@ def _work(
     name: str,
     given: inspect.BoundArguments,
     *,
-    copy: Any,
+    copy: bool,
+    anew: bool,
 ) -> Any:
     """Call the tool on a modality, and bring the MuData into line with what became of it."""
     adata: AnnData = data.mod[name]
-    genes = adata.var_names
     if copy and data.isbacked:
         raise ValueError(
             f"copy=True would read all modalities of {data.filename} into memory; leave it out, "
             "or read the file with mudata.read_h5mu first."
         )
+    anew = anew and not adata.isbacked  # of which the tool says what to do
+    if anew:
+        given.arguments["copy"] = True
     result = tool(*given.args, **given.kwargs)
+    if not (copy or anew):
+        return result
     if copy:
         with _quiet():
             data = data.copy()
-        data.mod[name] = adata = result
-        result = data
-    if not adata.var_names.equals(genes):
-        _update_genes(data, name, genes)
-    return result
+    if result.var_names.equals(adata.var_names):
+        data.mod[name] = result
+    else:
+        _replace_genes(data, name, result)
+    return data if copy else None
 
 
 def _holds_mudata(value: object) -> bool:
@@ -179,14 +257,20 @@ def _taken(value: Any, modality: str | None) -> Any:
     return select_modality(value, modality)[0] if is_mudata(value) else value
 
 
+def _has_none(data: object) -> bool:
+    """Whether it is something that tools take, and that has no modalities."""
+    from anndata import AnnData
+
+    return isinstance(data, AnnData | str | PathLike | Sequence)
+
+
 def _superfluous(data: object, modality: str) -> str:
     from anndata import AnnData
 
-    if isinstance(data, str | PathLike | Sequence):
+    if not isinstance(data, AnnData):
         return f"modality={modality!r} goes with a MuData; files hold an AnnData."
-    kind = "an AnnData" if isinstance(data, AnnData) else f"a {type(data).__name__}"
     return (
-        f"modality={modality!r} was given for {kind}, which has none; leave it out or pass the "
+        f"modality={modality!r} was given for an AnnData, which has none; leave it out or pass the "
         "MuData."
     )
 

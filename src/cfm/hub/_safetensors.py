@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +103,15 @@ def read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
                 tensors[name] = file.get_tensor(name)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
-    check_finite(tensors, str(path))
+    check_finite(tensors.items(), str(path))
     return tensors
 
 
-def check_finite(tensors: dict[str, torch.Tensor], where: str, *, infinite: bool = False) -> None:
+def check_finite(
+    tensors: Iterable[tuple[str, torch.Tensor]], where: str, *, infinite: bool = False
+) -> None:
     """Raise ValueError if a tensor holds NaN, or infinity unless `infinite` allows it."""
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor)
         if not tensor.is_floating_point() or tensor.numel() == 0:

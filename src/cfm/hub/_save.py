@@ -183,7 +183,7 @@ def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ready[name] = tensor
     if not ready:
         raise ValueError("tensors is empty; a checkpoint needs at least one tensor.")
-    check_finite(ready, "tensors")
+    check_finite(ready.items(), "tensors")
     return ready
 
 

@@ -76,7 +76,7 @@ def load_torch(path: str | Path) -> dict[str, Any]:
             f"{path} holds a {found}, expected a dictionary of tensors (a state dict) or a tensor; "
             "save model.state_dict() instead."
         )
-    tensors = dict(_tensors(loaded, "", path, set(), 0))
+    tensors = list(_tensors(loaded, "", path, set(), 0))
     _check_claims(tensors, path)
     # Infinity is left alone: published buffers use it in attention masks.
     check_finite(tensors, str(path), infinite=True)
@@ -163,10 +163,10 @@ def _tensors(
             yield from _tensors(item, inner, path, seen, depth + 1)
 
 
-def _check_claims(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def _check_claims(tensors: list[tuple[str, torch.Tensor]], path: Path) -> None:
     """Refuse tensors that are not dense, or that repeat what is stored to any size."""
     stored, in_all = path.stat().st_size, 0
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise ValueError(
                 f"The tensor {name!r} in {path} is sparse, quantised or without data, expected a "

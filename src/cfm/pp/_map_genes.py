@@ -30,7 +30,7 @@ Unmapped = Literal["keep", "drop"]
 _FEW, _ENOUGH = 0.1, 20
 
 
-@on_modality()
+@on_modality(changes_genes=lambda _: True)
 def map_genes(
     adata: AnnData | MuData,
     *,

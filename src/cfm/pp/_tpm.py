@@ -28,7 +28,7 @@ _SHORTEST_MEDIAN = 50.0
 _NOT_COUNTS = ("tpm", "fpkm", "rpkm", "cpm", "log")
 
 
-@on_modality()
+@on_modality(changes_genes=lambda given: given.get("missing_length") == "drop")
 def tpm(
     adata: AnnData | MuData,
     *,

@@ -121,6 +121,9 @@ def test_features_describe_targets_beyond_those_of_the_data() -> None:
         LingshuCell(adata, perturbation_features=table.drop("y"), **SIZES)
     with pytest.raises(TypeError, match="expected a DataFrame"):
         LingshuCell(adata, perturbation_features={"x": 1}, **SIZES)
+    twice = table.set_axis([table.columns[0]] * table.shape[1], axis=1)
+    with pytest.raises(ValueError, match="names a feature twice"):
+        LingshuCell(adata, perturbation_features=twice, **SIZES)
     with pytest.raises(ValueError, match="NaN"):
         LingshuCell(adata, perturbation_features=table.replace(table.iloc[1, 1], np.nan), **SIZES)
     with pytest.raises(ValueError, match="something else than numbers"):

@@ -54,6 +54,8 @@ class PerturbationFeatures:
         targets = [str(t) for t in table.index]
         if not table.size or len(set(targets)) < len(targets):
             raise ValueError("perturbation_features= needs a row per target, each once.")
+        if len({str(name) for name in table.columns}) < table.shape[1]:
+            raise ValueError("perturbation_features= names a feature twice; name each once.")
         values = _numbers(table, "perturbation_features=")
         mean, spread = values.mean(axis=0), values.std(axis=0)
         spread = np.where(spread > 0, spread, 1.0)
@@ -114,8 +116,8 @@ class PerturbationFeatures:
             mean.shape == spread.shape == (len(names),)
         ):
             raise TypeError(f"features of shape {values.shape} do not fit their names")
-        if len(set(names)) < len(names) or not (np.isfinite(mean) & (spread > 0)).all():
-            raise TypeError("features named twice, or without a mean and a spread")
+        if not (np.isfinite(mean) & (spread > 0)).all():
+            raise TypeError("features without a mean and a spread")
         return cls(list(targets), names, values, mean, spread)
 
 

@@ -125,14 +125,13 @@ def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFr
             f"{offsets[species]}; the model has {n_tokens} tokens: the files belong to different "
             "releases."
         )
-    starts = pd.to_numeric(table["start"], errors="coerce")
-    if not starts.between(0, 2**53).all():
+    token = pd.Series(np.arange(len(symbols)) + offsets[species], index=symbols)
+    table = table.set_index("gene_symbol").join(token.rename("token"), how="inner")
+    table["start"] = pd.to_numeric(table["start"], errors="coerce")
+    if not table["start"].between(0, 2**53).all():
         raise ValueError(
             f"{path} has a start of a {species} gene that is no whole number: {_AGAIN}"
         )
-    table["start"] = starts
-    token = pd.Series(np.arange(len(symbols)) + offsets[species], index=symbols)
-    table = table.set_index("gene_symbol").join(token.rename("token"), how="inner")
     genes = pd.DataFrame(
         {
             "token": table["token"].astype(np.int64),
