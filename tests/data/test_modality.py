@@ -135,6 +135,7 @@ def test_a_mudata_follows_the_genes(pull, copy, drop, single, tmp_path: Path) ->
     both.obs["group"] = list("uuvv")
     both.var["weight"] = np.arange(both.n_vars)
     both.varm["loading"] = np.arange(both.n_vars, dtype=float)[:, None]
+    held = both["rna"]
     with md.set_options(pull_on_update=pull), warnings.catch_warnings():
         warnings.simplefilter("error")
         made = marks(both, drop=drop, modality="rna", copy=copy) or both
@@ -148,6 +149,7 @@ def test_a_mudata_follows_the_genes(pull, copy, drop, single, tmp_path: Path) ->
             assert made.varm["loading"][list(made.var_names).index(gene), 0] == weight
     made.write_h5mu(tmp_path / "x.h5mu")
     assert md.read_h5mu(tmp_path / "x.h5mu")["rna"].var_names.tolist() == names
+    assert both["rna"] is held
     if copy:
         assert both["rna"].n_vars == 4
 

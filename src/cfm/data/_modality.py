@@ -136,19 +136,19 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _replace(mdata: MuData, name: str, adata: AnnData) -> None:
-    """Put an AnnData of other genes in the place of a modality."""
-    old, new = mdata.mod[name].var_names, adata.var_names
+def _follow(mdata: MuData, name: str, old: pd.Index, adata: AnnData) -> None:
+    """Bring a MuData into line with a modality whose genes were others before."""
+    new = adata.var_names
     if len(new) != len(old) and not new.isin(old).all():
         # mudata cannot follow genes that are renamed and dropped at once: all leave and come anew
         mdata.mod[name] = type(adata)(obs=adata.obs[[]])
         update(mdata)
-    mdata.mod[name] = adata
+        mdata.mod[name] = adata
     update(mdata)
 
 
-def _replace_genes(mdata: MuData, name: str, adata: AnnData) -> None:
-    """Do so with what the MuData itself says of genes, or leave everything as it is.
+def _replace_genes(mdata: MuData, name: str, made: AnnData) -> None:
+    """Let a modality become one of other genes, or leave everything as it is.
 
     Raises
     ------
@@ -160,10 +160,12 @@ def _replace_genes(mdata: MuData, name: str, adata: AnnData) -> None:
             "The genes of a view of a MuData cannot be changed in place; pass mdata.copy(), or use "
             "copy=True."
         )
+    old = mdata.mod[name].var_names
     try:
         with _quiet():
             rehearsed = type(mdata)({key: _names_only(mod) for key, mod in mdata.mod.items()})
-            _replace(rehearsed, name, _names_only(adata))
+            rehearsed.mod[name]._init_as_actual(_names_only(made))
+            _follow(rehearsed, name, old, rehearsed.mod[name])
     except (NotImplementedError, ValueError, KeyError, IndexError) as error:
         raise ValueError(
             f"mudata cannot follow the change of the genes of {name!r} ({error}). Make names of "
@@ -177,7 +179,8 @@ def _replace_genes(mdata: MuData, name: str, adata: AnnData) -> None:
         del mdata.varm[key]
     for key in varp:
         del mdata.varp[key]
-    _replace(mdata, name, adata)
+    mdata.mod[name]._init_as_actual(made)  # who holds the modality goes on holding it
+    _follow(mdata, name, old, mdata.mod[name])
     lost = [f"varm[{key!r}]" for key in varm] + [f"varp[{key!r}]" for key in varp]
     if before.index.is_unique and mdata.var.index.is_unique:
         for column in before.columns.intersection(mdata.var.columns):
@@ -238,7 +241,7 @@ def _work(
         with _quiet():
             data = data.copy()
     if result.var_names.equals(adata.var_names):
-        data.mod[name] = result
+        data.mod[name]._init_as_actual(result)
     else:
         _replace_genes(data, name, result)
     return data if copy else None
