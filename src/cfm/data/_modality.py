@@ -53,7 +53,7 @@ def on_modality(
         ``groupby=``.
     changes_genes
         Says of the arguments whether the tool may drop, merge or rename genes. It then works on a
-        copy of the modality, which takes its place when the MuData is known to follow.
+        copy, and the modality becomes that copy when the MuData is known to follow.
     """
 
     def decorate(tool: Callable[P, R]) -> Callable[P, R]:
@@ -162,7 +162,8 @@ def _replace_genes(mdata: MuData, name: str, made: AnnData) -> None:
         )
     old = mdata.mod[name].var_names
     try:
-        with _quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said when it is done in earnest
             rehearsed = type(mdata)({key: _names_only(mod) for key, mod in mdata.mod.items()})
             rehearsed.mod[name]._init_as_actual(_names_only(made))
             _follow(rehearsed, name, old, rehearsed.mod[name])
