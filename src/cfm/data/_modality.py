@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_flags
 from cfm.data._matrix import select_modality
 from cfm.data._warn import warn_user
 
@@ -37,7 +38,8 @@ def on_modality(
 
     The tool itself is given the modality in place of the MuData, and its name as ``modality``,
     which belongs into its record. It writes into the modality; what it makes of ``copy=True`` is
-    put into a copy of the MuData. A MuData of which genes were dropped or renamed is updated.
+    put into a copy of the MuData. A MuData of which genes were dropped or renamed is updated. Flags
+    of the tool take only bools.
 
     Parameters
     ----------
@@ -57,6 +59,7 @@ def on_modality(
     """
 
     def decorate(tool: Callable[P, R]) -> Callable[P, R]:
+        tool = checks_flags(tool)
         signature = inspect.signature(tool)
         first = next(iter(signature.parameters))
 
