@@ -39,7 +39,7 @@ def _adata(names: str = "abcd", n: int = 4) -> ad.AnnData:
 @on_modality(
     columns=("groupby",), also=("other",), changes_genes=lambda given: bool(given.get("drop"))
 )
-def marks(adata, other=None, *, groupby=None, drop=False, modality=None, copy=False):
+def marks(adata, other=None, *, groupby=None, drop=None, modality=None, copy=False):
     """Stand for a tool."""
     if copy:
         adata = adata.copy()
