@@ -21,7 +21,7 @@ from cfm._fields import (
     VARYING,
 )
 from cfm.data._matrix import in_memory_frame, select_modality
-from cfm.data._modality import update
+from cfm.data._modality import quiet_mudata
 from cfm.data._result_store import check_output
 from cfm.data._store import check_key
 from cfm.data._warn import warn_user
@@ -309,4 +309,5 @@ def _add_modality(mdata: MuData, donors: AnnData) -> None:
     if DONORS in mdata.mod:
         warn_user(f"The modality {DONORS!r} of the MuData is replaced.")
     mdata.mod[DONORS] = donors.copy()
-    update(mdata)
+    with quiet_mudata():
+        mdata.update()
