@@ -13,6 +13,7 @@ import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
+from cfm._arguments import check_layer, layer_names
 from cfm.data._disk_parts import CompressedPart, DensePart, OpenElement
 from cfm.data._row_stack import stack_rows
 
@@ -142,15 +143,14 @@ def get_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = Fals
             raise ValueError("use_raw=True, but adata.raw is None; store the counts or use layer=.")
         matrix = adata.raw.X
     elif layer is not None:
-        if layer not in adata.layers:
-            raise KeyError(f"no layer {layer!r}; adata has layers {sorted(adata.layers)}.")
+        check_layer(adata, layer)
         matrix = adata.layers[layer]
     else:
         matrix = adata.X
     if matrix is None:
         remedy = (
-            f"choose one of the layers {sorted(adata.layers)} with layer="
-            if len(adata.layers)
+            f"choose one of the layers {layer_names(adata)} with layer="
+            if layer_names(adata)
             else "a matrix of observations by genes is expected, and there is no layer either"
         )
         raise ValueError(f"adata.X is None; {remedy}.")

@@ -179,12 +179,12 @@ def _open(path: Path) -> _File:
 
 
 def _table(stored: Any, path: Path, name: str) -> pd.DataFrame:
-    table = ad.io.read_elem(stored)
-    if not isinstance(table, pd.DataFrame):
+    if encoding(stored) != "dataframe":
         raise ValueError(
             f"{path} holds {name} as an old version of anndata wrote it; read it with "
             "ad.read_h5ad and write it again."
         )
+    table: pd.DataFrame = ad.io.read_elem(stored)
     return table
 
 

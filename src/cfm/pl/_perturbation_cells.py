@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from cfm._arguments import check_layer
 from cfm._fields import PARAMS, SIMULATED, SIMULATED_BY, SIMULATION
 
 if TYPE_CHECKING:
@@ -133,8 +134,7 @@ def read_screen(
         )
     if layer is None:
         layer = record.get("layer")
-    if layer is not None and layer not in real.layers:
-        raise KeyError(f"real has no layer {layer!r}; it has {list(real.layers)}.")
+    check_layer(real, layer, "real")
     genes, columns, n_unpredicted = _shared_genes(real, simulated)
     cells = [
         Cells(
@@ -270,7 +270,7 @@ def _column(adata: AnnData, column: str | None, name: str) -> np.ndarray:
         return np.full(adata.n_obs, "", dtype=object)
     if column not in adata.obs:
         raise KeyError(f"{name}.obs has no column {column!r}; it has {list(adata.obs)}.")
-    values = adata.obs[column].astype(str).to_numpy(dtype=object)
+    values = adata.obs[column].astype(str).to_numpy(dtype=object, copy=True)
     values[adata.obs[column].isna().to_numpy()] = None
     return values
 

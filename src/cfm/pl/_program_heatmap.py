@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation
 from scipy import sparse
 
+from cfm._arguments import check_layer
 from cfm.pl._figure import figure_of, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._palette import ARROWS, DOWN, SIGNIFICANT, UP, ZERO
@@ -96,8 +97,7 @@ def _column_order(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list
 
 
 def _effects(adata: AnnData, genes: list[str], layer: str | None) -> np.ndarray:
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"layers has no {layer!r}; expected one of {', '.join(adata.layers)}.")
+    check_layer(adata, layer)
     missing = [gene for gene in genes if gene not in adata.var_names]
     if missing:
         raise KeyError(

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from cfm._arguments import checks_flags
+from cfm._arguments import checks_flags, layer_names
 from cfm._fields import MAP_GENES, PARAMS
 from cfm.data._gene_ids import Organism, map_identifiers
 from cfm.data._matrix import LOG_CEILING, row_blocks
@@ -151,7 +151,7 @@ def map_genes(
             (np.ones(len(kept), dtype=np.int8), (kept, group)),
             shape=(adata.n_vars, len(new_names)),
         )
-        keys = [None, *adata.layers] if adata.X is not None else list(adata.layers)
+        keys = [*layer_names(adata), *([] if adata.X is None else [None])]
         for key in keys:
             matrix = adata.X if key is None else adata.layers[key]
             if aggregate == "sum":
