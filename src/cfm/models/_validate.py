@@ -1,66 +1,67 @@
-"""Networks of the sizes that a checkpoint claims, before memory is taken for them."""
+"""Validate the settings of a checkpoint against its weights, before memory is taken for them."""
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sized
+
+#: What reading settings and making modules of them raises, depending on what is wrong.
+_WRONG = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @contextmanager
-def claimed_sizes(name: str) -> Iterator[None]:
-    """Make modules without memory for their weights, on the ``meta`` device.
+def validate_config(model: str, name: str, tensors: Sized) -> Iterator[None]:
+    """Read settings, and make modules of them on the ``meta`` device: without memory.
+
+    Fill the modules with :func:`cfm.models._base.load_weights`, which compares every shape with
+    that of the stored tensor.
 
     Parameters
     ----------
-    name
-        Of the checkpoint, for the error.
+    model, name
+        Of the model and the checkpoint, for the error.
+    tensors
+        Those of the checkpoint. Modules with far more parameters are not made to their end: a
+        layer costs time on ``meta``, too.
 
     Raises
     ------
     ValueError
-        If torch cannot make them: a product of sizes is beyond 64 bits.
+        If settings are missing or of no use, or claim more layers than there are weights of.
     """
+    thread, n_parameters = get_ident(), 0
+
+    def count(*_: object) -> None:
+        nonlocal n_parameters
+        n_parameters += get_ident() == thread
+        # some parameters are made twice
+        if n_parameters > 2 * len(tensors) + 16:
+            raise ValueError(f"more layers than the {len(tensors)} tensors are weights of")
+
+    hook = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
             yield
-    except (RuntimeError, TypeError, ArithmeticError) as error:
+    except _WRONG as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"No network has the sizes in the config.json of checkpoint {name!r} ({said}). It may "
-            "be damaged or from another version; download it again."
+            f"The config.json or a text file of checkpoint {name!r} lacks or garbles a setting of "
+            f"{model} ({said[:500]}). It may be damaged or from another version; download it again."
         ) from error
-
-
-def check_layers(names: Iterable[str], claimed: dict[str, tuple[str, int]], name: str) -> None:
-    """Check that weights have as many layers as the sizes claim: each costs time, also on ``meta``.
-
-    Parameters
-    ----------
-    names
-        Of the tensors.
-    claimed
-        By what the layers are called: a pattern whose first group is the number of a layer, and
-        how many there should be.
-    name
-        Of the checkpoint, for the error.
-
-    Raises
-    ------
-    ValueError
-        If there are more or fewer.
-    """
-    known = list(names)
-    for called, (pattern, n_claimed) in claimed.items():
-        found = len({m[1] for m in (re.match(pattern, k) for k in known) if m})
-        if found != n_claimed:
-            raise ValueError(
-                f"The weights of checkpoint {name!r} do not fit the sizes in its config.json "
-                f"(found {n_claimed} {called}, weights of {found}). It may be damaged or from "
-                "another version; download it again."
-            )
+    finally:
+        hook.remove()
