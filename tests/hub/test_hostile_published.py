@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from cfm.data._result_store import ResultStore
 from cfm.models import UCE, BulkFormer, CellVQ, Pulsar, VirtualInstrument
-from cfm.models._claims import check_layers, claimed_sizes
+from cfm.models._validate import validate_config
 from tests import _bulk, _pulsar, _uce
 
 CELLVQ = Path(_pulsar.GOLDEN).parent / "cellvq"
@@ -198,16 +199,23 @@ def test_virtual_instrument(tmp_path: Path) -> None:
         refused(lambda: VirtualInstrument.from_pretrained(path), what)
 
 
-def test_claims() -> None:
-    with pytest.raises(ValueError, match="No network has the sizes"), claimed_sizes("x"):
-        torch.nn.Linear(10**18, 10**18)
-    with claimed_sizes("x"):
+def test_validate_config() -> None:
+    with validate_config("Toy", "x", range(2)):
         made = torch.nn.Linear(10**6, 10**6)
     assert made.weight.is_meta
-    names = ["layers.0.a", "layers.0.b", "layers.10.a", "other.3.a"]
-    check_layers(names, {"layers": (r"layers\.(\d+)\.", 2)}, "x")
-    with pytest.raises(ValueError, match="found 3 layers, weights of 2"):
-        check_layers(names, {"layers": (r"layers\.(\d+)\.", 3)}, "x")
+    with (
+        pytest.raises(ValueError, match="checkpoint 'x' lacks or garbles a setting of Toy"),
+        validate_config("Toy", "x", range(2)),
+    ):
+        torch.nn.Linear(10**18, 10**18)
+    start = time.perf_counter()
+    with (
+        pytest.raises(ValueError, match="more layers than the 2 tensors are weights of"),
+        validate_config("Toy", "x", range(2)),
+    ):
+        torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(10**9))
+    assert time.perf_counter() - start < 5
+    torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(100))  # elsewhere nothing is counted
 
 
 def test_a_damaged_chunk_of_results_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from cfm.hub._format import (
     read_limited,
     sha256_of_file,
 )
+from cfm.hub._replace import reads_checkpoint
 from cfm.hub._resolve import checkpoint_name, resolve
 from cfm.hub._safetensors import read_header, read_tensors
 
@@ -66,6 +68,7 @@ class Checkpoint:
     card: str | None = None
 
 
+@reads_checkpoint
 def load_checkpoint(source: str | Path) -> Checkpoint:
     """Read a checkpoint folder and verify everything in it before anything is used.
 
@@ -103,25 +106,27 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
             f"and {WEIGHTS_NAME}; open published weights of other projects through the model "
             "class's from_pretrained, or with cfm.hub.load_torch or cfm.hub.load_safetensors."
         )
-    header = read_config(folder)
-    weights = find_file(folder, WEIGHTS_NAME)
-    found = _identity(weights)
-    _check_tensors(header["tensors"], read_header(weights), weights)
-    sha256 = sha256_of_file(weights)
-    if sha256 != header["sha256"]:
-        raise ValueError(
-            f"{weights} has SHA-256 {sha256}, but {CONFIG_NAME} records {header['sha256']}; the "
-            "weights were changed or damaged: download or save the checkpoint again."
-        )
-    files = {
-        check_file_name(name): _read_text(folder, name, digest)
-        for name, digest in header["files"].items()
-    }
-    tensors = read_tensors(weights, list(header["tensors"]))
-    if _identity(weights) != found:
-        raise ValueError(
-            f"{folder} was replaced by another checkpoint while it was read; load it again."
-        )
+    with find_file(folder, CONFIG_NAME).open("rb") as config:
+        header = read_config(folder)
+        weights = find_file(folder, WEIGHTS_NAME)
+        _check_tensors(header["tensors"], read_header(weights), weights)
+        sha256 = sha256_of_file(weights)
+        if sha256 != header["sha256"]:
+            raise ValueError(
+                f"{weights} has SHA-256 {sha256}, but {CONFIG_NAME} records {header['sha256']}; "
+                "the weights were changed or damaged: download or save the checkpoint again."
+            )
+        files = {
+            check_file_name(name): _read_text(folder, name, digest)
+            for name, digest in header["files"].items()
+        }
+        tensors = read_tensors(weights, list(header["tensors"]))
+        card = read_card(folder)
+        # While it is open no other file has its number.
+        if not os.path.samestat(os.fstat(config.fileno()), (folder / CONFIG_NAME).stat()):
+            raise ValueError(
+                f"{folder} was replaced by another checkpoint while it was read; load it again."
+            )
     return Checkpoint(
         name=checkpoint_name(source),
         path=folder,
@@ -130,7 +135,7 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         tensors=tensors,
         sha256=sha256,
         files=files,
-        card=read_card(folder),
+        card=card,
     )
 
 
@@ -210,15 +215,6 @@ def _check_tensors(
                 f"{found['dtype']}, but {CONFIG_NAME} lists {wanted}; the two do not belong "
                 "together: download or save the checkpoint again."
             )
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """What tells a file from another one that takes its name, None where there is none."""
-    try:
-        seen = path.stat()
-    except FileNotFoundError:  # it is being replaced
-        return None
-    return seen.st_ino, seen.st_mtime_ns, seen.st_size
 
 
 def _is_spec(spec: object) -> bool:

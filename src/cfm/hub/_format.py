@@ -12,10 +12,14 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 
-# Bytes of the largest text that is read: lists of genes and tables have a few MB. JSON takes ten
-# times its size when it is parsed.
-LARGEST_TEXT = 2**28
-LARGEST_JSON = 2**26
+# Bytes of the largest text that is read: lists of genes and tables have a few MB. JSON takes up to
+# twenty times its size when it is parsed.
+LARGEST_TEXT = 2**24
+LARGEST_JSON = 2**23
+# Tensors of a safetensors file, and bytes of its header, which both cost time: twenty times those
+# of the largest published model.
+MOST_TENSORS = 10_000
+LARGEST_HEADER = 2**21
 
 # One plain name: no folders, no drive letters, nothing hidden.
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -78,5 +79,18 @@ def _subfolders(root: Path) -> Iterator[tuple[str, Path]]:
     if root.is_dir():
         for folder in sorted(root.iterdir()):
             # Hidden ones are saves in progress.
-            if not folder.name.startswith(".") and (folder / CONFIG_NAME).is_file():
+            if not folder.name.startswith(".") and _has_config(folder):
                 yield folder.name, folder
+
+
+def _has_config(folder: Path) -> bool:
+    """Whether a folder has a ``config.json``, also while it is replaced."""
+    with suppress(OSError):
+        before = folder.stat()
+        while not (folder / CONFIG_NAME).is_file():
+            seen = folder.stat()
+            if os.path.samestat(before, seen):
+                return False
+            before = seen
+        return True
+    return False

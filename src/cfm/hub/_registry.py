@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from cfm.hub._checkpoint import read_card, read_config
 from cfm.hub._format import WEIGHTS_NAME, find_file
 from cfm.hub._names import named_folders
+from cfm.hub._replace import reread
 from cfm.hub._resolve import resolve
 
 
@@ -36,9 +39,7 @@ def list_checkpoints() -> pd.DataFrame:
     rows = []
     for name, (folder, origin) in named_folders().items():
         try:
-            header = read_config(folder)
-            size = find_file(folder, WEIGHTS_NAME).stat().st_size
-            card = read_card(folder) or ""
+            header, size, card = reread(folder, partial(_described, folder))
         except ValueError as error:
             warnings.warn(f"The checkpoint {name!r} is left out: {error}", stacklevel=2)
             continue
@@ -93,10 +94,16 @@ def model_card(name: str | Path) -> str:
     '# cellpulse-mini'
     """
     folder = resolve(name)
-    card = read_card(folder) if folder.is_dir() else None
+    card = reread(folder, lambda: read_card(folder) if folder.is_dir() else None)
     if card is None:
         raise ValueError(f"{folder} has no model card; save one with save_checkpoint(card=...).")
     return card
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], int, str]:
+    """Return what ``config.json`` says, the bytes of the weights, and the card."""
+    size = find_file(folder, WEIGHTS_NAME).stat().st_size
+    return read_config(folder), size, read_card(folder) or ""
 
 
 def _first_sentence(card: str) -> str:

@@ -75,6 +75,16 @@ def resolve(source: str | Path) -> Path:
     return _existing(source)
 
 
+def local_path(source: object) -> Path | None:
+    """Path of a checkpoint that lies on this machine, ``None`` for anything else."""
+    registered = registered_source(source) if isinstance(source, str) else None
+    if not isinstance(source, str | Path) or "://" in str(registered or source):
+        return None
+    with suppress(ValueError):
+        return resolve(source)
+    return None
+
+
 def checkpoint_name(source: str | Path) -> str:
     """Name for people: what was asked for, without folders, prefix and revision."""
     match = _HF_SOURCE.fullmatch(str(source))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cfm.hub._format import find_file
+from cfm.hub._format import LARGEST_HEADER, MOST_TENSORS, find_file
 
 # Also what torch says of a size that it has no room for, and of a file that is just being replaced.
 _UNREADABLE = (SafetensorError, TypeError, RuntimeError)
@@ -52,7 +52,7 @@ def load_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     ------
     ValueError
         If the file is missing, truncated, not safetensors (for example a pickle), or holds NaN
-        or infinite values.
+        or infinite values; if it has more than 10,000 tensors or a header of more than 2 MB.
 
     Examples
     --------
@@ -78,11 +78,21 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
     Raises
     ------
     ValueError
-        If the file is truncated or is not a safetensors file.
+        If the file is truncated, is not a safetensors file, or has more than 10,000 tensors or a
+        header of more than 2 MB.
     """
+    with path.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+    if size > LARGEST_HEADER:
+        raise _unreadable(path, f"a header of {size / 1e6:,.0f} MB; expected at most 2 MB")
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            if len(names) > MOST_TENSORS:
+                raise _unreadable(
+                    path, f"{len(names):,} tensors; expected at most {MOST_TENSORS:,}"
+                )
+            slices = {name: file.get_slice(name) for name in names}
             return {
                 name: {
                     "shape": [int(size) for size in piece.get_shape()],
@@ -134,7 +144,7 @@ def check_finite(
             )
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
+def _unreadable(path: Path, error: Exception | str) -> ValueError:
     return ValueError(
         f"{path} is truncated or not a safetensors file ({error}); nothing was loaded: download "
         "or save it again."

@@ -20,10 +20,12 @@ from cfm.hub._format import (
     CONFIG_NAME,
     FORMAT,
     FORMAT_VERSION,
+    MOST_TENSORS,
     WEIGHTS_NAME,
     check_file_name,
     sha256_of_file,
 )
+from cfm.hub._replace import put_in_place, reread
 from cfm.hub._safetensors import check_finite, read_header
 
 
@@ -39,8 +41,10 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint folder, all of it or nothing.
 
-    The folder is written under a hidden name beside its place and renamed when it is complete, so
-    a full disk or Ctrl-C leaves neither a half checkpoint nor a damaged old one.
+    The folder is written under a hidden name beside its place and takes its name when it is
+    complete: a full disk or Ctrl-C leaves neither a half checkpoint nor a damaged old one. A
+    checkpoint that is replaced is exchanged for the new one in one step (on Linux and macOS, where
+    the file system can), so others may load it, or save over it, at the same time.
 
     Parameters
     ----------
@@ -71,6 +75,7 @@ def save_checkpoint(
         If the folder exists and `overwrite` is False.
     ValueError
         If a tensor holds NaN or infinity or cannot be stored (sparse, quantised, complex, meta),
+        if there are none or more than 10,000,
         if a file name is not plain, if a setting is NaN, or if what `overwrite` would replace is
         not a checkpoint.
     TypeError
@@ -84,8 +89,9 @@ def save_checkpoint(
     ``tensors`` (shape and dtype of each), ``files`` (SHA-256 of each) and ``config``.
 
     A process that is killed outright cannot tidy up: it may leave a folder called
-    ``.<name>.<32 digits>`` beside the checkpoint, with the unfinished new one or, if it happened
-    between the two renames of a replacement, the old one.
+    ``.<name>.<32 digits>`` beside the checkpoint, with the unfinished new one or the old one. On a
+    file system that cannot exchange names, such as NFS, the old one is renamed first: a kill in
+    between leaves it there and no folder of its name.
 
     Examples
     --------
@@ -102,7 +108,7 @@ def save_checkpoint(
     """
     # The real place, so that replacing a linked folder replaces the folder and not the link.
     target = Path(folder).expanduser().resolve()
-    _check_target(target, overwrite)
+    reread(target, lambda: _check_target(target, overwrite))
     weights = _storable(tensors)
     texts = {check_file_name(name): text for name, text in (files or {}).items()}
     header = {
@@ -130,9 +136,10 @@ def save_checkpoint(
         _write_text(draft / CONFIG_NAME, _to_json(header))
         # safetensors lets only the owner read; the other files follow the user's umask.
         os.chmod(draft / WEIGHTS_NAME, (draft / CONFIG_NAME).stat().st_mode)
-        _move(draft, target, overwrite)
+        reread(target, lambda: _check_target(target, overwrite))
+        put_in_place(draft, target, overwrite=overwrite)
     finally:
-        # Also after Ctrl-C; there is nothing left to remove when the move succeeded.
+        # Also after Ctrl-C; after the exchange it is the old checkpoint.
         shutil.rmtree(draft, ignore_errors=True)
     return target
 
@@ -181,8 +188,9 @@ def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             tensor = tensor.clone()
         seen.add(storage)
         ready[name] = tensor
-    if not ready:
-        raise ValueError("tensors is empty; a checkpoint needs at least one tensor.")
+    if not 1 <= len(ready) <= MOST_TENSORS:
+        found = f"holds {len(ready):,} tensors" if ready else "is empty"
+        raise ValueError(f"tensors {found}; a checkpoint has from 1 to {MOST_TENSORS:,}.")
     check_finite(ready.items(), "tensors")
     return ready
 
@@ -227,21 +235,3 @@ def _write_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         ) from error
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _move(draft: Path, target: Path, overwrite: bool) -> None:
-    if not overwrite or not target.exists():
-        _check_target(target, overwrite)  # another process may have been faster
-        os.replace(draft, target)
-        return
-    # No system renames over a folder that is not empty: the old one steps aside first.
-    aside = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    try:
-        os.replace(target, aside)
-        os.replace(draft, target)
-    finally:
-        if aside.exists():
-            if target.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                os.replace(aside, target)

@@ -15,6 +15,7 @@ from scvi.model.base import BaseModelClass
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.hub import load_checkpoint, save_checkpoint
+from cfm.hub._replace import reads_checkpoint
 from cfm.nn._distributed import first_process_does
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class PretrainedModel(BaseModelClass):
         return {name: table[[name]].dropna() for name in table.columns}
 
     @classmethod
+    @reads_checkpoint
     def from_pretrained(
         cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
     ) -> Self:
@@ -181,7 +183,8 @@ class PretrainedModel(BaseModelClass):
     def to_device(self, device: str | int | torch.device) -> None:
         """Move the model; ``"auto"`` takes a GPU if there is one."""
         name = f"cuda:{device}" if isinstance(device, int) else device
-        self.module.to(resolve_device(name))
+        with torch.inference_mode(False):  # weights that can be trained
+            self.module.to(resolve_device(name))
 
     @abstractmethod
     def vocabulary_share(self, adata: AnnData) -> float:
@@ -389,7 +392,25 @@ def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
 
 
 def load_weights(
-    module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str, *, prefix: str = ""
+    module: torch.nn.Module,
+    tensors: dict[str, torch.Tensor],
+    name: str,
+    *,
+    prefix: str = "",
+    copy: bool = True,
 ) -> None:
-    """Load weights strictly, in the module's own dtype; arguments and errors as above."""
-    module.load_state_dict(check_weights(module, tensors, name, prefix=prefix))
+    """Give a module, which may be on the ``meta`` device, its weights, on the CPU.
+
+    Parameters
+    ----------
+    module, tensors, name, prefix
+        As for :func:`check_weights`, which raises where they do not fit. Weights take the
+        module's dtypes.
+    copy
+        Whether weights are copied. Those of a checkpoint are read from its file when they are
+        used, so copies are safe where that file is written over; very large ones are not copied.
+    """
+    found = check_weights(module, tensors, name, prefix=prefix)
+    dtypes = {k: v.dtype for k, v in module.state_dict().items()}
+    own = {k: v.to(dtypes[k], copy=copy) for k, v in found.items()}
+    module.load_state_dict(own, assign=True)

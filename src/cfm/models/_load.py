@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cfm.hub import load_checkpoint, resolve
+from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
@@ -28,6 +29,7 @@ MODELS: dict[str, type[PretrainedModel]] = {
 }
 
 
+@reads_checkpoint
 def load_model(
     source: str | Path | PretrainedModel, *, device: str | None = None
 ) -> PretrainedModel:

@@ -57,12 +57,13 @@ class GroupCompression(nn.Module):
         if self.position.shape != self.permutation.shape or (
             self.position.device != self.permutation.device
         ):
-            self.position = torch.argsort(self.permutation)
+            with torch.inference_mode(False):  # training may use it next
+                self.position = torch.argsort(self.permutation)
         return self.position
 
     def _load_from_state_dict(self, *args: object) -> None:
         super()._load_from_state_dict(*args)  # type: ignore[arg-type]
-        self.position = self.position.new_empty(0)
+        self.position = torch.empty(0, dtype=torch.int64)  # found again when it is needed
 
     def table(self, embedding: Tensor) -> Tensor:
         """Return what each value adds from each place, ``(group_size * v, dim)``.

@@ -33,7 +33,9 @@ class MagnitudeEmbedding(nn.Module):
 
     def __init__(self, dim: int, n_frequencies: int = 8, max_value: float = 4.0) -> None:
         super().__init__()
-        frequencies = math.pi / max_value * 2.0 ** torch.arange(n_frequencies, dtype=torch.float32)
+        # On the CPU in any case: they are not stored with the weights.
+        powers = torch.arange(n_frequencies, dtype=torch.float32, device="cpu")
+        frequencies = math.pi / max_value * 2.0**powers
         self.register_buffer("frequencies", frequencies / 2.0, persistent=False)
         self.linear = nn.Linear(2 * n_frequencies + 1, dim)
         self.unknown = nn.Parameter(torch.zeros(dim))

@@ -216,8 +216,10 @@ class SoftCodes(nn.Module):
 def binary_numbers(n_bits: int) -> Tensor:
     """Return all binary numbers of a length in order, ``(2 ** n_bits, n_bits)`` int8."""
     numbers = torch.arange(2**n_bits, device="cpu")
-    places = torch.arange(n_bits - 1, -1, -1, device="cpu")
-    return ((numbers.unsqueeze(1) >> places) & 1).to(torch.int8)
+    found = torch.empty(2**n_bits, n_bits, dtype=torch.int8, device="cpu")
+    for i in range(n_bits):  # a column at a time, as all in int64 would take 170 MB
+        found[:, i] = (numbers >> (n_bits - 1 - i)) & 1
+    return found
 
 
 def nearest_codes(codes: Tensor, rows: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ def test_what_is_computed_once_follows_the_weights() -> None:
         copied.relation.zero_()
         assert not torch.allclose(copied.encode(v[None], g[None]), tokens())
     made.train()
-    assert not made._kept._found
+    assert not made._cache._found
     made.double().eval()
     with torch.no_grad():
         found = made.encode(v[None].double(), g[None])
@@ -308,8 +308,8 @@ def test_input_that_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dim": 0}, "dim must be a whole number"),
-        ({"n_bits": True}, "n_bits must be a whole number"),
+        ({"dim": 0}, "dim=0; expected a whole number"),
+        ({"n_bits": True}, "n_bits=True; expected a whole number"),
         ({"n_bits": 21}, "n_bits must be at most 20"),
         ({"n_heads": 5}, "dim=16 must be divisible by n_heads=5"),
         ({"decoder_heads": 3}, "decoder_dim=16 must be divisible"),
@@ -317,7 +317,7 @@ def test_input_that_does_not_fit_is_refused() -> None:
         ({"relation": 0}, "relation must be"),
         ({"relation": True}, "relation must be"),
         ({"dropout": 1.0}, "dropout must be"),
-        ({"code_term": 1}, "code_term must be True or False"),
+        ({"code_term": 1}, "code_term=1; expected True or False"),
     ],
 )
 def test_sizes_are_checked(change: dict, message: str) -> None:

@@ -200,8 +200,8 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path, changes, tensors, messa
 
 def test_our_settings_are_checked() -> None:
     for change, message in (
-        ({"dim": 0}, "dim must be a whole number"),
-        ({"templates": 1}, "templates must be True or False"),
+        ({"dim": 0}, "dim=0; expected a whole number"),
+        ({"templates": 1}, "templates=1; expected True or False"),
         ({"dropout": 1.0}, "dropout must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -11,8 +11,9 @@ import torch
 from anndata import AnnData
 
 from cfm.data._warn import warn_user
-from cfm.models._base import check_weights, load_weights
+from cfm.models._base import load_weights
 from cfm.models._lightning import check_numbers
+from cfm.models._validate import validate_config
 from cfm.models.bulkformer._compound_fit import fit_head, split_compounds
 from cfm.models.bulkformer._compound_head import CompoundHead, head_of
 from cfm.models.bulkformer._compound_signatures import (
@@ -280,18 +281,10 @@ class CompoundLearner(Imputer):
         prefix = f"{_COMPOUNDS}."
         own = {k: v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
         rest = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(prefix)}
-        try:
-            with torch.device("meta"):
-                empty = CompoundHead(**settings)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
-                f"its compounds ({error}). It may be damaged; download it again."
-            ) from error
-        check_weights(empty, own, checkpoint.name, prefix=prefix)
-        model = super()._from_checkpoint(replace(checkpoint, tensors=rest), adata)
-        head = CompoundHead(**settings)
+        with validate_config("its compounds", checkpoint.name, own):
+            head = CompoundHead(**settings)
         load_weights(head, own, checkpoint.name, prefix=prefix)
+        model = super()._from_checkpoint(replace(checkpoint, tensors=rest), adata)
         model.module.add_module(_COMPOUNDS, head.requires_grad_(False).eval())
         return model
 

@@ -11,17 +11,21 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
+from cfm._arguments import check_flag, check_whole
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.hub import resolve
-from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
+from cfm.hub._replace import reads_checkpoint
+from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._validate import validate_config
 from cfm.models.bulkformer._checkpoint import Published, is_published, read_published
 from cfm.models.bulkformer._graphs import graph_of_data, graph_tensors
 from cfm.models.bulkformer._linear_term import LocalFactors
 from cfm.models.bulkformer._module import BulkFormerModule
 from cfm.models.bulkformer._reading import vocabulary_of
 from cfm.models.bulkformer._sizes import BulkFormerSize, get_size
+from cfm.nn._graph import check_graph
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -181,6 +185,7 @@ class BulkFormerCore(PretrainedModel):
         return is_published(path)
 
     @classmethod
+    @reads_checkpoint
     def from_pretrained(
         cls,
         source: str | Path,
@@ -235,31 +240,31 @@ class BulkFormerCore(PretrainedModel):
             raise ValueError(
                 f"genes= names {len(names)} genes; the weights have {published.n_genes}."
             )
-        with torch.device("meta"):
-            module = BulkFormerModule(published.n_genes, **published.size.module_arguments())
-        extra = {
+        tensors = published.tensors | {
             "gene_offset": torch.zeros(published.n_genes),
             "edges": published.edges,
             "edge_weights": published.edge_weights,
         }
-        module.edges, module.edge_weights = published.edges, published.edge_weights
-        tensors = published.tensors | extra
-        check_weights(module, tensors, published.name)
         unnamed = [f"gene {i + 1}" for i in range(published.n_genes)]
         vocabulary = GeneVocabulary(unnamed) if names is None else vocabulary_of(names)
-        model = cls._empty(vocabulary, published.size, 0)
+        with validate_config("BulkFormer", published.name, tensors):
+            model = cls(vocabulary=vocabulary, size=published.size)
         model.knows_genes = names is not None
-        model.module.edges, model.module.edge_weights = published.edges, published.edge_weights
-        load_weights(model.module, tensors, published.name)
+        model._fill(tensors, published.name)
         return model
 
-    @classmethod
-    def _empty(cls, vocabulary: GeneVocabulary, size: BulkFormerSize, width: int) -> Self:
-        """Make a model whose weights will be loaded."""
-        features = None
-        if width:
-            features = pd.DataFrame(np.zeros((len(vocabulary), width)), index=vocabulary.genes)
-        return cls(vocabulary=vocabulary, size=size, gene_features=features)
+    def _fill(self, tensors: dict[str, torch.Tensor], name: str) -> None:
+        """Give a model on the ``meta`` device its weights and its graph."""
+        # a graph has as many edges as it has
+        for key in ("edges", "edge_weights"):
+            if key in tensors:
+                buffer = getattr(self.module, key)
+                setattr(self.module, key, buffer.new_empty(tensors[key].shape))
+        load_weights(self.module, tensors, name)
+        try:
+            check_graph(self.module.edges, self.module.edge_weights, self.module.n_genes)
+        except ValueError as error:
+            raise ValueError(f"The graph of checkpoint {name!r} is damaged. {error}") from error
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         width = 0 if self.module.gene_embedding is not None else self.module.gene_features.shape[1]
@@ -286,48 +291,23 @@ class BulkFormerCore(PretrainedModel):
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
         config = dict(checkpoint.config)
-        tensors = checkpoint.tensors
-        try:
+        with validate_config("BulkFormer", checkpoint.name, checkpoint.tensors):
             size = BulkFormerSize(**config.pop("size"))
-            width = int(config.pop("n_gene_features"))
-            knows_genes = config.pop("knows_genes")
-            if not isinstance(knows_genes, bool):
-                raise ValueError(f"found knows_genes {knows_genes!r}")
+            width = check_whole("n_gene_features", config.pop("n_gene_features"), 0)
+            knows_genes = check_flag("knows_genes", config.pop("knows_genes"))
             linear = config.pop("linear_term", None)
             genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
-            _check_layers(tensors, size)
-            with torch.device("meta"):  # takes no memory for what the sizes claim
-                module = BulkFormerModule(
+            model = cls(vocabulary=genes, size=size)
+            if width:
+                model.module = BulkFormerModule(
                     len(genes), **size.module_arguments(), n_gene_features=width
                 )
-                if linear is not None:
-                    module.linear_term = LocalFactors(len(genes), **linear)
-            graph = tensors["edges"].long(), tensors["edge_weights"].float()
-            module.edges, module.edge_weights = graph
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
-                f"BulkFormer ({error}). It may be damaged or from another version; download it "
-                "again."
-            ) from error
-        check_weights(module, tensors, checkpoint.name)
-        model = cls._empty(genes, size, width)
+            if linear is not None:
+                model.module.linear_term = LocalFactors(len(genes), **linear)
         model.knows_genes = knows_genes
-        model.module.set_graph(*graph)
-        if linear is not None:
-            model.module.linear_term = LocalFactors(len(genes), **linear)
-        load_weights(model.module, tensors, checkpoint.name)
+        model._fill(checkpoint.tensors, checkpoint.name)
+        model._summarise()
         model.provenance = config
         if adata is not None:
             model.attach(adata)
         return model
-
-
-def _check_layers(tensors: dict[str, torch.Tensor], size: BulkFormerSize) -> None:
-    """Check that the weights have as many layers as the sizes claim."""
-    prefixes = {".".join(name.split(".")[:4]) for name in tensors if name.startswith("blocks.")}
-    found = sum(prefix.split(".")[2] == "layers" for prefix in prefixes)
-    if found != size.n_blocks * size.n_layers:
-        raise ValueError(
-            f"found {size.n_blocks} × {size.n_layers} Performer layers, but weights of {found}"
-        )

@@ -17,6 +17,7 @@ from cfm.nn._distributed import means_over_processes
 from cfm.nn._graph import check_graph, neighbours
 from cfm.nn._linear import prepare, prepare_linear
 from cfm.nn._performer_stream import chunks, run_layers
+from cfm.nn._weight_cache import WeightCache
 
 
 class BulkFormerModule(nn.Module):
@@ -96,7 +97,7 @@ class BulkFormerModule(nn.Module):
         self.linear_term: LocalFactors | None = None
         #: Whether training recomputes the layers in the backward pass instead of storing them.
         self.recompute = False
-        self._known: dict[str, tuple[object, Tensor]] = {}
+        self._cache = WeightCache()
 
     def set_graph(self, edges: Tensor, weights: Tensor) -> None:
         """Set the co-expression graph.
@@ -118,7 +119,7 @@ class BulkFormerModule(nn.Module):
         self.edges = edges.to(device, copy=True)
         self.edge_weights = weights.to(device, torch.float32, copy=True)
         # Its version is not enough: memory of a graph that is gone may be taken again.
-        self._known.pop("adjacency", None)
+        self._cache.clear()
 
     def set_gene_features(self, table: Tensor) -> None:
         """Set the table that says what each gene is, ``(n_genes, n_gene_features)``."""
@@ -128,11 +129,10 @@ class BulkFormerModule(nn.Module):
 
     def adjacency(self) -> Tensor:
         """Return the normalised graph, ``(n_genes, n_genes)`` sparse CSR, made once."""
-        version = _version(self.edges, self.edge_weights)
-        return self._once(
-            "adjacency",
-            version,
-            lambda: normalised_adjacency(self.edges, self.edge_weights, self.n_genes),
+        graph = self.edges, self.edge_weights
+        return cast(
+            "Tensor",
+            self._cache.get("adjacency", graph, lambda: normalised_adjacency(*graph, self.n_genes)),
         )
 
     def gene_terms(self) -> Tensor:
@@ -140,9 +140,10 @@ class BulkFormerModule(nn.Module):
         table = self.gene_features if self.gene_embedding is None else self.gene_embedding.weight
         if torch.is_grad_enabled():
             return self.gene_projection(table)
-        version = _version(table, *self.gene_projection.parameters())
+        weights = table, *self.gene_projection.parameters()
         with torch.autocast(table.device.type, enabled=False):
-            return self._once("genes", version, lambda: self.gene_projection(table))
+            found = self._cache.get("genes", weights, lambda: self.gene_projection(table))
+        return cast("Tensor", found)
 
     def redraw_features(self, generator: torch.Generator | None = None) -> None:
         """Draw the random features of every layer anew."""
@@ -251,8 +252,8 @@ class BulkFormerModule(nn.Module):
         Tried once per weights, on a made-up sample and ``n_genes`` genes spread over the
         vocabulary; the graph is left out.
         """
-        version = _version(*self.parameters(), *self.buffers())
-        return float(self._once("agreement", version, lambda: self._try_bfloat16(n_genes)))
+        weights = *self.parameters(), *self.buffers()
+        return float(self._cache.get("agreement", weights, lambda: self._try_bfloat16(n_genes)))
 
     def _try_bfloat16(self, n_genes: int) -> Tensor:
         device = self.norm.weight.device
@@ -384,16 +385,3 @@ class BulkFormerModule(nn.Module):
             )
         if not self.edges.shape[1]:
             raise ValueError("The model has no gene graph; give it one with set_graph.")
-
-    def _once(self, name: str, version: object, make: Callable[[], Tensor]) -> Tensor:
-        """Return what was made for these weights, or make it."""
-        if name not in self._known or self._known[name][0] != version:
-            # Not an inference tensor: training may use it next.
-            with torch.inference_mode(False), torch.no_grad():
-                self._known[name] = (version, make())
-        return self._known[name][1]
-
-
-def _version(*tensors: Tensor) -> tuple[object, ...]:
-    """Return what changes whenever one of the tensors does."""
-    return tuple((t.data_ptr(), t._version, t.device, t.dtype) for t in tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cfm.models._named_sizes import named_size
+from cfm.models._named_sizes import check_sizes, named_size
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,7 @@ class BulkFormerSize:
     centred: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dim", "n_layers", "n_heads", "n_blocks", "ff_mult"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
-        if not isinstance(self.centred, bool):
-            raise ValueError(f"centred must be True or False; found {self.centred!r}.")
-        for name in ("attention_dropout", "ff_dropout"):
-            share = getattr(self, name)
-            if not 0.0 <= share < 1.0:
-                raise ValueError(f"{name} must be at least 0 and below 1; found {share!r}.")
+        check_sizes(self, dropouts=("attention_dropout", "ff_dropout"))
 
     def module_arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of the module."""

@@ -11,10 +11,12 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
+from cfm._arguments import check_whole
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
-from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
+from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._validate import validate_config
 from cfm.models.cellpulse._classifier import VirusClassifier
 from cfm.models.cellpulse._effects import MIN_GENES, align_effects, effect_blocks
 from cfm.models.cellpulse._factors import (
@@ -266,31 +268,16 @@ class CellPulseCore(PretrainedModel):
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
         config = dict(checkpoint.config)
-        try:
+        with validate_config("CellPulse", checkpoint.name, checkpoint.tensors):
             size = CellPulseSize(**config.pop("size"))
-            groups = _relevance_groups(size, config.pop("n_relevances"))
+            n_relevances = config.pop("n_relevances")
+            check_whole("n_relevances", n_relevances, 1, size.n_factors)
             genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
             settings = config.pop("classifier")
-            _check_layers(checkpoint, size)
-            with torch.device("meta"):  # takes no memory for what the sizes claim
-                module = CellPulseModule(len(genes), **size.module_arguments())
-                module.set_gene_factors(torch.zeros(len(genes), size.n_factors), groups)
-                head = None
-                if settings is not None:
-                    head = VirusClassifier(len(genes), size.dim, **settings)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
-                f"CellPulse ({error}). It may be damaged or from another version; download it "
-                "again."
-            ) from error
-        check_weights(module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
-        if head is not None:
-            check_weights(head, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
-        model = cls(vocabulary=genes, size=size)
-        model.module.set_gene_factors(torch.zeros(len(genes), size.n_factors), groups)
-        if settings is not None:
-            model.classifier = VirusClassifier(len(genes), size.dim, **settings).eval()
+            model = cls(vocabulary=genes, size=size)
+            model.module.log_relevance = torch.nn.Parameter(torch.zeros(n_relevances))
+            if settings is not None:
+                model.classifier = VirusClassifier(len(genes), size.dim, **settings).eval()
         load_weights(model.module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
         if model.classifier is not None:
             load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
@@ -306,19 +293,3 @@ class CellPulseCore(PretrainedModel):
         if adata is not None:
             model.attach(adata)
         return model
-
-
-def _relevance_groups(size: CellPulseSize, n_relevances: int) -> torch.Tensor:
-    """Return some group for each factor, as many groups as the checkpoint has relevances."""
-    if type(n_relevances) is not int or not 1 <= n_relevances <= size.n_factors:
-        raise ValueError(f"found {n_relevances} relevances of {size.n_factors} factors")
-    return torch.arange(size.n_factors) % n_relevances
-
-
-def _check_layers(checkpoint: Checkpoint, size: CellPulseSize) -> None:
-    """Check that the weights have as many layers as the sizes claim."""
-    prefix = f"{_MODULE}blocks."
-    names = (name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix))
-    found = len({name.split(".")[0] for name in names})
-    if found != size.n_layers:
-        raise ValueError(f"found n_layers {size.n_layers}, but weights of {found}")

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from cfm._arguments import check_whole
 from cfm.data import GeneVocabulary
 from cfm.hub import resolve
-from cfm.models._base import PretrainedModel, check_weights
-from cfm.models._claims import check_layers, claimed_sizes
+from cfm.hub._replace import reads_checkpoint
+from cfm.models._base import PretrainedModel, load_weights
+from cfm.models._validate import validate_config
 from cfm.models.cellvq._checkpoint import is_published, read_published
 from cfm.models.cellvq._module import CellVQModule
 from cfm.models.cellvq._setup import Registered, levels_of
@@ -155,6 +157,7 @@ class CellVQCore(Registered):
         return is_published(path)
 
     @classmethod
+    @reads_checkpoint
     def from_pretrained(
         cls,
         source: str | Path,
@@ -246,20 +249,9 @@ class CellVQCore(Registered):
                 f"Found {len(vocabulary)} names of genes, but weights of {n_genes} genes in "
                 f"checkpoint {name!r}."
             )
-        layers = {
-            "layers of the encoder": (r"layers\.(\d+)\.", size.n_layers),
-            "layers of the decoder": (r"decoder\.layers\.(\d+)\.", size.decoder_layers),
-            "layers of the codebook": (
-                r"quantiser\.network\.(\d+)\.running_mean",
-                size.codebook_layers,
-            ),
-        }
-        check_layers(tensors, layers, name)
-        with claimed_sizes(name):
+        with validate_config("CellVQ", name, tensors):
             module = CellVQModule(n_genes, size=size, properties=_n_classes(properties))
-        found = check_weights(module, tensors, name)
-        kinds = {k: v.dtype for k, v in module.state_dict().items()}
-        module.load_state_dict({k: v.to(kinds[k]) for k, v in found.items()}, assign=True)
+        load_weights(module, tensors, name, copy=False)
         model = cls.__new__(cls)
         PretrainedModel.__init__(model, None)
         model.size, model.properties, model._vocabulary = size, properties, vocabulary
@@ -277,18 +269,12 @@ class CellVQCore(Registered):
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
         config = dict(checkpoint.config)
-        try:
+        with validate_config("CellVQ", checkpoint.name, checkpoint.tensors):
             size = CellVQSize(**config.pop("size"))
-            n_genes = int(config.pop("n_genes"))
+            n_genes = check_whole("n_genes", config.pop("n_genes"))
             text = checkpoint.files.get(_GENES_FILE)
             genes = None if text is None else GeneVocabulary(text.splitlines())
             properties = check_properties(json.loads(checkpoint.files[_PROPERTIES_FILE]))
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"The config.json, {_GENES_FILE} or {_PROPERTIES_FILE} of checkpoint "
-                f"{checkpoint.name!r} lacks or garbles a setting of CellVQ ({error}). It may be "
-                "damaged or from another version; download it again."
-            ) from error
         model = cls._filled(size, n_genes, genes, properties, checkpoint.tensors, checkpoint.name)
         model.provenance = config
         if adata is not None:

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from cfm.models.cellvq._code_term import CodeTerm
 from cfm.models.cellvq._decoder import ExpressionDecoder
 from cfm.models.cellvq._expression_term import ExpressionTerm
-from cfm.models.cellvq._kept import Kept
 from cfm.nn import PostNormLayer
 from cfm.nn._binned_value import BinnedValueEmbedding
 from cfm.nn._post_norm import PreparedStack
 from cfm.nn._soft_codes import Quantised, SoftCodes
+from cfm.nn._weight_cache import WeightCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -93,7 +93,7 @@ class CellVQModule(nn.Module):
         self.property_heads = nn.ModuleList(
             nn.Linear(4 * dim, n_classes) for n_classes in self.properties.values()
         )
-        self._kept = Kept()
+        self._cache = WeightCache()
 
     def encode(
         self,
@@ -319,7 +319,7 @@ class CellVQModule(nn.Module):
         Tried once per weights, on four made-up cells of up to 256 genes.
         """
         weights = list(self.layers.parameters())
-        return float(self._kept.get("agreement", weights, self._try_bfloat16))
+        return float(self._cache.get("agreement", weights, self._try_bfloat16))
 
     @torch.no_grad()
     def _try_bfloat16(self) -> Tensor:
@@ -343,21 +343,21 @@ class CellVQModule(nn.Module):
     def train(self, mode: bool = True) -> CellVQModule:
         """Switch between training and evaluation; what was computed once is dropped."""
         if mode:
-            self._kept.clear()
+            self._cache.clear()
         return super().train(mode)
 
     def _stack(self, dtype: torch.dtype) -> PreparedStack:
         weights = list(self.layers.parameters())
         return cast(
             "PreparedStack",
-            self._kept.get(str(dtype), weights, lambda: PreparedStack(self.layers, dtype)),
+            self._cache.get(str(dtype), weights, lambda: PreparedStack(self.layers, dtype)),
         )
 
     def _keep(self, name: str, weights: Iterable[Tensor], make: Callable[[], Tensor]) -> Tensor:
         """Compute something, or take what was computed, where no gradients are asked for."""
         if self.training or torch.is_grad_enabled():
             return make()
-        return cast("Tensor", self._kept.get(name, weights, make))
+        return cast("Tensor", self._cache.get(name, weights, make))
 
     def _blank(self, values: Tensor, genes: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """Overwrite what stands at padding, which may be anything."""

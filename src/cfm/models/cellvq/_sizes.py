@@ -5,13 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cfm.models._named_sizes import named_size
-
-_WHOLE = (
-    *("dim", "n_layers", "n_heads", "ff_dim"),
-    *("decoder_dim", "decoder_layers", "decoder_heads"),
-    *("n_bins", "n_bits", "codebook_dim", "codebook_layers", "code_dim"),
-)
+from cfm.models._named_sizes import check_sizes, named_size
 
 
 @dataclass(frozen=True)
@@ -65,10 +59,7 @@ class CellVQSize:
     expression_term: bool = False
 
     def __post_init__(self) -> None:
-        for name in _WHOLE:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
+        check_sizes(self, dropouts=("dropout",))
         if self.n_bits > 20:
             raise ValueError(f"n_bits must be at most 20; found {self.n_bits}.")
         for width, heads in (("dim", "n_heads"), ("decoder_dim", "decoder_heads")):
@@ -82,13 +73,8 @@ class CellVQSize:
             raise ValueError(
                 f"relation must be 'full', 'none' or a rank of at least 1; found {self.relation!r}."
             )
-        for name in ("code_term", "expression_term"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False; found {getattr(self, name)!r}.")
         if isinstance(self.bin_alpha, bool) or not abs(self.bin_alpha) < float("inf"):
             raise ValueError(f"bin_alpha must be a finite number; found {self.bin_alpha!r}.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout!r}.")
 
     @property
     def n_codes(self) -> int:

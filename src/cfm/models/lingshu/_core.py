@@ -11,7 +11,9 @@ import torch
 from cfm.data import GeneVocabulary
 from cfm.hub import resolve
 from cfm.hub._format import CONFIG_NAME
-from cfm.models._base import PretrainedModel, check_weights, load_weights
+from cfm.hub._replace import reads_checkpoint
+from cfm.models._base import PretrainedModel, load_weights
+from cfm.models._validate import validate_config
 from cfm.models.lingshu._levels import ConditionLevels
 from cfm.models.lingshu._module import LingshuModule
 from cfm.models.lingshu._perturbation_features import PerturbationFeatures
@@ -143,6 +145,7 @@ class LingshuCore(Registered):
         return out
 
     @classmethod
+    @reads_checkpoint
     def from_pretrained(
         cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
     ) -> Self:
@@ -179,32 +182,20 @@ class LingshuCore(Registered):
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
         config = dict(checkpoint.config)
         tensors = checkpoint.tensors
-        try:
+        with validate_config("LingshuCell", checkpoint.name, tensors):
             size = LingshuSize(**config.pop("size"))
             levels = ConditionLevels(**config.pop("levels"))
             described = config.pop("perturbation_features", None)
             term = config.pop("count_term", None)
             genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
-            _check_layers(tensors, size)
             features = None
             if described is not None:
                 features = PerturbationFeatures.from_config(
                     described, tensors["features"].float().numpy(), levels.perturbations
                 )
-            model = cls._empty(genes, levels, size, features, device="meta")
+            model = cls._empty(genes, levels, size, features)
             if term is not None:
-                with torch.device("meta"):
-                    model.module.count_term = TERMS[term["kind"]](**term["sizes"])
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
-                f"LingshuCell ({error}). It may be damaged or from another version; download it "
-                "again."
-            ) from error
-        check_weights(model.module, tensors, checkpoint.name)
-        model = cls._empty(genes, levels, size, features, device="cpu")
-        if term is not None:
-            model.module.count_term = TERMS[term["kind"]](**term["sizes"])
+                model.module.count_term = TERMS[term["kind"]](**term["sizes"])
         load_weights(model.module, tensors, checkpoint.name)
         order = model.module.group.permutation
         if not torch.equal(order.sort().values, torch.arange(len(genes))):
@@ -224,15 +215,13 @@ class LingshuCore(Registered):
         levels: ConditionLevels,
         size: LingshuSize,
         features: PerturbationFeatures | None,
-        *,
-        device: str,
     ) -> Self:
-        """Make a model whose weights will be loaded; on ``meta`` it takes no memory."""
+        """Make a model whose weights will be loaded."""
         model = cls.__new__(cls)
         PretrainedModel.__init__(model, None)
         model.vocabulary, model.levels, model.size = vocabulary, levels, size
         model.perturbation_features = features
-        with torch.random.fork_rng(), torch.device(device):
+        with torch.random.fork_rng():
             model.module = LingshuModule(len(vocabulary), **model._module_arguments())
         model._summarise()
         return model
@@ -251,10 +240,3 @@ class LingshuCore(Registered):
             covariates=obs[list(levels.covariates)].astype(str) if levels.covariates else None,
             depth=depth,
         )
-
-
-def _check_layers(tensors: dict[str, torch.Tensor], size: LingshuSize) -> None:
-    """Check that the weights have as many layers as the sizes claim."""
-    found = len({name.split(".")[2] for name in tensors if name.startswith("trunk.blocks.")})
-    if found != size.n_layers:
-        raise ValueError(f"found sizes of {size.n_layers} layers, but weights of {found}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,7 +88,7 @@ class LingshuModule(nn.Module):
         slots += [n + 1 for n in covariate_sizes]
         slots += [_DEPTH_KNOTS + 1] * depth
         #: First row of each slot of the prefix in the embedding table.
-        self.offsets = [N_VALUES + 1 + sum(slots[:i]) for i in range(len(slots))]
+        self.offsets = list(accumulate(slots[:-1], initial=N_VALUES + 1))[: len(slots)]
         self.embedding = nn.Embedding(N_VALUES + 1 + sum(slots), dim)
         self.group = GroupCompression(n_genes, dim, group_size)
         self.group_positions = (

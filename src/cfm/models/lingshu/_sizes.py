@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cfm.models._named_sizes import named_size
+from cfm.models._named_sizes import check_sizes, named_size
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,7 @@ class LingshuSize:
     learned_positions: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dim", "n_layers", "n_heads", "ff_dim", "group_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
-        for name in ("depth", "learned_positions"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False; found {getattr(self, name)!r}.")
+        check_sizes(self)
         if self.dim % (2 * self.n_heads):
             raise ValueError(
                 f"dim={self.dim} does not split into n_heads={self.n_heads} heads of even width."

@@ -11,9 +11,10 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, ObsmField
 
 from cfm.hub import resolve
+from cfm.hub._replace import reads_checkpoint
 from cfm.hub._resolve import checkpoint_name
-from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
-from cfm.models._claims import check_layers, claimed_sizes
+from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._validate import validate_config
 from cfm.models.pulsar._checkpoint import is_published, read_published
 from cfm.models.pulsar._donors import Donors, read_cells, read_donors
 from cfm.models.pulsar._module import PulsarModule
@@ -179,6 +180,7 @@ class PulsarCore(PretrainedModel):
         return is_published(path)
 
     @classmethod
+    @reads_checkpoint
     def from_pretrained(
         cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
     ) -> Self:
@@ -227,18 +229,11 @@ class PulsarCore(PretrainedModel):
     ) -> Self:
         """Make a model of given weights, after checking that they fit."""
         n_outputs = 0 if head is None else len(head["outputs"])
-        layers = {
-            f"layers of the {part}": (rf"{part}\.(\d+)\.", getattr(size, f"{part}_layers"))
-            for part in ("encoder", "decoder")
-        }
-        check_layers(tensors, layers, name)
-        with claimed_sizes(name):
-            module = PulsarModule(size, n_outputs)
-        check_weights(module, tensors, name)
-        model = cls(size=size)
-        if n_outputs:
-            model.module.set_head(n_outputs)
-            model.head = head
+        with validate_config("PULSAR", name, tensors):
+            model = cls(size=size)
+            if n_outputs:
+                model.module.set_head(n_outputs)
+                model.head = head
         load_weights(model.module, tensors, name)
         model._summarise()
         return model
@@ -250,16 +245,11 @@ class PulsarCore(PretrainedModel):
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
         config = dict(checkpoint.config)
-        try:
+        with validate_config("PULSAR", checkpoint.name, checkpoint.tensors):
             size = PulsarSize(**config.pop("size"))
             head = config.pop("head")
             if head is not None and not _is_head(head):
                 raise ValueError(f"found the head {str(head)[:200]}")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
-                f"PULSAR ({error}). It may be damaged or from another version; download it again."
-            ) from error
         model = cls._filled(size, checkpoint.tensors, head, checkpoint.name)
         model.provenance = config
         if adata is not None:

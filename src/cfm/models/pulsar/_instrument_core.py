@@ -13,8 +13,9 @@ from scvi.data.fields import CategoricalObsField, ObsmField
 
 from cfm.hub import load_safetensors, load_torch, resolve
 from cfm.hub._format import sha256_of_file
-from cfm.models._base import PretrainedModel, check_column, check_weights, load_weights
-from cfm.models._claims import claimed_sizes
+from cfm.hub._replace import reads_checkpoint
+from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._validate import validate_config
 from cfm.models.pulsar._donors import read_cells
 from cfm.models.pulsar._instrument_module import InstrumentModule, InstrumentSize
 
@@ -150,6 +151,7 @@ class InstrumentCore(PretrainedModel):
         return path.is_file() and _PUBLISHED.fullmatch(path.name) is not None
 
     @classmethod
+    @reads_checkpoint
     def from_pretrained(
         cls,
         source: str | Path,
@@ -215,10 +217,8 @@ class InstrumentCore(PretrainedModel):
 
     @classmethod
     def _filled(cls, size: InstrumentSize, tensors: dict[str, torch.Tensor], name: str) -> Self:
-        with claimed_sizes(name):
-            module = InstrumentModule(size)
-        check_weights(module, tensors, name)
-        model = cls(size=size)
+        with validate_config("VirtualInstrument", name, tensors):
+            model = cls(size=size)
         load_weights(model.module, tensors, name)
         return model
 
@@ -236,18 +236,12 @@ class InstrumentCore(PretrainedModel):
         tensors = dict(checkpoint.tensors)
         table = tensors.pop(_TABLE, None)
         names = checkpoint.files.get(_NAMES_FILE, "").splitlines()
-        try:
+        with validate_config("VirtualInstrument", checkpoint.name, tensors):
             size = InstrumentSize(**config.pop("size"))
             if (0 if table is None else len(table)) != len(names):
                 raise ValueError(f"found {len(names)} names of conditions")
             if table is not None and not (table.is_floating_point() and table.ndim == 2):
                 raise ValueError(f"found conditions of {table.dtype} and {table.ndim} dimensions")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"The config.json of checkpoint {checkpoint.name!r} lacks or garbles a setting of "
-                f"VirtualInstrument ({error}). It may be damaged or from another version; "
-                "download it again."
-            ) from error
         inside = {k.removeprefix(_MODULE): v for k, v in tensors.items()}
         model = cls._filled(size, inside, checkpoint.name)
         if table is not None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfm.models._named_sizes import check_sizes
+
 
 @dataclass(frozen=True)
 class InstrumentSize:
@@ -33,15 +35,7 @@ class InstrumentSize:
     condition_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("donor_dim", "output_dim", "condition_dim", "hidden_dim"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
-        for name in ("dropout", "donor_dropout", "condition_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(
-                    f"{name} must be at least 0 and below 1; found {getattr(self, name)!r}."
-                )
+        check_sizes(self, dropouts=("dropout", "donor_dropout", "condition_dropout"))
         if self.output_dim != self.donor_dim:
             raise ValueError(
                 f"donor_dim={self.donor_dim} and output_dim={self.output_dim} differ; the "

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from cfm.nn import PostNormLayer
 from cfm.nn._linear import prepare
 from cfm.nn._post_norm import PreparedStack
+from cfm.nn._weight_cache import WeightCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +80,7 @@ class PulsarModule(nn.Module):
         self.head: nn.Sequential | None = None
         if n_outputs:
             self.set_head(n_outputs)
-        self._agreement: tuple[object, float] | None = None
+        self._cache = WeightCache()
 
     def _layers(self, n_layers: int, n_heads: int, ff_dim: int) -> nn.ModuleList:
         size = self.size
@@ -266,14 +267,13 @@ class PulsarModule(nn.Module):
         embedding is what all donors have in common. Tried once per weights, on eight made-up
         donors who have six kinds of cells in different shares.
         """
-        version = tuple((p.data_ptr(), p._version, p.device) for p in self.parameters())
-        if self._agreement is None or self._agreement[0] != version:
-            donors = self._made_up_donors()
-            exact = self.embed(donors, dtype=torch.float32)
-            rough = self.embed(donors, dtype=torch.bfloat16)
-            found = F.cosine_similarity(exact - exact.mean(0), rough - rough.mean(0))
-            self._agreement = version, float(found.mean())
-        return self._agreement[1]
+        return float(self._cache.get("agreement", self.parameters(), self._try_bfloat16))
+
+    def _try_bfloat16(self) -> Tensor:
+        donors = self._made_up_donors()
+        exact = self.embed(donors, dtype=torch.float32)
+        rough = self.embed(donors, dtype=torch.bfloat16)
+        return F.cosine_similarity(exact - exact.mean(0), rough - rough.mean(0)).mean()
 
     def _made_up_donors(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cfm.models._named_sizes import named_size
+from cfm.models._named_sizes import check_sizes, named_size
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,9 @@ class PulsarSize:
     eps: float = 1e-12
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            least = 0 if name == "decoder_layers" else 1
-            if isinstance(getattr(type(self), name), bool):
-                if not isinstance(value, bool):
-                    raise ValueError(f"{name} must be True or False; found {value!r}.")
-            elif isinstance(getattr(type(self), name), int) and (
-                not isinstance(value, int) or isinstance(value, bool) or value < least
-            ):
-                raise ValueError(
-                    f"{name} must be a whole number of at least {least}; found {value!r}."
-                )
+        check_sizes(self, dropouts=("dropout", "eps"), zero=("decoder_layers",))
         if self.activation not in ("gelu", "relu"):
             raise ValueError(f"activation={self.activation!r}; expected 'gelu' or 'relu'.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout!r}.")
-        if isinstance(self.eps, bool) or not 0.0 <= self.eps < 1.0:
-            raise ValueError(f"eps must be at least 0 and below 1; found {self.eps!r}.")
         for part in ("encoder", "decoder"):
             heads = getattr(self, f"{part}_heads")
             if self.dim % heads:

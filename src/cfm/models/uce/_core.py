@@ -16,8 +16,9 @@ from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.hub import resolve
-from cfm.models._base import PretrainedModel, check_weights
-from cfm.models._claims import claimed_sizes
+from cfm.hub._replace import reads_checkpoint
+from cfm.models._base import PretrainedModel, load_weights
+from cfm.models._validate import validate_config
 from cfm.models.uce._checkpoint import is_published, read_published
 from cfm.models.uce._genes import GENE_COLUMNS, check_genes
 from cfm.models.uce._module import UCEModule
@@ -102,6 +103,7 @@ class UCECore(PretrainedModel):
         return is_published(path)
 
     @classmethod
+    @reads_checkpoint
     def from_pretrained(
         cls,
         source: str | Path,
@@ -171,14 +173,9 @@ class UCECore(PretrainedModel):
         cls, size: UCESize, tensors: dict[str, torch.Tensor], genes: pd.DataFrame | None, name: str
     ) -> Self:
         """Make a model of given weights, without a second copy of them."""
-        with claimed_sizes(name):
-            module = UCEModule(size)
-        found = check_weights(module, tensors, name)
-        module.load_state_dict({k: v.float() for k, v in found.items()}, assign=True)
-        module.token_embedding.weight.requires_grad_(False)
-        tiny = UCESize(1, 1, 1, 1, 1, 1, 1, 1, 1, (1,))
-        model = cls(size=tiny)
-        model.size, model.module = size, module
+        with validate_config("UCE", name, tensors):
+            model = cls(size=size)
+        load_weights(model.module, tensors, name, copy=False)
         model._set_genes(genes)
         model._summarise()
         return model
@@ -190,22 +187,13 @@ class UCECore(PretrainedModel):
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
         config = dict(checkpoint.config)
-        try:
+        with validate_config("UCE", checkpoint.name, checkpoint.tensors):
             size = UCESize(**config.pop("size"))
-            n_layers = len({k.split(".")[1] for k in checkpoint.tensors if k[:7] == "layers."})
-            if n_layers != size.n_layers:
-                raise ValueError(f"found n_layers {size.n_layers}, but weights of {n_layers}")
             text = checkpoint.files.get(_GENES_FILE)
             genes = None
             if text is not None:
                 table = pd.read_csv(StringIO(text), dtype={"gene": str}, keep_default_na=False)
                 genes = check_genes(table.set_index("gene"), size.n_tokens, _GENES_FILE)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"The config.json or {_GENES_FILE} of checkpoint {checkpoint.name!r} lacks or "
-                f"garbles a setting of UCE ({error}). It may be damaged or from another version; "
-                "download it again."
-            ) from error
         model = cls._filled(size, checkpoint.tensors, genes, checkpoint.name)
         model.provenance = config
         if adata is not None:

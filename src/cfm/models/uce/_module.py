@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cfm.nn import PostNormLayer
 from cfm.nn._post_norm import PreparedStack
+from cfm.nn._weight_cache import WeightCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ class UCEModule(nn.Module):
         self.gene_projection = _projection(size.token_dim, dim)
         self.expression_head = _blocks([out + dim, *size.expression_dims], size.dropout)
         self.expression_head.append(nn.Linear(size.expression_dims[-1], 1))
-        self._agreement: tuple[object, float] | None = None
+        self._cache = WeightCache()
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Embed sentences as the published code does, padding included.
@@ -151,17 +152,16 @@ class UCEModule(nn.Module):
 
         Tried once per weights, on two made-up sentences of up to 256 genes.
         """
-        weights = list(self.layers.parameters())
-        version = tuple((p.data_ptr(), p._version, p.device) for p in weights)
-        if self._agreement is None or self._agreement[0] != version:
-            n = 2 * min(256, self.size.max_length - 1)
-            places = torch.linspace(CELL + 1, self.size.n_tokens - 1, n).long()
-            cell = torch.tensor([CELL])
-            sentences = [torch.cat([cell, places[i::2]]) for i in (0, 1)]
-            exact = self.embed(sentences, dtype=torch.float32)
-            rough = self.embed(sentences, dtype=torch.bfloat16)
-            self._agreement = version, float(F.cosine_similarity(exact, rough).mean())
-        return self._agreement[1]
+        return float(self._cache.get("agreement", self.layers.parameters(), self._try_bfloat16))
+
+    def _try_bfloat16(self) -> Tensor:
+        n = 2 * min(256, self.size.max_length - 1)
+        places = torch.linspace(CELL + 1, self.size.n_tokens - 1, n).long()
+        cell = torch.tensor([CELL])
+        sentences = [torch.cat([cell, places[i::2]]) for i in (0, 1)]
+        exact = self.embed(sentences, dtype=torch.float32)
+        rough = self.embed(sentences, dtype=torch.bfloat16)
+        return F.cosine_similarity(exact, rough).mean()
 
     def _check_length(self, length: int) -> None:
         if length > self.size.max_length:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cfm._arguments import check_whole
+from cfm.models._named_sizes import check_sizes
+
 
 @dataclass(frozen=True)
 class UCESize:
@@ -23,11 +26,9 @@ class UCESize:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "expression_dims", tuple(self.expression_dims))
-        numbers = {k: v for k, v in vars(self).items() if k not in ("expression_dims", "dropout")}
-        numbers |= {f"expression_dims[{i}]": n for i, n in enumerate(self.expression_dims)}
-        for name, value in numbers.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
+        check_sizes(self, dropouts=("dropout",))
+        for i, width in enumerate(self.expression_dims):
+            check_whole(f"expression_dims[{i}]", width)
         if not self.expression_dims:
             raise ValueError("expression_dims is empty; expected the widths of the hidden layers.")
         if self.dim % self.n_heads:
@@ -35,5 +36,3 @@ class UCESize:
                 f"The model is {self.dim} wide, which {self.n_heads} heads do not divide; pass "
                 "the number it was trained with as n_heads=."
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout!r}.")
