@@ -11,7 +11,7 @@ from scipy import sparse
 
 from cfm._fields import MAP_GENES, PARAMS
 from cfm.data._gene_ids import Organism, map_identifiers
-from cfm.data._matrix import LOG_CEILING, row_blocks
+from cfm.data._matrix import LOG_CEILING, row_blocks, stored_matrix
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import warn_overwritten
 from cfm.data._warn import warn_user
@@ -146,7 +146,9 @@ def map_genes(
 
     if adata.isbacked:
         adata = adata.to_memory()
-    elif copy:
+    keys = [None, *adata.layers] if adata.X is not None else list(adata.layers)
+    checked = {key: stored_matrix(adata, key) for key in keys}  # before they are cut
+    if copy:
         adata = adata.copy()
     merged: dict[str | None, Any] = {}
     if len(new_names) < len(kept):
@@ -154,9 +156,7 @@ def map_genes(
             (np.ones(len(kept), dtype=np.int8), (kept, group)),
             shape=(adata.n_vars, len(new_names)),
         )
-        keys = [None, *adata.layers] if adata.X is not None else list(adata.layers)
-        for key in keys:
-            matrix = adata.X if key is None else adata.layers[key]
+        for key, matrix in checked.items():
             if aggregate == "sum":
                 _warn_of_logs(matrix, "adata.X" if key is None else f"adata.layers[{key!r}]")
             merged[key] = _merge_columns(matrix, member, aggregate)
