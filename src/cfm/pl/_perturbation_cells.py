@@ -12,6 +12,7 @@ from scipy import sparse
 
 from cfm._arguments import check_layer
 from cfm._fields import PARAMS, SIMULATED, SIMULATED_BY, SIMULATION
+from cfm._sparse_indices import check_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,9 +58,9 @@ class Cells:
         """Values of some rows, ``(rows, n)`` float64, as they are stored."""
         matrix: Any = self.adata.X if self.layer is None else self.adata.layers[self.layer]
         unique, place = np.unique(rows, return_inverse=True)  # a file gives each row once, in order
-        block = matrix[unique]
+        block = check_sparse(matrix, "the matrix of cells")[unique]
         block = block.compute() if hasattr(block, "compute") else block  # dask
-        values = block[:, self.columns]
+        values = check_sparse(block, "the matrix of cells")[:, self.columns]
         dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
         return dense.astype(np.float64)[place]
 

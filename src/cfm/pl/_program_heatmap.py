@@ -11,6 +11,7 @@ from matplotlib.transforms import ScaledTranslation
 from scipy import sparse
 
 from cfm._arguments import check_layer
+from cfm._sparse_indices import check_sparse
 from cfm.pl._figure import figure_of, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._palette import ARROWS, DOWN, SIGNIFICANT, UP, ZERO
@@ -105,6 +106,9 @@ def _effects(adata: AnnData, genes: list[str], layer: str | None) -> np.ndarray:
             f"({', '.join(missing[:3])}, …); draw with the AnnData that cfm.tl.gene_programs "
             "was run on."
         )
+    check_sparse(
+        adata.X if layer is None else adata.layers[layer], "the matrix"
+    )  # before it is cut
     part = adata[:, genes]
     values = part.X if layer is None else part.layers[layer]
     values = values.toarray() if sparse.issparse(values) else values

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from cfm._arguments import check_layer
+from cfm._sparse_indices import check_sparse
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import shorten
@@ -77,7 +78,7 @@ def top_genes(
     row = _row(adata, contrast)
     check_layer(adata, layer)
     matrix = adata.X if layer is None else adata.layers[layer]
-    values = matrix[row]
+    values = check_sparse(matrix, "the matrix of contrasts")[row]
     values = values.toarray() if sparse.issparse(values) else values
     effects = np.nan_to_num(np.asarray(values, dtype=np.float64).ravel())
     order = np.argsort(-effects, kind="stable")

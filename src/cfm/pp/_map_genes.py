@@ -13,7 +13,7 @@ from scipy import sparse
 from cfm._arguments import checks_flags, layer_names
 from cfm._fields import MAP_GENES, PARAMS
 from cfm.data._gene_ids import Organism, map_identifiers
-from cfm.data._matrix import LOG_CEILING, row_blocks
+from cfm.data._matrix import LOG_CEILING, row_blocks, stored_matrix
 from cfm.data._modality import require_anndata
 from cfm.data._store import keep_genes, warn_overwritten
 from cfm.data._warn import warn_user
@@ -143,7 +143,9 @@ def map_genes(
 
     if adata.isbacked:
         adata = adata.to_memory()
-    elif copy:
+    keys = [*layer_names(adata), *([] if adata.X is None else [None])]
+    checked = {key: stored_matrix(adata, key) for key in keys}  # before they are cut
+    if copy:
         adata = adata.copy()
     merged: dict[str | None, Any] = {}
     if len(new_names) < len(kept):
@@ -151,9 +153,7 @@ def map_genes(
             (np.ones(len(kept), dtype=np.int8), (kept, group)),
             shape=(adata.n_vars, len(new_names)),
         )
-        keys = [*layer_names(adata), *([] if adata.X is None else [None])]
-        for key in keys:
-            matrix = adata.X if key is None else adata.layers[key]
+        for key, matrix in checked.items():
             if aggregate == "sum":
                 _warn_of_logs(matrix, "adata.X" if key is None else f"adata.layers[{key!r}]")
             merged[key] = _merge_columns(matrix, member, aggregate)
