@@ -220,7 +220,7 @@ def test_results_are_made_once(how, profiles, tmp_path, monkeypatch, capsys):
         assert cfm_main("embed", profiles, *how) == 75
     assert not Path(how[1]).exists()
     (work,) = tmp_path.glob(".*")
-    assert sorted(p.name for p in work.iterdir()) == ["call.json", "results.h5ad"]
+    assert sorted(p.name for p in work.iterdir()) == ["cfm.lock", "results.h5ad", "run.json"]
 
     with monkeypatch.context() as patch:
         patch.setattr("cfm._cli._run_tool.compute", None)  # not called again
@@ -234,12 +234,12 @@ def test_results_of_another_call_are_not_taken(profiles, tmp_path, monkeypatch, 
         stop_second_step(patch, KeyboardInterrupt())
         assert cfm_main(*call) == 130
     assert cfm_main(*call, "--alpha", "0.3") == 2
-    assert "the results of another call (other alpha)" in capsys.readouterr().err
+    assert "results of another call for the same OUT (alpha was None" in capsys.readouterr().err
     adata = contrasts(20)
     profiles.unlink()
     write(adata, profiles)
     assert cfm_main(*call) == 2
-    assert "(other inputs)" in capsys.readouterr().err
+    assert "(input 1 (in.h5ad) was '1 file, " in capsys.readouterr().err
     assert cfm_main(*call, "--overwrite") == 0
     assert len(pd.read_csv(tmp_path / "out.csv")) == 20
 
@@ -248,6 +248,7 @@ def test_a_folder_without_its_record_is_begun_anew(profiles, tmp_path):
     """It was killed before it could say what it is of."""
     work = tmp_path / ".out.csv.work"
     work.mkdir()
+    (work / "cfm.lock").touch()
     (work / "results.h5ad").write_bytes(b"half")
     assert cfm_main("embed", profiles, "-o", tmp_path / "out.csv") == 0
     assert not work.exists()
@@ -267,8 +268,8 @@ def test_a_folder_without_its_record_is_begun_anew(profiles, tmp_path):
         (["embed", "in.h5ad", "-o", "out.txt"], "which ends in '.txt'"),
         (["impute", "in.h5ad", "-o", "out.csv", "--model", "m"], "which ends in '.csv'"),
         (["embed", "in.h5ad", "-o", "none/out.h5ad"], "the folder of none/out.h5ad does not"),
-        (["embed", "in.h5ad", "-o", "in.h5ad"], "OUT is IN"),
-        (["embed", "in.h5ad", "-o", "./in.h5ad", "--overwrite"], "OUT is IN"),
+        (["embed", "in.h5ad", "-o", "in.h5ad"], "in.h5ad, which is read; choose another OUT"),
+        (["embed", "in.h5ad", "-o", "./in.h5ad", "--overwrite"], "in.h5ad, which is read; choose another OUT"),
         (["embed", "in.h5ad", "in.h5ad", "-o", "o.h5ad", "--keep-input"], "copies one IN, found 2"),
         (["embed", "in.h5ad", "-o", "o.zarr", "--keep-input"], "OUT must end in .h5ad"),
         (

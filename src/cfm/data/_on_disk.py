@@ -208,7 +208,7 @@ def _part(path: Path, key: str, stored: Any) -> Part:
             f"and the whole matrix is loaded ({n_bytes / 2**30:.2g} GiB). Write the file with "
             "adata.X = adata.X.tocsr() to leave it on disk."
         )
-        return MemoryPart(ad.io.read_elem(stored).tocsr())
+        return MemoryPart(ad.io.read_elem(stored).tocsr(), path)
     if len(stored.shape) != 2 or stored.dtype.kind not in "biuf":
         raise ValueError(
             f"{key} of {path} has shape {stored.shape} and holds {stored.dtype} values; a matrix "
