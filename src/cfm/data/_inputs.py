@@ -31,7 +31,8 @@ except ImportError:
 
 #: Files that a folder of zarr has at its root.
 _ZARR = ("zarr.json", ".zgroup", ".zarray")
-_IN_MEMORY = (pd.DataFrame, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)
+#: Tables in memory; and the AnnData that parts of a view hold on to, but do not read from.
+_PASSED_OVER = (pd.DataFrame, pd.Series, pd.Index, pd.api.extensions.ExtensionArray, AnnData)
 _PICKLE_PROTOCOL = 5
 
 
@@ -210,7 +211,7 @@ class _Walk(Pickler):
         if isinstance(value, os.PathLike):
             self._take_path(os.fspath(value))
             return "path"
-        return "table" if isinstance(value, _IN_MEMORY) else None
+        return "passed over" if isinstance(value, _PASSED_OVER) else None
 
     def reducer_override(self, value: Any) -> Any:
         """Pass over what cannot be pickled, such as locks: it holds no data."""
