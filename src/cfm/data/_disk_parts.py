@@ -302,12 +302,15 @@ class MemoryPart:
     ----------
     matrix
         CSR matrix.
+    path
+        The file that it comes from.
     """
 
     format = "csr"
 
-    def __init__(self, matrix: Any) -> None:
+    def __init__(self, matrix: Any, path: Path) -> None:
         self.matrix = matrix
+        self.path = path
         self.shape: tuple[int, int] = matrix.shape
         self.dtype: np.dtype[Any] = matrix.dtype
 

@@ -253,7 +253,7 @@ def _part(store: Any, path: Path, key: str) -> Part:
             f"and the whole matrix is loaded ({n_bytes / 2**30:.2g} GiB). Write the file with "
             "adata.X = adata.X.tocsr() to leave it on disk."
         )
-        return MemoryPart(load_by_columns(element))
+        return MemoryPart(load_by_columns(element), path)
     with reading(path, key):
         shape, dtype = stored.shape, stored.dtype
     if len(shape) != 2 or dtype.kind not in "biuf":
