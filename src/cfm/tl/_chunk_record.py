@@ -6,7 +6,7 @@ import re
 import warnings
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,17 @@ _COUNTED = re.compile(r"^(\d+) of (\d+) ")
 _OF_NAMES = ("Observation names", "Variable names")
 
 
-class Notes:
-    """Warnings of many chunks, each said once.
+class Caught(NamedTuple):
+    """A warning, and the line that it points at."""
+
+    category: type[Warning]
+    text: str
+    filename: str
+    line: int
+
+
+class WarningLog:
+    """Warnings of many chunks, each issued once.
 
     Parameters
     ----------
@@ -36,42 +45,39 @@ class Notes:
 
     def __init__(self, n_rows: int) -> None:
         self.n_rows = n_rows
-        self._said: set[str] = set()
+        self._issued: set[str] = set()
         self._counted: dict[str, tuple[int, str]] = {}
 
     @staticmethod
     @contextmanager
-    def taken() -> Iterator[list[tuple[type[Warning], str]]]:
-        """Take down the warnings of a chunk instead of saying them."""
-        notes: list[tuple[type[Warning], str]] = []
+    def recorded() -> Iterator[list[Caught]]:
+        """Record the warnings of a chunk instead of issuing them."""
+        found: list[Caught] = []
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            yield notes
-        notes.extend((w.category, str(w.message)) for w in caught)
+            yield found
+        found.extend(Caught(w.category, str(w.message), w.filename, w.lineno) for w in caught)
 
-    def hear(self, notes: Sequence[tuple[type[Warning], str]]) -> None:
-        """Say what is new; what counts rows is added up until the end."""
-        for category, text in notes:
+    def collect(self, found: Sequence[Caught]) -> None:
+        """Issue what is new; what counts rows is added up until the end."""
+        for warning in found:
+            text = warning.text
             counted = _COUNTED.match(text)
             if counted is not None:
                 rest = text[counted.end() :]
                 n, _ = self._counted.get(rest, (0, ""))
                 self._counted[rest] = n + int(counted[1]), rest
-            elif text not in self._said and not text.startswith(_OF_NAMES):
-                self._said.add(text)
-                _say(category, text)
+            elif text not in self._issued and not text.startswith(_OF_NAMES):
+                self._issued.add(text)
+                if warning.category is UserWarning:
+                    warn_user(text)
+                else:  # of another package, whose module the user's filters look at
+                    warnings.warn_explicit(text, warning.category, warning.filename, warning.line)
 
-    def sum_up(self) -> None:
-        """Say what was counted."""
+    def issue_counted(self) -> None:
+        """Issue what was counted."""
         for n, rest in self._counted.values():
             warn_user(f"{n} of {self.n_rows} {rest}")
-
-
-def _say(category: type[Warning], text: str) -> None:
-    if category is UserWarning:
-        warn_user(text)
-    else:
-        warnings.warn(text, category, stacklevel=2)
 
 
 def fingerprint(

@@ -22,7 +22,7 @@ from cfm.data._result_store import ResultStore, Streamed, check_output
 from cfm.data._store import target, warn_overwritten
 from cfm.models._shards import Processes, Stopped, share_work
 from cfm.tl._chunk_input import Rows
-from cfm.tl._chunk_record import Notes, fingerprint
+from cfm.tl._chunk_record import Caught, WarningLog, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +73,7 @@ class Made(NamedTuple):
     n_rows: int
     seconds: float
     arrays: dict[str, np.ndarray] | None
-    notes: list[tuple[type[Warning], str]]
+    notes: list[Caught]
 
 
 class Results:
@@ -286,7 +286,7 @@ class ChunkRun:
         """Go through chunks in rounds: each process makes one, and all hear of it."""
         processes, results = self.processes, self.results
         chunks = self.rows.chunks(int(self.how.chunk_size))
-        said = Notes(sum(_length(chunks[i].rows) for i in todo))
+        log = WarningLog(sum(_length(chunks[i].rows) for i in todo))
         own = todo[processes.number :: processes.n]
         n_done = results.n_chunks - len(todo)
         read = _read_ahead(own, lambda i: self.rows.read(chunks[i], layers))
@@ -311,10 +311,10 @@ class ChunkRun:
                 if heard.arrays is not None:
                     results.held[heard.number] = heard.arrays
                 if processes.number == 0:
-                    said.hear(heard.notes)
+                    log.collect(heard.notes)
                     _log(heard, n_done, results.n_chunks)
         if processes.number == 0:
-            said.sum_up()
+            log.issue_counted()
 
     def _one(
         self,
@@ -325,7 +325,7 @@ class ChunkRun:
         started: float,
     ) -> Made:
         """Make a chunk, and write it if results are written."""
-        with Notes.taken() as notes:
+        with WarningLog.recorded() as notes:
             arrays: dict[str, np.ndarray] | None = dict(compute(part, rows))
         store = self.results.store
         if store is not None:
