@@ -194,7 +194,7 @@ TOOLS = {
     "tpm": lambda bad: cfm.pp.tpm(bulk(bad)),
     "embed": lambda bad: cfm.tl.embed(profiles(bad), toy_model()),
     "predict_virus": lambda bad: cfm.tl.predict_virus(profiles(bad), toy_model()),
-    "host_factors": lambda bad: cfm.tl.host_factors(profiles(bad), toy_model(), groupby="virus"),
+    "host_factors": lambda bad: cfm.tl.host_factors(profiles(bad), "virus", model=toy_model()),
     "top_genes": lambda bad: cfm.pl.top_genes(profiles(bad), show=False),
     "ProfileMatrix": lambda bad: ProfileMatrix(profiles(bad).X, profiles(bad).var_names),
 }
