@@ -1,7 +1,8 @@
 # Two commands from a bare machine with Python >= 3.11 and git:
 #   make demo   sets up .venv and runs the main job on bundled data: demo/report.html
 #   make test   sets up .venv and runs the tests
-# The rest is for working on the package: make lint | docs | coverage | bench | check | clean.
+# The rest is for working on the package: make lint | docs | coverage | bench | check | clean, and
+# make test-latest | test-lowest for the newest and the oldest versions of what it stands on.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,24 +13,51 @@ INSTALL := $(PIP) install -qq --constraint constraints.txt
 PYTEST_ARGS ?=
 # Two processes share the test files; TEST_PROCESSES=0 runs them in one (for -s, --pdb).
 TEST_PROCESSES ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+PYTEST := -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test coverage lint docs readme tutorials bench check install dev clean
+.PHONY: demo test test-latest test-lowest versions coverage lint docs readme tutorials bench check install dev clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
 	$(BIN)/cfm demo --output demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test
-	$(PYTEST) $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
-# The same with the coverage of src, branches included; below 90 % it fails.
+# The newest versions there are, without constraints, on the newest Python.
+LATEST_PYTHON ?= python3.13
+test-latest:
+	$(call environment,.venv-latest,$(LATEST_PYTHON),--upgrade --editable . --group test)
+	.venv-latest/bin/python $(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# The oldest versions that pyproject.toml allows, on the oldest Python: the matrix of inputs, the
+# smoke test and the demo. The package is installed, not linked, as the smoke test wants it.
+LOWEST_PYTHON ?= python3.11
+test-lowest:
+	$(call environment,.venv-lowest,$(LOWEST_PYTHON),--resolution lowest-direct \
+		--reinstall-package cfm-tools --refresh-package cfm-tools . --group runner)
+	.venv-lowest/bin/python $(PYTEST) tests/matrix $(PYTEST_ARGS)
+	.venv-lowest/bin/python tests/release/smoke.py
+	.venv-lowest/bin/cfm demo --output demo $(DEMO_ARGS)
+
+define environment # folder, Python, what is installed
+@test -x $(1)/bin/python || $(2) -m venv $(1)
+@echo "installing into $(1) (a few minutes, once)"
+@$(1)/bin/python -m pip --disable-pip-version-check install -qq uv
+@$(1)/bin/uv pip install -q --compile-bytecode --python $(1)/bin/python $(3)
+@$(1)/bin/python tests/release/versions.py
+endef
+
+versions: $(VENV)/.installed
+	@$(BIN)/python tests/release/versions.py
+
+# The same as `make test` with the coverage of src, branches included; below 90 % it fails.
 coverage: $(VENV)/.installed-test
-	$(PYTEST) --cov=cfm --cov-branch --cov-report=term-missing --cov-fail-under=90 $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) --cov=cfm --cov-branch --cov-report=term-missing --cov-fail-under=90 $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -87,4 +115,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo docs/_build docs/api/generated
+	rm -rf $(VENV) .venv-latest .venv-lowest build dist demo docs/_build docs/api/generated

@@ -115,6 +115,23 @@ def check_choice(name: str, value: T, choices: Collection[Any]) -> T:
     return value
 
 
+def layer_names(adata: Any) -> list[str]:
+    """Return the names of the layers; from anndata 0.13 on ``layers[None]`` is ``X``."""
+    return sorted(name for name in adata.layers if name is not None)
+
+
+def check_layer(adata: Any, layer: str | None, name: str = "adata") -> None:
+    """Check that a layer exists; ``None`` stands for ``X``.
+
+    Raises
+    ------
+    KeyError
+        If it does not.
+    """
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"no layer {layer!r}; {name} has layers {layer_names(adata)}.")
+
+
 def checks_flags(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a public function: parameters whose default is a bool take only bools.
 

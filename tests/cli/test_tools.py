@@ -220,7 +220,7 @@ def test_results_are_made_once(how, profiles, tmp_path, monkeypatch, capsys):
         assert cfm_main("embed", profiles, *how) == 75
     assert not Path(how[1]).exists()
     (work,) = tmp_path.glob(".*")
-    assert sorted(p.name for p in work.iterdir()) == ["call.json", "results.h5ad"]
+    assert sorted(p.name for p in work.iterdir()) == ["cfm.lock", "results.h5ad", "run.json"]
 
     with monkeypatch.context() as patch:
         patch.setattr("cfm._cli._run_tool.compute", None)  # not called again
@@ -234,12 +234,12 @@ def test_results_of_another_call_are_not_taken(profiles, tmp_path, monkeypatch, 
         stop_second_step(patch, KeyboardInterrupt())
         assert cfm_main(*call) == 130
     assert cfm_main(*call, "--alpha", "0.3") == 2
-    assert "the results of another call (other alpha)" in capsys.readouterr().err
+    assert "results of another call for the same OUT (alpha was None" in capsys.readouterr().err
     adata = contrasts(20)
     profiles.unlink()
     write(adata, profiles)
     assert cfm_main(*call) == 2
-    assert "(other inputs)" in capsys.readouterr().err
+    assert "(input 1 (in.h5ad) was '1 file, " in capsys.readouterr().err
     assert cfm_main(*call, "--overwrite") == 0
     assert len(pd.read_csv(tmp_path / "out.csv")) == 20
 
@@ -248,9 +248,52 @@ def test_a_folder_without_its_record_is_begun_anew(profiles, tmp_path):
     """It was killed before it could say what it is of."""
     work = tmp_path / ".out.csv.work"
     work.mkdir()
+    (work / "cfm.lock").touch()
     (work / "results.h5ad").write_bytes(b"half")
     assert cfm_main("embed", profiles, "-o", tmp_path / "out.csv") == 0
     assert not work.exists()
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.h5ad"])
+def test_a_refused_command_is_not_in_the_way(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    adata = cells()
+    adata.layers["log"] = np.log1p(adata.X)
+    write(adata, tmp_path / "in.h5ad")
+    call = ["embed", "in.h5ad", "-o", name, "--model", "cellvq-mini"]
+    assert cfm_main(*call, "--layer", "log") == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["in.h5ad"]
+    assert cfm_main(*call) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", name]
+
+
+def test_a_folder_of_that_name_is_left_alone(profiles, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "results.h5ad").write_bytes(b"mine")
+    (tmp_path / ".out.csv.work").symlink_to(mine)
+    assert cfm_main("embed", profiles, "-o", tmp_path / "out.csv", "--overwrite") == 2
+    assert "is a link and is left as it is" in capsys.readouterr().err
+    assert [p.read_bytes() for p in mine.iterdir()] == [b"mine"]
+
+
+def test_a_table_that_appears_during_the_run_stays(profiles, tmp_path, monkeypatch, capsys):
+    from cfm._cli import _table
+
+    out, plain = tmp_path / "out.csv", _table.write_table
+
+    def meanwhile(*arguments: object) -> None:
+        out.write_text("theirs")
+        plain(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_table, "write_table", meanwhile)
+        assert cfm_main("embed", profiles, "-o", out) == 2
+    assert "appeared during the run" in capsys.readouterr().err
+    assert out.read_text() == "theirs"
+    assert cfm_main("embed", profiles, "-o", out, "--overwrite") == 0
+    assert out.read_text().startswith("name,")
+    assert not list(tmp_path.glob(".*"))
 
 
 # --- what is refused ------------------------------------------------------------------------
@@ -267,8 +310,13 @@ def test_a_folder_without_its_record_is_begun_anew(profiles, tmp_path):
         (["embed", "in.h5ad", "-o", "out.txt"], "which ends in '.txt'"),
         (["impute", "in.h5ad", "-o", "out.csv", "--model", "m"], "which ends in '.csv'"),
         (["embed", "in.h5ad", "-o", "none/out.h5ad"], "the folder of none/out.h5ad does not"),
-        (["embed", "in.h5ad", "-o", "in.h5ad"], "OUT is IN"),
-        (["embed", "in.h5ad", "-o", "./in.h5ad", "--overwrite"], "OUT is IN"),
+        (["embed", "in.h5ad", "-o", "in.h5ad"], "in.h5ad, which is read; choose another OUT"),
+        (["embed", "in.h5ad", "-o", "./in.h5ad", "--overwrite"], "which is read; choose"),
+        (["embed", "in.h5ad", "-o", "o.h5ad", "--log", "./in.h5ad"], "which is read; choose"),
+        (
+            ["cell-codes", "in.h5ad", "-o", "damaged.h5ad", "--reference", "./damaged.h5ad"],
+            "which is read; choose another OUT",
+        ),
         (["embed", "in.h5ad", "in.h5ad", "-o", "o.h5ad", "--keep-input"], "copies one IN, found 2"),
         (["embed", "in.h5ad", "-o", "o.zarr", "--keep-input"], "OUT must end in .h5ad"),
         (
@@ -289,14 +337,14 @@ def test_refusals(arguments, message, profiles, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.csv").write_text("")
     (tmp_path / "damaged.h5ad").write_bytes(profiles.read_bytes()[:3000])
-    before = sorted(tmp_path.rglob("*"))
+    before, content = sorted(tmp_path.rglob("*")), profiles.read_bytes()
     assert cfm_main(*arguments) == 2
     line = capsys.readouterr().err.strip()
     assert message in line
     assert line.startswith("cfm: error: ")
     assert "\n" not in line
-    left = [p for p in tmp_path.rglob("*") if p not in before]
-    assert not [p for p in left if p.suffix in (".h5ad", ".zarr", ".csv") and p.name[0] != "."]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert profiles.read_bytes() == content
 
 
 def test_every_option_reaches_its_tool(profiles, tmp_path, monkeypatch):

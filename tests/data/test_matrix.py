@@ -2,7 +2,6 @@
 
 import anndata as ad
 import dask.array as da
-import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +21,7 @@ from cfm.data._matrix import (
     select_modality,
     to_dense,
 )
+from tests._mudata import mudata
 
 VALUES = np.random.default_rng(0).poisson(2.0, size=(13, 7)).astype(np.float32)
 
@@ -154,9 +154,7 @@ def test_names():
 def test_select_modality():
     rna = ad.AnnData(VALUES, obs=pd.DataFrame({"lane": range(13)}, index=list("abcdefghijklm")))
     prot = ad.AnnData(VALUES[:, :2], obs=pd.DataFrame(index=rna.obs_names))
-    with md.set_options(pull_on_update=False):
-        mdata = md.MuData({"rna": rna, "prot": prot})
-        one = md.MuData({"rna": rna})
+    mdata, one = mudata({"rna": rna, "prot": prot}), mudata({"rna": rna})
     mdata.obs["virus"] = ["none"] * 13
     adata, obs = select_modality(mdata, "rna", ("virus", "lane"))
     assert adata.n_vars == 7

@@ -88,7 +88,9 @@ def test_the_same_run_goes_on_and_another_does_not(path: Path) -> None:
     assert again.done() == {0}
     again.release()
     other = ResultStore(path)
-    with pytest.raises(ValueError, match=r"another run .*: batch_size was 64 and is now 8\. "):
+    with pytest.raises(
+        ValueError, match=r"1 finished chunks of another run .*\(batch_size was 64 and is now 8\)"
+    ):
         other.begin(RUN | {"batch_size": 8})
     other.release()
     assert other.done() == {0}
@@ -202,7 +204,7 @@ def test_what_is_there_stays_until_the_new_is_whole(path: Path, small: ad.AnnDat
     with pytest.raises(ValueError, match="Found 4 rows of results for 'x'; expected 10"):
         store.finish(small, {("obsm", "x"): _blocks(np.zeros((4, 2)))})
     assert "x" not in open_files(path).obsm
-    store.finish(small, {("obsm", "x"): _blocks(np.zeros((10, 2)))})
+    store.finish(small, {("obsm", "x"): _blocks(np.zeros((10, 2)))}, overwrite=True)
     assert "x" in open_files(path).obsm
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name]
 
@@ -211,7 +213,7 @@ def test_a_file_that_is_open_may_be_replaced(path: Path, small: ad.AnnData) -> N
     write_results(path, small, {("obsm", "x"): _blocks(np.zeros((10, 2)))})
     opened = open_files(path)
     np.testing.assert_array_equal(opened.obsm["x"][:2], np.zeros((2, 2)))
-    _begun(path).finish(small, {("obsm", "x"): _blocks(np.ones((10, 2)))})
+    _begun(path).finish(small, {("obsm", "x"): _blocks(np.ones((10, 2)))}, overwrite=True)
     np.testing.assert_array_equal(open_files(path).obsm["x"][:2], np.ones((2, 2)))
 
 

@@ -11,6 +11,7 @@ import mudata as md
 import numpy as np
 import pandas as pd
 
+from tests._mudata import mudata
 from tests._storages import stored
 from tests.matrix._data import genes
 
@@ -114,8 +115,7 @@ def in_mudata(adata: ad.AnnData) -> md.MuData:
         obs=pd.DataFrame(index=adata.obs_names),
         var=pd.DataFrame(index=["p1", "p2"]),
     )
-    with md.set_options(pull_on_update=False):
-        return md.MuData({"rna": adata, "prot": other})
+    return mudata({"rna": adata, "prot": other})
 
 
 def in_file(adata: ad.AnnData, folder: Path) -> Path:

@@ -467,6 +467,7 @@ TABLE = [
         data.counts,
         pp.map_genes,
         ("var_key",),
+        mudata=False,  # which does not follow genes that are merged
         bad=_ANY_VALUE
         | _OTHER_NAMES
         | {"no known gene": r"ValueError: none of the 50 gene identifiers \('nothing0'"}

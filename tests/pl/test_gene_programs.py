@@ -242,7 +242,7 @@ def test_bad_arguments(predicted):
         draw(adata, programs=[], show=False)
     with pytest.raises(KeyError, match="obs has no column 'strain'"):
         draw(adata, groupby="strain", show=False)
-    with pytest.raises(KeyError, match="layers has no 'stat'"):
+    with pytest.raises(KeyError, match="no layer 'stat'"):
         draw(adata, layer="stat", show=False)
     for name in ("n_genes", "n_programs"):
         with pytest.raises(ValueError, match="at least 1"):

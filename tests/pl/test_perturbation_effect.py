@@ -237,7 +237,7 @@ def _no_t_cells(made):
         (None, {"group": "B cell"}, ValueError, "group= was given without groupby="),
         (None, {"groupby": "cell_type", "group": "NK"}, KeyError, r"has no \['NK'\]"),
         (None, {"groupby": "cell_type", "group": []}, ValueError, "group is an empty list"),
-        (None, {"layer": "log"}, KeyError, "real has no layer 'log'"),
+        (None, {"layer": "log"}, KeyError, "no layer 'log'; real has"),
         (None, {"gene_symbols": "symbol"}, KeyError, "real.var has no column 'symbol'"),
         (None, {"n_top": 0}, ValueError, "n_top is 0; at least 1"),
         (None, {"n_named": -1}, ValueError, "n_named is -1; at least 0"),

@@ -55,7 +55,7 @@ def test_bad_arguments(predicted):
         cfm.pl.top_genes(adata, "nothing", show=False)
     with pytest.raises(KeyError, match="out of range"):
         cfm.pl.top_genes(adata, 2, show=False)
-    with pytest.raises(KeyError, match="layers has no"):
+    with pytest.raises(KeyError, match="no layer"):
         cfm.pl.top_genes(adata, 0, layer="stat", show=False)
     with pytest.raises(ValueError, match="at least 1"):
         cfm.pl.top_genes(adata, 0, n_genes=0, show=False)

@@ -2,13 +2,13 @@
 
 import anndata as ad
 import dask.array as da
-import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
 
 from cfm.pp import contrasts
+from tests._mudata import mudata
 
 
 @pytest.fixture
@@ -69,8 +69,7 @@ def test_layer(counts, expected):
 
 def test_mudata(counts, expected):
     bare = ad.AnnData(counts.X, obs=pd.DataFrame(index=counts.obs_names), var=counts.var)
-    with md.set_options(pull_on_update=False):
-        mdata = md.MuData({"rna": bare, "prot": bare[:, :3].copy()})
+    mdata = mudata({"rna": bare, "prot": bare[:, :3].copy()})
     mdata.obs[["virus", "study"]] = counts.obs[["virus", "study"]]
     result = contrasts(mdata, "virus", "none", by="study", modality="rna")
     assert isinstance(result, ad.AnnData)

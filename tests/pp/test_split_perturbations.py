@@ -102,8 +102,8 @@ def test_draws_go_by_names_and_seed(hold_out, rng) -> None:
 
 def test_what_has_no_perturbation_or_group_is_in_neither_part() -> None:
     cells = _cells()
-    cells.obs.loc["cell0", "drug"] = np.nan
-    cells.obs.loc["cell9", "type"] = np.nan
+    cells.obs["drug"] = cells.obs["drug"].where(cells.obs_names != "cell0")
+    cells.obs["type"] = cells.obs["type"].where(cells.obs_names != "cell9")
     found = _split(cells, groups=["NK"])
     assert found.obs.index[found.obs["split"].isna()].tolist() == ["cell0", "cell9"]
 

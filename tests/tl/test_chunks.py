@@ -99,9 +99,9 @@ def test_a_run_that_only_lacked_its_name_computes_nothing(
         ({"batch_size": 8}, "batch_size was 64 and is now 8"),
         ({"chunk_size": 20}, "chunk_size was 10 and is now 20"),
         ({"representation": "code"}, "representation was None and is now 'code'"),
-        ({"values": True}, "input_sha256 was"),
-        ({"names": True}, "input_sha256 was"),
-        ({"weights": True}, "model_sha256 was"),
+        ({"values": True}, "X changed"),
+        ({"names": True}, "obs_names changed"),
+        ({"weights": True}, "weights changed"),
     ],
 )
 def test_another_run_does_not_go_on_with_it(
@@ -117,7 +117,7 @@ def test_another_run_does_not_go_on_with_it(
     if change.pop("names", False):
         cells.obs_names = [f"{name}b" for name in cells.obs_names]
     if change.pop("weights", False):
-        next(counting.module.parameters()).data.mul_(1.01)
+        next(counting.module.parameters()).data.view(-1)[7] += 1e-3
     arguments = {"output": out, "chunk_size": 10} | change
     with pytest.raises(ValueError, match=f"another run .*{named}"):
         cfm.tl.embed(cells, counting, **arguments)
@@ -147,7 +147,7 @@ def test_a_file_that_was_written_anew_is_another_input(
     linked.symlink_to(source)  # as pipelines do
     stamp = source.stat()
     os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
-    with pytest.raises(ValueError, match="input_sha256 was"):
+    with pytest.raises(ValueError, match=r"input 1 \(in\.h5ad\) was"):
         cfm.tl.embed(source, counting, output=out, chunk_size=10)
     os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     cfm.tl.embed(linked, counting, output=out, chunk_size=10)

@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on(
         cfm.tl.embed_donors(cells, "donor_id", model, **shared)
     changed = cells.copy()
     changed.obsm["X_uce"] = changed.obsm["X_uce"] + 1
-    with pytest.raises(ValueError, match="cells_sha256 was"):
+    with pytest.raises(ValueError, match=r"obsm\['X_uce'\] changed"):
         cfm.tl.embed_donors(changed, "donor_id", model, **shared)
     found = cfm.tl.embed_donors(cells, "donor_id", model, **shared)
     names = [f"donor{i}" for i in range(6)]
@@ -107,7 +107,7 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     cells.write_h5ad(tmp_path / "in.h5ad")
     for data in (tmp_path / "in.h5ad", ad.read_h5ad(tmp_path / "in.h5ad", backed="r")):
-        with pytest.raises(ValueError, match="which is read; choose another"):
+        with pytest.raises(ValueError, match=r"is .*in\.h5ad, which is read; choose"):
             cfm.tl.embed_donors(
                 data, "donor_id", model, output=tmp_path / "in.h5ad", overwrite=True
             )

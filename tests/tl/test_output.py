@@ -252,8 +252,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     for error, match, arguments in (
         (ValueError, "copy=True does not go with output=", {"output": out, "copy": True}),
-        (ValueError, "chunk_size is 0; expected a whole number", {"chunk_size": 0}),
-        (ValueError, "chunk_size is 2.5; expected", {"chunk_size": 2.5}),
+        (ValueError, "chunk_size=0; expected a whole number", {"chunk_size": 0}),
+        (ValueError, "chunk_size=2.5; expected", {"chunk_size": 2.5}),
         (ValueError, "only goes with output=", {"overwrite": True}),
         (ValueError, "expected one of", {"output": tmp_path / "out.npy"}),
     ):
@@ -266,7 +266,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         cfm.tl.embed(adata, model, output=tmp_path / "in.h5ad")
     backed = ad.read_h5ad(tmp_path / "in.h5ad", backed="r")
     for data in (tmp_path / "in.h5ad", backed):
-        with pytest.raises(ValueError, match="which is read; choose another"):
+        with pytest.raises(ValueError, match=r"is .*in\.h5ad, which is read; choose"):
             cfm.tl.embed(data, model, output=tmp_path / "in.h5ad", overwrite=True)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         cfm.tl.embed(tmp_path / "none.h5ad", model)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cfm import __version__
 from cfm._cli import _demo, _models, _tools
 from cfm._cli._log import RunLog
-from cfm._cli._run_tool import is_first_process
+from cfm._cli._run_tool import check_apart, is_first_process
 from cfm._cli._status import (
     EXIT_STATUS,
     INTERRUPTED,
@@ -49,9 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     after SIGTERM.
     """
     arguments = _parser().parse_args(argv)
+    path = getattr(arguments, "log", None) if is_first_process(arguments) else None
     try:
-        log = RunLog(getattr(arguments, "log", None) if is_first_process(arguments) else None)
-    except OSError as error:
+        if path is not None:
+            check_apart(arguments, path, "--log")
+        log = RunLog(path)
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"cfm: error: the log cannot be written: {one_line(error)}\n")
         return status_of(error) or OK
     with (

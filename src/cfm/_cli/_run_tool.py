@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cfm._cli._log import bars
-from cfm._cli._staged import Staged, check_apart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cfm._cli._log import RunLog
+    from cfm._cli._staged import Staged
 
 _FILES = (".h5ad", ".zarr")
 _TABLES = (".csv", ".tsv")
@@ -69,9 +69,25 @@ def run_tool(
         with bars(not arguments.quiet):
             rows = compute(tool, inputs, output, options).n_obs
     else:
+        from cfm._cli._staged import Staged
+
         suffix = output.suffix if arguments.keep_input else ".h5ad"
-        stage = Staged(output, suffix)
-        first = is_first_process(arguments)
+        rows = _run_staged(arguments, tool, options, Staged(output, suffix))
+        if rows is None:
+            return None
+    if is_first_process(arguments):
+        log.event("written", output=str(output), rows=rows)
+        _say(arguments, f"{output}: {rows:,} rows")
+    return rows
+
+
+def _run_staged(
+    arguments: argparse.Namespace, tool: Tool, options: dict[str, Any], stage: Staged
+) -> int | None:
+    """Make results, and of them the output; return its rows in the first process."""
+    inputs: list[Path] = arguments.inputs
+    first = is_first_process(arguments)
+    try:
         if first:
             stage.begin(told(arguments), [*inputs, _folder_of(options)], arguments.overwrite)
         if not stage.results.exists():
@@ -79,11 +95,10 @@ def run_tool(
                 compute(tool, inputs, stage.results, options)
         if not first:
             return None
-        rows = stage.finish(inputs[0] if arguments.keep_input else None)
-    if is_first_process(arguments):
-        log.event("written", output=str(output), rows=rows)
-        _say(arguments, f"{output}: {rows:,} rows")
-    return rows
+        source = inputs[0] if arguments.keep_input else None
+        return stage.finish(source, overwrite=arguments.overwrite)
+    finally:
+        stage.end()
 
 
 def check_files(arguments: argparse.Namespace, tool: Tool) -> None:
@@ -107,7 +122,7 @@ def check_files(arguments: argparse.Namespace, tool: Tool) -> None:
         raise ValueError(f"OUT is {output}, which ends in {output.suffix!r}; expected {known}.")
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder of {output} does not exist; make it first.")
-    check_apart(inputs, output)
+    check_apart(arguments, output, "OUT")
     if not arguments.keep_input:
         return
     if len(inputs) > 1:
@@ -124,6 +139,20 @@ def check_files(arguments: argparse.Namespace, tool: Tool) -> None:
             "--keep-input does not go with --groupby: contrasts are other rows than the samples "
             "of IN."
         )
+
+
+def check_apart(arguments: argparse.Namespace, written: Path, name: str) -> None:
+    """Check that a file that is written is none of those that a command reads.
+
+    Raises
+    ------
+    ValueError
+        If it is.
+    """
+    from cfm.data import _inputs
+
+    read = (getattr(arguments, "inputs", None), getattr(arguments, "reference", None))
+    _inputs.check_apart(written, *read, name=name)
 
 
 def compute(tool: Tool, inputs: list[Path], output: Path, options: dict[str, Any]) -> AnnData:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfm import __version__
+from cfm.data import open_files
+from cfm.data._inputs import describe_files
+from cfm.data._result_store import ResultStore
+from cfm.data._work_folder import WorkFolder, differences, put_in_place, remove
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 #: Options that do not change what is written.
 _FREE = ("overwrite", "skip_existing", "device", "devices", "num_nodes", "strategy", "output")
-_RECORD = "call.json"
 
 
 class Staged:
@@ -44,6 +46,7 @@ class Staged:
         self.output = output
         self.folder = output.absolute().with_name(f".{output.name}.work")
         self.results = self.folder / f"results{suffix}"
+        self._work = WorkFolder(self.folder, output)
 
     def begin(self, call: Mapping[str, Any], inputs: Sequence[Path], overwrite: bool) -> None:
         """Make the folder, or go on with that of the same call.
@@ -51,46 +54,48 @@ class Staged:
         Raises
         ------
         ValueError
-            If it is of another call, and ``overwrite`` is not set.
+            If it holds results of another call, and ``overwrite`` is not set.
+        FileExistsError
+            If something of its name was not made here.
         """
+        read = describe_files(path for path in inputs if path.exists())
         wanted = {name: value for name, value in call.items() if name not in _FREE}
-        wanted |= {"version": __version__, "inputs": [stamp(path) for path in inputs]}
-        wanted = json.loads(json.dumps(wanted, default=str))
-        record = self.folder / _RECORD
-        try:
-            found = json.loads(record.read_text())
-        except (FileNotFoundError, ValueError):
-            found = None
-        if found is not None and found != wanted:
-            if not overwrite:
-                names = [n for n in sorted(found.keys() | wanted) if found.get(n) != wanted.get(n)]
+        wanted = json.loads(json.dumps(wanted | read | {"version": __version__}, default=str))
+        self._work.open()
+        found = self._work.record()
+        if found != wanted:
+            if found is not None and self._holds_results() and not overwrite:
                 raise ValueError(
-                    f"{self.folder} holds the results of another call (other {', '.join(names)}) "
-                    "for the same OUT; repeat that call to finish it, or throw them away with "
-                    "--overwrite."
+                    f"{self.folder} holds results of another call for the same OUT "
+                    f"({differences(found, wanted)}); start anew with --overwrite, or repeat that "
+                    "call to finish it."
                 )
-            found = None
-        if found is None:
-            remove(self.folder)
-            self.folder.mkdir()
-            part = record.with_suffix(".part")
-            part.write_text(json.dumps(wanted, indent=1))
-            part.replace(record)
+            self._work.start(wanted)
 
-    def finish(self, source: Path | None) -> int:
+    def end(self) -> None:
+        """Let others use the folder; one without results is removed."""
+        if self._holds_results():
+            self._work.close()
+        else:
+            self._work.remove()
+
+    def _holds_results(self) -> bool:
+        return self.results.exists() or bool(ResultStore(self.results).done())
+
+    def finish(self, source: Path | None, *, overwrite: bool) -> int:
         """Make the output of the results; the folder is removed.
 
         Parameters
         ----------
         source
             Input to copy; ``None`` for a table.
+        overwrite
+            Replace what has the name of the output.
 
         Returns
         -------
         Rows of the output.
         """
-        from cfm.data import open_files
-
         made = self.folder / f"made{self.output.suffix}"
         remove(made)
         results = open_files(self.results)
@@ -103,49 +108,12 @@ class Staged:
                 from cfm._cli._keep_input import keep_input
 
                 keep_input(source, self.results, made)
-            _publish(made, self.output)
+            if made.is_file():
+                with made.open("rb+") as file:
+                    os.fsync(file.fileno())
         except OSError:
             remove(made)  # it may be what fills the disk; the results stay
             raise
-        remove(self.folder)
+        put_in_place(made, self.output, overwrite=overwrite)
+        self._work.remove()
         return int(results.n_obs)
-
-
-def check_apart(inputs: Sequence[Path], output: Path) -> None:
-    """Check that the output is no input.
-
-    Raises
-    ------
-    ValueError
-        If it is.
-    """
-    for path in inputs:
-        if path.resolve() == output.resolve():
-            raise ValueError(f"OUT is IN ({path}); choose another name.")
-
-
-def stamp(path: Path) -> list[Any]:
-    """Return what changes when a file or folder does; its name if there is none."""
-    if not path.exists():
-        return [str(path)]
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    about = [file.stat() for file in files]
-    return [path.name, len(about), sum(s.st_size for s in about), max(s.st_mtime_ns for s in about)]
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _publish(made: Path, output: Path) -> None:
-    """Give what was made its name."""
-    if made.is_file():
-        with made.open("rb+") as file:
-            os.fsync(file.fileno())
-    if output.is_dir() or made.is_dir():
-        remove(output)
-    made.replace(output)

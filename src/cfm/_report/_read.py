@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from cfm.data import open_files
+from cfm.data._disk_parts import READ_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,7 @@ def read_counts(
 def _read_h5ad(path: Path) -> ad.AnnData:
     try:
         return ad.read_h5ad(path)
-    except OSError as error:
+    except READ_ERRORS as error:
         raise ValueError(f"{path} is not a readable .h5ad file: {error}") from error
 
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import ref
 
 import h5py
 import numpy as np
+from anndata._io.specs.registry import IORegistryError
 from scipy import sparse
+
+from cfm._sparse_indices import index_problem, pointer_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Values that are read over rather than skipped: a new call costs more than to read so many.
 _GAP_VALUES = 8192
@@ -21,6 +28,29 @@ _STRETCH_VALUES = 8_000_000
 #: Elements that are open at a time; systems allow a process 256 files or more.
 _MOST_OPEN = 64
 _OPENED: deque[ref[Element]] = deque()
+#: What h5py, zarr, their codecs and anndata raise where a file is damaged.
+READ_ERRORS = (
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError),
+    *(AttributeError, AssertionError, IORegistryError),
+)
+#: What to do then.
+REMEDY = "the file is damaged or was not written to its end: copy or download it again"
+
+
+@contextmanager
+def reading(path: Path, key: str) -> Iterator[None]:
+    """Name the file and the element in errors of the libraries that read them.
+
+    Raises
+    ------
+    OSError, ValueError
+        In place of the error: an ``OSError`` of one, a ``ValueError`` of all others.
+    """
+    try:
+        yield
+    except READ_ERRORS as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{path}: {key} cannot be read ({error}); {REMEDY}.") from error
 
 
 class Element:
@@ -135,61 +165,97 @@ def _chunk(array: Any) -> int:
 class CompressedPart:
     """A CSR matrix in a file; only where its rows begin is held in memory.
 
+    A CSC matrix is read as the CSR matrix that it is of its transpose; see :func:`load_by_columns`.
+
     Parameters
     ----------
     element
         Group with ``data``, ``indices`` and ``indptr``.
+    kind
+        ``"csr"`` or ``"csc"``.
+
+    Raises
+    ------
+    OSError, ValueError
+        If they cannot be read or do not fit each other.
     """
 
     format = "csr"
 
-    def __init__(self, element: Element) -> None:
+    def __init__(self, element: Element, kind: str = "csr") -> None:
         self.element = element
-        group = element.open()
-        rows, columns = group.attrs["shape"]
-        self.shape = (int(rows), int(columns))
-        self.dtype: np.dtype[Any] = group["data"].dtype
-        stored, n_rows = group["data"].shape[0], group["indptr"].shape[0] - 1
-        wanted = int(group["indptr"][-1])
-        if stored != wanted or n_rows != self.shape[0]:
-            raise ValueError(
-                f"{element.path}: {element.key} says that it has {self.shape[0]} rows with "
-                f"{wanted} values, but {stored} values of {n_rows} rows are stored; the file is "
-                "damaged or was not written to its end."
+        self._kind = kind
+        with self._reading():
+            group = element.open()
+            rows, columns = map(int, group.attrs["shape"])
+            self.shape = (rows, columns) if kind == "csr" else (columns, rows)
+            n_starts, n_values, n_indices = (
+                int(group[name].shape[0]) for name in ("indptr", "data", "indices")
             )
+            self.dtype: np.dtype[Any] = group["data"].dtype
+        problem = None
+        if self.dtype.kind not in "biuf":
+            problem = f"its values are {self.dtype}; numbers are expected"
+        elif n_starts - 1 != self.shape[0] or n_values != n_indices:
+            problem = (
+                f"it has shape {(rows, columns)} and {n_starts} values in indptr, {n_values} in "
+                f"data and {n_indices} in indices, which do not fit each other"
+            )
+        self._check(problem)
+        self._n_values = n_values
+        if self._starts[-1] != n_values:
+            self._check(f"indptr ends with {self._starts[-1]} for {n_values} values")
+
+    def _reading(self) -> Any:
+        return reading(self.element.path, self.element.key)
+
+    def _check(self, problem: str | None) -> None:
+        if problem is not None:
+            raise ValueError(f"{self.element.path}: {self.element.key}: {problem}; {REMEDY}.")
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        return self.element.open()["indptr"][...]
+        with self._reading():
+            starts = self.element.open()["indptr"][...]
+        self._check(pointer_problem(starts, self.shape[0], self._n_values, self._kind))
+        return starts
 
     @property
     def values_per_row(self) -> float:
         """Mean number of values that a row takes, counting a column index as one."""
-        return 2.0 * float(self._starts[-1]) / max(1, self.shape[0])
+        return 2.0 * self._n_values / max(1, self.shape[0])
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_starts"}
 
     def read(self, rows: np.ndarray) -> sparse.csr_matrix:
-        """Return some rows, ascending and each once."""
+        """Return some rows, ascending and each once; their column indices are checked."""
         start, end = self._starts[rows], self._starts[rows + 1]
         length = end - start
         indptr = np.zeros(len(rows) + 1, dtype=self._starts.dtype)
         np.cumsum(length, out=indptr[1:])
-        group = self.element.open()
-        source = [group["data"], group["indices"]]
-        values = [np.empty(int(indptr[-1]), dtype=s.dtype) for s in source]
-        for first, last in stretches(start, end, _chunk(group["data"])):
-            low, high = int(start[first]), int(end[last - 1])
-            begin, stop = int(indptr[first]), int(indptr[last])
-            whole = high - low == stop - begin
-            if not whole:
-                shift = start[first:last] - low - (indptr[first:last] - begin)
-                take = np.repeat(shift, length[first:last]) + np.arange(stop - begin)
-            for stored, out in zip(source, values, strict=True):
-                block = stored[low:high]
-                out[begin:stop] = block if whole else block[take]
+        with self._reading():
+            group = self.element.open()
+            source = [group["data"], group["indices"]]
+            values = [np.empty(int(indptr[-1]), dtype=s.dtype) for s in source]
+            for first, last in stretches(start, end, _chunk(group["data"])):
+                low, high = int(start[first]), int(end[last - 1])
+                begin, stop = int(indptr[first]), int(indptr[last])
+                whole = high - low == stop - begin
+                if not whole:
+                    shift = start[first:last] - low - (indptr[first:last] - begin)
+                    take = np.repeat(shift, length[first:last]) + np.arange(stop - begin)
+                for stored, out in zip(source, values, strict=True):
+                    block = stored[low:high]
+                    out[begin:stop] = block if whole else block[take]
+        self._check(index_problem(values[1], indptr, self.shape[1], self._kind, rows))
         return sparse.csr_matrix((*values, indptr), shape=(len(rows), self.shape[1]))
+
+
+def load_by_columns(element: Element) -> sparse.csr_matrix:
+    """Return a CSC matrix in a file as CSR, in memory."""
+    part = CompressedPart(element, "csc")
+    return part.read(np.arange(part.shape[0])).T.tocsr()
 
 
 class DensePart:
@@ -205,9 +271,10 @@ class DensePart:
 
     def __init__(self, element: Element) -> None:
         self.element = element
-        array = element.open()
-        self.shape: tuple[int, int] = array.shape
-        self.dtype: np.dtype[Any] = array.dtype
+        with reading(element.path, element.key):
+            array = element.open()
+            self.shape: tuple[int, int] = array.shape
+            self.dtype: np.dtype[Any] = array.dtype
 
     @property
     def values_per_row(self) -> float:
@@ -216,13 +283,15 @@ class DensePart:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return some rows, ascending and each once."""
-        array = self.element.open()
         width = self.shape[1]
-        out = np.empty((len(rows), width), dtype=self.dtype)
-        for first, last in stretches(rows * width, (rows + 1) * width, _chunk(array) * width):
-            low, high = int(rows[first]), int(rows[last - 1]) + 1
-            block = array[low:high]
-            out[first:last] = block if high - low == last - first else block[rows[first:last] - low]
+        with reading(self.element.path, self.element.key):
+            array = self.element.open()
+            out = np.empty((len(rows), width), dtype=self.dtype)
+            for first, last in stretches(rows * width, (rows + 1) * width, _chunk(array) * width):
+                low, high = int(rows[first]), int(rows[last - 1]) + 1
+                block = array[low:high]
+                whole = high - low == last - first
+                out[first:last] = block if whole else block[rows[first:last] - low]
         return out
 
 
@@ -233,12 +302,15 @@ class MemoryPart:
     ----------
     matrix
         CSR matrix.
+    path
+        The file that it comes from.
     """
 
     format = "csr"
 
-    def __init__(self, matrix: Any) -> None:
+    def __init__(self, matrix: Any, path: Path) -> None:
         self.matrix = matrix
+        self.path = path
         self.shape: tuple[int, int] = matrix.shape
         self.dtype: np.dtype[Any] = matrix.dtype
 

@@ -13,8 +13,10 @@ import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
-from cfm.data._disk_parts import CompressedPart, DensePart, OpenElement
-from cfm.data._row_stack import stack_rows
+from cfm._arguments import check_layer, layer_names
+from cfm._sparse_indices import check_sparse
+from cfm.data._disk_parts import CompressedPart, DensePart, OpenElement, load_by_columns
+from cfm.data._row_stack import RowStack, stack_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,24 +135,22 @@ def get_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = Fals
     KeyError
         If the layer does not exist.
     ValueError
-        If there is no matrix, it is empty, or both ``layer`` and ``use_raw`` are given.
+        If there is no matrix, it is empty, a sparse one is damaged, or both ``layer`` and
+        ``use_raw`` are given.
     """
     if use_raw and layer is not None:
         raise ValueError("layer= and use_raw=True exclude each other; choose one.")
     if use_raw:
         if adata.raw is None:
             raise ValueError("use_raw=True, but adata.raw is None; store the counts or use layer=.")
-        matrix = adata.raw.X
-    elif layer is not None:
-        if layer not in adata.layers:
-            raise KeyError(f"no layer {layer!r}; adata has layers {sorted(adata.layers)}.")
-        matrix = adata.layers[layer]
+        matrix = check_indices(adata.raw.X, "adata.raw.X")
     else:
-        matrix = adata.X
+        check_layer(adata, layer)
+        matrix = stored_matrix(adata, layer)
     if matrix is None:
         remedy = (
-            f"choose one of the layers {sorted(adata.layers)} with layer="
-            if len(adata.layers)
+            f"choose one of the layers {layer_names(adata)} with layer="
+            if layer_names(adata)
             else "a matrix of observations by genes is expected, and there is no layer either"
         )
         raise ValueError(f"adata.X is None; {remedy}.")
@@ -160,6 +160,49 @@ def get_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = Fals
             "and one gene are expected."
         )
     return matrix
+
+
+def stored_matrix(adata: AnnData, layer: str | None) -> Any:
+    """Return ``X`` or a layer, whose indices are checked as by :func:`check_indices`.
+
+    A view slices its whole, which is therefore checked before. There is no public way to the whole,
+    nor to the rows and columns that the view has of it.
+    """
+    if adata.is_view:
+        whole = stored_matrix(adata._adata_ref, layer)
+        in_file = isinstance(whole, CSRDataset | CSCDataset) and not isinstance(whole, RowStack)
+        if in_file or hasattr(whole, "map_blocks"):
+            whole = by_rows(whole)
+            rows, columns = (
+                index if isinstance(index, slice) else np.arange(n)[index]
+                for n, index in zip(whole.shape, (adata._oidx, adata._vidx), strict=True)
+            )
+            stays = isinstance(whole, RowStack)
+            return whole.select(rows, columns) if stays else whole[rows][:, columns]
+    if layer is None:
+        return check_indices(adata.X, "adata.X")
+    return check_indices(adata.layers[layer], f"adata.layers[{layer!r}]")
+
+
+def check_indices(matrix: Any, where: str) -> Any:
+    """Return a matrix of any storage whose sparse indices are checked, at the latest when read.
+
+    Parameters
+    ----------
+    matrix
+        In memory, of which all indices are checked now; computed by dask, of which blocks are
+        checked when they are computed; or in a file, of which rows are checked when they are read.
+    where
+        How to name the matrix in an error.
+
+    Raises
+    ------
+    ValueError
+        If an index or the pointer of a matrix in memory is out of range.
+    """
+    if hasattr(matrix, "map_blocks"):
+        return matrix.map_blocks(check_sparse, f"a block of {where}", meta=matrix._meta)
+    return check_sparse(matrix, where)
 
 
 def _in_memory(block: Any) -> Any:
@@ -199,7 +242,7 @@ def by_rows(matrix: Any) -> Any:
 def _from_file(matrix: Any) -> Any:
     if matrix.format == "csr":
         return stack_rows([CompressedPart(OpenElement(matrix.group))])
-    return matrix.to_memory().tocsr()
+    return load_by_columns(OpenElement(matrix.group))
 
 
 def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, Any]]:

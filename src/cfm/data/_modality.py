@@ -10,15 +10,10 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-import numpy as np
-import pandas as pd
-
 from cfm._arguments import checks_flags
 from cfm.data._matrix import select_modality
-from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from mudata import MuData
 
 P = ParamSpec("P")
@@ -32,14 +27,12 @@ def on_modality(
     columns: Iterable[str] = (),
     also: Iterable[str] = (),
     made_from: str | None = None,
-    changes_genes: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a tool, whose first argument is an AnnData, take a MuData and ``modality=``.
 
     The tool itself is given the modality in place of the MuData, and its name as ``modality``,
-    which belongs into its record. It writes into the modality; what it makes of ``copy=True`` is
-    put into a copy of the MuData. A MuData of which genes were dropped or renamed is updated. Flags
-    of the tool take only bools.
+    which belongs into its record. It writes into the modality, with ``copy=True`` into that of a
+    copy of the MuData. Flags of the tool take only bools.
 
     Parameters
     ----------
@@ -53,9 +46,6 @@ def on_modality(
         With this argument the tool makes new observations and reads the MuData by itself
         (:func:`cfm.data._matrix.select_modality`), as :func:`cfm.tl.predict_virus` does with
         ``groupby=``.
-    changes_genes
-        Says of the arguments whether the tool may drop, merge or rename genes. It then works on a
-        copy, and the modality becomes that copy when the MuData is known to follow.
     """
 
     def decorate(tool: Callable[P, R]) -> Callable[P, R]:
@@ -87,9 +77,8 @@ def on_modality(
             given.arguments[_MODALITY] = name
             for argument in columns:
                 _check_columns(data, name, argument, given.arguments.get(argument))
-            anew = changes_genes is not None and changes_genes(given.arguments)
             copy = bool(given.arguments.get("copy"))
-            return cast("R", _work(tool, data, name, given, copy=copy, anew=anew))
+            return cast("R", _work(tool, data, name, given, copy=copy))
 
         return wrapper
 
@@ -125,130 +114,31 @@ def is_mudata(data: object) -> bool:
     return isinstance(data, md.MuData)
 
 
-def update(mdata: MuData) -> None:
-    """Call ``mdata.update()``, as mudata is set up."""
-    with _quiet():
-        mdata.update()
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what mudata says of its next version, which is not for our users to act on."""
+def quiet_mudata() -> Iterator[None]:
+    """Ignore what mudata 0.3 warns of its next version, which our users cannot act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message="From 0.4")
         yield
 
 
-def _follow(mdata: MuData, name: str, old: pd.Index, adata: AnnData) -> None:
-    """Bring a MuData into line with a modality whose genes were others before."""
-    new = adata.var_names
-    if len(new) != len(old) and not new.isin(old).all():
-        # mudata cannot follow genes that are renamed and dropped at once: all leave and come anew
-        mdata.mod[name] = type(adata)(obs=adata.obs[[]])
-        update(mdata)
-        mdata.mod[name] = adata
-    update(mdata)
-
-
-def _replace_genes(mdata: MuData, name: str, made: AnnData) -> None:
-    """Let a modality become one of other genes, or leave everything as it is.
-
-    Raises
-    ------
-    ValueError
-        If the MuData is a view, or mudata cannot follow.
-    """
-    if mdata.is_view:
-        raise ValueError(
-            "The genes of a view of a MuData cannot be changed in place; pass mdata.copy(), or use "
-            "copy=True."
-        )
-    old = mdata.mod[name].var_names
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said when it is done in earnest
-            rehearsed = type(mdata)({key: _names_only(mod) for key, mod in mdata.mod.items()})
-            rehearsed.mod[name]._init_as_actual(_names_only(made))
-            _follow(rehearsed, name, old, rehearsed.mod[name])
-    except (NotImplementedError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(
-            f"mudata cannot follow the change of the genes of {name!r} ({error}). Make names of "
-            "genes unique in and between modalities (mdata.var_names_make_unique()), or call the "
-            f"tool on mdata[{name!r}] and make the MuData anew."
-        ) from error
-    before = mdata.var.copy()
-    varm = {key: mdata.varm[key] for key in mdata.varm if key not in mdata.mod}
-    varp = dict(mdata.varp.items())
-    for key in varm:
-        del mdata.varm[key]
-    for key in varp:
-        del mdata.varp[key]
-    mdata.mod[name]._init_as_actual(made)  # who holds the modality goes on holding it
-    _follow(mdata, name, old, mdata.mod[name])
-    lost = [f"varm[{key!r}]" for key in varm] + [f"varp[{key!r}]" for key in varp]
-    if before.index.is_unique and mdata.var.index.is_unique:
-        for column in before.columns.intersection(mdata.var.columns):
-            now, kept = mdata.var[column], before[column].reindex(mdata.var_names)
-            mdata.var[column] = now.where(now.notna(), kept)
-        place = before.index.get_indexer(mdata.var_names)
-        for key, values in varm.items():
-            mdata.varm[key] = _rows(values, place, mdata.var_names)
-        if (place >= 0).all():
-            for key, values in varp.items():
-                mdata.varp[key] = values[place][:, place]
-        lost = [] if (place >= 0).all() else lost[len(varm) :]
-    if lost:
-        warn_user(
-            f"{', '.join(lost)} of the MuData were of the genes as they were, and are removed."
-        )
-
-
-def _rows(values: Any, place: np.ndarray, names: pd.Index) -> Any:
-    """Take rows of the genes that are left; those of new genes are NaN."""
-    if isinstance(values, pd.DataFrame):
-        return values.reindex(names)
-    values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
-    if (place >= 0).all():
-        return values[place]
-    taken = values[place].astype(np.result_type(values.dtype, np.float32))
-    taken[place < 0] = np.nan
-    return taken
-
-
-def _names_only(adata: AnnData) -> AnnData:
-    return type(adata)(obs=pd.DataFrame(index=adata.obs_names), var=adata.var[[]].copy())
-
-
 def _work(
-    tool: Callable[..., Any],
-    data: MuData,
-    name: str,
-    given: inspect.BoundArguments,
-    *,
-    copy: bool,
-    anew: bool,
-) -> Any:
-    """Call the tool on a modality, and bring the MuData into line with what became of it."""
-    adata: AnnData = data.mod[name]
-    if copy and data.isbacked:
+    tool: Callable[P, R], data: MuData, name: str, given: inspect.BoundArguments, *, copy: bool
+) -> R | MuData:
+    """Call the tool on a modality, of a copy of the MuData if one is asked for."""
+    if not copy:
+        return tool(*given.args, **given.kwargs)
+    if data.isbacked:
         raise ValueError(
             f"copy=True would read all modalities of {data.filename} into memory; leave it out, "
             "or read the file with mudata.read_h5mu first."
         )
-    anew = anew and not adata.isbacked  # of which the tool says what to do
-    if anew:
-        given.arguments["copy"] = True
-    result = tool(*given.args, **given.kwargs)
-    if not (copy or anew):
-        return result
-    if copy:
-        with _quiet():
-            data = data.copy()
-    if result.var_names.equals(adata.var_names):
-        data.mod[name]._init_as_actual(result)
-    else:
-        _replace_genes(data, name, result)
-    return data if copy else None
+    with quiet_mudata():
+        data = data.copy()
+    given.arguments[next(iter(given.arguments))] = data.mod[name]
+    given.arguments["copy"] = False
+    tool(*given.args, **given.kwargs)
+    return data
 
 
 def _holds_mudata(value: object) -> bool:

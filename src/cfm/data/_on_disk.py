@@ -13,13 +13,17 @@ import numpy as np
 import pandas as pd
 
 from cfm.data._disk_parts import (
+    READ_ERRORS,
+    REMEDY,
     CompressedPart,
     DensePart,
     Element,
     MemoryPart,
     Part,
     encoding,
+    load_by_columns,
     open_store,
+    reading,
 )
 from cfm.data._matrix import check_unique_names
 from cfm.data._row_stack import stack_rows
@@ -112,15 +116,16 @@ def open_files(
     teach_anndata()
     if len(files) == 1:
         (file,) = files
-        return ad.AnnData(
-            X=None if file.x is None else stack_rows([file.x]),
-            obs=file.obs,
-            var=file.var,
-            uns=file.uns,
-            layers={name: stack_rows([part]) for name, part in file.layers.items()},
-            obsm={name: _above_each_other([found]) for name, found in file.obsm.items()},
-            varm=file.varm,
-        )
+        with reading(file.path, "its AnnData"):
+            return ad.AnnData(
+                X=None if file.x is None else stack_rows([file.x]),
+                obs=file.obs,
+                var=file.var,
+                uns=file.uns,
+                layers={name: stack_rows([part]) for name, part in file.layers.items()},
+                obsm={name: _above_each_other([found]) for name, found in file.obsm.items()},
+                varm=file.varm,
+            )
     return _stacked(files, join)
 
 
@@ -151,46 +156,85 @@ def _open(path: Path) -> _File:
     """Read the tables of a file and open its matrices."""
     try:
         store = open_store(path)
-    except OSError as error:
+        names = sorted(store)
+    except READ_ERRORS as error:
         raise ValueError(
             f"{path} cannot be opened: {error}. It is no {path.suffix} or is cut short; copy or "
             "download it again."
         ) from error
-    missing = [name for name in ("obs", "var") if name not in store]
+    missing = [name for name in ("obs", "var") if name not in names]
     if missing:
         raise ValueError(
             f"{path} has no {' and no '.join(missing)}, so it holds no AnnData; it has "
-            f"{sorted(store)}. Write it with adata.write_h5ad or adata.write_zarr."
+            f"{names}. Write it with adata.write_h5ad or adata.write_zarr."
         )
-    obs, var = (_table(store[name], path, name) for name in ("obs", "var"))
-    uns, varm = (ad.io.read_elem(store[name]) if name in store else {} for name in ("uns", "varm"))
-    has_x = "X" in store and encoding(store["X"]) != "null"
-    x = _part(path, "X", store["X"]) if has_x else None
-    matrices, more = (store.get(name, {}) for name in ("layers", "obsm"))
-    layers = {name: _part(path, f"layers/{name}", matrices[name]) for name in sorted(matrices)}
-    obsm = {}
-    for name in sorted(more):
-        # tables, and arrays of three dimensions, are loaded
-        is_matrix = encoding(more[name]) in _MATRICES and getattr(more[name], "ndim", 2) == 2
-        obsm[name] = (
-            _part(path, f"obsm/{name}", more[name]) if is_matrix else ad.io.read_elem(more[name])
-        )
+    obs, var = (_table(store, path, name) for name in ("obs", "var"))
+    uns, varm = (_mapping(store, path, name) for name in ("uns", "varm"))
+    with reading(path, "X"):
+        has_x = "X" in names and encoding(store["X"]) != "null"
+    x = _part(store, path, "X") if has_x else None
+    layers = {key: _part(store, path, f"layers/{key}") for key in _keys(store, path, "layers")}
+    obsm = {key: _rows(store, path, f"obsm/{key}") for key in _keys(store, path, "obsm")}
+    expected: list[tuple[str, Any, tuple[int, ...]]] = [
+        *((f"layers/{key}", part, (len(obs), len(var))) for key, part in layers.items()),
+        *((f"obsm/{key}", found, (len(obs),)) for key, found in obsm.items()),
+        *((f"varm/{key}", found, (len(var),)) for key, found in varm.items()),
+    ]
+    if x is not None:
+        expected.append(("X", x, (len(obs), len(var))))
+    for key, found, shape in expected:
+        own = getattr(found, "shape", None) or (len(found),)
+        if tuple(own[: len(shape)]) != shape:
+            raise ValueError(
+                f"{path}: {key} has shape {own} beside {len(obs)} rows of obs and {len(var)} of "
+                f"var; {REMEDY}."
+            )
     return _File(path, obs, var, uns, x, layers, obsm, varm)
 
 
-def _table(stored: Any, path: Path, name: str) -> pd.DataFrame:
-    table = ad.io.read_elem(stored)
-    if not isinstance(table, pd.DataFrame):
+def _loaded(store: Any, path: Path, key: str) -> Any:
+    with reading(path, key):
+        return ad.io.read_elem(store[key])
+
+
+def _mapping(store: Any, path: Path, key: str) -> dict[str, Any]:
+    """Load a group; without a group of that name there is nothing in it."""
+    found = _loaded(store, path, key) if key in store else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {key} is a {type(found).__name__}, not a group; {REMEDY}.")
+    return found
+
+
+def _keys(store: Any, path: Path, key: str) -> list[str]:
+    with reading(path, key):
+        return sorted(store[key]) if key in store else []
+
+
+def _table(store: Any, path: Path, key: str) -> pd.DataFrame:
+    with reading(path, key):
+        is_table = encoding(store[key]) == "dataframe"
+    if not is_table:
         raise ValueError(
-            f"{path} holds {name} as an old version of anndata wrote it; read it with "
+            f"{path} holds {key} as an old version of anndata wrote it; read it with "
             "ad.read_h5ad and write it again."
         )
+    table: pd.DataFrame = _loaded(store, path, key)
     return table
 
 
-def _part(path: Path, key: str, stored: Any) -> Part:
+def _rows(store: Any, path: Path, key: str) -> Any:
+    """Open a matrix; load a table, or an array of three dimensions."""
+    with reading(path, key):
+        stored = store[key]
+        is_matrix = encoding(stored) in _MATRICES and getattr(stored, "ndim", 2) == 2
+    return _part(store, path, key) if is_matrix else _loaded(store, path, key)
+
+
+def _part(store: Any, path: Path, key: str) -> Part:
     """Open a matrix."""
-    kind = encoding(stored)
+    with reading(path, key):
+        stored = store[key]
+        kind = encoding(stored)
     if kind not in _MATRICES:
         raise ValueError(
             f"{key} of {path} is stored as {kind or 'something that has no name'}; a dense or "
@@ -200,18 +244,21 @@ def _part(path: Path, key: str, stored: Any) -> Part:
     if kind == "csr_matrix":
         return CompressedPart(element)
     if kind == "csc_matrix":
-        n_bytes = sum(
-            stored[name].size * stored[name].dtype.itemsize for name in ("data", "indices")
-        )
+        with reading(path, key):
+            n_bytes = sum(
+                stored[name].size * stored[name].dtype.itemsize for name in ("data", "indices")
+            )
         warn_user(
             f"{key} of {path} is stored by columns (CSC), so its rows cannot be read one by one "
             f"and the whole matrix is loaded ({n_bytes / 2**30:.2g} GiB). Write the file with "
             "adata.X = adata.X.tocsr() to leave it on disk."
         )
-        return MemoryPart(ad.io.read_elem(stored).tocsr())
-    if len(stored.shape) != 2 or stored.dtype.kind not in "biuf":
+        return MemoryPart(load_by_columns(element), path)
+    with reading(path, key):
+        shape, dtype = stored.shape, stored.dtype
+    if len(shape) != 2 or dtype.kind not in "biuf":
         raise ValueError(
-            f"{key} of {path} has shape {stored.shape} and holds {stored.dtype} values; a matrix "
+            f"{key} of {path} has shape {shape} and holds {dtype} values; a matrix "
             "of numbers is expected."
         )
     return DensePart(element)

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import zipfile
 import zlib
 from contextlib import contextmanager, suppress
@@ -23,6 +22,8 @@ import numpy as np
 from anndata.io import write_elem
 
 from cfm.data._heap import give_back
+from cfm.data._inputs import check_apart
+from cfm.data._work_folder import WorkFolder, differences, put_in_place, remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".h5ad", ".zarr")
 
-_RECORD = "run.json"
-_LOCK = "lock"
 #: What is written and read at a time in the output: a part of a file of HDF5, a file of zarr.
 _STORED_BYTES = {".h5ad": 2**20, ".zarr": 2**22}
 #: Errors of a file system that has no room left.
@@ -57,20 +56,22 @@ class Streamed(NamedTuple):
     blocks: Iterable[np.ndarray]
 
 
-def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def check_output(path: str | os.PathLike[str], *inputs: Any, overwrite: bool = False) -> Path:
     """Check that results can be written there, before anything is computed.
 
     Parameters
     ----------
     path
         A name that ends in ``.h5ad`` or ``.zarr``.
+    inputs
+        What is read, as :func:`cfm.data._inputs.input_files` takes it.
     overwrite
         Whether what is there may be replaced.
 
     Raises
     ------
     ValueError
-        If the name ends in something else.
+        If the name ends in something else, or it is a file that is read.
     FileNotFoundError
         If its folder does not exist.
     FileExistsError
@@ -83,13 +84,14 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
         )
     if not found.parent.is_dir():
         raise FileNotFoundError(f"The folder {found.parent} of output= does not exist; make it.")
-    if found.exists() and not overwrite:
+    if os.path.lexists(found) and not overwrite:
         raise FileExistsError(
             f"{found} exists; pass overwrite=True to replace it, or choose another output=."
         )
     if found.exists() and found.is_dir() == (found.suffix == ".h5ad"):
         kind = "folder" if found.is_dir() else "file"
         raise FileExistsError(f"{found} is a {kind}, so it is no {found.suffix} and stays.")
+    check_apart(found, *inputs)
     return found
 
 
@@ -110,7 +112,7 @@ class ResultStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.folder = path.with_name(f".{path.name}.partial")
-        self._lock: Any = None
+        self._work = WorkFolder(self.folder, path)
 
     def begin(self, fingerprint: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Make the folder, or go on with that of the same run.
@@ -126,33 +128,30 @@ class ResultStore:
         ------
         ValueError
             If there are chunks of another run.
+        FileExistsError
+            If something of its name was not made here.
         BlockingIOError
             If another process writes there at this moment.
         """
         wanted = json.loads(json.dumps(fingerprint, default=str))
         with told(self.path):
-            self.folder.mkdir(exist_ok=True)
-            self._lock = _locked(self.folder / _LOCK, self.path)
-            record = self.folder / _RECORD
-            found = _read_record(record)
-            differing = [] if found is None else _differing(found, wanted)
-            if differing and not overwrite:
-                raise ValueError(
-                    f"{self.folder} holds chunks of another run for the same output: "
-                    f"{'; '.join(differing)}. Repeat that call to go on with it, or pass "
-                    "overwrite=True to throw them away."
-                )
-            stale = found is None or differing
-            for old in self.folder.glob("*" if stale else "*.part"):
-                if old.name != _LOCK:
-                    _remove(old)
-            _write(record, json.dumps(wanted, indent=1).encode())
+            self._work.open()
+            found = self._work.record()
+            if found != wanted:
+                n_done = len(self.done())
+                if found is not None and n_done and not overwrite:
+                    raise ValueError(
+                        f"{self.folder} holds {n_done} finished chunks of another run for the same "
+                        f"output ({differences(found, wanted)}); pass overwrite=True to start "
+                        "anew, or repeat that call to go on with it."
+                    )
+                self._work.start(wanted)
+            for cut_short in self.folder.glob("*.part"):
+                remove(cut_short)
 
     def release(self) -> None:
         """Let other processes write there."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._work.close()
 
     def done(self) -> set[int]:
         """Return the numbers of the chunks that are there."""
@@ -198,7 +197,13 @@ class ResultStore:
                 "these rows anew."
             ) from error
 
-    def finish(self, adata: AnnData, streamed: Mapping[tuple[str, str], Streamed]) -> None:
+    def finish(
+        self,
+        adata: AnnData,
+        streamed: Mapping[tuple[str, str], Streamed],
+        *,
+        overwrite: bool = False,
+    ) -> None:
         """Put the results together and give them their name; the chunks are removed.
 
         Parameters
@@ -207,23 +212,26 @@ class ResultStore:
             All that is small.
         streamed
             Matrices by slot (``"obsm"`` or ``"layers"``) and name.
+        overwrite
+            Replace what has the name.
 
         Raises
         ------
+        FileExistsError
+            If something took the name during the run; the chunks stay.
         OSError
             If the disk is full; the chunks stay.
         """
         made = self.folder / f"made{self.path.suffix}"
         with told(self.path):
-            _remove(made)
+            remove(made)
             write_results(made, adata, streamed)
-            _into_place(made, self.path, self.folder / "replaced")
+            put_in_place(made, self.path, overwrite=overwrite)
         self.discard()
 
     def discard(self) -> None:
         """Remove the chunks."""
-        self.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._work.remove()
 
     def _chunk(self, number: int) -> Path:
         return self.folder / f"{number:08d}.npz"
@@ -301,73 +309,15 @@ def _no_room(error: OSError | RuntimeError) -> int | None:
     return errno.ENOSPC if "No space left" in str(error) else None
 
 
-def _write(path: Path, content: bytes | Mapping[str, np.ndarray]) -> None:
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write a file that is there as a whole or not at all."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                np.savez(file, **content)  # type: ignore[arg-type]
+            np.savez(file, **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-
-
-def _into_place(made: Path, path: Path, aside: Path) -> None:
-    """Give what was made its name; a folder that has it is moved aside first."""
-    if path.is_dir():
-        _remove(aside)
-        path.replace(aside)
-    made.replace(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """Return what a run depends on; ``None`` if it was killed before it could say."""
-    try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Say in which of the things that results depend on two runs differ."""
-    names = sorted(found.keys() | wanted.keys())
-    return [
-        f"{name} was {found.get(name)!r} and is now {wanted.get(name)!r}"
-        for name in names
-        if found.get(name) != wanted.get(name)
-    ]
-
-
-def _locked(path: Path, output: Path) -> Any:
-    """Return an open file that keeps other processes out; a process that dies lets go of it."""
-    file = path.open("w")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        return file
-    except BlockingIOError as error:
-        file.close()
-        raise BlockingIOError(
-            errno.EAGAIN,
-            f"Another process writes the results for {output} at this moment; wait for it, or "
-            "choose another output=. Processes that share the work are asked for with devices=",
-        ) from error
-    except OSError:  # a file system without locks
-        return file
-    return file

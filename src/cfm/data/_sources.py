@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from cfm._sparse_indices import check_sparse
 from cfm.data._matrix import by_rows, read_rows, to_dense
 from cfm.data._profiles import ProfileDraw
 
@@ -57,7 +58,7 @@ class ProfileMatrix:
     ) -> None:
         self._effects: Any
         if sp.issparse(effects):
-            self._effects = sp.csr_matrix(effects)
+            self._effects = sp.csr_matrix(check_sparse(effects, "effects"))
         elif isinstance(effects, np.ndarray) or not hasattr(effects, "shape"):
             self._effects = np.asarray(effects)
         else:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from anndata import AnnData
+
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anndata import AnnData
+    import numpy as np
 
 #: ``cfm._fields.PARAMS``, which stands on this floor as well.
 _PARAMS = "params"
@@ -21,6 +23,11 @@ def target(adata: AnnData, *, copy: bool) -> AnnData:
     if not copy:
         return adata
     return adata.to_memory() if adata.isbacked else adata.copy()
+
+
+def keep_genes(adata: AnnData, columns: np.ndarray) -> None:
+    """Keep some genes, by their number, in place; a view becomes an AnnData of its own."""
+    AnnData.__init__(adata, adata[:, columns].copy())
 
 
 def check_key(key_added: str) -> None:

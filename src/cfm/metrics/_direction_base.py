@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
+from cfm._sparse_indices import check_sparse
 from cfm.metrics._checks import as_weights
 
 Floats = NDArray[np.float32]
@@ -159,7 +160,7 @@ class DirectionBaseline(BaseEstimator, ABC):
             raise ValueError(
                 f"signed_sets has {signed_sets.shape[1]} genes, train_effects has {n_genes}."
             )
-        sets = sp.csr_matrix(signed_sets, dtype=np.float32)
+        sets = sp.csr_matrix(check_sparse(signed_sets, "signed_sets"), dtype=np.float32)
         if not np.isin(sets.data, (-1.0, 0.0, 1.0)).all():
             raise ValueError("signed_sets may hold -1, 0 and 1 only.")
         return sets

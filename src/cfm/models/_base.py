@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import abstractmethod
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -9,9 +11,12 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 import pandas as pd
 import torch
+import xxhash
 from anndata import AnnData
+from safetensors.torch import save as save_tensors
 from scvi.model.base import BaseModelClass
 
+from cfm._arguments import check_flag
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.hub import load_checkpoint, save_checkpoint
@@ -93,9 +98,10 @@ class PretrainedModel(BaseModelClass):
             self._adata_manager = None
         else:
             super().__init__(adata)
-        #: Name and SHA-256 of the checkpoint that the weights come from; empty if trained here.
+        #: Name of the checkpoint that the weights come from; empty if trained here.
         self.checkpoint_name = ""
         self.checkpoint_sha256 = ""
+        self._sha256_of_digest = ("", "")
         self.card: str | None = None
         #: What else is known of the weights: how and on which studies they were trained.
         self.provenance: dict[str, Any] = {}
@@ -113,6 +119,53 @@ class PretrainedModel(BaseModelClass):
             )
         load_tables(adata)
         return cast("dict[str, Any]", BaseModelClass._get_setup_method_args(**setup_locals))
+
+    @property
+    def checkpoint_sha256(self) -> str:
+        """SHA-256 of the checkpoint that the weights come from; empty if trained here.
+
+        It is set when the model is complete: with it a digest of what was loaded is kept, to tell
+        whether it was changed.
+        """
+        return self._checkpoint_sha256
+
+    @checkpoint_sha256.setter
+    def checkpoint_sha256(self, sha256: str) -> None:
+        self._checkpoint_sha256 = sha256
+        self._loaded_digest = self.weights_digest() if sha256 else ""
+
+    def weights_digest(self) -> str:
+        """Return a fast digest of weights, settings and genes as they are now; no SHA-256."""
+        tensors, config, files = self._contents()
+        about = json.dumps([config, files], sort_keys=True, default=str)
+        digest = xxhash.xxh3_128(about.encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            # as bytes, for NumPy has no bfloat16
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(flat.numpy().data)
+        return digest.hexdigest()
+
+    def weights_record(self) -> dict[str, str]:
+        """Return what tools record of the weights that they use.
+
+        Returns
+        -------
+        ``model``
+            Name of the checkpoint, with a note if the weights were changed since they were loaded;
+            of a model that was made or trained here that of its class.
+        ``sha256``
+            SHA-256 of the checkpoint; of weights that were changed or trained here that of the
+            file that :meth:`save` would write.
+        """
+        digest = self.weights_digest()
+        if self.checkpoint_sha256 and digest == self._loaded_digest:
+            return {"model": self.checkpoint_name, "sha256": self.checkpoint_sha256}
+        if self._sha256_of_digest[0] != digest:
+            self._sha256_of_digest = digest, sha256_of_weights(self._contents()[0])
+        name = self.checkpoint_name or type(self).__name__
+        changed = ", weights changed in memory" if self.checkpoint_sha256 else ""
+        return {"model": name + changed, "sha256": self._sha256_of_digest[1]}
 
     @property
     def history(self) -> dict[str, pd.DataFrame] | None:
@@ -277,6 +330,8 @@ class PretrainedModel(BaseModelClass):
         TypeError
             If something else is asked for.
         """
+        check_flag("overwrite", overwrite)
+        check_flag("compact", compact)
         if kwargs:
             raise TypeError(
                 f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "
@@ -317,6 +372,16 @@ class PretrainedModel(BaseModelClass):
     @abstractmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
         """Build the model of a verified checkpoint."""
+
+
+def sha256_of_weights(tensors: dict[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of the file of weights that a checkpoint would have."""
+    # safetensors takes no tensors that share memory
+    own = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, t in tensors.items()
+    }
+    return hashlib.sha256(save_tensors(own, metadata={"format": "pt"})).hexdigest()
 
 
 def check_column(adata: AnnData, key: str) -> None:

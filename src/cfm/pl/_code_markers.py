@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation
 from scipy import sparse
 
+from cfm._sparse_indices import check_sparse
 from cfm.pl._figure import figure_of, legend_below, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._stored import stored_params
@@ -161,9 +162,9 @@ def _expression(adata: AnnData, key: str, codes: list[str], genes: list[str]) ->
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise KeyError("adata.X is None; draw with the AnnData that cfm.tl.cell_codes was run on.")
-    block = matrix[rows]
+    block = check_sparse(matrix, "the matrix")[rows]
     block = block.compute() if hasattr(block, "compute") else block
-    values = sparse.csr_matrix(block).astype(np.float64)
+    values = sparse.csr_matrix(check_sparse(block, "the matrix")).astype(np.float64)
     columns = [int(adata.var_names.get_indexer_for([gene])[0]) for gene in genes]
     own = values[:, columns].toarray()
     if params.get("units", "counts") == "counts":

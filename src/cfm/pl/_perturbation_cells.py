@@ -10,7 +10,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from cfm._arguments import check_layer
 from cfm._fields import PARAMS, SIMULATED, SIMULATED_BY, SIMULATION
+from cfm._sparse_indices import check_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,9 +58,9 @@ class Cells:
         """Values of some rows, ``(rows, n)`` float64, as they are stored."""
         matrix: Any = self.adata.X if self.layer is None else self.adata.layers[self.layer]
         unique, place = np.unique(rows, return_inverse=True)  # a file gives each row once, in order
-        block = matrix[unique]
+        block = check_sparse(matrix, "the matrix of cells")[unique]
         block = block.compute() if hasattr(block, "compute") else block  # dask
-        values = block[:, self.columns]
+        values = check_sparse(block, "the matrix of cells")[:, self.columns]
         dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
         return dense.astype(np.float64)[place]
 
@@ -133,8 +135,7 @@ def read_screen(
         )
     if layer is None:
         layer = record.get("layer")
-    if layer is not None and layer not in real.layers:
-        raise KeyError(f"real has no layer {layer!r}; it has {list(real.layers)}.")
+    check_layer(real, layer, "real")
     genes, columns, n_unpredicted = _shared_genes(real, simulated)
     cells = [
         Cells(
@@ -270,7 +271,7 @@ def _column(adata: AnnData, column: str | None, name: str) -> np.ndarray:
         return np.full(adata.n_obs, "", dtype=object)
     if column not in adata.obs:
         raise KeyError(f"{name}.obs has no column {column!r}; it has {list(adata.obs)}.")
-    values = adata.obs[column].astype(str).to_numpy(dtype=object)
+    values = adata.obs[column].astype(str).to_numpy(dtype=object, copy=True)
     values[adata.obs[column].isna().to_numpy()] = None
     return values
 

@@ -10,6 +10,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation
 from scipy import sparse
 
+from cfm._arguments import check_layer
+from cfm._sparse_indices import check_sparse
 from cfm.pl._figure import figure_of, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._palette import ARROWS, DOWN, SIGNIFICANT, UP, ZERO
@@ -96,8 +98,7 @@ def _column_order(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list
 
 
 def _effects(adata: AnnData, genes: list[str], layer: str | None) -> np.ndarray:
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"layers has no {layer!r}; expected one of {', '.join(adata.layers)}.")
+    check_layer(adata, layer)
     missing = [gene for gene in genes if gene not in adata.var_names]
     if missing:
         raise KeyError(
@@ -105,6 +106,9 @@ def _effects(adata: AnnData, genes: list[str], layer: str | None) -> np.ndarray:
             f"({', '.join(missing[:3])}, …); draw with the AnnData that cfm.tl.gene_programs "
             "was run on."
         )
+    check_sparse(
+        adata.X if layer is None else adata.layers[layer], "the matrix"
+    )  # before it is cut
     part = adata[:, genes]
     values = part.X if layer is None else part.layers[layer]
     values = values.toarray() if sparse.issparse(values) else values

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from cfm._arguments import check_layer
+from cfm._sparse_indices import check_sparse
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import shorten
@@ -74,10 +76,9 @@ def top_genes(
     if n_genes < 1:
         raise ValueError(f"n_genes is {n_genes}; expected at least 1.")
     row = _row(adata, contrast)
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"layers has no {layer!r}; expected one of {', '.join(adata.layers)}.")
+    check_layer(adata, layer)
     matrix = adata.X if layer is None else adata.layers[layer]
-    values = matrix[row]
+    values = check_sparse(matrix, "the matrix of contrasts")[row]
     values = values.toarray() if sparse.issparse(values) else values
     effects = np.nan_to_num(np.asarray(values, dtype=np.float64).ravel())
     order = np.argsort(-effects, kind="stable")

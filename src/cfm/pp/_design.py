@@ -215,4 +215,4 @@ def describe(
         label([*([c.stratum] if c.stratum else []), f"{label([c.level])}_vs_{label([control])}"])
         for c in contrasts
     ]
-    return frame.set_axis(make_index_unique(pd.Index(names, dtype=object)), axis=0)
+    return frame.set_axis(make_index_unique(pd.Index(names, dtype=str)), axis=0)

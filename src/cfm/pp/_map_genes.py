@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
+from cfm._arguments import checks_flags, layer_names
 from cfm._fields import MAP_GENES, PARAMS
 from cfm.data._gene_ids import Organism, map_identifiers
-from cfm.data._matrix import LOG_CEILING, row_blocks
-from cfm.data._modality import on_modality, require_anndata
-from cfm.data._store import warn_overwritten
+from cfm.data._matrix import LOG_CEILING, row_blocks, stored_matrix
+from cfm.data._modality import require_anndata
+from cfm.data._store import keep_genes, warn_overwritten
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from mudata import MuData
-
     from cfm.data._gene_ids import GeneMapping
 
 logger = logging.getLogger(__name__)
@@ -30,17 +29,16 @@ Unmapped = Literal["keep", "drop"]
 _FEW, _ENOUGH = 0.1, 20
 
 
-@on_modality(changes_genes=lambda _: True)
+@checks_flags
 def map_genes(
-    adata: AnnData | MuData,
+    adata: AnnData,
     *,
     organism: Organism = "auto",
     var_key: str | None = None,
     aggregate: Aggregate = "sum",
     unmapped: Unmapped = "keep",
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     """Name genes by current HGNC symbols and merge those with the same one.
 
     Understands symbols, previous symbols, human Ensembl ids with or without version, and mixtures.
@@ -66,8 +64,6 @@ def map_genes(
         How values are merged: ``"sum"`` for counts and TPM, ``"mean"`` for log values.
     unmapped
         ``"keep"`` genes that are not known, under their name, or ``"drop"`` them.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -89,7 +85,8 @@ def map_genes(
     Raises
     ------
     TypeError
-        If ``adata`` is neither an AnnData nor a MuData.
+        If ``adata`` is no AnnData. Of a MuData pass a modality, and make a new MuData of the
+        result: a MuData does not follow genes that are merged or renamed.
     KeyError
         If ``var_key`` does not exist.
     ValueError
@@ -146,7 +143,9 @@ def map_genes(
 
     if adata.isbacked:
         adata = adata.to_memory()
-    elif copy:
+    keys = [*layer_names(adata), *([] if adata.X is None else [None])]
+    checked = {key: stored_matrix(adata, key) for key in keys}  # before they are cut
+    if copy:
         adata = adata.copy()
     merged: dict[str | None, Any] = {}
     if len(new_names) < len(kept):
@@ -154,9 +153,7 @@ def map_genes(
             (np.ones(len(kept), dtype=np.int8), (kept, group)),
             shape=(adata.n_vars, len(new_names)),
         )
-        keys = [None, *adata.layers] if adata.X is not None else list(adata.layers)
-        for key in keys:
-            matrix = adata.X if key is None else adata.layers[key]
+        for key, matrix in checked.items():
             if aggregate == "sum":
                 _warn_of_logs(matrix, "adata.X" if key is None else f"adata.layers[{key!r}]")
             merged[key] = _merge_columns(matrix, member, aggregate)
@@ -165,9 +162,9 @@ def map_genes(
     columns = ["original_id", "mapping"]
     warn_overwritten(adata, MAP_GENES, {"var": columns}, "rename it first to keep it")
     if len(new_names) < adata.n_vars:
-        adata._inplace_subset_var(first)
+        keep_genes(adata, first)
     elif adata.is_view:
-        adata._init_as_actual(adata.copy())
+        AnnData.__init__(adata, adata.copy())
     for key, matrix in merged.items():
         if key is None:
             adata.X = matrix
@@ -182,7 +179,6 @@ def map_genes(
             "var_key": var_key or "",
             "aggregate": aggregate,
             "unmapped": unmapped,
-            "modality": modality or "",
         },
         "n_mapped": n_mapped,
         "n_unmapped": len(identifiers) - n_mapped,

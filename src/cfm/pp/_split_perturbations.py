@@ -191,7 +191,7 @@ def _read(
     present = obs[key].notna().to_numpy()
     group = np.full(len(obs), "", dtype=object)
     if groupby is not None:
-        present &= obs[groupby].notna().to_numpy()
+        present = present & obs[groupby].notna().to_numpy()
         group = obs[groupby].astype(str).to_numpy(dtype=object)
     level = obs[key].astype(str).to_numpy(dtype=object)
     found = sorted(set(level[present]))

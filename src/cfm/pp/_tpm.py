@@ -14,7 +14,7 @@ from cfm.data._gene_ids import map_identifiers
 from cfm.data._gene_lengths import gene_lengths as shipped_lengths
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
 from cfm.data._modality import on_modality, require_anndata
-from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._store import check_key, keep_genes, target, warn_overwritten
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _SHORTEST_MEDIAN = 50.0
 _NOT_COUNTS = ("tpm", "fpkm", "rpkm", "cpm", "log")
 
 
-@on_modality(changes_genes=lambda given: given.get("missing_length") == "drop")
+@on_modality()
 def tpm(
     adata: AnnData | MuData,
     *,
@@ -88,8 +88,8 @@ def tpm(
         If ``gene_lengths`` or the column is of the wrong type.
     ValueError
         If the values are no counts (negative, logarithms, TPM, CPM), a sample has no counts at
-        all, lengths are not positive, no gene has a length, or the genes are those of the mouse
-        and no lengths were given.
+        all, lengths are not positive, no gene has a length, the genes are those of the mouse and
+        no lengths were given, or genes of a MuData are to be dropped.
 
     Warns
     -----
@@ -118,6 +118,11 @@ def tpm(
             f"{', '.join(map(repr, get_args(MissingLength)))}."
         )
     check_key(key_added)
+    if modality is not None and missing_length == "drop":
+        raise ValueError(
+            "missing_length='drop' changes the genes, which a MuData does not follow; call tpm on "
+            f"mdata[{modality!r}] with copy=True, and make a MuData of the result."
+        )
     if adata.isbacked and missing_length == "drop" and not copy:
         raise ValueError(
             "adata is backed, and missing_length='drop' would rewrite its file; use copy=True, "
@@ -153,7 +158,7 @@ def tpm(
         "without_length": adata.var_names[unknown].astype(str).to_numpy(dtype=object),
     }
     if missing_length == "drop" and unknown.any():
-        adata._inplace_subset_var(np.flatnonzero(~unknown))
+        keep_genes(adata, np.flatnonzero(~unknown))
     return adata if copy else None
 
 

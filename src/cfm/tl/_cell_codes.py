@@ -260,7 +260,7 @@ def cell_codes(
     True
     """
     how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
-    run = ChunkRun(adata, how, copy=copy)
+    run = ChunkRun(adata, how, copy=copy, also_read=reference)
     check_key(key_added)
     check_numbers(
         n_markers=(n_markers, 0),

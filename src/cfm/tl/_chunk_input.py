@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -13,6 +13,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from cfm.data._inputs import describe_files, matrix_identity, table_identity
 from cfm.data._matrix import by_rows, get_matrix, in_memory_frame, read_rows
 from cfm.data._modality import require_anndata
 from cfm.models import PretrainedModel
@@ -40,7 +41,7 @@ class Rows:
     parts
         AnnDatas whose rows follow each other, each with the genes that it has.
     paths
-        Files that they come from; none of an AnnData in memory.
+        Files that were given; none if an AnnData was.
     given
         Whether an AnnData was given, not paths.
     """
@@ -55,23 +56,20 @@ class Rows:
         self._obs: dict[int, pd.DataFrame] = {}
 
     @classmethod
-    def of(cls, data: Data, output: Path | None = None) -> Rows:
+    def of(cls, data: Data) -> Rows:
         """Take an AnnData as it is, or open files.
 
         Raises
         ------
         TypeError
             If it is neither.
-        ValueError
-            If ``output`` is one of the files.
         """
         if isinstance(data, str | os.PathLike):
             data = [data]
         if isinstance(data, AnnData) or not isinstance(data, Sequence):
             require_anndata(data)
             assert isinstance(data, AnnData)
-            paths = [] if data.filename is None else [Path(data.filename)]
-            return cls(data, [data], paths, given=True)
+            return cls(data, [data], [], given=True)
         wrong = [type(p).__name__ for p in data if not isinstance(p, str | os.PathLike)]
         if wrong or not data:
             raise TypeError(
@@ -81,7 +79,6 @@ class Rows:
         from cfm.data import open_files
 
         paths = [Path(p) for p in data]
-        check_apart(paths, output)  # before they are opened
         parts = [open_files(path) for path in paths]
         whole = parts[0] if len(parts) == 1 else open_files(paths)
         return cls(whole, parts, paths, given=False)
@@ -123,6 +120,33 @@ class Rows:
             layers=blocks,
         )
 
+    def identity(
+        self, layers: Sequence[str | None], arguments: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """Return what tells these data from others, by name.
+
+        Parameters
+        ----------
+        layers
+            Matrices that are read, ``None`` for ``X``.
+        arguments
+            Of the tool; columns of ``obs`` that they name are read, too.
+        """
+        found: dict[str, str] = {}
+        files = [path.resolve() for path in self.paths]
+        columns = [name for name in arguments.values() if isinstance(name, str)]
+        for number, part in enumerate(self.parts):
+            of = f" of part {number + 1}" if len(self.parts) > 1 else ""
+            found[f"obs_names{of}"] = table_identity(part.obs_names)
+            found[f"var_names{of}"] = table_identity(part.var_names)
+            for name in set(columns) & set(part.obs.columns):
+                found[f"obs[{name!r}]{of}"] = table_identity(self.obs(number)[name])
+            for layer in layers:
+                name = "X" if layer is None else f"layers[{layer!r}]"
+                found[name + of], read = matrix_identity(self.matrix(number, layer))
+                files += [path.resolve() for path in read]
+        return found | describe_files(files)
+
     def vocabulary_share(self, model: Any) -> float:
         """Return the share of the model's genes that are measured, on average over the rows."""
         share = [
@@ -132,16 +156,3 @@ class Rows:
             for part in self.parts
         ]
         return float(np.average(share, weights=[max(1, part.n_obs) for part in self.parts]))
-
-
-def check_apart(paths: Sequence[Path], output: Path | None) -> None:
-    """Check that no file is read and written at once.
-
-    Raises
-    ------
-    ValueError
-        If one is.
-    """
-    for path in paths:
-        if output is not None and output.exists() and path.exists() and output.samefile(path):
-            raise ValueError(f"output= is {path}, which is read; choose another name.")

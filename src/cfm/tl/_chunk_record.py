@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import warnings
 from contextlib import contextmanager
@@ -11,9 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
-from cfm.data._matrix import read_rows
+from cfm.data._inputs import table_identity
 from cfm.data._warn import warn_user
 from cfm.models import PretrainedModel
 
@@ -22,10 +19,6 @@ if TYPE_CHECKING:
 
     from cfm.tl._chunk_input import Rows
 
-#: Rows of each part whose values are looked at to tell whether data are the same.
-_LOOKED_AT = 32
-#: Names that are made one text at a time.
-_NAMES_AT_ONCE = 65_536
 #: A message that counts rows.
 _COUNTED = re.compile(r"^(\d+) of (\d+) ")
 #: Of names, which a chunk has no more to say of than the whole.
@@ -89,21 +82,23 @@ def fingerprint(
     arguments: Mapping[str, Any],
     chunk_size: int,
 ) -> dict[str, Any]:
-    """Return what results depend on, to tell whether chunks are of the same run.
-
-    Of files size and date of change are part of it, but not where they lie, so that a pipeline may
-    link them into another folder; of all data the names and the values of some rows.
-    """
-    told = {name: _plain(value) for name, value in arguments.items()}
-    return told | {
-        "tool": tool,
-        "cfm": _version(),
-        "model": type(model).__name__,
-        "model_sha256": model_digest(model),
-        "n_obs": int(rows.whole.n_obs),
-        "input_sha256": _input_digest(rows, layers),
-        "chunk_size": chunk_size,
+    """Return what results depend on, to tell whether chunks are of the same run."""
+    told = {
+        name: table_identity(value) if isinstance(value, np.ndarray) else value
+        for name, value in arguments.items()
     }
+    return (
+        told
+        | rows.identity(layers, arguments)
+        | {
+            "tool": tool,
+            "cfm": _version(),
+            "model": type(model).__name__,
+            "weights": model.weights_digest() if isinstance(model, PretrainedModel) else "",
+            "n_obs": int(rows.whole.n_obs),
+            "chunk_size": chunk_size,
+        }
+    )
 
 
 def _version() -> str:
@@ -111,54 +106,3 @@ def _version() -> str:
         return version("cfm-tools")
     except PackageNotFoundError:
         return ""
-
-
-def model_digest(model: Any) -> str:
-    """Return the SHA-256 of a model's checkpoint, or of its weights if it was trained here."""
-    if not isinstance(model, PretrainedModel):
-        return ""
-    if model.checkpoint_sha256:
-        return model.checkpoint_sha256
-    tensors, config, files = model._contents()
-    digest = hashlib.sha256(json.dumps([config, files], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        array = tensor.detach().cpu().contiguous()
-        digest.update(array.float().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _input_digest(rows: Rows, layers: Sequence[str | None]) -> str:
-    digest = hashlib.sha256()
-    for path in rows.paths:
-        # of a zarr folder the file that lists what is in it
-        named = [path / name for name in ("zarr.json", ".zmetadata", ".zattrs")]
-        file = next((p for p in named if p.exists()), path)
-        found = file.stat()
-        digest.update(f"{found.st_size} {found.st_mtime_ns}".encode())
-    for number, part in enumerate(rows.parts):
-        for names in (part.obs_names, part.var_names):
-            for start in range(0, len(names), _NAMES_AT_ONCE):
-                digest.update("\n".join(map(str, names[start : start + _NAMES_AT_ONCE])).encode())
-        if not part.n_obs:
-            continue
-        looked_at = np.unique(np.linspace(0, part.n_obs - 1, _LOOKED_AT).astype(np.int64))
-        for layer in layers:
-            block = read_rows(rows.matrix(number, layer), looked_at)
-            for array in _arrays(block):
-                digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _arrays(block: Any) -> list[np.ndarray]:
-    if sparse.issparse(block):
-        block = block.tocsr().sorted_indices()
-        return [block.indptr.astype(np.int64), block.indices.astype(np.int64), block.data]
-    return [np.asarray(block)]
-
-
-def _plain(value: Any) -> Any:
-    """Return an argument as JSON has it; of an array its digest."""
-    if isinstance(value, np.ndarray):
-        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-    return value

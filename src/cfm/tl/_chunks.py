@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from anndata import AnnData
 
+from cfm._arguments import check_flag, check_whole
 from cfm._fields import PARAMS
 from cfm.data import open_files
 from cfm.data._heap import give_back
-from cfm.data._matrix import in_memory_frame
+from cfm.data._matrix import check_not_empty, in_memory_frame
 from cfm.data._result_store import ResultStore, Streamed, check_output
 from cfm.data._store import target, warn_overwritten
 from cfm.models._shards import Processes, Stopped, share_work
-from cfm.tl._chunk_input import Rows, check_apart
+from cfm.tl._chunk_input import Rows
 from cfm.tl._chunk_record import Notes, fingerprint
 
 if TYPE_CHECKING:
@@ -55,10 +56,8 @@ class Chunking:
     strategy: str = "auto"
 
     def __post_init__(self) -> None:
-        size = self.chunk_size
-        if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"chunk_size is {size!r}; expected a whole number of at least 1.")
-        if self.overwrite and self.output is None:
+        check_whole("chunk_size", self.chunk_size)
+        if check_flag("overwrite", self.overwrite) and self.output is None:
             raise ValueError("overwrite=True only goes with output=; name the file, or drop it.")
 
     @property
@@ -117,6 +116,8 @@ class ChunkRun:
         Where results go, and who makes them.
     copy
         Return a changed copy of the AnnData.
+    also_read
+        An AnnData that the tool reads besides.
 
     Attributes
     ----------
@@ -124,7 +125,9 @@ class ChunkRun:
         All rows as one AnnData, whose matrices stay where they are.
     """
 
-    def __init__(self, data: Any, how: Chunking, *, copy: bool = False) -> None:
+    def __init__(
+        self, data: Any, how: Chunking, *, copy: bool = False, also_read: Any = None
+    ) -> None:
         if copy and how.output is not None:
             raise ValueError(
                 "copy=True does not go with output=, which leaves adata as it is; choose one."
@@ -133,9 +136,9 @@ class ChunkRun:
         self.copy = copy
         self.output: Path | None = None
         if how.output is not None:
-            self.output = check_output(how.output, overwrite=how.overwrite)
-        self.rows = data if isinstance(data, Rows) else Rows.of(data, self.output)
-        check_apart(self.rows.paths, self.output)
+            read = (data.whole, data.paths) if isinstance(data, Rows) else (data,)
+            self.output = check_output(how.output, *read, also_read, overwrite=how.overwrite)
+        self.rows = data if isinstance(data, Rows) else Rows.of(data)
         self.whole: AnnData = self.rows.whole
         self.results = Results(0, None)
         self.processes = Processes()
@@ -235,7 +238,7 @@ class ChunkRun:
     def _finish(self, store: Callable[[], None]) -> None:
         store()
         assert self.results.store is not None
-        self.results.store.finish(self.target, self._streamed)
+        self.results.store.finish(self.target, self._streamed, overwrite=self.how.overwrite)
 
     def _compute(
         self,
@@ -252,19 +255,25 @@ class ChunkRun:
             self.results = Results(1, None)
             self.results.held[0] = dict(compute(self.whole, slice(0, self.whole.n_obs)))
             return
+        check_not_empty(self.whole)
         chunks = self.rows.chunks(int(self.how.chunk_size))
         store = None if self.output is None else ResultStore(self.output)
         self.results = Results(len(chunks), store)
         done: set[int] = set()
         if store is not None:
-            wanted = fingerprint(
-                self.rows, model, tool, layers, arguments, int(self.how.chunk_size)
-            )
-            done = processes.from_first(lambda: _begun(store, wanted, overwrite=self.how.overwrite))
+
+            def begin() -> set[int]:
+                size = int(self.how.chunk_size)
+                wanted = fingerprint(self.rows, model, tool, layers, arguments, size)
+                return _begun(store, wanted, overwrite=self.how.overwrite)
+
+            done = processes.from_first(begin)
         try:
             self._make([i for i in range(len(chunks)) if i not in done], compute, layers)
-        except KeyboardInterrupt as stopped:
-            if store is not None:
+        except BaseException as stopped:
+            if store is not None and not store.done():
+                store.discard()
+            elif store is not None and isinstance(stopped, KeyboardInterrupt):
                 stopped.add_note(_resumable(store))
             raise
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from cfm.data._matrix import check_unique_names, in_memory_frame, read_rows, to_dense
+from cfm.data._inputs import describe_files, matrix_identity
+from cfm.data._matrix import by_rows, check_unique_names, in_memory_frame
 from cfm.models._base import check_column
 from cfm.tl._chunk_input import Chunk, Rows
 
 #: Donors of a chunk, unless said otherwise.
 DONORS_AT_ONCE = 64
-#: Cells whose values are looked at to tell whether data are the same.
-_LOOKED_AT = 32
 
 
 class DonorRows(Rows):
@@ -28,14 +27,16 @@ class DonorRows(Rows):
         Cells of donors; what represents them may lie in a file.
     donor_key
         Column of ``obs`` with the donor.
+    use_rep
+        Name in ``obsm`` of what represents a cell.
     given
         Whether all donors are to be embedded at once.
     """
 
-    def __init__(self, cells: AnnData, donor_key: str, *, given: bool) -> None:
-        paths = [] if cells.filename is None else [cells.filename]
-        super().__init__(cells, [cells], paths, given)
+    def __init__(self, cells: AnnData, donor_key: str, use_rep: str, *, given: bool) -> None:
+        super().__init__(cells, [cells], [], given)
         self._donor_key = donor_key
+        self._use_rep = use_rep
         self._cells: list[np.ndarray] | None = None
 
     def chunks(self, size: int) -> list[Chunk]:
@@ -48,17 +49,18 @@ class DonorRows(Rows):
         """Return the cells of some donors; what lies in a file stays there until it is drawn."""
         return self.whole[np.sort(np.concatenate(self._rows_of_donors()[chunk.own]))]
 
-    def digest(self, use_rep: str) -> str:
-        """Return a digest of whose the cells are, and of what represents some of them."""
-        digest = hashlib.sha256()
-        for rows in self._rows_of_donors():
-            digest.update(rows.tobytes())
-        if use_rep in self.whole.obsm:
-            few = np.unique(np.linspace(0, self.whole.n_obs - 1, _LOOKED_AT).astype(np.int64))
-            matrix = self.whole.obsm[use_rep]
-            block = matrix.iloc[few] if isinstance(matrix, pd.DataFrame) else read_rows(matrix, few)
-            digest.update(to_dense(block).tobytes())
-        return digest.hexdigest()
+    def identity(
+        self, layers: Sequence[str | None], arguments: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """Return what tells these cells from others; parameters as of :class:`Rows`."""
+        found = super().identity(layers, arguments)
+        if self._use_rep not in self.whole.obsm:  # the model says what is missing
+            return found
+        matrix = self.whole.obsm[self._use_rep]
+        if isinstance(matrix, pd.DataFrame):
+            matrix = matrix.to_numpy()
+        digest, files = matrix_identity(by_rows(matrix))
+        return found | {f"obsm[{self._use_rep!r}]": digest} | describe_files(files)
 
     def _rows_of_donors(self) -> list[np.ndarray]:
         """Return the rows of the cells of each donor."""

@@ -121,8 +121,8 @@ def embed(
         If the layer does not exist.
     ValueError
         If too few of the model's genes are found, values are infinite, or the matrix does not
-        look like what the model reads; or if ``output`` has no such suffix, or another run left
-        a part of it. Whatever is raised, ``adata`` is left as it was.
+        look like what the model reads; or if ``output`` has no such suffix, is a file that is
+        read, or another run left a part of it. Whatever is raised, ``adata`` is left as it was.
     FileExistsError
         If ``output`` exists.
     OSError

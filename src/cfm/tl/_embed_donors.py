@@ -21,7 +21,7 @@ from cfm._fields import (
     VARYING,
 )
 from cfm.data._matrix import in_memory_frame, select_modality
-from cfm.data._modality import update
+from cfm.data._modality import quiet_mudata
 from cfm.data._result_store import check_output
 from cfm.data._store import check_key
 from cfm.data._warn import warn_user
@@ -167,13 +167,14 @@ def embed_donors(
     (['f', 'm'], (2, 64))
     """
     how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
-    path = None if output is None else check_output(output, overwrite=overwrite)
+    if output is not None:
+        check_output(output, adata, overwrite=overwrite)
     data: Any = adata
     given = not isinstance(adata, str | PathLike | Sequence)
     if not given:  # paths
         if modality is not None:
             raise ValueError(f"modality={modality!r} goes with a MuData; files hold an AnnData.")
-        data = Rows.of(data, path).whole
+        data = Rows.of(data).whole
     cells, obs = select_modality(data, modality, (donor_key,))
     if donor_key not in obs and donor_key not in cells.obs:
         raise KeyError(f"adata.obs has no column {donor_key!r}; it has {obs.columns.tolist()}.")
@@ -198,12 +199,8 @@ def embed_donors(
         "batch_size": batch_size,
     } | model_kwargs
     alone = how.alone and output is None and given
-    rows = DonorRows(reader, donor_key, given=alone)
-    run = ChunkRun(rows, how)
-    depends = dict(reading)
-    if output is not None:
-        rep = use_rep or getattr(loaded, "provenance", {}).get("use_rep", "X_uce")
-        depends["cells_sha256"] = rows.digest(rep)
+    rep = use_rep or getattr(loaded, "provenance", {}).get("use_rep", "X_uce")
+    run = ChunkRun(DonorRows(reader, donor_key, rep, given=alone), how)
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
         found = loaded.get_donor_embeddings(part, **reading)
@@ -233,7 +230,7 @@ def embed_donors(
         loaded,
         tool="embed_donors",
         layers=[],
-        arguments=depends,
+        arguments=reading,
     )
     donors = run.target if output is None else opened
     assert donors is not None
@@ -309,4 +306,5 @@ def _add_modality(mdata: MuData, donors: AnnData) -> None:
     if DONORS in mdata.mod:
         warn_user(f"The modality {DONORS!r} of the MuData is replaced.")
     mdata.mod[DONORS] = donors.copy()
-    update(mdata)
+    with quiet_mudata():
+        mdata.update()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import check_layer
 from cfm._fields import PARAMS
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._modality import on_modality
@@ -146,10 +147,8 @@ def impute(
     filler = load_model(model, device=device)
     if not isinstance(filler, BulkFormer):
         raise TypeError(f"model= is a {type(filler).__name__}; expected BulkFormer.")
-    if isinstance(mask, str) and mask not in run.whole.layers:
-        raise KeyError(
-            f"no layer {mask!r} to be the mask; adata has layers {sorted(run.whole.layers)}."
-        )
+    if isinstance(mask, str):
+        check_layer(run.whole, mask)
     if mask is not None and not isinstance(mask, str):
         mask = check_mask(mask, run.whole)
     genes = run.whole.var_names

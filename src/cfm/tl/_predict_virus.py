@@ -172,10 +172,11 @@ def predict_virus(
         )
     how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
     # before contrasts are made for nothing
-    path = None if output is None else check_output(output, overwrite=overwrite)
+    if output is not None:
+        check_output(output, adata, overwrite=overwrite)
     data: Any = adata
     if groupby is None or not hasattr(adata, "obs"):
-        data = Rows.of(data, path)
+        data = Rows.of(data)
     caller = load_model(model, device=device)
     if not isinstance(caller, CellPulse):
         raise TypeError(f"model= is a {type(caller).__name__}; expected CellPulse.")

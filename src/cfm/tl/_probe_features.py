@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import PLAIN_EXPRESSION
-from cfm.data._matrix import get_matrix, read_rows, to_dense
+from cfm.data._matrix import check_indices, get_matrix, read_rows, to_dense
 from cfm.data._units import looks_like_counts
 from cfm.data._warn import warn_user
 
@@ -86,6 +86,7 @@ def _dense(values: Any, key: str) -> np.ndarray:
         if wrong:
             raise TypeError(f"adata.obsm[{key!r}] has columns that hold no numbers: {wrong[:5]}.")
         values = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    values = check_indices(values, f"adata.obsm[{key!r}]")
     if hasattr(values, "compute"):
         values = values.compute()
     table = to_dense(values)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from cfm._sparse_indices import check_sparse
 from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.data._warn import warn_user
 
@@ -153,6 +154,7 @@ def _target_frame(adata: AnnData, target: str | Sequence[str], task: Task) -> pd
 def _obsm_frame(values: Any, key: str) -> pd.DataFrame:
     if isinstance(values, pd.DataFrame):
         return values
+    values = check_sparse(values, f"adata.obsm[{key!r}]")
     array = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
     return pd.DataFrame(array, columns=[f"{key}_{i}" for i in range(array.shape[1])])
 

@@ -239,8 +239,8 @@ def simulate_perturbation(
         tables = dict(predicted.uns)
         name = type(simulator).__name__
         if isinstance(simulator, PretrainedModel):
-            name = simulator.checkpoint_name or name
             record = run_record(simulator, adata, batch_size=batch_size, **record)
+            name = record["model"]
         record |= {"model": name} | _storable(options)
     obs[SIMULATED_BY] = pd.Categorical([name] * len(obs))
     out = ad.AnnData(x, obs=obs, var=var)

@@ -18,9 +18,5 @@ def run_record(model: PretrainedModel, adata: AnnData, **arguments: Any) -> dict
 def model_record(model: PretrainedModel, share: float, **arguments: Any) -> dict[str, Any]:
     """Return what made a result, where the share of the vocabulary is known."""
     record = {k: v for k, v in arguments.items() if v is not None}
-    return record | {
-        "device": str(model.device),
-        "model": model.checkpoint_name or type(model).__name__,
-        "sha256": model.checkpoint_sha256,
-        "vocabulary_share": float(share),
-    }
+    record |= {"device": str(model.device), "vocabulary_share": float(share)}
+    return record | model.weights_record()

@@ -145,7 +145,7 @@ class CompoundLearner(Imputer):
             ).to(self.device)
             head.genes.copy_(torch.from_numpy(known.positions))
             if table is not None:
-                head.features.copy_(torch.from_numpy(table.to_numpy(dtype=np.float32)))
+                head.features.copy_(torch.from_numpy(table.to_numpy(np.float32, copy=True)))
             scores = fit_head(
                 head,
                 embedded,
@@ -248,7 +248,7 @@ class CompoundLearner(Imputer):
                 f"The model has no compound features {unknown[:5]}; expected {names[:5]} …"
             )
         row = given.set_axis([str(n) for n in given.index]).reindex(names, fill_value=0.0)
-        return torch.from_numpy(row.to_numpy(dtype=np.float32)[None]).to(self.device)
+        return torch.from_numpy(row.to_numpy(np.float32, copy=True)[None]).to(self.device)
 
     @torch.inference_mode()
     def _baselines(

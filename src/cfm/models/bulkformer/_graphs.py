@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from cfm._sparse_indices import check_sparse
 from cfm.data._warn import warn_user
 from cfm.models.bulkformer._reading import align_expression, expression_blocks
 from cfm.pp import coexpression_graph
@@ -49,7 +50,7 @@ def graph_tensors(graph: Any, n_genes: int) -> tuple[Tensor, Tensor]:
                 f"graph= is {graph.shape[0]} × {graph.shape[1]}; the vocabulary has {n_genes} "
                 "genes. Make it from data with the model's genes, in their order."
             )
-        entries = sparse.coo_matrix(graph)
+        entries = sparse.coo_matrix(check_sparse(graph, "graph="))
         edges = np.stack([entries.row, entries.col]).astype(np.int64)
         weights = entries.data.astype(np.float32)
     elif isinstance(graph, tuple | list) and len(graph) == 2:
@@ -73,7 +74,8 @@ def graph_of_data(
     """
     alignment = align_expression(adata, vocabulary, layer=layer)
     if GRAPH_KEY in adata.varp:
-        chosen = sparse.csr_matrix(adata.varp[GRAPH_KEY])[alignment.columns][:, alignment.columns]
+        stored = check_sparse(adata.varp[GRAPH_KEY], f"adata.varp[{GRAPH_KEY!r}]")
+        chosen = sparse.csr_matrix(stored)[alignment.columns][:, alignment.columns]
         place = alignment.positions
     else:
         used = np.zeros(adata.n_obs, dtype=bool)

@@ -160,10 +160,8 @@ class Generating(Trainable):
             "guidance_floor": guidance_floor,
             "dequantise": dequantise,
             "seed": seed,
-            "model": self.checkpoint_name or type(self).__name__,
-            "sha256": self.checkpoint_sha256,
             "device": str(self.device),
-        }
+        } | self.weights_record()
         uns = {GENERATION: {PARAMS: record}}
         if path is None:
             x = sparse.vstack(list(blocks), format="csr")

@@ -136,7 +136,7 @@ class Perturbable(Generating):
             seed=seed,
             origin=origin,
         )
-        names = self.vocabulary.genes.to_numpy(dtype=object).copy()
+        names = self.vocabulary.genes.to_numpy(dtype=object, copy=True)
         alignment = reader.alignment
         names[alignment.positions] = adata.var_names[alignment.columns]
         return AnnData(

@@ -13,6 +13,9 @@ import numpy as np
 from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
+from cfm._arguments import check_flag
+from cfm.data._work_folder import put_in_place
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -44,7 +47,8 @@ class CellFile:
         self.path = Path(path).expanduser()
         if self.path.suffix not in (".h5ad", ".zarr"):
             raise ValueError(f"path={str(path)!r}; expected a name that ends in .h5ad or .zarr.")
-        if self.path.exists() and not overwrite:
+        self._overwrite = check_flag("overwrite", overwrite)
+        if os.path.lexists(self.path) and not overwrite:
             raise FileExistsError(f"{self.path} exists; choose another path, or overwrite=True.")
         self._draft = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}{self.path.suffix}")
         self._root: Any = None
@@ -88,9 +92,7 @@ class CellFile:
         if self.path.suffix == ".h5ad":
             self._root.close()
         if kind is None:
-            if self.path.is_dir():
-                shutil.rmtree(self.path)
-            os.replace(self._draft, self.path)
+            put_in_place(self._draft, self.path, overwrite=self._overwrite)
         elif self._draft.is_dir():
             shutil.rmtree(self._draft, ignore_errors=True)
         else:

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._sparse_indices import check_sparse
 from cfm.data._matrix import (
     by_rows,
+    check_indices,
     check_not_empty,
     check_unique_names,
     in_memory_frame,
@@ -86,7 +88,7 @@ class StoredCells:
     ndim = 2
 
     def __init__(self, matrix: Any) -> None:
-        self._matrix = by_rows(matrix)
+        self._matrix = by_rows(check_indices(matrix, "the representation of cells"))
         self.shape: tuple[int, int] = self._matrix.shape
 
     def __len__(self) -> int:
@@ -200,7 +202,7 @@ def read_cells(adata: AnnData, use_rep: str, width: int | None) -> np.ndarray | 
             else ""
         )
         raise KeyError(f"adata.obsm has no {use_rep!r}; it has {sorted(adata.obsm)}.{hint}")
-    found: Any = adata.obsm[use_rep]
+    found: Any = check_sparse(adata.obsm[use_rep], f"adata.obsm[{use_rep!r}]")
     cells: np.ndarray | StoredCells
     if _is_stored(found):
         cells = StoredCells(found)

@@ -226,7 +226,7 @@ class InstrumentCore(PretrainedModel):
         tensors = {_MODULE + k: v for k, v in self.module.state_dict().items()}
         files = {}
         if self.conditions is not None:
-            tensors[_TABLE] = torch.from_numpy(self.conditions.to_numpy(np.float32))
+            tensors[_TABLE] = torch.from_numpy(self.conditions.to_numpy(np.float32, copy=True))
             files[_NAMES_FILE] = "\n".join(self.conditions.index) + "\n"
         return tensors, {"size": vars(self.size)}, files
 
