@@ -7,14 +7,19 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
 
-from cfm.hub import load_checkpoint, resolve, save_checkpoint
+from cfm import models
+from cfm.hub import list_checkpoints, load_checkpoint, resolve, save_checkpoint
 from tests.hub._hostile import copied
 from tests.hub._hub import Hub, answer_of
 
@@ -71,30 +76,37 @@ def test_a_read_only_file_system(hub: Hub) -> None:
     assert "HF_HOME" in message
 
 
-def test_two_processes_save_one_checkpoint(tmp_path: Path) -> None:
-    """Whoever is last wins; what is there is one of the two, whole."""
-    code = """
+#: Saves over a checkpoint again and again: the folder, a number, rounds, and whether in two steps.
+WRITER = """
 import sys, torch
-from cfm.hub import save_checkpoint
-value = float(sys.argv[2])
+from cfm.hub import _replace, load_checkpoint, save_checkpoint
+folder, value, n, steps = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+if steps == "two":  # as where names cannot be exchanged
+    _replace._exchange = lambda first, second: False
+try:
+    old = load_checkpoint(folder)
+except ValueError:
+    tensors, config, files, model = {"w": torch.zeros(2000)}, {}, {}, "M"
+else:
+    tensors, config, files, model = old.tensors, old.config, old.files, old.model
+tensors = {k: torch.full_like(v, value) for k, v in tensors.items()}
 sys.stdout.write("ready\\n"); sys.stdout.flush(); sys.stdin.readline()
-for _ in range(20):
-    try:
-        save_checkpoint(
-            sys.argv[1], {"w": torch.full((2000,), value)}, {"k": value}, overwrite=True
-        )
-    except FileExistsError:
-        pass
-    except OSError as error:  # the other one put its folder there in the same moment
-        if error.errno not in (2, 39):
-            raise
+for _ in range(n):
+    save_checkpoint(
+        folder, tensors, config | {"k": value}, model=model, overwrite=True,
+        files=files | {"k.txt": str(value)}, card=str(value),
+    )
 """
-    folder = tmp_path / "c"
+
+
+def writers(folder: Path, n: int, steps: str) -> list[subprocess.Popen[str]]:
+    """Start two processes that save over one checkpoint at once."""
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(folder), str(value)],
+            [sys.executable, "-c", WRITER, str(folder), str(value), str(n), steps],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for value in (1, 2)
@@ -106,17 +118,145 @@ for _ in range(20):
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    while any(process.poll() is None for process in both):
-        try:
-            found = load_checkpoint(folder)
-        except (ValueError, OSError):  # in the moment between the two renames
-            continue
-        assert set(found.tensors["w"].tolist()) == {found.config["k"]}
+    return both
+
+
+def ended_well(both: list[subprocess.Popen[str]], folder: Path) -> None:
+    """Whether neither had an error, and nothing else is left."""
     for process in both:
-        process.communicate()
-        assert process.returncode == 0
-    found = load_checkpoint(folder)
-    assert set(found.tensors["w"].tolist()) == {found.config["k"]}
+        told = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, told
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("steps", ["one", "two"])
+def test_two_processes_save_one_checkpoint(tmp_path: Path, steps: str) -> None:
+    """Whoever is last wins; a reader finds one of the two, whole, and nobody has an error."""
+    folder = tmp_path / "c"
+    both = writers(folder, 200, steps)
+    seen: list[float] = []
+    while any(process.poll() is None for process in both):
+        if seen or folder.exists():
+            assert resolve(folder) == folder
+            found = load_checkpoint(folder)
+            seen.append(found.config["k"])
+            assert set(found.tensors["w"].tolist()) == {seen[-1]}
+            assert found.files == {"k.txt": str(seen[-1])}
+            assert found.card == str(seen[-1])
+    ended_well(both, folder)
+    assert set(seen) == {1.0, 2.0}
+    assert sum(a != b for a, b in pairwise(seen)) > 10
+
+
+@pytest.mark.parametrize(
+    "name", ["BulkFormer", "CellPulse", "CellVQ", "LingshuCell", "Pulsar", "UCE"]
+)
+def test_a_model_is_loaded_while_it_is_saved_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Reads through every entry point, in all of whose steps the folder may be another."""
+    folder = copied(name, tmp_path)
+    monkeypatch.setenv("CFM_CHECKPOINTS", str(tmp_path))
+    digests = {load_checkpoint(folder).sha256}
+    spare = copied(name, tmp_path / ".spare")
+    changed = load_checkpoint(spare)
+    stop, errors = threading.Event(), []
+
+    def write() -> None:
+        try:
+            while not stop.is_set():
+                save_checkpoint(
+                    folder,
+                    changed.tensors,
+                    changed.config,
+                    model=name,
+                    files=changed.files,
+                    overwrite=True,
+                )
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        model = getattr(models, name)
+        for _ in range(15):
+            for read in (model.from_pretrained, models.load_model):
+                assert {read(source).checkpoint_sha256 for source in (folder, name)} == digests
+            assert name in list_checkpoints().index
+            assert resolve(name) == folder
+    finally:
+        stop.set()
+        writer.join()
+    assert not errors
+
+
+def test_a_reader_begins_again_with_the_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each step of reading, the folder is replaced once."""
+    from cfm.hub import _checkpoint
+
+    for step in ("read_config", "read_header", "sha256_of_file", "read_tensors", "read_card"):
+        for after in (False, True):
+            folder = save_checkpoint(
+                tmp_path / "c", {"w": torch.zeros(3)}, {"k": 0}, card="0", overwrite=True
+            )
+            original, calls = getattr(_checkpoint, step), []
+
+            def replaced(*args: Any, **kwargs: Any) -> Any:
+                calls.append(1)  # noqa: B023
+                found = original(*args, **kwargs) if after else None  # noqa: B023
+                if len(calls) == 1:  # noqa: B023
+                    new = {"w": torch.ones(3)}
+                    save_checkpoint(tmp_path / "c", new, {"k": 1}, card="1", overwrite=True)
+                return found if after else original(*args, **kwargs)  # noqa: B023
+
+            monkeypatch.setattr(_checkpoint, step, replaced)
+            found = load_checkpoint(folder)
+            monkeypatch.setattr(_checkpoint, step, original)
+            assert found.tensors["w"].tolist() == [found.config["k"]] * 3, (step, after)
+            assert found.card == str(found.config["k"]) == "1", (step, after)
+
+
+def test_a_damaged_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cfm.hub import _checkpoint
+
+    folder = copied("UCE", tmp_path)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    calls = []
+    read = _checkpoint.read_config
+    monkeypatch.setattr(_checkpoint, "read_config", lambda f: (calls.append(1), read(f))[1])
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_checkpoint(folder)
+    assert len(calls) == 1
+
+
+@LINUX
+def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "c", {"w": torch.zeros(2000)}, {"k": 0.0}, model="M")
+    for delay in (0.0, 0.03):
+        (first, second) = writers(folder, 10**6, "one")
+        time.sleep(0.3 + delay)
+        first.kill()
+        second.kill()
+        for process in (first, second):
+            process.communicate()
+        found = load_checkpoint(folder)
+        assert set(found.tensors["w"].tolist()) == {found.config["k"]}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits of POSIX")
+def test_a_reader_writes_nothing(tmp_path: Path) -> None:
+    folder = copied("UCE", tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    modes = {path: path.stat().st_mode for path in (tmp_path, folder, *folder.iterdir())}
+    for path in modes:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    models.load_model(folder)
+    for path, mode in modes.items():
+        path.chmod(mode)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
 @LINUX

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cfm.hub import _save, load_checkpoint, save_checkpoint
+from cfm.hub import _replace, _save, load_checkpoint, save_checkpoint
 
 DTYPES = [
     torch.float64,
@@ -169,7 +169,7 @@ def test_a_linked_folder_is_replaced_where_it_lies(tmp_path):
         ("_write_weights", OSError(errno.ENOSPC, "No space left on device")),
         ("_write_weights", KeyboardInterrupt()),
         ("sha256_of_file", KeyboardInterrupt()),
-        ("_move", KeyboardInterrupt()),
+        ("put_in_place", KeyboardInterrupt()),
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
@@ -201,6 +201,7 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path, monkeypatch, step, 
 def test_interrupted_exchange_of_old_and_new(tmp_path, monkeypatch, failing_call, error):
     folder = save_checkpoint(tmp_path / "c", tensors(1), {"k": 1})
     before = snapshot(folder)
+    monkeypatch.setattr(_replace, "_exchange", lambda first, second: False)
     replace, calls = os.replace, []
 
     def fail(source, target):
@@ -214,6 +215,32 @@ def test_interrupted_exchange_of_old_and_new(tmp_path, monkeypatch, failing_call
         save_checkpoint(folder, tensors(2), {"k": 2}, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
     assert snapshot(folder) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has it")
+def test_folders_are_exchanged_in_one_step(tmp_path):
+    first, second = (save_checkpoint(tmp_path / n, tensors(), {"k": n}) for n in "ab")
+    assert _replace._exchange(first, second)
+    assert [load_checkpoint(f).config["k"] for f in (first, second)] == ["b", "a"]
+    with pytest.raises(FileNotFoundError):
+        _replace._exchange(first, tmp_path / "absent")
+
+
+def test_what_another_process_put_there_meanwhile_is_kept(tmp_path, monkeypatch):
+    original = _save._write_weights
+
+    def slow(*args):
+        original(*args)
+        if not (tmp_path / "c").exists():
+            (tmp_path / "c").mkdir()
+            (tmp_path / "c" / "thesis.txt").write_text("three years of work")
+
+    monkeypatch.setattr(_save, "_write_weights", slow)
+    for overwrite, kind in ((False, FileExistsError), (True, ValueError)):
+        with pytest.raises(kind):
+            save_checkpoint(tmp_path / "c", tensors(), {}, overwrite=overwrite)
+        assert (tmp_path / "c" / "thesis.txt").read_text() == "three years of work"
+        assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_FSIZE")
@@ -271,6 +298,13 @@ def test_settings_that_json_cannot_express(tmp_path, config, kind):
 def test_file_names_are_plain(tmp_path, name):
     with pytest.raises(ValueError, match="file"):
         save_checkpoint(tmp_path / "c", tensors(), {}, files={name: "x"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_tensors_than_are_read_are_not_written(tmp_path):
+    many = {f"w{i}": torch.ones(1) for i in range(10_001)}
+    with pytest.raises(ValueError, match="10,001 tensors; a checkpoint has from 1 to 10,000"):
+        save_checkpoint(tmp_path / "c", many, {})
     assert list(tmp_path.iterdir()) == []
 
 

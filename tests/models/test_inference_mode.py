@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import cfm
-from cfm.models import CellPulse, load_model
+from cfm.models import CellPulse, CellVQ, load_model
 from tests import _bulk, _cellvq, _lingshu, _pulsar, _uce
 from tests.hub._hostile import saved
 
@@ -149,9 +149,8 @@ def test_a_virus_is_predicted_inside() -> None:
     model = load_model("cellpulse-virus", device="cpu")
     rng = np.random.default_rng(0)
     genes = list(model.vocabulary.genes[:10_000])
-    adata = ad.AnnData(
-        rng.normal(size=(3, 10_000)).astype(np.float32), var=pd.DataFrame(index=genes)
-    )
+    changes = rng.normal(size=(3, 10_000)).astype(np.float32)
+    adata = ad.AnnData(changes, var=pd.DataFrame(index=genes))
     expected = cfm.tl.predict_virus(adata, model, copy=True).obs
     with torch.inference_mode():
         found = cfm.tl.predict_virus(adata, "cellpulse-virus", copy=True).obs
@@ -160,9 +159,8 @@ def test_a_virus_is_predicted_inside() -> None:
 
 def test_a_model_made_inside_embeds_there() -> None:
     cells = _cellvq.counted_cells(6)
-    expected = embedded(
-        cells, cfm.models.CellVQ(vocabulary=_cellvq.GENES, **_cellvq.SIZES), "X_cellvq"
-    )
+    outside = CellVQ(vocabulary=_cellvq.GENES, **_cellvq.SIZES)
     with torch.inference_mode():
-        made = cfm.models.CellVQ(vocabulary=_cellvq.GENES, **_cellvq.SIZES)
-        np.testing.assert_allclose(embedded(cells, made, "X_cellvq"), expected, atol=1e-6)
+        inside = CellVQ(vocabulary=_cellvq.GENES, **_cellvq.SIZES)
+        found = embedded(cells, inside, "X_cellvq")
+    np.testing.assert_allclose(found, embedded(cells, outside, "X_cellvq"), atol=1e-6)

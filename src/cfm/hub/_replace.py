@@ -12,8 +12,6 @@ import shutil
 import sys
 import time
 import uuid
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
@@ -22,6 +20,7 @@ from cfm.hub._resolve import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -131,7 +130,7 @@ def reread(source: object, read: Callable[[], T]) -> T:
                 return read()
         except (OSError, ValueError):
             late = time.monotonic() > end and attempt > 3
-            if late or (_identity(source) == before and not _is_aside(source, attempt)):
+            if late or _identity(source) == before:
                 raise
     raise AssertionError("not reached")
 
@@ -156,15 +155,3 @@ def _identity(source: object) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return None if seen is None else (seen.st_dev, seen.st_ino, seen.st_mtime_ns)
-
-
-def _is_aside(source: object, attempt: int) -> bool:
-    """Whether a folder is missing while a new one takes its name in two steps; waits a little."""
-    if attempt > 50 or not isinstance(source, str | Path) or local_path(source) is not None:
-        return False
-    with suppress(OSError, RuntimeError, ValueError):  # no path
-        path = Path(source).expanduser()
-        if any(p.name.startswith(f".{path.name}.") for p in path.parent.iterdir()):
-            time.sleep(0.02)
-            return True
-    return False

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -94,7 +95,7 @@ def checkpoint_name(source: str | Path) -> str:
 def _existing(source: str | Path) -> Path:
     with suppress(OSError, RuntimeError, ValueError):  # no path: too long, a null byte, ~nobody
         path = Path(source).expanduser()
-        if str(source) and path.exists():
+        if str(source) and _exists(path):
             return path.resolve() if path.is_symlink() else path
     known = known_names()
     close = difflib.get_close_matches(str(source), known, n=1)
@@ -104,6 +105,17 @@ def _existing(source: str | Path) -> Path:
         f"There is no checkpoint {str(source)!r}.{hint} Give one of {known}{bundled}, the path of "
         "an existing folder or file, or hf://org/name."
     )
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there, maybe after a moment: a new checkpoint may take its name."""
+    for _ in range(50):
+        if path.exists():
+            return True
+        if not any(p.name.startswith(f".{path.name}.") for p in path.parent.iterdir()):
+            break
+        time.sleep(0.02)  # where names cannot be exchanged, the old one steps aside first
+    return path.exists()
 
 
 def _download(source: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cfm.hub import load_checkpoint, resolve
+from cfm.hub._checkpoint import read_config
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel
 from cfm.models.bulkformer import BulkFormer
@@ -73,7 +74,7 @@ def load_model(
     for model in MODELS.values():
         if model.recognises(path):
             return model.from_pretrained(source, device=device or "auto")
-    name = load_checkpoint(source).model
+    name = read_config(path)["model"] if path.is_dir() else load_checkpoint(source).model
     if name not in MODELS:
         raise ValueError(
             f"Checkpoint {str(source)!r} holds a {name or 'nameless'} model; this version of cfm "

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from cfm._arguments import check_flag, check_number, check_whole
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -66,11 +68,11 @@ class CompoundHead(nn.Module):
             "dim": dim,
             "compounds": list(compounds),
             "feature_names": list(feature_names),
-            "rank": rank,
-            "hidden": hidden,
-            "dropout": dropout,
-            "signed": signed,
-            "n_embedding": n_embedding,
+            "rank": check_whole("rank", rank),
+            "hidden": check_whole("hidden", hidden),
+            "dropout": check_number("dropout", dropout, 0, 1),
+            "signed": check_flag("signed", signed),
+            "n_embedding": check_whole("n_embedding", n_embedding),
         }
         self.rank = rank
         width = len(feature_names) or n_embedding

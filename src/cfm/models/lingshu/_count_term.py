@@ -9,6 +9,7 @@ import torch
 from scipy.special import gammaln
 from torch import Tensor, nn
 
+from cfm._arguments import check_whole
 from cfm.metrics import linear_shift
 from cfm.models.lingshu._conditions import FIRST_PART, NO_PART
 from cfm.models.lingshu._quantiser import LARGEST, N_VALUES, bin_widths, representatives
@@ -71,7 +72,13 @@ class NegativeBinomialTerm(nn.Module):
             "n_genes": n_genes,
             "n_sources": n_sources,
             "n_parts": n_parts,
-            "combinations": [[int(p) for p in parts] for parts in combinations],
+            "combinations": [
+                [
+                    check_whole("combinations", p, FIRST_PART, FIRST_PART + n_parts - 1)
+                    for p in parts
+                ]
+                for parts in combinations
+            ],
         }
         rows = FIRST_PART + n_parts + len(combinations)
         self.register_buffer("control", torch.zeros(1 + n_sources, n_genes))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import check_number
 from cfm.models.lingshu._levels import ConditionLevels, shown
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ class PerturbationFeatures:
         names = list(config["names"])
         if not all(isinstance(name, str) for name in names):
             raise TypeError("features whose names are no text")
-        mean, spread = (np.array(config[k], dtype=np.float64) for k in ("mean", "spread"))
+        mean, spread = (
+            np.array([check_number(k, x) for x in config[k]]) for k in ("mean", "spread")
+        )
         if values.shape != (len(targets), len(names)) or not (
             mean.shape == spread.shape == (len(names),)
         ):
