@@ -100,6 +100,6 @@ def test_survives_files(tmp_path, form):
 
 
 def test_quick():
-    start = time.perf_counter()
+    start = time.process_time()
     toy_infection_cells()
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

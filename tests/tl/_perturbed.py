@@ -68,4 +68,4 @@ class AddsOne:
         table = adata.to_df().iloc[:, -2::-1]  # not in the order of adata
         table[list(perturbation)] += options.get("strength", 1.0)
         table["OWN"] = 7.0
-        return ad.AnnData(table)
+        return ad.AnnData(table.to_numpy(), obs=table[[]], var=pd.DataFrame(index=table.columns))

@@ -65,7 +65,7 @@ def test_a_saved_model_is_the_same_and_a_retrained_one_is_not(
     ours, theirs = (x.uns["cell_code"]["params"] for x in (query, reference))
     assert ours["fingerprint"] == theirs["fingerprint"]
     assert ours["sha256"]
-    assert not theirs["sha256"]
+    assert len(theirs["sha256"]) == 64
     again = typed_cells(10, seed=5)
     cfm.tl.cell_codes(again, tmp_path / "model", reference=query, device="cpu")
     assert again.obs["cell_code"].tolist() == query.obs["cell_code"].tolist()

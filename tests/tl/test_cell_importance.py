@@ -63,8 +63,8 @@ def test_without_an_output_it_is_what_sets_the_donor_apart(
     adata: ad.AnnData, model: Pulsar
 ) -> None:
     found = cfm.tl.cell_importance(adata, "donor_id", model, method="gradient", copy=True)
-    z = torch.from_numpy(model.get_latent_representation(adata, precision="float32"))
-    x = torch.from_numpy(adata.obsm["X_uce"])
+    z = torch.tensor(model.get_latent_representation(adata, precision="float32"))
+    x = torch.tensor(adata.obsm["X_uce"])
     own = (adata.obs["donor_id"] == "donor3").to_numpy()
     cells = x[own][None].requires_grad_()
     (model.module.encode(cells)[0, 0] @ (z[3] - z.mean(dim=0))).backward()

@@ -115,7 +115,7 @@ def failing(adata: ad.AnnData) -> dict[str, tuple[ad.AnnData, dict, type, str]]:
         "nothing to do": (complete, {}, ValueError, "Nothing is missing"),
         "no gene": (probes, {}, ValueError, "Found 0 of the model's 80 genes"),
         "layer": (adata, {"layer": "x"}, KeyError, "no layer 'x'"),
-        "mask layer": (adata, {"mask": "x"}, KeyError, "no layer 'x' to be the mask"),
+        "mask layer": (adata, {"mask": "x"}, KeyError, "no layer 'x'; adata has layers"),
         "mask": (adata, {"mask": np.ones((2, 2), bool)}, ValueError, "expected .* of bool"),
         "key": (adata, {"key_added": "a/b"}, ValueError, "cannot be stored"),
         "model": (adata, {"model": 3}, TypeError, "model= is a int"),

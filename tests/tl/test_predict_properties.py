@@ -45,7 +45,7 @@ def test_what_is_written_is_what_the_model_says(model: CellVQ, called: ad.AnnDat
         assert called.uns[key]["classes"] == CLASSES[name]
         params = {
             **{"batch_size": 64, "units": "counts", "precision": "auto", "property": name},
-            **{"model": "CellVQ", "sha256": "", "vocabulary_share": 1.0, "device": "cpu"},
+            **{"model": "CellVQ", "vocabulary_share": 1.0, "device": "cpu"},
         }
         assert called.uns[key]["params"].items() >= params.items()
 

@@ -24,7 +24,7 @@ QUICK = {"groups": "patient", "use_rep": "X_emb", "n_boot": 10, "n_folds": 3}
         (3, "regression", {}, TypeError, "target=3; expected the name"),
         (["dose", "dose"], "regression", {}, ValueError, "names a column twice"),
         ("disease", "guess", {}, ValueError, "task='guess' is not known"),
-        ("disease", "regression", {}, TypeError, "'disease' holds object values; numbers"),
+        ("disease", "regression", {}, TypeError, "'disease' holds (object|str) values; numbers"),
         ("one", "classification", {}, ValueError, "has one class, 'a'"),
         ("rare", "classification", {}, ValueError, r"1 of 3 classes .* fewer members .* 'r' \(2\)"),
         ("dose", "classification", {}, ValueError, "task='regression'"),

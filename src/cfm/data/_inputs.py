@@ -244,7 +244,7 @@ def _parts(adata: AnnData) -> Iterator[Any]:
         yield adata.X
         yield None if adata.raw is None else adata.raw.X
     for slot in (adata.layers, adata.obsm, adata.varm, adata.obsp, adata.varp):
-        yield list(slot.values())
+        yield [slot[name] for name in slot if name is not None]  # layers[None] is X
     yield adata.obs
     yield adata.var
     yield list(_leaves(adata.uns))

@@ -149,7 +149,8 @@ def _color_values(adata: AnnData, name: str) -> pd.Series:
     if name in adata.obs:
         return adata.obs[name]
     if name in adata.var_names:
-        return pd.Series(np.asarray(adata.obs_vector(name)), index=adata.obs_names, name=name)
+        found: pd.Series = sc.get.obs_df(adata, [name])[name]
+        return found
     raise KeyError(
         f"color {name!r} is neither a column of obs ({', '.join(map(str, adata.obs))}) nor a gene "
         "in var_names."
@@ -249,7 +250,7 @@ def _legend_width(values: pd.Series) -> float:
     """Width in inches that the legend or colour bar of a panel takes."""
     if _is_number(values):
         return 0.8
-    names = [shorten(name, _LEGEND_CHARS) for name in values.astype(str).unique()]
+    names = [shorten(str(name), _LEGEND_CHARS) for name in values.unique()]
     return (0.085 * max(map(len, names)) + 0.8) * _legend_columns(len(names))
 
 
