@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
@@ -97,9 +98,10 @@ def _step_aside(draft: Path, target: Path) -> None:
         os.replace(target, aside)
         os.replace(draft, target)
     except BaseException:
-        if not target.exists():
+        with suppress(OSError):  # where another process was faster, its folder stays
             os.replace(aside, target)
-        shutil.rmtree(aside, ignore_errors=True)  # another process was faster
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
         raise
     os.replace(aside, draft)
 
