@@ -30,7 +30,7 @@ def toy():
 
 def screen(real, made, **arguments):
     names = ("key", "control", "perturbation", "groupby", "group", "layer", "gene_symbols")
-    return read_screen(real, made, **dict.fromkeys(names) | arguments)
+    return read_screen(real, made, **dict.fromkeys(names) | {"units": "auto"} | arguments)
 
 
 def test_kinds_and_groups_are_drawn(toy, tmp_path):

@@ -13,6 +13,7 @@ import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
+from cfm._units import LOG2_LIMIT, LOG_CEILING
 from cfm.data._disk_parts import CompressedPart, DensePart, OpenElement
 from cfm.data._row_stack import stack_rows
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-#: Below this, fractional values look log-transformed: log2 of a million is 20.
-LOG_CEILING = 30.0
-#: Above this, values cannot be log2 expression: 2**64 copies of a transcript do not exist.
-LOG2_LIMIT = 64.0
 #: A block of rows is cut so that its dense form stays near this many values (32 MiB in float32).
 _BLOCK_VALUES = 8_000_000
 

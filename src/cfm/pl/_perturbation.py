@@ -15,12 +15,13 @@ from cfm.pl._perturbation_metrics import draw_scores, read_scores, score_axes
 from cfm.pl._perturbation_umap import draw_map, joint_map
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from cfm._units import Units
     from cfm.pl._perturbation_cells import Screen
 
 _KINDS = ("effect", "metrics", "umap")
@@ -40,6 +41,7 @@ def perturbation(
     group: str | Sequence[str] | None = None,
     metric: str | Sequence[str] | None = None,
     layer: str | None = None,
+    units: Units | Mapping[str, Units] = "auto",
     gene_symbols: str | None = None,
     n_top: int = 20,
     n_named: int = 8,
@@ -90,8 +92,11 @@ def perturbation(
         those of cell-eval.
     layer
         Layer to read instead of ``X``, by default the recorded one; of ``simulated`` ``X`` is read
-        if it has no such layer. Counts (whole numbers) are brought to log1p of counts per 10,000,
-        anything else is taken as it is.
+        if it has no such layer.
+    units
+        ``"counts"``, ``"log"``, or ``"auto"``, which decides as in
+        :func:`cfm.tl.evaluate_perturbation`; one for both, or by name: ``"real"`` and
+        ``"simulated"``. Counts are brought to log1p of counts per 10,000.
     gene_symbols
         For ``"effect"``: column of ``real.var`` with the names to write.
     n_top, n_named
@@ -178,6 +183,7 @@ def perturbation(
         groupby=groupby,
         group=group,
         layer=layer,
+        units=units,
         gene_symbols=gene_symbols,
     )
     if kind == "umap":
