@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from cfm._arguments import check_choice
-from cfm._fields import PARAMS, SIMULATION
+from cfm._fields import SIMULATION, params_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,7 +78,7 @@ def decide_units(
     if found is not None:
         return found
     uns = uns or {}
-    recorded = uns.get(SIMULATION, {}).get(PARAMS, {}).get("units")
+    recorded = params_of(uns, SIMULATION).get("units")
     if recorded == "counts" and values.smallest >= 0:
         return "counts"
     logs = recorded not in (None, "counts") and values.largest <= LOG2_LIMIT

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from cfm._arguments import checks_flags
+from cfm._tables import check_tables
 from cfm.data._matrix import select_modality
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from mudata import MuData
 
 P = ParamSpec("P")
@@ -66,6 +67,8 @@ def on_modality(
         @functools.wraps(tool)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
             data: Any = args[0] if args else kwargs.get(first)
+            if isinstance(data, AnnData):
+                check_tables(data, map(kwargs.get, columns))
             modality = cast("str | None", kwargs.get(_MODALITY))
             others = {name: kwargs[name] for name in also if name in kwargs}
             if len(args) > 1:
@@ -83,6 +86,7 @@ def on_modality(
             if not is_mudata(data):
                 return tool(*given.args, **given.kwargs)
             given.arguments[first], _ = select_modality(data, modality)
+            check_tables(given.arguments[first], map(given.arguments.get, columns))
             name = modality or next(iter(data.mod))
             given.arguments[_MODALITY] = name
             for argument in columns:

@@ -12,9 +12,11 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
+from cfm._tables import check_tables
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.hub import load_checkpoint, save_checkpoint
+from cfm.models._not_offered import OfferedOnly, list_offered
 from cfm.nn._distributed import first_process_does
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def load_tables(adata: object) -> None:
                 setattr(adata, name, in_memory_frame(table))
 
 
-class PretrainedModel(BaseModelClass):
+class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     """A scvi-tools model that saves to and loads from cfm checkpoints.
 
     Checkpoints are safetensors and JSON (:mod:`cfm.hub`), never pickles, so ``save`` and ``load``
@@ -100,6 +102,8 @@ class PretrainedModel(BaseModelClass):
         self.provenance: dict[str, Any] = {}
         self._loaded_history: dict[str, str] = {}
 
+    __dir__ = list_offered
+
     @staticmethod
     def _get_setup_method_args(**setup_locals: Any) -> dict[str, Any]:
         # the first thing that each setup_anndata does, and before it looks at obs
@@ -111,6 +115,7 @@ class PretrainedModel(BaseModelClass):
                 "pass a copy: adata = adata.copy()."
             )
         load_tables(adata)
+        check_tables(adata, setup_locals.values(), one_kind=True)
         return cast("dict[str, Any]", BaseModelClass._get_setup_method_args(**setup_locals))
 
     @property

@@ -95,6 +95,8 @@ def embedding(
     colors: list[str | None] = [color] if color is None or isinstance(color, str) else list(color)
     if not colors:
         raise ValueError("color is an empty list; pass None or at least one column.")
+    if len(set(colors)) < len(colors):
+        raise ValueError(f"color={color!r} names a column twice; expected each once.")
     if ax is not None and len(colors) > 1:
         raise ValueError(f"ax= takes one panel, but {len(colors)} colours were asked for.")
     columns = {c: _color_values(adata, c) for c in colors if c is not None}

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from cfm._fields import PARAMS, SIMULATED, SIMULATED_BY, SIMULATION
+from cfm._fields import SIMULATED, SIMULATED_BY, SIMULATION, params_of
 from cfm._units import LIBRARY, decide_units, units_of
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def read_screen(
                 "real cells and those of cfm.tl.simulate_perturbation."
             )
     assert isinstance(simulated, AnnData)
-    record = simulated.uns.get(SIMULATION, {}).get(PARAMS, {})
+    record = params_of(simulated.uns, SIMULATION)
     key, control = key or record.get("key"), control or record.get("control")
     if key is None or control is None:
         raise ValueError(

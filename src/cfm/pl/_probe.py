@@ -16,6 +16,7 @@ from cfm._fields import (
     PLAIN_EXPRESSION,
     PROBE_KEY,
     RESULTS,
+    params_of,
 )
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
@@ -154,7 +155,7 @@ def stored_probe(adata: AnnData, key: str) -> tuple[pd.DataFrame, Mapping[str, A
         If there is none under this key.
     """
     record = adata.uns.get(key)
-    if not isinstance(record, Mapping) or RESULTS not in record or PARAMS not in record:
+    if not isinstance(record, Mapping) or RESULTS not in record or not params_of(adata.uns, key):
         raise KeyError(
             f"uns[{key!r}] holds no probe; run cfm.tl.probe(adata, …, key_added={key!r}) first, or "
             "pass the key it was stored under."

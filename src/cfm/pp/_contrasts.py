@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import CONTRASTS
+from cfm._tables import check_tables
 from cfm.data._matrix import (
     by_rows,
     check_counts,
@@ -175,6 +176,7 @@ def contrasts(
     if sample_key is not None and sample_key not in keys:
         keys.append(sample_key)
     adata, obs = select_modality(adata, modality, tuple(keys))
+    check_tables(adata, keys)
     get_matrix(adata, layer=layer)  # that there is one, before its samples are looked at
     check_columns(obs, groupby, strata, sample_key)
     control = find_control(obs[groupby], control)

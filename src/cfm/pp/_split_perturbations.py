@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from cfm._fields import PARAMS
+from cfm._fields import PARAMS, params_of
 from cfm.data._matrix import check_not_empty, check_unique_names, in_memory_frame
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target
@@ -327,9 +327,8 @@ def _check(
 
 
 def _warn_replaced(adata: AnnData, key_added: str) -> None:
-    record = adata.uns.get(key_added)
-    ours = isinstance(record, dict) and "hold_out" in dict(record.get(PARAMS, {}))
-    if (key_added in adata.obs or record is not None) and not ours:
+    ours = "hold_out" in params_of(adata.uns, key_added)
+    if (key_added in adata.obs or adata.uns.get(key_added) is not None) and not ours:
         warn_user(
             f"obs[{key_added!r}] or uns[{key_added!r}] was not written by this function and is "
             "replaced; pass another key_added= to keep it."

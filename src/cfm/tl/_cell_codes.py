@@ -18,6 +18,7 @@ from cfm._fields import (
     PARAMS,
     REFERENCE,
     VECTORS,
+    params_of,
 )
 from cfm.data._matrix import get_matrix
 from cfm.data._modality import on_modality
@@ -368,9 +369,8 @@ def cell_codes(
 
 def _made_before(adata: AnnData, key: str) -> set[str]:
     """Return the columns of groups or a reference that an earlier run made and that are there."""
-    record = adata.uns.get(key)
-    params = record.get(PARAMS, {}) if isinstance(record, Mapping) else {}
-    return set(map(str, params.get(_FURTHER, []))) & set(map(str, adata.obs.columns))
+    made = params_of(adata.uns, key).get(_FURTHER, [])
+    return set(map(str, made)) & set(map(str, adata.obs.columns))
 
 
 def _record(

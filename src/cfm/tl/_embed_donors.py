@@ -20,6 +20,7 @@ from cfm._fields import (
     SPREAD,
     VARYING,
 )
+from cfm._tables import check_tables
 from cfm.data._matrix import in_memory_frame, select_modality
 from cfm.data._modality import update
 from cfm.data._result_store import check_output
@@ -175,6 +176,7 @@ def embed_donors(
             raise ValueError(f"modality={modality!r} goes with a MuData; files hold an AnnData.")
         data = Rows.of(data, path).whole
     cells, obs = select_modality(data, modality, (donor_key,))
+    check_tables(cells, [donor_key])
     if donor_key not in obs and donor_key not in cells.obs:
         raise KeyError(f"adata.obs has no column {donor_key!r}; it has {obs.columns.tolist()}.")
     if key_added is not None:
@@ -276,7 +278,10 @@ def donor_table(
         if str(column).startswith("_scvi"):
             continue
         groups = obs[column].groupby(which, sort=True, observed=False)
-        n_varying = int((groups.nunique(dropna=True) > 1).sum())
+        try:
+            n_varying = int((groups.nunique(dropna=True) > 1).sum())
+        except TypeError:  # lists, which no table of donors can hold
+            n_varying = len(donors)
         if n_varying:
             varying[str(column)] = n_varying
         else:

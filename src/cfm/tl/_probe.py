@@ -24,6 +24,7 @@ from cfm._fields import (
     PROBE_KEY,
     RESULTS,
     RISK_GROUP,
+    params_of,
 )
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, warn_overwritten
@@ -338,8 +339,7 @@ def _models(adata: AnnData, representations: dict[str, np.ndarray]) -> dict[str,
     """Name and checksum of the model behind each representation that :func:`embed` made."""
     found = {}
     for name in representations:
-        record = adata.uns.get(name)
-        record = record.get(PARAMS, {}) if isinstance(record, dict) else {}
+        record = params_of(adata.uns, name)
         if "model" in record:
             found[name] = f"{record['model']} {record.get('sha256', '')}".strip()
     return found

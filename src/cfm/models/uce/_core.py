@@ -78,7 +78,7 @@ class UCECore(PretrainedModel):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         get_matrix(adata, layer=layer)
-        fields = [LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True)]
+        fields = [LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False)]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
