@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from cfm._arguments import checks_flags
+from cfm._arguments import Range, checks_arguments
 from cfm._tables import check_tables
 from cfm.data._matrix import select_modality
 from cfm.data._warn import warn_user
@@ -34,13 +34,14 @@ def on_modality(
     also: Iterable[str] = (),
     made_from: str | None = None,
     changes_genes: Callable[[Mapping[str, Any]], bool] | None = None,
+    ranges: Mapping[str, int | Range] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a tool, whose first argument is an AnnData, take a MuData and ``modality=``.
 
     The tool itself is given the modality in place of the MuData, and its name as ``modality``,
     which belongs into its record. It writes into the modality; what it makes of ``copy=True`` is
-    put into a copy of the MuData. A MuData of which genes were dropped or renamed is updated. Flags
-    of the tool take only bools.
+    put into a copy of the MuData. A MuData of which genes were dropped or renamed is updated.
+    Arguments are checked as their annotations say.
 
     Parameters
     ----------
@@ -57,10 +58,12 @@ def on_modality(
     changes_genes
         Says of the arguments whether the tool may drop, merge or rename genes. It then works on a
         copy, and the modality becomes that copy when the MuData is known to follow.
+    ranges
+        Of the tool's numbers; see :func:`cfm._arguments.checks_arguments`.
     """
 
     def decorate(tool: Callable[P, R]) -> Callable[P, R]:
-        tool = checks_flags(tool)
+        tool = checks_arguments(**(ranges or {}))(tool)
         signature = inspect.signature(tool)
         first = next(iter(signature.parameters))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -112,11 +112,6 @@ def tpm(
     [[500000.0, 500000.0], [0.0, 1000000.0]]
     """
     require_anndata(adata)
-    if missing_length not in get_args(MissingLength):
-        raise ValueError(
-            f"missing_length={missing_length!r} is not known; choose one of "
-            f"{', '.join(map(repr, get_args(MissingLength)))}."
-        )
     check_key(key_added)
     if adata.isbacked and missing_length == "drop" and not copy:
         raise ValueError(

@@ -11,6 +11,7 @@ import mudata as md
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 from cfm._fields import (
     DONORS,
     EMBEDDING_PREFIX,
@@ -47,6 +48,7 @@ _OF_DONORS = ("embedding", "spread", "n_cells", "n_used")
 _FEW = 0.5
 
 
+@checks_arguments()
 def embed_donors(
     adata: Data,
     donor_key: str = "donor_id",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cfm._arguments import check_choice
+from cfm._arguments import ABOVE_0, check_choice
 from cfm._fields import BASELINES, CEILING
 from cfm._units import units_of
 from cfm.data._modality import on_modality
@@ -42,7 +42,11 @@ if TYPE_CHECKING:
 _REAL = "real"
 
 
-@on_modality(columns=("key", "groupby", "split_key"), also=("simulated",))
+@on_modality(
+    columns=("key", "groupby", "split_key"),
+    also=("simulated",),
+    ranges={"alpha": ABOVE_0, "max_cells": 2, "n_halves": 0},
+)
 def evaluate_perturbation(
     real: ad.AnnData | MuData,
     simulated: ad.AnnData | Mapping[str, ad.AnnData],
@@ -225,16 +229,7 @@ def evaluate_perturbation(
     ['mine', 'control', 'mean_shift', 'additive', 'nearest', 'linear', 'ceiling']
     """
     scorer, by_cell_eval = _read_metrics(metrics, n_top)
-    at_least = {"n_top": n_top, "n_components": n_components, "min_cells": min_cells}
-    for name, value in (at_least | {"max_cells": max_cells, "n_halves": n_halves}).items():
-        least = 0 if name == "n_halves" else 2 if name == "max_cells" else 1
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name}={value!r}; expected a whole number of at least {least}.")
-    if not alpha > 0:
-        raise ValueError(f"alpha={alpha!r}; expected a penalty above 0.")
     asked = _read_baselines(baselines)
-    if baseline_units not in ("log", "counts"):
-        raise ValueError(f"baseline_units={baseline_units!r}; expected 'log' or 'counts'.")
     table = check_features(features)
     design, train, test = read_real(
         real, key=key, control=control, groupby=groupby, split_key=split_key, layer=layer
