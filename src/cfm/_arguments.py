@@ -187,7 +187,7 @@ def _check_of(
     elif kind == "int" and name == "seed":
         check = check_seed
     elif kind == "int":
-        least = 1 if bounds is None else bounds
+        least = bounds if isinstance(bounds, int) else 1
         check = functools.partial(check_whole, name, least=least)
     elif kind == "float":
         low, high, exclusive = bounds if isinstance(bounds, Range) else Range()

@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 from cfm.datasets._toy_genes import (
     INTERFERON_STRENGTH,
     STIMULUS,
@@ -15,6 +16,7 @@ from cfm.datasets._toy_genes import (
 )
 
 
+@checks_arguments()
 def toy_infection(
     seed: int = 0,
     *,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+from cfm._arguments import checks_arguments
 from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS, params_of
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, legend_below, new_figure
@@ -32,6 +33,7 @@ _TITLES = {
 }
 
 
+@checks_arguments()
 def cell_importance(
     adata: AnnData,
     *,
@@ -92,8 +94,6 @@ def cell_importance(
     ['B cell (4)', 'Monocyte (4)', 'NK cell (4)', 'T cell (4)']
     """
     require_anndata(adata)
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind={kind!r}; expected one of {get_args(Kind)}.")
     table = stored_table(
         adata,
         key,

@@ -10,6 +10,7 @@ import scanpy as sc
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
+from cfm._arguments import checks_arguments
 from cfm._fields import EMBEDDING_PREFIX
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
@@ -29,6 +30,7 @@ _NOT_GIVEN = "not given"
 _LEGEND_CHARS = 28
 
 
+@checks_arguments()
 def embedding(
     adata: AnnData,
     *,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish
 from cfm.pl._panels import group_axes, one_or_all
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from cfm._units import Units
     from cfm.pl._perturbation_cells import Screen
 
-_KINDS = ("effect", "metrics", "umap")
 #: More panels than this cannot be read.
 _MOST = 24
 
 
+@checks_arguments(n_named=0, n_cells=2)
 def perturbation(
     real: AnnData | pd.DataFrame,
     simulated: AnnData | None = None,
@@ -148,15 +149,6 @@ def perturbation(
     if not isinstance(real, pd.DataFrame):
         require_anndata(real)
     kind = kind or ("metrics" if isinstance(real, pd.DataFrame) else "effect")
-    if kind not in _KINDS:
-        raise ValueError(f"kind={kind!r} is not known; choose one of {_KINDS}.")
-    for name, value, least in (
-        ("n_top", n_top, 1),
-        ("n_named", n_named, 0),
-        ("n_cells", n_cells, 2),
-    ):
-        if value < least:
-            raise ValueError(f"{name} is {value}; at least {least} is needed.")
     owned = ax is None
     if kind == "metrics":
         if not isinstance(real, pd.DataFrame):

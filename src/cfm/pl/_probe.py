@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
+from cfm._arguments import checks_arguments
 from cfm._fields import (
     MEAN_TARGET,
     NO_FEATURES,
@@ -55,6 +56,7 @@ _STEP = 0.24
 _CHAR, _NUMBERS = 0.075, 1.5
 
 
+@checks_arguments()
 def probe(
     adata: AnnData,
     *,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from cfm._arguments import checks_arguments
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import shorten
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checks_arguments()
 def top_genes(
     adata: AnnData,
     contrast: str | int = 0,
@@ -71,8 +73,6 @@ def top_genes(
     6
     """
     require_anndata(adata)
-    if n_genes < 1:
-        raise ValueError(f"n_genes is {n_genes}; expected at least 1.")
     row = _row(adata, contrast)
     if layer is not None and layer not in adata.layers:
         raise KeyError(f"layers has no {layer!r}; expected one of {', '.join(adata.layers)}.")

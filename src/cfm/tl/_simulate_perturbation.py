@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._arguments import ABOVE_0, checks_arguments
 from cfm._fields import (
     BASELINES,
     LEARNED_FROM,
@@ -273,6 +274,7 @@ def _new_obs(adata: ad.AnnData, design: Design, rows: np.ndarray, key: str | Non
     return obs
 
 
+@checks_arguments(alpha=ABOVE_0)
 def _by_baseline(
     name: str,
     adata: ad.AnnData,
@@ -298,7 +300,7 @@ def _by_baseline(
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     found = decide_units([block], units, where=where, uns=uns)
     counts = found == "counts"
-    record: dict[str, Any] = {"units": found, "alpha": float(alpha)}
+    record: dict[str, Any] = {"units": found, "alpha": alpha}
     if table is not None:
         record["features"] = f"{table.shape[0]} x {table.shape[1]}"
     cells = LogCells(adata, layer=layer, counts=counts)
