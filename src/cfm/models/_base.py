@@ -12,6 +12,7 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
+from cfm._arguments import checks_arguments
 from cfm._tables import check_tables
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
@@ -242,6 +243,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         self.checkpoint_name = self.checkpoint_sha256 = ""
         self.card = None
 
+    @checks_arguments()
     def save(
         self,
         dir_path: str | Path,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cfm._arguments import checks_arguments
 from cfm.data._warn import warn_user
 from cfm.models.cellvq._apply import Applicable
 
@@ -57,6 +58,7 @@ class Predicting(Applicable):
         return chosen
 
     @torch.inference_mode()
+    @checks_arguments()
     def predict_properties(
         self,
         adata: AnnData | None = None,
