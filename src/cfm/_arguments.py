@@ -193,8 +193,9 @@ def _check_of(
         low, high, exclusive = bounds if isinstance(bounds, Range) else Range()
         check = functools.partial(check_number, name, low=low, high=high, exclusive=exclusive)
     else:
-        literal = kind.startswith("Literal[") or kind in names
-        choices = get_args(eval(kind, names)) if literal and "|" not in kind else ()
+        # an alias of a Literal is in the module of the function, unless it is for type checks only
+        literal = "|" not in kind and (kind.startswith("Literal[") or kind in names)
+        choices = get_args(eval(kind, {"Literal": Literal}, names)) if literal else ()
         if not choices or not all(isinstance(choice, str) for choice in choices):
             return None
         check = functools.partial(check_choice, name, choices=choices)

@@ -20,6 +20,7 @@ from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._warn import warn_user
 from cfm.datasets import ligand_receptor as bundled_pairs
+from cfm.models.cellvq._reading import Units
 from cfm.tl._knowledge_graph_annotations import enrichment, read_annotations
 from cfm.tl._knowledge_graph_attention import Attended, read_attention
 from cfm.tl._knowledge_graph_cells import (
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from cfm.models import AttentionModel, PretrainedModel
-    from cfm.models.cellvq._reading import Units
 
 _NO_COLUMNS = np.empty(0, dtype=np.int64)
 

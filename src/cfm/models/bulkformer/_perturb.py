@@ -8,6 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from cfm._arguments import NOT_NEGATIVE, checks_arguments
+from cfm.models.bulkformer._apply import Precision
 from cfm.models.bulkformer._compound_signatures import compound_key
 from cfm.models.bulkformer._compounds import CompoundLearner
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from cfm.models.bulkformer._apply import Precision
 
 Kind = Literal["auto", "gene", "compound"]
 

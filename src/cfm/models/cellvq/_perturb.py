@@ -16,13 +16,13 @@ from cfm._fields import CODE_AFTER, CODE_BEFORE, CODE_TRANSITIONS
 from cfm.data._warn import warn_user
 from cfm.models.cellvq._apply import NO_CODE, Applicable
 from cfm.models.cellvq._changes import GeneChange, find_genes, with_columns
-from cfm.models.cellvq._reading import TARGET_SUM
+from cfm.models.cellvq._reading import TARGET_SUM, Units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cfm.models.cellvq._changes import Effect
-    from cfm.models.cellvq._reading import CellReader, Cells, Units
+    from cfm.models.cellvq._reading import CellReader, Cells
 
 #: Positions that are decoded at a time; but always at least one cell.
 _DECODED_AT_ONCE = 65_536

@@ -13,7 +13,7 @@ from scipy import sparse
 from scvi import settings
 from scvi.utils import track
 
-from cfm._arguments import BELOW_1, Range, checks_arguments
+from cfm._arguments import BELOW_1, Range, check_whole, checks_arguments
 from cfm._fields import PARAMS
 from cfm.data._matrix import check_unique_names
 from cfm.models.lingshu._conditions import FIRST_PART, UNKNOWN, Conditions
@@ -384,7 +384,5 @@ def _requested(cells: int | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"cells= is a {type(cells).__name__}; expected a number of cells, or a table with a "
             "row for each."
         )
-    if cells < 1:
-        raise ValueError(f"cells={cells}; ask for at least one cell.")
-    obs = pd.DataFrame(index=pd.Index([f"cell{i}" for i in range(cells)]))
+    obs = pd.DataFrame(index=pd.Index([f"cell{i}" for i in range(check_whole("cells", cells))]))
     return obs, obs

@@ -13,13 +13,12 @@ from cfm._arguments import BELOW_1, Range, checks_arguments
 from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.models.lingshu._frozen import FREE, read_frozen
 from cfm.models.lingshu._generate import Generating, Precision
+from cfm.models.lingshu._quantiser import Dequantise
 from cfm.models.lingshu._reading import CountReader
 from cfm.models.lingshu._sampler import Guidance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from cfm.models.lingshu._quantiser import Dequantise
 
 
 Start = Literal["cell", "noise"]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfm._arguments import check_whole
+
 
 @dataclass(frozen=True)
 class InstrumentSize:
@@ -34,9 +36,7 @@ class InstrumentSize:
 
     def __post_init__(self) -> None:
         for name in ("donor_dim", "output_dim", "condition_dim", "hidden_dim"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}.")
+            check_whole(name, getattr(self, name))
         for name in ("dropout", "donor_dropout", "condition_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(
