@@ -1,4 +1,4 @@
-"""Checks of the tables of an AnnData that every tool and model does first."""
+"""What every tool and model does first with the tables of an AnnData."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from anndata import AnnData
+
+
+def load_tables(adata: AnnData) -> None:
+    """Load ``obs`` and ``var`` of :func:`anndata.experimental.read_lazy`; matrices stay on disk.
+
+    Registering data writes columns into ``obs``.
+    """
+    for name in ("obs", "var"):
+        table = getattr(adata, name)
+        if not isinstance(table, pd.DataFrame):
+            setattr(adata, name, table.to_memory())
 
 
 def check_tables(adata: AnnData, labels: Iterable[Any] = (), *, one_kind: bool = False) -> None:

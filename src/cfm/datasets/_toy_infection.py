@@ -91,10 +91,6 @@ def toy_infection(
     >>> adata.shape
     (48, 3000)
     """
-    if n_studies < 1 or n_donors < 1:
-        raise ValueError(
-            f"n_studies is {n_studies} and n_donors is {n_donors}; both have to be at least 1."
-        )
     if len(times) < 1 or not all(time > 0 for time in times):
         raise ValueError(f"times is {list(times)}; give one or more positive numbers of hours.")
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
 from cfm._arguments import checks_arguments
-from cfm._tables import check_tables
+from cfm._tables import check_tables, load_tables
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.hub import load_checkpoint, save_checkpoint
@@ -52,18 +52,6 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             "can see."
         ) from error
     return found
-
-
-def load_tables(adata: object) -> None:
-    """Load ``obs`` and ``var`` of :func:`anndata.experimental.read_lazy`; matrices stay on disk.
-
-    Registering data writes columns into ``obs``.
-    """
-    if isinstance(adata, AnnData):
-        for name in ("obs", "var"):
-            table = getattr(adata, name)
-            if not isinstance(table, pd.DataFrame):
-                setattr(adata, name, in_memory_frame(table))
 
 
 class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):

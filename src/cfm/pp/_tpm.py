@@ -259,7 +259,9 @@ def _log_tpm_any(matrix: Any, weight: np.ndarray) -> Any:
     blocks = [_log_tpm(block, weight) for _, block in row_blocks(matrix)]
     if not sparse.issparse(blocks[0]):
         return np.vstack(blocks)
-    stacked = sparse.vstack(blocks, format="csr")
+    # an array in, an array out
+    kind = sparse.csr_array if isinstance(matrix, sparse.sparray) else sparse.csr_matrix
+    stacked = kind(sparse.vstack(blocks, format="csr"))
     return stacked.asformat(matrix.format) if sparse.issparse(matrix) else stacked
 
 

@@ -296,10 +296,8 @@ def _by_baseline(
         )
     table = check_features(features)
     block = read_rows(get_matrix(adata, layer=layer), rows)
-    uns = adata.uns if layer is None else None
-    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    found = decide_units([block], units, where=where, uns=uns)
-    counts = found == "counts"
+    uns, where = (adata.uns, "adata.X") if layer is None else (None, f"adata.layers[{layer!r}]")
+    counts = (found := decide_units([block], units, where=where, uns=uns)) == "counts"
     record: dict[str, Any] = {"units": found, "alpha": alpha}
     if table is not None:
         record["features"] = f"{table.shape[0]} x {table.shape[1]}"
