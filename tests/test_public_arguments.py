@@ -31,8 +31,11 @@ def _functions() -> Iterator[tuple[str, Callable[..., Any]]]:
         model = getattr(cfm.models, name)
         if not inspect.isclass(model) or not issubclass(model, cfm.models.PretrainedModel):
             continue
-        for method in ("train", "save", "train_head", "train_compounds", "generate", "simulate"):
-            if (function := inspect.getattr_static(model, method, None)) is not None:
+        for method in dir(model):
+            found = inspect.getattr_static(model, method)
+            function = getattr(found, "__func__", found)
+            ours = inspect.isfunction(function) and function.__module__.startswith("cfm.")
+            if ours and method[0] != "_":
                 yield f"{name}.{method}", function
 
 
@@ -73,7 +76,7 @@ def _call(name: str, parameter: str, value: Any) -> None:
     function = FUNCTIONS[name]
     signature = inspect.signature(function)
     given = {
-        p.name: NOTHING
+        p.name: 1 if p.annotation == "int" else NOTHING
         for p in signature.parameters.values()
         if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     } | {parameter: value}

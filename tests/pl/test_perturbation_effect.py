@@ -229,7 +229,7 @@ def _no_t_cells(made):
 @pytest.mark.parametrize(
     ("change", "arguments", "error", "message"),
     [
-        (None, {"kind": "scatter"}, ValueError, "kind='scatter' is not known"),
+        (None, {"kind": "scatter"}, ValueError, "kind='scatter'; expected"),
         (None, {"key": "dose"}, KeyError, r"real.obs has no column 'dose'"),
         (None, {"control": "mock"}, KeyError, "no control 'mock'; it has"),
         (None, {"perturbation": "TNF"}, KeyError, r"real.obs\['condition'\] has no .*TNF"),
@@ -240,8 +240,8 @@ def _no_t_cells(made):
         (None, {"groupby": "cell_type", "group": []}, ValueError, "group is an empty list"),
         (None, {"layer": "log"}, KeyError, "real has no layer 'log'"),
         (None, {"gene_symbols": "symbol"}, KeyError, "real.var has no column 'symbol'"),
-        (None, {"n_top": 0}, ValueError, "n_top is 0; at least 1"),
-        (None, {"n_named": -1}, ValueError, "n_named is -1; at least 0"),
+        (None, {"n_top": 0}, ValueError, "n_top=0; expected"),
+        (None, {"n_named": -1}, ValueError, "n_named=-1; expected"),
         (None, {"groupby": "cell_type", "ax": True}, ValueError, "ax= takes one panel"),
         (_without_record, {}, ValueError, "both are needed"),
         (_one_name_twice, {}, ValueError, "simulated.var_names holds names twice"),

@@ -13,6 +13,7 @@ from anndata import AnnData
 from cfm._arguments import BELOW_1, SHARE, checks_arguments
 from cfm.data._warn import warn_user
 from cfm.models._base import check_weights, load_weights
+from cfm.models.bulkformer._apply import Precision
 from cfm.models.bulkformer._compound_fit import fit_head, split_compounds
 from cfm.models.bulkformer._compound_head import CompoundHead, head_of
 from cfm.models.bulkformer._compound_signatures import (
@@ -27,7 +28,6 @@ from cfm.models.bulkformer._impute import Imputer
 
 if TYPE_CHECKING:
     from cfm.hub import Checkpoint
-    from cfm.models.bulkformer._apply import Precision
 
 _COMPOUNDS = "compounds"
 

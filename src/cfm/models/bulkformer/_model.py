@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cfm._arguments import checks_arguments
+from cfm.models.bulkformer._apply import Precision
 from cfm.models.bulkformer._perturb import Perturbable
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from cfm.models.bulkformer._apply import Precision
 
 Pooling = Literal["mean", "max", "median"]
 

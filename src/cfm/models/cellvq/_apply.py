@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from cfm._arguments import checks_arguments
-from cfm.models._precision import inference_dtype
+from cfm.models._precision import Precision, inference_dtype
 from cfm.models.cellvq._codes import CellCodes, Codebook
 from cfm.models.cellvq._core import CellVQCore
-from cfm.models.cellvq._reading import CellReader
+from cfm.models.cellvq._reading import CellReader, Units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from cfm.models._precision import Precision
-    from cfm.models.cellvq._reading import Cells, Tokens, Units
+    from cfm.models.cellvq._reading import Cells, Tokens
 
 Representation = Literal["cell", "code"]
 

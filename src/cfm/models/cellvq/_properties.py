@@ -10,15 +10,14 @@ import torch
 
 from cfm._arguments import checks_arguments
 from cfm.data._warn import warn_user
+from cfm.models._precision import Precision
 from cfm.models.cellvq._apply import Applicable
+from cfm.models.cellvq._reading import Units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
-
-    from cfm.models._precision import Precision
-    from cfm.models.cellvq._reading import Units
 
 
 class Predicting(Applicable):

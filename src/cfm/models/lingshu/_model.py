@@ -9,6 +9,7 @@ import torch
 
 from cfm._arguments import checks_arguments
 from cfm.data._matrix import in_memory_frame
+from cfm.models.lingshu._generate import Precision
 from cfm.models.lingshu._module import MASK, MISSING
 from cfm.models.lingshu._perturb import Perturbable
 from cfm.models.lingshu._reading import CountReader
@@ -16,8 +17,6 @@ from cfm.models.lingshu._sampler import Sampler
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-    from cfm.models.lingshu._generate import Precision
 
 
 class LingshuCell(Perturbable):

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 
 from cfm._arguments import checks_arguments
+from cfm.models._precision import Precision
 from cfm.models.pulsar._importance import CellExplainer
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cfm.models._precision import Precision
 
 #: Cells of a donor that the released model was trained with.
 N_CELLS = 1024

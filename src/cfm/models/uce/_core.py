@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
+from cfm._arguments import checks_arguments
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
@@ -102,6 +103,7 @@ class UCECore(PretrainedModel):
         return is_published(path)
 
     @classmethod
+    @checks_arguments()
     def from_pretrained(
         cls,
         source: str | Path,

@@ -10,14 +10,13 @@ from scipy import sparse
 
 from cfm._arguments import checks_arguments
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
-from cfm.models._precision import inference_dtype
+from cfm.models._precision import Precision, inference_dtype
 from cfm.models.uce._core import UCECore
 from cfm.models.uce._tokens import SAMPLE_SIZE, SentenceMaker
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cfm.models._precision import Precision
 
 #: Tokens that the layers work on at a time.
 _TOKENS_AT_ONCE = 16_384
