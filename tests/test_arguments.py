@@ -56,14 +56,14 @@ def test_a_number_is_returned_as_a_float(value) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, "0.5", None, True, 1.01, [0.5]])
 def test_a_number_refuses_what_is_not_finite_or_not_in_range(value) -> None:
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="of at least 0 and at most 1"):
         check_number("alpha", value, 0, 1)
 
 
 def test_ends_of_a_range_may_be_excluded() -> None:
-    assert check_number("lr", 1e-9, 0, exclusive=True) == 1e-9
+    assert check_number("lr", 1e-9, 0, exclusive="low") == 1e-9
     with pytest.raises(ValueError, match="above 0"):
-        check_number("lr", 0, 0, exclusive=True)
+        check_number("lr", 0, 0, exclusive="low")
 
 
 @pytest.mark.parametrize("value", ["b", 1, None, np.array(["a"]), True])

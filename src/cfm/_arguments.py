@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def check_number(
     low: float = -math.inf,
     high: float = math.inf,
     *,
-    exclusive: bool = False,
+    exclusive: Literal["low", "high", "both"] | None = None,
 ) -> float:
     """Return a finite number as a float.
 
@@ -78,41 +78,42 @@ def check_number(
     low, high
         The range.
     exclusive
-        Whether the ends of the range are excluded.
+        Which end of the range is excluded.
 
     Raises
     ------
     ValueError
         If it is no number of Python or NumPy, not finite, or out of range.
     """
+    above = exclusive in ("low", "both")
+    below = exclusive in ("high", "both")
     if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
         found = float(value)
-        in_range = low < found < high if exclusive else low <= found <= high
-        if in_range and math.isfinite(found):
+        inside = (low < found if above else low <= found) and (
+            found < high if below else found <= high
+        )
+        if inside and math.isfinite(found):
             return found
-    if math.isinf(low) and math.isinf(high):
-        bounds = ""
-    elif math.isinf(high):
-        bounds = f" above {low:g}" if exclusive else f" of at least {low:g}"
-    elif math.isinf(low):
-        bounds = f" below {high:g}" if exclusive else f" of at most {high:g}"
-    else:
-        bounds = f" between {low:g} and {high:g}" + (", both excluded" if exclusive else "")
-    raise ValueError(f"{name}={value!r}; expected a finite number{bounds}.")
+    ends = [f"above {low:g}" if above else f"of at least {low:g}"] if low > -math.inf else []
+    ends += [f"below {high:g}" if below else f"at most {high:g}"] if high < math.inf else []
+    raise ValueError(
+        f"{name}={value!r}; expected a finite number {' and '.join(ends)}".rstrip() + "."
+    )
 
 
-def check_choice(name: str, value: T, choices: Collection[Any]) -> T:
-    """Return a value if it is one of the choices.
+def check_choice(name: str, value: object, choices: Collection[Any]) -> Any:
+    """Return the choice that a value is.
 
     Raises
     ------
     ValueError
-        If it is not.
+        If it is none of them.
     """
-    # an array compares with each choice and gives an array
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise ValueError(f"{name}={value!r}; expected one of {tuple(choices)}.")
-    return value
+    for choice in choices:
+        # an array compares with each choice and gives an array
+        if isinstance(value, type(choice)) and not isinstance(value, bool) and value == choice:
+            return choice
+    raise ValueError(f"{name}={value!r}; expected one of {tuple(choices)}.")
 
 
 def layer_names(adata: Any) -> list[str]:
@@ -132,23 +133,91 @@ def check_layer(adata: Any, layer: str | None, name: str = "adata") -> None:
         raise KeyError(f"no layer {layer!r}; {name} has layers {layer_names(adata)}.")
 
 
-def checks_flags(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a public function: parameters whose default is a bool take only bools.
+class Range(NamedTuple):
+    """Of a number: as the parameters of :func:`check_number`."""
 
-    ``overwrite="False"`` would otherwise count as true.
+    low: float = -math.inf
+    high: float = math.inf
+    exclusive: Literal["low", "high", "both"] | None = None
+
+
+ABOVE_0 = Range(0, exclusive="low")
+NOT_NEGATIVE = Range(0)
+SHARE = Range(0, 1)
+#: Neither nothing nor all.
+PART = Range(0, 1, "both")
+BELOW_1 = Range(0, 1, "high")
+
+
+def checks_arguments(**ranges: int | Range) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a public function: what its signature says of arguments is checked at its start.
+
+    A parameter annotated as ``bool`` takes bools, ``int`` whole numbers of at least 1, ``seed``
+    what all libraries take, ``float`` finite numbers, a ``Literal`` its choices, each also ``None``
+    where that is annotated. The function is given plain Python numbers.
+
+    Parameters
+    ----------
+    **ranges
+        By parameter: the least that a whole number may be if that is not 1, and the range of a
+        number.
     """
-    signature = inspect.signature(function)
-    flags = [name for name, p in signature.parameters.items() if isinstance(p.default, bool)]
 
-    @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            given = signature.bind_partial(*args, **kwargs).arguments
-        except TypeError:  # Python's own error names the function
-            return function(*args, **kwargs)
-        for name in flags:
-            if name in given:
-                check_flag(name, given[name])
-        return function(*args, **kwargs)
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+        checks = {
+            name: check
+            for name, parameter in signature.parameters.items()
+            if (check := _check_of(parameter, ranges.get(name), function.__globals__)) is not None
+        }
+        if unknown := ranges.keys() - checks.keys():
+            raise TypeError(
+                f"{function.__qualname__} has no parameters {sorted(unknown)} to check."
+            )
 
-    return checked
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                bound = signature.bind_partial(*args, **kwargs)
+            except TypeError:  # Python's own error names the function
+                return function(*args, **kwargs)
+            given = bound.arguments
+            given |= {name: check(given[name]) for name, check in checks.items() if name in given}
+            return function(*bound.args, **bound.kwargs)
+
+        return checked
+
+    return decorate
+
+
+def _check_of(
+    parameter: inspect.Parameter, bounds: int | Range | None, names: dict[str, Any]
+) -> Callable[[Any], Any] | None:
+    """Return the check of a parameter by its annotation, which is text; ``None`` if any value."""
+    name = parameter.name
+    kinds = {kind.strip() for kind in str(parameter.annotation).split("|")}
+    optional = "None" in kinds
+    kind = " | ".join(sorted(kinds - {"None"}))
+    check: Callable[[Any], Any]
+    if kind == "bool" or isinstance(parameter.default, bool):
+        check = functools.partial(check_flag, name)
+    elif kind == "int" and name == "seed":
+        check = check_seed
+    elif kind == "int":
+        least = bounds if isinstance(bounds, int) else 1
+        check = functools.partial(check_whole, name, least=least)
+    elif kind == "float":
+        low, high, exclusive = bounds if isinstance(bounds, Range) else Range()
+        check = functools.partial(check_number, name, low=low, high=high, exclusive=exclusive)
+    else:
+        # an alias of a Literal is in the module of the function, unless it is for type checks only
+        literal = "|" not in kind and (kind.startswith("Literal[") or kind in names)
+        choices = get_args(eval(kind, {"Literal": Literal}, names)) if literal else ()
+        if not choices or not all(isinstance(choice, str) for choice in choices):
+            return None
+        check = functools.partial(check_choice, name, choices=choices)
+    return lambda value: None if value is None and optional else check(value)
+
+
+#: Of a function whose whole numbers are all at least 1.
+checks_flags = checks_arguments()

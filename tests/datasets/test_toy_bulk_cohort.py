@@ -112,7 +112,7 @@ def test_size_follows_the_arguments(n_studies, more):
 
 @pytest.mark.parametrize("arguments", [{"n_studies": 0}, {"n_patients": 8}])
 def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match="at least one study"):
+    with pytest.raises(ValueError, match=r"at least (1|one study)"):
         toy_bulk_cohort(**arguments)
 
 

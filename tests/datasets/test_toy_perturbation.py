@@ -161,7 +161,7 @@ def test_a_larger_panel_keeps_genes_and_effects(toy):
     ("arguments", "message"),
     [
         ({"n_cells": 519}, "n_cells is 519 .* at least 520 cells"),
-        ({"n_donors": 0}, "n_donors is 0"),
+        ({"n_donors": 0}, "n_donors=0"),
         ({"n_genes": 199}, "n_genes is 199; expected 200 to 3000"),
         ({"n_genes": 3001}, "expected 200 to 3000"),
     ],

@@ -115,13 +115,13 @@ _NO_CONTRAST = {
     **_OBS_TWICE,
     **_VAR_TWICE,
 }
-_NOT_FINITE = r"ValueError: The matrix holds NaN or infinite values, and means"
-_NO_SCALE = r"ValueError: The matrix holds negative or fractional values, so these are not counts"
+_NOT_FINITE = r"ValueError: (adata\.X|real) holds NaN or infinite values, and means"
 _PERTURBED = {
     "no rows": _EMPTY,
     "NaN": _NOT_FINITE,
     "infinite": _NOT_FINITE,
-    "negative": _NO_SCALE,
+    "negative": r"ValueError: (adata\.X|real) holds negative values .*, which are no counts",
+    "logarithms": r"ValueError: (adata\.X|real) holds fractional values .* Pass units=",
     **_OBS_TWICE,
     **_VAR_TWICE,
 }
@@ -408,7 +408,7 @@ TABLE = [
         ("layer", "key", "groupby", "control"),
         copy=False,
         bad=_PERTURBED
-        | {"all-zero row": OWN, "logarithms": OWN, "one row": _NOTHING, "one class": _NOTHING}
+        | {"all-zero row": OWN, "one row": _NOTHING, "one class": _NOTHING}
         | dict.fromkeys(["no known gene", *_ANY_ID], REST),
     ),
     Tool(
@@ -452,7 +452,7 @@ TABLE = [
             "no known gene": _NOT_SIMULATED,
             "versioned ids": _NOT_SIMULATED,
         }
-        | dict.fromkeys(["all-zero row", "logarithms", "Ensembl ids", "mixed ids"], OWN),
+        | dict.fromkeys(["all-zero row", "Ensembl ids", "mixed ids"], OWN),
     ),
     Tool(
         "pp.contrasts",

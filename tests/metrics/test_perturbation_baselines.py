@@ -82,5 +82,5 @@ def test_effects_and_penalty_are_checked() -> None:
             function([1.0, 2.0])
         with pytest.raises(ValueError, match="NaN"):
             function([[np.nan]])
-    with pytest.raises(ValueError, match="alpha must be above 0"):
+    with pytest.raises(ValueError, match="alpha=0; expected a finite number above 0"):
         linear_shift([1.0], [[1.0]], [[1.0]], alpha=0)

@@ -95,5 +95,5 @@ def test_bad_input(scores: list[float], hits: list[bool], message: str) -> None:
 def test_bad_list_lengths() -> None:
     with pytest.raises(ValueError, match="k is 3; expected 1 to 2"):
         hits_at([1.0, 2.0], [True, False], 3)
-    with pytest.raises(ValueError, match="share is 0"):
+    with pytest.raises(ValueError, match="share=0;"):
         enrichment_factor([1.0, 2.0], [True, False], 0)

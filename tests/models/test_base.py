@@ -10,6 +10,7 @@ import torch
 import cfm
 from cfm.models import CellPulse, PretrainedModel, load_model
 from cfm.models._base import check_weights, load_weights, resolve_device
+from cfm.models._not_offered import NOT_OFFERED
 from tests._toy import SIZES
 
 
@@ -104,3 +105,30 @@ def test_fitting_can_be_checked_without_memory() -> None:
 
 def test_models_are_named_by_their_class() -> None:
     assert repr(type(CellPulse(vocabulary=["A"], **SIZES)).__name__) == "'CellPulse'"
+
+
+@pytest.mark.parametrize("name", NOT_OFFERED)
+def test_what_cannot_work_is_not_offered(model: CellPulse, name: str) -> None:
+    for owner in (model, CellPulse, cfm.models.UCE, PretrainedModel):
+        assert name not in dir(owner)
+        assert not hasattr(owner, name)
+        with pytest.raises(AttributeError, match=f"no attribute '{name}': scvi-tools' method"):
+            getattr(owner, name)
+
+
+def test_what_is_offered_stays(model: CellPulse) -> None:
+    for name in ("save", "load", "train", "get_latent_representation", "setup_anndata", "module"):
+        assert name in dir(model)
+        assert getattr(model, name) is not None
+    assert "from_pretrained" in dir(CellPulse)
+
+
+def test_no_offered_method_says_that_it_is_not_implemented(model: CellPulse) -> None:
+    """All that scvi-tools' base class leaves to others is not offered, in any version."""
+    import inspect
+
+    for name in dir(model):
+        method = getattr(model, name)
+        if inspect.ismethod(method) and method.__module__.startswith("scvi"):
+            body = inspect.getsource(method)
+            assert "raise NotImplementedError" not in body, name

@@ -260,7 +260,7 @@ def test_the_states_of_other_data_or_another_model_are_refused(tmp_path: Path) -
     (tmp_path / "run.json").unlink()
     with pytest.raises(ValueError, match=r"no run\.json that says of which"):
         go_on("bulkformer", tmp_path)
-    with pytest.raises(ValueError, match="checkpoint_every must be at least 1; found 0"):
+    with pytest.raises(ValueError, match="checkpoint_every="):
         go_on("bulkformer", tmp_path, every=0)
 
 

@@ -98,11 +98,6 @@ def test_processes_are_counted_before_they_start() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_epochs": 0}, "max_epochs must be at least 1; found 0"),
-        ({"max_steps": 0}, "max_steps must be at least 1; found 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1; found 0"),
-        ({"block_size": 0}, "block_size must be at least 1; found 0"),
-        ({"num_nodes": 0}, "num_nodes must be at least 1; found 0"),
         ({"strategy": "ddp_spawn"}, "'ddp_spawn' starts copies of this process"),
         ({"strategy": "ddp_notebook"}, "put the call into a script, and use strategy='ddp'"),
     ],

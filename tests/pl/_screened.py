@@ -40,7 +40,8 @@ def make_screen() -> tuple[ad.AnnData, ad.AnnData]:
     made.obs_names = [f"{name}-made" for name in made.obs_names]
     made.obs["simulated_by"] = "Model"
     made.var["simulated"] = True
-    made.uns["simulation"] = {"params": {"key": "condition", "control": "none"}}
+    made.uns["simulation"] = {"params": {"key": "condition", "control": "none", "units": "log"}}
+    real.uns["log1p"] = {"base": None}
     return real, made
 
 

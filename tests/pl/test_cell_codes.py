@@ -187,11 +187,11 @@ def test_own_axes_and_saving(kind, tmp_path: Path):
 def test_what_cannot_be_drawn_is_said():
     adata = with_cell_codes(5)
     call = cfm.pl.cell_codes
-    with pytest.raises(ValueError, match="kind is 'pie'"):
+    with pytest.raises(ValueError, match="kind='pie'"):
         call(adata, kind="pie")
-    with pytest.raises(ValueError, match="n_codes is 0"):
+    with pytest.raises(ValueError, match="n_codes=0"):
         call(adata, n_codes=0)
-    with pytest.raises(ValueError, match="n_genes is 0"):
+    with pytest.raises(ValueError, match="n_genes=0"):
         call(adata, kind="markers", n_genes=0)
     with pytest.raises(ValueError, match="codes is an empty list"):
         call(adata, codes=[])

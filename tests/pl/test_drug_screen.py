@@ -170,7 +170,7 @@ def test_bad_arguments(predicted):
     with pytest.raises(KeyError, match=r"uns\['drug_screen'\].*run cfm\.tl\.screen_drugs"):
         draw(predicted(3), show=False)
     adata = with_drug_screen(10, ("IAV", "RSV"))
-    with pytest.raises(ValueError, match="expected 'waterfall' or 'scatter'"):
+    with pytest.raises(ValueError, match="kind='bars'"):
         draw(adata, kind="bars", show=False)
     with pytest.raises(ValueError, match="at least 0"):
         draw(adata, n_compounds=-1, show=False)

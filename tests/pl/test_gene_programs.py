@@ -234,7 +234,7 @@ def test_bad_arguments(predicted):
     with pytest.raises(KeyError, match=r"uns\['gene_programs'\].*run cfm\.tl\.gene_programs"):
         draw(predicted(3), show=False)
     adata = with_gene_programs()
-    with pytest.raises(ValueError, match="expected 'heatmap' or 'network'"):
+    with pytest.raises(ValueError, match="kind='tree'"):
         draw(adata, kind="tree", show=False)
     with pytest.raises(KeyError, match="'P9' is not in"):
         draw(adata, programs=["P9"], show=False)

@@ -169,7 +169,7 @@ def test_what_the_tool_stores_is_drawn() -> None:
         (KeyError, "there is no 'drug' in the graph", {"kinds": ["drug"]}),
         (KeyError, "there is no 'target' in the graph", {"edge_kinds": "target"}),
         (ValueError, "kinds is an empty list", {"kinds": []}),
-        (ValueError, "max_nodes is 1", {"max_nodes": 1}),
+        (ValueError, "max_nodes=1", {"max_nodes": 1}),
         (ValueError, "no edge at gene:lonely", {"node": "gene:lonely"}),
         (ValueError, "no edge between the kinds asked for", {"kinds": ["tissue"]}),
         (TypeError, "no file name", {"save": 3}),

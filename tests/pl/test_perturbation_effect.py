@@ -76,7 +76,7 @@ def test_a_prediction_is_a_change_of_what_it_started_from():
     own = cells("none", dict.fromkeys(GROUPS, np.ones(30)))
     own.obs_names = [f"{name}-made" for name in own.obs_names]
     both = ad.concat([made, own], merge="same")
-    given |= {"key": "condition", "control": "none"}
+    given |= {"key": "condition", "control": "none", "units": "log"}
     moved = drawn(cfm.pl.perturbation(real, both, **given))
     np.testing.assert_allclose(np.sort(moved[:, 1]), np.sort(MADE["B cell"]) - 1.0, atol=1e-5)
     np.testing.assert_allclose(np.sort(moved[:, 0]), np.sort(REAL["B cell"]), atol=1e-5)
@@ -155,7 +155,8 @@ def test_several_perturbations_and_symbols():
         part.obs_names = [f"{name}-tnf" for name in part.obs_names]
     real, made = ad.concat([real, more[0]]), ad.concat([made, more[1]])
     real.var["symbol"] = [f"S{i}" for i in range(30)]
-    given = {"key": "condition", "control": "none", "gene_symbols": "symbol", "show": False}
+    given = {"key": "condition", "control": "none", "gene_symbols": "symbol", "units": "log"}
+    given["show"] = False
     axes = cfm.pl.perturbation(real, made, **given)
     assert list(axes) == ["IFN", "TNF"]
     assert all(name.startswith("S") for name in names(axes["TNF"]))
@@ -228,7 +229,7 @@ def _no_t_cells(made):
 @pytest.mark.parametrize(
     ("change", "arguments", "error", "message"),
     [
-        (None, {"kind": "scatter"}, ValueError, "kind='scatter' is not known"),
+        (None, {"kind": "scatter"}, ValueError, "kind='scatter'; expected"),
         (None, {"key": "dose"}, KeyError, r"real.obs has no column 'dose'"),
         (None, {"control": "mock"}, KeyError, "no control 'mock'; it has"),
         (None, {"perturbation": "TNF"}, KeyError, r"real.obs\['condition'\] has no .*TNF"),
@@ -239,15 +240,15 @@ def _no_t_cells(made):
         (None, {"groupby": "cell_type", "group": []}, ValueError, "group is an empty list"),
         (None, {"layer": "log"}, KeyError, "no layer 'log'; real has"),
         (None, {"gene_symbols": "symbol"}, KeyError, "real.var has no column 'symbol'"),
-        (None, {"n_top": 0}, ValueError, "n_top is 0; at least 1"),
-        (None, {"n_named": -1}, ValueError, "n_named is -1; at least 0"),
+        (None, {"n_top": 0}, ValueError, "n_top=0; expected"),
+        (None, {"n_named": -1}, ValueError, "n_named=-1; expected"),
         (None, {"groupby": "cell_type", "ax": True}, ValueError, "ax= takes one panel"),
         (_without_record, {}, ValueError, "both are needed"),
         (_one_name_twice, {}, ValueError, "simulated.var_names holds names twice"),
         (_other_genes, {}, ValueError, "share no gene"),
         (_nothing_predicted, {}, ValueError, "no gene of real was predicted"),
         (_nan, {}, ValueError, "NaN or infinite"),
-        (_counts, {}, ValueError, "hold counts .* and some do not"),
+        (_counts, {}, ValueError, "real holds 'log' and simulated 'counts'"),
         (_no_t_cells, {"groupby": "cell_type", "group": "T cell"}, KeyError, "simulated.obs"),
     ],
 )

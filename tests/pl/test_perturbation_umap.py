@@ -30,7 +30,7 @@ def toy():
 
 def screen(real, made, **arguments):
     names = ("key", "control", "perturbation", "groupby", "group", "layer", "gene_symbols")
-    return read_screen(real, made, **dict.fromkeys(names) | arguments)
+    return read_screen(real, made, **dict.fromkeys(names) | {"units": "auto"} | arguments)
 
 
 def test_kinds_and_groups_are_drawn(toy, tmp_path):
@@ -96,7 +96,7 @@ def test_seeds_and_row_order(toy):
 
 def test_bad_input():
     real, made = make_screen()
-    with pytest.raises(ValueError, match="n_cells is 1; at least 2"):
+    with pytest.raises(ValueError, match="n_cells=1; expected"):
         cfm.pl.perturbation(real, made, kind="umap", n_cells=1)
     one = made[:1].copy()
     with pytest.raises(ValueError, match="There are 1 simulated cells to draw"):

@@ -145,7 +145,7 @@ def test_counts_and_few_samples_are_pointed_out():
     [
         ({"n_neighbors": 0}, "n_neighbors=0"),
         ({"block_size": 0.5}, "block_size=0.5"),
-        ({"min_correlation": 1.5}, "not between 0 and 1"),
+        ({"min_correlation": 1.5}, "of at least 0 and at most 1"),
         ({"key_added": "a/b"}, "without '/'"),
     ],
 )

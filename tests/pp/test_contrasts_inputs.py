@@ -212,8 +212,8 @@ def test_values_in_the_wrong_units(counts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "wald"}, "mode='wald' is not known"),
-        ({"units": "tpm"}, "units='tpm' is not known"),
+        ({"mode": "wald"}, "mode='wald'; expected one of"),
+        ({"units": "tpm"}, "units='tpm'; expected one of"),
         ({"units": "log", "mode": "test"}, "need counts"),
         ({"units": "log", "sample_key": "donor"}, "need counts"),
         ({"prior_count": 0}, "above 0"),

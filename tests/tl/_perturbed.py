@@ -31,7 +31,8 @@ def perturbed_cells(seed: int = 0, n: int = 30) -> ad.AnnData:
     table.index = [f"cell{i}" for i in range(len(table))]
     var = pd.DataFrame({"note": "x"}, index=[f"GENE{i}" for i in range(N_GENES)])
     x = np.concatenate(rows).clip(0).astype(np.float32)
-    return ad.AnnData(x[::1], obs=table, var=var)
+    # as scanpy.pp.log1p records it; sums of these values tell nothing of their units
+    return ad.AnnData(x[::1], obs=table, var=var, uns={"log1p": {"base": None}})
 
 
 def without(adata: ad.AnnData, cell_type: str, treatment: str) -> ad.AnnData:

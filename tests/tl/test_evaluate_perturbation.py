@@ -36,8 +36,10 @@ def test_the_table_is_tidy_and_complete() -> None:
         "higher_is_better",
         "n_real",
         "n_simulated",
+        "units_real",
+        "units_simulated",
     ]
-    assert table.dtypes.astype(str).tolist()[4:] == ["float64", "bool", "int64", "int64"]
+    assert table.dtypes.astype(str).tolist()[4:8] == ["float64", "bool", "int64", "int64"]
     methods = ["mine", *BASELINES, "ceiling"]
     assert len(table) == 3 * 3 * len(FIVE) * len(methods)
     first = table.iloc[: len(FIVE) * len(methods)]
@@ -91,7 +93,8 @@ def test_baselines_are_what_simulate_perturbation_makes(baseline: str, units: st
     cells = perturbed_cells()
     cells = _counts(cells) if units == "counts" else cells
     made = ad.concat(
-        [simulate_perturbation(cells, p, model=baseline, **ARGUMENTS) for p in ("A", "A+B")]
+        [simulate_perturbation(cells, p, model=baseline, **ARGUMENTS) for p in ("A", "A+B")],
+        uns_merge="same",  # where units are recorded
     )
     table = evaluate(cells, {"theirs": made}, baselines=[baseline], baseline_units=units)
     for metric in FIVE:
@@ -178,7 +181,9 @@ def test_effects_are_against_the_controls_that_a_method_knows() -> None:
     own = own[(own.obs["treatment"] == "ctrl").to_numpy()].copy()
     own.X[:, 30] += 3.0
     own.obs_names = own.obs_names + "-own"
-    both = evaluate(cells, {"mine": ad.concat([biased, own])}, metrics="delta_pearson")
+    both = evaluate(
+        cells, {"mine": ad.concat([biased, own], uns_merge="same")}, metrics="delta_pearson"
+    )
     assert (values(both, "delta_pearson")["mine"] > 0.98).all()
     few = simulate_perturbation(cells, "A", model="control", n_cells=12, **ARGUMENTS)
     table = evaluate(cells, few, metrics="delta_r2", baselines=[])
@@ -222,7 +227,7 @@ def test_methods_are_told_apart_by_who_simulated() -> None:
     cells = perturbed_cells()
     one, two = simulated(simulated_by="x"), simulated(-1.0, simulated_by="y")
     two.obs_names = two.obs_names + "2"
-    together = evaluate(cells, ad.concat([one, two]))
+    together = evaluate(cells, ad.concat([one, two], uns_merge="same"))
     apart = evaluate(cells, {"x": one, "y": two})
     pd.testing.assert_frame_equal(together, apart)
     unnamed = evaluate(cells, simulated())
@@ -326,7 +331,7 @@ def test_storage_does_not_matter(kind: str, tmp_path) -> None:
         cells.X, made.X = convert(cells.X), convert(made.X)
     elif kind == "layer":
         cells.layers["log"], cells.X = cells.X, np.zeros_like(cells.X)
-        options = {"layer": "log"}
+        options = {"layer": "log", "units": "log"}
     elif kind == "view":
         cells, made = cells[:], made[:]
     elif kind == "float64":

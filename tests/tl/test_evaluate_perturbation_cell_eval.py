@@ -30,6 +30,7 @@ def _many(seed: int, n_perturbations: int = 6, noise: float = 0.0) -> ad.AnnData
     adata = ad.AnnData(np.vstack(rows).clip(0).astype(np.float32))
     adata.var_names = [f"GENE{i}" for i in range(N_GENES)]
     adata.obs["treatment"] = labels
+    adata.uns["log1p"] = {"base": None}
     adata.obs_names = [f"s{seed}-{i}" for i in range(adata.n_obs)]
     return adata
 
@@ -87,7 +88,7 @@ def test_what_is_no_log1p_is_refused() -> None:
     cells, made = perturbed_cells(n=12), simulated(n=12)
     cells.X -= 10.0
     with pytest.raises(ValueError, match="cell-eval takes log1p-normalised"):
-        evaluate(cells, {"mine": made}, metrics=THEIRS[:1])
+        evaluate(cells, {"mine": made}, units="log", metrics=THEIRS[:1])
 
 
 def test_without_cell_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def failing() -> dict[str, tuple[ad.AnnData, dict[str, Any], type[Exception], st
         "no model": (cells, {"model": 3}, TypeError, "model= is a int"),
         "key": (cells, {"key_added": "a/b"}, ValueError, "cannot be stored in a file"),
         "no key": (cells, {"key_added": None}, TypeError, "key_added is a NoneType"),
-        "batch": (cells, {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        "batch": (cells, {"batch_size": 0}, ValueError, "batch_size=0; expected a whole number"),
         "precision": (cells, {"precision": "half"}, ValueError, "precision='half'"),
     }
 

@@ -107,7 +107,9 @@ def test_genes_need_no_features() -> None:
     # GENE1 goes with GENE0, and GENE6 with GENE5.
     for first in (0, 5):
         cells.X[control, first : first + 2] += rng.normal(size=(control.sum(), 1))
-    made = simulate_perturbation(cells, "GENE1", model="nearest", key="treatment", control="ctrl")
+    made = simulate_perturbation(
+        cells, "GENE1", model="nearest", key="treatment", control="ctrl", units="log"
+    )
     assert effect_of(made, cells)[0] > 1.0
     assert abs(effect_of(made, cells)[7]) < 0.3
 
@@ -137,7 +139,7 @@ def test_log_values_do_not_fall_below_nothing_unless_they_may() -> None:
     assert made.X.min() >= 0
     cells.X[:, 39] = -1.0
     cells.X[(cells.obs["treatment"] == "B").to_numpy(), 5:10] = -3.0
-    made = simulate_perturbation(cells, "B", model="mean_shift", **ARGUMENTS)
+    made = simulate_perturbation(cells, "B", model="mean_shift", units="log", **ARGUMENTS)
     assert made.X[:, 5:10].max() < -2
 
 
@@ -167,16 +169,18 @@ def test_results_repeat_and_do_not_depend_on_the_order_of_observations() -> None
 def test_any_storage_gives_the_same(storage: str, tmp_path: Path) -> None:
     cells = perturbed_cells()
     expected = simulate_perturbation(cells, "A", model="linear", **ARGUMENTS)
-    layer = None
+    options = {}
     if storage == "view":
-        given = ad.concat([cells, cells[:5].copy()], index_unique="-", merge="same")[:360]
+        given = ad.concat(
+            [cells, cells[:5].copy()], index_unique="-", merge="same", uns_merge="same"
+        )[:360]
         given = given.copy()[:]
         given.obs_names = cells.obs_names
     elif storage in ("csr", "csc"):
         given = cells.copy()
         given.X = sp.csr_matrix(cells.X) if storage == "csr" else sp.csc_matrix(cells.X)
     elif storage == "layer":
-        given, layer = cells.copy(), "log"
+        given, options = cells.copy(), {"layer": "log", "units": "log"}
         given.layers["log"] = given.X.copy()
         given.X = np.full(given.shape, np.nan, dtype=np.float32)
     elif storage == "backed":
@@ -187,7 +191,7 @@ def test_any_storage_gives_the_same(storage: str, tmp_path: Path) -> None:
 
         given = cells.copy()
         given.X = da.from_array(cells.X, chunks=(50, N_GENES))
-    made = simulate_perturbation(given, "A", model="linear", layer=layer, **ARGUMENTS)
+    made = simulate_perturbation(given, "A", model="linear", **options, **ARGUMENTS)
     np.testing.assert_array_equal(made.X, expected.X)
     assert_same(made.obs, expected.obs)
 

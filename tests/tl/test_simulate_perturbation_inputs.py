@@ -68,11 +68,10 @@ def test_a_level_with_the_control_in_it_is_a_single_perturbation() -> None:
         ({"groups": "T"}, TypeError, "one text"),
         ({"groups": []}, ValueError, "none"),
         ({"groupby": None, "groups": ["T"]}, ValueError, "without groupby="),
-        ({"n_cells": 0}, ValueError, "n_cells must be"),
-        ({"n_cells": 2.5}, ValueError, "n_cells must be"),
+        ({"n_cells": 0}, ValueError, "expected a whole number"),
+        ({"n_cells": 2.5}, ValueError, "expected a whole number"),
         ({"layer": "log"}, KeyError, "no layer 'log'"),
         ({"units": "tpm"}, ValueError, "units='tpm'"),
-        ({"units": "counts"}, ValueError, "log-transformed"),
         ({"strength": 2}, TypeError, "takes no ['strength']"),
         ({"features": [1]}, TypeError, "expected a DataFrame"),
         ({"features": pd.DataFrame([[np.nan]])}, ValueError, "NaN"),
@@ -80,7 +79,11 @@ def test_a_level_with_the_control_in_it_is_a_single_perturbation() -> None:
         ({"features": pd.DataFrame([[1], [2]], index=["A", "A"])}, ValueError, "each once"),
         ({"model": "mean-shift"}, ValueError, "no baseline (control, mean_shift"),
         ({"model": 3}, TypeError, "model= is a int"),
-        ({"model": "linear", "alpha": 0.0}, ValueError, "alpha must be above 0"),
+        (
+            {"model": "linear", "alpha": 0.0},
+            ValueError,
+            "alpha=0.0; expected",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message) -> None:
@@ -128,7 +131,7 @@ def test_missing_levels_and_groups_are_left_out() -> None:
     more.X[:] = 50.0
     more.obs.loc[more.obs_names[::2], "treatment"] = np.nan
     more.obs.loc[more.obs_names[1::2], "cell_type"] = np.nan
-    both = ad.concat([cells, more])
+    both = ad.concat([cells, more], uns_merge="same")
     found = simulate_perturbation(both, "A", model="mean_shift", **ARGUMENTS)
     np.testing.assert_array_equal(found.X, expected.X)
 

@@ -13,6 +13,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import check_choice
 from cfm.data import open_files
 from cfm.data._disk_parts import READ_ERRORS
 
@@ -68,10 +69,7 @@ def read_counts(
         If a file cannot be read as what its name says, a cell of the counts is no number, sample
         names are repeated, or counts and metadata share no sample.
     """
-    if orientation not in get_args(Orientation):
-        raise ValueError(
-            f"orientation is {orientation!r}; expected one of {', '.join(get_args(Orientation))}."
-        )
+    check_choice("orientation", orientation, get_args(Orientation))
     stored = path.suffix.lower() == ".zarr"  # a folder, or a zip of one; opening it looks
     for file in (None if stored else path, metadata):
         if file is not None and not file.is_file():

@@ -9,12 +9,12 @@ from cfm._fields import (
     CONFIDENCE,
     INFECTED,
     NOVELTY,
-    PARAMS,
     PREDICTION_SET,
     PROBABILITIES,
     SET_SEPARATOR,
     UNINFECTED,
     UNKNOWN,
+    params_of,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def overview(calls: list[Call]) -> str:
 
 
 def _coverage(contrasts: AnnData, key: str) -> str:
-    alpha = contrasts.uns.get(key, {}).get(PARAMS, {}).get("alpha")
+    alpha = params_of(contrasts.uns, key).get("alpha")
     return "" if alpha is None else f"{_percent(1 - float(alpha))} "
 
 

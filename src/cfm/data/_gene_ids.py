@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from cfm._arguments import checks_arguments
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -108,6 +110,7 @@ def _resolve(name: str, organism: str, tables: _Tables) -> tuple[str, str]:
     return "", "unmapped"
 
 
+@checks_arguments()
 def map_identifiers(names: Iterable[object], organism: Organism = "auto") -> GeneMapping:
     """Map gene names to current HGNC symbols.
 
@@ -153,11 +156,6 @@ def map_identifiers(names: Iterable[object], organism: Organism = "auto") -> Gen
     >>> mapping.source.tolist()
     ['symbol', 'alias', 'ensembl', 'unmapped']
     """
-    if organism not in ("auto", "human", "mouse"):
-        raise ValueError(
-            f"organism={organism!r} is not known; choose 'auto', 'human' or 'mouse' "
-            "(upper-case symbols of other species can be mapped as 'human')."
-        )
     if isinstance(names, str):
         raise TypeError("names is a single string; give a list of gene names.")
     tables = _tables()

@@ -12,6 +12,8 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -164,6 +166,7 @@ class KnowledgeGraph:
             raise TypeError(f"path={path!r} is no file name; pass one, such as 'graph.graphml'.")
         nx.write_graphml(self.to_networkx(), os.fspath(path), named_key_ids=True)
 
+    @checks_arguments()
     def query(
         self, node: str, k: int = 10, *, kind: str | None = None, edge_kind: str | None = None
     ) -> pd.DataFrame:
@@ -195,8 +198,6 @@ class KnowledgeGraph:
         ValueError
             If ``k`` is below 1, or several nodes have the label.
         """
-        if k < 1:
-            raise ValueError(f"k is {k}; expected at least 1.")
         name = self._find(node)
         self._check_kinds(self.nodes, None if kind is None else [kind], "nodes")
         self._check_kinds(self.edges, None if edge_kind is None else [edge_kind], "edges")

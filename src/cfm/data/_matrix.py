@@ -15,6 +15,7 @@ from scipy import sparse
 
 from cfm._arguments import check_layer, layer_names
 from cfm._sparse_indices import check_sparse
+from cfm._units import LOG2_LIMIT, LOG_CEILING
 from cfm.data._disk_parts import CompressedPart, DensePart, OpenElement, load_by_columns
 from cfm.data._row_stack import RowStack, stack_rows
 
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-#: Below this, fractional values look log-transformed: log2 of a million is 20.
-LOG_CEILING = 30.0
-#: Above this, values cannot be log2 expression: 2**64 copies of a transcript do not exist.
-LOG2_LIMIT = 64.0
 #: A block of rows is cut so that its dense form stays near this many values (32 MiB in float32).
 _BLOCK_VALUES = 8_000_000
 
@@ -110,7 +107,9 @@ def select_modality(
 
 def in_memory_frame(frame: Any) -> pd.DataFrame:
     """Return ``obs`` or ``var`` as a DataFrame, also of :func:`anndata.experimental.read_lazy`."""
-    return frame if isinstance(frame, pd.DataFrame) else frame.to_memory()
+    frame = frame if isinstance(frame, pd.DataFrame) else frame.to_memory()
+    # pandas groups by no column that the index is named after
+    return frame.rename_axis(None) if frame.index.name in frame.columns else frame
 
 
 def get_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = False) -> Any:
@@ -210,11 +209,26 @@ def _in_memory(block: Any) -> Any:
     if hasattr(block, "compute"):
         block = block.compute()
     if sparse.issparse(block):
-        return block.tocsr()
+        return _csr(block)
     block = np.asarray(block)
     if block.dtype.kind not in "biuf":
         raise TypeError(f"the matrix holds {block.dtype} values; numbers are expected.")
-    return block
+    return block.astype(_usable(block.dtype), copy=False)
+
+
+def _csr(matrix: Any) -> Any:
+    """Return a CSR matrix, of a scipy array too, of numbers that scipy and torch take."""
+    matrix = sparse.csr_matrix(matrix)
+    usable = _usable(matrix.dtype)
+    if matrix.dtype != usable:  # astype of half precision fails
+        parts = matrix.data.astype(usable), matrix.indices, matrix.indptr
+        matrix = sparse.csr_matrix(parts, shape=matrix.shape)
+    return matrix
+
+
+def _usable(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype in the byte order of this machine, half precision as single."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype.newbyteorder("=")
 
 
 def by_rows(matrix: Any) -> Any:
@@ -229,7 +243,7 @@ def by_rows(matrix: Any) -> Any:
         What :func:`get_matrix` returned.
     """
     if sparse.issparse(matrix):
-        return matrix.tocsr()
+        return _csr(matrix)
     if isinstance(matrix, h5py.Dataset | zarr.Array):
         return stack_rows([DensePart(OpenElement(matrix))])
     if isinstance(matrix, CSRDataset | CSCDataset) and hasattr(matrix, "group"):
@@ -242,7 +256,7 @@ def by_rows(matrix: Any) -> Any:
 def _from_file(matrix: Any) -> Any:
     if matrix.format == "csr":
         return stack_rows([CompressedPart(OpenElement(matrix.group))])
-    return load_by_columns(OpenElement(matrix.group))
+    return _csr(load_by_columns(OpenElement(matrix.group)))
 
 
 def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, Any]]:

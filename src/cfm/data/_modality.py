@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from cfm._arguments import checks_flags
+from anndata import AnnData
+
+from cfm._arguments import Range, checks_arguments
+from cfm._tables import check_tables
 from cfm.data._matrix import select_modality
 
 if TYPE_CHECKING:
@@ -27,12 +30,13 @@ def on_modality(
     columns: Iterable[str] = (),
     also: Iterable[str] = (),
     made_from: str | None = None,
+    ranges: Mapping[str, int | Range] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a tool, whose first argument is an AnnData, take a MuData and ``modality=``.
 
     The tool itself is given the modality in place of the MuData, and its name as ``modality``,
     which belongs into its record. It writes into the modality, with ``copy=True`` into that of a
-    copy of the MuData. Flags of the tool take only bools.
+    copy of the MuData. Arguments are checked as their annotations say.
 
     Parameters
     ----------
@@ -46,16 +50,20 @@ def on_modality(
         With this argument the tool makes new observations and reads the MuData by itself
         (:func:`cfm.data._matrix.select_modality`), as :func:`cfm.tl.predict_virus` does with
         ``groupby=``.
+    ranges
+        Of the tool's numbers; see :func:`cfm._arguments.checks_arguments`.
     """
 
     def decorate(tool: Callable[P, R]) -> Callable[P, R]:
-        tool = checks_flags(tool)
+        tool = checks_arguments(**(ranges or {}))(tool)
         signature = inspect.signature(tool)
         first = next(iter(signature.parameters))
 
         @functools.wraps(tool)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
             data: Any = args[0] if args else kwargs.get(first)
+            if isinstance(data, AnnData):
+                check_tables(data, map(kwargs.get, columns))
             modality = cast("str | None", kwargs.get(_MODALITY))
             others = {name: kwargs[name] for name in also if name in kwargs}
             if len(args) > 1:
@@ -73,6 +81,7 @@ def on_modality(
             if not is_mudata(data):
                 return tool(*given.args, **given.kwargs)
             given.arguments[first], _ = select_modality(data, modality)
+            check_tables(given.arguments[first], map(given.arguments.get, columns))
             name = modality or next(iter(data.mod))
             given.arguments[_MODALITY] = name
             for argument in columns:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 from cfm.data._profiles import ProfileDraw
 from cfm.data._row_cache import RowCache
 
@@ -78,6 +79,7 @@ class ContrastPairs:
     True
     """
 
+    @checks_arguments()
     def __init__(
         self,
         values: np.ndarray | RowCache,
@@ -215,8 +217,6 @@ class ContrastPairs:
         ``(n,)`` int64, for :meth:`obs` or indexing.
         """
         repeats = self.controls_per_case
-        if repeats < 1:
-            raise ValueError(f"controls_per_case must be at least 1, found {repeats}.")
         n_cases = -(-n // repeats)
         if self.balanced:
             block = rng.integers(len(self._end), size=n_cases)
@@ -256,6 +256,7 @@ class ContrastPairs:
         frame = frame.assign(case=case_names, control_sample=control_names)
         return frame.set_axis(case_names + "_vs_" + control_names, axis=0)
 
+    @checks_arguments()
     def to_adata(self, index: Any = None, *, n: int | None = None, seed: int = 0) -> AnnData:
         """Make an AnnData of chosen pairs, of ``n`` random ones, or of all.
 

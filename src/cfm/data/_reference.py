@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -86,6 +88,7 @@ class Reference:
         return int(self._embedding.shape[1])
 
     @classmethod
+    @checks_arguments()
     def from_anndata(cls, adata: AnnData, use_rep: str, *, centre: bool = False) -> Self:
         """Index an embedding of an AnnData, with its ``obs``.
 
@@ -99,6 +102,7 @@ class Reference:
         return cls(np.asarray(adata.obsm[use_rep]), adata.obs, centre=centre)
 
     @classmethod
+    @checks_arguments()
     def from_parquet(cls, path: str | Path, *, centre: bool = False) -> Self:
         """Index a parquet file, or a folder of such, as DONORxEMBED is published.
 
@@ -146,6 +150,7 @@ class Reference:
         table = data.drop_columns([_EMBEDDING]).to_pandas()
         return cls(embedding, table, table[_DONOR].astype(str).to_numpy(), centre=centre)
 
+    @checks_arguments()
     def search(
         self, query: np.ndarray, k: int, exclude: Any = None
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 from cfm.data._gene_ids import map_identifiers
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class GeneVocabulary:
     def __repr__(self) -> str:
         return f"GeneVocabulary({len(self)} genes: {', '.join(self.genes[:3])}, …)"
 
+    @checks_arguments(min_genes=0)
     def align(self, names: Sequence[str] | pd.Index, *, min_genes: int = 1) -> GeneAlignment:
         """Find names in the vocabulary, mapping Ensembl ids and previous symbols where needed.
 

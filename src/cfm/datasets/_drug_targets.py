@@ -9,7 +9,10 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 
+
+@checks_arguments()
 def drug_targets(*, moa_only: bool = False) -> pd.DataFrame:
     """Human targets of drugs, from DrugCentral.
 

@@ -14,6 +14,8 @@ import pandas as pd
 import pooch
 import requests
 
+from cfm._arguments import checks_arguments
+
 # A folder that has the files already, laid out as in the column `file` of list_datasets().
 FOLDER_VARIABLE = "CFM_DATA"
 # An address below which the same layout is served.
@@ -42,6 +44,7 @@ def list_datasets() -> pd.DataFrame:
     return _registry().copy()
 
 
+@checks_arguments()
 def fetch(
     name: str,
     *,

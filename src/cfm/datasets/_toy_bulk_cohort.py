@@ -4,6 +4,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 from cfm.datasets._toy_genes import negative_binomial, toy_genes
 
 #: Which programme of the toy genes each invented disease raises, and the one behind the outcome.
@@ -18,6 +19,7 @@ _N_FACTORS = 5
 _MEDIAN_DAYS, _LOG_HAZARD, _FOLLOW_UP = 700.0, 1.0, (300.0, 2000.0)
 
 
+@checks_arguments()
 def toy_bulk_cohort(seed: int = 0, *, n_patients: int = 84, n_studies: int = 3) -> ad.AnnData:
     r"""Simulated bulk RNA-seq counts of patients with a disease and an outcome, and the truth.
 

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._arguments import checks_arguments
 from cfm.datasets._ligand_receptor import ligand_receptor
 from cfm.datasets._toy_genes import negative_binomial, toy_genes
 
@@ -28,6 +29,7 @@ _OFF, _MARKER_BASE = 0.05, 0.3
 _DISPERSION = 0.3
 
 
+@checks_arguments()
 def toy_communication(
     seed: int = 0, *, n_cells: int = 600, n_types: int = 5, n_links: int = 12
 ) -> ad.AnnData:

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._arguments import checks_arguments
 from cfm.datasets._toy_genes import negative_binomial, toy_genes
 
 _N_GENES = 300
@@ -16,6 +17,7 @@ _MONOCYTES, _T_CELLS = 0.8, 0.25
 _READS = 800
 
 
+@checks_arguments()
 def toy_donors(seed: int = 0, *, n_donors: int = 24, n_cells: int = 80) -> ad.AnnData:
     r"""Simulated blood cells of donors with a known answer: disease and age show in their cells.
 

@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 from cfm.datasets._toy_genes import (
     INTERFERON_STRENGTH,
     STIMULUS,
@@ -15,6 +16,7 @@ from cfm.datasets._toy_genes import (
 )
 
 
+@checks_arguments()
 def toy_infection(
     seed: int = 0,
     *,
@@ -89,10 +91,6 @@ def toy_infection(
     >>> adata.shape
     (48, 3000)
     """
-    if n_studies < 1 or n_donors < 1:
-        raise ValueError(
-            f"n_studies is {n_studies} and n_donors is {n_donors}; both have to be at least 1."
-        )
     if len(times) < 1 or not all(time > 0 for time in times):
         raise ValueError(f"times is {list(times)}; give one or more positive numbers of hours.")
     rng = np.random.default_rng(seed)

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._arguments import checks_arguments
 from cfm.datasets._toy_genes import negative_binomial, toy_genes
 
 # Share of cells, and strength of the interferon programme after infection.
@@ -18,6 +19,7 @@ _VIRUS = "virus_A"
 _INFECTED_TYPE = "Monocyte"
 
 
+@checks_arguments()
 def toy_infection_cells(seed: int = 0, *, n_donors: int = 4, n_cells: int = 150) -> ad.AnnData:
     """Simulated single-cell counts of blood cells before and after infection, with a known answer.
 
@@ -64,10 +66,6 @@ def toy_infection_cells(seed: int = 0, *, n_donors: int = 4, n_cells: int = 150)
     >>> adata.obs["cell_type"].cat.categories.tolist()
     ['B cell', 'Monocyte', 'NK cell', 'T cell']
     """
-    if n_donors < 1 or n_cells < 1:
-        raise ValueError(
-            f"n_donors is {n_donors} and n_cells is {n_cells}; both have to be at least 1."
-        )
     rng = np.random.default_rng(seed)
     genes = toy_genes()
     types = list(_CELL_TYPES)

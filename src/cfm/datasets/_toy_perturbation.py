@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._arguments import checks_arguments
 from cfm.datasets._hallmark import hallmark
 from cfm.datasets._toy_genes import negative_binomial, toy_genes
 
@@ -67,6 +68,7 @@ _CELL_TYPES = {
 _READS = 800
 
 
+@checks_arguments()
 def toy_perturbation(
     seed: int = 0, *, n_cells: int = 2000, n_genes: int = 300, n_donors: int = 3
 ) -> ad.AnnData:

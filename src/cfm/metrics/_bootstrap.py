@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cfm._arguments import PART, checks_arguments
 
+
+@checks_arguments(confidence=PART)
 def paired_bootstrap(
     score_a: ArrayLike,
     score_b: ArrayLike,
@@ -67,10 +70,6 @@ def paired_bootstrap(
         raise ValueError("Got no samples; a bootstrap needs at least one.")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("Scores hold NaN or infinite values; drop those samples from both.")
-    if n_boot < 1:
-        raise ValueError(f"n_boot={n_boot}, expected at least 1.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}, expected a number between 0 and 1.")
     unit = np.unique(unit_names, return_inverse=True)[1].ravel()
     delta = np.bincount(unit, weights=a - b) / np.bincount(unit)
     n_units = len(delta)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cfm._arguments import checks_arguments
 from cfm.metrics._checks import as_labels, as_probabilities, as_weights
 
 
+@checks_arguments()
 def expected_calibration_error(
     y_true: ArrayLike,
     proba: ArrayLike,
@@ -47,8 +49,6 @@ def expected_calibration_error(
     >>> round(expected_calibration_error(["IAV", "RSV"], proba, ["IAV", "RSV"]), 3)
     0.4
     """
-    if n_bins < 1:
-        raise ValueError(f"n_bins={n_bins}, expected at least 1.")
     true = as_labels(y_true, "y_true")
     p, names = as_probabilities(proba, classes, len(true))
     weight = as_weights(sample_weight, len(true))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
+
+from cfm._arguments import checks_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +17,7 @@ Distance = Literal["l1", "l2", "cosine"]
 _NAMES = {"l1": "cityblock", "l2": "euclidean", "cosine": "cosine"}
 
 
+@checks_arguments()
 def discrimination_score(
     effects: ArrayLike,
     predicted: ArrayLike,
@@ -73,8 +76,6 @@ def discrimination_score(
     given = ~np.isnan(guess).all(axis=1)
     if not (np.isfinite(truth).all() and np.isfinite(guess[given]).all()):
         raise ValueError("effects or predicted holds NaN or infinite values.")
-    if distance not in get_args(Distance):
-        raise ValueError(f"distance={distance!r} is not known; use one of {get_args(Distance)}.")
     if excluded is not None and len(excluded) != len(truth):
         raise ValueError(f"excluded has {len(excluded)} entries for {len(truth)} perturbations.")
     n = len(truth)

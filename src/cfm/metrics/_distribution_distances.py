@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 
+from cfm._arguments import ABOVE_0, Range, checks_arguments
+
 Array = NDArray[np.float64]
 
 #: Distances that are held at a time (16 MiB).
 _BLOCK_VALUES = 2_000_000
 
 
+@checks_arguments()
 def e_distance(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> float:
     r"""Return the energy distance between two sets of observations.
 
@@ -61,6 +64,7 @@ def e_distance(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> float:
     return 2 * across - within_a - within_b
 
 
+@checks_arguments(multiplier=Range(1, exclusive="low"), sigma=ABOVE_0)
 def mmd(
     x: ArrayLike,
     y: ArrayLike,
@@ -116,13 +120,7 @@ def mmd(
     True
     """
     a, b = _sets(x, y)
-    if n_kernels < 1 or not multiplier > 1:
-        raise ValueError(
-            f"n_kernels={n_kernels} and multiplier={multiplier}; expected at least 1 and above 1."
-        )
     width = mean_squared_distance(np.vstack([a, b])) if sigma is None else float(sigma)
-    if sigma is not None and not (np.isfinite(width) and width > 0):
-        raise ValueError(f"sigma={sigma}; expected a squared distance above 0.")
     if not width > 0:  # all observations are the same
         return 0.0
     widths = width * float(multiplier) ** (np.arange(n_kernels) - n_kernels // 2)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cfm._arguments import checks_arguments
+
 Array = NDArray[np.float64]
 
 
+@checks_arguments()
 def delta_pearson(effect: ArrayLike, predicted: ArrayLike, *, n_top: int | None = None) -> float:
     r"""Return the Pearson correlation of an observed and a predicted effect over genes.
 
@@ -51,6 +54,7 @@ def delta_pearson(effect: ArrayLike, predicted: ArrayLike, *, n_top: int | None 
     return _cosine(truth - truth.mean(), guess - guess.mean(), *_scales(truth, guess))
 
 
+@checks_arguments()
 def delta_cosine(effect: ArrayLike, predicted: ArrayLike, *, n_top: int | None = None) -> float:
     """Return the cosine of the angle between an observed and a predicted effect.
 
@@ -80,6 +84,7 @@ def delta_cosine(effect: ArrayLike, predicted: ArrayLike, *, n_top: int | None =
     return _cosine(truth, guess, 0.0, 0.0)
 
 
+@checks_arguments()
 def delta_r2(effect: ArrayLike, predicted: ArrayLike, *, n_top: int | None = None) -> float:
     r"""Return the share of an effect that a prediction explains, its size included.
 
@@ -112,6 +117,7 @@ def delta_r2(effect: ArrayLike, predicted: ArrayLike, *, n_top: int | None = Non
     return 1.0 - float((truth - guess) @ (truth - guess)) / total if total > 0 else float("nan")
 
 
+@checks_arguments()
 def direction_accuracy(effect: ArrayLike, predicted: ArrayLike, *, n_top: int | None = 50) -> float:
     """Return the share of the genes with the largest effects whose direction is predicted.
 
@@ -163,8 +169,6 @@ def _pair(effect: ArrayLike, predicted: ArrayLike) -> tuple[Array, Array]:
 def _top(truth: Array, guess: Array, n_top: int | None) -> tuple[Array, Array]:
     if n_top is None:
         return truth, guess
-    if not isinstance(n_top, int | np.integer) or n_top < 1:
-        raise ValueError(f"n_top={n_top!r}; expected a whole number of at least 1, or None.")
     size = np.abs(truth)
     # All genes that are as large as the last one stay, so that their order decides nothing.
     chosen = size >= np.partition(size, -min(n_top, len(size)))[-min(n_top, len(size))]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cfm._arguments import ABOVE_0, checks_arguments
+
 Array = NDArray[np.float64]
 
 
@@ -104,6 +106,7 @@ def nearest_shift(query: ArrayLike, profiles: ArrayLike, effects: ArrayLike) -> 
     return effects[likeness >= likeness.max() - 1e-12].mean(axis=0)
 
 
+@checks_arguments(alpha=ABOVE_0)
 def linear_shift(
     query: ArrayLike, profiles: ArrayLike, effects: ArrayLike, *, alpha: float = 1.0
 ) -> Array:
@@ -139,8 +142,6 @@ def linear_shift(
     >>> linear_shift([2.0], [[0.0], [1.0]], [[0.0], [10.0]], alpha=1e-9).round(3).tolist()
     [20.0]
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha must be above 0; found {alpha}.")
     query, profiles, effects = _cases(query, profiles, effects)
     mean = effects.mean(axis=0)
     x = profiles - profiles.mean(axis=0)

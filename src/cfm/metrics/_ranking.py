@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score
 
+from cfm._arguments import Range, checks_arguments
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -41,6 +43,7 @@ def average_precision(scores: ArrayLike, positives: ArrayLike) -> float:
     return float(average_precision_score(hits, values))
 
 
+@checks_arguments()
 def hits_at(scores: ArrayLike, positives: ArrayLike, k: int) -> float:
     """Count the positives among the ``k`` largest scores; ties at the edge count by their share.
 
@@ -69,6 +72,7 @@ def hits_at(scores: ArrayLike, positives: ArrayLike, k: int) -> float:
     return float(hits[above].sum() + hits[tied].mean() * (k - above.sum()))
 
 
+@checks_arguments()
 def odds_ratio_at(scores: ArrayLike, positives: ArrayLike, k: int) -> float:
     """Odds of a positive among the ``k`` largest scores, relative to the rest.
 
@@ -96,6 +100,7 @@ def odds_ratio_at(scores: ArrayLike, positives: ArrayLike, k: int) -> float:
     return float((inside + 0.5) * (rest + 0.5) / ((k - inside + 0.5) * (outside + 0.5)))
 
 
+@checks_arguments(share=Range(0, 1, "low"))
 def enrichment_factor(scores: ArrayLike, positives: ArrayLike, share: float = 0.01) -> float:
     """Positives in the first ``share`` of a ranking, as a multiple of what chance puts there.
 
@@ -116,13 +121,12 @@ def enrichment_factor(scores: ArrayLike, positives: ArrayLike, share: float = 0.
     >>> enrichment_factor([0.9, 0.8, 0.3, 0.1], [True, False, False, False], share=0.25)
     4.0
     """
-    if not 0.0 < share <= 1.0:
-        raise ValueError(f"share is {share}; expected more than 0 and at most 1.")
     hits = np.asarray(positives, dtype=bool)
     k = max(1, round(share * len(hits)))
     return hits_at(scores, positives, k) / k / float(hits.mean())
 
 
+@checks_arguments()
 def permutation_interval(
     score: Callable[[NDArray[np.float64], NDArray[np.bool_]], float],
     scores: ArrayLike,

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
 
+from cfm._arguments import checks_arguments
 from cfm.metrics._checks import as_labels, as_probabilities, as_weights
 
 
@@ -36,6 +37,7 @@ def accuracy(y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | No
     return float(as_weights(sample_weight, len(true)) @ (true == pred))
 
 
+@checks_arguments()
 def top_k_accuracy(
     y_true: ArrayLike,
     proba: ArrayLike,
@@ -77,8 +79,6 @@ def top_k_accuracy(
     >>> top_k_accuracy(["IAV", "RSV"], proba, ["HCoV", "IAV", "RSV"], k=2)
     0.5
     """
-    if k < 1:
-        raise ValueError(f"k={k}, expected at least 1.")
     true = as_labels(y_true, "y_true")
     score, names = as_probabilities(proba, classes, len(true))
     is_true = true[:, None] == names[None, :]  # (n, classes)

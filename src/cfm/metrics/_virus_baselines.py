@@ -16,11 +16,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
+from cfm._arguments import checks_arguments
 from cfm.metrics._checks import as_labels, as_weights
 
 INTERFERON_GENES = ("IFI27", "IFI44L", "ISG15", "MX1", "IFIT1", "RSAD2")
 
 
+@checks_arguments()
 def center_effects(effects: ArrayLike, clip: float = 6.0) -> NDArray[np.float32]:
     """Subtract each profile's median over measured genes, clip, and set missing genes to 0.
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cfm._arguments import checks_arguments
 
+
+@checks_arguments()
 def unit_weights(
     labels: ArrayLike, groups: ArrayLike, *, balance_labels: bool = False
 ) -> NDArray[np.float64]:

@@ -16,11 +16,13 @@ from anndata import AnnData
 from safetensors.torch import save as save_tensors
 from scvi.model.base import BaseModelClass
 
-from cfm._arguments import check_flag
+from cfm._arguments import checks_arguments
+from cfm._tables import check_tables, load_tables
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.hub import load_checkpoint, save_checkpoint
 from cfm.hub._replace import reads_checkpoint
+from cfm.models._not_offered import OfferedOnly, list_offered
 from cfm.nn._distributed import first_process_does
 
 if TYPE_CHECKING:
@@ -57,19 +59,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     return found
 
 
-def load_tables(adata: object) -> None:
-    """Load ``obs`` and ``var`` of :func:`anndata.experimental.read_lazy`; matrices stay on disk.
-
-    Registering data writes columns into ``obs``.
-    """
-    if isinstance(adata, AnnData):
-        for name in ("obs", "var"):
-            table = getattr(adata, name)
-            if not isinstance(table, pd.DataFrame):
-                setattr(adata, name, in_memory_frame(table))
-
-
-class PretrainedModel(BaseModelClass):
+class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     """A scvi-tools model that saves to and loads from cfm checkpoints.
 
     Checkpoints are safetensors and JSON (:mod:`cfm.hub`), never pickles, so ``save`` and ``load``
@@ -107,6 +97,8 @@ class PretrainedModel(BaseModelClass):
         self.provenance: dict[str, Any] = {}
         self._loaded_history: dict[str, str] = {}
 
+    __dir__ = list_offered
+
     @staticmethod
     def _get_setup_method_args(**setup_locals: Any) -> dict[str, Any]:
         # the first thing that each setup_anndata does, and before it looks at obs
@@ -118,6 +110,7 @@ class PretrainedModel(BaseModelClass):
                 "pass a copy: adata = adata.copy()."
             )
         load_tables(adata)
+        check_tables(adata, setup_locals.values(), one_kind=True)
         return cast("dict[str, Any]", BaseModelClass._get_setup_method_args(**setup_locals))
 
     @property
@@ -293,6 +286,7 @@ class PretrainedModel(BaseModelClass):
         self.checkpoint_name = self.checkpoint_sha256 = ""
         self.card = None
 
+    @checks_arguments()
     def save(
         self,
         dir_path: str | Path,
@@ -330,8 +324,6 @@ class PretrainedModel(BaseModelClass):
         TypeError
             If something else is asked for.
         """
-        check_flag("overwrite", overwrite)
-        check_flag("compact", compact)
         if kwargs:
             raise TypeError(
                 f"save() does not take {sorted(kwargs)}; cfm checkpoints hold the model only. "

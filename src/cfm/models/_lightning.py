@@ -105,20 +105,11 @@ def _add_new_curves(
 
 def held_out_studies(studies: np.ndarray, share: float, seed: int) -> list[str]:
     """Choose studies to hold out of training; none if there are fewer than three."""
-    if not 0.0 <= share < 1.0:
-        raise ValueError(f"validation_share must be at least 0 and below 1; found {share}.")
     names = sorted(set(studies) - {""})
     if len(names) < 3 or share == 0:
         return []
     n = min(max(1, round(share * len(names))), len(names) - 1)
     return list(np.random.default_rng(seed).choice(names, size=n, replace=False))
-
-
-def check_numbers(**numbers: tuple[int, int]) -> None:
-    """Check that each number is at least its lower bound."""
-    for name, (found, least) in numbers.items():
-        if found < least:
-            raise ValueError(f"{name} must be at least {least}; found {found}.")
 
 
 def training_precision(precision: str, accelerator: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
+from cfm._arguments import check_choice
 from cfm.data._warn import warn_user
 from cfm.nn._linear import fast_bfloat16
 
@@ -49,8 +50,7 @@ def inference_dtype(
     UserWarning
         If ``"auto"`` falls back to float32 because of the trial.
     """
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision={precision!r}; expected one of {get_args(Precision)}.")
+    check_choice("precision", precision, get_args(Precision))
     if precision != "auto":
         return torch.float32 if precision == "float32" else torch.bfloat16
     if not fast_bfloat16(device):

@@ -13,7 +13,7 @@ from scvi.train import TrainRunner
 from scvi.train._logger import SimpleLogger
 
 from cfm.models._fingerprint import fingerprint
-from cfm.models._lightning import check_numbers, quiet_lightning, run_training, training_precision
+from cfm.models._lightning import quiet_lightning, run_training, training_precision
 from cfm.models._resume import Checkpoints
 from cfm.models._streams import SeededStream, StreamModule
 
@@ -55,10 +55,6 @@ class TrainingRun:
         self.arguments = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
         self.model: PretrainedModel = arguments["self"]
         given = self.arguments
-        for name in ("max_epochs", "max_steps", "batch_size", "accumulate_grad_batches"):
-            if given.get(name) is not None:
-                check_numbers(**{name: (given[name], 1)})
-        check_numbers(num_nodes=(given["num_nodes"], 1), block_size=(given.get("block_size", 1), 1))
         if any(word in str(given["strategy"]) for word in _FORKED):
             raise ValueError(
                 f"strategy={given['strategy']!r} starts copies of this process, whose training "
@@ -77,7 +73,6 @@ class TrainingRun:
         )
 
         if given["checkpoint_dir"] is not None:
-            check_numbers(checkpoint_every=(given["checkpoint_every"], 1))
             self.checkpoints = Checkpoints(
                 given["checkpoint_dir"],
                 every=given["checkpoint_every"],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfm._arguments import check_choice
 from cfm.nn._linear import prefers_onednn, prepare, prepare_linear
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ class PostNormLayer(nn.Module):
         super().__init__()
         if dim % n_heads:
             raise ValueError(f"dim={dim} must be divisible by n_heads={n_heads}.")
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation={activation!r}; expected one of {list(_ACTIVATIONS)}.")
+        check_choice("activation", activation, _ACTIVATIONS)
         self.n_heads = n_heads
         self.activation = activation
         self.qkv = nn.Linear(dim, 3 * dim)

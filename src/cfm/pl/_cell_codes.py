@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
+from cfm._arguments import checks_arguments
 from cfm._fields import CELL_CODE_KEY, MARKERS, NEIGHBOURS, VECTORS
 from cfm.pl._checks import require_anndata
 from cfm.pl._code_composition import draw_composition, head, order_codes
@@ -27,6 +28,7 @@ _MARKER_COLUMNS = ("code", "rank", "gene")
 _NEIGHBOUR_COLUMNS = ("code", "neighbour", "cosine_rank")
 
 
+@checks_arguments()
 def cell_codes(
     adata: AnnData,
     *,
@@ -101,11 +103,6 @@ def cell_codes(
     "share of the code's cells, by bulk_labels"
     """
     require_anndata(adata)
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind is {kind!r}; expected one of {', '.join(get_args(Kind))}.")
-    for name, value in (("n_codes", n_codes), ("n_genes", n_genes)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1.")
     levels = read_levels(adata, key, groupby)
     candidates = list(levels.table.index)
     tool = "cell_codes"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS
+from cfm._arguments import checks_arguments
+from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS, params_of
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, legend_below, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._palette import COLORS, GREY
-from cfm.pl._stored import stored_params, stored_table
+from cfm.pl._stored import stored_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ _TITLES = {
 }
 
 
+@checks_arguments()
 def cell_importance(
     adata: AnnData,
     *,
@@ -92,8 +94,6 @@ def cell_importance(
     ['B cell (4)', 'Monocyte (4)', 'NK cell (4)', 'T cell (4)']
     """
     require_anndata(adata)
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind={kind!r}; expected one of {get_args(Kind)}.")
     table = stored_table(
         adata,
         key,
@@ -130,7 +130,7 @@ def cell_importance(
         ax.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.25, 1.5) if narrow else (1.0,)))
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.axvline(1.0, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
-        method = str(stored_params(adata, key).get("method", "attention"))
+        method = str(params_of(adata.uns, key).get("method", "attention"))
         ax.set_xlabel(_TITLES.get(method, "importance over share of cells"))
     else:
         ax.set_xlim(left=0)

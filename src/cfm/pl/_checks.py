@@ -5,6 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from anndata import AnnData
 
+from cfm._tables import check_tables
+
 
 def require_anndata(adata: object) -> None:
     """Check that something is an AnnData, with its tables in memory.
@@ -13,6 +15,8 @@ def require_anndata(adata: object) -> None:
     ------
     TypeError
         If it is not; the error says what to pass instead.
+    ValueError
+        If names are no text, or a column is there twice.
     """
     if not isinstance(adata, AnnData):
         raise TypeError(
@@ -24,3 +28,4 @@ def require_anndata(adata: object) -> None:
             "adata was read by anndata.experimental.read_lazy, and a figure is drawn from memory; "
             "pass adata.to_memory()."
         )
+    check_tables(adata)

@@ -11,11 +11,10 @@ import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from cfm._fields import MARGIN, SIMILARITY
+from cfm._fields import MARGIN, SIMILARITY, params_of
 from cfm.pl._figure import legend_below
 from cfm.pl._labels import shorten
 from cfm.pl._palette import COLORS, GREY
-from cfm.pl._stored import stored_params
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -109,7 +108,7 @@ def read_levels(adata: AnnData, key: str, groupby: str | None) -> Levels:
     if not known.any():
         raise ValueError(f"obs[{key!r}] is missing in all {adata.n_obs} cells; nothing to draw.")
     if groupby is None:
-        stored = stored_params(adata, key).get("groupby", [])
+        stored = params_of(adata.uns, key).get("groupby", [])
         groupby = next((str(name) for name in stored if str(name) in adata.obs), None)
     elif groupby not in adata.obs:
         raise KeyError(

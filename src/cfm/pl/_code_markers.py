@@ -11,10 +11,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation
 from scipy import sparse
 
+from cfm._fields import params_of
 from cfm._sparse_indices import check_sparse
 from cfm.pl._figure import figure_of, legend_below, new_figure
 from cfm.pl._labels import shorten
-from cfm.pl._stored import stored_params
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +148,7 @@ def _expression(adata: AnnData, key: str, codes: list[str], genes: list[str]) ->
     KeyError
         If genes or the layer are no longer there.
     """
-    params = stored_params(adata, key)
+    params = params_of(adata.uns, key)
     layer = params.get("layer")
     missing = [gene for gene in genes if gene not in adata.var_names]
     if missing or (layer is not None and layer not in adata.layers):

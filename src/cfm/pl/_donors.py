@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.collections import EllipseCollection
 
+from cfm._arguments import checks_arguments
 from cfm._fields import SPREAD
 from cfm.pl._checks import require_anndata
 from cfm.pl._embedding import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checks_arguments()
 def donors(
     adata: AnnData,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from cfm._arguments import checks_arguments
 from cfm._fields import DRUG_SCREEN_KEY, RESULTS
 from cfm.pl._checks import require_anndata
 from cfm.pl._drug_scatter import draw_scatter
@@ -28,6 +29,7 @@ _COLUMNS = (
 _BARS = 30
 
 
+@checks_arguments(n_compounds=0)
 def drug_screen(
     adata: AnnData,
     *,
@@ -98,10 +100,6 @@ def drug_screen(
     'combined score'
     """
     require_anndata(adata)
-    if kind not in ("waterfall", "scatter"):
-        raise ValueError(f"kind is {kind!r}; expected 'waterfall' or 'scatter'.")
-    if n_compounds < 0:
-        raise ValueError(f"n_compounds is {n_compounds}; expected at least 0.")
     table = stored_table(adata, key, RESULTS, tool="screen_drugs", columns=_COLUMNS)
     if kind == "scatter":
         for name in (x, y):

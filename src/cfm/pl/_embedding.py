@@ -10,6 +10,7 @@ import scanpy as sc
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
+from cfm._arguments import checks_arguments
 from cfm._fields import EMBEDDING_PREFIX
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
@@ -29,6 +30,7 @@ _NOT_GIVEN = "not given"
 _LEGEND_CHARS = 28
 
 
+@checks_arguments()
 def embedding(
     adata: AnnData,
     *,
@@ -95,6 +97,8 @@ def embedding(
     colors: list[str | None] = [color] if color is None or isinstance(color, str) else list(color)
     if not colors:
         raise ValueError("color is an empty list; pass None or at least one column.")
+    if len(set(colors)) < len(colors):
+        raise ValueError(f"color={color!r} names a column twice; expected each once.")
     if ax is not None and len(colors) > 1:
         raise ValueError(f"ax= takes one panel, but {len(colors)} colours were asked for.")
     columns = {c: _color_values(adata, c) for c in colors if c is not None}

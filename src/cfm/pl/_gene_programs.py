@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from cfm._arguments import checks_arguments
 from cfm._fields import ENRICHMENT, GENE_PROGRAMS_KEY, PROGRAM_EDGES, PROGRAM_GENES, PROGRAMS
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish
@@ -29,6 +30,7 @@ _ROWS, _FEWEST = 60, 3
 _NODES = 300
 
 
+@checks_arguments()
 def gene_programs(
     adata: AnnData,
     *,
@@ -111,11 +113,6 @@ def gene_programs(
     ['study1|virus_A_vs_none', 'study4|virus_A_vs_none']
     """
     require_anndata(adata)
-    if kind not in ("heatmap", "network"):
-        raise ValueError(f"kind is {kind!r}; expected 'heatmap' or 'network'.")
-    for name, value in (("n_programs", n_programs), ("n_genes", n_genes)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1.")
     tool = "gene_programs"
     table = stored_table(adata, key, PROGRAMS, tool=tool, columns=_PROGRAM_COLUMNS)
     table.index = table.index.astype(str)

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from cfm._arguments import NOT_NEGATIVE, checks_arguments
 from cfm._fields import HOST_FACTORS_KEY, RESULTS
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, legend_below
@@ -44,6 +45,7 @@ class _Walk(NamedTuple):
     n_given: int
 
 
+@checks_arguments(weight=NOT_NEGATIVE)
 def host_factor_enrichment(
     adata: AnnData,
     reference: Iterable[str] | Mapping[str, Iterable[str]],
@@ -122,8 +124,6 @@ def host_factor_enrichment(
     """
     require_anndata(adata)
     lists = _lists(reference)
-    if n_permutations < 1:
-        raise ValueError(f"n_permutations is {n_permutations}; expected at least 1.")
     columns = ("group", "gene", "score", "rank")
     table = stored_table(adata, key, RESULTS, tool="host_factors", columns=columns)
     groups = chosen_groups(table, group, key)

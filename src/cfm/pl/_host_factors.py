@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from cfm._arguments import checks_arguments
 from cfm._fields import HOST_FACTORS_KEY, RESULTS
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, legend_below
@@ -31,6 +32,7 @@ _KNOWN = "known"
 _HATCH = "////"
 
 
+@checks_arguments()
 def host_factors(
     adata: AnnData,
     *,
@@ -88,8 +90,6 @@ def host_factors(
     5
     """
     require_anndata(adata)
-    if n_genes < 1:
-        raise ValueError(f"n_genes is {n_genes}; expected at least 1.")
     table = stored_table(adata, key, RESULTS, tool="host_factors", columns=_COLUMNS)
     groups = chosen_groups(table, group, key)
     parts = {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 from cfm._fields import GRAPH_EDGES, GRAPH_NODES, KNOWLEDGE_GRAPH_KEY
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish
@@ -27,6 +28,7 @@ _EDGE_COLUMNS = ("source", "target", "kind", "strength", "directed")
 _CODE = "code"
 
 
+@checks_arguments(max_nodes=2)
 def knowledge_graph(
     adata: AnnData,
     *,
@@ -93,8 +95,6 @@ def knowledge_graph(
     '55 nodes'
     """
     require_anndata(adata)
-    if max_nodes < 2:
-        raise ValueError(f"max_nodes is {max_nodes}; expected at least 2.")
     tool = "knowledge_graph"
     nodes = stored_table(adata, key, GRAPH_NODES, tool=tool, columns=_NODE_COLUMNS)
     nodes.index = nodes.index.astype(str)

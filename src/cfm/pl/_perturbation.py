@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish
 from cfm.pl._panels import group_axes, one_or_all
@@ -15,19 +16,20 @@ from cfm.pl._perturbation_metrics import draw_scores, read_scores, score_axes
 from cfm.pl._perturbation_umap import draw_map, joint_map
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from cfm._units import Units
     from cfm.pl._perturbation_cells import Screen
 
-_KINDS = ("effect", "metrics", "umap")
 #: More panels than this cannot be read.
 _MOST = 24
 
 
+@checks_arguments(n_named=0, n_cells=2)
 def perturbation(
     real: AnnData | pd.DataFrame,
     simulated: AnnData | None = None,
@@ -40,6 +42,7 @@ def perturbation(
     group: str | Sequence[str] | None = None,
     metric: str | Sequence[str] | None = None,
     layer: str | None = None,
+    units: Units | Mapping[str, Units] = "auto",
     gene_symbols: str | None = None,
     n_top: int = 20,
     n_named: int = 8,
@@ -90,8 +93,11 @@ def perturbation(
         those of cell-eval.
     layer
         Layer to read instead of ``X``, by default the recorded one; of ``simulated`` ``X`` is read
-        if it has no such layer. Counts (whole numbers) are brought to log1p of counts per 10,000,
-        anything else is taken as it is.
+        if it has no such layer.
+    units
+        ``"counts"``, ``"log"``, or ``"auto"``, which decides as in
+        :func:`cfm.tl.evaluate_perturbation`; one for both, or by name: ``"real"`` and
+        ``"simulated"``. Counts are brought to log1p of counts per 10,000.
     gene_symbols
         For ``"effect"``: column of ``real.var`` with the names to write.
     n_top, n_named
@@ -143,15 +149,6 @@ def perturbation(
     if not isinstance(real, pd.DataFrame):
         require_anndata(real)
     kind = kind or ("metrics" if isinstance(real, pd.DataFrame) else "effect")
-    if kind not in _KINDS:
-        raise ValueError(f"kind={kind!r} is not known; choose one of {_KINDS}.")
-    for name, value, least in (
-        ("n_top", n_top, 1),
-        ("n_named", n_named, 0),
-        ("n_cells", n_cells, 2),
-    ):
-        if value < least:
-            raise ValueError(f"{name} is {value}; at least {least} is needed.")
     owned = ax is None
     if kind == "metrics":
         if not isinstance(real, pd.DataFrame):
@@ -178,6 +175,7 @@ def perturbation(
         groupby=groupby,
         group=group,
         layer=layer,
+        units=units,
         gene_symbols=gene_symbols,
     )
     if kind == "umap":

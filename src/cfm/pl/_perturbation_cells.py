@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,16 +11,15 @@ from anndata import AnnData
 from scipy import sparse
 
 from cfm._arguments import check_layer
-from cfm._fields import PARAMS, SIMULATED, SIMULATED_BY, SIMULATION
+from cfm._fields import SIMULATED, SIMULATED_BY, SIMULATION, params_of
 from cfm._sparse_indices import check_sparse
+from cfm._units import LIBRARY, decide_units, units_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-#: Counts are brought to this library size before the logarithm, as is usual for single cells.
-_LIBRARY = 1e4
-#: What values can be: nothing but zeros tell nothing about the units.
-_ZEROS, _COUNTS, _OTHER = 0, 1, 2
+    from cfm._units import Units
+
 #: Cells that are read at a time.
 _BLOCK = 2048
 
@@ -38,6 +37,8 @@ class Cells:
         it is not given.
     columns
         ``(n,)`` int64 places of the genes.
+    counts
+        Whether expression is counts.
     """
 
     adata: AnnData
@@ -45,6 +46,7 @@ class Cells:
     level: np.ndarray
     group: np.ndarray
     columns: np.ndarray
+    counts: bool = False
 
     def rows(self, level: str | Sequence[str], group: str | None = None) -> np.ndarray:
         """Row numbers of a perturbation or several, in one group or in all."""
@@ -55,14 +57,26 @@ class Cells:
         return np.flatnonzero(chosen)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Values of some rows, ``(rows, n)`` float64, as they are stored."""
-        matrix: Any = self.adata.X if self.layer is None else self.adata.layers[self.layer]
+        """Log expression of some rows, ``(rows, n)`` float64; of counts log1p CP10k of ``n``."""
         unique, place = np.unique(rows, return_inverse=True)  # a file gives each row once, in order
-        block = check_sparse(matrix, "the matrix of cells")[unique]
-        block = block.compute() if hasattr(block, "compute") else block  # dask
-        values = check_sparse(block, "the matrix of cells")[:, self.columns]
+        values = self._stored(unique)[:, self.columns]
         dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
-        return dense.astype(np.float64)[place]
+        dense = dense.astype(np.float64)
+        if self.counts:
+            total = dense.sum(axis=1, keepdims=True)
+            dense = np.log1p(dense * (LIBRARY / np.where(total > 0, total, 1.0)))
+        return dense[place]
+
+    def blocks(self, rows: np.ndarray) -> Iterator[Any]:
+        """Yield rows of all genes as they are stored."""
+        for start in range(0, len(rows), _BLOCK):
+            yield self._stored(rows[start : start + _BLOCK])
+
+    def _stored(self, rows: np.ndarray) -> Any:
+        matrix: Any = self.adata.X if self.layer is None else self.adata.layers[self.layer]
+        block = check_sparse(matrix, "the matrix of cells")[rows]
+        block = block.compute() if hasattr(block, "compute") else block  # dask
+        return check_sparse(block, "the matrix of cells")
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,7 @@ def read_screen(
     groupby: str | None,
     group: str | Sequence[str] | None,
     layer: str | None,
+    units: Units | Mapping[str, Units],
     gene_symbols: str | None,
 ) -> Screen:
     """Bring real and simulated cells together; see :func:`cfm.pl.perturbation`.
@@ -116,7 +131,8 @@ def read_screen(
     KeyError
         If a column, level, group or layer does not exist.
     ValueError
-        If it is not said what was done to the cells, or they share no gene.
+        If it is not said what was done to the cells, they share no gene, values are not finite, or
+        units differ or cannot be decided.
     """
     for name, given in (("real", real), ("simulated", simulated)):
         if not isinstance(given, AnnData):
@@ -125,7 +141,7 @@ def read_screen(
                 "real cells and those of cfm.tl.simulate_perturbation."
             )
     assert isinstance(simulated, AnnData)
-    record = simulated.uns.get(SIMULATION, {}).get(PARAMS, {})
+    record = params_of(simulated.uns, SIMULATION)
     key, control = key or record.get("key"), control or record.get("control")
     if key is None or control is None:
         raise ValueError(
@@ -155,13 +171,17 @@ def read_screen(
             f"real.obs[{key!r}] has no control {control!r}; it has {_some(cells[0].level)}."
         )
     names = _symbols(real, gene_symbols, columns[0]) if gene_symbols is not None else genes
+    perturbations = _levels(cells, key, control, perturbation)
+    groups = _groups(cells, groupby, group)
+    counts = _hold_counts(cells, [control, *perturbations], units)
+    cells = [replace(part, counts=counts) for part in cells]
     by = sorted(set(map(str, simulated.obs[SIMULATED_BY]))) if SIMULATED_BY in simulated.obs else []
     return Screen(
         real=cells[0],
         simulated=cells[1],
         control=control,
-        perturbations=_levels(cells, key, control, perturbation),
-        groups=_groups(cells, groupby, group),
+        perturbations=perturbations,
+        groups=groups,
         genes=names,
         n_unpredicted=n_unpredicted,
         model=", ".join(by),
@@ -172,61 +192,34 @@ def mean_log_expression(parts: Sequence[tuple[Cells, np.ndarray]]) -> list[np.nd
     """Return the mean log expression of each part, some rows of some cells, ``(genes,)``.
 
     Cells are read a few at a time.
-
-    Raises
-    ------
-    ValueError
-        As :func:`log_expression`.
     """
-    plain, logs, kinds = [], [], []
+    means = []
     for cells, rows in parts:
-        sums = np.zeros((2, len(cells.columns)))
-        found = []
-        for start in range(0, len(rows), _BLOCK):
-            block = cells.read(rows[start : start + _BLOCK])
-            found.append(_holds(block))
-            sums += block.sum(axis=0), (_of_counts(block) if found[-1] != _OTHER else block).sum(0)
-        plain.append(sums[0] / len(rows))
-        logs.append(sums[1] / len(rows))
-        kinds.append(max(found))
-    return logs if _all_counts(kinds) else plain
+        starts = range(0, len(rows), _BLOCK)
+        means.append(sum(cells.read(rows[i : i + _BLOCK]).sum(axis=0) for i in starts) / len(rows))
+    return means
 
 
-def log_expression(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return log expression of each part: as it is, or log1p of counts per 10,000.
-
-    Raises
-    ------
-    ValueError
-        If a value is not finite, or some parts hold counts and others do not.
-    """
-    if _all_counts([_holds(part) for part in parts]):
-        return [_of_counts(part) for part in parts]
-    return list(parts)
-
-
-def _holds(values: np.ndarray) -> int:
-    if not np.isfinite(values).all():
-        raise ValueError(
-            "The expression holds NaN or infinite values; drop those genes or observations."
+def _hold_counts(
+    cells: Sequence[Cells], levels: list[str], units: Units | Mapping[str, Units]
+) -> bool:
+    # what was simulated is of the units that were read
+    made = {SIMULATION: cells[1].adata.uns.get(SIMULATION, {})}
+    found = [
+        decide_units(
+            part.blocks(part.rows(levels)),
+            units_of(name, units),
+            where=name,
+            uns=(made | dict(part.adata.uns)) if part.layer is None else made,
         )
-    if not (values >= 0).all() or not (values == np.rint(values)).all():
-        return _OTHER
-    return _COUNTS if values.any() else _ZEROS
-
-
-def _all_counts(kinds: Sequence[int]) -> bool:
-    if _COUNTS in kinds and _OTHER in kinds:
+        for part, name in zip(cells, ("real", "simulated"), strict=True)
+    ]
+    if len(set(found)) > 1:
         raise ValueError(
-            "Some of the real and simulated cells hold counts (whole numbers) and some do not; "
-            "bring both to the same units, or pass layer=."
+            f"real holds {found[0]!r} and simulated {found[1]!r}; bring both to the same units, or "
+            "pass layer=."
         )
-    return _OTHER not in kinds
-
-
-def _of_counts(values: np.ndarray) -> np.ndarray:
-    total = values.sum(axis=1, keepdims=True)
-    return np.log1p(values * (_LIBRARY / np.where(total > 0, total, 1.0)))
+    return found[0] == "counts"
 
 
 def _shared_genes(

@@ -11,7 +11,6 @@ from anndata import AnnData
 from cfm.pl._figure import figure_of, legend_below
 from cfm.pl._labels import Place, label_points, shorten
 from cfm.pl._palette import COLORS, GREY, Style
-from cfm.pl._perturbation_cells import log_expression
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +60,7 @@ def joint_map(
         values.append(cells.read(rows))
         kinds.append(np.full(len(rows), kind))
         names.append(cells.group[rows])
-    joint = AnnData(np.concatenate(log_expression(values)).astype(np.float32))
+    joint = AnnData(np.concatenate(values).astype(np.float32))
     spread = joint.X.std(axis=0)
     joint = joint[:, spread > 0].copy()
     if joint.n_vars < 2:

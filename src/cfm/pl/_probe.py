@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
+from cfm._arguments import checks_arguments
 from cfm._fields import (
     MEAN_TARGET,
     NO_FEATURES,
@@ -16,6 +17,7 @@ from cfm._fields import (
     PLAIN_EXPRESSION,
     PROBE_KEY,
     RESULTS,
+    params_of,
 )
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
@@ -54,6 +56,7 @@ _STEP = 0.24
 _CHAR, _NUMBERS = 0.075, 1.5
 
 
+@checks_arguments()
 def probe(
     adata: AnnData,
     *,
@@ -154,7 +157,7 @@ def stored_probe(adata: AnnData, key: str) -> tuple[pd.DataFrame, Mapping[str, A
         If there is none under this key.
     """
     record = adata.uns.get(key)
-    if not isinstance(record, Mapping) or RESULTS not in record or PARAMS not in record:
+    if not isinstance(record, Mapping) or RESULTS not in record or not params_of(adata.uns, key):
         raise KeyError(
             f"uns[{key!r}] holds no probe; run cfm.tl.probe(adata, …, key_added={key!r}) first, or "
             "pass the key it was stored under."

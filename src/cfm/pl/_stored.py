@@ -12,10 +12,10 @@ from cfm._fields import (
     CONFIDENCE,
     INFECTED,
     NOVELTY,
-    PARAMS,
     PREDICTION_SET,
     PROBABILITIES,
     SET_SEPARATOR,
+    params_of,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def stored_prediction(adata: AnnData, key: str) -> StoredPrediction:
         novelty=adata.obs[key + NOVELTY].to_numpy(dtype=np.float64),
         candidates=[tuple(part for part in text.split(SET_SEPARATOR) if part) for text in sets],
         probabilities=probabilities,
-        params=adata.uns.get(key, {}).get(PARAMS, {}),
+        params=params_of(adata.uns, key),
     )
 
 
@@ -145,9 +145,3 @@ def stored_table(
         if not pd.api.types.is_numeric_dtype(plain[name]):
             plain[name] = plain[name].astype(str)
     return plain
-
-
-def stored_params(adata: AnnData, key: str) -> Mapping[str, Any]:
-    """Return how a result was made; empty if that is not recorded."""
-    stored = adata.uns.get(key)
-    return stored.get(PARAMS, {}) if hasattr(stored, "get") else {}

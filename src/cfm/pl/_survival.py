@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
+from cfm._arguments import PART, checks_arguments
 from cfm._fields import HIGH_RISK, LOW_RISK, PROBE_KEY, RISK_GROUP
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
@@ -35,6 +36,7 @@ _LINES: tuple[Any, ...] = (
 _MOST, _MOST_BANDS = len(_LINES), 3
 
 
+@checks_arguments(confidence=PART)
 def survival(
     adata: AnnData,
     *,

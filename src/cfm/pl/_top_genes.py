@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from cfm._arguments import check_layer
+from cfm._arguments import check_layer, checks_arguments
 from cfm._sparse_indices import check_sparse
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checks_arguments()
 def top_genes(
     adata: AnnData,
     contrast: str | int = 0,
@@ -73,8 +74,6 @@ def top_genes(
     6
     """
     require_anndata(adata)
-    if n_genes < 1:
-        raise ValueError(f"n_genes is {n_genes}; expected at least 1.")
     row = _row(adata, contrast)
     check_layer(adata, layer)
     matrix = adata.X if layer is None else adata.layers[layer]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from cfm._arguments import checks_arguments
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._palette import COLORS
 
@@ -31,6 +32,7 @@ _DRAWN = {
 }
 
 
+@checks_arguments()
 def training(
     model: Any,
     *,

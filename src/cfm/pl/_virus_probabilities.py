@@ -11,6 +11,7 @@ from matplotlib.legend import Legend
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.transforms import ScaledTranslation
 
+from cfm._arguments import checks_arguments
 from cfm._fields import UNINFECTED, UNKNOWN, VIRUS_KEY
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
@@ -39,6 +40,7 @@ _READABLE = 4.0
 _TALL = 25
 
 
+@checks_arguments()
 def virus_probabilities(
     adata: AnnData,
     *,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse, stats
 
+from cfm._arguments import SHARE
 from cfm._fields import PARAMS
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.data._modality import on_modality, require_anndata
@@ -28,7 +29,7 @@ _TILE = 2048
 _CHANCE = 0.05
 
 
-@on_modality()
+@on_modality(ranges={"min_correlation": SHARE})
 def coexpression_graph(
     adata: AnnData | MuData,
     *,
@@ -117,7 +118,7 @@ def coexpression_graph(
     [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
     require_anndata(adata)
-    _check_arguments(n_neighbors, min_correlation, block_size, key_added)
+    check_key(key_added)
     matrix = get_matrix(adata, layer=layer)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if adata.n_obs < 3:
@@ -158,17 +159,6 @@ def coexpression_graph(
         "n_isolated": int((~linked).sum()),
     }
     return adata if copy else None
-
-
-def _check_arguments(
-    n_neighbors: int, min_correlation: float, block_size: int, key_added: str
-) -> None:
-    for name, value in (("n_neighbors", n_neighbors), ("block_size", block_size)):
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}={value!r}; a whole number of at least 1 is expected.")
-    if not 0 <= min_correlation <= 1:
-        raise ValueError(f"min_correlation={min_correlation!r} is not between 0 and 1.")
-    check_key(key_added)
 
 
 def _unit_columns(matrix: Any, where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import ABOVE_0, checks_arguments
 from cfm._fields import CONTRASTS
+from cfm._tables import check_tables
 from cfm.data._matrix import (
     by_rows,
     check_counts,
@@ -38,6 +40,7 @@ Mode = Literal["replicates", "pairs", "test"]
 Units = Literal["counts", "log"]
 
 
+@checks_arguments(min_cells=0, memory_mib=ABOVE_0, prior_count=ABOVE_0)
 def contrasts(
     adata: AnnData | MuData,
     groupby: str,
@@ -160,21 +163,14 @@ def contrasts(
     >>> adata = cfm.datasets.toy_infection()
     >>> profiles = cfm.pp.contrasts(adata, "virus", "none", by="study")
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode={mode!r} is not known; choose one of {get_args(Mode)}.")
-    if units not in get_args(Units):
-        raise ValueError(f"units={units!r} is not known; choose one of {get_args(Units)}.")
     if units == "log" and (mode == "test" or sample_key is not None):
         raise ValueError("mode='test' and sample_key= need counts, but units='log' was given.")
-    if not memory_mib > 0:
-        raise ValueError(f"memory_mib must be above 0, found {memory_mib}.")
-    if not prior_count > 0:
-        raise ValueError(f"prior_count must be above 0, found {prior_count}.")
     strata = [] if by is None else [by] if isinstance(by, str) else list(by)
     keys = [groupby, *strata]
     if sample_key is not None and sample_key not in keys:
         keys.append(sample_key)
     adata, obs = select_modality(adata, modality, tuple(keys))
+    check_tables(adata, keys)
     get_matrix(adata, layer=layer)  # that there is one, before its samples are looked at
     check_columns(obs, groupby, strata, sample_key)
     control = find_control(obs[groupby], control)

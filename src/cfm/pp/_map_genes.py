@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -108,11 +108,6 @@ def map_genes(
     {'MX1': 3.0, 'ISG15': 3.0}
     """
     require_anndata(adata)
-    if aggregate not in get_args(Aggregate) or unmapped not in get_args(Unmapped):
-        raise ValueError(
-            f"aggregate={aggregate!r} must be one of {get_args(Aggregate)} and "
-            f"unmapped={unmapped!r} one of {get_args(Unmapped)}."
-        )
     if var_key is not None and var_key not in adata.var.columns:
         raise KeyError(f"no column {var_key!r} in adata.var; it has {list(adata.var.columns)}.")
     if adata.isbacked and not copy:

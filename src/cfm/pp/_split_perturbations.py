@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from cfm._fields import PARAMS
+from cfm._arguments import PART
+from cfm._fields import PARAMS, params_of
 from cfm.data._matrix import check_not_empty, check_unique_names, in_memory_frame
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target
@@ -25,7 +26,7 @@ HoldOut = Literal["group", "perturbation", "combination", "cells"]
 _SHARE = {"group": 0.2, "perturbation": 0.2, "combination": 0.2, "cells": 0.5}
 
 
-@on_modality(columns=("key", "groupby"))
+@on_modality(columns=("key", "groupby"), ranges={"share": PART})
 def split_perturbations(
     adata: AnnData | MuData,
     key: str,
@@ -136,11 +137,7 @@ def split_perturbations(
     check_key(key_added)
     if key_added in (key, groupby):
         raise ValueError(f"key_added={key_added!r} would replace what the split is made of.")
-    if hold_out not in get_args(HoldOut):
-        raise ValueError(f"hold_out={hold_out!r} is not known; use one of {get_args(HoldOut)}.")
     part = _SHARE[hold_out] if share is None else share
-    if not isinstance(part, int | float) or not 0 < part < 1:
-        raise ValueError(f"share={share!r}; expected a number above 0 and below 1.")
     if hold_out == "group" and groupby is None:
         raise ValueError("hold_out='group' needs groupby=, the column of cell types or donors.")
     if groups is not None and groupby is None:
@@ -327,9 +324,8 @@ def _check(
 
 
 def _warn_replaced(adata: AnnData, key_added: str) -> None:
-    record = adata.uns.get(key_added)
-    ours = isinstance(record, dict) and "hold_out" in dict(record.get(PARAMS, {}))
-    if (key_added in adata.obs or record is not None) and not ours:
+    ours = "hold_out" in params_of(adata.uns, key_added)
+    if (key_added in adata.obs or adata.uns.get(key_added) is not None) and not ours:
         warn_user(
             f"obs[{key_added!r}] or uns[{key_added!r}] was not written by this function and is "
             "replaced; pass another key_added= to keep it."

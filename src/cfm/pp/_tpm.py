@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -112,11 +112,6 @@ def tpm(
     [[500000.0, 500000.0], [0.0, 1000000.0]]
     """
     require_anndata(adata)
-    if missing_length not in get_args(MissingLength):
-        raise ValueError(
-            f"missing_length={missing_length!r} is not known; choose one of "
-            f"{', '.join(map(repr, get_args(MissingLength)))}."
-        )
     check_key(key_added)
     if modality is not None and missing_length == "drop":
         raise ValueError(
@@ -269,7 +264,9 @@ def _log_tpm_any(matrix: Any, weight: np.ndarray) -> Any:
     blocks = [_log_tpm(block, weight) for _, block in row_blocks(matrix)]
     if not sparse.issparse(blocks[0]):
         return np.vstack(blocks)
-    stacked = sparse.vstack(blocks, format="csr")
+    # an array in, an array out
+    kind = sparse.csr_array if isinstance(matrix, sparse.sparray) else sparse.csr_matrix
+    stacked = kind(sparse.vstack(blocks, format="csr"))
     return stacked.asformat(matrix.format) if sparse.issparse(matrix) else stacked
 
 

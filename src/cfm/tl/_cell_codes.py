@@ -18,6 +18,7 @@ from cfm._fields import (
     PARAMS,
     REFERENCE,
     VECTORS,
+    params_of,
 )
 from cfm.data._matrix import get_matrix
 from cfm.data._modality import on_modality
@@ -26,7 +27,6 @@ from cfm.models import CodeModel, PretrainedModel, load_model
 from cfm.models.cellvq import CellCodes
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
 from cfm.tl._code_checks import (
-    check_numbers,
     check_use,
     obs_columns,
     read_annotations,
@@ -60,7 +60,11 @@ _OF_CELLS = ("code", "similarity", "margin", "embedding")
 _FURTHER = "further_columns"
 
 
-@on_modality(columns=("groupby", "total_counts"), also=("reference",))
+@on_modality(
+    columns=("groupby", "total_counts"),
+    also=("reference",),
+    ranges={"n_markers": 0, "min_cells": 2},
+)
 def cell_codes(
     adata: Data,
     model: str | Path | PretrainedModel | CodeModel = "cellvq-mini",
@@ -262,12 +266,6 @@ def cell_codes(
     how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
     run = ChunkRun(adata, how, copy=copy, also_read=reference)
     check_key(key_added)
-    check_numbers(
-        n_markers=(n_markers, 0),
-        min_cells=(min_cells, 2),
-        n_neighbors=(n_neighbors, 1),
-        n_groups=(1 if n_groups is None else n_groups, 1),
-    )
     annotations = read_annotations(run.whole, groupby)
     known = None if reference is None else ReferenceCodes.read(reference, key_added)
     network: Any = model
@@ -368,9 +366,8 @@ def cell_codes(
 
 def _made_before(adata: AnnData, key: str) -> set[str]:
     """Return the columns of groups or a reference that an earlier run made and that are there."""
-    record = adata.uns.get(key)
-    params = record.get(PARAMS, {}) if isinstance(record, Mapping) else {}
-    return set(map(str, params.get(_FURTHER, []))) & set(map(str, adata.obs.columns))
+    made = params_of(adata.uns, key).get(_FURTHER, [])
+    return set(map(str, made)) & set(map(str, adata.obs.columns))
 
 
 def _record(

@@ -129,8 +129,6 @@ def cell_importance(
     """
     require_anndata(adata)
     check_key(key_added)
-    if n_random < 1:
-        raise ValueError(f"n_random must be at least 1; found {n_random}.")
     loaded = load_model(model, device=device)
     if not isinstance(loaded, Pulsar):
         raise TypeError(

@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from cfm.models.cellvq import CellCodes
 
 
-def check_numbers(**bounds: tuple[int, int]) -> None:
-    """Check that numbers are whole and not below what is least."""
-    for name, (value, least) in bounds.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}.")
-
-
 def read_annotations(adata: AnnData, groupby: str | Sequence[str] | None) -> dict[str, Annotation]:
     """Read the columns of ``groupby``, before anything is computed."""
     if groupby is None:

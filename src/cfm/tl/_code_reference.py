@@ -79,7 +79,8 @@ class ReferenceCodes:
                 f"reference is a {type(reference).__name__}; expected an AnnData with cell codes, "
                 "or its uns['cell_code']."
             )
-        if PARAMS not in stored or not isinstance(stored.get(CODES), pd.DataFrame):
+        params = stored.get(PARAMS)
+        if not isinstance(params, Mapping) or not isinstance(stored.get(CODES), pd.DataFrame):
             raise ValueError(
                 f"The reference holds {sorted(map(str, stored))}; expected what cfm.tl.cell_codes "
                 "stores in uns['cell_code'], with 'params' and 'codes'."
@@ -91,7 +92,7 @@ class ReferenceCodes:
             for name in map(str, table.columns)
             if name.endswith(MAJORITY) and name.removesuffix(MAJORITY) + PURITY in table
         ]
-        return cls(table, annotations, stored[PARAMS])
+        return cls(table, annotations, params)
 
     def check_same_model(self, record: Mapping[str, Any]) -> None:
         """Check that the reference was read by the model of this record.

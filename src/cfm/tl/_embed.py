@@ -152,8 +152,6 @@ def embed(
             "cfm.tl.embed_donors(adata, donor_key)."
         )
     key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower() + _SUFFIXES.get(level, "")
-    if level not in _SLOTS:
-        raise ValueError(f"level={level!r}; expected {' or '.join(map(repr, _SLOTS))}.")
     arguments = {"layer": layer, "batch_size": batch_size} | model_kwargs
     if level == "gene":
         return _embed_genes(model, run, key, arguments, modality)

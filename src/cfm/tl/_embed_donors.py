@@ -11,6 +11,7 @@ import mudata as md
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import checks_arguments
 from cfm._fields import (
     DONORS,
     EMBEDDING_PREFIX,
@@ -20,6 +21,7 @@ from cfm._fields import (
     SPREAD,
     VARYING,
 )
+from cfm._tables import check_tables
 from cfm.data._matrix import in_memory_frame, select_modality
 from cfm.data._modality import quiet_mudata
 from cfm.data._result_store import check_output
@@ -46,6 +48,7 @@ _OF_DONORS = ("embedding", "spread", "n_cells", "n_used")
 _FEW = 0.5
 
 
+@checks_arguments()
 def embed_donors(
     adata: Data,
     donor_key: str = "donor_id",
@@ -176,6 +179,7 @@ def embed_donors(
             raise ValueError(f"modality={modality!r} goes with a MuData; files hold an AnnData.")
         data = Rows.of(data).whole
     cells, obs = select_modality(data, modality, (donor_key,))
+    check_tables(cells, [donor_key])
     if donor_key not in obs and donor_key not in cells.obs:
         raise KeyError(f"adata.obs has no column {donor_key!r}; it has {obs.columns.tolist()}.")
     if key_added is not None:
@@ -273,7 +277,10 @@ def donor_table(
         if str(column).startswith("_scvi"):
             continue
         groups = obs[column].groupby(which, sort=True, observed=False)
-        n_varying = int((groups.nunique(dropna=True) > 1).sum())
+        try:
+            n_varying = int((groups.nunique(dropna=True) > 1).sum())
+        except TypeError:  # lists, which no table of donors can hold
+            n_varying = len(donors)
         if n_varying:
             varying[str(column)] = n_varying
         else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby as consecutive
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from cfm._arguments import ABOVE_0, check_choice
 from cfm._fields import BASELINES, CEILING
+from cfm._units import units_of
 from cfm.data._modality import on_modality
 from cfm.tl._evaluation_cell_eval import CELL_EVAL, known_cell_eval_metrics, score_by_cell_eval
 from cfm.tl._evaluation_conditions import (
@@ -22,21 +25,28 @@ from cfm.tl._evaluation_methods import Baseline, Halves, Observed, Simulated
 from cfm.tl._evaluation_scores import ALWAYS, HIGHER_IS_BETTER, Scorer, ScoreTable
 from cfm.tl._perturbation_cells import Components, LogCells, rows_hold_counts
 from cfm.tl._perturbation_shift import KnownEffects, check_features
-from cfm.tl._perturbation_units import Units
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import anndata as ad
     import pandas as pd
     from mudata import MuData
 
+    from cfm._units import Units
     from cfm.tl._evaluation_conditions import Simulation
     from cfm.tl._evaluation_groups import Method
     from cfm.tl._perturbation_design import Design
 
+#: Name of the observed data in ``units=``.
+_REAL = "real"
 
-@on_modality(columns=("key", "groupby", "split_key"), also=("simulated",))
+
+@on_modality(
+    columns=("key", "groupby", "split_key"),
+    also=("simulated",),
+    ranges={"alpha": ABOVE_0, "max_cells": 2, "n_halves": 0},
+)
 def evaluate_perturbation(
     real: ad.AnnData | MuData,
     simulated: ad.AnnData | Mapping[str, ad.AnnData],
@@ -46,7 +56,7 @@ def evaluate_perturbation(
     groupby: str | None = None,
     split_key: str | None = None,
     layer: str | None = None,
-    units: Units = "auto",
+    units: Units | Mapping[str, Units] = "auto",
     metrics: str | Sequence[str] | None = None,
     baselines: Sequence[str] = BASELINES,
     baseline_units: Literal["log", "counts"] = "log",
@@ -79,7 +89,7 @@ def evaluate_perturbation(
         methods are told apart by ``obs['simulated_by']`` (``"model"`` without it), or AnnData by
         the name of the method. In ``X`` counts or log expression, in ``obs`` the columns ``key``
         and ``groupby``. Several perturbations and groups are stacked by :func:`anndata.concat`
-        with ``merge="same"``, which keeps the genes that were not predicted
+        with ``merge="same", uns_merge="same"``, which keeps the genes that were not predicted
         (``var["simulated"]``) apart: these are left out for all.
     key
         Column of ``obs`` with perturbations; combinations are written ``"A+B"``, in any order.
@@ -96,9 +106,13 @@ def evaluate_perturbation(
     layer
         Layer of ``real`` to read instead of ``X``.
     units
-        ``"counts"``, ``"log"``, or ``"auto"``, for each AnnData by itself: counts, if all values
-        are whole and not negative. Of counts log1p of counts per 10,000 is taken: of the genes
-        that are compared, or of all genes if something else is log-normalised already.
+        ``"counts"``, ``"log"``, or ``"auto"``; one for all, or by name: ``"real"``, and the names
+        of methods. ``"auto"`` decides of each by itself: whole numbers are counts, as are
+        fractional values of which some exceed 30; fractional values are logarithms if ``expm1`` of
+        all rows has the same sum, or if ``uns["log1p"]`` (:func:`scanpy.pp.log1p`) or
+        ``uns["simulation"]`` says so. Else an error asks. Of counts log1p of counts per 10,000 is
+        taken: of the genes that are compared, or of all genes if something else is log-normalised
+        already.
     metrics
         Names, see below. By default those marked with a star. ``"cell_eval"`` adds all of
         cell-eval (needs ``cfm-tools[eval]``), ``"cell_eval:mae"`` one of its metrics.
@@ -146,6 +160,8 @@ def evaluate_perturbation(
         bool.
     ``n_real``, ``n_simulated``
         int64, observations that were compared; of the ceiling the two halves.
+    ``units_real``, ``units_simulated``
+        str; ``"counts"`` or ``"log"``, what the observed data and those of the method hold.
 
     Metrics are
 
@@ -176,8 +192,8 @@ def evaluate_perturbation(
     KeyError
         If a column, level or layer does not exist.
     ValueError
-        If nothing that was simulated was observed, no gene is shared, values are not finite, or an
-        argument cannot be used.
+        If nothing that was simulated was observed, no gene is shared, values are not finite, may
+        be counts as well as logarithms, or an argument cannot be used.
     ImportError
         If cell-eval is asked for and not installed.
 
@@ -213,16 +229,7 @@ def evaluate_perturbation(
     ['mine', 'control', 'mean_shift', 'additive', 'nearest', 'linear', 'ceiling']
     """
     scorer, by_cell_eval = _read_metrics(metrics, n_top)
-    at_least = {"n_top": n_top, "n_components": n_components, "min_cells": min_cells}
-    for name, value in (at_least | {"max_cells": max_cells, "n_halves": n_halves}).items():
-        least = 0 if name == "n_halves" else 2 if name == "max_cells" else 1
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name}={value!r}; expected a whole number of at least {least}.")
-    if not alpha > 0:
-        raise ValueError(f"alpha={alpha!r}; expected a penalty above 0.")
     asked = _read_baselines(baselines)
-    if baseline_units not in ("log", "counts"):
-        raise ValueError(f"baseline_units={baseline_units!r}; expected 'log' or 'counts'.")
     table = check_features(features)
     design, train, test = read_real(
         real, key=key, control=control, groupby=groupby, split_key=split_key, layer=layer
@@ -254,7 +261,13 @@ def evaluate_perturbation(
         score_group(group, methods, observed, halves, scorer, result)
         if by_cell_eval:
             score_by_cell_eval(group, methods, observed, halves, by_cell_eval, result)
-    return result.table([*scorer.metrics, *by_cell_eval], [*methods, CEILING])
+    scores = result.table([*scorer.metrics, *by_cell_eval], [*methods, CEILING])
+    hold = {True: "counts", False: "log"}
+    by_method = dict.fromkeys(methods, baseline_units) | {CEILING: hold[cells.counts]}
+    by_method |= {s.name: hold[c.counts] for s, c in zip(simulations, made, strict=True)}
+    return scores.assign(
+        units_real=hold[cells.counts], units_simulated=scores["method"].map(by_method)
+    )
 
 
 def _read_metrics(
@@ -292,14 +305,23 @@ def _read_cells(
     design: Design,
     simulations: Sequence[Simulation],
     layer: str | None,
-    units: Units,
+    units: Units | Mapping[str, Units],
 ) -> tuple[LogCells, list[LogCells]]:
     """Return expression of the observed data and of each method, on the same genes and scale."""
+    if isinstance(units, Mapping):
+        for name in units:
+            check_choice("a name in units", name, [_REAL, *(s.name for s in simulations)])
     genes = shared_genes(real, simulations)
     used = np.flatnonzero((design.level >= 0) & design.in_group)
-    counts = rows_hold_counts(real, used, layer, units)
+    counts = rows_hold_counts(real, used, layer, units_of(_REAL, units), where="real")
     made = [
-        rows_hold_counts(s.adata, np.sort(np.concatenate(list(s.rows.values()))), None, units)
+        rows_hold_counts(
+            s.adata,
+            np.sort(np.concatenate(list(s.rows.values()))),
+            None,
+            units_of(s.name, units),
+            where=f"what {s.name!r} simulated",
+        )
         for s in simulations
     ]
     # A logarithm was taken of shares of all genes; of counts shares of any genes can be taken.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import ABOVE_0
 from cfm._fields import (
     EMBEDDING_PREFIX,
     ENRICHMENT,
@@ -41,7 +42,16 @@ if TYPE_CHECKING:
     from cfm.models import PretrainedModel
 
 
-@on_modality(columns=("groupby",))
+@on_modality(
+    columns=("groupby",),
+    ranges={
+        "n_genes": 2,
+        "min_size": 2,
+        "n_bootstraps": 0,
+        "n_null": 0,
+        "resolution": ABOVE_0,
+    },
+)
 def gene_programs(
     adata: AnnData | MuData,
     model: str | Path | PretrainedModel = "cellpulse-mini",
@@ -203,7 +213,8 @@ def gene_programs(
     """
     require_anndata(adata)
     check_key(key_added)
-    _check_numbers(n_genes, n_neighbors, min_size, n_bootstraps, n_null, resolution)
+    if min_size > n_genes:
+        raise ValueError(f"min_size={min_size} is more than n_genes={n_genes}.")
     sets = None if gene_sets is None else read_gene_sets(gene_sets)
     matrix = get_matrix(adata, layer=layer)
     rows_of = {ALL: np.arange(adata.n_obs)}
@@ -266,30 +277,6 @@ def gene_programs(
     adata.obsm[obsm_key] = pd.DataFrame(activity, index=adata.obs_names, columns=programs)
     adata.uns[key_added] = {PARAMS: record} | stored
     return adata if copy else None
-
-
-def _check_numbers(
-    n_genes: int,
-    n_neighbors: int,
-    min_size: int,
-    n_bootstraps: int,
-    n_null: int,
-    resolution: float,
-) -> None:
-    least = {
-        "n_genes": (n_genes, 2),
-        "n_neighbors": (n_neighbors, 1),
-        "min_size": (min_size, 2),
-        "n_bootstraps": (n_bootstraps, 0),
-        "n_null": (n_null, 0),
-    }
-    for name, (value, bound) in least.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < bound:
-            raise ValueError(f"{name}={value!r}; expected a whole number of at least {bound}.")
-    if min_size > n_genes:
-        raise ValueError(f"min_size={min_size} is more than n_genes={n_genes}.")
-    if not (np.isfinite(resolution) and resolution > 0):
-        raise ValueError(f"resolution={resolution!r}; expected a number above 0.")
 
 
 def _prefix(group: str, *, grouped: bool) -> str:

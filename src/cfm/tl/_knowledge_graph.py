@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import SHARE
 from cfm._fields import (
     CELL_CODE_KEY,
     GRAPH_EDGES,
@@ -19,11 +20,11 @@ from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._warn import warn_user
 from cfm.datasets import ligand_receptor as bundled_pairs
+from cfm.models.cellvq._reading import Units
 from cfm.tl._knowledge_graph_annotations import enrichment, read_annotations
 from cfm.tl._knowledge_graph_attention import Attended, read_attention
 from cfm.tl._knowledge_graph_cells import (
     ExpressionReader,
-    check_numbers,
     read_codes,
     sample_cells,
 )
@@ -51,12 +52,20 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from cfm.models import AttentionModel, PretrainedModel
-    from cfm.models.cellvq._reading import Units
 
 _NO_COLUMNS = np.empty(0, dtype=np.int64)
 
 
-@on_modality(columns=("codes", "annotations", "total_counts"))
+@on_modality(
+    columns=("codes", "annotations", "total_counts"),
+    ranges={
+        "n_relations": 0,
+        "n_links": 0,
+        "n_permutations": 0,
+        "min_share": SHARE,
+        "max_fdr": SHARE,
+    },
+)
 def knowledge_graph(
     adata: AnnData | MuData,
     model: str | Path | PretrainedModel | AttentionModel | None = "cellvq-mini",
@@ -240,15 +249,6 @@ def knowledge_graph(
     require_anndata(adata)
     check_key(key_added)
     check_unique_names(adata.var_names, axis="var")
-    least = {"n_genes": (n_genes, 1), "n_relations": (n_relations, 0), "n_links": (n_links, 0)}
-    least |= {"min_cells": (min_cells, 1), "n_cells_per_code": (n_cells_per_code, 1)}
-    least |= {"n_permutations": (n_permutations, 0)}
-    check_numbers(least)
-    for name, value in (("min_share", min_share), ("max_fdr", max_fdr)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value!r}; expected a number from 0 to 1.")
-    if importance_by not in get_args(Importance):
-        raise ValueError(f"importance_by={importance_by!r}; expected {get_args(Importance)}.")
     labels = read_annotations(adata, annotations, codes, RESERVED)
     cells = read_codes(adata, codes, min_cells)
     reader = ExpressionReader(adata, layer, units)

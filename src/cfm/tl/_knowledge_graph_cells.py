@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -165,8 +165,6 @@ class ExpressionReader:
     """
 
     def __init__(self, adata: AnnData, layer: str | None, units: Units) -> None:
-        if units not in get_args(Units):
-            raise ValueError(f"units={units!r}; expected one of {get_args(Units)}.")
         self.units = units
         self._matrix = get_matrix(adata, layer=layer)
         self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
@@ -276,19 +274,6 @@ def sample_cells(cells: CodedCells, n_cells: int, seed: int) -> list[np.ndarray]
         rng = np.random.default_rng([seed, *name.encode()])
         drawn.append(own[np.sort(rng.permutation(len(own))[:n_cells])])
     return drawn
-
-
-def check_numbers(least: dict[str, tuple[Any, int]]) -> None:
-    """Check whole numbers against the least that each may be.
-
-    Raises
-    ------
-    ValueError
-        Naming the argument.
-    """
-    for name, (value, bound) in least.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < bound:
-            raise ValueError(f"{name}={value!r}; expected a whole number of at least {bound}.")
 
 
 def gene_columns(names: Sequence[str], adata: AnnData) -> dict[str, int]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cfm._arguments import NOT_NEGATIVE
 from cfm._fields import (
     CONFIDENCE,
     EVIDENCE,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-@on_modality(columns=("exclude_key",), also=("reference",))
+@on_modality(columns=("exclude_key",), also=("reference",), ranges={"sharpness": NOT_NEGATIVE})
 def map_reference(
     query: AnnData | MuData,
     reference: AnnData | Reference | str | Path,
@@ -133,10 +134,6 @@ def map_reference(
     check_not_empty(query)
     check_unique_names(query.obs_names, axis="obs")
     check_key(key_added)
-    if n_neighbors < 1:
-        raise ValueError(f"n_neighbors must be at least 1; found {n_neighbors}.")
-    if not np.isfinite(sharpness) or sharpness < 0:
-        raise ValueError(f"sharpness must be a number of at least 0; found {sharpness}.")
     if use_rep not in query.obsm:
         raise KeyError(f"query.obsm has no {use_rep!r}; it has {sorted(query.obsm)}.")
     index = _as_reference(reference, reference_rep or use_rep, centre)

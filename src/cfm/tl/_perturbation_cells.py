@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
+from cfm._units import decide_units
 from cfm.data._matrix import by_rows, get_matrix, read_rows, to_dense
-from cfm.tl._perturbation_units import Units, hold_counts, to_log
+from cfm.tl._perturbation_units import to_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anndata import AnnData
     from numpy.typing import NDArray
+
+    from cfm._units import Units
 
     Array = NDArray[np.float64]
 
@@ -181,18 +183,18 @@ def draw_rows(names: np.ndarray, rows: np.ndarray, n: int, seed: int, purpose: s
     return rows[np.sort(rng.permutation(len(rows))[:n])]
 
 
-def rows_hold_counts(adata: AnnData, rows: np.ndarray, layer: str | None, units: Units) -> bool:
+def rows_hold_counts(
+    adata: AnnData, rows: np.ndarray, layer: str | None, units: Units, *, where: str
+) -> bool:
     """Decide whether some rows of a matrix hold counts, and check that all values can be used.
 
     Raises
     ------
     ValueError
-        If a value is not finite, or ``units`` says counts and the values are none.
+        If a value is not finite, or it cannot be decided; see :func:`cfm._units.decide_units`.
     """
-    matrix: Any = by_rows(get_matrix(adata, layer=layer))
-    counts = True
-    for start in range(0, len(rows), _BLOCK):
-        block = read_rows(matrix, rows[start : start + _BLOCK])
-        counts = hold_counts(block, units) and counts
-        to_log(block.data if sparse.issparse(block) else block, counts=False)
-    return counts
+    matrix = by_rows(get_matrix(adata, layer=layer))
+    starts = range(0, len(rows), _BLOCK)
+    blocks = (read_rows(matrix, rows[start : start + _BLOCK]) for start in starts)
+    uns = adata.uns if layer is None else None
+    return decide_units(blocks, units, where=where, uns=uns) == "counts"

@@ -142,8 +142,6 @@ def draw_sources(adata: AnnData, design: Design, n_cells: int | None, seed: int)
     seed
         Of the draw.
     """
-    if n_cells is not None and (not isinstance(n_cells, int | np.integer) or n_cells < 1):
-        raise ValueError(f"n_cells must be a whole number of at least 1; found {n_cells!r}.")
     chosen = []
     for group in design.groups:
         rows = design.rows(group)

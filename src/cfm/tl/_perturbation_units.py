@@ -3,69 +3,33 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
-from cfm.data._matrix import LOG2_LIMIT, check_counts, row_blocks
+from cfm._units import LIBRARY, decide_units
+from cfm.models import PretrainedModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from cfm._units import KnownUnits
+
     Array = NDArray[np.float64]
 
-Units = Literal["auto", "counts", "log"]
-#: Counts are brought to this library size before the logarithm, as is usual for single cells.
-LIBRARY = 1e4
 
-
-def hold_counts(matrix: Any, units: Units) -> bool:
-    """Decide whether a matrix holds counts: as told, or if all values are whole and not negative.
-
-    Parameters
-    ----------
-    matrix
-        Of the observations to start from; nothing else has a say.
-    units
-        What the user says.
-
-    Raises
-    ------
-    ValueError
-        If ``units`` is unknown, or says counts and the values are none.
-    """
-    if units not in get_args(Units):
-        raise ValueError(f"units={units!r} is not known; choose one of {get_args(Units)}.")
-    if units == "counts":
-        check_counts(matrix, where="The matrix to start from")
-    if units != "auto":
-        return units == "counts"
-    for _, block in row_blocks(matrix):
-        values = block.data if sparse.issparse(block) else block.ravel()
-        if values.dtype.kind == "f" and not (
-            np.isfinite(values).all() and (values == np.rint(values)).all()
-        ):
-            return _hold_logs(values)
-        if values.size and values.min() < 0:
-            return _hold_logs(values)
-    return True
-
-
-def _hold_logs(values: np.ndarray) -> bool:
-    """Return that these are no counts, unless they can be no logarithms either."""
-    if not np.isfinite(values).all():
-        return False  # which is refused where logarithms are taken
-    largest = float(np.abs(values).max())
-    if largest > LOG2_LIMIT:
-        raise ValueError(
-            f"The matrix holds negative or fractional values, so these are not counts, and values "
-            f"up to {largest:.4g}, which no logarithm reaches; pass counts or logarithms with "
-            "layer=, or say with units= what these are."
-        )
-    return False
+def units_of_model(model: Any, x: Any, uns: Any) -> KnownUnits | None:
+    """Return the units of what a model returned, ``None`` for a user's model if both may be."""
+    if isinstance(model, PretrainedModel):  # each returns whole counts, or logarithms
+        values = x.data if sparse.issparse(x) else x
+        return "counts" if (values == np.rint(values)).all() else "log"
+    try:  # it returns the units that it read
+        return decide_units([x], where="X", uns=uns)
+    except ValueError:
+        return None
 
 
 def to_log(values: Array, *, counts: bool) -> Array:

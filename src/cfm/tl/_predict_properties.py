@@ -11,6 +11,7 @@ from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX
 from cfm.data._modality import on_modality
 from cfm.data._store import check_key
 from cfm.models import CellVQ, load_model
+from cfm.models._precision import Precision
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
 from cfm.tl._store import model_record
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from cfm.models._precision import Precision
     from cfm.tl._chunk_input import Data
 
 

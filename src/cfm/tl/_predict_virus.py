@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cfm._arguments import PART
 from cfm._fields import (
     CONFIDENCE,
     INFECTED,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from cfm.tl._chunk_input import Data
 
 
-@on_modality(made_from="groupby")
+@on_modality(made_from="groupby", ranges={"alpha": PART})
 def predict_virus(
     adata: Data,
     model: str | Path | CellPulse = "cellpulse-virus",

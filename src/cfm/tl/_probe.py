@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scvi import settings
 from scvi.utils import track
 
+from cfm._arguments import PART
 from cfm._fields import (
     COMPARISONS,
     FOLD,
@@ -24,6 +25,7 @@ from cfm._fields import (
     PROBE_KEY,
     RESULTS,
     RISK_GROUP,
+    params_of,
 )
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, warn_overwritten
@@ -49,7 +51,10 @@ _HORIZONS = (0.25, 0.5, 0.75)
 _SEED_STEP = 7919
 
 
-@on_modality(columns=("target", "groups"))
+@on_modality(
+    columns=("target", "groups"),
+    ranges={"n_folds": 2, "n_inner_folds": 2, "confidence": PART},
+)
 def probe(
     adata: AnnData | MuData,
     target: str | Sequence[str],
@@ -208,7 +213,6 @@ def probe(
     """
     require_anndata(adata)
     check_key(key_added)
-    _check_arguments(task, n_folds, n_inner_folds, n_repeats, n_components, n_boot, confidence)
     found = read_target(adata, target, task, groups, n_folds)
     chosen = choose_heads(heads, task, len(found.names))
     representations = read_features(adata, use_rep, layer, found.rows, plain_expression)
@@ -291,33 +295,6 @@ def _remove_former(adata: AnnData, key: str) -> None:
                 del getattr(adata, slot)[name]
 
 
-def _check_arguments(
-    task: str,
-    n_folds: int,
-    n_inner_folds: int,
-    n_repeats: int,
-    n_components: int,
-    n_boot: int,
-    confidence: float,
-) -> None:
-    if task not in get_args(Task):
-        raise ValueError(f"task={task!r} is not known; choose one of {get_args(Task)}.")
-    least = {
-        "n_folds": (n_folds, 2),
-        "n_inner_folds": (n_inner_folds, 2),
-        "n_repeats": (n_repeats, 1),
-        "n_components": (n_components, 1),
-        "n_boot": (n_boot, 1),
-    }
-    for name, (value, smallest) in least.items():
-        if not isinstance(value, int | np.integer) or value < smallest:
-            raise ValueError(
-                f"{name}={value!r}; a whole number of at least {smallest} is expected."
-            )
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence!r} is not between 0 and 1.")
-
-
 def _horizons(found: ProbeTarget, given: Sequence[float] | None) -> np.ndarray:
     if found.task != "survival":
         return np.empty(0)
@@ -338,8 +315,7 @@ def _models(adata: AnnData, representations: dict[str, np.ndarray]) -> dict[str,
     """Name and checksum of the model behind each representation that :func:`embed` made."""
     found = {}
     for name in representations:
-        record = adata.uns.get(name)
-        record = record.get(PARAMS, {}) if isinstance(record, dict) else {}
+        record = params_of(adata.uns, name)
         if "model" in record:
             found[name] = f"{record['model']} {record.get('sha256', '')}".strip()
     return found

@@ -62,7 +62,14 @@ def read_gene_sets(
                 f"gene_sets={str(gene_sets)!r} is no file; give the path of a gmt file or a "
                 "dictionary of gene lists (nothing is downloaded)."
             )
-        rows = [line.rstrip("\n").split("\t") for line in path.read_text().splitlines()]
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"gene_sets={str(gene_sets)!r} is no text file; expected a gmt file, unpacked: a "
+                "set in each line, its name, a note and genes, separated by tabs."
+            ) from error
+        rows = [line.split("\t") for line in text.splitlines()]
         sets = {row[0]: [gene for gene in row[2:] if gene] for row in rows if row[0]}
     else:
         raise TypeError(

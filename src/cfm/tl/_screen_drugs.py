@@ -10,6 +10,7 @@ import pandas as pd
 from scvi import settings
 from scvi.utils import track
 
+from cfm._arguments import NOT_NEGATIVE
 from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
@@ -44,7 +45,7 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-@on_modality(columns=("groupby",))
+@on_modality(columns=("groupby",), ranges={"weight": NOT_NEGATIVE})
 def screen_drugs(
     adata: AnnData | MuData,
     signatures: str | PathLike[str] | pd.DataFrame | AnnData | None = None,
@@ -226,10 +227,8 @@ def screen_drugs(
     """
     check_key(key_added)
     require_anndata(adata)
-    _check_arguments(signatures, targets, host_factors, n_genes, n_permutations)
+    _check_given(signatures, targets, host_factors)
     chosen = _readings(readings, with_model=signatures is None or model is not None)
-    if not 0 <= weight < np.inf:
-        raise ValueError(f"weight={weight}, expected 0 or more; 1 is the usual one.")
     if groupby is None:
         if groups is not None:
             raise ValueError("groups= needs groupby=, the column that holds them.")
@@ -301,9 +300,7 @@ def screen_drugs(
     return adata if copy else None
 
 
-def _check_arguments(
-    signatures: Any, targets: Any, host_factors: Any, n_genes: int, n_permutations: int
-) -> None:
+def _check_given(signatures: Any, targets: Any, host_factors: Any) -> None:
     if signatures is None and targets is None:
         raise ValueError(
             "Found neither signatures= nor targets=; give what compounds do (such as "
@@ -311,9 +308,6 @@ def _check_arguments(
         )
     if host_factors is not None and targets is None:
         raise ValueError("host_factors= is only used with targets=, which is missing.")
-    for name, value in (("n_genes", n_genes), ("n_permutations", n_permutations)):
-        if value < 1:
-            raise ValueError(f"{name}={value}, expected at least 1.")
 
 
 def _readings(readings: str | Sequence[str], *, with_model: bool) -> list[str]:

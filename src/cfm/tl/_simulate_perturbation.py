@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._arguments import ABOVE_0, checks_arguments
 from cfm._fields import (
     BASELINES,
     LEARNED_FROM,
@@ -20,6 +21,7 @@ from cfm._fields import (
     SIMULATED_FROM,
     SIMULATION,
 )
+from cfm._units import Units, decide_units
 from cfm.data._matrix import (
     check_unique_names,
     get_matrix,
@@ -34,7 +36,7 @@ from cfm.models import PerturbationModel, PretrainedModel, load_model
 from cfm.tl._perturbation_cells import LogCells
 from cfm.tl._perturbation_design import Design, draw_sources, read_design
 from cfm.tl._perturbation_shift import KnownEffects, baseline_shift, check_features
-from cfm.tl._perturbation_units import Units, hold_counts, shifted
+from cfm.tl._perturbation_units import shifted, units_of_model
 from cfm.tl._store import run_record
 
 if TYPE_CHECKING:
@@ -132,9 +134,10 @@ def simulate_perturbation(
             group has; those of a combination are summed. By default, perturbations that are
             genes of ``adata`` are described by how these vary over the unperturbed observations.
         ``units``
-            ``"log"``, ``"counts"``, or ``"auto"``: counts, if all values that are started from
-            are whole and not negative. Of counts the logarithm of counts per 10,000 is shifted
-            and turned back into counts of the same library size, rounded at random.
+            ``"log"``, ``"counts"``, or ``"auto"``, which decides as in
+            :func:`cfm.tl.evaluate_perturbation`, by the values that are started from. Of counts
+            the logarithm of counts per 10,000 is shifted and turned back into counts of the same
+            library size, rounded at random.
         ``alpha``
             Penalty of ``"linear"``, 1.0; see :func:`cfm.metrics.linear_shift`.
 
@@ -156,7 +159,9 @@ def simulate_perturbation(
         As in ``adata``, with ``'simulated'`` bool: False where the model does not know a gene,
         which then is as in the source.
     ``.uns['simulation']['params']``
-        Arguments, model, SHA-256, device, vocabulary share, units.
+        Arguments, model, SHA-256, device, vocabulary share; ``"units"`` of ``X``: ``"counts"`` or
+        ``"log"``, or as they were declared to the model. Not there for a model of your own whose
+        values may be both.
     ``.uns['simulation']['learned_from']``
         Of a baseline: DataFrame of str, what its effect was learned from in each ``group``.
     ``.uns['simulation']['code_transitions']``
@@ -242,6 +247,8 @@ def simulate_perturbation(
             record = run_record(simulator, adata, batch_size=batch_size, **record)
             name = record["model"]
         record |= {"model": name} | _storable(options)
+        if units := units_of_model(simulator, x, adata.uns if layer is None else None):
+            record.setdefault("units", units)
     obs[SIMULATED_BY] = pd.Categorical([name] * len(obs))
     out = ad.AnnData(x, obs=obs, var=var)
     out.uns[SIMULATION] = tables | {PARAMS: {k: v for k, v in record.items() if v is not None}}
@@ -267,6 +274,7 @@ def _new_obs(adata: ad.AnnData, design: Design, rows: np.ndarray, key: str | Non
     return obs
 
 
+@checks_arguments(alpha=ABOVE_0)
 def _by_baseline(
     name: str,
     adata: ad.AnnData,
@@ -288,8 +296,9 @@ def _by_baseline(
         )
     table = check_features(features)
     block = read_rows(get_matrix(adata, layer=layer), rows)
-    counts = hold_counts(block, units)
-    record: dict[str, Any] = {"units": "counts" if counts else "log", "alpha": float(alpha)}
+    uns, where = (adata.uns, "adata.X") if layer is None else (None, f"adata.layers[{layer!r}]")
+    counts = (found := decide_units([block], units, where=where, uns=uns)) == "counts"
+    record: dict[str, Any] = {"units": found, "alpha": alpha}
     if table is not None:
         record["features"] = f"{table.shape[0]} x {table.shape[1]}"
     cells = LogCells(adata, layer=layer, counts=counts)

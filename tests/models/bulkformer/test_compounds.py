@@ -237,9 +237,9 @@ SIGNED = pd.DataFrame({"compound": ["drug1"], "gene": ["GENE1"], "direction": [1
         ({"features": pd.DataFrame([["x"]])}, ValueError, "something else than numbers"),
         ({"features": pd.DataFrame([[np.nan]])}, ValueError, "NaN"),
         ({"features": pd.DataFrame([[1], [2]], index=["A", "a"])}, ValueError, "more than one row"),
-        ({"unlisted_weight": 2.0}, ValueError, "unlisted_weight must"),
-        ({"validation_share": 1.0}, ValueError, "validation_share must"),
-        ({"n_steps": 0}, ValueError, "n_steps must"),
+        ({"unlisted_weight": 2.0}, ValueError, "unlisted_weight="),
+        ({"validation_share": 1.0}, ValueError, "validation_share="),
+        ({"n_steps": 0}, ValueError, "n_steps="),
         ({"layer": "x"}, KeyError, "no layer 'x'"),
     ],
 )

@@ -158,7 +158,7 @@ def test_genes_that_cannot_be_knocked_down(model: BulkFormer, adata: ad.AnnData)
     with pytest.raises(KeyError, match=r"does not measure \['GENE0'\]"):
         model.knock_down(adata[:, 1:].copy(), ["GENE0", "GENE3"])
     for remaining in (-0.1, float("nan")):
-        with pytest.raises(ValueError, match="remaining must be at least 0"):
+        with pytest.raises(ValueError, match="remaining="):
             model.knock_down(adata, "GENE0", remaining=remaining)
 
 
@@ -171,7 +171,7 @@ def test_arguments_out_of_range(model: BulkFormer, adata: ad.AnnData) -> None:
         model.get_latent_representation(adata, genes=["GENE1", "XYZ"])
     with pytest.raises(TypeError, match="is a single string"):
         model.get_latent_representation(adata, genes="GENE1")
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size="):
         model.get_latent_representation(adata, batch_size=0)
     for mask in (np.zeros((3, 3), dtype=bool), np.zeros(adata.shape)):
         with pytest.raises(ValueError, match=r"expected \(20, 80\) of bool"):

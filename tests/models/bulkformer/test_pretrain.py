@@ -189,14 +189,14 @@ def test_only_observed_entries_are_hidden() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_epochs": 0}, "max_epochs must be at least 1"),
-        ({"max_steps": 0}, "max_steps must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches must be at least 1"),
-        ({"redraw_interval": -1}, "redraw_interval must be at least 0"),
-        ({"mask_share": 0.0}, "mask_share must lie between 0 and 1"),
-        ({"mask_share": 1.0}, "mask_share must lie between 0 and 1"),
-        ({"validation_share": 1.0}, "validation_share must be at least 0 and below 1"),
+        ({"max_epochs": 0}, "max_epochs="),
+        ({"max_steps": 0}, "max_steps="),
+        ({"batch_size": 0}, "batch_size="),
+        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches="),
+        ({"redraw_interval": -1}, "redraw_interval="),
+        ({"mask_share": 0.0}, "mask_share="),
+        ({"mask_share": 1.0}, "mask_share="),
+        ({"validation_share": 1.0}, "validation_share="),
     ],
 )
 def test_numbers_out_of_range_are_refused(arguments: dict, message: str) -> None:

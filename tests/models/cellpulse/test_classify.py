@@ -189,7 +189,7 @@ def test_a_set_is_what_little_probability_comes_before(table: np.ndarray, reach:
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -1.0])
 def test_alpha_is_a_share(model: CellPulse, contrasts: ad.AnnData, alpha: float) -> None:
-    with pytest.raises(ValueError, match="alpha must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="alpha="):
         model.predict(contrasts, alpha=alpha)
 
 

@@ -146,7 +146,7 @@ def test_a_loaded_model_has_no_data_of_its_own(fresh: CellPulse) -> None:
 def test_no_batch_is_smaller_than_one(
     model: CellPulse, contrasts: ad.AnnData, batch_size: int
 ) -> None:
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size="):
         embed(model, contrasts, batch_size=batch_size)
 
 

@@ -289,12 +289,12 @@ def test_without_studies_a_warning_says_what_is_lost() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_steps": 0}, "max_steps must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"tokens_per_profile": 0}, "tokens_per_profile must be at least 1"),
-        ({"n_linear_steps": -1}, "n_linear_steps must be at least 0"),
-        ({"n_unchanged": -2}, "n_unchanged must be at least 0"),
-        ({"validation_share": 1.0}, "validation_share must be at least 0 and below 1"),
+        ({"max_steps": 0}, "max_steps="),
+        ({"batch_size": 0}, "batch_size="),
+        ({"tokens_per_profile": 0}, "tokens_per_profile="),
+        ({"n_linear_steps": -1}, "n_linear_steps="),
+        ({"n_unchanged": -2}, "n_unchanged="),
+        ({"validation_share": 1.0}, "validation_share="),
         ({"sources": {"x": None}, "source_share": 1.0}, "leave nothing for the contrasts"),
     ],
 )

@@ -234,18 +234,18 @@ def test_other_genes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"max_epochs": 0}, "max_epochs must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"max_epochs": 0}, "max_epochs="),
+        ({"batch_size": 0}, "batch_size="),
         ({"keep_share": 0.0}, "keep_share must be a share above 0"),
         ({"keep_share": (0.7, 0.3)}, "the smaller first"),
-        ({"code_only_share": 1.1}, "code_only_share must be from 0 to 1"),
-        ({"last_temperature": 0.0}, "last_temperature must be above 0"),
-        ({"anneal_share": 2.0}, "anneal_share must be above 0"),
+        ({"code_only_share": 1.1}, "code_only_share="),
+        ({"last_temperature": 0.0}, "last_temperature="),
+        ({"anneal_share": 2.0}, "anneal_share="),
         ({"schedule": "linear"}, "schedule='linear'"),
         ({"freeze": "decoder"}, "freeze='decoder'"),
         ({"separation_weight": -1.0}, "at least 0"),
         ({"reconstruction_weight": 0.0}, "There is nothing to train"),
-        ({"validation_share": 1.0}, "validation_share must be"),
+        ({"validation_share": 1.0}, "validation_share="),
     ],
 )
 def test_wrong_arguments(wrong: dict[str, Any], message: str) -> None:

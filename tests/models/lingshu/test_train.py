@@ -258,13 +258,13 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine_to_its_end() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_epochs": 0}, "max_epochs must be at least 1"),
-        ({"max_steps": 0}, "max_steps must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"n_validation": 0}, "n_validation must be at least 1"),
-        ({"validation_share": 1.0}, "validation_share must be at least 0 and below 1"),
-        ({"condition_dropout": 1.0}, "condition_dropout must be at least 0"),
-        ({"least_time": 0.0}, "least_time must be above 0"),
+        ({"max_epochs": 0}, "max_epochs="),
+        ({"max_steps": 0}, "max_steps="),
+        ({"batch_size": 0}, "batch_size="),
+        ({"n_validation": 0}, "n_validation="),
+        ({"validation_share": 1.0}, "validation_share="),
+        ({"condition_dropout": 1.0}, "condition_dropout="),
+        ({"least_time": 0.0}, "least_time="),
         ({"average_width": 0.5}, "between 0 and 0.28"),
     ],
 )

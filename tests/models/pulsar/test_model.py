@@ -111,7 +111,7 @@ def test_what_cannot_be_embedded_is_refused(model: Pulsar, adata: ad.AnnData) ->
         embed(adata, use_rep="X_pca")
     with pytest.raises(TypeError, match="expected an AnnData"):
         embed({"cells": 1})
-    with pytest.raises(ValueError, match="n_draws must be at least 1"):
+    with pytest.raises(ValueError, match="n_draws="):
         embed(adata, n_draws=0)
     with pytest.raises(ValueError, match=r"precision='half'"):
         embed(adata, precision="half")

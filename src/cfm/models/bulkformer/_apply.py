@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -99,8 +99,6 @@ class Applicable(Trainable):
 
     def _dtype(self, precision: Precision) -> torch.dtype:
         """Decide what matrix products run in; the data have no say in it."""
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision={precision!r}; expected one of {get_args(Precision)}.")
         if precision != "auto":
             return torch.float32 if precision == "float32" else torch.bfloat16
         if not fast_bfloat16(self.device):

@@ -24,8 +24,6 @@ _OWN_RATE = 0.1
 
 def split_compounds(names: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Choose compounds to hold out, ``(n,)`` bool over signatures: all of a compound or none."""
-    if not 0.0 <= share < 1.0:
-        raise ValueError(f"validation_share must be at least 0 and below 1; found {share}.")
     unique = sorted(set(names))
     n = round(share * len(unique))
     if n < MIN_HELD_OUT or len(unique) - n < MIN_HELD_OUT:

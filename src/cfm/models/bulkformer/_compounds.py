@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from cfm._arguments import BELOW_1, SHARE, checks_arguments
 from cfm.data._warn import warn_user
 from cfm.models._base import load_weights
-from cfm.models._lightning import check_numbers
 from cfm.models._validate import validate_config
+from cfm.models.bulkformer._apply import Precision
 from cfm.models.bulkformer._compound_fit import fit_head, split_compounds
 from cfm.models.bulkformer._compound_head import CompoundHead, head_of
 from cfm.models.bulkformer._compound_signatures import (
@@ -28,7 +29,6 @@ from cfm.models.bulkformer._impute import Imputer
 
 if TYPE_CHECKING:
     from cfm.hub import Checkpoint
-    from cfm.models.bulkformer._apply import Precision
 
 _COMPOUNDS = "compounds"
 
@@ -42,6 +42,7 @@ class CompoundLearner(Imputer):
         head = head_of(self.module)
         return [] if head is None else head.compounds
 
+    @checks_arguments(unlisted_weight=SHARE, validation_share=BELOW_1)
     def train_compounds(
         self,
         signatures: pd.DataFrame | AnnData,
@@ -121,9 +122,6 @@ class CompoundLearner(Imputer):
         signatures of the Connectivity Map build 2, which come from microarrays: what is learned
         from them are directions, not changes of log TPM.
         """
-        check_numbers(n_steps=(n_steps, 1), batch_size=(batch_size, 1), rank=(rank, 1))
-        if not 0.0 <= unlisted_weight <= 1.0:
-            raise ValueError(f"unlisted_weight must lie in 0 to 1; found {unlisted_weight}.")
         self.require_genes()
         known = read_signatures(signatures, self.vocabulary)
         table = None if features is None else read_features(features)
@@ -170,6 +168,7 @@ class CompoundLearner(Imputer):
         return scores
 
     @torch.inference_mode()
+    @checks_arguments()
     def predict_compound(
         self,
         adata: AnnData,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cfm._arguments import NOT_NEGATIVE, checks_arguments
 from cfm.models.bulkformer._apply import Applicable, Precision
 from cfm.models.bulkformer._constants import MISSING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 class Imputer(Applicable):
     """A BulkFormer that predicts expression."""
 
+    @checks_arguments()
     def impute(
         self,
         adata: AnnData | None = None,
@@ -47,6 +49,7 @@ class Imputer(Applicable):
         )
         return filled
 
+    @checks_arguments()
     def impute_and_count(
         self,
         adata: AnnData | None = None,
@@ -77,6 +80,7 @@ class Imputer(Applicable):
         found = self.vocabulary.align(adata.var_names).positions
         return self.vocabulary.genes.delete(found)
 
+    @checks_arguments()
     def predict_expression(
         self,
         adata: AnnData | None = None,
@@ -111,6 +115,7 @@ class Imputer(Applicable):
             out[rows] = prediction[:, place]
         return pd.DataFrame(out, index=adata.obs_names, columns=self.vocabulary.genes[place])
 
+    @checks_arguments(remaining=NOT_NEGATIVE)
     def knock_down(
         self,
         adata: AnnData | None,
@@ -147,8 +152,6 @@ class Imputer(Applicable):
         ValueError
             If ``remaining`` is negative.
         """
-        if not remaining >= 0:
-            raise ValueError(f"remaining must be at least 0; found {remaining}.")
         adata = self._adata_or_own(adata)
         alignment = self._align(adata, layer)
         place = self._positions([genes] if isinstance(genes, str) else genes)

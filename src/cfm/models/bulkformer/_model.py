@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
+from cfm._arguments import checks_arguments
+from cfm.models.bulkformer._apply import Precision
 from cfm.models.bulkformer._perturb import Perturbable
 
 if TYPE_CHECKING:
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from cfm.models.bulkformer._apply import Precision
 
 Pooling = Literal["mean", "max", "median"]
 
@@ -65,6 +66,7 @@ class BulkFormer(Perturbable):
     """
 
     @torch.inference_mode()
+    @checks_arguments()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -105,8 +107,6 @@ class BulkFormer(Perturbable):
         ValueError
             If the matrix is not log TPM, or too few genes are found.
         """
-        if pooling not in get_args(Pooling):
-            raise ValueError(f"pooling={pooling!r}; expected one of {get_args(Pooling)}.")
         adata = self._adata_or_own(adata)
         alignment = self._align(adata, layer)
         place = np.sort(alignment.positions) if genes is None else self._positions(genes)
@@ -122,6 +122,7 @@ class BulkFormer(Perturbable):
         return out
 
     @torch.inference_mode()
+    @checks_arguments()
     def get_gene_embeddings(
         self,
         adata: AnnData | None = None,

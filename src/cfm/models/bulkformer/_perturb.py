@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from anndata import AnnData
 
+from cfm._arguments import NOT_NEGATIVE, checks_arguments
+from cfm.models.bulkformer._apply import Precision
 from cfm.models.bulkformer._compound_signatures import compound_key
 from cfm.models.bulkformer._compounds import CompoundLearner
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from cfm.models.bulkformer._apply import Precision
 
 Kind = Literal["auto", "gene", "compound"]
 
@@ -23,6 +24,7 @@ Kind = Literal["auto", "gene", "compound"]
 class Perturbable(CompoundLearner):
     """A BulkFormer that answers for compounds and for genes."""
 
+    @checks_arguments(remaining=NOT_NEGATIVE)
     def simulate(
         self,
         adata: AnnData,
@@ -75,8 +77,6 @@ class Perturbable(CompoundLearner):
         ValueError
             If the matrix is not log TPM, or an option is out of range.
         """
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind={kind!r}; expected one of {get_args(Kind)}.")
         genes = [
             p
             for p in perturbation

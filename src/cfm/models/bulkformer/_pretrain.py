@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
+from cfm._arguments import BELOW_1, PART, SHARE, checks_arguments
 from cfm.data._row_order import BLOCK_SIZE
 from cfm.models._base import PretrainedModel
-from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models._lightning import held_out_studies
 from cfm.models._run import TrainingRun
 from cfm.models.bulkformer._constants import MISSING
 from cfm.models.bulkformer._core import BulkFormerCore
@@ -28,6 +29,7 @@ _MAX_EPOCHS = 30
 class Trainable(BulkFormerCore):
     """A BulkFormer that can be trained."""
 
+    @checks_arguments(mask_share=PART, validation_share=BELOW_1, redraw_interval=0)
     def train(
         self,
         max_epochs: int | None = None,
@@ -119,9 +121,6 @@ class Trainable(BulkFormerCore):
             If training is interrupted. The model then keeps what it has learned.
         """
         run = TrainingRun(locals())
-        check_numbers(redraw_interval=(redraw_interval, 0))
-        if not 0.0 < mask_share < 1.0:
-            raise ValueError(f"mask_share must lie between 0 and 1; found {mask_share}.")
         reader = self._registered_expression()
         studies = self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
         held_out = self._held_out(studies, validation_share, seed)
@@ -167,6 +166,7 @@ class Trainable(BulkFormerCore):
         self.trained_here(studies, training_seed=seed, max_steps=n_steps)
         run.raise_if_interrupted()
 
+    @checks_arguments(weight=SHARE, validation_share=BELOW_1)
     def fit_linear_term(
         self,
         n_factors: int = 192,
@@ -203,8 +203,6 @@ class Trainable(BulkFormerCore):
         ValueError
             If the model has no data, the matrix is not log TPM, or the weight is not in 0 to 1.
         """
-        if weight is not None and not 0.0 <= weight <= 1.0:
-            raise ValueError(f"weight must lie between 0 and 1; found {weight}.")
         reader = self._registered_expression()
         studies = self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
         labels = studies

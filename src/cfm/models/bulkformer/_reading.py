@@ -125,8 +125,6 @@ def expression_blocks(
         If values are infinite or negative, or look like counts, TPM without logarithm or another
         logarithm; −10 and ``NaN`` are missing.
     """
-    if n_rows < 1:
-        raise ValueError(f"batch_size must be at least 1; found {n_rows}.")
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     for rows, block in row_blocks(get_matrix(adata, layer=layer), n_rows):
         values = np.array(to_dense(block, np.float32))  # a copy: missing values are marked in it

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
+from cfm._arguments import PART, checks_arguments
 from cfm._fields import UNINFECTED, UNKNOWN
 from cfm.models.cellpulse._classifier import INTERFERON_GENES, Scores, VirusClassifier
 from cfm.models.cellpulse._fit_classifier import (
@@ -165,6 +166,7 @@ class VirusCaller(Pretrainable):
         return self.classifier
 
     @torch.inference_mode()
+    @checks_arguments()
     def predict_scores(
         self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
     ) -> Scores:
@@ -178,12 +180,14 @@ class VirusCaller(Pretrainable):
             parts.append(classifier(torch.from_numpy(effects).to(self.device), summary))
         return Scores(*(torch.cat(part).float().cpu() for part in zip(*parts, strict=True)))
 
+    @checks_arguments()
     def predict_proba(
         self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
     ) -> pd.DataFrame:
         """Return calibrated probabilities, contrasts by viruses and ``"uninfected"``."""
         return self.predict(adata, layer=layer, batch_size=batch_size).proba
 
+    @checks_arguments(alpha=PART)
     def predict(
         self,
         adata: AnnData | None = None,
@@ -211,8 +215,6 @@ class VirusCaller(Pretrainable):
         probable, else ``"unknown"`` where the profile is more unusual than 95 % of the held-out
         profiles of known viruses, else the most probable virus.
         """
-        if not 0.0 < alpha < 1.0:
-            raise ValueError(f"alpha must lie between 0 and 1; found {alpha}.")
         own = self._adata_or_own(adata)
         scores = self.predict_scores(own, layer=layer, batch_size=batch_size)
         classifier = self.require_classifier()

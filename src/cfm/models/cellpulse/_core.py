@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
-from cfm._arguments import check_whole
+from cfm._arguments import check_whole, checks_arguments
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
@@ -162,6 +162,7 @@ class CellPulseCore(PretrainedModel):
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
+    @checks_arguments()
     def fit_gene_factors(self, *, seed: int = 0) -> None:
         """Fit the factors of the linear gene-gene term to the registered data and signed sets.
 
@@ -227,6 +228,7 @@ class CellPulseCore(PretrainedModel):
         if self.classifier is not None:
             self.classifier.to(self.device)
 
+    @checks_arguments()
     def encode_blocks(
         self, adata: AnnData, *, layer: str | None = None, batch_size: int = 64
     ) -> Iterator[tuple[slice, np.ndarray, Tokens]]:

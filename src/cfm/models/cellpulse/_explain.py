@@ -9,6 +9,7 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor
 
+from cfm._arguments import checks_arguments
 from cfm._fields import UNINFECTED
 from cfm.models.cellpulse._classifier import (
     Views,
@@ -74,6 +75,7 @@ class VirusExplainer(VirusCaller):
         return np.concatenate(parts)
 
     @torch.inference_mode()
+    @checks_arguments()
     def summary_attention(self, effects: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
         r"""Return how much the summary attends to each gene, by attention rollout.
 
@@ -106,6 +108,7 @@ class VirusExplainer(VirusCaller):
                 out[start + i, tokens.gene[i].cpu().numpy()[keep]] = shares[i, keep]
         return out
 
+    @checks_arguments()
     def integrated_gradients(
         self, effects: np.ndarray, target: str, *, n_steps: int = 16, batch_size: int = 8
     ) -> np.ndarray:
@@ -158,6 +161,7 @@ class VirusExplainer(VirusCaller):
         return out
 
     @torch.inference_mode()
+    @checks_arguments()
     def reversal(
         self, effects: np.ndarray, target: str, *, mode: Reversal = "neutral"
     ) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cfm._arguments import checks_arguments
 from cfm.models.cellpulse._constants import DOWN, PADDING, UP
 from cfm.models.cellpulse._explain import VirusExplainer
 from cfm.models.cellpulse._perturb import Reversal, reversed_profiles
@@ -62,6 +63,7 @@ class CellPulse(VirusExplainer):
     """
 
     @torch.inference_mode()
+    @checks_arguments()
     def get_latent_representation(
         self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
     ) -> np.ndarray:
@@ -175,6 +177,7 @@ class CellPulse(VirusExplainer):
             size[i, asked] = np.expm1(magnitude[0, answer].float().cpu().numpy().clip(0.0, 4.0))
         return odds, size
 
+    @checks_arguments(n_folds=2)
     def simulate(
         self,
         adata: AnnData,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -33,10 +33,6 @@ def reversed_profiles(
     seed: int,
 ) -> AnnData:
     """Reverse genes and predict the others anew; see :meth:`CellPulse.simulate`."""
-    if mode not in get_args(Reversal):
-        raise ValueError(f"mode={mode!r}; expected one of {get_args(Reversal)}.")
-    if n_folds < 2:
-        raise ValueError(f"n_folds must be at least 2; found {n_folds}.")
     alignment = align_effects(adata, model.vocabulary, layer=layer)
     place = _positions(model, alignment, genes)
     fold = _folds(model, place, n_folds, seed)

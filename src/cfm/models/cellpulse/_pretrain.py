@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cfm._arguments import BELOW_1, SHARE, checks_arguments
 from cfm.data import ProfileMatrix
 from cfm.data._warn import warn_user
-from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models._lightning import held_out_studies
 from cfm.models._run import TrainingRun
 from cfm.models.cellpulse._core import SAMPLE_KEY, CellPulseCore
 from cfm.models.cellpulse._factors import GeneFactors, compress
@@ -37,6 +38,13 @@ class Pretrainable(CellPulseCore):
     #: The end of a training compresses the gene factors that it began with.
     _training_can_be_repeated = False
 
+    @checks_arguments(
+        source_share=SHARE,
+        signed_set_share=SHARE,
+        validation_share=BELOW_1,
+        n_linear_steps=0,
+        n_unchanged=0,
+    )
     def train(
         self,
         max_steps: int = 500,
@@ -118,11 +126,6 @@ class Pretrainable(CellPulseCore):
             saved or trained further.
         """
         run = TrainingRun(locals())
-        check_numbers(
-            tokens_per_profile=(tokens_per_profile, 1),
-            n_linear_steps=(n_linear_steps, 0),
-            n_unchanged=(n_unchanged, 0),
-        )
         effects, studies = self.registered_profiles()
         held_out = held_out_studies(studies, validation_share, seed)
         validation = np.isin(studies, held_out)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from cfm.models._lightning import check_numbers
-from cfm.models._precision import inference_dtype
+from cfm._arguments import checks_arguments
+from cfm.models._precision import Precision, inference_dtype
 from cfm.models.cellvq._codes import CellCodes, Codebook
 from cfm.models.cellvq._core import CellVQCore
-from cfm.models.cellvq._reading import CellReader
+from cfm.models.cellvq._reading import CellReader, Units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from cfm.models._precision import Precision
-    from cfm.models.cellvq._reading import Cells, Tokens, Units
+    from cfm.models.cellvq._reading import Cells, Tokens
 
 Representation = Literal["cell", "code"]
 
@@ -63,6 +62,7 @@ class Applicable(CellVQCore):
     """A CellVQ that reads cells a few at a time."""
 
     @torch.inference_mode()
+    @checks_arguments()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -117,10 +117,6 @@ class Applicable(CellVQCore):
         UserWarning
             If few of the model's genes are measured, or cells express none of them.
         """
-        if representation not in get_args(Representation):
-            raise ValueError(
-                f"representation={representation!r}; expected one of {get_args(Representation)}."
-            )
         reader = self._reader(adata, layer, units, total_counts)
         width = 4 * self.size.dim if representation == "cell" else self.size.code_dim
         out = np.full((reader.n_cells, width), np.nan, dtype=np.float32)
@@ -132,6 +128,7 @@ class Applicable(CellVQCore):
         return out
 
     @torch.inference_mode()
+    @checks_arguments()
     def get_cell_codes(
         self,
         adata: AnnData | None = None,
@@ -201,6 +198,7 @@ class Applicable(CellVQCore):
         )
 
     @torch.inference_mode()
+    @checks_arguments()
     def get_attention(
         self,
         adata: AnnData | None = None,
@@ -236,8 +234,6 @@ class Applicable(CellVQCore):
         KeyError, ValueError
             As :meth:`get_latent_representation`.
         """
-        if reduce not in (None, "mean"):
-            raise ValueError(f"reduce={reduce!r}; expected 'mean' or None.")
         reader = self._reader(adata, layer, units, total_counts)
         for row in range(reader.n_cells):
             tokens = reader.tokens(np.array([row])).to(self.device)
@@ -250,6 +246,7 @@ class Applicable(CellVQCore):
             yield genes.insert(0, SUMMARY), weights.cpu().numpy()
 
     @torch.inference_mode()
+    @checks_arguments()
     def get_gene_embeddings(
         self,
         adata: AnnData | None = None,
@@ -280,7 +277,6 @@ class Applicable(CellVQCore):
         KeyError, ValueError
             As :meth:`get_latent_representation`.
         """
-        check_numbers(batch_size=(batch_size, 1))
         reader = self._reader(adata, layer, units, total_counts)
         dtype = self._dtype(precision)
         n_genes, dim = len(self.vocabulary), self.size.dim
@@ -317,7 +313,6 @@ class Applicable(CellVQCore):
         self, reader: CellReader, batch_size: int, precision: Precision
     ) -> Iterator[Encoded]:
         """Yield the cells that express a gene of the model, those of like length together."""
-        check_numbers(batch_size=(batch_size, 1))
         dtype = self._dtype(precision)
         most = _ON_CPU if self.device.type == "cpu" else _ON_GPU
         for rows, cells in reader.batches(batch_size, most_tokens=most):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from cfm._arguments import check_whole
+from cfm._arguments import check_whole, checks_arguments
 from cfm.data import GeneVocabulary
 from cfm.hub import resolve
 from cfm.hub._replace import reads_checkpoint
@@ -111,6 +111,7 @@ class CellVQCore(Registered):
         """Return the share of the model's genes that ``adata`` measures."""
         return self.vocabulary.align(adata.var_names).found_share
 
+    @checks_arguments()
     def set_properties(
         self, properties: Mapping[str, Sequence[str] | None], *, seed: int = 0
     ) -> None:

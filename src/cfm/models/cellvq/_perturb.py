@@ -11,18 +11,18 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from cfm._arguments import SHARE, Range, checks_arguments
 from cfm._fields import CODE_AFTER, CODE_BEFORE, CODE_TRANSITIONS
 from cfm.data._warn import warn_user
-from cfm.models._lightning import check_numbers
 from cfm.models.cellvq._apply import NO_CODE, Applicable
 from cfm.models.cellvq._changes import GeneChange, find_genes, with_columns
-from cfm.models.cellvq._reading import TARGET_SUM
+from cfm.models.cellvq._reading import TARGET_SUM, Units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cfm.models.cellvq._changes import Effect
-    from cfm.models.cellvq._reading import CellReader, Cells, Units
+    from cfm.models.cellvq._reading import CellReader, Cells
 
 #: Positions that are decoded at a time; but always at least one cell.
 _DECODED_AT_ONCE = 65_536
@@ -32,6 +32,7 @@ class Perturbable(Applicable):
     """A CellVQ that answers for perturbations."""
 
     @torch.inference_mode()
+    @checks_arguments(n_folds=2, max_fold=Range(1), quantile=SHARE)
     def simulate(
         self,
         adata: AnnData,
@@ -120,9 +121,6 @@ class Perturbable(Applicable):
             If no cell expresses a gene that is to be changed, so that nothing changes, few of the
             model's genes are measured, or cells express none of them.
         """
-        check_numbers(batch_size=(batch_size, 1), n_folds=(n_folds, 2))
-        if not max_fold >= 1.0:
-            raise ValueError(f"max_fold={max_fold!r}; expected a factor of at least 1.")
         change = GeneChange(find_genes(self.vocabulary, perturbation, targets), effect, quantile)
         reader = self._reader(adata, layer, units, total_counts)
         fold = self._folds(change.places, n_folds, seed)

@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cfm._arguments import checks_arguments
 from cfm.data._warn import warn_user
+from cfm.models._precision import Precision
 from cfm.models.cellvq._apply import Applicable
+from cfm.models.cellvq._reading import Units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
-
-    from cfm.models._precision import Precision
-    from cfm.models.cellvq._reading import Units
 
 
 class Predicting(Applicable):
@@ -57,6 +57,7 @@ class Predicting(Applicable):
         return chosen
 
     @torch.inference_mode()
+    @checks_arguments()
     def predict_properties(
         self,
         adata: AnnData | None = None,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from cfm._arguments import check_choice
 from cfm.data._matrix import get_matrix, in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.data._row_buffer import RowBuffer
@@ -161,8 +162,7 @@ class CellReader:
         total_counts: str | None = None,
     ) -> None:
         require_anndata(adata)
-        if units not in get_args(Units):
-            raise ValueError(f"units={units!r}; expected one of {get_args(Units)}.")
+        check_choice("units", units, get_args(Units))
         self._rows = RowBuffer(get_matrix(adata, layer=layer))
         self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         self.units = units

@@ -10,18 +10,18 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
+from cfm._arguments import checks_arguments
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import check_unique_names, get_matrix
 from cfm.data._warn import warn_user
 from cfm.models._base import PretrainedModel, check_column
-from cfm.models.cellvq._reading import CellReader
+from cfm.models.cellvq._reading import CellReader, Units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
 
-    from cfm.models.cellvq._reading import Units
 
 #: Cells that are checked at a time.
 _BLOCK = 2048
@@ -31,6 +31,7 @@ class Registered(PretrainedModel):
     """A model of registered cells and what is known of them."""
 
     @classmethod
+    @checks_arguments()
     def setup_anndata(
         cls,
         adata: AnnData,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
+from cfm._arguments import BELOW_1, SHARE, Range, checks_arguments
 from cfm.data._row_order import BLOCK_SIZE
-from cfm.models._lightning import check_numbers
 from cfm.models._run import TrainingRun
 from cfm.models.cellvq._core import CellVQCore
 from cfm.models.cellvq._objectives import Weights
@@ -28,13 +28,13 @@ from cfm.models.cellvq._stream import (
 from cfm.models.cellvq._training import (
     CellVQPlan,
     Schedule,
-    check_shares,
+    check_keep_share,
     warn_of_collapse,
     without_gradients,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import nn
@@ -49,6 +49,12 @@ _EXAMPLES = 256
 class Trainable(CellVQCore):
     """A CellVQ that can be trained."""
 
+    @checks_arguments(
+        code_only_share=SHARE,
+        last_temperature=Range(0, 1, "low"),
+        anneal_share=Range(0, 1, "low"),
+        validation_share=BELOW_1,
+    )
     def train(
         self,
         max_epochs: int | None = None,
@@ -189,11 +195,8 @@ class Trainable(CellVQCore):
         shares, the weights and the schedule are ours, as is the decoder that sees the code.
         """
         run = TrainingRun(locals())
-        check_numbers(n_validation=(n_validation, 1))
         keep = (keep_share, keep_share) if isinstance(keep_share, float | int) else keep_share
-        check_shares(keep, code_only_share, last_temperature, anneal_share)
-        _check_choice("freeze", freeze, (None, "encoder"))
-        _check_choice("schedule", schedule, get_args(Schedule))
+        check_keep_share(keep)
         reader = self._training_reader()
         labels = self._training_labels(seed)
         weights = self._weights(
@@ -355,8 +358,3 @@ class Trainable(CellVQCore):
             part for part in module.children() if not any(part is open_ for open_ in open_parts)
         ]
         return [*parts, *module.parameters(recurse=False)]
-
-
-def _check_choice(name: str, found: object, expected: Sequence[object]) -> None:
-    if found not in expected:
-        raise ValueError(f"{name}={found!r}; expected one of {tuple(expected)}.")

@@ -259,23 +259,16 @@ def without_gradients(parts: Sequence[nn.Module | nn.Parameter]) -> Iterator[Non
             parameter.requires_grad_(True)
 
 
-def check_shares(
-    keep: tuple[float, float], code_only: float, last_temperature: float, anneal: float
-) -> None:
-    """Check the shares that :meth:`CellVQ.train` takes.
+def check_keep_share(keep: tuple[float, float]) -> None:
+    """Check the ``keep_share`` that :meth:`CellVQ.train` takes.
 
     Raises
     ------
     ValueError
-        If one is out of its range.
+        If it is out of its range.
     """
     if len(keep) != 2 or not 0.0 < keep[0] <= keep[1] <= 1.0:
         raise ValueError(
             f"keep_share must be a share above 0 and at most 1, or two such bounds, the smaller "
             f"first; found {keep}."
         )
-    if not 0.0 <= code_only <= 1.0:
-        raise ValueError(f"code_only_share must be from 0 to 1; found {code_only}.")
-    for name, share in (("last_temperature", last_temperature), ("anneal_share", anneal)):
-        if not 0.0 < share <= 1.0:
-            raise ValueError(f"{name} must be above 0 and at most 1; found {share}.")

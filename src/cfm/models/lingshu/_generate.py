@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
 import numpy as np
@@ -13,9 +13,9 @@ from scipy import sparse
 from scvi import settings
 from scvi.utils import track
 
+from cfm._arguments import BELOW_1, Range, check_whole, checks_arguments
 from cfm._fields import PARAMS
 from cfm.data._matrix import check_unique_names
-from cfm.models._lightning import check_numbers
 from cfm.models.lingshu._conditions import FIRST_PART, UNKNOWN, Conditions
 from cfm.models.lingshu._frozen import FREE, read_frozen
 from cfm.models.lingshu._module import MASK, MISSING
@@ -46,6 +46,7 @@ _GUIDANCE = 2.0
 class Generating(Trainable):
     """A Lingshu-Cell that makes cells."""
 
+    @checks_arguments(guidance=Range(-1), guidance_floor=BELOW_1)
     def generate(
         self,
         cells: int | pd.DataFrame,
@@ -283,8 +284,6 @@ class Generating(Trainable):
         perturbed = self.module.has_perturbation and bool((parts >= FIRST_PART).any())
         if guidance is None:
             guidance = _GUIDANCE if perturbed and self.module.count_term is None else 0.0
-        if not np.isfinite(guidance) or guidance < -1.0:
-            raise ValueError(f"guidance must be a number of at least -1; found {guidance}.")
         if guidance and (not self.module.has_perturbation or bool((parts == UNKNOWN).any())):
             raise ValueError(
                 f"guidance={guidance} leads away from the control, towards a perturbation, and "
@@ -294,7 +293,6 @@ class Generating(Trainable):
             n_steps = _STEPS_WITH_TERM
         elif n_steps is None:
             n_steps = _GUIDED_STEPS if guidance else _PLAIN_STEPS
-        check_numbers(n_steps=(n_steps, 1))
         return float(guidance), min(int(n_steps), len(self.vocabulary))
 
     def _blocks(
@@ -316,11 +314,6 @@ class Generating(Trainable):
         With an ``origin``, the counts of cells (−1 = not measured) and their conditions, these
         very cells are made again under other conditions.
         """
-        check_numbers(batch_size=(batch_size, 1), seed=(seed, 0))
-        if not 0.0 <= guidance.floor < 1.0:
-            raise ValueError(
-                f"guidance_floor must be at least 0 and below 1; found {guidance.floor}."
-            )
         dequantise(np.zeros(0, dtype=np.int64), method, uniform=np.zeros(0))
         dtype = self._dtype(precision)
         frozen(slice(0, 0))
@@ -370,8 +363,6 @@ class Generating(Trainable):
 
     def _dtype(self, precision: Precision) -> torch.dtype:
         """Decide what matrix products run in."""
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision={precision!r}; expected one of {get_args(Precision)}.")
         fast = self.device.type == "cuda" and fast_bfloat16(self.device)
         if precision == "bfloat16" or (precision == "auto" and fast):
             return torch.bfloat16
@@ -391,7 +382,5 @@ def _requested(cells: int | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"cells= is a {type(cells).__name__}; expected a number of cells, or a table with a "
             "row for each."
         )
-    if cells < 1:
-        raise ValueError(f"cells={cells}; ask for at least one cell.")
-    obs = pd.DataFrame(index=pd.Index([f"cell{i}" for i in range(cells)]))
+    obs = pd.DataFrame(index=pd.Index([f"cell{i}" for i in range(check_whole("cells", cells))]))
     return obs, obs

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from cfm._arguments import checks_arguments
 from cfm.data._matrix import in_memory_frame
-from cfm.models._lightning import check_numbers
+from cfm.models.lingshu._generate import Precision
 from cfm.models.lingshu._module import MASK, MISSING
 from cfm.models.lingshu._perturb import Perturbable
 from cfm.models.lingshu._reading import CountReader
@@ -16,8 +17,6 @@ from cfm.models.lingshu._sampler import Sampler
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-    from cfm.models.lingshu._generate import Precision
 
 
 class LingshuCell(Perturbable):
@@ -67,6 +66,7 @@ class LingshuCell(Perturbable):
     """
 
     @torch.inference_mode()
+    @checks_arguments()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -107,7 +107,6 @@ class LingshuCell(Perturbable):
         ValueError
             If values are no counts, or none of the model's genes is measured.
         """
-        check_numbers(batch_size=(batch_size, 1))
         adata = self._adata_or_own(adata)
         self.module.eval()
         sampler = Sampler(self.module, self._dtype(precision))

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from cfm._arguments import BELOW_1, Range, checks_arguments
 from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.models.lingshu._frozen import FREE, read_frozen
 from cfm.models.lingshu._generate import Generating, Precision
+from cfm.models.lingshu._quantiser import Dequantise
 from cfm.models.lingshu._reading import CountReader
 from cfm.models.lingshu._sampler import Guidance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from cfm.models.lingshu._quantiser import Dequantise
 
 
 Start = Literal["cell", "noise"]
@@ -27,6 +27,7 @@ Start = Literal["cell", "noise"]
 class Perturbable(Generating):
     """A Lingshu-Cell that answers for perturbations."""
 
+    @checks_arguments(guidance=Range(-1), guidance_floor=BELOW_1)
     def simulate(
         self,
         adata: AnnData,
@@ -89,8 +90,6 @@ class Perturbable(Generating):
         ValueError
             If there is no cell, values are no counts, or the model knows no perturbations.
         """
-        if start not in get_args(Start):
-            raise ValueError(f"start={start!r}; expected one of {get_args(Start)}.")
         if isinstance(perturbation, str):
             raise TypeError(f"perturbation={perturbation!r} is one text; expected a list of parts.")
         if adata.n_obs == 0:

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from cfm._arguments import check_choice
+
 Dequantise = Literal["lower", "midpoint", "uniform"]
 
 #: Counts below this have a token each.
@@ -90,8 +92,7 @@ def dequantise(
     >>> dequantise(np.array([7, 101, 190]), "midpoint").tolist()
     [7, 114, 1049]
     """
-    if method not in get_args(Dequantise):
-        raise ValueError(f"dequantise={method!r}; expected one of {get_args(Dequantise)}.")
+    check_choice("dequantise", method, get_args(Dequantise))
     counts = _LOWER[tokens]
     if method == "midpoint":
         counts = counts + (_WIDTH[tokens] - 1) // 2

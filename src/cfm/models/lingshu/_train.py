@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
+from cfm._arguments import BELOW_1, PART, checks_arguments
 from cfm.data._row_order import BLOCK_SIZE
 from cfm.data._warn import warn_user
-from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models._lightning import held_out_studies
 from cfm.models._run import TrainingRun
 from cfm.models.lingshu._core import LingshuCore
 from cfm.models.lingshu._fit_count_term import LEAST_CELLS, fit_count_term
@@ -37,6 +38,7 @@ _MARGIN = 5
 class Trainable(LingshuCore):
     """A Lingshu-Cell that can be trained."""
 
+    @checks_arguments(validation_share=BELOW_1, condition_dropout=BELOW_1, least_time=PART)
     def train(
         self,
         max_epochs: int | None = None,
@@ -146,12 +148,6 @@ class Trainable(LingshuCore):
             If training is interrupted. The model then keeps what it has learned.
         """
         run = TrainingRun(locals())
-        check_numbers(n_validation=(n_validation, 1))
-        for name, share in (("condition_dropout", condition_dropout), ("least_time", least_time)):
-            if not 0.0 <= share < 1.0:
-                raise ValueError(f"{name} must be at least 0 and below 1; found {share}.")
-        if least_time == 0.0:
-            raise ValueError("least_time must be above 0: the loss is weighted by 1 / t.")
         read, reader = self._training_reader()
         studies = self.registered_categories("study")
         held_out = self._held_out(studies, validation_share, seed)
@@ -210,6 +206,7 @@ class Trainable(LingshuCore):
         self.trained_here(studies, training_seed=seed, max_steps=n_steps)
         run.raise_if_interrupted()
 
+    @checks_arguments()
     def fit_count_term(self, *, seed: int = 0) -> None:
         """Fit the distribution of counts that conditions alone give, in a minute and not in hours.
 
@@ -319,8 +316,6 @@ class Trainable(LingshuCore):
         """Choose what training is judged on, ``(n,)`` bool: studies, or cells without them."""
         if (studies != "").any():
             return np.isin(studies, held_out_studies(studies, share, seed))
-        if not 0.0 <= share < 1.0:
-            raise ValueError(f"validation_share must be at least 0 and below 1; found {share}.")
         n = len(studies)
         out = np.zeros(n, dtype=bool)
         if share and n >= 3:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cfm.models._precision import inference_dtype
+from cfm._arguments import checks_arguments
+from cfm.models._precision import Precision, inference_dtype
 from cfm.models.pulsar._core import PulsarCore
 
 if TYPE_CHECKING:
-    from cfm.models._precision import Precision
     from cfm.models.pulsar._donors import Donors
 
 #: Tokens at a time: what fits into the caches of a processor, and into the memory of a GPU.
@@ -23,6 +23,7 @@ LEAST_AGREEMENT = 0.99
 class Applicable(PulsarCore):
     """A PULSAR that embeds draws of cells."""
 
+    @checks_arguments()
     def embed_draws(
         self, donors: Donors, draws: list[np.ndarray], batch_size: int, precision: Precision
     ) -> np.ndarray:

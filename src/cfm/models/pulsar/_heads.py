@@ -12,7 +12,8 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._lightning import check_numbers, held_out_studies
+from cfm._arguments import BELOW_1, check_whole, checks_arguments
+from cfm.models._lightning import held_out_studies
 from cfm.models._run import TrainingRun
 from cfm.models.pulsar._core import constant_within
 from cfm.models.pulsar._donors import Donors
@@ -33,6 +34,7 @@ Task = Literal["classification", "regression"]
 class HeadLearner(Trainable):
     """A PULSAR that learns to answer for donors."""
 
+    @checks_arguments(validation_share=BELOW_1)
     def train_head(
         self,
         target: str,
@@ -106,10 +108,7 @@ class HeadLearner(Trainable):
             If training is interrupted. The model then keeps what it has learned.
         """
         run = TrainingRun(locals())
-        check_numbers(n_cells=(n_cells, 1), n_draws=(n_draws, 1))
         n_frozen = self._n_frozen(frozen_layers)
-        if task not in ("classification", "regression"):
-            raise ValueError(f"task={task!r}; expected 'classification' or 'regression'.")
         donors = self._own_donors()
         values, outputs, scale = _targets(constant_within(self.adata, donors, target), task, target)
         chosen = np.flatnonzero(~np.isnan(values))
@@ -152,14 +151,7 @@ class HeadLearner(Trainable):
         n_layers = self.size.encoder_layers
         if frozen_layers == "all":
             return None
-        if isinstance(frozen_layers, bool) or not isinstance(frozen_layers, int):
-            raise ValueError(f"frozen_layers={frozen_layers!r}; expected a number or 'all'.")
-        if not 0 <= frozen_layers <= n_layers:
-            raise ValueError(
-                f"frozen_layers={frozen_layers}; the encoder has {n_layers} layers: give 0 to "
-                f"{n_layers}, or 'all'."
-            )
-        return frozen_layers
+        return check_whole("frozen_layers", frozen_layers, 0, n_layers)
 
     def _embedded(
         self,

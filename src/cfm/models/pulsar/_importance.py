@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from cfm.models._lightning import check_numbers
+from cfm._arguments import checks_arguments
 from cfm.models.pulsar._donors import stable_number
 from cfm.models.pulsar._heads import HeadLearner
 
@@ -41,6 +41,7 @@ class CellImportance:
 class CellExplainer(HeadLearner):
     """A PULSAR that says which cells count."""
 
+    @checks_arguments()
     def get_cell_importance(
         self,
         adata: AnnData | None = None,
@@ -83,9 +84,6 @@ class CellExplainer(HeadLearner):
         ValueError
             If the method is unknown, or ``output`` does not go with it.
         """
-        check_numbers(n_cells=(n_cells, 1))
-        if method not in get_args(Method):
-            raise ValueError(f"method={method!r}; expected one of {get_args(Method)}.")
         place = self._output_place(output, method)
         donors = self.read_donors(adata, donor_key, use_rep)
         self.module.eval()
@@ -144,6 +142,7 @@ class CellExplainer(HeadLearner):
             (gradient,) = torch.autograd.grad(score, cells)
         return ((cells - middle) * gradient).sum(dim=-1)[0].detach()
 
+    @checks_arguments()
     def get_removal_effects(
         self,
         donors: Donors,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from cfm._arguments import BELOW_1, checks_arguments
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._warn import warn_user
 from cfm.models._base import check_column
@@ -63,6 +64,7 @@ class VirtualInstrument(InstrumentCore):
     (2, 16)
     """
 
+    @checks_arguments(validation_share=BELOW_1)
     def train(
         self,
         control: str,
@@ -224,6 +226,7 @@ class VirtualInstrument(InstrumentCore):
         c = torch.as_tensor(np.asarray(vector, dtype=np.float32), device=self.device)
         return self.module(x, c.expand(len(x), -1)).cpu().numpy()
 
+    @checks_arguments()
     def simulate(
         self,
         adata: AnnData,

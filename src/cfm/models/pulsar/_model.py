@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cfm.models._lightning import check_numbers
+from cfm._arguments import checks_arguments
+from cfm.models._precision import Precision
 from cfm.models.pulsar._importance import CellExplainer
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cfm.models._precision import Precision
 
 #: Cells of a donor that the released model was trained with.
 N_CELLS = 1024
@@ -83,6 +83,7 @@ class Pulsar(CellExplainer):
     (2, 64)
     """
 
+    @checks_arguments()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -117,6 +118,7 @@ class Pulsar(CellExplainer):
             precision=precision,
         ).embedding
 
+    @checks_arguments()
     def get_donor_embeddings(
         self,
         adata: AnnData | None = None,
@@ -172,11 +174,6 @@ class Pulsar(CellExplainer):
         UserWarning
             If donors have few cells, or are of a tissue that the model was not made for.
         """
-        check_numbers(
-            n_cells=(1 if n_cells is None else n_cells, 1),
-            n_draws=(n_draws, 1),
-            batch_size=(batch_size, 1),
-        )
         donors = self.read_donors(adata, donor_key, use_rep)
         draws = list(donors.draws(n_cells, n_draws, seed))
         embedded = self.embed_draws(donors, [rows for _, rows in draws], batch_size, precision)
@@ -198,6 +195,7 @@ class Pulsar(CellExplainer):
             n_used=used,
         )
 
+    @checks_arguments()
     def predict(
         self,
         adata: AnnData | None = None,

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
+from cfm._arguments import BELOW_1, PART, checks_arguments
 from cfm.data._warn import warn_user
-from cfm.models._lightning import check_numbers, held_out_studies
+from cfm.models._lightning import held_out_studies
 from cfm.models._run import TrainingRun
 from cfm.models.pulsar._apply import Applicable
 from cfm.models.pulsar._core import DONOR_KEY, constant_within
@@ -27,6 +28,7 @@ _MAX_EPOCHS = 100
 class Trainable(Applicable):
     """A PULSAR that can be trained."""
 
+    @checks_arguments(n_cells=2, keep_share=PART, mask_share=PART, validation_share=BELOW_1)
     def train(
         self,
         max_epochs: int | None = None,
@@ -115,10 +117,6 @@ class Trainable(Applicable):
         training code. Their masks hide correlated elements together; these hide random ones.
         """
         run = TrainingRun(locals())
-        check_numbers(n_cells=(n_cells, 2))
-        for name, share in (("keep_share", keep_share), ("mask_share", mask_share)):
-            if not 0.0 < share < 1.0:
-                raise ValueError(f"{name} must lie between 0 and 1; found {share}.")
         if min(reconstruction_weight, contrastive_weight) < 0 or not (
             reconstruction_weight or contrastive_weight
         ):

@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
+from cfm._arguments import checks_arguments
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
@@ -79,7 +80,7 @@ class UCECore(PretrainedModel):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         get_matrix(adata, layer=layer)
-        fields = [LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True)]
+        fields = [LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False)]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -103,6 +104,7 @@ class UCECore(PretrainedModel):
         return is_published(path)
 
     @classmethod
+    @checks_arguments()
     @reads_checkpoint
     def from_pretrained(
         cls,

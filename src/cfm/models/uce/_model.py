@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from cfm._arguments import checks_arguments
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
-from cfm.models._precision import inference_dtype
+from cfm.models._precision import Precision, inference_dtype
 from cfm.models.uce._core import UCECore
 from cfm.models.uce._tokens import SAMPLE_SIZE, SentenceMaker
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cfm.models._precision import Precision
 
 #: Tokens that the layers work on at a time.
 _TOKENS_AT_ONCE = 16_384
@@ -66,6 +66,7 @@ class UCE(UCECore):
     GeneVocabulary(2 genes: A, B, …)
     """
 
+    @checks_arguments()
     def get_sentences(
         self,
         adata: AnnData | None = None,
@@ -101,8 +102,6 @@ class UCE(UCECore):
             found, or a cell expresses none of them.
         """
         adata = self._adata_or_own(adata)
-        if sample_size < 1:
-            raise ValueError(f"sample_size must be at least 1; found {sample_size}.")
         alignment = self._align(adata)
         assert self.genes is not None
         maker = SentenceMaker.from_table(self.genes, sample_size)
@@ -124,6 +123,7 @@ class UCE(UCECore):
                     ) from error
         return sentences
 
+    @checks_arguments()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -156,8 +156,6 @@ class UCE(UCECore):
         KeyError, ValueError
             As :meth:`get_sentences`.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; found {batch_size}.")
         sentences = self.get_sentences(adata, layer=layer, sample_size=sample_size, seed=seed)
         self.module.eval()
         dtype = inference_dtype(precision, self.device, self.module.bfloat16_agreement)
