@@ -165,10 +165,11 @@ def checks_arguments(**ranges: int | Range) -> Callable[[Callable[P, T]], Callab
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         signature = inspect.signature(function)
+        names = inspect.unwrap(function).__globals__
         checks = {
             name: check
             for name, parameter in signature.parameters.items()
-            if (check := _check_of(parameter, ranges.get(name), function.__globals__)) is not None
+            if (check := _check_of(parameter, ranges.get(name), names)) is not None
         }
         if unknown := ranges.keys() - checks.keys():
             raise TypeError(

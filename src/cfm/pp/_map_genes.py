@@ -12,6 +12,7 @@ from scipy import sparse
 
 from cfm._arguments import checks_flags, layer_names
 from cfm._fields import MAP_GENES, PARAMS
+from cfm._tables import check_tables
 from cfm.data._gene_ids import Organism, map_identifiers
 from cfm.data._matrix import LOG_CEILING, row_blocks, stored_matrix
 from cfm.data._modality import require_anndata
@@ -108,6 +109,7 @@ def map_genes(
     {'MX1': 3.0, 'ISG15': 3.0}
     """
     require_anndata(adata)
+    check_tables(adata)
     if var_key is not None and var_key not in adata.var.columns:
         raise KeyError(f"no column {var_key!r} in adata.var; it has {list(adata.var.columns)}.")
     if adata.isbacked and not copy:

@@ -167,8 +167,8 @@ class CompoundLearner(Imputer):
         self.is_trained_ = True
         return scores
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def predict_compound(
         self,
         adata: AnnData,

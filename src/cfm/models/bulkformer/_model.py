@@ -65,8 +65,8 @@ class BulkFormer(Perturbable):
     64
     """
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -121,8 +121,8 @@ class BulkFormer(Perturbable):
             out[rows] = pooled.cpu().numpy()
         return out
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def get_gene_embeddings(
         self,
         adata: AnnData | None = None,

@@ -165,8 +165,8 @@ class VirusCaller(Pretrainable):
             )
         return self.classifier
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def predict_scores(
         self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
     ) -> Scores:

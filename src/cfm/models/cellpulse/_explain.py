@@ -74,8 +74,8 @@ class VirusExplainer(VirusCaller):
             parts.append(odds.double().cpu().numpy())
         return np.concatenate(parts)
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def summary_attention(self, effects: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
         r"""Return how much the summary attends to each gene, by attention rollout.
 
@@ -160,8 +160,8 @@ class VirusExplainer(VirusCaller):
         out[np.isnan(effects)] = np.nan
         return out
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def reversal(
         self, effects: np.ndarray, target: str, *, mode: Reversal = "neutral"
     ) -> np.ndarray:

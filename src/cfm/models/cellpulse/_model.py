@@ -62,8 +62,8 @@ class CellPulse(VirusExplainer):
     >>> model = cfm.models.CellPulse.from_pretrained("cellpulse-virus")
     """
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def get_latent_representation(
         self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
     ) -> np.ndarray:

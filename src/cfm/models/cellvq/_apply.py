@@ -61,8 +61,8 @@ class Encoded(NamedTuple):
 class Applicable(CellVQCore):
     """A CellVQ that reads cells a few at a time."""
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -127,8 +127,8 @@ class Applicable(CellVQCore):
             out[part.rows] = found.float().cpu().numpy()
         return out
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def get_cell_codes(
         self,
         adata: AnnData | None = None,
@@ -197,8 +197,8 @@ class Applicable(CellVQCore):
             bits=self.module.bits.cpu().numpy().astype(np.int8),
         )
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def get_attention(
         self,
         adata: AnnData | None = None,
@@ -245,8 +245,8 @@ class Applicable(CellVQCore):
                 weights = torch.stack([w.mean(0) for w in layers]).mean(0)
             yield genes.insert(0, SUMMARY), weights.cpu().numpy()
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def get_gene_embeddings(
         self,
         adata: AnnData | None = None,

@@ -31,8 +31,8 @@ _DECODED_AT_ONCE = 65_536
 class Perturbable(Applicable):
     """A CellVQ that answers for perturbations."""
 
-    @torch.inference_mode()
     @checks_arguments(n_folds=2, max_fold=Range(1), quantile=SHARE)
+    @torch.inference_mode()
     def simulate(
         self,
         adata: AnnData,

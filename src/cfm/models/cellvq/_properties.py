@@ -56,8 +56,8 @@ class Predicting(Applicable):
             )
         return chosen
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def predict_properties(
         self,
         adata: AnnData | None = None,

@@ -65,8 +65,8 @@ class LingshuCell(Perturbable):
     (2, 3)
     """
 
-    @torch.inference_mode()
     @checks_arguments()
+    @torch.inference_mode()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
