@@ -64,7 +64,7 @@ def test_suffix_of_made_unique_names():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="'ferret' is not known"):
+    with pytest.raises(ValueError, match="organism='ferret'; expected one of"):
         map_identifiers(["A"], organism="ferret")
     with pytest.raises(TypeError, match="list of gene names"):
         map_identifiers("ISG15")

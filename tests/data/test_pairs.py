@@ -185,6 +185,6 @@ def test_wrong_pieces():
         ContrastPairs(values, [np.array([], dtype=int)], rows, **keywords)
     with pytest.raises(ValueError, match="rows 0 to 3"):
         ContrastPairs(values, [np.array([9])], rows, **keywords)
-    with pytest.raises(ValueError, match="at least 1, found 0"):
+    with pytest.raises(ValueError, match="controls_per_case=0"):
         pairs.controls_per_case = 0
         pairs.draw(1, np.random.default_rng(0))

@@ -171,7 +171,7 @@ def failing(contrasts: ad.AnnData) -> dict[str, tuple[ad.AnnData, dict, type, st
         "key": (contrasts, {"key_added": "a/b"}, ValueError, "cannot be stored in a file"),
         "empty key": (contrasts, {"key_added": ""}, ValueError, "cannot be stored in a file"),
         "no text": (contrasts, {"key_added": 3}, TypeError, "key_added is a int"),
-        "batch": (contrasts, {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        "batch": (contrasts, {"batch_size": 0}, ValueError, "batch_size=0; expected"),
     }
 
 

@@ -225,7 +225,8 @@ def test_genes_that_samples_do_not_have(tmp_path: Path) -> None:
     cfm.tl.impute(expected, model, absent_genes=True)
     found = cfm.tl.impute(few, model, absent_genes=True, output=tmp_path / "out.h5ad", chunk_size=8)
     table = expected.obsm["imputed"]
-    np.testing.assert_allclose(found.obsm["imputed"][:], table.to_numpy(), rtol=1e-5)
+    # in bfloat16, which some processors choose, chunks of other sizes differ in the third digit
+    np.testing.assert_allclose(found.obsm["imputed"][:], table.to_numpy(), rtol=1e-3)
     assert list(found.uns["imputed"]["absent_genes"]) == table.columns.tolist()
 
 

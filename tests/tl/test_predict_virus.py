@@ -224,10 +224,10 @@ def failing(contrasts: ad.AnnData) -> dict[str, tuple[ad.AnnData, dict, type, st
         "no level": (counts, whole | {"control": "mock"}, ValueError, "mock"),
         "no classifier": (contrasts, {"model": untaught()}, ValueError, "no virus classifier"),
         "model": (contrasts, {"model": object()}, TypeError, "model= is a object"),
-        "alpha": (contrasts, {"alpha": 1.5}, ValueError, "alpha must lie between 0 and 1"),
+        "alpha": (contrasts, {"alpha": 1.5}, ValueError, "alpha=1.5; expected a finite number"),
         "layer": (contrasts, {"layer": "lfc"}, KeyError, "no layer 'lfc'"),
         "key": (contrasts, {"key_added": "a/b"}, ValueError, "cannot be stored in a file"),
-        "batch": (contrasts, {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        "batch": (contrasts, {"batch_size": 0}, ValueError, "batch_size=0; expected"),
     }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cfm._arguments import checks_arguments
+from cfm._arguments import check_whole, checks_arguments
 from cfm.data._profiles import ProfileDraw
 from cfm.data._row_cache import RowCache
 
@@ -216,7 +216,7 @@ class ContrastPairs:
         -------
         ``(n,)`` int64, for :meth:`obs` or indexing.
         """
-        repeats = self.controls_per_case
+        repeats = check_whole("controls_per_case", self.controls_per_case)
         n_cases = -(-n // repeats)
         if self.balanced:
             block = rng.integers(len(self._end), size=n_cases)
