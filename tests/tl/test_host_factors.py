@@ -297,7 +297,7 @@ def test_bad_input(model: CellPulse, contrasts: ad.AnnData) -> None:
         (TypeError, "expected a list", {"groups": "virus_A"}),
         (ValueError, "each once", {"groups": ["virus_A", "virus_A"]}),
         (ValueError, "at least one level", {"groups": []}),
-        (ValueError, "method='saliency'; expected one of attention", {"method": "saliency"}),
+        (ValueError, "method='saliency'; expected one of", {"method": "saliency"}),
         (ValueError, "reversal='off'", {"reversal": "off"}),
         (ValueError, "null='genes'", {"null": "genes"}),
         (ValueError, "expected 0, or 2 or more", {"n_permutations": 1}),

@@ -119,7 +119,7 @@ def failing(adata: ad.AnnData) -> dict[str, tuple[ad.AnnData, dict, type, str]]:
         "mask": (adata, {"mask": np.ones((2, 2), bool)}, ValueError, "expected .* of bool"),
         "key": (adata, {"key_added": "a/b"}, ValueError, "cannot be stored"),
         "model": (adata, {"model": 3}, TypeError, "model= is a int"),
-        "batch": (adata, {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        "batch": (adata, {"batch_size": 0}, ValueError, "batch_size=0; expected"),
     }
 
 
