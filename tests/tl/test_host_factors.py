@@ -301,7 +301,7 @@ def test_bad_input(model: CellPulse, contrasts: ad.AnnData) -> None:
         (ValueError, "reversal='off'", {"reversal": "off"}),
         (ValueError, "null='genes'", {"null": "genes"}),
         (ValueError, "expected 0, or 2 or more", {"n_permutations": 1}),
-        (ValueError, "expected 0, or 2 or more", {"n_permutations": 2.5}),
+        (ValueError, "n_permutations=2.5; expected", {"n_permutations": 2.5}),
         (KeyError, "layer", {"layer": "absent"}),
         (ValueError, "without '/'", {"key_added": "a/b"}),
         (ValueError, "needs known=", {"method": "guided"}),

@@ -105,11 +105,6 @@ def test_other_logarithms_are_refused() -> None:
         whole(ad.AnnData(np.log1p(tpm / 100)))
 
 
-def test_batches_have_at_least_one_row() -> None:
-    with pytest.raises(ValueError, match="(batch_size|n_rows)"):
-        whole(toy_log_tpm(), n_rows=0)
-
-
 def test_genes_are_found_by_symbol_old_symbol_and_ensembl_id() -> None:
     vocabulary = vocabulary_of(["ENSG00000187608", "ENSG00000157601", "ENSG99999999990"])
     assert vocabulary.genes.tolist() == ["ISG15", "MX1", "ENSG99999999990"]
