@@ -68,7 +68,7 @@ def test_more_groups_than_codes_are_refused() -> None:
     before = cells.copy()
     with pytest.raises(ValueError, match="n_groups is 64, but the 12 cells have"):
         cfm.tl.cell_codes(cells, NearestCode(), n_groups=64)
-    with pytest.raises(ValueError, match="n_groups is 0"):
+    with pytest.raises(ValueError, match="n_groups=0"):
         cfm.tl.cell_codes(cells, NearestCode(), n_groups=0)
     assert_unchanged(cells, before)
 

@@ -164,7 +164,7 @@ def test_what_cannot_be_mapped_is_refused(query: ad.AnnData, reference: ad.AnnDa
     with pytest.raises(KeyError, match=r"query.obs has no column 'site'"):
         reference.obs["site"] = "x"
         call(query, reference, exclude_key="site")
-    with pytest.raises(ValueError, match="n_neighbors must be"):
+    with pytest.raises(ValueError, match="n_neighbors="):
         call(query, reference, n_neighbors=0)
     with pytest.raises(ValueError, match="sharpness must be"):
         call(query, reference, sharpness=-1)
