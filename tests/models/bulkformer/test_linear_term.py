@@ -167,7 +167,7 @@ def test_it_can_be_fitted_by_other_groups() -> None:
     assert model.module.linear_term.sizes["n_groups"] == 2
     model.fit_linear_term(4, weight=0.25)
     assert float(model.module.linear_term.weight) == 0.25
-    with pytest.raises(ValueError, match="weight=2.0; expected"):
+    with pytest.raises(ValueError, match="weight="):
         model.fit_linear_term(4, weight=2.0)
     with pytest.raises(KeyError, match="no column 'none'"):
         model.fit_linear_term(4, group_key="none")
