@@ -213,7 +213,10 @@ def test_source_files_keep_the_house_rules(path):
             assert node.func.id != "print", f"print at line {node.lineno}: log or write instead"
         if isinstance(node, ast.ExceptHandler):
             caught = getattr(node.type, "id", None) if node.type else "everything"
-            assert caught not in {"everything", "Exception", "BaseException"}, node.lineno
+            goes_on = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+            assert goes_on or caught not in {"everything", "Exception", "BaseException"}, (
+                node.lineno
+            )
 
 
 def test_importing_the_package_imports_none_of_the_heavy_libraries():

@@ -19,15 +19,11 @@ import numpy as np
 import pandas as pd
 import xxhash
 from anndata import AnnData
+from cloudpickle import Pickler  # graphs of dask hold functions of any kind
 from mudata import MuData
 from scipy import sparse
 
 from cfm.data._matrix import row_blocks
-
-try:
-    from cloudpickle import Pickler  # comes with dask, whose graphs hold functions of any kind
-except ImportError:
-    from pickle import Pickler
 
 #: Files that a folder of zarr has at its root.
 _ZARR = ("zarr.json", ".zgroup", ".zarray")
