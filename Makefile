@@ -40,7 +40,7 @@ LOWEST_PYTHON ?= python3.11
 test-lowest:
 	$(call environment,.venv-lowest,$(LOWEST_PYTHON),--resolution lowest-direct \
 		--reinstall-package cfm-tools --refresh-package cfm-tools . --group runner)
-	.venv-lowest/bin/python $(PYTEST) tests/matrix $(PYTEST_ARGS)
+	.venv-lowest/bin/python $(PYTEST) tests/matrix tests/environments $(PYTEST_ARGS)
 	.venv-lowest/bin/python tests/release/smoke.py
 	.venv-lowest/bin/cfm demo --output demo $(DEMO_ARGS)
 

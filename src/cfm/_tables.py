@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from anndata import AnnData
 
@@ -21,6 +22,16 @@ def load_tables(adata: AnnData) -> None:
         table = getattr(adata, name)
         if not isinstance(table, pd.DataFrame):
             setattr(adata, name, table.to_memory())
+
+
+@contextmanager
+def text_is_written() -> Iterator[None]:
+    """Let anndata write the text columns of pandas 3, which it refuses by default before 0.13."""
+    from anndata import settings
+
+    refused = settings.allow_write_nullable_strings is False
+    with settings.override(allow_write_nullable_strings=True) if refused else nullcontext():
+        yield
 
 
 def check_tables(adata: AnnData, labels: Iterable[Any] = (), *, one_kind: bool = False) -> None:

@@ -23,9 +23,6 @@ import pandas as pd
 import cfm
 from cfm.data._result_store import ResultStore
 
-#: Results of two environments are within this.
-TOLERANCE = 1e-4
-
 
 def contrasts() -> ad.AnnData:
     """Contrasts to work on: a few genes of the toy infection, so that files are small."""
@@ -55,7 +52,7 @@ def write(folder: Path) -> None:
     cfm.tl.embed(contrasts(), "cellpulse-mini", output=folder / "output.h5ad")
     trained = contrasts()
     cfm.models.CellPulse.setup_anndata(trained, labels_key="virus")
-    model = cfm.models.CellPulse(trained, dim=8, n_layers=1, n_heads=2, n_tokens=64, n_factors=4)
+    model = cfm.models.CellPulse(trained, dim=16, n_layers=1, n_heads=1, n_tokens=64, n_factors=4)
     model.train(max_steps=2, accelerator="cpu", enable_progress_bar=False)
     model.save(folder / "checkpoint")
     np.save(folder / "latent.npy", model.get_latent_representation(trained))

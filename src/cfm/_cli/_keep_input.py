@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import h5py
 from anndata.io import read_elem, write_elem
 
+from cfm._tables import text_is_written
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -38,7 +40,7 @@ def keep_input(source: Path, results: Path, made: Path) -> None:
             os.chmod(folder, os.stat(folder).st_mode | stat.S_IRWXU)
     else:
         shutil.copyfile(source, made)
-    with _opened(made, "r+") as target, _opened(results, "r") as found:
+    with _opened(made, "r+") as target, _opened(results, "r") as found, text_is_written():
         for slot in ("obsm", "layers"):
             if slot not in target:
                 write_elem(target, slot, {})

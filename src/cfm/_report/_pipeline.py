@@ -23,6 +23,7 @@ from cfm._report import _figures as figures
 from cfm._report._html import card_excerpt, render, versions
 from cfm._report._read import Orientation, read_counts
 from cfm._report._summary import agreement, overview, summarize
+from cfm._tables import text_is_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -273,7 +274,8 @@ def _write_contrasts(contrasts: AnnData, path: Path) -> None:
     """Write the file in full, or leave what was there."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        contrasts.write_h5ad(draft)
+        with text_is_written():
+            contrasts.write_h5ad(draft)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 from anndata.io import write_elem
 
+from cfm._tables import text_is_written
 from cfm.data._heap import give_back
 from cfm.data._inputs import check_apart
 from cfm.data._work_folder import WorkFolder, differences, put_in_place, remove
@@ -239,7 +240,7 @@ class ResultStore:
 
 def write_results(path: Path, adata: AnnData, streamed: Mapping[tuple[str, str], Streamed]) -> None:
     """Write an AnnData whose large matrices come in blocks."""
-    with _opened(path) as root:
+    with _opened(path) as root, text_is_written():
         write_elem(root, "/", adata)
         give_back()
         for (slot, name), matrix in streamed.items():

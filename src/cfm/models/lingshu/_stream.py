@@ -14,6 +14,7 @@ from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
 from cfm._arguments import check_flag
+from cfm._tables import text_is_written
 from cfm.data._work_folder import put_in_place
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ class CellFile:
 
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any]) -> None:
         """Write what belongs to the rows and columns."""
-        for name, element in {"obs": obs, "var": var, "uns": uns}.items():
-            write_elem(self._root, name, element)
+        with text_is_written():
+            for name, element in {"obs": obs, "var": var, "uns": uns}.items():
+                write_elem(self._root, name, element)
         for name in ("obsm", "varm", "obsp", "varp", "layers"):
             write_elem(self._root, name, {})
 
