@@ -73,7 +73,7 @@ class Task:
         """Return the controls that cells are made from, ``n_cells`` of them."""
         rows = (self.train.obs[self.key] == self.control).to_numpy()
         if self.groupby is not None:
-            rows &= (self.train.obs[self.groupby] == self.group).to_numpy()
+            rows = rows & (self.train.obs[self.groupby] == self.group).to_numpy()
         places = np.flatnonzero(rows)
         if self.n_cells is not None and self.n_cells < len(places):
             rng = np.random.default_rng(seed)

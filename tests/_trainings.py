@@ -179,7 +179,7 @@ def state(model: PretrainedModel) -> dict[str, torch.Tensor]:
     """Return weights and curves of a trained model."""
     out = {k: v.detach().clone() for k, v in model.module.state_dict().items()}
     for name, curve in (model.history or {}).items():
-        out[f"curve {name}"] = torch.from_numpy(curve[name].to_numpy(dtype=np.float64))
+        out[f"curve {name}"] = torch.from_numpy(curve[name].to_numpy(dtype=np.float64, copy=True))
         out[f"time of {name}"] = torch.tensor(curve.index.tolist())
     return out
 

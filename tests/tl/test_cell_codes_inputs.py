@@ -190,7 +190,7 @@ def test_dense_and_sparse_storage_give_the_same(adata: ad.AnnData) -> None:
 
 def test_of_a_repeated_annotation_one_is_kept(adata: ad.AnnData) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         cfm.tl.cell_codes(adata, NearestCode(), groupby=["donor", "donor"], n_markers=0)
     assert adata.uns["cell_code"]["annotations"].index.tolist() == ["donor"]
     assert adata.uns["cell_code"]["markers"].empty

@@ -84,7 +84,7 @@ def test_a_mudata_gains_a_modality(model: Pulsar, adata: ad.AnnData) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         mdata = md.MuData({"rna": cells})
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         found = cfm.tl.embed_donors(mdata, "donor_id", model)
     assert list(mdata.mod) == ["rna", "donors"]
     np.testing.assert_array_equal(mdata["donors"].obsm["X_pulsar"], found.obsm["X_pulsar"])

@@ -82,9 +82,16 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], ad.AnnData], Callable[[]
 _UNREAD = "ignore:1 of 50 cells express none"
 
 
+def _as_object(table: pd.DataFrame) -> pd.DataFrame:
+    """Text as objects: pandas 3 reads text of a file as ``str``, and keeps objects in memory."""
+    text = [c for c in table if pd.api.types.is_string_dtype(table[c].dtype)]
+    return table.astype(dict.fromkeys(text, object))
+
+
 def assert_close(found: Any, expected: Any) -> None:
     """Equal but for the last digits of floating-point numbers."""
     if isinstance(expected, pd.DataFrame):
+        found, expected = _as_object(found), _as_object(expected)
         pd.testing.assert_frame_equal(found, expected, rtol=1e-5, atol=1e-6)
     elif isinstance(expected, Mapping):
         assert set(found) == set(expected)

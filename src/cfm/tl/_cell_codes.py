@@ -320,7 +320,7 @@ def cell_codes(
         further: dict[str, Any] = {}
         if n_groups is not None:
             group = merge_codes(book.vectors[used.numbers], used.size, n_groups)
-            stored[CODES]["group"] = group.astype(str).astype(object)
+            stored[CODES]["group"] = group.astype(str)
             further[key_added + GROUP] = group_column(used, group)
         if known is not None:
             stored[REFERENCE] = known.compare(used, book)

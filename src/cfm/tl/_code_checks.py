@@ -41,7 +41,7 @@ def read_annotations(adata: AnnData, groupby: str | Sequence[str] | None) -> dic
             raise ValueError(f"adata.obs[{name!r}] is missing in all {adata.n_obs} cells.")
         if len(annotation.levels) == 1:
             warn_user(
-                f"adata.obs[{name!r}] has one level ({annotation.levels[0]!r}), so every code is "
+                f"adata.obs[{name!r}] has one level ({str(annotation.levels[0])!r}), so every code is "
                 "pure and nothing can be said of it."
             )
         annotations[name] = annotation
@@ -78,7 +78,7 @@ def obs_columns(found: CellCodes, used: UsedCodes, key: str) -> dict[str, Any]:
     """Return the columns of ``obs`` that every run writes."""
     unread = used.place < 0
     return {
-        key: pd.Categorical.from_codes(used.place, categories=pd.Index(used.names, dtype=object)),
+        key: pd.Categorical.from_codes(used.place, categories=list(used.names)),
         key + SIMILARITY: np.where(unread, np.nan, found.similarity).astype(np.float32),
         key + MARGIN: np.where(unread, np.nan, found.margin).astype(np.float32),
     }

@@ -48,7 +48,7 @@ class UsedCodes:
         numbers, inverse = np.unique(code[readable], return_inverse=True)
         place = np.full(len(code), -1, dtype=np.int64)
         place[readable] = inverse
-        names = numbers.astype(str).astype(object)
+        names = numbers.astype(str)
         return cls(numbers, names, place, np.bincount(inverse, minlength=len(numbers)))
 
     @property
@@ -80,7 +80,7 @@ class Annotation:
         levels, level = np.unique(text.astype(str), return_inverse=True)
         if len(levels) and levels[0] == "":  # sorts before all others
             levels, level = levels[1:], level - 1
-        return cls(levels.astype(object), level.astype(np.int64))
+        return cls(levels, level.astype(np.int64))
 
     def table(self, used: UsedCodes) -> np.ndarray:
         """Count cells by code and level, ``(n_used, n_levels)``."""
@@ -156,7 +156,7 @@ def agreement_table(annotations: Mapping[str, Annotation], used: UsedCodes) -> p
                 "ari": adjusted_rand_score(level, code),
             }
         )
-    table = pd.DataFrame(rows, index=pd.Index(list(annotations), dtype=object))
+    table = pd.DataFrame(rows, index=list(annotations))
     integers = ["n_labelled", "n_levels"]
     return table.astype({name: np.int64 if name in integers else np.float64 for name in table})
 

@@ -101,7 +101,7 @@ def test_counts_give_the_published_numbers(folder: Path) -> None:
     np.testing.assert_array_equal(found.code, io()["cell_code"])
     assert_close(found.embedding, io()["cell_embedding"])
     table = named.predict_properties(counts(), precision="float32")["tissue"]
-    assert_close(table.to_numpy(np.float32), io()["tissue"].softmax(-1))
+    assert_close(table.to_numpy(np.float32, copy=True), io()["tissue"].softmax(-1))
     assert table.columns.tolist() == ["0", "1", "2", "3", "4"]
 
 

@@ -286,7 +286,7 @@ def test_a_source_without_controls_misleads_no_other(screen: ad.AnnData) -> None
 
 
 def test_perturbations_of_few_cells_are_named(screen: ad.AnnData) -> None:
-    kept = screen.obs["perturbation"].isin(["control", "IFNG"]).to_numpy()
+    kept = screen.obs["perturbation"].isin(["control", "IFNG"]).to_numpy(copy=True)
     kept[np.flatnonzero(of(screen, "T cell", "TNF"))[:4]] = True
     with pytest.warns(UserWarning, match=r"1 perturbations are not known.*\['TNF'\]"):
         fitted(screen[kept].copy())
