@@ -40,6 +40,7 @@ def test_every_page_with_code_is_run() -> None:
     assert sorted(PAGES) == sorted(name for name, text in texts.items() if "```python\n" in text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_run_as_written(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

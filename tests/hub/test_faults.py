@@ -47,6 +47,7 @@ def test_two_processes_download_one_checkpoint(hub: Hub, tmp_path: Path) -> None
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
 
 
+@pytest.mark.slow
 def test_a_transfer_that_is_cut(hub: Hub) -> None:
     hub.cut, hub.n_cuts = 5000, 10**6
     kind, message = hub.ask("hf://o/n")
@@ -259,6 +260,7 @@ def test_a_reader_writes_nothing(tmp_path: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_full_disk_while_a_model_is_saved(tmp_path: Path) -> None:
     """The limit of the size of a file fails as a full disk does, for every file that is written."""

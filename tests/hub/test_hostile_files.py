@@ -387,6 +387,7 @@ def test_states_of_a_training(tmp_path: Path) -> None:
             files.load_checkpoint(path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_DATA and VmHWM")
 def test_lies_about_size_take_no_memory(tmp_path: Path) -> None:
     """Peak memory of a process that reads them all, under a limit that a believer would hit."""

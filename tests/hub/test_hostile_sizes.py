@@ -129,6 +129,7 @@ def of_lists(name: str, header: dict[str, Any]) -> Iterator[tuple[str, dict[str,
         yield "a long list: " + ".".join(map(str, path)), changed(header, path, value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs VmHWM and RLIMIT_AS")
 def test_every_number_of_every_model(tmp_path: Path) -> None:
     what: list[tuple[str, tuple[Any, ...], Any]] = []

@@ -128,6 +128,7 @@ def test_hub_out_of_reach(monkeypatch):
         resolve("hf://o/n")
 
 
+@pytest.mark.slow
 def test_download_from_a_local_hub(tmp_path):
     with Hub(make(tmp_path / "served", k=7), tmp_path / "cache") as hub:
         assert hub.ask("hf://o/n@main") == ["o/n", {"k": 7}]

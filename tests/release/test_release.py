@@ -127,6 +127,7 @@ def test_what_is_imported_is_asked_for() -> None:
             assert asked, f"{module} is imported by {sorted(places)[:3]} and not asked for"
 
 
+@pytest.mark.slow
 def test_nothing_optional_is_imported_with_the_rooms() -> None:
     code = f"""
 import importlib.machinery, sys

@@ -154,6 +154,7 @@ def test_a_file_that_was_written_anew_is_another_input(
     assert counting.seen == [10] * 5
 
 
+@pytest.mark.slow
 def test_a_killed_program_goes_on(tmp_path: Path) -> None:
     contrasts = toy_contrasts()
     contrasts.write_h5ad(tmp_path / "in.h5ad")

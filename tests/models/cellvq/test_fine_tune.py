@@ -34,6 +34,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compact", [False, True])
 def test_saved_models_give_the_same(tmp_path: Path, compact: bool) -> None:
     cells = planted_cells(30, seed=5)

@@ -30,6 +30,7 @@ def curve(model: CellVQ, name: str) -> np.ndarray:
     return model.history[name][name].to_numpy(dtype=float)
 
 
+@pytest.mark.slow
 def test_codes_and_heads_learn_planted_types() -> None:
     model, cells = trained(), planted_cells(120, seed=3)
     codes = model.get_cell_codes(cells, precision="float32")

@@ -38,6 +38,7 @@ def edit(folder: Path, change) -> None:
     path.write_text(json.dumps(header))
 
 
+@pytest.mark.slow
 def test_loaded_models_make_the_same_cells(tmp_path: Path) -> None:
     model = toy_lingshu()
     folder = model.save(tmp_path / "ours")
