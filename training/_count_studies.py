@@ -17,7 +17,7 @@ class CountStudy:
     Attributes
     ----------
     file
-        Name below ``virus_counts``, without ``.h5ad``.
+        Name below ``virus_counts`` or ``stimuli``, without ``.h5ad``.
     by
         Columns of ``obs`` that cases and controls must share.
     split
@@ -39,6 +39,8 @@ class CountStudy:
         Host as in the manifest.
     organism
         For :func:`cfm.pp.map_genes`.
+    agent
+        Column of ``obs`` with what was given; ``"none"`` for controls.
     """
 
     file: str
@@ -52,12 +54,19 @@ class CountStudy:
     scale: Literal["counts", "log", "linear"] = "counts"
     host: str = "human"
     organism: Literal["human", "mouse"] = "human"
+    agent: Literal["virus", "stimulus"] = "virus"
+
+    @property
+    def folder(self) -> str:
+        """Where the file is."""
+        return "virus_counts" if self.agent == "virus" else "stimuli"
 
 
 _VACV = {"split": ("time_h",), "unusable": "time_h < 2"}  # control = 0 h
 _MOUSE = {"host": "mouse", "organism": "mouse"}
 
 COUNT_STUDIES = (
+    CountStudy("Bezemer2025_DENV_ZIKV", by=("tissue",), split=("strain",)),
     CountStudy("CHIKV_mouse_SRR68086", by=("tissue",), split=("time_h",), **_MOUSE),
     # One control library per time: null contrasts are between times.
     CountStudy("GSE110496_pseudobulk", by=("time_h",), null_by=()),
@@ -97,6 +106,8 @@ COUNT_STUDIES = (
         keep="clear_label",  # 0 h, or symptomatic and at least 45 h
         scale="log",
     ),
+    # cord blood was not infected; donors of maternal blood are not paired
+    CountStudy("GSE185557", keep="tissue == 'maternal blood'"),
     CountStudy("GSE96870_cerebellum", split=("time_h",), unusable="time_h > 0", **_MOUSE),
     CountStudy("HSV2_vaginal_explant", pair="donor", scale="log"),
     CountStudy(
@@ -124,6 +135,20 @@ COUNT_STUDIES = (
     CountStudy("VACV_yang_a", **_VACV),
     CountStudy("VACV_yang_b", **_VACV),
     CountStudy("ZIKV_mouse_brain_SRR5136882", **_MOUSE),
+)
+
+#: Cytokines, bacteria and other stimuli.
+STIMULUS_STUDIES = (
+    CountStudy("Alasoo2018_macrophage", pair="donor", agent="stimulus"),
+    CountStudy("Boulant_T84_IL22_IFNL", by=("time_h",), agent="stimulus"),
+    CountStudy("Campo_AM_MDM_Mtb", by=("tissue",), pair="donor", agent="stimulus"),
+    CountStudy("Campo_MDM_IFN", pair="donor", agent="stimulus"),
+    CountStudy("GSE120844_IFNg", by=("drug",), scale="linear", agent="stimulus"),
+    CountStudy(
+        "Griss2019_Bcell_melanoma_medium", by=("cell_type",), pair="donor", agent="stimulus"
+    ),
+    CountStudy("Jankowski_HPPT_IFN", agent="stimulus"),
+    CountStudy("SAEC_IFN_Lee", agent="stimulus"),
 )
 
 #: Names of a virus that are not the label of the class.

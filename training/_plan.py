@@ -38,26 +38,32 @@ class Plan:
 def plan_infections(
     obs: pd.DataFrame, study: CountStudy, rng: np.random.Generator, n_subsets: int
 ) -> Plan:
-    """Plan the infection contrasts of a file, as a whole and as small subsets."""
+    """Plan the infection or stimulus contrasts of a file, as a whole and as small subsets."""
     plan = Plan()
-    control = (obs["virus"].astype(str) == "none").to_numpy()
+    control = (obs[study.agent].astype(str) == "none").to_numpy()
     unusable = np.zeros(len(obs), dtype=bool)
     if study.unusable:
         unusable = obs.eval(study.unusable, engine="python").to_numpy(bool)
     for rows in _groups(obs, study.by, np.arange(len(obs))):
         controls = rows[control[rows]]
-        for cases in _groups(obs, ("virus", *study.split), rows[~control[rows]]):
+        for cases in _groups(obs, (study.agent, *study.split), rows[~control[rows]]):
             blocks = list(pair_blocks(obs, study.pair, cases, controls))
             if not blocks:
                 continue
-            virus = str(obs["virus"].iloc[cases[0]])
+            agent = str(obs[study.agent].iloc[cases[0]])
+            infection = study.agent == "virus"
             columns = {
                 "study": str(obs["study"].iloc[cases[0]]),
-                "virus": VIRUS_NAMES.get(virus, virus),
-                "kind": "infection",
+                "virus": VIRUS_NAMES.get(agent, agent) if infection else UNINFECTED,
+                "kind": "infection" if infection else "stimulus",
                 "host": study.host,
                 "usable": not unusable[cases].any(),
-                "agent": virus,
+                "agent": agent,
+                "tissue": _only(obs, ("tissue", "cell_type"), cases),
+                "time_h": _only(obs, ("time_h",), cases),
+                "detail": "|".join(
+                    str(obs[c].iloc[cases[0]]) for c in dict.fromkeys((*study.by, *study.split))
+                ),
             }
             plan.add(blocks, whole=True, **columns)
             for subset in _subsets(blocks, n_subsets, rng):
@@ -72,12 +78,13 @@ def plan_nulls(
     host: str,
     rng: np.random.Generator,
     n_nulls: int,
+    agent: str = "virus",
 ) -> None:
     """Plan contrasts of controls with other controls of the same stratum.
 
     The first one of a stratum halves it; the others take one to three samples a side.
     """
-    controls = np.flatnonzero(obs["virus"].astype(str) == "none")
+    controls = np.flatnonzero(obs[agent].astype(str) == "none")
     for rows in _groups(obs, by, controls):
         seen: set[tuple[frozenset, frozenset]] = set()
         for i in range(n_nulls):
@@ -99,6 +106,15 @@ def plan_nulls(
                 agent="none",
                 whole=i == 0,
             )
+
+
+def _only(obs: pd.DataFrame, columns: tuple[str, ...], rows: np.ndarray) -> str:
+    """The value that all rows share in the first of the columns that exists, else ``""``."""
+    for column in columns:
+        if column in obs:
+            values = obs[column].iloc[rows].dropna().astype(str).unique()
+            return str(values[0]) if len(values) == 1 else ""
+    return ""
 
 
 def _groups(obs: pd.DataFrame, columns: tuple[str, ...], rows: np.ndarray) -> Iterator[np.ndarray]:

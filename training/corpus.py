@@ -22,8 +22,9 @@ import pandas as pd
 import cfm
 from benchmarks._studies import load_signatures, load_signed_sets
 from cfm.data import ContrastPairs, GeneVocabulary
-from training._count_studies import COUNT_STUDIES, CountStudy
+from training._count_studies import COUNT_STUDIES, STIMULUS_STUDIES, CountStudy
 from training._plan import UNINFECTED, Plan, pair_blocks, plan_infections, plan_nulls
+from training._responses import response_of
 
 SIGNATURE_SPECIES = ("human", "mouse", "monkey")
 
@@ -80,18 +81,25 @@ def build_corpus(
         ``False`` for subsets of a contrast that is there as a whole.
     ``n_cases``, ``n_controls``
         Numbers of samples, 0 if not known.
+    ``response``
+        Kind of response, of :data:`training._responses.RESPONSES`.
+    ``tissue``, ``time_h``, ``detail``
+        Text, ``""`` if not known: tissue or cell type, hours, and what else tells contrasts of a
+        study apart.
     ``unit``, ``weight``
         ``"virus|study|kind|source"``, and 1 / (number of rows of the unit): a hint, to be
         combined with balancing over labels.
     """
     genes = pd.Index(genes, dtype=object)
     parts = [_signatures(data, genes)]
-    for study in COUNT_STUDIES:
+    for study in (*COUNT_STUDIES, *STIMULUS_STUDIES):
         adata = read_counts(data, study)
         plan = plan_infections(adata.obs, study, _rng(seed, study.file, study.keep), n_subsets)
         if study.nulls:
             null_by = study.by if study.null_by is None else study.null_by
-            plan_nulls(plan, adata.obs, null_by, study.host, _rng(seed, study.file), n_nulls)
+            plan_nulls(
+                plan, adata.obs, null_by, study.host, _rng(seed, study.file), n_nulls, study.agent
+            )
         parts.append(run_plan(adata, plan, genes, scale_units(study)))
     parts += _other_nulls(data, genes, seed, n_nulls)
     parts += _stimuli(data, genes)
@@ -149,7 +157,7 @@ def scale_units(study: CountStudy) -> str:
 
 def read_counts(data: Path, study: CountStudy) -> ad.AnnData:
     """Read the samples of a count file that are used, with human symbols as genes."""
-    adata = ad.read_h5ad(data / "virus_counts" / f"{study.file}.h5ad")
+    adata = ad.read_h5ad(data / study.folder / f"{study.file}.h5ad")
     if study.keep:
         adata = adata[adata.obs.eval(study.keep, engine="python").to_numpy(bool)].copy()
     if study.scale == "linear":
@@ -208,6 +216,9 @@ def _signatures(data: Path, genes: pd.Index) -> ad.AnnData:
             "whole": True,
             "n_cases": signatures.obs["n_infected"].fillna(0).astype(int),
             "n_controls": signatures.obs["n_control"].fillna(0).astype(int),
+            "tissue": signatures.obs["tissue"].fillna("").astype(str),
+            "time_h": signatures.obs["time_h"].fillna("").astype(str),
+            "detail": signatures.obs["strain"].fillna("").astype(str),
         }
     )
     return ad.AnnData(signatures.effects, obs=obs, var=pd.DataFrame(index=genes))
@@ -259,6 +270,15 @@ def _stimuli(data: Path, genes: pd.Index) -> list[ad.AnnData]:
     weights = pd.read_csv(data / "signed_sets" / "cytosig.csv.gz", index_col=0)
     obs = _stimulus_obs("CytoSig", weights.columns, "signature")
     parts.append(_over_genes(weights.to_numpy().T, weights.index, genes, obs))
+    effects = pd.read_csv(data / "stimuli" / "lfc.csv.gz", index_col=0)
+    manifest = pd.read_csv(data / "stimuli" / "lfc_manifest.csv").set_index("signature")
+    manifest = manifest.loc[effects.columns]
+    obs = _stimulus_obs("", manifest["stimulus"], "signature").assign(
+        study=manifest["study"].to_numpy(),
+        tissue=manifest["tissue"].to_numpy(),
+        time_h=manifest["time_h"].astype(str).to_numpy(),
+    )
+    parts.append(_over_genes(effects.to_numpy().T, effects.index, genes, obs))
     return parts
 
 
@@ -317,11 +337,15 @@ def _over_genes(
 def _join(parts: list[ad.AnnData], genes: pd.Index) -> ad.AnnData:
     """Stack the parts, with names, units and weights."""
     obs = pd.concat([part.obs for part in parts])
+    for column in ("tissue", "time_h", "detail"):
+        obs[column] = obs[column].fillna("").astype(str)
+    responses = map(response_of, obs["kind"].astype(str), obs["agent"].astype(str))
+    obs["response"] = list(responses)
     obs["unit"] = obs[["virus", "study", "kind", "source"]].astype(str).agg("|".join, axis=1)
     obs["weight"] = 1.0 / obs.groupby("unit")["unit"].transform("size").astype(float)
     number = obs.groupby(["study", "agent"]).cumcount().astype(str)
     names = obs["study"].astype(str) + "|" + obs["agent"].astype(str) + "|" + number
-    for column in ("study", "virus", "kind", "source", "host", "agent", "unit"):
+    for column in ("study", "virus", "kind", "source", "host", "agent", "unit", "response"):
         obs[column] = pd.Categorical(obs[column].astype(str))
     x = np.vstack([part.X for part in parts])
     return ad.AnnData(x, obs=obs.set_axis(names, axis=0), var=pd.DataFrame(index=genes))
