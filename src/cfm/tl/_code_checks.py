@@ -40,8 +40,9 @@ def read_annotations(adata: AnnData, groupby: str | Sequence[str] | None) -> dic
         if not len(annotation.levels):
             raise ValueError(f"adata.obs[{name!r}] is missing in all {adata.n_obs} cells.")
         if len(annotation.levels) == 1:
+            level = str(annotation.levels[0])
             warn_user(
-                f"adata.obs[{name!r}] has one level ({str(annotation.levels[0])!r}), so every code is "
+                f"adata.obs[{name!r}] has one level ({level!r}), so every code is "
                 "pure and nothing can be said of it."
             )
         annotations[name] = annotation
