@@ -17,7 +17,6 @@ from cfm.models.cellpulse._classifier import (
     centred_statistics,
     mean_response,
     robust_spread,
-    unit,
 )
 from cfm.models.cellpulse._classify import VirusCaller
 from cfm.models.cellpulse._constants import PADDING
@@ -68,8 +67,7 @@ class VirusExplainer(VirusCaller):
         parts = [np.empty(0)]
         for start in range(0, len(effects), 64):
             block = np.asarray(effects[start : start + 64], dtype=np.float32)
-            summary = torch.from_numpy(self._needed_summary(block)).to(self.device)
-            views = classifier.views(torch.from_numpy(block).to(self.device), summary)
+            views = classifier.views(torch.from_numpy(block).to(self.device))
             odds = target_odds(classifier, views, self._target_index(target))
             parts.append(odds.double().cpu().numpy())
         return np.concatenate(parts)
@@ -187,50 +185,15 @@ class VirusExplainer(VirusCaller):
         classifier = self.require_classifier()
         index = self._target_index(target)
         weights = ReversalWeights.of(classifier, infected=index is None)
-        deep = uses_embedding(classifier) and index is not None
         out = np.full(effects.shape, np.nan, dtype=np.float32)
         for i, row in enumerate(np.asarray(effects, dtype=np.float32)):
-            seen = np.flatnonzero(~np.isnan(row))
             values = -row if mode == "flip" else np.zeros_like(row)
             logits = reversed_logits(row, values, weights)
-            before, after = logits.before, logits.after
-            if deep:
-                old, new = self._reversed_embeddings(classifier, row, values, seen)
-                before, after = before + old, after + new
-            odds = [_odds_of(classifier, table, index) for table in (before[None], after)]
-            out[i, seen] = odds[0] - odds[1]
+            odds = [
+                _odds_of(classifier, table, index) for table in (logits.before[None], logits.after)
+            ]
+            out[i, ~np.isnan(row)] = odds[0] - odds[1]
         return out
-
-    def _reversed_embeddings(
-        self, classifier: VirusClassifier, row: np.ndarray, values: np.ndarray, seen: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the embedding's part of the logits before, and after each gene's change."""
-        changed = np.flatnonzero(self._token_genes(row))
-        old = self._deep_logits(classifier, row[None])[0]
-        new = np.tile(old, (len(row), 1))
-        for start in range(0, len(changed), 64):
-            genes = changed[start : start + 64]
-            block = np.tile(row, (len(genes), 1))
-            block[np.arange(len(genes)), genes] = values[genes]
-            new[genes] = self._deep_logits(classifier, block)
-        return old, new[seen]
-
-    def _token_genes(self, row: np.ndarray) -> np.ndarray:
-        """Return which genes are tokens of a profile; the others do not touch its embedding."""
-        tokens = self.tokenizer.encode(row[None])
-        genes = np.zeros(len(row), dtype=bool)
-        genes[tokens.gene[0, tokens.state[0] != PADDING].numpy()] = True
-        return genes
-
-    def _deep_logits(self, classifier: VirusClassifier, block: np.ndarray) -> np.ndarray:
-        summary = torch.from_numpy(self.embed_effects(block)).to(self.device)
-        return (unit(summary) @ classifier.deep.T).double().cpu().numpy()
-
-    def _needed_summary(self, block: np.ndarray) -> np.ndarray:
-        """Embed profiles if the classifier reads embeddings at all; else zeros, at no cost."""
-        if uses_embedding(self.require_classifier()):
-            return self.embed_effects(block)
-        return np.zeros((len(block), self.module.dim), dtype=np.float32)
 
     def _target_index(self, target: str) -> int | None:
         """Return the class of a target, ``None`` for ``"infected"``."""
@@ -284,13 +247,10 @@ class GatedOdds:
         effects: np.ndarray,
         index: int | None,
     ) -> None:
-        self.model, self.classifier, self.index = model, classifier, index
+        self.classifier, self.index = classifier, index
         self.effects = torch.from_numpy(effects).to(model.device)
-        self.deep = uses_embedding(classifier) and index is not None
-        nothing = torch.zeros(len(effects), model.module.dim, device=model.device)
         with torch.no_grad():
-            self.views = classifier.views(self.effects, nothing)
-        self.tokens = model.tokenizer.encode(effects).to(model.device)
+            self.views = classifier.views(self.effects)
         self.centred = center(self.effects)
         self.spread = robust_spread(self.centred, ~torch.isnan(self.effects))
 
@@ -301,11 +261,7 @@ class GatedOdds:
         def stacked(x: Tensor) -> Tensor:
             return x.repeat(n, *[1] * (x.ndim - 1))
 
-        deep, statistics = stacked(self.views.deep), stacked(self.views.statistics)
-        if self.deep:
-            tokens = type(self.tokens)(*(stacked(t) for t in self.tokens))
-            gate = gates.gather(1, tokens.gene)
-            deep = unit(self.model.module.encode(tokens, gate=gate).summary)
+        statistics = stacked(self.views.statistics)
         if self.index is None:
             # Median and spread stay: their gradient would fall on the one gene in the middle.
             effects = stacked(self.effects)
@@ -316,14 +272,9 @@ class GatedOdds:
                 stacked(self.spread),
             )
         views = Views(
-            stacked(self.views.all) * gates, stacked(self.views.common) * gates, deep, statistics
+            stacked(self.views.all) * gates, stacked(self.views.common) * gates, statistics
         )
         return target_odds(self.classifier, views, self.index)
-
-
-def uses_embedding(classifier: VirusClassifier) -> bool:
-    """Return whether the classifier's logits depend on the embedding."""
-    return bool((classifier.deep != 0).any())
 
 
 def target_odds(classifier: VirusClassifier, views: Views, index: int | None) -> Tensor:
