@@ -75,7 +75,12 @@ _BY_ROW = {
     "one class": SAME,
 }
 _INFINITE = {"infinite": r"ValueError: The matrix holds infinite values; log2 fold"}
-_EFFECTS = {"NaN": REST, **_INFINITE, "negative": REST, "logarithms": OWN}
+_EFFECTS = {
+    "NaN": REST,
+    **_INFINITE,
+    "negative": REST,
+    "logarithms": r"ValueError: .* genes have the same value, not 0, in most observations",
+}
 _LOGS = {
     "NaN": REST,
     "infinite": r"ValueError: adata\.X holds infinite values; natural log1p",
