@@ -228,7 +228,9 @@ def _connectivity(queries: Floats, matches: Floats) -> Floats:
     return out
 
 
-def spread_over_studies(studies: Sequence[str], names: Sequence[str], n: int) -> NDArray[np.int64]:
+def spread_over_studies(
+    studies: Sequence[str] | NDArray[Any], names: Sequence[str] | NDArray[Any], n: int
+) -> NDArray[np.int64]:
     """Return up to ``n`` rows, of each study as many as of the others or all that it has.
 
     The choice depends on the names only, not on the order of the rows.
@@ -244,7 +246,7 @@ def spread_over_studies(studies: Sequence[str], names: Sequence[str], n: int) ->
     return np.sort(np.array(chosen, dtype=np.int64))
 
 
-def study_weights(studies: Sequence[str]) -> NDArray[np.float64]:
+def study_weights(studies: Sequence[str] | NDArray[Any]) -> NDArray[np.float64]:
     """Return weights of rows that give every study the same, with the sum 1."""
     _, code, size = np.unique(np.asarray(studies, str), return_inverse=True, return_counts=True)
     weight = 1.0 / size[code]

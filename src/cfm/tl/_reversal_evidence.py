@@ -11,6 +11,7 @@ from scvi import settings
 from scvi.utils import track
 
 from cfm._fields import SET_SEPARATOR
+from cfm.models.cellpulse._signature_scores import signature_scores
 from cfm.stats._connectivity import (
     Ranking,
     connectivity_scores,
@@ -22,7 +23,6 @@ from cfm.stats._connectivity import (
     summarize_replicates,
 )
 from cfm.stats._signed_cosine import clean_profile, mean_signature, signed_cosines
-from cfm.models.cellpulse._signature_scores import signature_scores
 from cfm.tl._signatures import signed_rows
 
 if TYPE_CHECKING:

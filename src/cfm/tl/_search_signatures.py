@@ -18,7 +18,14 @@ from scvi.utils import track
 
 from cfm._fields import EVIDENCE, PARAMS, RESULTS, SET_SEPARATOR, SIGNATURE_SEARCH_KEY
 from cfm.data import GeneVocabulary, map_identifiers
-from cfm.data._matrix import check_not_empty, get_matrix, in_memory_frame, read_rows, to_dense
+from cfm.data._matrix import (
+    check_not_empty,
+    check_unique_names,
+    get_matrix,
+    in_memory_frame,
+    read_rows,
+    to_dense,
+)
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._warn import warn_user
@@ -101,9 +108,10 @@ def search_signatures(
     the library, spread over its studies and none of the match's own study, cut to the query's
     size where that is a list (its numbers of up and down genes) and to its genes where it measures
     few. Their similarities with the match give the centre (median) and, below it, the spread, as
-    related contrasts lie above; the tail is Student's. So they say that the query is more like the match than contrasts that
-    have nothing to do with it are, also where genes move together; they do not say which of two
-    related contrasts is meant. ``fdr`` is Benjamini-Hochberg over the matches of a query.
+    related contrasts lie above; the tail is Student's. So they say that the query is more like
+    the match than contrasts that have nothing to do with it are, also where genes move together;
+    they do not say which of two related contrasts is meant. ``fdr`` is Benjamini-Hochberg
+    over the matches of a query.
 
     Parameters
     ----------
@@ -197,9 +205,10 @@ def search_signatures(
     """
     check_key(key_added)
     signed = not isinstance(adata, AnnData) and _is_lists(adata)
-    queries = _lists(adata) if signed else adata
+    queries: Any = _lists(adata) if signed else adata
     require_anndata(queries)
     check_not_empty(queries)
+    check_unique_names(queries.obs_names, axis="obs")
     chosen = BEST_METHOD if method == "auto" else method
     own_studies = _query_studies(queries, study_key)
     source = _read_library(library, library_layer, exclude_studies, study_key)
@@ -363,7 +372,7 @@ class _Search:
         moved = row[known & (row != 0)]
         if len(moved) and len(moved) < _LIST_SHARE * known.sum() and len(np.unique(moved)) <= 2:
             # Lists of about one size share theirs, in steps of a fifth.
-            sizes = [int(round(1.2 ** round(np.log(k) / np.log(1.2)))) if k else 0
+            sizes = [round(1.2 ** round(np.log(k) / np.log(1.2))) if k else 0
                      for k in ((moved > 0).sum(), (moved < 0).sum())]  # fmt: skip
             return mask, *sizes
         return mask, -1, -1
@@ -525,7 +534,8 @@ def _tables(
     queries = adata.obs_names.astype(str).to_numpy(dtype=object)
     own_names = adata.var_names.astype(str).to_numpy(dtype=object)[shared.columns]
     graded = np.nan_to_num(grade_effects(effects))
-    parts, proofs = [], []
+    parts: list[tuple[Any, ...]] = []
+    proofs: list[tuple[Any, ...]] = []
     for i, query in enumerate(queries):
         usable = by_name[allowed[i, by_name]]
         if not len(usable):
@@ -576,7 +586,7 @@ def _tables(
     return table, evidence
 
 
-def _stacked(names: Sequence[str], parts: list[tuple[np.ndarray, ...]]) -> pd.DataFrame:
+def _stacked(names: Sequence[str], parts: list[tuple[Any, ...]]) -> pd.DataFrame:
     """Put columns that come in parts below each other."""
     columns = zip(*parts, strict=True) if parts else ((np.empty(0, dtype=object),) for _ in names)
     return pd.DataFrame({n: np.concatenate(list(c)) for n, c in zip(names, columns, strict=True)})
