@@ -326,6 +326,7 @@ TABLE = [
             "no rows": _NO_ROWS,
             "no known gene": r"ValueError: Found 0 of the library's 50 genes",
         }
+        | _OTHER_NAMES
         | dict.fromkeys(["one row", "NaN", "negative", "all-zero row"], OWN),
     ),
     Tool(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cfm._arguments import checks_arguments
-from cfm._fields import EVIDENCE, RESULTS, SIGNATURE_SEARCH_KEY
+from cfm._fields import EVIDENCE, RESULTS, SIGNATURE_SEARCH_KEY, params_of
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import shorten
@@ -125,7 +125,7 @@ def signature_search(
     bar = figure_of(panel).colorbar(image, ax=panel, shrink=min(1.0, 8 / len(labels)), pad=0.01)
     bar.set_label("effect / largest of the row", fontsize=7)
     bar.ax.tick_params(labelsize=7)
-    opposite = adata.uns[key]["params"].get("direction") == "opposite"
+    opposite = params_of(adata.uns, key).get("direction") == "opposite"
     kind = "opposed" if opposite else "similar"
     plural = "" if len(matches) == 1 else "s"
     panel.set_title(

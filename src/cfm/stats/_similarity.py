@@ -180,6 +180,7 @@ class Similarity:
         if self.method == "cosine":
             return graded
         centred = self._centred(_unit(graded))
+        centred[_lengths(graded) == 0] = 0  # not minus the mean
         if self._factors is None:
             return centred
         seen = np.nan_to_num(centred)
@@ -191,6 +192,17 @@ class Similarity:
             return _connectivity(queries, matches)
         return pairwise_cosines(queries, matches)
 
+    def compare_references(self, references: Any, matches: Any) -> Floats:
+        """As :meth:`compare` for the references themselves, cut or not.
+
+        A reference is part of the mean that is taken off the matches, a query is not: without that
+        part of the mean, of its weight, the cosine is larger by about the weight.
+        """
+        found = self.compare(references, matches)
+        if self._mean is not None and self.method != "kernel":
+            found = found + self.weights.astype(np.float32)[:, None]
+        return found
+
     def _grade(self, effects: Floats) -> Floats:
         if self.method in ("leading", "kernel"):
             return grade_effects(effects, n_top=200, power=3)
@@ -201,10 +213,14 @@ class Similarity:
 
 
 def _unit(rows: Floats) -> Floats:
-    length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    if np.isnan(length).any():
-        length = np.sqrt(np.nansum(rows * rows, axis=1, keepdims=True))
-    return rows / np.maximum(length, np.float32(1e-12))
+    return rows / np.maximum(_lengths(rows), np.float32(1e-12))[:, None]
+
+
+def _lengths(rows: Floats) -> Floats:
+    square = np.einsum("ij,ij->i", rows, rows)
+    if np.isnan(square).any():
+        square = np.nansum(rows * rows, axis=1)
+    return np.sqrt(square)
 
 
 def _connectivity(queries: Floats, matches: Floats) -> Floats:

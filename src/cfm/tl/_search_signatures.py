@@ -338,7 +338,7 @@ class _Search:
             # Rounded, so that products of other blocks of rows give the same.
             found[:, chosen] = np.round(similarity.compare(queries, matches).astype(float), 6)
             for null, into in zip(nulls, reached, strict=True):
-                into[:, chosen] = similarity.compare(null, matches)
+                into[:, chosen] = similarity.compare_references(null, matches)
             near = found[:, chosen] >= 0.9 * SAME_CONTRAST
             if near.any():
                 same[:, chosen] = near & self._same(graded, block, near)
@@ -389,7 +389,10 @@ class _Search:
 
 
 def _is_lists(data: object) -> bool:
-    return isinstance(data, pd.DataFrame | str | PathLike)
+    """Whether it is a table or a file of gene lists, and not the path of an AnnData."""
+    if isinstance(data, str | PathLike):
+        return not str(data).rstrip("/").endswith((".h5ad", ".zarr", ".h5mu"))
+    return isinstance(data, pd.DataFrame)
 
 
 def _lists(signatures: Any) -> AnnData:
