@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ def test_one_and_fifty_matches_are_readable(searched, n, tmp_path):
     figure.draw_without_rendering()
     boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
     assert len(boxes) == n + 1
-    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
     cfm.pl.signature_search(searched, n_matches=n, show=False, save=tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,36 @@ def rank_effects(effects: Any) -> Floats:
     return out
 
 
-def pairwise_cosines(a: Floats, b: Floats) -> Floats:
+class Rows(NamedTuple):
+    """Rows as :func:`pairwise_cosines` needs them, made once for many comparisons.
+
+    Attributes
+    ----------
+    values
+        ``(n, genes)`` float32, 0 where not measured.
+    known
+        ``(n, genes)`` bool, measured; ``None`` if all are.
+    squares
+        ``(n,)`` sums of squares.
+    """
+
+    values: Floats
+    known: NDArray[np.bool_] | None
+    squares: Floats
+
+
+def as_rows(rows: Floats) -> Rows:
+    """Split rows into values and what is measured."""
+    squares = np.einsum("ij,ij->i", rows, rows)
+    known = None
+    if np.isnan(squares).any():
+        known = ~np.isnan(rows)
+        rows = np.where(known, rows, np.float32(0))
+        squares = np.einsum("ij,ij->i", rows, rows)
+    return Rows(rows, known, squares)
+
+
+def pairwise_cosines(a: Floats | Rows, b: Floats | Rows) -> Floats:
     r"""Return cosines over the genes that both rows measure.
 
     .. math:: s_{ij} = \frac{\sum_g a_{ig} b_{jg}}
@@ -106,13 +135,10 @@ def pairwise_cosines(a: Floats, b: Floats) -> Floats:
     -------
     ``(n, m)`` float32; ``NaN`` where a row is 0 on all genes that both measure.
     """
-    known_a, known_b = np.isfinite(a), np.isfinite(b)
-    full_a, full_b = bool(known_a.all()), bool(known_b.all())
-    a = a if full_a else np.where(known_a, a, np.float32(0))
-    b = b if full_b else np.where(known_b, b, np.float32(0))
-    length = _squares_within(a, known_b, full_b) * _squares_within(b, known_a, full_a).T
+    a, b = (x if isinstance(x, Rows) else as_rows(x) for x in (a, b))
+    length = _squares_within(a, b) * _squares_within(b, a).T
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = _products(a, b) / np.sqrt(length)
+        cosine = _products(a.values, b.values) / np.sqrt(length)
     cosine[length < 1e-18] = np.nan
     return np.clip(cosine, -1, 1, out=cosine)
 
@@ -122,16 +148,17 @@ def _products(a: Floats, b: Floats) -> Floats:
     return a @ b.T if len(a) >= len(b) else (b @ a.T).T
 
 
-def _squares_within(rows: Floats, known: NDArray[np.bool_], full: bool) -> Floats:
-    """Sum the squares of each row over the genes of each mask, ``(rows, masks)``."""
-    if full:
-        return np.broadcast_to(np.einsum("ij,ij->i", rows, rows)[:, None], (len(rows), len(known)))
+def _squares_within(rows: Rows, others: Rows) -> Floats:
+    """Sum the squares of each row over the genes that each other one measures."""
+    if others.known is None:
+        return np.broadcast_to(rows.squares[:, None], (len(rows.values), len(others.values)))
     # Contrasts of one study measure the same genes: each different mask is taken once.
-    packed = np.packbits(known, axis=1)
     number: dict[bytes, int] = {}
+    packed = np.packbits(others.known, axis=1)
     which = np.array([number.setdefault(mask.tobytes(), len(number)) for mask in packed])
     first = np.unique(which, return_index=True)[1]
-    return _products(rows * rows, known[first].astype(np.float32))[:, which]
+    masks = others.known[first].astype(np.float32)
+    return _products(rows.values * rows.values, masks)[:, which]
 
 
 @dataclass
@@ -166,7 +193,7 @@ class Similarity:
             if len(unit) >= MIN_REFERENCES:
                 self._mean = weight @ np.nan_to_num(unit)
             if self.method == "kernel":
-                rows = _unit(self._centred(unit))
+                rows = _unit(unit if self._mean is None else unit - self._mean)
                 self._factors = np.nan_to_num(rows) * np.sqrt(weight)[:, None]
                 self._noise = 1.0 / max(1, len(rows))  # the eigenvalues have the sum 1
 
@@ -175,16 +202,20 @@ class Similarity:
         if self.method == "connectivity":
             return effects
         if self.method == "spearman":
-            return rank_effects(effects)
+            return as_rows(rank_effects(effects))
         graded = self._grade(effects)
         if self.method == "cosine":
-            return graded
-        centred = self._centred(_unit(graded))
-        centred[_lengths(graded) == 0] = 0  # not minus the mean
+            return as_rows(graded)
+        length = _lengths(graded)
+        graded /= np.maximum(length, np.float32(1e-12))[:, None]
+        if self._mean is not None:
+            graded -= self._mean
+        graded[length == 0] = 0  # not minus the mean
         if self._factors is None:
-            return centred
-        seen = np.nan_to_num(centred)
-        return np.hstack([seen @ self._factors.T, np.float32(np.sqrt(self._noise)) * seen])
+            return as_rows(graded)
+        seen = np.nan_to_num(graded)
+        noise = np.float32(np.sqrt(self._noise))
+        return as_rows(np.hstack([_products(seen, self._factors), noise * seen]))
 
     def compare(self, queries: Any, matches: Any) -> Floats:
         """Return ``(queries, matches)`` similarities of transformed rows, ``NaN`` = none."""
@@ -208,19 +239,17 @@ class Similarity:
             return grade_effects(effects, n_top=200, power=3)
         return grade_effects(effects)
 
-    def _centred(self, unit: Floats) -> Floats:
-        return unit if self._mean is None else unit - self._mean
-
 
 def _unit(rows: Floats) -> Floats:
-    return rows / np.maximum(_lengths(rows), np.float32(1e-12))[:, None]
+    return np.asarray(rows / np.maximum(_lengths(rows), 1e-12)[:, None], dtype=np.float32)
 
 
 def _lengths(rows: Floats) -> Floats:
     square = np.einsum("ij,ij->i", rows, rows)
-    if np.isnan(square).any():
-        square = np.nansum(rows * rows, axis=1)
-    return np.sqrt(square)
+    broken = np.isnan(square)
+    if broken.any():
+        square[broken] = np.nansum(np.square(rows[broken]), axis=1)
+    return np.asarray(np.sqrt(square), dtype=np.float32)
 
 
 def _connectivity(queries: Floats, matches: Floats) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,7 +64,7 @@ _MEASURED_SHARE = 0.8
 #: A query of two values with fewer effects than this share of the genes is a list.
 _LIST_SHARE = 0.25
 #: Values in a block of the library.
-_BLOCK = 8_000_000
+_BLOCK = 6_000_000
 _ANIMAL_ID = re.compile(r"^ENS(?P<species>[A-Z]{3})G\d+")
 _ANIMALS = {"MUS": "mouse", "MMU": "macaque", "MFA": "macaque", "RNO": "rat", "MPU": "ferret"}
 _RESULT_COLUMNS = ("query", "match", "rank", "similarity", "p_value", "fdr", "duplicate")
@@ -310,13 +311,6 @@ class _Search:
                 "cfm.datasets.response_library()."
             )
 
-    def _blocks(self) -> Any:
-        n = len(self.library.rows)
-        size = max(1, _BLOCK // max(1, len(self.columns)))
-        for start in range(0, n, size):
-            chosen = np.arange(start, min(n, start + size))
-            yield chosen, self.library.read(chosen, self.columns)
-
     def __call__(
         self, effects: np.ndarray, opposite: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -329,11 +323,11 @@ class _Search:
         shape = (len(effects), len(self.library.rows))
         found, same = np.empty(shape), np.zeros(shape, dtype=bool)
         reached = [np.empty((self.n_references, shape[1]), dtype=np.float32) for _ in kinds]
-        blocks = list(range(0, shape[1], max(1, _BLOCK // max(1, len(self.columns)))))
-        quiet = len(blocks) < 8 or settings.verbosity > 20
-        for chosen, block in track(
-            self._blocks(), description="Library", total=len(blocks), disable=quiet
-        ):
+        size = max(1, _BLOCK // max(1, len(self.columns)))
+        blocks = [np.arange(i, min(shape[1], i + size)) for i in range(0, shape[1], size)]
+
+        def compare(chosen: np.ndarray) -> None:
+            block = self.library.read(chosen, self.columns)
             matches = similarity.transform(block)
             # Rounded, so that products of other blocks of rows give the same.
             found[:, chosen] = np.round(similarity.compare(queries, matches).astype(float), 6)
@@ -342,6 +336,12 @@ class _Search:
             near = found[:, chosen] >= 0.9 * SAME_CONTRAST
             if near.any():
                 same[:, chosen] = near & self._same(graded, block, near)
+
+        quiet = len(blocks) < 12 or settings.verbosity > 20
+        with ThreadPoolExecutor(2) as pool:  # NumPy works outside of Python's lock
+            done = pool.map(compare, blocks)
+            for _ in track(done, description="Library", total=len(blocks), disable=quiet):
+                pass
         sign = -1 if opposite else 1
         p_value = np.full(shape, np.nan)
         for kind, null in zip(kinds, reached, strict=True):
