@@ -25,10 +25,13 @@ import numpy as np
 import pandas as pd
 
 from benchmarks._report import Report, add_arguments, data_folder
+from cfm.datasets import response_library
 from cfm.metrics import auroc, average_precision, paired_bootstrap
 from cfm.stats._similarity import METHODS, Similarity, cut_to_lists, study_weights
+from cfm.tl import search_signatures
 from cfm.tl._search_signatures import BEST_METHOD, _lists
 from training.build_response_library import build_library
+from training.corpus import build_corpus
 
 KINDS = ("interferon I/III", "interferon II", "bacterial", "viral")
 JACCARD, CHOSEN = "Jaccard, top 100", "chosen on the others"
@@ -210,15 +213,35 @@ def read_drugs(folder: Path) -> list[pd.DataFrame]:
     return parts
 
 
+def null_table(report: Report, folder: Path) -> None:
+    """Report p-values of contrasts of controls against controls, which are like nothing."""
+    library = response_library()
+    corpus = build_corpus(folder, library.var_names)
+    chosen = (corpus.obs["kind"] == "null") & (corpus.obs["host"] == "human")
+    nulls = corpus[chosen.to_numpy()].copy()
+    rows = []
+    for method in ("leading", "cosine", "centered", "kernel"):
+        search_signatures(nulls, library, method=method, study_key="study", n=None, n_genes=1)
+        found = nulls.uns["signature_search"]["results"]
+        sets = found["source"] == "ImmuneSigDB"
+        for name, part in (("measured contrasts", found[~sets]), ("gene sets", found[sets])):
+            shares = {f"p < {q:g}": (part["p_value"] < q).mean() for q in (0.001, 0.01, 0.05, 0.5)}
+            rows.append({"method": method, "matches": name, **shares})
+    report.table(
+        "nulls", pd.DataFrame(rows),
+        f"Share of small p-values of {nulls.n_obs} contrasts of controls with controls, other "
+        "studies only", 4,
+    )  # fmt: skip
+
+
 def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     args = parser.parse_args()
     folder = data_folder(args.data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        library = build_library(folder, sets=False)
+    warnings.simplefilter("ignore", UserWarning)
+    library = build_library(folder, sets=False)
     library = library[(library.obs["source"] != "CytoSig").to_numpy()].copy()
     report = Report("signature_search", "Signature search")
     report.text(
@@ -231,6 +254,7 @@ def main() -> None:
     )
     response_tables(report, score_responses(library))
     drug_tables(report, read_drugs(folder / "perturbation"))
+    null_table(report, folder)
     report.finish(args.write)
 
 

@@ -1,10 +1,12 @@
 from importlib.resources import files
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 
 from cfm.data import map_identifiers
 from cfm.datasets import response_library
+from training.build_response_library import NOT_MEASURED, SCALE, pack
 
 
 def test_library():
@@ -57,3 +59,12 @@ def test_size_and_licences():
     published = obs["source"].isin(["published fold changes", "CytoSig"])
     for study in obs["study"][published].astype(str).unique():
         assert study in notice
+
+
+def test_packing_keeps_effects_nan_and_sets():
+    x = np.array([[0.5, -2, np.nan, 0, 30], [1, -1, 0, 0, 1]], dtype=np.float32)
+    packed = pack(ad.AnnData(x)).X.toarray().astype(np.float32)
+    packed[packed == NOT_MEASURED] = np.nan
+    back = packed / (SCALE - np.abs(packed))
+    assert np.allclose(back[0], x[0], rtol=0.15, equal_nan=True)
+    assert np.array_equal(back[1], x[1])
