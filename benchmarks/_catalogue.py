@@ -58,6 +58,13 @@ BENCHMARKS = {
         "the drug screen: mechanisms, controls, known antivirals",
         panels=(Dots("retrieval", "AUROC", ("method",), title="same mechanism"),),
     ),
+    "signature_search": Benchmark(
+        "similar contrasts: the same response in other studies, the same drug in other cells",
+        panels=(
+            Dots("responses_all", "mean", ("method",), title="same response"),
+            Dots("drugs", "OP2023: AUROC", ("method",), title="same drug, other cell type"),
+        ),
+    ),
     "imputation": Benchmark(
         "hidden genes of bulk samples, between cohorts and donors",
         panels=(Dots("scores", "centred", ("method",), facet="data", title="centred correlation"),),

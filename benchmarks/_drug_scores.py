@@ -8,10 +8,10 @@ import torch
 
 import cfm
 from benchmarks._drug_data import Compounds
-from cfm.metrics._connectivity import connectivity_scores, enrichment_scores, rank_profile
-from cfm.metrics._signed_cosine import clean_profile, signed_cosines
 from cfm.models.cellpulse._factors import graded_direction
 from cfm.models.cellpulse._signature_scores import signature_scores
+from cfm.stats._connectivity import connectivity_scores, enrichment_scores, rank_profile
+from cfm.stats._signed_cosine import clean_profile, signed_cosines
 from cfm.tl._drug_ranking import rank_compounds
 from cfm.tl._reversal_evidence import ReversalScorer
 from cfm.tl._signatures import compound_key

@@ -75,3 +75,8 @@ def counts(rng: np.random.Generator) -> ad.AnnData:
     mean[np.ix_(infected, np.arange(10, 15))] /= 8
     var = pd.DataFrame(index=[f"GENE{i}" for i in range(n_genes)])
     return ad.AnnData(X=rng.poisson(mean).astype(np.float32), obs=obs, var=var)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the file that takes longest first, so that no process works on it alone at the end."""
+    items.sort(key=lambda item: "test_guides.py" not in item.nodeid)

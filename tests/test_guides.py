@@ -31,6 +31,7 @@ PAGES = [
     "on_disk",
     "perturbations",
     "pulsar",
+    "signature_search",
     "training",
 ]
 

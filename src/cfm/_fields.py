@@ -48,6 +48,9 @@ MAP_GENES = "map_genes"
 HOST_FACTORS_KEY = "host_factors"
 #: Default ``key_added`` of :func:`cfm.tl.screen_drugs`; ``uns[key][RESULTS]`` is its table.
 DRUG_SCREEN_KEY = "drug_screen"
+#: Default ``key_added`` of :func:`cfm.tl.search_signatures`: tables :data:`RESULTS` and
+#: :data:`EVIDENCE` in ``uns[key]``.
+SIGNATURE_SEARCH_KEY = "signature_search"
 #: ``uns[key][RESULTS]``: tidy DataFrame of a tool that ranks genes or compounds.
 RESULTS = "results"
 

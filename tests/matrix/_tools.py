@@ -75,7 +75,12 @@ _BY_ROW = {
     "one class": SAME,
 }
 _INFINITE = {"infinite": r"ValueError: The matrix holds infinite values; log2 fold"}
-_EFFECTS = {"NaN": REST, **_INFINITE, "negative": REST, "logarithms": OWN}
+_EFFECTS = {
+    "NaN": REST,
+    **_INFINITE,
+    "negative": REST,
+    "logarithms": r"ValueError: .* genes have the same value, not 0, in most observations",
+}
 _LOGS = {
     "NaN": REST,
     "infinite": r"ValueError: adata\.X holds infinite values; natural log1p",
@@ -141,6 +146,13 @@ def _hidden() -> ad.AnnData:
 
 
 @cache
+def _contrast_library() -> ad.AnnData:
+    library = data.effects()
+    library.X = np.random.default_rng(6).normal(size=library.shape).astype(np.float32)
+    library.obs_names = [f"public {i}" for i in range(library.n_obs)]
+    return library
+
+
 def _signatures() -> pd.DataFrame:
     rng = np.random.default_rng(5)
     rows = [
@@ -306,6 +318,21 @@ TABLE = [
             ],
             OWN,
         ),
+    ),
+    Tool(
+        "tl.search_signatures",
+        data.effects,
+        lambda x, **k: tl.search_signatures(x, _contrast_library(), n=4, **k),
+        ("layer", "study_key"),
+        bad=_BY_ROW
+        | _EFFECTS
+        | _OBS_TWICE
+        | {
+            "no rows": _NO_ROWS,
+            "no known gene": r"ValueError: Found 0 of the library's 50 genes",
+        }
+        | _OTHER_NAMES
+        | dict.fromkeys(["one row", "NaN", "negative", "all-zero row"], OWN),
     ),
     Tool(
         "tl.impute",

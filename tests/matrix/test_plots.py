@@ -44,6 +44,8 @@ PLOTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     ),
     "gene_programs": ("tl.gene_programs", lambda x: pl.gene_programs(x, show=False)),
     "drug_screen": ("tl.screen_drugs", lambda x: pl.drug_screen(x, show=False)),
+    "signature_search": ("tl.search_signatures", lambda x: pl.signature_search(x, show=False)),
+    "volcano": ("tl.search_signatures", lambda x: pl.volcano(x, show=False)),
     "probe": ("tl.probe", lambda x: pl.probe(x, show=False)),
     "cell_codes": ("tl.cell_codes", lambda x: pl.cell_codes(x, groupby="virus", show=False)),
     "knowledge_graph": ("tl.knowledge_graph", lambda x: pl.knowledge_graph(x, show=False)),

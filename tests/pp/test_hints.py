@@ -45,3 +45,54 @@ def test_units_that_the_data_state(counts, stated, warns):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         cfm.pp.contrasts(counts, "virus", "none", by="study", layer="counts")
+
+
+def samples(**columns: list[str]) -> ad.AnnData:
+    n = len(columns["virus"])
+    counts = np.random.default_rng(0).poisson(50, (n, 60)).astype(np.float32)
+    obs = pd.DataFrame(columns, index=[f"S{i}" for i in range(n)])
+    return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(60)]))
+
+
+def quiet(adata: ad.AnnData, **options: object) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        cfm.pp.contrasts(adata, "virus", "none", **options)
+
+
+VIRUS = ["none", "none", "none", "none", "IAV", "IAV"]
+
+
+def test_controls_of_a_study_without_cases_are_named() -> None:
+    adata = samples(virus=VIRUS, study=["a", "a", "b", "b", "a", "a"])
+    with pytest.warns(UserWarning, match=r"differ from cases in 'study' \(controls of 'b' for IAV"):
+        cfm.pp.contrasts(adata, "virus", "none")
+
+
+def test_matching_on_the_column_ends_it() -> None:
+    adata = samples(
+        virus=["none", "none", "none", "none", "IAV", "IAV", "RSV", "RSV"],
+        study=["a", "a", "b", "b", "a", "a", "b", "b"],
+        treatment=["x", "y"] * 4,
+    )
+    with pytest.warns(UserWarning, match=r"by=\['study'\]"):
+        cfm.pp.contrasts(adata, "virus", "none")
+    quiet(adata, by="study")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        ["a", "a", "a", "a", "a", "a"],  # the same everywhere
+        ["a", "b", "a", "b", "a", "b"],  # in cases as in controls
+        ["1", "2", "3", "4", "5", "6"],  # names of samples
+        ["c", "c", "c", "c", "i", "i"],  # the condition once more
+    ],
+)
+def test_other_columns_say_nothing(column: list[str]) -> None:
+    quiet(samples(virus=VIRUS, other=column))
+
+
+def test_the_bundled_study_needs_its_series() -> None:
+    with pytest.warns(UserWarning, match="'series'"):
+        cfm.pp.contrasts(cfm.datasets.blanco_melo(), "virus", "none")

@@ -10,11 +10,12 @@ import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 
 import cfm
 from cfm.models import CellPulse
 from tests._same import assert_same, assert_unchanged
-from tests._toy import SIZES, toy_contrasts
+from tests._toy import SIZES, toy_contrasts, toy_model
 
 KEY = "predicted_virus"
 FIELDS = [KEY, f"{KEY}_confidence", f"{KEY}_infected", f"{KEY}_novelty", f"{KEY}_set"]
@@ -272,3 +273,42 @@ def test_the_bundled_model_on_real_counts() -> None:
     np.testing.assert_allclose(made.obsm[f"{KEY}_proba"].sum(axis=1), 1.0)
     infected = made.obs[f"{KEY}_infected"]
     assert infected.mean() > 0.5
+
+
+def _cells(n: int = 200) -> ad.AnnData:
+    """Normalised and log-transformed cells, with the genes of the model."""
+    genes = toy_model().vocabulary.genes
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(0.4, 1.0, len(genes))
+    counts = rng.poisson(rate, (n, len(genes))).astype(np.float32)
+    cells = ad.AnnData(counts, var=pd.DataFrame(index=genes))
+    sc.pp.normalize_total(cells)
+    sc.pp.log1p(cells)
+    return cells
+
+
+@pytest.mark.parametrize("n", [12, 200])
+def test_scaled_expression_is_refused(n: int) -> None:
+    cells = _cells(n)
+    sc.pp.scale(cells)
+    before = cells.copy()
+    with pytest.raises(ValueError, match=r"after scaling .* sample_key="):
+        cfm.tl.predict_virus(cells, toy_model())
+    assert_unchanged(cells, before)
+
+
+def test_scaled_samples_are_refused() -> None:
+    samples = ad.AnnData(
+        np.random.default_rng(0).normal(size=(20, len(toy_model().vocabulary))).astype(np.float32),
+        var=pd.DataFrame(index=toy_model().vocabulary.genes),
+    )
+    cfm.tl.predict_virus(samples.copy(), toy_model())
+    sc.pp.scale(samples)
+    with pytest.raises(ValueError, match="mean 0 and standard deviation 1"):
+        cfm.tl.predict_virus(samples, toy_model())
+
+
+def test_many_contrasts_of_the_same_controls_are_read() -> None:
+    counts = cfm.datasets.toy_infection()
+    pairs = cfm.pp.contrasts(counts, "virus", "none", by="study", mode="pairs")
+    cfm.tl.predict_virus(pairs.to_adata(n=60), toy_model())

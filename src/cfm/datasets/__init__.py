@@ -9,6 +9,7 @@ from cfm.datasets._drug_targets import drug_targets
 from cfm.datasets._fetch import fetch, list_datasets
 from cfm.datasets._hallmark import hallmark
 from cfm.datasets._ligand_receptor import ligand_receptor
+from cfm.datasets._response_library import response_library
 from cfm.datasets._toy_bulk_cohort import toy_bulk_cohort
 from cfm.datasets._toy_communication import toy_communication
 from cfm.datasets._toy_donors import toy_donors
@@ -24,6 +25,7 @@ __all__ = [
     "hallmark",
     "ligand_receptor",
     "list_datasets",
+    "response_library",
     "toy_bulk_cohort",
     "toy_communication",
     "toy_donors",

@@ -18,10 +18,12 @@ from cfm.pl._host_factors import host_factors
 from cfm.pl._knowledge_graph import knowledge_graph
 from cfm.pl._perturbation import perturbation
 from cfm.pl._probe import probe
+from cfm.pl._signature_search import signature_search
 from cfm.pl._survival import survival
 from cfm.pl._top_genes import top_genes
 from cfm.pl._training import training
 from cfm.pl._virus_probabilities import virus_probabilities
+from cfm.pl._volcano import volcano
 
 __all__ = [
     "cell_codes",
@@ -35,8 +37,10 @@ __all__ = [
     "knowledge_graph",
     "perturbation",
     "probe",
+    "signature_search",
     "survival",
     "top_genes",
     "training",
     "virus_probabilities",
+    "volcano",
 ]

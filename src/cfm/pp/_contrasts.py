@@ -25,7 +25,12 @@ from cfm.data._matrix import (
 from cfm.pp._contrast_pairs import Samples, make_pairs
 from cfm.pp._deseq2 import MIN_REPLICATES, deseq2
 from cfm.pp._design import Contrast, Skipped, build_design, check_columns, describe, find_control
-from cfm.pp._hints import hints_about_cells, hints_about_counts, hints_about_logs
+from cfm.pp._hints import (
+    hints_about_cells,
+    hints_about_counts,
+    hints_about_logs,
+    hints_about_pooling,
+)
 from cfm.pp._pseudobulk import pseudobulk
 
 if TYPE_CHECKING:
@@ -143,7 +148,8 @@ def contrasts(
         kind and listed in ``uns['contrasts']['skipped']``. Also if ``uns['units']`` says that ``X``
         holds no counts; if the observations look like single cells (100 or more, of few counts)
         and there is no ``sample_key``; and with ``units="log"`` if :func:`scanpy.pp.log1p` left a
-        note in ``uns`` that ``X`` holds natural logarithms.
+        note in ``uns`` that ``X`` holds natural logarithms; and without ``by`` if controls of
+        several studies, treatments or times are pooled, some of which a contrast has no case of.
 
     Notes
     -----
@@ -182,6 +188,8 @@ def contrasts(
     found = build_design(samples.obs, groupby, control, strata, usable, skipped)
     if mode == "test":
         found = _enough_replicates(found, skipped)
+    if not strata:
+        skipped.messages += hints_about_pooling(samples.obs, found, groupby)
     skipped.warn()
     if not found:
         reasons = skipped.frame()["reason"].drop_duplicates().head(3).tolist()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
+
+    from cfm.pp._design import Contrast
 
 #: Single cells are recognised by being at least so many, of fewer counts than a bulk sample has.
 _MANY = 100
@@ -46,4 +49,33 @@ def hints_about_cells(library_size: np.ndarray) -> list[str]:
         f"{len(library_size)} observations with a median of {typical:.0f} counts look like single "
         "cells, but each is taken for a sample; name the column that says which sample a cell is "
         "of by sample_key=, so that their counts are summed."
+    ]
+
+
+def hints_about_pooling(
+    obs: pd.DataFrame, contrasts: Sequence[Contrast], groupby: str
+) -> list[str]:
+    """Columns whose levels the pooled controls have and the cases of a contrast lack.
+
+    Such controls are of another study, treatment or time than the cases. Columns that name single
+    samples (more levels than half the samples) or are another name of the condition (no level in
+    common) say nothing.
+    """
+    found: dict[str, str] = {}
+    for column in obs.columns.drop(groupby):
+        values = obs[column].astype(str).where(obs[column].notna(), "").to_numpy(dtype=str)
+        if 2 * len(np.unique(values)) > len(values):
+            continue
+        for contrast in contrasts:
+            cases, controls = set(values[contrast.cases]), set(values[contrast.controls])
+            if controls & cases and controls - cases:
+                level = repr(str(min(controls - cases)))
+                found[str(column)] = f"{column!r} (controls of {level} for {contrast.level})"
+                break
+    if not found:
+        return []
+    names = list(found)
+    return [
+        f"the pooled controls differ from cases in {', '.join(found.values())}: an effect of that "
+        f"is taken for one of {groupby!r}. Compare within by={names!r}, or drop those samples."
     ]

@@ -15,6 +15,7 @@ from cfm.tl._predict_properties import predict_properties
 from cfm.tl._predict_virus import predict_virus
 from cfm.tl._probe import probe
 from cfm.tl._screen_drugs import screen_drugs
+from cfm.tl._search_signatures import search_signatures
 from cfm.tl._simulate_perturbation import simulate_perturbation
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "predict_virus",
     "probe",
     "screen_drugs",
+    "search_signatures",
     "simulate_perturbation",
 ]

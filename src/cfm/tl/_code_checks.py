@@ -79,7 +79,7 @@ def obs_columns(found: CellCodes, used: UsedCodes, key: str) -> dict[str, Any]:
     """Return the columns of ``obs`` that every run writes."""
     unread = used.place < 0
     return {
-        key: pd.Categorical.from_codes(used.place, categories=list(used.names)),
+        key: pd.Categorical.from_codes(used.place, categories=pd.Index(list(used.names))),
         key + SIMILARITY: np.where(unread, np.nan, found.similarity).astype(np.float32),
         key + MARGIN: np.where(unread, np.nan, found.margin).astype(np.float32),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -58,5 +60,5 @@ def _added(centre: np.ndarray, mass: np.ndarray, a: int) -> np.ndarray:
 
 def group_column(used: UsedCodes, group: np.ndarray) -> pd.Categorical:
     """Return the group of each cell, missing where it has no code."""
-    names = [str(i) for i in range(int(group.max()) + 1)]
+    names: pd.Index[Any] = pd.Index([str(i) for i in range(int(group.max()) + 1)])
     return pd.Categorical.from_codes(np.append(group, -1)[used.place], categories=names)

@@ -167,7 +167,7 @@ class ReferenceCodes:
             codes = np.array([code_of.get(label, -1) for label in labels] + [-1], dtype=np.int64)
             # place −1, a cell without a code, takes the last element
             columns[f"{key}_{name}"] = pd.Categorical.from_codes(
-                codes[used.place], categories=levels
+                codes[used.place], categories=pd.Index(levels)
             )
             columns[f"{key}_{name}{PURITY}"] = np.append(purity, np.nan)[used.place]
         return columns

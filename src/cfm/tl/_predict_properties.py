@@ -207,6 +207,7 @@ def _called(table: pd.DataFrame) -> tuple[pd.Categorical, np.ndarray]:
     values = table.to_numpy()
     known = ~np.isnan(values).any(axis=1)
     best = np.where(known, np.nan_to_num(values).argmax(axis=1), -1)
-    call = pd.Categorical.from_codes(best, categories=list(table.columns))
+    classes: pd.Index[Any] = pd.Index(list(table.columns))
+    call = pd.Categorical.from_codes(best, categories=classes)
     confidence = np.where(known, values.max(axis=1), np.nan).astype(np.float32)
     return call.remove_unused_categories(), confidence

@@ -11,7 +11,8 @@ from scvi import settings
 from scvi.utils import track
 
 from cfm._fields import SET_SEPARATOR
-from cfm.metrics._connectivity import (
+from cfm.models.cellpulse._signature_scores import signature_scores
+from cfm.stats._connectivity import (
     Ranking,
     connectivity_scores,
     enrichment_scores,
@@ -21,8 +22,7 @@ from cfm.metrics._connectivity import (
     size_classes,
     summarize_replicates,
 )
-from cfm.metrics._signed_cosine import clean_profile, mean_signature, signed_cosines
-from cfm.models.cellpulse._signature_scores import signature_scores
+from cfm.stats._signed_cosine import clean_profile, mean_signature, signed_cosines
 from cfm.tl._signatures import signed_rows
 
 if TYPE_CHECKING:

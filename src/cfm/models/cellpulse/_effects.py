@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cfm.data._matrix import get_matrix, row_blocks, to_dense
+from cfm.data._matrix import get_matrix, read_rows, row_blocks, to_dense
 from cfm.data._modality import require_anndata
 from cfm.data._warn import warn_user
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MIN_GENES = 50
 #: Below this share of the vocabulary a warning says so.
 LOW_SHARE = 0.25
+#: Observations that are needed, and that are read, to tell whether genes were scaled.
+_FEWEST_SCALED, _MOST_SCALED = 10, 200
 
 
 def align_effects(
@@ -35,10 +37,10 @@ def align_effects(
     KeyError
         If the layer does not exist.
     ValueError
-        If too few genes are found.
+        If too few genes are found, or the values were scaled gene by gene.
     """
     require_anndata(adata)
-    get_matrix(adata, layer=layer)
+    check_not_scaled(get_matrix(adata, layer=layer))
     alignment = vocabulary.align(adata.var_names, min_genes=min(MIN_GENES, len(vocabulary)))
     if alignment.found_share < LOW_SHARE:
         warn_user(
@@ -86,4 +88,47 @@ def check_effects(effects: np.ndarray) -> None:
             "expression or counts, while log2 fold changes of contrasts are expected. Make them "
             "with cfm.pp.contrasts(adata, groupby, control), or give groupby= and control= to "
             "cfm.tl.predict_virus."
+        )
+
+
+def check_not_scaled(matrix: Any) -> None:
+    """Refuse values that were scaled over the observations, as :func:`scanpy.pp.scale` does.
+
+    Two things give them away where there are ten observations or more. Of single cells: a gene
+    that most cells do not express has one and the same value, other than 0, in all of them; fold
+    changes are hardly ever the same twice. Of samples: every gene has mean 0 and standard
+    deviation 1.
+
+    Raises
+    ------
+    ValueError
+        If so.
+    """
+    n = matrix.shape[0]
+    if n < _FEWEST_SCALED:
+        return
+    rows = np.unique(np.linspace(0, n - 1, min(n, _MOST_SCALED)).astype(np.int64))
+    values = np.asarray(to_dense(read_rows(matrix, rows), np.float32))
+    seen = values[np.isfinite(values)]
+    if (seen == np.round(seen)).all():
+        return  # directions, or nothing at all
+    ranked = np.sort(values, axis=0)
+    window = int(np.ceil(0.5 * len(rows)))
+    first, last = ranked[: len(rows) - window + 1], ranked[window - 1 :]
+    constant = ranked[0] == ranked[-1]
+    tied = ((first == last) & (first != 0)).any(axis=0) & ~constant
+    found = ""
+    if tied.mean() > 0.1:
+        found = f"{tied.mean():.0%} of the genes have the same value, not 0, in most observations"
+    elif len(rows) == n and not np.isnan(values).any():
+        mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1)
+        scaled = (np.abs(mean) < 0.01) & (np.abs(spread - 1.0) < 0.01)
+        if (spread > 0).any() and scaled[spread > 0].mean() > 0.9:
+            found = "nearly all genes have mean 0 and standard deviation 1"
+    if found:
+        raise ValueError(
+            f"{found}: this looks like expression after scaling (sc.pp.scale, z-scores), while "
+            "log2 fold changes of contrasts are expected. Make them of the counts with "
+            "cfm.pp.contrasts(adata, groupby, control); for single cells name the samples with "
+            "sample_key=."
         )

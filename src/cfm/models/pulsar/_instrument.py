@@ -222,8 +222,8 @@ class VirtualInstrument(InstrumentCore):
         """
         vector = self._vectors([condition])[0] if isinstance(condition, str) else condition
         self.module.eval()
-        x = torch.as_tensor(np.array(donors, dtype=np.float32), device=self.device)
-        c = torch.as_tensor(np.array(vector, dtype=np.float32), device=self.device)
+        x = torch.as_tensor(np.require(donors, np.float32, "W"), device=self.device)
+        c = torch.as_tensor(np.require(vector, np.float32, "W"), device=self.device)
         return self.module(x, c.expand(len(x), -1)).cpu().numpy()
 
     @checks_arguments()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfm.metrics._signed_cosine import clean_profile, mean_signature, signed_cosines
+from cfm.stats._signed_cosine import clean_profile, mean_signature, signed_cosines
 
 
 def dense(up: np.ndarray, down: np.ndarray, n: int) -> np.ndarray:

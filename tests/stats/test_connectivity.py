@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfm.metrics._connectivity import (
+from cfm.stats._connectivity import (
     connectivity_scores,
     enrichment_scores,
     leading_edge,
@@ -120,7 +120,7 @@ def test_blocks_of_sets_give_the_same(rng: np.random.Generator, monkeypatch) -> 
     values = rng.normal(size=100)
     sets = np.stack([rng.choice(100, 10, replace=False) for _ in range(50)])
     whole = enrichment_scores(rank_profile(values), sets)
-    monkeypatch.setattr("cfm.metrics._connectivity._BLOCK", 70)
+    monkeypatch.setattr("cfm.stats._connectivity._BLOCK", 70)
     np.testing.assert_array_equal(enrichment_scores(rank_profile(values), sets), whole)
 
 

@@ -1,0 +1,595 @@
+"""Contrasts of a library that are most like given contrasts, with the genes that make them so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scipy.stats import false_discovery_control
+from scvi import settings
+from scvi.utils import track
+
+from cfm._fields import EVIDENCE, PARAMS, RESULTS, SET_SEPARATOR, SIGNATURE_SEARCH_KEY
+from cfm.data import GeneVocabulary, map_identifiers
+from cfm.data._matrix import (
+    check_not_empty,
+    check_unique_names,
+    get_matrix,
+    in_memory_frame,
+    read_rows,
+    to_dense,
+)
+from cfm.data._modality import on_modality, require_anndata
+from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._warn import warn_user
+from cfm.datasets import response_library
+from cfm.models.cellpulse._effects import check_effects
+from cfm.stats._similarity import (
+    MIN_REFERENCES,
+    Similarity,
+    cut_to_lists,
+    grade_effects,
+    reference_p_values,
+    spread_over_studies,
+    study_weights,
+)
+from cfm.tl._signatures import read_signatures, symbols
+
+if TYPE_CHECKING:
+    from mudata import MuData
+
+Method = Literal["auto", "cosine", "centered", "leading", "kernel", "spearman", "connectivity"]
+
+#: What ``method="auto"`` is: ``python -m benchmarks.signature_search`` chooses it with studies
+#: left out.
+BEST_METHOD = "leading"
+#: Genes that a query and the library must share at least.
+MIN_GENES = 30
+#: Matches of a query for which evidence is kept.
+N_EXPLAINED = 50
+#: Reference contrasts, of which the null, the mean and the covariance of the library are made.
+N_REFERENCES, N_RANKED_REFERENCES = 192, 96
+#: Two contrasts with a graded cosine of this are one contrast that is there twice.
+SAME_CONTRAST = 0.98
+#: A contrast that measures less than this share of the genes has references cut to its genes.
+_MEASURED_SHARE = 0.8
+#: A query of two values with fewer effects than this share of the genes is a list.
+_LIST_SHARE = 0.25
+#: Values in a block of the library.
+_BLOCK = 6_000_000
+_ANIMAL_ID = re.compile(r"^ENS(?P<species>[A-Z]{3})G\d+")
+_ANIMALS = {"MUS": "mouse", "MMU": "macaque", "MFA": "macaque", "RNO": "rat", "MPU": "ferret"}
+_RESULT_COLUMNS = ("query", "match", "rank", "similarity", "p_value", "fdr", "duplicate")
+
+
+@on_modality(columns=("study_key",))
+def search_signatures(
+    adata: AnnData | MuData | pd.DataFrame | str | PathLike[str],
+    library: AnnData | pd.DataFrame | str | PathLike[str] | None = None,
+    *,
+    method: Method = "auto",
+    n: int | None = 10,
+    direction: Literal["similar", "opposite"] = "similar",
+    layer: str | None = None,
+    library_layer: str | None = None,
+    study_key: str | None = None,
+    exclude_studies: Sequence[str] | None = None,
+    n_genes: int = 20,
+    key_added: str = SIGNATURE_SEARCH_KEY,
+    modality: str | None = None,
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    r"""Find the contrasts of a library that are most like each contrast.
+
+    All similarities are over the genes that query and match both measure, and do not depend on the
+    size of the effects as a whole. With :math:`x` the effects of a contrast:
+
+    - ``"leading"`` (``"auto"``): cosine of :math:`\tanh((x / q)^3)`, :math:`q` the 200th largest
+      effect, after the library's mean was taken off: the strongest genes decide;
+    - ``"cosine"``: cosine of graded directions :math:`\tanh(x / q)`, :math:`q` the 1,000th largest
+      effect; ``"centered"``: the same without the library's mean;
+    - ``"kernel"``: as ``"leading"``, through the gene-gene covariance of the library, so that
+      genes that move together stand in for each other;
+    - ``"spearman"``: correlation of ranks;
+    - ``"connectivity"``: weighted connectivity of the match's 100 most raised and most lowered
+      genes in the ranked query (Subramanian et al. 2017); takes longer.
+
+    ``"auto"`` is what finds responses of one kind best in other studies, chosen with the scored
+    studies left out (``docs/benchmarks.md``, *Signature search*).
+
+    **p-values** are one-sided, against random contrasts of the same size: up to 288 contrasts of
+    the library, spread over its studies and none of the match's own study, cut to the query's
+    size where that is a list (its numbers of up and down genes) and to its genes where it measures
+    few. Their similarities with the match give the centre (median) and, below it, the spread, as
+    related contrasts lie above; the tail is Student's. So they say that the query is more like
+    the match than contrasts that have nothing to do with it are, also where genes move together;
+    they do not say which of two related contrasts is meant. ``fdr`` is Benjamini-Hochberg
+    over the matches of a query.
+
+    Parameters
+    ----------
+    adata
+        Contrasts by genes, log2 fold changes, ``NaN`` = not measured (:func:`cfm.pp.contrasts`),
+        genes as human symbols or Ensembl ids. Or signed gene lists in any form that
+        :func:`cfm.tl.screen_drugs` takes as ``signatures=``: the path of a gmt file or a DataFrame.
+    library
+        Contrasts to search: an AnnData of contrasts by genes, such as your own of
+        :func:`cfm.pp.contrasts`, or signed gene lists as above, such as
+        :func:`cfm.datasets.cmap_signatures`. ``obs["study"]`` tells studies apart; without it each
+        contrast is a study of its own. ``None`` takes :func:`cfm.datasets.response_library`.
+    method
+        The similarity.
+    n
+        Matches that are kept of each query; ``None`` keeps all.
+    direction
+        ``"similar"``, or ``"opposite"`` for contrasts that go the other way: ranks and p-values
+        are then of the similarity times −1, and the evidence has effects of opposite signs.
+    layer, library_layer
+        Layers with the effects instead of ``X``.
+    study_key
+        Column of ``obs`` with the study of each query: contrasts of the same study are left out
+        of its matches.
+    exclude_studies
+        Studies of the library to leave out altogether.
+    n_genes
+        Evidence genes of a match at most.
+    key_added
+        Name of the result.
+    modality
+        Modality of a MuData to read and to write to; may be left out where there is only one.
+    copy
+        Return a changed copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the changed copy. For gene lists an AnnData of them (lists by
+    genes, −1, 0 and 1, with ``obs["compound"]``). Writes
+
+    ``adata.uns['signature_search' | key_added]['results']``
+        DataFrame, a row per query and match, sorted by query (in the order of ``obs_names``) and
+        rank: ``query``, ``match`` (names in the library; str), ``rank`` (int64, 1 = best),
+        ``similarity`` (−1 to 1), ``p_value``, ``fdr`` (float64), ``duplicate`` (bool: the same
+        contrast, graded cosine of at least .98), the columns of ``library.obs`` (texts as str,
+        ``""`` where missing; with ``library_`` before a name that is one of these), and
+        ``evidence`` (str, genes joined by ``|``, strongest first; of the first 50 matches).
+    ``adata.uns[key]['evidence']``
+        DataFrame: ``query``, ``match``, ``gene`` (symbol), ``var_name`` (its name in ``adata``;
+        all str), ``query_effect`` and ``match_effect``
+        (float64, as they are in the two matrices): the genes whose graded effects have the largest
+        products with the sign that makes the match.
+    ``adata.uns[key]['params']``
+        The arguments, the ``method`` that ``"auto"`` stands for, ``library_contrasts``,
+        ``shared_genes``, ``gene_share`` (of the library's genes) and ``references`` (numbers).
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` or ``library`` is of another type.
+    KeyError
+        If a layer or column does not exist, the library has no ``obs["study"]`` while studies are
+        to be left out, or a study to be left out is not in the library.
+    ValueError
+        If fewer than 30 genes are shared, names are those of another species (mouse symbols are
+        mapped by ``cfm.pp.map_genes(adata, organism="mouse")``), names of the library are there
+        twice, nothing of the library is left, or a matrix does not hold fold changes. Whatever is
+        raised, ``adata`` is left as it was.
+
+    Warns
+    -----
+    UserWarning
+        If queries move no gene of the library (they have no matches), the library has fewer than
+        20 contrasts to take a null from (p-values are then too small where genes move together),
+        or a field that another tool wrote is replaced.
+
+    Notes
+    -----
+    A query's result depends neither on the other queries nor on the order of rows. The library
+    is read in blocks. In ``docs/benchmarks.md`` is what to expect: interferon γ and bacteria are
+    found in other studies far above chance, and a virus by its name hardly.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> counts = cfm.datasets.blanco_melo()
+    >>> contrasts = cfm.pp.contrasts(counts, "virus", "none", by="series")
+    >>> cfm.tl.search_signatures(contrasts, exclude_studies=["GSE147507"], n=3)
+    >>> contrasts.uns["signature_search"]["results"]["rank"].tolist()[:3]
+    [1, 2, 3]
+    """
+    check_key(key_added)
+    signed = not isinstance(adata, AnnData) and _is_lists(adata)
+    queries: Any = _lists(adata) if signed else adata
+    require_anndata(queries)
+    check_not_empty(queries)
+    check_unique_names(queries.obs_names, axis="obs")
+    chosen = BEST_METHOD if method == "auto" else method
+    own_studies = _query_studies(queries, study_key)
+    source = _read_library(library, library_layer, exclude_studies, study_key)
+    shared = _shared_genes(queries, source)
+    effects = _query_effects(queries, layer, shared)
+    silent = ~(np.nan_to_num(effects) != 0).any(axis=1)
+    if silent.any():
+        names = queries.obs_names[silent][:3].tolist()
+        warn_user(
+            f"{int(silent.sum())} of {len(effects)} contrasts move no gene of the library (such as "
+            f"{names}) and have no matches."
+        )
+    search = _Search(source, shared, chosen)
+    similarity, p_value, same = search(effects, direction == "opposite")
+    allowed = np.isfinite(similarity)
+    if own_studies is not None:
+        allowed &= own_studies[:, None] != source.studies[None, :]
+    results, evidence = _tables(
+        queries, source, shared, effects, (similarity, p_value, same, allowed), n, n_genes,
+        -1 if direction == "opposite" else 1,
+    )  # fmt: skip
+    record: dict[str, Any] = {
+        "method": chosen, "direction": direction, "n": n, "n_genes": n_genes, "layer": layer,
+        "library_layer": library_layer, "study_key": study_key, "key_added": key_added,
+        "exclude_studies": None if exclude_studies is None else list(map(str, exclude_studies)),
+        "library": "response_library" if library is None else "given", "modality": modality,
+        "library_contrasts": len(source.rows), "shared_genes": len(shared.columns),
+        "gene_share": len(shared.columns) / len(source.genes), "references": search.n_references,
+    }  # fmt: skip
+    record = {name: value for name, value in record.items() if value is not None}
+    queries = target(queries, copy=copy and not signed)
+    old = queries.uns.get(key_added)
+    if not (isinstance(old, Mapping) and {RESULTS, EVIDENCE} <= set(old)):
+        warn_overwritten(queries, key_added, {})
+    queries.uns[key_added] = {PARAMS: record, RESULTS: results, EVIDENCE: evidence}
+    return queries if copy or signed else None
+
+
+@dataclass
+class _Library:
+    """Contrasts that are searched: rows of a matrix, with what is known of them."""
+
+    matrix: Any
+    rows: np.ndarray
+    names: np.ndarray
+    studies: np.ndarray
+    obs: pd.DataFrame
+    genes: np.ndarray
+
+    def read(self, chosen: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Read some of the rows, numbered from 0, as float32."""
+        rows = self.rows[chosen]
+        order = np.argsort(rows, kind="stable")
+        block = np.asarray(to_dense(read_rows(self.matrix, rows[order]), np.float32))
+        out = block if len(columns) == block.shape[1] else block[:, columns]
+        if (order[1:] < order[:-1]).any():
+            out = out[np.argsort(order, kind="stable")]
+        if np.isinf(out).any():
+            raise ValueError(
+                "library= holds infinite values; expected log2 fold changes, finite or NaN where a "
+                "gene is not measured."
+            )
+        return out
+
+
+@dataclass
+class _Shared:
+    """Genes of both: columns of the queries and of the library, and their names."""
+
+    columns: np.ndarray
+    library_columns: np.ndarray
+    names: np.ndarray
+
+
+class _Search:
+    """Compares queries with all contrasts of a library, and both with references."""
+
+    def __init__(self, library: _Library, shared: _Shared, method: str) -> None:
+        self.library, self.columns = library, shared.library_columns
+        most = N_RANKED_REFERENCES if method == "connectivity" else N_REFERENCES
+        some = spread_over_studies(library.studies, library.names, 4 * most)
+        effects = library.read(some, self.columns)
+        dense = np.count_nonzero(np.nan_to_num(effects), axis=1) >= _LIST_SHARE * effects.shape[1]
+        chosen = [
+            part[spread_over_studies(library.studies[some[part]], library.names[some[part]], size)]
+            for part, size in ((np.arange(len(some)), most), (np.flatnonzero(dense), most // 2))
+        ]
+        keep = np.unique(np.concatenate(chosen))  # contrasts are rarer than lists in a library
+        self.references, self.effects, self.dense = some[keep], effects[keep], dense[keep]
+        self.studies = library.studies[self.references]
+        self.n_references = len(self.references)
+        self.similarity = Similarity(method, self.effects, study_weights(self.studies))
+        self.other = self.studies[:, None] != library.studies[None, :]
+        if self.other.sum(axis=0).max(initial=0) < MIN_REFERENCES:
+            warn_user(
+                f"The library has {self.n_references} contrasts to take a null from, fewer than "
+                f"{MIN_REFERENCES} of other studies than a match: p-values are too small where "
+                "genes move together. Search a larger library, such as "
+                "cfm.datasets.response_library()."
+            )
+
+    def __call__(
+        self, effects: np.ndarray, opposite: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return similarities, p-values and whether two are one contrast, all queries × library."""
+        similarity = self.similarity
+        classes = [self._null_class(row) for row in effects]
+        kinds = list(dict.fromkeys(classes))
+        nulls = [similarity.transform(self._null_rows(kind, effects, classes)) for kind in kinds]
+        queries, graded = similarity.transform(effects), grade_effects(effects)
+        shape = (len(effects), len(self.library.rows))
+        found, same = np.empty(shape), np.zeros(shape, dtype=bool)
+        reached = [np.empty((self.n_references, shape[1]), dtype=np.float32) for _ in kinds]
+        size = max(1, _BLOCK // max(1, len(self.columns)))
+        blocks = [np.arange(i, min(shape[1], i + size)) for i in range(0, shape[1], size)]
+
+        def compare(chosen: np.ndarray) -> None:
+            block = self.library.read(chosen, self.columns)
+            matches = similarity.transform(block)
+            # Rounded, so that products of other blocks of rows give the same.
+            found[:, chosen] = np.round(similarity.compare(queries, matches).astype(float), 6)
+            for null, into in zip(nulls, reached, strict=True):
+                into[:, chosen] = similarity.compare_references(null, matches)
+            near = found[:, chosen] >= 0.9 * SAME_CONTRAST
+            if near.any():
+                same[:, chosen] = near & self._same(graded, block, near)
+
+        quiet = len(blocks) < 12 or settings.verbosity > 20
+        with ThreadPoolExecutor(2) as pool:  # NumPy works outside of Python's lock
+            done = pool.map(compare, blocks)
+            for _ in track(done, description="Library", total=len(blocks), disable=quiet):
+                pass
+        sign = -1 if opposite else 1
+        p_value = np.full(shape, np.nan)
+        for kind, null in zip(kinds, reached, strict=True):
+            rows = np.array([each == kind for each in classes])
+            measured = int(np.isfinite(effects[np.flatnonzero(rows)[0]]).sum())
+            floor = 1 / np.sqrt(max(measured - 1, 1))
+            p_value[rows] = reference_p_values(
+                sign * found[rows], sign * np.round(null, 6), self.other, self.dense, floor
+            )
+        return found, p_value, same
+
+    def _same(self, graded: np.ndarray, block: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """Whether query and match are one contrast, of the pairs that are near."""
+        out = np.zeros(near.shape, dtype=bool)
+        for j in np.flatnonzero(near.any(axis=0)):
+            rows = np.flatnonzero(near[:, j])
+            match = grade_effects(block[j : j + 1])
+            both = np.isfinite(graded[rows]) & np.isfinite(match)
+            a, b = (np.where(both, v, 0) for v in (graded[rows], match))
+            length = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+            out[rows, j] = (a * b).sum(axis=1) >= SAME_CONTRAST * np.maximum(length, 1e-12)
+        return out
+
+    def _null_class(self, row: np.ndarray) -> tuple[Any, ...]:
+        """Return what random contrasts have to agree in with a query."""
+        known = np.isfinite(row)
+        mask = b"" if known.mean() >= _MEASURED_SHARE else np.packbits(known).tobytes()
+        moved = row[known & (row != 0)]
+        if len(moved) and len(moved) < _LIST_SHARE * known.sum() and len(np.unique(moved)) <= 2:
+            # Lists of about one size share theirs, in steps of a fifth.
+            sizes = [round(1.2 ** round(np.log(k) / np.log(1.2))) if k else 0
+                     for k in ((moved > 0).sum(), (moved < 0).sum())]  # fmt: skip
+            return mask, *sizes
+        return mask, -1, -1
+
+    def _null_rows(
+        self, kind: tuple[Any, ...], effects: np.ndarray, classes: list[tuple[Any, ...]]
+    ) -> np.ndarray:
+        mask, n_up, n_down = kind
+        rows = self.effects
+        if mask:
+            known = np.isfinite(effects[classes.index(kind)])
+            rows = np.where(known, rows, np.float32(np.nan))
+        return rows if n_up < 0 else cut_to_lists(rows, n_up, n_down)
+
+
+def _is_lists(data: object) -> bool:
+    """Whether it is a table or a file of gene lists, and not the path of an AnnData."""
+    if isinstance(data, str | PathLike):
+        return not str(data).rstrip("/").endswith((".h5ad", ".zarr", ".h5mu"))
+    return isinstance(data, pd.DataFrame)
+
+
+def _lists(signatures: Any) -> AnnData:
+    """Read signed gene lists as an AnnData, lists by genes."""
+    table = read_signatures(signatures, n_genes=2**31 - 1)
+    rows, columns, signs = [], [], []
+    for side, sign in ((table.up, 1.0), (table.down, -1.0)):
+        row, place = np.nonzero(side >= 0)
+        rows.append(row)
+        columns.append(side[row, place])
+        signs.append(np.full(len(row), sign, dtype=np.float32))
+    shape = (len(table), len(table.genes))
+    places = (np.concatenate(rows), np.concatenate(columns))
+    x = sparse.csr_matrix((np.concatenate(signs), places), shape=shape)
+    compounds = table.compounds[table.compound]
+    several = pd.Series(table.compound).duplicated(keep=False).to_numpy()
+    names = [
+        f"{compound}|{name}" if more else str(compound)
+        for compound, name, more in zip(compounds, table.names, several, strict=True)
+    ]
+    obs = pd.DataFrame({"compound": compounds}, index=pd.Index(names, dtype=object))
+    return AnnData(x, obs=obs, var=pd.DataFrame(index=table.genes.astype(str)))
+
+
+def _query_studies(adata: AnnData, study_key: str | None) -> np.ndarray | None:
+    if study_key is None:
+        return None
+    obs = in_memory_frame(adata.obs)
+    if study_key not in obs:
+        raise KeyError(f"study_key={study_key!r} is no column of obs; it has {list(obs.columns)}.")
+    return obs[study_key].astype(str).to_numpy(dtype=object)
+
+
+def _read_library(
+    library: Any, layer: str | None, exclude: Sequence[str] | None, study_key: str | None
+) -> _Library:
+    if library is None:
+        library = response_library()
+    elif _is_lists(library):
+        library = _lists(library)
+    if not isinstance(library, AnnData):
+        raise TypeError(
+            f"library= is a {type(library).__name__}; expected an AnnData of contrasts by genes, "
+            "the path of a gmt file, or a DataFrame with compound, gene and direction."
+        )
+    if not library.n_obs or not library.n_vars:
+        raise ValueError(f"library= is empty: {library.n_obs} contrasts × {library.n_vars} genes.")
+    names = library.obs_names.astype(str).to_numpy(dtype=object)
+    twice = pd.Index(names).duplicated()
+    if twice.any():
+        raise ValueError(
+            f"{int(twice.sum())} names of contrasts are more than once in library= (such as "
+            f"{names[twice][0]!r}); call library.obs_names_make_unique()."
+        )
+    obs = in_memory_frame(library.obs)
+    rows = np.arange(library.n_obs)
+    if "study" in obs:
+        studies = obs["study"].astype(str).to_numpy(dtype=object)
+    elif exclude is not None or study_key is not None:
+        raise KeyError(
+            f"library.obs has no column 'study' (it has {list(obs.columns)}), and studies are to "
+            "be left out; add it, or leave exclude_studies= and study_key= out."
+        )
+    else:
+        studies = names
+    if exclude is not None:
+        left_out = [exclude] if isinstance(exclude, str) else list(map(str, exclude))
+        unknown = sorted(set(left_out) - set(studies))
+        if unknown:
+            raise KeyError(
+                f"exclude_studies= has {unknown[:3]}, which are no studies of the library (such as "
+                f"{sorted(set(studies))[:3]})."
+            )
+        rows = np.flatnonzero(~np.isin(studies, left_out))
+        if not len(rows):
+            raise ValueError("exclude_studies= leaves no contrast of the library.")
+    genes = symbols(library.var_names.astype(str))
+    matrix = get_matrix(library, layer=layer)
+    return _Library(matrix, rows, names[rows], studies[rows], obs.iloc[rows], genes)
+
+
+def _shared_genes(adata: AnnData, library: _Library) -> _Shared:
+    """Find the genes of both; refuse names of another species."""
+    names = adata.var_names.astype(str)
+    animals = [found["species"] for name in names[:2000] if (found := _ANIMAL_ID.match(name))]
+    if len(animals) > 0.5 * min(len(names), 2000):
+        species = _ANIMALS.get(animals[0], f"another species (ENS{animals[0]}G…)")
+        raise ValueError(
+            f"var_names are Ensembl ids of {species} (such as {names[0]}), and the library has "
+            "human genes; put symbols of human orthologues there (mouse symbols are mapped by "
+            "cfm.pp.map_genes(adata, organism='mouse'))."
+        )
+    if map_identifiers(names.tolist()).organism == "mouse":
+        raise ValueError(
+            f"var_names are mouse symbols (such as {names[0]}), and the library has human genes; "
+            "map them first: cfm.pp.map_genes(adata, organism='mouse')."
+        )
+    first = ~pd.Index(library.genes).duplicated() & (library.genes.astype(str) != "")
+    kept = np.flatnonzero(first)
+    alignment = GeneVocabulary(library.genes[kept].tolist()).align(names, min_genes=0)
+    # In the order of the library, whatever that of the data.
+    order = np.argsort(alignment.positions, kind="stable")
+    library_columns = kept[alignment.positions[order]]
+    if len(order) < MIN_GENES:
+        raise ValueError(
+            f"Found {len(order)} of the library's {len(library.genes)} genes (such as "
+            f"{library.genes[0]}) among the {len(names)} genes of the data (such as {names[0]}); "
+            f"at least {MIN_GENES} are needed. Check that both hold human symbols or Ensembl ids, "
+            "and map them with cfm.pp.map_genes."
+        )
+    return _Shared(
+        alignment.columns[order].astype(np.int64), library_columns, library.genes[library_columns]
+    )
+
+
+def _query_effects(adata: AnnData, layer: str | None, shared: _Shared) -> np.ndarray:
+    """Return ``(queries, shared genes)`` float32; refuse what are no fold changes."""
+    matrix = get_matrix(adata, layer=layer)
+    out = np.empty((adata.n_obs, len(shared.columns)), dtype=np.float32)
+    size = max(1, _BLOCK // adata.n_vars)
+    for start in range(0, adata.n_obs, size):
+        rows = np.arange(start, min(adata.n_obs, start + size))
+        block = np.asarray(to_dense(read_rows(matrix, rows), np.float32))
+        check_effects(block)
+        out[rows] = block[:, shared.columns]
+    return out
+
+
+def _tables(
+    adata: AnnData,
+    library: _Library,
+    shared: _Shared,
+    effects: np.ndarray,
+    found: tuple[np.ndarray, ...],
+    n: int | None,
+    n_genes: int,
+    sign: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rank the matches and name the genes that make them."""
+    similarity, p_value, same, allowed = found
+    by_name = np.argsort(library.names.astype(str), kind="stable")
+    queries = adata.obs_names.astype(str).to_numpy(dtype=object)
+    own_names = adata.var_names.astype(str).to_numpy(dtype=object)[shared.columns]
+    graded = np.nan_to_num(grade_effects(effects))
+    parts: list[tuple[Any, ...]] = []
+    proofs: list[tuple[Any, ...]] = []
+    for i, query in enumerate(queries):
+        usable = by_name[allowed[i, by_name]]
+        if not len(usable):
+            continue
+        order = usable[np.argsort(-sign * similarity[i, usable], kind="stable")]
+        fdr = false_discovery_control(p_value[i, order])
+        kept = order if n is None else order[:n]
+        genes = np.full(len(kept), "", dtype=object)
+        explained = kept[:N_EXPLAINED]
+        matches = library.read(explained, shared.library_columns)
+        product = sign * graded[i] * np.nan_to_num(grade_effects(matches))
+        for j, (row, match) in enumerate(zip(product, matches, strict=True)):
+            take = min(n_genes, len(row))
+            top = np.argpartition(-row, take - 1)[:take]
+            top = top[np.lexsort((top, -row[top]))]
+            top = top[row[top] > 0]
+            genes[j] = SET_SEPARATOR.join(shared.names[top])
+            name = library.names[explained[j]]
+            proofs.append((np.full(len(top), query, dtype=object),
+                           np.full(len(top), name, dtype=object),
+                           shared.names[top], own_names[top], effects[i, top],
+                           match[top]))  # fmt: skip
+        parts.append(
+            (np.full(len(kept), query, dtype=object), library.names[kept],
+             np.arange(1, len(kept) + 1), similarity[i, kept], p_value[i, kept],
+             fdr[: len(kept)], same[i, kept], genes, kept)
+        )  # fmt: skip
+    table = _stacked((*_RESULT_COLUMNS, "evidence", "_row"), parts)
+    rows = table.pop("_row").to_numpy(dtype=np.int64)
+    genes_of_matches = table.pop("evidence").astype(object)
+    for name in library.obs:
+        column = library.obs[name]
+        values = column.iloc[rows].reset_index(drop=True)
+        if not pd.api.types.is_numeric_dtype(column):
+            values = values.astype(object).where(values.notna(), "").astype(str).astype(object)
+        taken = name in _RESULT_COLUMNS or name == "evidence"
+        table[f"library_{name}" if taken else str(name)] = values
+    table["evidence"] = genes_of_matches
+    kinds = {"query": object, "match": object, "rank": np.int64, "duplicate": bool}
+    table = table.astype(kinds | dict.fromkeys(("similarity", "p_value", "fdr"), np.float64))
+    columns = ("query", "match", "gene", "var_name", "query_effect", "match_effect")
+    evidence = _stacked(columns, proofs)
+    evidence = evidence.astype(
+        dict.fromkeys(columns[:4], object) | dict.fromkeys(columns[4:], float)
+    )
+    for frame in (table, evidence):
+        frame.index = frame.index.astype(str)
+    return table, evidence
+
+
+def _stacked(names: Sequence[str], parts: list[tuple[Any, ...]]) -> pd.DataFrame:
+    """Put columns that come in parts below each other."""
+    columns = zip(*parts, strict=True) if parts else ((np.empty(0, dtype=object),) for _ in names)
+    return pd.DataFrame({n: np.concatenate(list(c)) for n, c in zip(names, columns, strict=True)})

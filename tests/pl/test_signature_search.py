@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import cfm
+from tests.tl.test_search_signatures import library, queries
+
+pytestmark = pytest.mark.filterwarnings("ignore:The library has:UserWarning")
+
+
+@pytest.fixture
+def searched():
+    adata = queries()
+    cfm.tl.search_signatures(adata, library(), n=50)
+    return adata
+
+
+def test_query_first_then_matches_by_rank(searched):
+    ax = cfm.pl.signature_search(searched, "x", n_matches=3, n_genes=12, show=False)
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels[0].startswith("x")
+    table = searched.uns["signature_search"]["results"]
+    similarity = table[table["query"] == "x"]["similarity"][:3]
+    assert [label.split("  ")[1].split(" ")[0] for label in labels[1:]] == [
+        f"{s:.2f}" for s in similarity
+    ]
+    assert len(ax.get_xticklabels()) == 12
+    shown = ax.images[0].get_array()
+    assert shown.shape == (4, 12)
+    assert np.nanmax(np.abs(shown)) <= 1 + 1e-6
+    assert "3 most similar" in ax.get_title()
+
+
+def test_signs_say_what_colours_say(searched):
+    ax = cfm.pl.signature_search(searched, n_matches=2, show=False)
+    values = np.ma.filled(ax.images[0].get_array(), np.nan)
+    for text in ax.texts:
+        column, row = text.get_position()
+        assert (text.get_text() == "+") == (values[int(row), int(column)] > 0)
+
+
+@pytest.mark.parametrize("n", [1, 50])
+def test_one_and_fifty_matches_are_readable(searched, n, tmp_path):
+    ax = cfm.pl.signature_search(searched, n_matches=n, show=False)
+    figure = ax.figure
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert len(boxes) == n + 1
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+    cfm.pl.signature_search(searched, n_matches=n, show=False, save=tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_opposite_is_said():
+    adata = queries()
+    cfm.tl.search_signatures(adata, library(), direction="opposite")
+    assert "opposed" in cfm.pl.signature_search(adata, show=False).get_title()
+
+
+def test_volcano_marks_the_evidence(searched):
+    ax = cfm.pl.volcano(searched, "x", match="public 20", show=False)
+    proof = searched.uns["signature_search"]["evidence"]
+    proof = proof[(proof["query"] == "x") & (proof["match"] == "public 20")]
+    marked = np.vstack([points.get_offsets() for points in ax.collections[1:3]])
+    assert sorted(marked[:, 0]) == pytest.approx(sorted(proof["query_effect"]), abs=1e-5)
+    assert "rank" in ax.get_ylabel()
+    assert {t.get_text() for t in ax.texts} <= set(proof["gene"])
+
+
+def test_volcano_takes_p_values_or_means_where_they_are(searched):
+    searched.var["base_mean"] = np.arange(600.0)
+    assert cfm.pl.volcano(searched, show=False).get_ylabel() == "mean expression"
+    searched.layers["pval"] = np.full(searched.shape, 0.01)
+    ax = cfm.pl.volcano(searched, show=False)
+    assert ax.get_ylabel() == "−log10 pval"
+    assert np.allclose(ax.collections[0].get_offsets()[:, 1], 2)
+    assert cfm.pl.volcano(searched, mean_key="base_mean", show=False).get_ylabel() == (
+        "mean expression"
+    )
+
+
+def test_what_is_not_there_is_said(searched):
+    for plot in (cfm.pl.signature_search, cfm.pl.volcano):
+        with pytest.raises(KeyError, match=r"cfm\.tl\.search_signatures"):
+            plot(queries(), show=False)
+        with pytest.raises(KeyError, match="'nothing'"):
+            plot(searched, "nothing", show=False)
+    for arguments in ({"match": "nothing"}, {"layer": "nothing"}, {"p_layer": "nothing"},
+                      {"mean_key": "nothing"}):  # fmt: skip
+        with pytest.raises(KeyError, match="'nothing'"):
+            cfm.pl.volcano(searched, show=False, **arguments)
+
+
+def test_given_axes_are_used(searched):
+    figure, axes = plt.subplots(1, 2)
+    assert cfm.pl.signature_search(searched, ax=axes[0], show=False) is axes[0]
+    assert cfm.pl.volcano(searched, ax=axes[1], show=False) is axes[1]
+    plt.close(figure)
