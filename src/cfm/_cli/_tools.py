@@ -34,7 +34,7 @@ _SHARED = (
 _CHUNKED = (*_SHARED, "layer")
 _DONORS = ("donor_key", "use_rep", "n_cells", "n_draws", "seed", "precision")
 _CONTRASTS = (
-    "groupby", "control", "by", "mode", "sample_key", "min_cells", "prior_count", "alpha"
+    "groupby", "control", "by", "mode", "sample_key", "min_cells", "prior_count", "names", "n_matches"
 )  # fmt: skip
 _CODES = (
     "groupby", "units", "total_counts", "reference", "n_groups", "n_markers", "min_cells",
@@ -151,7 +151,14 @@ def _predict_virus(parser: argparse.ArgumentParser) -> None:
         help="a CellPulse with a classifier (default: cellpulse-virus)",
     )
     add_reading(parser)
-    parser.add_argument("--alpha", type=float, help="miscoverage of the sets (default: 0.1)")
+    parser.add_argument(
+        "--names",
+        choices=["supported", "always"],
+        help="name a virus where other studies support it (default), or always",
+    )
+    parser.add_argument(
+        "--n-matches", type=int, help="similar public contrasts to list for each (default: 5)"
+    )
     counts = parser.add_argument_group("for counts")
     counts.add_argument("--groupby", metavar="COLUMN", help="tells cases from controls")
     counts.add_argument("--control", metavar="LEVEL", help="its control level")

@@ -52,7 +52,8 @@ def draw_probabilities(contrasts: AnnData, folder: Path, *, key: str, truth: str
     pl.virus_probabilities(contrasts, key=key, truth=truth, show=False, save=path)
     return Picture(
         path,
-        "Probability of each virus for each contrast, in per cent. Outlined: the candidate set. "
+        "Probability of each kind of response, and of each virus given a viral response, in per "
+        "cent, with the answer and its support. "
         f"“known” is the column {truth} of the input, which the model did not see.",
         "Heat map of virus probabilities; the table of calls has the main numbers.",
     )

@@ -109,7 +109,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
         training_studies=checkpoint.config.get("training_studies"),
     )
     logger.info("drawing figures and writing the report to %s", folder)
-    counted = agreement(calls)
+    counted = agreement(calls, checkpoint.config.get("classes", ()))
     with _full_disk_in_words(folder):
         _write_contrasts(contrasts, folder / "contrasts.h5ad")
         _calls_table(contrasts).to_csv(folder / "calls.csv", index_label="contrast")

@@ -9,47 +9,39 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import (
-    CONFIDENCE,
     INFECTED,
-    NOVELTY,
-    PREDICTION_SET,
     PROBABILITIES,
-    SET_SEPARATOR,
-    params_of,
+    RESPONSE,
+    RESPONSE_PROBABILITIES,
+    SUPPORT_SUFFIX,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
 
 @dataclass(frozen=True)
 class StoredPrediction:
-    """What :func:`cfm.tl.predict_virus` left in an AnnData of ``n`` profiles and ``k`` classes.
+    """What :func:`cfm.tl.predict_virus` left in an AnnData of ``n`` profiles.
 
     Attributes
     ----------
-    call
-        ``(n,)`` names: a virus, "uninfected" or "unknown".
-    confidence, infected, novelty
-        ``(n,)`` numbers in [0, 1].
-    candidates
-        Conformal set of each profile.
-    probabilities
-        ``(n, k)``; columns are the classes.
-    params
-        How it was made.
+    call, response
+        ``(n,)`` names: the answer, and the kind of response.
+    infected, support
+        ``(n,)`` numbers in [0, 1]; support may be NaN.
+    response_proba, virus_proba
+        ``(n, kinds)`` and ``(n, viruses)``; columns are the names.
     """
 
     call: np.ndarray
-    confidence: np.ndarray
+    response: np.ndarray
     infected: np.ndarray
-    novelty: np.ndarray
-    candidates: list[tuple[str, ...]]
-    probabilities: pd.DataFrame
-    params: Mapping[str, Any]
+    support: np.ndarray
+    response_proba: pd.DataFrame
+    virus_proba: pd.DataFrame
 
 
 def stored_prediction(adata: AnnData, key: str) -> StoredPrediction:
@@ -60,30 +52,29 @@ def stored_prediction(adata: AnnData, key: str) -> StoredPrediction:
     KeyError
         If any of them is missing; the text names the tool that writes them.
     """
-    columns = [key, *(key + part for part in (CONFIDENCE, INFECTED, NOVELTY, PREDICTION_SET))]
+    columns = [key, *(key + part for part in (RESPONSE, INFECTED, SUPPORT_SUFFIX))]
+    tables = [key + part for part in (RESPONSE_PROBABILITIES, PROBABILITIES)]
     missing = [f"obs[{name!r}]" for name in columns if name not in adata.obs]
-    if key + PROBABILITIES not in adata.obsm:
-        missing.append(f"obsm[{key + PROBABILITIES!r}]")
+    missing += [f"obsm[{name!r}]" for name in tables if name not in adata.obsm]
     if missing:
         raise KeyError(
             f"{', '.join(missing)} not found; run cfm.tl.predict_virus(adata, key_added={key!r}) "
             "first, or pass the key it was stored under."
         )
-    probabilities = adata.obsm[key + PROBABILITIES]
-    if not isinstance(probabilities, pd.DataFrame):
-        raise TypeError(
-            f"obsm[{key + PROBABILITIES!r}] is a {type(probabilities).__name__}; expected the "
-            "DataFrame (profiles by classes) that cfm.tl.predict_virus stores: run it again."
-        )
-    sets = adata.obs[key + PREDICTION_SET].astype(str)
+    for name in tables:
+        if not isinstance(adata.obsm[name], pd.DataFrame):
+            raise TypeError(
+                f"obsm[{name!r}] is a {type(adata.obsm[name]).__name__}; expected the DataFrame "
+                "(profiles by names) that cfm.tl.predict_virus stores: run it again."
+            )
+    call, response, infected, support = (adata.obs[name] for name in columns)
     return StoredPrediction(
-        call=adata.obs[key].astype(str).to_numpy(dtype=object),
-        confidence=adata.obs[key + CONFIDENCE].to_numpy(dtype=np.float64),
-        infected=adata.obs[key + INFECTED].to_numpy(dtype=np.float64),
-        novelty=adata.obs[key + NOVELTY].to_numpy(dtype=np.float64),
-        candidates=[tuple(part for part in text.split(SET_SEPARATOR) if part) for text in sets],
-        probabilities=probabilities,
-        params=params_of(adata.uns, key),
+        call=call.astype(str).to_numpy(dtype=object),
+        response=response.astype(str).to_numpy(dtype=object),
+        infected=infected.to_numpy(dtype=np.float64),
+        support=support.to_numpy(dtype=np.float64),
+        response_proba=adata.obsm[tables[0]],
+        virus_proba=adata.obsm[tables[1]],
     )
 
 

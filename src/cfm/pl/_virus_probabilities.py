@@ -1,25 +1,21 @@
-"""Heat map of a virus call: probabilities, conformal set and answer of every contrast."""
+"""Heat map of what :func:`cfm.tl.predict_virus` wrote for every contrast."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.collections import PatchCollection
 from matplotlib.colors import Normalize
-from matplotlib.legend import Legend
-from matplotlib.patches import Patch, Rectangle
 from matplotlib.transforms import ScaledTranslation
 
 from cfm._arguments import checks_arguments
-from cfm._fields import UNINFECTED, UNKNOWN, VIRUS_KEY
+from cfm._fields import NOT_VIRAL, UNINFECTED, UNRESOLVED, VIRUS_KEY
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._stored import stored_prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from anndata import AnnData
@@ -27,8 +23,8 @@ if TYPE_CHECKING:
 
     from cfm.pl._stored import StoredPrediction
 
-_OUTLINE = "#D55E00"
-#: Free space between the "uninfected" column and the viruses, in cells.
+_MARKS = {UNINFECTED: "○", UNRESOLVED: "?", NOT_VIRAL: "◇"}
+#: Free space between the kinds of response and the viruses, in cells.
 _GAP = 0.35
 #: Probabilities below this carry no number.
 _PRINTED_FROM = 0.05
@@ -52,13 +48,13 @@ def virus_probabilities(
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> Axes:
-    """Draw the probabilities of every virus for every contrast, and the call beside them.
+    """Draw the kinds of response and the viruses of every contrast, and the answer beside them.
 
-    Rows are contrasts, columns the classes of the model, "uninfected" set apart on the left. A
-    cell holds the probability in per cent (from 5 % on, and in the conformal set), also shown by
-    its shade; the number of the called class is bold. Outlined cells form the conformal set: with
-    the stated frequency the true class is among them. To the right stand the call (● virus,
-    ○ uninfected, ? unknown), its confidence, the probability of an infection and the novelty.
+    Rows are contrasts. The columns on the left are the kinds of response, those on the right the
+    viruses, given a viral response. A cell holds the probability in per cent (from 5 % on), also
+    shown by its shade; the number of the answer is bold. To the right stand the answer (● virus,
+    ? unresolved, ◇ not viral, ○ uninfected) and its support: the share of such answers that were
+    right in studies left out of training.
 
     Parameters
     ----------
@@ -113,38 +109,30 @@ def virus_probabilities(
     names = adata.obs_names if label is None else adata.obs[label].astype(str)
     rows = [shorten(str(name)) for name in names]
     true = None if truth is None else adata.obs[truth].astype(str).tolist()
-    order = _class_order(stored.probabilities.columns)
-    table = stored.probabilities.loc[:, order].to_numpy(dtype=np.float64)
-    left = _left_edges(order)
+    kinds = [str(name) for name in stored.response_proba.columns]
+    viruses = [str(name) for name in stored.virus_proba.columns]
+    order = [*kinds, *viruses]
+    table = np.hstack([stored.response_proba.to_numpy(float), stored.virus_proba.to_numpy(float)])
+    left = np.arange(len(order)) + np.where(np.arange(len(order)) < len(kinds), 0.0, _GAP)
 
     owned = ax is None
     if ax is None:
         ax = _own_axes(rows, order, stored.call, true)
     font = _font_size(ax, len(rows))
-    in_set = np.array([[name in names for name in order] for names in stored.candidates])
-    called = stored.call[:, None] == np.array(order, dtype=object)
+    called = np.hstack(
+        [
+            stored.response[:, None] == np.array(kinds, dtype=object),
+            stored.call[:, None] == np.array(viruses, dtype=object),
+        ]
+    )
     _draw_cells(ax, table, left, cmap)
     if font >= _READABLE:
-        _write_numbers(ax, table, left, (table >= _PRINTED_FROM) | in_set | called, called, font)
-    _outline_sets(ax, in_set, left)
+        _write_numbers(ax, table, left, (table >= _PRINTED_FROM) | called, called, font)
     _name_axes(ax, rows, order, left, font)
     _write_answers(ax, stored, true, font)
-    _explain(ax, stored, cmap)
+    _explain(ax, cmap)
     finish(figure_of(ax), owned=owned, show=show, save=save)
     return ax
-
-
-def _class_order(classes: Iterable[str]) -> list[str]:
-    """Put "uninfected" first and keep the model's own order, so that figures can be compared."""
-    names = [str(name) for name in classes]
-    return [n for n in names if n == UNINFECTED] + [n for n in names if n != UNINFECTED]
-
-
-def _left_edges(order: list[str]) -> np.ndarray:
-    edges = np.arange(len(order), dtype=np.float64)
-    if order and order[0] == UNINFECTED:
-        edges[1:] += _GAP
-    return edges
 
 
 def _own_axes(rows: list[str], order: list[str], call: np.ndarray, true: list[str] | None) -> Axes:
@@ -204,13 +192,6 @@ def _write_numbers(
         )
 
 
-def _outline_sets(ax: Axes, in_set: np.ndarray, left: np.ndarray) -> None:
-    frames = [Rectangle((left[j] + 0.07, i - 0.43), 0.86, 0.86) for i, j in np.argwhere(in_set)]
-    ax.add_collection(
-        PatchCollection(frames, facecolor="none", edgecolor=_OUTLINE, linewidth=1.5, zorder=3)
-    )
-
-
 def _name_axes(ax: Axes, rows: list[str], order: list[str], left: np.ndarray, font: float) -> None:
     ax.set_xticks(left + 0.5, [shorten(name, 30) for name in order], rotation=90, fontsize=8)
     ax.tick_params(
@@ -228,12 +209,8 @@ def _write_answers(ax: Axes, stored: StoredPrediction, true: list[str] | None, f
         columns.append(("known", true, max(5, *map(len, true))))
     calls = [f"{_mark(call)} {call}" for call in stored.call]
     columns.append(("call", calls, 1.13 * max(4, *map(len, calls))))  # bold is wider
-    for title, values in (
-        ("conf.", stored.confidence),
-        ("P(inf.)", stored.infected),
-        ("novelty", stored.novelty),
-    ):
-        columns.append((title, [f"{value:.2f}" for value in values], len(title)))
+    shares = ["–" if np.isnan(value) else f"{value:.2f}" for value in stored.support]
+    columns.append(("support", shares, len("support")))
     offset = 8.0
     for title, texts, length in columns:
         ax.annotate(
@@ -246,7 +223,7 @@ def _write_answers(ax: Axes, stored: StoredPrediction, true: list[str] | None, f
             color="#555555",
         )
         for i, text in enumerate(texts):
-            special = title == "call" and stored.call[i] in (UNINFECTED, UNKNOWN)
+            special = title == "call" and stored.call[i] in _MARKS
             ax.annotate(
                 text,
                 (1, i),
@@ -263,10 +240,10 @@ def _write_answers(ax: Axes, stored: StoredPrediction, true: list[str] | None, f
 
 
 def _mark(call: str) -> str:
-    return {UNINFECTED: "○", UNKNOWN: "?"}.get(call, "●")
+    return _MARKS.get(call, "●")
 
 
-def _explain(ax: Axes, stored: StoredPrediction, cmap: str) -> None:
+def _explain(ax: Axes, cmap: str) -> None:
     """Legend and colour scale below the cells, sized in inches whatever the figure's size."""
     figure = figure_of(ax)
     # inches, counted from the lower left corner of the cells
@@ -280,28 +257,9 @@ def _explain(ax: Axes, stored: StoredPrediction, cmap: str) -> None:
     scale.set_yticks([])
     scale.tick_params(labelsize=7, length=2)
     scale.set_xlabel("probability (%)", fontsize=7.5, labelpad=1)
-    alpha = stored.params.get("alpha")
-    share = "" if alpha is None else f" ({100 * (1 - float(alpha)):.0f} %)"
-    frame = Patch(
-        facecolor="none", edgecolor=_OUTLINE, linewidth=1.5, label=f"conformal set{share}"
-    )
-    legend = Legend(
-        ax,
-        [frame],
-        [f"conformal set{share}"],
-        loc="upper left",
-        bbox_to_anchor=(1.65, -0.2 - drop),
-        bbox_transform=corner,
-        frameon=False,
-        fontsize=7.5,
-        handlelength=1.2,
-        handleheight=1.1,
-        borderpad=0,
-    )
-    ax.add_artist(legend)
     ax.annotate(
-        "●  virus    ○  uninfected    ?  unknown",
-        (1.68, -0.5 - drop),
+        "●  virus    ?  unresolved    ◇  not viral    ○  uninfected",
+        (1.68, -0.25 - drop),
         xycoords=corner,
         fontsize=7.5,
         va="center",

@@ -77,8 +77,9 @@ class VirusCaller(Pretrainable):
     ) -> pd.DataFrame:
         """Train the classifier of responses and viruses on labelled contrasts.
 
-        It reads the effects themselves; the encoder stays as it is. A convex problem: the same data give the same classifier.
-        Temperature, odds of a response and the support of each answer are fitted on predictions
+        It reads the effects themselves; the encoder stays as it is. A convex problem: the same
+        data give the same classifier. Temperature, odds of a response and the support of each
+        answer are fitted on predictions
         for studies left out. Contrasts, (label, study) units and labels are weighted so that no
         study and no virus drowns the others.
 

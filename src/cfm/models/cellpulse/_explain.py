@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cfm.models.cellpulse._module import Tokens
     from cfm.nn import DirectionBlock
 
-#: Share of a profile's size at which integrated gradients start for the log-odds of infection.
+#: Share of a profile's size at which integrated gradients start for the log-odds of a response.
 #: Statistics of a profile without any effect have no finite logarithm; a tenth of an infection is
 #: about what control samples differ by.
 INFECTED_BASELINE = 0.1
@@ -43,20 +43,16 @@ class VirusExplainer(VirusCaller):
     not measured. Each profile is judged alone.
     """
 
-    def explained_target(self, name: str) -> str:
-        """Return what is explained for a label: its virus if known, else ``"infected"``."""
-        return name if name in self.require_classifier().classes else "infected"
-
     @torch.inference_mode()
     def target_log_odds(self, effects: np.ndarray, target: str) -> np.ndarray:
-        """Return the log-odds of a virus against all others, or of an infection.
+        """Return the log-odds of a virus against all others, or of a response.
 
         Parameters
         ----------
         effects
             ``(n, n_vocabulary)``.
         target
-            A virus of the classifier, or ``"infected"``.
+            A virus of the classifier, or ``"response"``.
 
         Returns
         -------
@@ -113,7 +109,7 @@ class VirusExplainer(VirusCaller):
         r"""Return each gene's share of the log-odds, by integrated gradients.
 
         All effects of a profile are switched on together by a gate :math:`\alpha`, from 0 (a
-        tenth for ``"infected"``) to 1, while the length that it is divided by, its median and its
+        tenth for ``"response"``) to 1, while the length that it is divided by, its median and its
         spread stay those of the whole profile: a profile scaled as one would look the same to the
         classifier at every :math:`\alpha`. The gene's share is the integral of the gradient by its
         gate (Sundararajan, Taly & Yan 2017, eq. 1; computed by captum).
@@ -133,7 +129,7 @@ class VirusExplainer(VirusCaller):
         -------
         ``(n, n_vocabulary)`` float32, natural-log odds; positive speaks for the target. For a
         virus the sum over genes is the log-odds less that of the profile with its gates at 0. For
-        ``"infected"`` it falls short of that by the statistics that count genes, which have no
+        ``"response"`` it falls short of that by the statistics that count genes, which have no
         gradient.
         """
         classifier = self.require_classifier()
@@ -196,14 +192,14 @@ class VirusExplainer(VirusCaller):
         return out
 
     def _target_index(self, target: str) -> int | None:
-        """Return the class of a target, ``None`` for ``"infected"``."""
+        """Return the class of a target, ``None`` for ``"response"``."""
         classes = self.require_classifier().classes
-        if target == "infected":
+        if target == "response":
             return None
         if target not in classes:
-            hint = " To explain why it is no infection, read 'infected' with the sign turned."
+            hint = " To explain why there is no response, read 'response' with the sign turned."
             raise ValueError(
-                f"target={target!r} is no virus of this classifier; expected 'infected' or one of "
+                f"target={target!r} is no virus of this classifier; expected 'response' or one of "
                 f"{classes}.{hint if target == UNINFECTED else ''}"
             )
         return classes.index(target)
@@ -237,7 +233,7 @@ class GatedOdds:
     effects
         ``(b, n_vocabulary)`` float32, NaN = not measured.
     index
-        Class, or ``None`` for the log-odds of infection.
+        Class, or ``None`` for the log-odds of a response.
     """
 
     def __init__(
@@ -278,7 +274,7 @@ class GatedOdds:
 
 
 def target_odds(classifier: VirusClassifier, views: Views, index: int | None) -> Tensor:
-    """Return calibrated log-odds of a class against the others, or of an infection, ``(b,)``."""
+    """Return calibrated log-odds of a class against the others, or of a response, ``(b,)``."""
     if index is None:
         raw = classifier.raw_infected(views)
         return classifier.infected_scale * raw + classifier.infected_shift

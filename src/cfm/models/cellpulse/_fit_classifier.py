@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 #: Inverse penalties that are averaged: neither is better, and the mean of both is steadier.
 PENALTIES = (100.0, 1000.0)
 _TEMPERATURES = (0.8, 1.25)
-#: Coordinates that kinds of response are told by, the inverse penalty of that fit, and the number of
-#: signed sets that are enough to take the coordinates from.
+#: Coordinates that kinds of response are told by, the inverse penalty of that fit, and the number
+#: of signed sets that are enough to take the coordinates from.
 KIND_RANK = 60
 KIND_PENALTY = 3.0
 MIN_SETS = 100
