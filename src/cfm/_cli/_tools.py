@@ -34,7 +34,8 @@ _SHARED = (
 _CHUNKED = (*_SHARED, "layer")
 _DONORS = ("donor_key", "use_rep", "n_cells", "n_draws", "seed", "precision")
 _CONTRASTS = (
-    "groupby", "control", "by", "mode", "sample_key", "min_cells", "prior_count", "names", "n_matches"
+    "groupby", "control", "by", "mode", "sample_key", "min_cells", "prior_count",
+    "names", "n_matches",
 )  # fmt: skip
 _CODES = (
     "groupby", "units", "total_counts", "reference", "n_groups", "n_markers", "min_cells",
