@@ -149,10 +149,9 @@ def overview(calls: list[Call]) -> str:
     special = {UNINFECTED, UNRESOLVED, NOT_VIRAL}
     named = sorted({call.call for call in calls} - special)
     if named:
-        return (
-            f"{text} A virus is named in {sum(c.call in named for c in calls)}: {_listed(named)}."
-        )
-    return f"{text} No virus is named: names of these were not right often enough in other studies."
+        n = sum(call.call in named for call in calls)
+        return f"{text} A virus is named in {n}: {_listed(named)}."
+    return f"{text} No virus is named: no such name was right often enough in other studies."
 
 
 def _matches(table: pd.DataFrame) -> dict[str, tuple[str, ...]]:
@@ -174,9 +173,9 @@ def _percent(share: float) -> str:
 def _sentence(
     call: str, response: str, probability: float, support: float | None, matches: Collection[str]
 ) -> str:
-    right = (
-        "" if support is None else f" Such answers were right in {_percent(support)} of studies."
-    )
+    right = ""
+    if support is not None:
+        right = f" Such answers were right in {_percent(support)} of other studies."
     if response == NO_RESPONSE:
         start = f"Response: none ({probability:.2f}).{right}"
     else:

@@ -67,7 +67,8 @@ def host_factors(
 
     What is explained is what :func:`cfm.tl.predict_virus` answered for most contrasts of a group:
     the log-odds of the virus that it named, else of a response against none. These are genes whose
-    *response* tells the model what it sees. They are candidates for host factors, not proof of one: genes that a virus depends on are often not regulated at all (see the benchmarks).
+    *response* tells the model what it sees. They are candidates for host factors, not proof of
+    one: genes that a virus depends on are often not regulated at all (see the benchmarks).
 
     Parameters
     ----------
