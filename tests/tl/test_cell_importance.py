@@ -40,7 +40,7 @@ def test_attention_is_what_the_module_attends_to(adata: ad.AnnData, model: Pulsa
     assert values.dtype == np.float32
     assert (values > 0).all()
     np.testing.assert_allclose(values.groupby(adata.obs["donor_id"], observed=True).mean(), 1, 1e-5)
-    own = (adata.obs["donor_id"] == "donor3").to_numpy()
+    own = (adata.obs["donor_id"] == "donor3").to_numpy(copy=True)
     cells = torch.from_numpy(adata.obsm["X_uce"][own])
     weights = model.module.attention(cells[None]).mean(dim=(0, 2))[0, 1:]
     np.testing.assert_allclose(values[own], weights / weights.mean(), rtol=1e-4)
@@ -65,7 +65,7 @@ def test_without_an_output_it_is_what_sets_the_donor_apart(
     found = cfm.tl.cell_importance(adata, "donor_id", model, method="gradient", copy=True)
     z = torch.tensor(model.get_latent_representation(adata, precision="float32"))
     x = torch.tensor(adata.obsm["X_uce"])
-    own = (adata.obs["donor_id"] == "donor3").to_numpy()
+    own = (adata.obs["donor_id"] == "donor3").to_numpy(copy=True)
     cells = x[own][None].requires_grad_()
     (model.module.encode(cells)[0, 0] @ (z[3] - z.mean(dim=0))).backward()
     expected = ((cells - x.mean(dim=0)) * cells.grad).sum(-1)[0].detach()

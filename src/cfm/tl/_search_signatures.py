@@ -31,7 +31,7 @@ from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._warn import warn_user
 from cfm.datasets import response_library
-from cfm.models.cellpulse._effects import check_effects
+from cfm.models.cellpulse._effects import check_effects, check_not_scaled
 from cfm.stats._similarity import (
     MIN_REFERENCES,
     Similarity,
@@ -210,6 +210,7 @@ def search_signatures(
     require_anndata(queries)
     check_not_empty(queries)
     check_unique_names(queries.obs_names, axis="obs")
+    check_not_scaled(get_matrix(queries, layer=layer))
     chosen = BEST_METHOD if method == "auto" else method
     own_studies = _query_studies(queries, study_key)
     source = _read_library(library, library_layer, exclude_studies, study_key)
