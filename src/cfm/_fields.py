@@ -66,6 +66,9 @@ ENRICHMENT = "enrichment"
 #: ``var[GENE_LENGTH]``: base pairs, as used by :func:`cfm.pp.tpm`.
 GENE_LENGTH = "gene_length"
 
+#: ``obs[key + CONFIDENCE]``: share or probability that stands behind a label.
+CONFIDENCE = "_confidence"
+
 #: Default ``key_added`` of :func:`cfm.tl.probe`: ``uns[key]``, ``obs[key]``, and the parts below.
 PROBE_KEY = "probe"
 #: ``uns[key][COMPARISONS]``: paired differences between representations.
@@ -126,6 +129,9 @@ SPREAD = "_spread"
 #: ``uns[key][VARYING]``: DataFrame of ``obs`` columns that vary within donors.
 VARYING = "varying"
 
+#: ``obs[key + CONFIDENCE]``: how sure an answer is, of :func:`cfm.tl.map_reference` and
+#: :func:`cfm.tl.predict_properties`.
+CONFIDENCE = "_confidence"
 #: Default ``key_added`` of :func:`cfm.tl.map_reference`: ``obs[key]``, ``obs[key + CONFIDENCE]``,
 #: and tables in ``uns[key]``.
 MAP_REFERENCE_KEY = "map_reference"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from cfm._fields import (
     INFECTED,
@@ -16,6 +18,8 @@ from cfm._fields import (
     PROBABILITIES,
     RESPONSE,
     RESPONSE_PROBABILITIES,
+    RESULTS,
+    SIGNATURE_SEARCH_KEY,
     SUPPORT,
     SUPPORT_SUFFIX,
     UNINFECTED,
@@ -23,6 +27,7 @@ from cfm._fields import (
     VIRUS_KEY,
 )
 from cfm.data import GeneVocabulary
+from cfm.data._matrix import get_matrix
 from cfm.data._modality import on_modality
 from cfm.data._result_store import check_output
 from cfm.data._store import check_key
@@ -38,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from anndata import AnnData
     from mudata import MuData
 
     from cfm.models.cellpulse._classify import Names
@@ -300,13 +304,19 @@ def _matches(part: AnnData, layer: str | None, n: int) -> dict[str, np.ndarray]:
     }
     if n:
         library = response_library()
-        if len(GeneVocabulary(library.var_names).align(part.var_names).columns) >= MIN_GENES:
-            study = "study" if "study" in part.obs else None
-            searched = search_signatures(
-                part, library, n=n, layer=layer, study_key=study, key_added="matches", copy=True
-            )
-            table = searched.uns["matches"]["results"]
-            row = part.obs_names.get_indexer(table["query"])
+        known = GeneVocabulary(library.var_names)
+        if len(known.align(part.var_names, min_genes=0).columns) >= MIN_GENES:
+            # names may occur twice; rows do not
+            rows = pd.Index(np.arange(part.n_obs).astype(str))
+            obs = part.obs[["study"]].set_axis(rows) if "study" in part.obs else None
+            queries = AnnData(get_matrix(part, layer=layer), obs=obs, var=part.var[[]])
+            queries.obs_names = rows
+            with warnings.catch_warnings():
+                # contrasts without effects have no matches, and predict says so
+                warnings.simplefilter("ignore", UserWarning)
+                search_signatures(queries, library, n=n, study_key=None if obs is None else "study")
+            table = queries.uns[SIGNATURE_SEARCH_KEY][RESULTS]
+            row = rows.get_indexer(table["query"])
             for name in _MATCH_COLUMNS:
                 found[name][row, table["rank"].to_numpy() - 1] = table[name].to_numpy()
     return {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import log_expit
 from scvi import REGISTRY_KEYS
 
 from cfm._arguments import checks_arguments
@@ -79,9 +80,8 @@ class VirusCaller(Pretrainable):
 
         It reads the effects themselves; the encoder stays as it is. A convex problem: the same
         data give the same classifier. Temperature, odds of a response and the support of each
-        answer are fitted on predictions
-        for studies left out. Contrasts, (label, study) units and labels are weighted so that no
-        study and no virus drowns the others.
+        answer are fitted on predictions for studies left out. Contrasts, (label, study) units and
+        labels are weighted so that no study and no virus drowns the others.
 
         Parameters
         ----------
@@ -101,9 +101,9 @@ class VirusCaller(Pretrainable):
         Returns
         -------
         Out-of-fold predictions, a row per contrast: ``label``, ``study``, ``response``, the
-        log-probability of each virus (``NaN`` where the study is the only one of its virus, so
-        that nothing can be learned without it), and of each kind of response (``NaN`` for signed
-        sets, and where one kind would be left).
+        log-probability of each virus given an infection (``NaN`` for viruses that no other study
+        has), and of each kind of response (``NaN`` where one kind would be left). All ``NaN`` for
+        signed sets.
 
         Raises
         ------
@@ -134,6 +134,8 @@ class VirusCaller(Pretrainable):
                 )
             teaches &= np.asarray(teaches_virus, dtype=bool)
         viruses = sorted(set(labels[teaches]))
+        for answer in {UNRESOLVED, NOT_VIRAL}.intersection(viruses):
+            raise ValueError(f"{answer!r} is an answer, not a label; rename it.")
         if len(viruses) < 2:
             raise ValueError(
                 f"Found {len(viruses)} virus label(s) {viruses}; a classifier needs at least two."
@@ -150,29 +152,25 @@ class VirusCaller(Pretrainable):
         measured = np.isfinite(effects[teaches]).mean(axis=0)
         classifier.common.copy_(torch.from_numpy(measured >= min(0.5, measured.max())))
         rows = Rows(_views(classifier, effects), labels.astype(str), studies.astype(str))
-        fit = VirusFit(rows, np.flatnonzero(teaches), np.array(viruses))
-        held_out = fit.out_of_fold()
-        fit.store(classifier, held_out)
         measured_rows = np.flatnonzero(~signed)
         some = Rows(
             tuple(view[measured_rows] for view in rows.views),
             rows.labels[measured_rows],
             rows.studies[measured_rows],
         )
+        fit = VirusFit(some, np.flatnonzero(teaches[measured_rows]), np.array(viruses))
+        held_out = np.full((len(labels), len(viruses)), -np.inf)
+        held_out[measured_rows] = logits = fit.out_of_fold()
+        fit.store(classifier, logits)
         odds = np.full(len(labels), np.nan)
         odds[measured_rows] = fit_infected(classifier, some, kinds[measured_rows] != NO_RESPONSE)
         log_p = fit_kinds(classifier, rows, kinds, signed)
-        log_p = np.column_stack(
-            [-np.logaddexp(0.0, odds), log_p - np.logaddexp(0.0, -odds)[:, None]]
-        )
+        log_p = np.column_stack([log_expit(-odds), log_p + log_expit(odds)[:, None]])
         names = np.array([NO_RESPONSE, *levels], dtype=object)
         judged = np.isfinite(log_p).all(axis=1) & ~signed
-        # the virus that would be named if it were in no study but those left
-        virus = np.full(len(labels), "", dtype=object)
-        virus[fit.rows] = fit.classes[held_out.argmax(axis=1)]
-        others = np.flatnonzero(~signed & ~teaches)
-        if len(others):
-            virus[others] = fit.named(classifier, [v[others] for v in rows.views])
+        # the virus that would be named if it were in no study but the others
+        virus = fit.classes[held_out.argmax(axis=1)].astype(object)
+        virus[~np.isfinite(held_out).any(axis=1)] = ""
         classifier.support = support_records(
             labels[judged],
             kinds[judged],
@@ -181,9 +179,11 @@ class VirusCaller(Pretrainable):
             virus[judged],
         )
         self.classifier = classifier.to(self.device).eval()
-        self.trained_here(studies, classes=viruses)
+        # the encoder may have learned from further studies, without their labels
+        learned = sorted(set(studies) - {""})
+        self.trained_here(studies, classes=viruses, classifier_studies=learned)
         out = pd.DataFrame(np.nan, index=self.adata.obs_names, columns=pd.Index(viruses))
-        out.iloc[fit.rows] = fit.log_proba(classifier, held_out)
+        out[:] = fit.log_proba(classifier, held_out)
         out[names.tolist()] = log_p
         return out.assign(label=labels, study=studies, response=kinds)
 
@@ -300,23 +300,6 @@ class VirusCaller(Pretrainable):
         if names == "always" or (share >= MIN_SUPPORT and n_studies >= MIN_STUDIES):
             return (virus if response == VIRAL else NOT_VIRAL), share
         return UNRESOLVED, of_response
-
-    @torch.inference_mode()
-    def embed_effects(self, effects: np.ndarray) -> np.ndarray:
-        """Embed profiles that lie on the vocabulary already.
-
-        Parameters
-        ----------
-        effects
-            ``(n, n_vocabulary)`` float32, ``NaN`` = not measured.
-
-        Returns
-        -------
-        ``(n, dim)`` float32.
-        """
-        self.module.eval()
-        tokens = self.tokenizer.encode(effects).to(self.device)
-        return self.module.encode(tokens).summary.float().cpu().numpy()
 
 
 def _views(classifier: VirusClassifier, effects: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -18,10 +18,10 @@ from sklearn.utils.extmath import randomized_svd
 from cfm._fields import NO_RESPONSE, UNINFECTED, VIRAL
 from cfm.data._warn import warn_user
 from cfm.metrics import unit_weights
-from cfm.models.cellpulse._classifier import SIGNED_STATISTICS, Views
+from cfm.models.cellpulse._classifier import SIGNED_STATISTICS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from cfm.models.cellpulse._classifier import VirusClassifier
 
@@ -141,8 +141,12 @@ class VirusFit:
     def __init__(self, rows: Rows, teaching: np.ndarray, classes: np.ndarray) -> None:
         self.rows = teaching
         self.classes = classes
+        self.all_studies = rows.studies
         self._views = [v[teaching].astype(np.float64) for v in rows.views[:2]]
-        self._grams = [v @ v.T for v in self._views]
+        #: Inner products of all profiles with those that teach.
+        self._crosses = [
+            v.astype(np.float64) @ own.T for v, own in zip(rows.views[:2], self._views, strict=True)
+        ]
         self.labels = rows.labels[teaching]
         self.studies = rows.studies[teaching]
         self.truth = np.searchsorted(classes, self.labels)
@@ -150,49 +154,47 @@ class VirusFit:
         self.unit_weight = unit_weights(self.labels, self.studies)
 
     def fits(self, train: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Fit once per wide view and penalty on some of the rows.
+        """Fit once per wide view and penalty on some of the rows that teach.
 
         Yields the view (0 or 1), dual weights and intercepts of the rows' viruses, sorted.
         """
         weight = unit_weights(self.labels[train], self.studies[train], balance_labels=True)
-        inside = np.ix_(train, train)
         for view in (0, 1):
-            gram = self._grams[view][inside]
+            gram = self._crosses[view][np.ix_(self.rows[train], train)]
             for penalty in PENALTIES:
                 _, dual, intercept = softmax_regression(gram, self.labels[train], weight, penalty)
                 yield view, dual, intercept
 
     def out_of_fold(self) -> np.ndarray:
-        """Return ``(m, classes)`` logits of each row, fitted without its study.
+        """Return ``(n, classes)`` logits of every profile, fitted without its study.
 
-        The mean over the fits; ``-inf`` for viruses that only this study has.
+        The mean over the fits; ``-inf`` for viruses that only this study has, and for all where
+        the other studies hold fewer than two viruses.
         """
-        logits = np.full((len(self.rows), len(self.classes)), -np.inf)
-        for test in self.folds():
-            cross = np.ix_(test, ~test)
+        logits = np.full((len(self.all_studies), len(self.classes)), -np.inf)
+        teaching = np.unique(self.studies)
+        folds = [([study], self.studies != study) for study in teaching]
+        strangers = np.setdiff1d(self.all_studies, teaching).tolist()
+        for studies, train in [*folds, (strangers, np.ones(len(self.rows), dtype=bool))]:
+            viruses = np.unique(self.labels[train])
+            test = np.isin(self.all_studies, studies)
+            if len(viruses) < 2 or not test.any():
+                continue
             total, n = np.zeros(0), 0
-            for view, dual, intercept in self.fits(~test):
-                each = self._grams[view][cross] @ dual + intercept
+            for view, dual, intercept in self.fits(train):
+                each = self._crosses[view][np.ix_(test, train)] @ dual + intercept
                 total, n = (each if n == 0 else total + each), n + 1
-            columns = np.searchsorted(self.classes, np.unique(self.labels[~test]))
-            logits[np.ix_(test, columns)] = total / n
+            logits[np.ix_(test, np.searchsorted(self.classes, viruses))] = total / n
         return logits
 
-    def folds(self) -> Iterator[np.ndarray]:
-        """Yield the rows of each study, ``(m,)`` bool, where the others hold two viruses."""
-        for study in np.unique(self.studies):
-            test = self.studies == study
-            if len(np.unique(self.labels[~test])) >= 2:
-                yield test
-
     def known(self, held_out: np.ndarray) -> np.ndarray:
-        """Rows whose virus was learned from other studies, ``(m,)`` bool."""
-        return np.isfinite(held_out[np.arange(len(held_out)), self.truth])
+        """Rows that teach whose virus was learned from other studies, ``(m,)`` bool."""
+        return np.isfinite(held_out[self.rows, self.truth])
 
     def unit_losses(self, held_out: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         """Return the mean log loss of each (virus, study) unit whose virus was known."""
         known = self.known(held_out)
-        log_p = log_softmax(held_out[known] / temperature, axis=1)
+        log_p = log_softmax(held_out[self.rows[known]] / temperature, axis=1)
         losses = -log_p[np.arange(known.sum()), self.truth[known]]
         names = np.char.add(np.char.add(self.labels[known], "|"), self.studies[known])
         unit = np.unique(names, return_inverse=True)[1]
@@ -212,22 +214,17 @@ class VirusFit:
         if not known.any():
             return
         weight = self.unit_weight[known]
-        temperature = fit_temperature(held_out[known], self.truth[known], weight)
+        temperature = fit_temperature(held_out[self.rows[known]], self.truth[known], weight)
         if not clearly_lower(self.unit_losses(held_out, temperature), self.unit_losses(held_out)):
             temperature = 1.0
         classifier.temperature.fill_(temperature)
 
-    def named(self, classifier: VirusClassifier, views: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the virus that the classifier names for other profiles, ``(n,)``."""
-        tensors = [torch.from_numpy(np.asarray(view, dtype=np.float32)) for view in views]
-        with torch.inference_mode():
-            logits = classifier.raw_logits(Views(*tensors))
-        return self.classes[logits.numpy().argmax(axis=1)]
-
     def log_proba(self, classifier: VirusClassifier, held_out: np.ndarray) -> np.ndarray:
-        """Return scaled held-out log-probabilities, ``NaN`` where the virus was not known."""
-        log_p = log_softmax(held_out / float(classifier.temperature), axis=1)
-        return np.where(self.known(held_out)[:, None] & np.isfinite(log_p), log_p, np.nan)
+        """Return scaled held-out log-probabilities, ``NaN`` for viruses that were not known."""
+        out = np.full_like(held_out, np.nan)
+        known = np.isfinite(held_out).any(axis=1)
+        out[known] = log_softmax(held_out[known] / float(classifier.temperature), axis=1)
+        return np.where(np.isfinite(out), out, np.nan)
 
 
 def fit_infected(classifier: VirusClassifier, rows: Rows, infected: np.ndarray) -> np.ndarray:
@@ -374,7 +371,9 @@ def fit_kinds(
         train = takes_part & ~test
         if (signed & test).all() or one_kind(train):
             continue
-        vectors = basis(train) if (signed & test).any() else everyone
+        # coordinates that are taken from signed sets of other studies stay
+        shared = (takes_part & signed).sum() >= MIN_SETS and not (signed & test).any()
+        vectors = everyone if shared else basis(train)
         table, bias = fit(train, vectors)
         held_out[test] = log_softmax(wide[test] @ table.T + bias, axis=1)
     table, bias = fit(takes_part, everyone)
@@ -401,13 +400,17 @@ def support_records(
 
     Returns
     -------
-    A record for each answer that was given: ``level`` (``"response"``; ``"not viral"``, by the
-    kind that was called; ``"virus"``), ``answer``, ``n_contrasts``, ``n_studies`` and ``share``,
-    the mean over studies of the share that was right.
+    A record for each answer that was given: ``level`` (``"response"``; ``"virus"``; ``"not
+    viral"``, by the kind that was called, right if there was a response and no virus),
+    ``answer``, ``n_contrasts``, ``n_studies`` and ``share``, the mean over studies of the share
+    that was right.
     """
     levels = {"response": (called, called == responses)}
     other = ~np.isin(called, (NO_RESPONSE, VIRAL))
-    levels["not viral"] = (np.where(other, called, ""), responses != VIRAL)
+    levels["not viral"] = (
+        np.where(other, called, ""),
+        ~np.isin(responses, (NO_RESPONSE, VIRAL)),
+    )
     levels["virus"] = (np.where(called == VIRAL, virus, ""), virus == labels)
     records = []
     for level, (answers, right) in levels.items():
