@@ -108,8 +108,9 @@ def predict_virus(
         Layer to read instead of ``X``.
     names
         ``"supported"``: name a virus, and that a response is not viral, only where at least 80 %
-        of such answers were right in at least three studies left out of training; ``"always"``:
-        name the most probable answer, with its support beside it.
+        of such answers were right in at least three studies left out of training, and a kind of
+        response where at least half were; ``"always"``: give the most probable answers, with
+        their support.
     n_matches
         Contrasts of :func:`cfm.datasets.response_library` to list for each contrast
         (:func:`cfm.tl.search_signatures`), 0 for none; those of the same ``obs["study"]`` are left
@@ -154,12 +155,13 @@ def predict_virus(
         name), ``"not viral"`` (a response of another kind) or ``"uninfected"`` (no response).
     ``adata.obs[f'{key}_response']``
         Categorical, the kind of response: ``"none"``, ``"viral"``, ``"interferon I/III"``,
-        ``"interferon II"``, ``"bacterial"`` or ``"other"``, as the model was trained.
+        ``"interferon II"``, ``"bacterial"`` or ``"other"``, as the model was trained; or
+        ``"unresolved"``, where answers of this kind were mostly wrong in studies left out.
     ``adata.obs[f'{key}_infected']``
         float32, probability of a viral response.
     ``adata.obs[f'{key}_support']``
-        float32, share of such answers that were right in studies left out of training; ``NaN``
-        where none was given.
+        float32, share of such answers that were right in studies left out of training; that of
+        the response where the answer is ``"unresolved"``, ``NaN`` where that is unresolved too.
     ``adata.obsm[f'{key}_response_proba']``
         DataFrame, contrasts by kinds of response; rows sum to 1.
     ``adata.obsm[f'{key}_proba']``
@@ -262,7 +264,7 @@ def predict_virus(
         answers = [*classes, UNRESOLVED, NOT_VIRAL, UNINFECTED]
         calls = pd.Categorical(take("call"), categories=answers)
         into.obs[key_added] = calls.remove_unused_categories()
-        response = pd.Categorical(take("response"), categories=kinds)
+        response = pd.Categorical(take("response"), categories=[*kinds, UNRESOLVED])
         into.obs[key_added + RESPONSE] = response.remove_unused_categories()
         into.obs[key_added + INFECTED] = take("infected")
         into.obs[key_added + SUPPORT_SUFFIX] = take("support")

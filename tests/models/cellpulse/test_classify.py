@@ -187,7 +187,21 @@ def test_names_are_given_where_studies_support_them(
     assert set(found.call) == answers
     always = model.predict(with_responses(5), names="always")
     assert set(always.call) == {*VIRUSES, "not viral", "uninfected"}
-    np.testing.assert_array_equal(found.response, always.response)
+    assert set(always.response) == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("share", "n_studies", "given"), [(0.5, 3, True), (0.49, 9, False), (1.0, 2, False)]
+)
+def test_kinds_are_given_where_they_are_mostly_right(
+    share: float, n_studies: int, given: bool
+) -> None:
+    found = with_support(share, n_studies).predict(with_responses(5))
+    assert set(found.response) == (set(KINDS) if given else {"none", "unresolved"})
+    unresolved = found.response == "unresolved"
+    assert np.isnan(found.support[unresolved]).all()
+    np.testing.assert_allclose(found.support[~unresolved], share)
+    assert (found.call[found.response == "none"] == "uninfected").all()
 
 
 def test_the_support_of_an_unresolved_answer_is_that_of_its_response() -> None:

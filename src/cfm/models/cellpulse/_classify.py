@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-#: A name is given where at least this share of such names was right in studies left out, …
-MIN_SUPPORT = 0.8
-#: … and at least as many studies got it.
+#: A virus, or "not viral", is answered where at least this share of such answers was right in
+#: studies left out; a kind of response where they were right more often than wrong.
+MIN_SUPPORT, MIN_RESPONSE_SUPPORT = 0.8, 0.5
+#: Either where at least as many studies got such an answer.
 MIN_STUDIES = 3
 
 Names = Literal["supported", "always"]
@@ -46,7 +47,8 @@ class VirusPrediction:
         another kind), or ``"unresolved"`` (a response whose cause studies left out of training do
         not support naming).
     response
-        ``(n,)`` object, the kind of response, ``"none"`` for no response.
+        ``(n,)`` object, the kind of response, ``"none"`` for no response, or ``"unresolved"``
+        where answers of this kind were mostly wrong in studies left out.
     response_proba
         DataFrame, contrasts by ``"none"`` and the kinds of response; rows sum to 1.
     infected
@@ -55,7 +57,7 @@ class VirusPrediction:
         DataFrame, contrasts by viruses, given a viral response; rows sum to 1.
     support
         ``(n,)`` float32, share of such answers that were right in studies left out of training;
-        NaN where there was none.
+        of the kind of response where the call is ``"unresolved"``; NaN where there was none.
     """
 
     call: np.ndarray
@@ -251,15 +253,15 @@ class VirusCaller(Pretrainable):
             Layer with the log2 fold changes instead of ``X``.
         names
             ``"supported"``: name a virus, and that a response is not viral, only where at least
-            80 % of such answers were right in at least three studies left out of training;
-            ``"always"``: name the most probable answer.
+            80 % of such answers were right in at least three studies left out of training, and a
+            kind of response where at least half were; ``"always"``: give the most probable answer.
         batch_size
             Contrasts at a time; the result does not depend on it.
 
         Returns
         -------
-        See :class:`VirusPrediction`. The response is ``"none"`` where that has a probability of at
-        least a half, else the most probable kind.
+        See :class:`VirusPrediction`. The most probable response is ``"none"`` where that has a
+        probability of at least a half, else the kind with the highest.
         """
         own = self._adata_or_own(adata)
         scores = self.predict_scores(own, layer=layer, batch_size=batch_size)
@@ -267,39 +269,44 @@ class VirusCaller(Pretrainable):
         table = scores.response.double().exp().numpy()
         table /= table.sum(axis=1, keepdims=True)
         kinds = np.array([NO_RESPONSE, *classifier.responses], dtype=object)
-        response = kinds[called(scores.response.numpy())]
+        kind_of = kinds[called(scores.response.numpy())]
         proba = scores.virus.double().exp().numpy()
         proba /= proba.sum(axis=1, keepdims=True)
         virus = np.array(classifier.classes, dtype=object)[proba.argmax(axis=1)]
         answers = [
-            self._answer(kind, name, names) for kind, name in zip(response, virus, strict=True)
+            self._answer(kind, name, names) for kind, name in zip(kind_of, virus, strict=True)
         ]
+        call, response, support = zip(*answers, strict=True)
         return VirusPrediction(
-            np.array([call for call, _ in answers], dtype=object),
-            response,
+            np.array(call, dtype=object),
+            np.array(response, dtype=object),
             pd.DataFrame(table, index=own.obs_names, columns=kinds.astype(str)),
             table[:, 1].astype(np.float32),
             pd.DataFrame(proba, index=own.obs_names, columns=classifier.classes),
-            np.array([share for _, share in answers], dtype=np.float32),
+            np.array(support, dtype=np.float32),
         )
 
-    def _answer(self, response: str, virus: str, names: Names) -> tuple[str, float]:
-        """Return the call for a kind of response and a virus, and its support."""
+    def _answer(self, kind: str, virus: str, names: Names) -> tuple[str, str, float]:
+        """Return the call, the response and the support of the most probable kind and virus."""
 
-        def share_of(level: str, answer: str) -> tuple[float, int]:
+        def is_given(level: str, answer: str, share_needed: float) -> tuple[bool, float]:
             for record in self.require_classifier().support:
                 if (record["level"], record["answer"]) == (level, answer):
-                    return float(record["share"]), int(record["n_studies"])
-            return float("nan"), 0
+                    share, n_studies = float(record["share"]), int(record["n_studies"])
+                    enough = share >= share_needed and n_studies >= MIN_STUDIES
+                    return enough or names == "always", share
+            return names == "always", float("nan")
 
-        of_response = share_of("response", response)[0]
-        if response == NO_RESPONSE:
-            return UNINFECTED, of_response
-        level, answer = ("virus", virus) if response == VIRAL else ("not viral", response)
-        share, n_studies = share_of(level, answer)
-        if names == "always" or (share >= MIN_SUPPORT and n_studies >= MIN_STUDIES):
-            return (virus if response == VIRAL else NOT_VIRAL), share
-        return UNRESOLVED, of_response
+        resolved, of_response = is_given("response", kind, MIN_RESPONSE_SUPPORT)
+        response, of_response = (kind, of_response) if resolved else (UNRESOLVED, float("nan"))
+        if kind == NO_RESPONSE:
+            # that nothing was found is always said, with its support
+            return UNINFECTED, kind, is_given("response", kind, 0.0)[1]
+        level, answer = ("virus", virus) if kind == VIRAL else ("not viral", kind)
+        named, share = is_given(level, answer, MIN_SUPPORT)
+        if named:
+            return (virus if kind == VIRAL else NOT_VIRAL), response, share
+        return UNRESOLVED, response, of_response
 
 
 def _views(classifier: VirusClassifier, effects: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -317,7 +317,8 @@ def fit_kinds(
 
     Returns
     -------
-    ``(n, kinds)`` log-probabilities given a response, each row fitted without its study.
+    ``(n, kinds)`` log-probabilities given a response, each row fitted without its study; ``NaN``
+    for studies of signed sets alone, and where one kind would be left.
     """
     kinds = np.array(classifier.responses)
     wide = rows.views[0].astype(np.float64)
@@ -369,7 +370,7 @@ def fit_kinds(
     for study in np.unique(rows.studies):
         test = rows.studies == study
         train = takes_part & ~test
-        if (signed & test).all() or one_kind(train):
+        if signed[test].all() or one_kind(train):
             continue
         # coordinates that are taken from signed sets of other studies stay
         shared = (takes_part & signed).sum() >= MIN_SETS and not (signed & test).any()
