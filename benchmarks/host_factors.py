@@ -183,8 +183,10 @@ def main() -> None:
     interferon = set(text.split())
     viruses = sorted(set(adata.obs["virus"]) & set(screens.columns))
     parts = []
+    known = model.require_classifier().classes
     for virus in viruses:
-        options = {"explain": virus, "groups": [virus], "n_permutations": 0}
+        explain = virus if virus in known else "response"
+        options = {"explain": explain, "groups": [virus], "n_permutations": 0}
         host_factors(adata, "virus", model=model, **options)
         parts.append(adata.uns["host_factors"]["results"])
     table = pd.concat(parts, ignore_index=True)

@@ -150,19 +150,18 @@ Exploring what a host response resembles, together with the public contrasts tha
 ## Limits
 
 - **No virus is named by default.** In studies left out, whether or not their virus has another,
-  most names were wrong, and no score told which (tables). With `names="always"` the most probable of
-  {len(config["classes"])} viruses is given. Studies by virus: {several}; one each: {single}.
+  most names were wrong, and no score told which (tables). With `names="always"` the most probable
+  of {len(config["classes"])} viruses is given. Studies by virus: {several}; one each: {single}.
 - Kinds of response are mostly not supported either: read the support beside each answer (table).
   *Viral* is right most often; interferon I/III and viral responses are taken for each other.
 - *none* means "like one group of controls against another". Early and weak infections look so.
-- Published fold changes and contrasts from counts come from other pipelines, and the classifier can
-  read that: within contrasts from counts infections and stimuli are told apart hardly above chance.
+- Infections and other stimuli are told apart little above chance (AUROC below).
 - Contrasts of very few samples, and of blood from unmatched donors, are the least certain.
 
 ## Training
 
 `{config["training_command"]} --data DATA --output FOLDER`: {counts.get("infection", 0)} contrasts
-and gene sets of infections, {counts.get("stimulus", 0)} of other stimuli,
+and gene sets of infections, {counts.get("stimulus", 0)} of other stimuli and
 {counts.get("null", 0)} contrasts of controls against controls. Convex problems, no seed. GSE147507,
 the study of the demonstration, was left out of the classifier; the encoder, which makes the
 embedding, has seen its effects without labels.
