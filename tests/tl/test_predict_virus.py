@@ -49,6 +49,7 @@ def test_what_is_written_is_what_the_model_says(model: CellPulse, called: ad.Ann
     pd.testing.assert_frame_equal(called.obsm[f"{KEY}_proba"], expected.virus_proba)
     pd.testing.assert_frame_equal(called.obsm[f"{KEY}_response_proba"], expected.response_proba)
     assert called.uns[KEY]["classes"] == VIRUSES
+    assert called.uns[KEY]["responses"] == ["none", "viral"]
     assert called.uns[KEY]["support"].to_dict("records") == model.classifier.support
     expected = {"batch_size": 64, "names": "supported", "n_matches": 5, "model": "CellPulse"}
     assert called.uns[KEY]["params"].items() >= (expected | {"vocabulary_share": 1.0}).items()
@@ -145,6 +146,24 @@ def test_the_result_survives_a_file(called: ad.AnnData, tmp_path: Path, kind: st
         )
     assert back.uns[KEY]["params"] == called.uns[KEY]["params"]
     assert list(back.uns[KEY]["classes"]) == called.uns[KEY]["classes"]
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_names_with_a_slash_survive_a_file(tmp_path: Path, suffix: str) -> None:
+    model = CellPulse.load(toy_checkpoint())
+    model.classifier.classes = ["HSV-1/2", *VIRUSES[1:]]
+    model.classifier.responses = ["either/or"]
+    model.classifier.support = [
+        {"level": "response", "answer": "either/or", "n_contrasts": 9, "n_studies": 9, "share": 1.0}
+    ]
+    adata = toy_contrasts()
+    cfm.tl.predict_virus(adata, model)
+    getattr(adata, f"write_{suffix}")(tmp_path / "x")
+    back = getattr(ad, f"read_{suffix}")(tmp_path / "x")
+    assert "either/or" in set(back.obs[f"{KEY}_response"])
+    assert back.obsm[f"{KEY}_response_proba"].columns.tolist() == ["none", "either|or"]
+    assert back.obsm[f"{KEY}_proba"].columns[0] == "HSV-1|2"
+    assert list(back.uns[KEY]["responses"]) == ["none", "either/or"]
 
 
 def test_a_copy_leaves_the_original_alone(model: CellPulse, contrasts: ad.AnnData) -> None:

@@ -163,7 +163,8 @@ def predict_virus(
         float32, share of such answers that were right in studies left out of training; that of
         the response where the answer is ``"unresolved"``, ``NaN`` where that is unresolved too.
     ``adata.obsm[f'{key}_response_proba']``
-        DataFrame, contrasts by kinds of response; rows sum to 1.
+        DataFrame, contrasts by kinds of response; rows sum to 1; ``"|"`` in place of ``"/"`` in
+        the names of columns.
     ``adata.obsm[f'{key}_proba']``
         DataFrame, contrasts by viruses, given a viral response; rows sum to 1.
     ``adata.uns[key]['support']``
@@ -174,7 +175,8 @@ def predict_virus(
         ``p_value``, ``fdr``, ``study``, ``stimulus``, ``response`` and ``tissue``. Empty where
         fewer than 30 genes are those of the library.
     ``adata.uns[key]``
-        Also ``params`` (arguments, model, SHA-256, device, share of genes found) and ``classes``.
+        Also ``params`` (arguments, model, SHA-256, device, share of genes found), and the names
+        ``responses`` and ``classes`` (viruses) in the order of the columns.
 
     Raises
     ------
@@ -269,8 +271,10 @@ def predict_virus(
         into.obs[key_added + INFECTED] = take("infected")
         into.obs[key_added + SUPPORT_SUFFIX] = take("support")
         for part, levels in tables.items():
+            # no "/" in the names of columns, which no zarr store takes
+            names_of = [level.replace("/", "|") for level in levels]
             into.obsm[key_added + part] = pd.DataFrame(
-                take(part.removeprefix("_")), index=into.obs_names, columns=levels
+                take(part.removeprefix("_")), index=into.obs_names, columns=names_of
             )
         told: dict[str, Any] = {"key_added": key_added, "layer": layer, "modality": modality}
         told |= {"batch_size": batch_size, "names": names, "n_matches": n_matches}
@@ -279,6 +283,7 @@ def predict_virus(
         into.uns[key_added] = {
             PARAMS: params,
             "classes": classes,
+            "responses": kinds,
             SUPPORT: pd.DataFrame(classifier.support, columns=_SUPPORT_COLUMNS),
             MATCHES: _match_table(into.obs_names, take, n_matches),
         }
