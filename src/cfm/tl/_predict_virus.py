@@ -27,7 +27,7 @@ from cfm._fields import (
     VIRUS_KEY,
 )
 from cfm.data import GeneVocabulary
-from cfm.data._matrix import get_matrix
+from cfm.data._matrix import get_matrix, in_memory_frame
 from cfm.data._modality import on_modality
 from cfm.data._result_store import check_output
 from cfm.data._store import check_key
@@ -315,13 +315,16 @@ def _matches(part: AnnData, layer: str | None, n: int) -> dict[str, np.ndarray]:
         if len(known.align(part.var_names, min_genes=0).columns) >= MIN_GENES:
             # names may occur twice; rows do not
             rows = pd.Index(np.arange(part.n_obs).astype(str))
-            obs = part.obs[["study"]].set_axis(rows) if "study" in part.obs else None
-            queries = AnnData(get_matrix(part, layer=layer), obs=obs, var=part.var[[]])
-            queries.obs_names = rows
+            obs = in_memory_frame(part.obs)[[c for c in ("study",) if c in part.obs]]
+            queries = AnnData(
+                get_matrix(part, layer=layer),
+                obs=obs.set_axis(rows),
+                var=pd.DataFrame(index=part.var_names),
+            )
             with warnings.catch_warnings():
                 # contrasts without effects have no matches, and predict says so
                 warnings.simplefilter("ignore", UserWarning)
-                search_signatures(queries, library, n=n, study_key=None if obs is None else "study")
+                search_signatures(queries, library, n=n, study_key=next(iter(obs), None))
             table = queries.uns[SIGNATURE_SEARCH_KEY][RESULTS]
             row = rows.get_indexer(table["query"])
             for name in _MATCH_COLUMNS:
