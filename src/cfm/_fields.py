@@ -66,9 +66,6 @@ ENRICHMENT = "enrichment"
 #: ``var[GENE_LENGTH]``: base pairs, as used by :func:`cfm.pp.tpm`.
 GENE_LENGTH = "gene_length"
 
-#: ``obs[key + CONFIDENCE]``: share or probability that stands behind a label.
-CONFIDENCE = "_confidence"
-
 #: Default ``key_added`` of :func:`cfm.tl.probe`: ``uns[key]``, ``obs[key]``, and the parts below.
 PROBE_KEY = "probe"
 #: ``uns[key][COMPARISONS]``: paired differences between representations.

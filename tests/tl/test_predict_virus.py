@@ -183,7 +183,7 @@ def test_its_own_result_is_replaced_quietly_and_others_with_a_warning(
     model: CellPulse, called: ad.AnnData
 ) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         cfm.tl.predict_virus(called, model)
     other = toy_contrasts()
     other.obs["virus_support"] = "mine"

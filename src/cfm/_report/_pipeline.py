@@ -17,13 +17,24 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import pandas as pd
 
 from cfm import datasets, hub, pp, tl
-from cfm._fields import CONTRASTS, MAP_GENES, PARAMS, PROBABILITIES, SET_SEPARATOR, VIRUS_KEY
+from cfm._fields import (
+    CONTRASTS,
+    MAP_GENES,
+    MATCHES,
+    PARAMS,
+    SET_SEPARATOR,
+    VIRAL,
+    VIRUS_KEY,
+)
 from cfm._report import _explanation as explanation
 from cfm._report import _figures as figures
 from cfm._report._html import card_excerpt, render, versions
 from cfm._report._read import Orientation, read_counts
 from cfm._report._summary import agreement, overview, summarize
 from cfm._tables import text_is_written
+from cfm.models.cellpulse._classify import MIN_RESPONSE_SUPPORT, MIN_STUDIES, MIN_SUPPORT
+from cfm.pl._palette import SIGNIFICANT
+from cfm.pl._stored import stored_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,13 +117,14 @@ def run_demo(options: DemoOptions) -> DemoResult:
         contrasts,
         key=VIRUS_KEY,
         groupby=options.groupby,
-        training_studies=checkpoint.config.get("training_studies"),
+        training_studies=checkpoint.config.get("classifier_studies"),
     )
     logger.info("drawing figures and writing the report to %s", folder)
-    counted = agreement(calls, checkpoint.config.get("classes", ()))
+    counted = agreement(calls, contrasts.uns[VIRUS_KEY]["classes"])
     with _full_disk_in_words(folder):
         _write_contrasts(contrasts, folder / "contrasts.h5ad")
         _calls_table(contrasts).to_csv(folder / "calls.csv", index_label="contrast")
+        contrasts.uns[VIRUS_KEY][MATCHES].to_csv(folder / "matches.csv", index=False)
         pictures = _pictures(contrasts, options, folder, checkpoint.files)
         sections = explanation.write_up(contrasts, refused, folder, groupby=options.groupby)
     page = render(
@@ -121,6 +133,12 @@ def run_demo(options: DemoOptions) -> DemoResult:
             "calls": calls,
             "overview": overview(calls),
             "agreement": counted,
+            "rule": {
+                "share": MIN_SUPPORT,
+                "response_share": MIN_RESPONSE_SUPPORT,
+                "n_studies": MIN_STUDIES,
+                "fdr": SIGNIFICANT,
+            },
             "options": asdict(options),
             "notes": notes,
             "pictures": pictures,
@@ -245,8 +263,10 @@ def _how_made(contrasts: AnnData, sections: list[explanation.Section]) -> dict[s
 
 
 def _calls_table(contrasts: AnnData) -> pd.DataFrame:
-    probabilities = contrasts.obsm[VIRUS_KEY + PROBABILITIES].add_prefix("P(").add_suffix(")")
-    return pd.concat([contrasts.obs, probabilities], axis=1)
+    stored = stored_prediction(contrasts, VIRUS_KEY)
+    kinds = stored.response_proba.add_prefix("P(").add_suffix(")")
+    viruses = stored.virus_proba.add_prefix("P(").add_suffix(f" | {VIRAL})")
+    return pd.concat([contrasts.obs, kinds, viruses], axis=1)
 
 
 def _own_notes(caught: list[warnings.WarningMessage]) -> list[str]:

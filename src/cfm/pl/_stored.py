@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import (
-    INFECTED,
     PROBABILITIES,
     RESPONSE,
     RESPONSE_PROBABILITIES,
+    SUPPORT,
     SUPPORT_SUFFIX,
+    UNINFECTED,
+    UNRESOLVED,
 )
 
 if TYPE_CHECKING:
@@ -29,17 +32,18 @@ class StoredPrediction:
     Attributes
     ----------
     call, response
-        ``(n,)`` names: the answer, and the kind of response.
-    infected, support
-        ``(n,)`` numbers in [0, 1]; support may be NaN.
+        ``(n,)`` names: the call, and the kind of response.
+    call_support, response_support
+        ``(n,)`` shares of such answers that were right in studies left out of training; NaN where
+        none was given, and for what is ``"unresolved"``.
     response_proba, virus_proba
-        ``(n, kinds)`` and ``(n, viruses)``; columns are the names.
+        ``(n, kinds)`` and ``(n, viruses)``; columns are the names as they stand in ``obs``.
     """
 
     call: np.ndarray
     response: np.ndarray
-    infected: np.ndarray
-    support: np.ndarray
+    call_support: np.ndarray
+    response_support: np.ndarray
     response_proba: pd.DataFrame
     virus_proba: pd.DataFrame
 
@@ -52,7 +56,7 @@ def stored_prediction(adata: AnnData, key: str) -> StoredPrediction:
     KeyError
         If any of them is missing; the text names the tool that writes them.
     """
-    columns = [key, *(key + part for part in (RESPONSE, INFECTED, SUPPORT_SUFFIX))]
+    columns = [key, key + RESPONSE, key + SUPPORT_SUFFIX]
     tables = [key + part for part in (RESPONSE_PROBABILITIES, PROBABILITIES)]
     missing = [f"obs[{name!r}]" for name in columns if name not in adata.obs]
     missing += [f"obsm[{name!r}]" for name in tables if name not in adata.obsm]
@@ -67,15 +71,37 @@ def stored_prediction(adata: AnnData, key: str) -> StoredPrediction:
                 f"obsm[{name!r}] is a {type(adata.obsm[name]).__name__}; expected the DataFrame "
                 "(profiles by names) that cfm.tl.predict_virus stores: run it again."
             )
-    call, response, infected, support = (adata.obs[name] for name in columns)
+    call, response = (adata.obs[n].astype(str).to_numpy(dtype=object) for n in columns[:2])
+    support = adata.obs[columns[2]].to_numpy(dtype=np.float64)
+    # the support that is stored beside these calls is that of the response
+    of_response = np.where(np.isin(call, (UNINFECTED, UNRESOLVED)), support, np.nan)
+    stored = adata.uns.get(key)
+    made = stored if isinstance(stored, Mapping) else {}
+    known = answer_support(stored)
+    in_table = [known.get(("response", name), (np.nan, 0))[0] for name in response]
     return StoredPrediction(
-        call=call.astype(str).to_numpy(dtype=object),
-        response=response.astype(str).to_numpy(dtype=object),
-        infected=infected.to_numpy(dtype=np.float64),
-        support=support.to_numpy(dtype=np.float64),
-        response_proba=adata.obsm[tables[0]],
-        virus_proba=adata.obsm[tables[1]],
+        call=call,
+        response=response,
+        call_support=np.where(call == UNRESOLVED, np.nan, support),
+        response_support=np.where(np.isnan(of_response), in_table, of_response),
+        response_proba=_named(adata.obsm[tables[0]], [*made.get("responses", ()), *response]),
+        virus_proba=_named(adata.obsm[tables[1]], [*made.get("classes", ()), *call]),
     )
+
+
+def _named(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Put the names into the columns, in which ``|`` stands for ``/``."""
+    return table.rename(columns={str(name).replace("/", "|"): str(name) for name in names})
+
+
+def answer_support(stored: object) -> dict[tuple[str, str], tuple[float, int]]:
+    """Return ``(share, n_studies)`` by level and answer from ``uns[key]``, if they are there."""
+    table = stored.get(SUPPORT) if isinstance(stored, Mapping) else None
+    if not isinstance(table, pd.DataFrame):
+        return {}
+    answers = zip(table["level"].astype(str), table["answer"].astype(str), strict=True)
+    numbers = zip(table["share"].astype(float), table["n_studies"].astype(int), strict=True)
+    return dict(zip(answers, numbers, strict=True))
 
 
 def stored_table(
