@@ -22,7 +22,6 @@ from cfm._fields import (
     MAP_GENES,
     MATCHES,
     PARAMS,
-    SET_SEPARATOR,
     VIRAL,
     VIRUS_KEY,
 )
@@ -181,7 +180,7 @@ def _counts(options: DemoOptions) -> tuple[AnnData, dict[str, Any]]:
 
 
 def _contrasts(counts: AnnData, options: DemoOptions) -> AnnData:
-    """Map genes, subtract controls, and note the study of each contrast."""
+    """Map genes and subtract controls."""
     merge: Literal["mean", "sum"] = "mean" if options.units == "log" else "sum"
     mapped = cast(
         "AnnData",
@@ -201,8 +200,6 @@ def _contrasts(counts: AnnData, options: DemoOptions) -> AnnData:
         ),
     )
     contrasts.uns.setdefault(MAP_GENES, mapped.uns[MAP_GENES])
-    if "study" in mapped.obs and "study" not in contrasts.obs:
-        contrasts.obs["study"] = _studies(mapped.obs, contrasts.obs, [*by, options.groupby])
     return contrasts
 
 
@@ -211,14 +208,6 @@ def _level(adata: AnnData, groupby: str, control: str) -> Any:
     if groupby not in adata.obs:
         return control
     return {str(level): level for level in adata.obs[groupby].unique()}.get(control, control)
-
-
-def _studies(samples: pd.DataFrame, contrasts: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Name the studies whose case samples are behind each contrast."""
-    found = samples.groupby([samples[c].astype(str) for c in columns])["study"]
-    names = {k: SET_SEPARATOR.join(sorted(set(map(str, v)))) for k, v in found}
-    rows = zip(*(contrasts[c].astype(str) for c in columns), strict=True)
-    return [names.get(row, "") for row in rows]
 
 
 def _pictures(

@@ -166,6 +166,23 @@ def test_support_is_the_share_that_was_right_in_studies_left_out() -> None:
         assert support.loc[("virus", virus), "share"] == pytest.approx(right.mean())
 
 
+def test_an_atlas_of_many_studies_gets_names() -> None:
+    """Twelve studies with six of each virus: names are right in those left out, and given."""
+    parts = []
+    for seed in (0, 5, 6):
+        parts.append(toy_contrasts(seed))
+        parts[-1].obs["study"] = [f"{name} of {seed}" for name in parts[-1].obs["study"]]
+    atlas = ad.concat(parts, index_unique="-")
+    model, _ = taught(atlas)
+    support = pd.DataFrame(model.classifier.support).set_index(["level", "answer"])
+    assert (support.loc["virus"].loc[VIRUSES, ["share", "n_studies"]] >= [0.8, 6]).all(axis=None)
+    new = toy_contrasts(7)
+    found = model.predict(new)
+    viral = found.response == "viral"
+    assert set(found.call[viral]) == set(VIRUSES)
+    assert (found.call == new.obs["label"])[viral].mean() > 0.8
+
+
 def with_support(share: float, n_studies: int) -> CellPulse:
     """The model, all of whose records say the same."""
     model, _ = taught(with_responses(), responses="response")
