@@ -144,7 +144,8 @@ def time_reversal(model: CellPulse, adata: ad.AnnData, n: int = 50) -> dict[str,
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        host_factors(group, "group", "reversal", model=model, null="effects", n_permutations=0)
+        options = {"explain": "SARS-CoV-2", "null": "effects", "n_permutations": 0}
+        host_factors(group, "group", "reversal", model=model, **options)
         times.append(time.perf_counter() - start)
     seconds = {"cfm.tl.host_factors, reversal": float(np.median(times))}
     effects = np.concatenate([e for _, e, _ in model.encode_blocks(group)])[:1]
@@ -181,8 +182,14 @@ def main() -> None:
     text = (folder / "host_factors" / "isg_list.txt").read_text()
     interferon = set(text.split())
     viruses = sorted(set(adata.obs["virus"]) & set(screens.columns))
-    host_factors(adata, "virus", model=model, groups=viruses, n_permutations=0)
-    table = adata.uns["host_factors"]["results"]
+    parts = []
+    known = model.require_classifier().classes
+    for virus in viruses:
+        explain = virus if virus in known else "response"
+        options = {"explain": explain, "groups": [virus], "n_permutations": 0}
+        host_factors(adata, "virus", model=model, **options)
+        parts.append(adata.uns["host_factors"]["results"])
+    table = pd.concat(parts, ignore_index=True)
     guided = guided_rankings(model, folder, screens, viruses, expression)
     rng = np.random.default_rng(0)
     parts, sizes = [], []

@@ -14,11 +14,12 @@ def stand_in_host_factors(adata, groupby, *, model, n_permutations):
     made = with_host_factors(40, tuple(groups)).uns["host_factors"]
     genes = {f"GENE{i}": name for i, name in enumerate(adata.var_names[:40])}
     made["results"]["gene"] = made["results"]["gene"].map(genes)
+    made["results"]["explained"] = made["results"]["explained"].replace({"KSHV": "response"})
     made["params"] = {
         "model": model,
         "n_permutations": n_permutations,
         "groups": groups,
-        "targets": [g if g != "KSHV" else "infected" for g in groups],
+        "targets": [g if g != "KSHV" else "response" for g in groups],
         "nulls": ["effects"] * len(groups),
     }
     adata.uns["host_factors"] = made

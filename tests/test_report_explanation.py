@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfm._fields import INFECTED, VIRUS_KEY
+from cfm._fields import RESPONSE, VIRUS_KEY
 from cfm._report import DemoOptions, run_demo
 from cfm._report import _explanation_words as words
 from tests import _demo_tools as stand_ins
@@ -118,24 +118,26 @@ def test_rows_of_the_tables_are_the_first_of_each_group(report):
     table = pd.read_csv(folder / "host_factors.csv")
     expected = table[table["rank"] <= 10]
     shown = page.rows["Host factors"][1:]
-    assert [(r[0], int(r[1]), r[2], r[3]) for r in shown] == list(
-        expected[["group", "rank", "gene", "direction"]].itertuples(index=False, name=None)
+    assert [(r[0], r[1], int(r[2]), r[3], r[4]) for r in shown] == list(
+        expected[["group", "explained", "rank", "gene", "direction"]].itertuples(
+            index=False, name=None
+        )
     )
     drugs = page.rows["Drug screen"][1:]
     assert [row[1] for row in drugs[:10]] == [str(i + 1) for i in range(10)]
     assert drugs[0][-1] == "reverses IFIT1, MX1; targets JAK1, JAK2"
 
 
-def test_readings_say_what_was_explained_and_what_was_not_infected(report):
+def test_readings_say_what_was_explained_and_what_has_no_response(report):
     folder, page = report
     text = page.text["Host factors"]
     assert "3 of 40 genes have a false discovery rate of at most 0.05." in text
-    assert "KSHV (3 contrasts)" in text
-    assert "The model knows no virus of that name" in text
+    assert "KSHV (3 contrasts), explained: response." in text
+    assert "IAV (3 contrasts), explained: IAV." in text
     obs = ad.read_h5ad(folder / "contrasts.h5ad").obs
-    means = obs.groupby("virus", observed=True)["predicted_virus_infected"].mean()
-    weak = [str(name) for name in means.index[means < 0.5]]
-    assert ("No infection is seen in" in text) == bool(weak)
+    none = (obs[VIRUS_KEY + RESPONSE] == "none").groupby(obs["virus"], observed=True).mean()
+    weak = [str(name) for name in none.index[none > 0.5]]
+    assert ("No response is found in" in text) == bool(weak)
     assert "2 of 60 compounds have a false discovery rate" in page.text["Drug screen"]
 
 
@@ -182,21 +184,23 @@ def test_tables_of_an_earlier_run_do_not_stay(patched, tmp_path, monkeypatch):
 def test_numbers_that_do_not_exist_are_dashes():
     table = pd.DataFrame(
         {
-            "group": ["a"], "gene": ["MX1"], "rank": [1], "direction": ["up"], "effect": [-0.04],
-            "call_effect": [np.nan], "fdr": [np.nan], "n_profiles": [1],
+            "group": ["a"], "explained": ["response"], "gene": ["MX1"], "rank": [1],
+            "direction": ["up"], "effect": [-0.04], "call_effect": [np.nan], "fdr": [np.nan],
+            "n_profiles": [1],
         }
     )  # fmt: skip
     _, rows = words.host_factor_rows(table)
-    assert rows == [["a", "1", "MX1", "up", "+0.0", "–", "–"]]
+    assert rows == [["a", "response", "1", "MX1", "up", "+0.0", "–", "–"]]
     (said,) = words.host_factors(table, {}, "virus")
     assert "No p-values were possible." in said
 
 
-def test_groups_without_an_infection_are_named() -> None:
+def test_groups_without_a_response_are_named() -> None:
     obs = pd.DataFrame(
-        {"virus": ["A", "A", "B"], VIRUS_KEY + INFECTED: [0.9, 0.7, 0.2]}, index=list("xyz")
+        {"virus": ["A", "A", "B", "B"], VIRUS_KEY + RESPONSE: ["none", "viral", "none", "none"]},
+        index=list("wxyz"),
     )
-    (said,) = words.not_infected(ad.AnnData(np.zeros((3, 1)), obs=obs), "virus")
-    assert "No infection is seen in B (" in said
-    obs[VIRUS_KEY + INFECTED] = 0.9
-    assert words.not_infected(ad.AnnData(np.zeros((3, 1)), obs=obs), "virus") == []
+    (said,) = words.without_response(ad.AnnData(np.zeros((4, 1)), obs=obs), "virus")
+    assert "No response is found in most contrasts of B." in said
+    obs[VIRUS_KEY + RESPONSE] = "bacterial"
+    assert words.without_response(ad.AnnData(np.zeros((4, 1)), obs=obs), "virus") == []

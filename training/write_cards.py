@@ -131,85 +131,72 @@ def virus_card(folder: Path) -> str:
     checkpoint = load_checkpoint(CHECKPOINTS / "cellpulse-virus")
     config = checkpoint.config
     per_virus = config["studies_per_virus"]
-    single = ", ".join(v for v, n in per_virus.items() if n < 2)
     several = ", ".join(f"{v} ({n})" for v, n in per_virus.items() if n >= 2)
+    single = ", ".join(v for v, n in per_virus.items() if n < 2)
     counts = config["n_contrasts"]
-    used = (
-        "The embedding is not used by this classifier: on studies left out it did not clearly "
-        "lower the log loss of the linear term."
-        if config["deep_scale"] == 0
-        else f"Prior size of the embedding beside the genes: {config['deep_scale']}."
-    )
+    studies = config["classifier_studies"]
+    support = pd.DataFrame(config["classifier"]["support"])
     return f"""\
 # cellpulse-virus
 
-CellPulse with a classifier that names the virus behind a contrast of infected against control
-samples, among {len(config["classes"])} viruses, or says *uninfected* or *unknown*.
+CellPulse with a classifier that tells the kind of response of a contrast (none, viral, interferon
+I/III, interferon II, bacterial, other), and the virus where studies support a name.
 
 ## Intended use
 
-Exploring which known infection a host response resembles. **Research use only; not a diagnostic.**
+Exploring what a host response resembles, together with the public contrasts that are most like it
+(`cfm.tl.predict_virus`, `cfm.tl.search_signatures`). **Research use only; not a diagnostic.**
 
 ## Limits
 
-- Few studies are public. Viruses with more than one study, whose scores are tested across studies:
-  {several}. **Viruses with a single study cannot be tested across studies**: {single}.
-- Across studies about half of the calls are right (table below). Read the candidate set, not only
-  the call: at 90 % it often holds most of the viruses. That is what the data support.
-- *Unknown* means little: viruses left out of training are told from known ones about as well as by
-  chance (last table).
-- Probabilities of the viruses are only roughly calibrated: see ECE below.
-- *Uninfected* means "like one group of controls against another". Stimulation by interferon, other
-  cytokines or bacteria is called infected; early and weak infections are called uninfected.
+- **No virus is named by default.** In studies left out, whether or not their virus has another,
+  most names were wrong, and no score told which (tables). With `names="always"` the most probable
+  of {len(config["classes"])} viruses is given. Studies by virus: {several}; one each: {single}.
+- Kinds of response are mostly not supported either: read the support beside each answer (table).
+  *Viral* is right most often; interferon I/III and viral responses are taken for each other.
+- *none* means "like one group of controls against another". Early and weak infections look so.
+- Infections and other stimuli are told apart little above chance (AUROC below).
 - Contrasts of very few samples, and of blood from unmatched donors, are the least certain.
 
 ## Training
 
-`{config["training_command"]} --data DATA --output FOLDER`: {counts.get("infection", 0)}
-contrasts of infections and {counts.get("null", 0)} of controls against controls.
-A convex problem, no seed. Logits are linear
-in the centred, unit-length effects of all genes and of the commonly measured ones, and in the
-embedding. {used}
-Novelty, conformal sets, the probability of an infection and (where it clearly helps; here it is
-{checkpoint.tensors["classifier.temperature"].item():.2f}) the temperature are fitted on predictions
-for studies left out.
+`{config["training_command"]} --data DATA --output FOLDER`: {counts.get("infection", 0)} contrasts
+and gene sets of infections, {counts.get("stimulus", 0)} of other stimuli and
+{counts.get("null", 0)} contrasts of controls against controls. Convex problems, no seed. GSE147507,
+the study of the demonstration, was left out of the classifier; the encoder, which makes the
+embedding, has seen its effects without labels.
+
+## Support
+
+Share of answers that were right in studies left out, mean over studies; what the model stores:
+
+{markdown_table(support, digits=2)}
 
 ## Scores
 
-Models trained by the same code without the study that is scored (this checkpoint has seen all):
+Kind of response, one study left out (this checkpoint has seen all but GSE147507):
 
-{scores("virus", "virus")}
+{scores("response", "all_contrasts")}
 
-Paired over (virus, study) units, 95 % bootstrap interval; with so few units a difference under 0.15
-is noise:
+The same within contrasts made from counts by the same code:
 
-{scores("virus", "virus_paired")}
+{scores("response", "from_counts")}
 
-Conformal sets, of {len(config["classes"]) + 1} possible answers:
+Names of viruses, the world open:
 
-{scores("virus", "sets")}
-
-Infected against control, contrasts made from counts by the same code:
-
-{scores("virus", "infected")}
-
-A virus that training lacked:
-
-{scores("virus", "novelty")}
-
-Paired over viruses:
-
-{scores("virus", "novelty_paired")}
+{scores("virus", "named")}
 
 ## Data
 
 Encoder: see cellpulse-mini. Contrasts from published tables:
 
-{signature_sources(folder, config["training_studies"])}
+{signature_sources(folder, studies)}
 
 Contrasts made from count tables:
 
-{count_sources(config["training_studies"])}
+{count_sources(studies)}
+
+Pairs of gene sets: ImmuneSigDB of MSigDB 2024.1 (Godec et al. 2016, CC-BY 4.0).
 
 {INDEPENDENT}"""
 

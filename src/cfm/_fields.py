@@ -16,22 +16,28 @@ EMBEDDING_PREFIX = "X_"
 
 #: Default ``key_added`` of :func:`cfm.tl.predict_virus`; the call itself is ``obs[key]``.
 VIRUS_KEY = "predicted_virus"
-#: ``obs[key + CONFIDENCE]``: calibrated probability of the call; of the most probable virus where
-#: the call is "unknown".
-CONFIDENCE = "_confidence"
-#: ``obs[key + INFECTED]``: calibrated probability that the profile is an infection.
+#: ``obs[key + RESPONSE]``: kind of response; ``obsm[key + RESPONSE_PROBABILITIES]``: of each kind.
+RESPONSE = "_response"
+RESPONSE_PROBABILITIES = "_response_proba"
+#: ``obs[key + INFECTED]``: probability of an infection.
 INFECTED = "_infected"
-#: ``obs[key + NOVELTY]``: share of reference profiles that are less unusual, 0 to 1.
-NOVELTY = "_novelty"
-#: ``obs[key + PREDICTION_SET]``: conformal set, names joined by :data:`SET_SEPARATOR`.
-PREDICTION_SET = "_set"
-#: ``obsm[key + PROBABILITIES]``: DataFrame, profiles by classes, rows sum to 1.
+#: ``obs[key + SUPPORT]``: share of such answers that were right in studies left out of training.
+SUPPORT_SUFFIX = "_support"
+#: ``obsm[key + PROBABILITIES]``: DataFrame, profiles by viruses, given an infection.
 PROBABILITIES = "_proba"
 SET_SEPARATOR = "|"
+#: Tables in ``uns[VIRUS_KEY]``.
+SUPPORT = "support"
+MATCHES = "matches"
 
-#: Answers that are not viruses.
+#: Kinds of response that have a meaning of their own.
+NO_RESPONSE = "none"
+VIRAL = "viral"
+#: Answers that are not viruses: no response, a response of another kind, a virus that the data do
+#: not name.
 UNINFECTED = "uninfected"
-UNKNOWN = "unknown"
+NOT_VIRAL = "not viral"
+UNRESOLVED = "unresolved"
 
 #: ``uns[CONTRASTS]`` of the AnnData made by :func:`cfm.pp.contrasts`.
 CONTRASTS = "contrasts"
@@ -120,6 +126,9 @@ SPREAD = "_spread"
 #: ``uns[key][VARYING]``: DataFrame of ``obs`` columns that vary within donors.
 VARYING = "varying"
 
+#: ``obs[key + CONFIDENCE]``: how sure an answer is, of :func:`cfm.tl.map_reference` and
+#: :func:`cfm.tl.predict_properties`.
+CONFIDENCE = "_confidence"
 #: Default ``key_added`` of :func:`cfm.tl.map_reference`: ``obs[key]``, ``obs[key + CONFIDENCE]``,
 #: and tables in ``uns[key]``.
 MAP_REFERENCE_KEY = "map_reference"

@@ -88,29 +88,36 @@ def test_an_input_may_be_a_link_to_a_sealed_file(profiles, tmp_path):
 def test_predict_virus_as_a_table(profiles, suffix, tmp_path, monkeypatch):
     monkeypatch.setattr("cfm._cli._table._ROWS", 7)
     out = tmp_path / f"calls{suffix}"
-    assert cfm_main("predict-virus", profiles, "-o", out, "--alpha", "0.2") == 0
+    assert cfm_main("predict-virus", profiles, "-o", out, "--names", "always") == 0
     expected = contrasts()
-    cfm.tl.predict_virus(expected, alpha=0.2)
+    cfm.tl.predict_virus(expected, names="always")
     found = pd.read_csv(out, sep="\t" if suffix == ".tsv" else ",", index_col=0)
     assert list(found.index) == list(expected.obs_names)
     assert found["predicted_virus"].tolist() == expected.obs["predicted_virus"].astype(str).tolist()
-    proba = expected.obsm["predicted_virus_proba"]
-    np.testing.assert_allclose(found["predicted_virus_proba_IAV"], proba["IAV"], rtol=1e-6)
+    for field, name in (("proba", "IAV"), ("response_proba", "viral")):
+        proba = expected.obsm[f"predicted_virus_{field}"][name]
+        np.testing.assert_allclose(found[f"predicted_virus_{field}_{name}"], proba, rtol=1e-6)
     assert not list(tmp_path.glob(".*"))
 
 
-def test_predict_virus_of_counts(tmp_path):
+@pytest.mark.parametrize("into", [".h5ad", ".zarr"])
+def test_predict_virus_of_counts(into, tmp_path):
     counts = cfm.datasets.blanco_melo()
     source = write(counts, tmp_path / "counts.h5ad")
-    out = tmp_path / "calls.h5ad"
+    out = tmp_path / f"calls{into}"
     design = ["--groupby", "virus", "--control", "none", "--by", "series"]
-    assert cfm_main("predict-virus", source, "-o", out, *design, "--prior-count", "3") == 0
+    chosen = ["--prior-count", "3", "--n-matches", "2"]
+    assert cfm_main("predict-virus", source, "-o", out, *design, *chosen) == 0
     expected = cfm.tl.predict_virus(
-        counts, groupby="virus", control="none", by="series", prior_count=3
+        counts, groupby="virus", control="none", by="series", prior_count=3, n_matches=2
     )
     found = read(out)
     assert found.obs_names.equals(expected.obs_names)
-    assert found.obs["predicted_virus"].equals(expected.obs["predicted_virus"])
+    for column in ("predicted_virus", "predicted_virus_response"):
+        assert found.obs[column].equals(expected.obs[column])
+    matches = found.uns["predicted_virus"]["matches"]
+    assert matches["rank"].max() == 2
+    assert matches["match"].tolist() == expected.uns["predicted_virus"]["matches"]["match"].tolist()
 
 
 def test_cell_codes_and_their_reference(tmp_path):
@@ -233,8 +240,8 @@ def test_results_of_another_call_are_not_taken(profiles, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         stop_second_step(patch, KeyboardInterrupt())
         assert cfm_main(*call) == 130
-    assert cfm_main(*call, "--alpha", "0.3") == 2
-    assert "results of another call for the same OUT (alpha was None" in capsys.readouterr().err
+    assert cfm_main(*call, "--names", "always") == 2
+    assert "results of another call for the same OUT (names was None" in capsys.readouterr().err
     adata = contrasts(20)
     profiles.unlink()
     write(adata, profiles)

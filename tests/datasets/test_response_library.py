@@ -11,7 +11,7 @@ from training.build_response_library import NOT_MEASURED, SCALE, pack
 
 def test_library():
     library = response_library()
-    assert library.shape == (2609, 13403)
+    assert library.shape == (2599, 13403)
     assert library.X.dtype == np.float32
     assert library.obs_names.is_unique
     assert library.var_names.is_unique

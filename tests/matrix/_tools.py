@@ -274,7 +274,12 @@ TABLE = [
         "tl.host_factors",
         data.effects,
         lambda x, **k: tl.host_factors(
-            x, model=data.cellpulse(), n_permutations=2, groups=["A"], null="effects", **k
+            x,
+            **{"groupby": "virus"} | k,
+            model=data.cellpulse(),
+            n_permutations=2,
+            groups=["A"],
+            null="effects",
         ),
         ("layer", "groupby"),
         bad=_BY_ROW

@@ -42,6 +42,7 @@ def with_host_factors(
             pd.DataFrame(
                 {
                     "group": group,
+                    "explained": group,
                     "gene": rng.permutation(adata.var_names.to_numpy(dtype=object)),
                     "score": score,
                     "rank": np.arange(1, genes + 1),

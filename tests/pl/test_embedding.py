@@ -10,6 +10,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 import cfm
+from cfm.pl._palette import category_styles
 
 
 def offsets(ax) -> np.ndarray:
@@ -113,3 +114,10 @@ def test_embedding_stored_as_a_frame(predicted):
     values = adata.obsm["X_cellpulse"]
     adata.obsm["X_cellpulse"] = pd.DataFrame(values, index=adata.obs_names).add_prefix("d")
     assert len(offsets(cfm.pl.embedding(adata, show=False))) == 4
+
+
+def test_answers_that_name_no_virus_do_not_change_the_looks_of_viruses():
+    answers = ["uninfected", "unresolved", "not viral"]
+    styles = category_styles(["IAV", *answers, "RSV"])
+    assert len(set(styles.values())) == 5
+    assert {name: styles[name] for name in ("IAV", "RSV")} == category_styles(["IAV", "RSV"])

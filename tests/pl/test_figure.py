@@ -9,6 +9,9 @@ import pandas as pd
 import pytest
 
 import cfm
+from cfm.pl._figure import SAVE_DPI
+from cfm.pl._labels import label_points
+from tests.pl._drawn import outside
 from tests.pl._explained import with_drug_screen, with_gene_programs, with_host_factors
 
 HISTORY = pd.DataFrame({"train_loss": np.arange(3.0), "validation_loss": np.arange(3.0)})
@@ -103,3 +106,17 @@ def test_save_must_be_a_file_name(predicted, save):
     with pytest.raises(TypeError, match=r"is no file name; pass one, such as 'figure\.png'"):
         cfm.pl.virus_probabilities(predicted(4), save=save, show=False)
     assert not plt.get_fignums()
+
+
+def test_names_of_points_stay_inside_at_the_resolution_of_saved_pictures():
+    """Letters are whole pixels, so that a text is wider at some resolutions."""
+    figure = plt.figure(figsize=(4, 3), dpi=100)
+    ax = figure.add_axes((0, 0, 0.9, 1), xlim=(0, 360), ylim=(0, 300))
+    name = "Series3|RSV_vs_none"
+    width = figure.text(0, 0, name, fontsize=7.5).get_window_extent().width
+    start = 360 - width - 6 * 100 / 72 - 1
+    label_points(ax, np.array([[start, 150.0]]), [name])
+    figure.dpi = SAVE_DPI
+    assert [text.get_text() for text in ax.texts] == [name]
+    assert outside(ax.texts, ax.get_window_extent()) == []
+    plt.close(figure)

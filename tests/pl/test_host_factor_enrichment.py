@@ -93,6 +93,15 @@ def test_long_names_and_many_lists_stay_readable(ranked):
     assert outside(texts, ax.figure.bbox) == []
 
 
+def test_the_title_tells_what_is_explained():
+    adata = with_host_factors(groups=("IAV", "RSV"))
+    table = adata.uns["host_factors"]["results"]
+    table["explained"] = table["group"].replace({"RSV": "response"})
+    axes = cfm.pl.host_factor_enrichment(adata, ["GENE1"], n_permutations=5, show=False)
+    found = {name: ax.get_title().splitlines()[1] for name, ax in axes.items()}
+    assert found == {"IAV": "explained: IAV", "RSV": "explained: response"}
+
+
 def test_groups_become_panels_and_files_work(tmp_path):
     adata = with_host_factors(groups=("IAV", "RSV"))
     axes = cfm.pl.host_factor_enrichment(adata, ["GENE1", "GENE7"], show=False)

@@ -71,6 +71,20 @@ def test_no_text_is_clipped_or_covered(n, tied, name):
     assert outside(ax.texts, ax.get_window_extent()) == []
 
 
+def test_the_title_tells_what_is_explained():
+    adata = with_host_factors(groups=("IAV", "RSV"))
+    table = adata.uns["host_factors"]["results"]
+    table["explained"] = table["group"].replace({"RSV": "response"})
+    axes = cfm.pl.host_factors(adata, show=False)
+    found = {name: ax.get_title().splitlines()[1] for name, ax in axes.items()}
+    assert found == {"IAV": "explained: IAV", "RSV": "explained: response"}
+    one = cfm.pl.host_factors(adata, group="RSV", show=False)
+    assert one.get_title() == axes["RSV"].get_title()
+    del adata.uns["host_factors"]["results"]["explained"]
+    with pytest.raises(KeyError, match=r"no column explained; run cfm\.tl\.host_factors"):
+        cfm.pl.host_factors(adata, show=False)
+
+
 def test_tied_scores_keep_the_order_of_the_rank():
     adata = with_host_factors(tied=True)
     ax = cfm.pl.host_factors(adata, show=False)

@@ -336,3 +336,16 @@ def example():
         index=[f"s{i}" for i in range(12)],
     )
     return ad.AnnData(rng.poisson(30, size=(12, 25)), obs=obs)
+
+
+def test_studies_of_the_cases_are_kept(counts: ad.AnnData) -> None:
+    study = counts.obs["study"].astype(str)
+    made = contrasts(counts, "virus", "none")
+    expected = study.groupby(counts.obs["virus"].astype(str)).agg(
+        lambda s: "|".join(sorted(set(s)))
+    )
+    assert made.obs["study"].tolist() == expected[made.obs["virus"].astype(str)].tolist()
+    counts.obs["study"] = None
+    assert contrasts(counts, "virus", "none").obs["study"].tolist() == [""] * made.n_obs
+    del counts.obs["study"]
+    assert "study" not in contrasts(counts, "virus", "none").obs

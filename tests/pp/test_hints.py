@@ -65,7 +65,18 @@ VIRUS = ["none", "none", "none", "none", "IAV", "IAV"]
 
 def test_controls_of_a_study_without_cases_are_named() -> None:
     adata = samples(virus=VIRUS, study=["a", "a", "b", "b", "a", "a"])
-    with pytest.warns(UserWarning, match=r"differ from cases in 'study' \(controls of 'b' for IAV"):
+    with pytest.warns(
+        UserWarning, match=r"differ from the cases in 'study' \(controls of 'b' for IAV"
+    ):
+        cfm.pp.contrasts(adata, "virus", "none")
+
+
+def test_names_of_single_samples_say_nothing() -> None:
+    """More levels than half the samples: a barcode or a donor, though cases share some."""
+    donors = ["d1", "d2", "d3", "d4", "d1", "d5"]
+    quiet(samples(virus=VIRUS, donor=donors))
+    adata = samples(virus=VIRUS, donor=["d1", "d1", "d2", "d2", "d1", "d3"])
+    with pytest.warns(UserWarning, match=r"'donor' \(controls of 'd2'"):
         cfm.pp.contrasts(adata, "virus", "none")
 
 

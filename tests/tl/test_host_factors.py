@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy.stats import rankdata
 
 import cfm
@@ -19,6 +20,7 @@ from tests._toy import SIZES, toy_checkpoint, toy_contrasts
 KEY = "host_factors"
 COLUMNS = [
     "group",
+    "explained",
     "gene",
     "score",
     "rank",
@@ -35,11 +37,13 @@ VIRUSES = ["virus_A", "virus_B", "virus_C", "virus_D"]
 
 @pytest.fixture(scope="module")
 def model() -> CellPulse:
-    """The toy model with a classifier that reads effects alone, as the bundled one does."""
-    shallow = CellPulse.load(toy_checkpoint())
-    with torch.no_grad():
-        shallow.classifier.deep.zero_()
-    return shallow
+    return CellPulse.load(toy_checkpoint())
+
+
+def answered(adata: ad.AnnData, model: CellPulse) -> ad.AnnData:
+    """With answers of :func:`cfm.tl.predict_virus`, so that viruses are explained."""
+    cfm.tl.predict_virus(adata, model, names="always", n_matches=0)
+    return adata
 
 
 def table(adata: ad.AnnData, key: str = KEY) -> pd.DataFrame:
@@ -55,7 +59,7 @@ def of(adata: ad.AnnData, group: str) -> pd.DataFrame:
 def test_planted_genes_of_the_virus_come_first(
     model: CellPulse, contrasts: ad.AnnData, method: str
 ) -> None:
-    truth = contrasts.varm["truth"]
+    truth = answered(contrasts, model).varm["truth"]
     cfm.tl.host_factors(contrasts, "virus", method, model=model, groups=VIRUSES, n_permutations=20)
     for virus in VIRUSES:
         genes = of(contrasts, virus)
@@ -70,8 +74,8 @@ def test_planted_genes_of_the_virus_come_first(
 
 
 def test_what_is_written(model: CellPulse, contrasts: ad.AnnData) -> None:
-    before = contrasts.copy()
-    assert cfm.tl.host_factors(contrasts, model=model, n_permutations=3) is None
+    before = answered(contrasts, model).copy()
+    assert cfm.tl.host_factors(contrasts, "virus", model=model, n_permutations=3) is None
     found = table(contrasts)
     assert found.columns.tolist() == [
         *COLUMNS,
@@ -100,7 +104,9 @@ def test_what_is_written(model: CellPulse, contrasts: ad.AnnData) -> None:
     expected = {"groupby": "virus", "method": "consensus", "seed": 0, "vocabulary_share": 1.0}
     assert params.items() >= expected.items()
     targets = dict(zip(params["groups"], params["targets"], strict=True))
-    assert targets == {v: v for v in VIRUSES} | {"IFN-beta": "infected"}
+    explained = found.groupby("group")["explained"].unique().str.join("|")
+    assert explained.to_dict() == targets
+    assert targets == {v: v for v in VIRUSES} | {"IFN-beta": "response"}
     del contrasts.uns[KEY], contrasts.varm[KEY]
     assert_unchanged(contrasts, before)
 
@@ -108,7 +114,7 @@ def test_what_is_written(model: CellPulse, contrasts: ad.AnnData) -> None:
 def test_consensus_is_the_mean_log_rank_of_the_three(
     model: CellPulse, contrasts: ad.AnnData
 ) -> None:
-    cfm.tl.host_factors(contrasts, model=model, groups=["virus_A"], n_permutations=0)
+    cfm.tl.host_factors(contrasts, "virus", model=model, groups=["virus_A"], n_permutations=0)
     found = table(contrasts)
     ranks = [
         rankdata(-found[f"score_{m}"]) for m in ("attention", "integrated_gradients", "reversal")
@@ -121,7 +127,7 @@ def test_consensus_is_the_mean_log_rank_of_the_three(
 
 def test_single_methods_score_as_in_the_consensus(model: CellPulse, contrasts: ad.AnnData) -> None:
     arguments = {"model": model, "groups": ["virus_B"], "n_permutations": 0}
-    cfm.tl.host_factors(contrasts, **arguments)
+    cfm.tl.host_factors(contrasts, "virus", **arguments)
     together = of(contrasts, "virus_B")
     for method in ("attention", "integrated_gradients", "reversal"):
         cfm.tl.host_factors(contrasts, "virus", method, key_added=method, **arguments)
@@ -155,7 +161,7 @@ def test_p_values_do_not_reject_what_is_random(null: str, model: CellPulse) -> N
 
 
 def test_labels_find_what_only_this_group_does(model: CellPulse, contrasts: ad.AnnData) -> None:
-    truth = contrasts.varm["truth"]
+    truth = answered(contrasts, model).varm["truth"]
     shared = truth.index[(truth[VIRUSES] != 0).all(axis=1)]
     own = truth.index[(truth["virus_A"] != 0) & (truth[VIRUSES[1:]] == 0).all(axis=1)]
     arguments = {"model": model, "groups": ["virus_A"], "n_permutations": 40}
@@ -211,7 +217,7 @@ def test_missing_genes_have_no_row_and_missing_groups_no_profiles(
 
 def test_nothing_moves_and_everything_is_tied(model: CellPulse, contrasts: ad.AnnData) -> None:
     contrasts.X = np.zeros_like(contrasts.X)
-    cfm.tl.host_factors(contrasts, model=model, n_permutations=3)
+    cfm.tl.host_factors(contrasts, "virus", model=model, n_permutations=3)
     found = table(contrasts)
     assert (found["p_value"] == 1).all()
     assert (found["direction"] == "unchanged").all()
@@ -264,7 +270,7 @@ def test_guided_scores_in_closed_form(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 def test_round_trip(kind: str, model: CellPulse, contrasts: ad.AnnData, tmp_path) -> None:
     contrasts.obs["virus"] = contrasts.obs["virus"].astype(str).replace({"virus_A": "HSV-1/2"})
-    cfm.tl.host_factors(contrasts, model=model, n_permutations=2)
+    cfm.tl.host_factors(contrasts, "virus", model=model, n_permutations=2)
     path = tmp_path / f"x.{kind}"
     if kind == "h5ad":
         contrasts.write_h5ad(path)
@@ -283,16 +289,52 @@ def test_round_trip(kind: str, model: CellPulse, contrasts: ad.AnnData, tmp_path
 def test_ensembl_ids_and_views(contrasts: ad.AnnData) -> None:
     real = cfm.pp.contrasts(cfm.datasets.blanco_melo(), "virus", "none", by="series")
     view = real[:2]
-    copy = cfm.tl.host_factors(view, "virus", "reversal", n_permutations=0, copy=True)
+    copy = cfm.tl.host_factors(view, method="reversal", n_permutations=0, copy=True)
     assert view.is_view
-    assert copy.uns[KEY]["params"]["model"] == "cellpulse-virus"
-    assert copy.uns[KEY]["params"]["targets"] == ["SARS-CoV-2"]
+    params = copy.uns[KEY]["params"]
+    assert params["model"] == "cellpulse-virus"
+    assert params["groupby"] == "virus"
+    assert params["targets"] == ["response"]
+
+
+def test_what_is_explained_can_be_chosen(model: CellPulse, contrasts: ad.AnnData) -> None:
+    arguments = {"groupby": "virus", "model": model, "method": "reversal", "n_permutations": 0}
+    scores = {}
+    for explain in ("response", "virus_A", "virus_B"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            cfm.tl.host_factors(contrasts, explain=explain, groups=["virus_A"], **arguments)
+        found = table(contrasts).set_index("gene")
+        assert set(found["explained"]) == {explain}
+        scores[explain] = found["score"].sort_index()
+    assert np.abs(scores["response"] - scores["virus_A"]).max() > 0.01
+    assert np.abs(scores["virus_B"] - scores["virus_A"]).max() > 0.01
+
+
+def test_a_group_that_was_called_otherwise_is_warned_of(
+    model: CellPulse, contrasts: ad.AnnData
+) -> None:
+    arguments = {"groupby": "virus", "model": model, "method": "reversal", "n_permutations": 0}
+    answered(contrasts, model)
+    groups = contrasts.obs["virus"].astype(str)
+    answers = groups.replace({"virus_A": "virus_B"})
+    contrasts.obs["predicted_virus"] = pd.Categorical(answers)
+    with pytest.warns(UserWarning, match=r"virus of the group in 'virus_A' \(virus_B\):"):
+        cfm.tl.host_factors(contrasts, **arguments)
+    assert set(of(contrasts, "virus_A")["explained"]) == {"virus_B"}
+    assert set(of(contrasts, "virus_C")["explained"]) == {"virus_C"}
+    contrasts.obs["predicted_virus"] = pd.Categorical(["unresolved"] * contrasts.n_obs)
+    with pytest.warns(UserWarning, match="'virus_D'"):
+        cfm.tl.host_factors(contrasts, **arguments)
+    assert set(table(contrasts)["explained"]) == {"response"}
 
 
 def test_bad_input(model: CellPulse, contrasts: ad.AnnData) -> None:
     before = contrasts.copy()
     cases = [
         (KeyError, "no column 'disease'", {"groupby": "disease"}),
+        (ValueError, "groupby= is missing", {"groupby": None}),
+        (ValueError, "explain='Ebola'; expected 'response' or a virus", {"explain": "Ebola"}),
         (KeyError, r"has no \['Ebola'\]", {"groups": ["Ebola"]}),
         (TypeError, "expected a list", {"groups": "virus_A"}),
         (ValueError, "each once", {"groups": ["virus_A", "virus_A"]}),
@@ -312,12 +354,12 @@ def test_bad_input(model: CellPulse, contrasts: ad.AnnData) -> None:
     ]
     for error, message, arguments in cases:
         with pytest.raises(error, match=message):
-            cfm.tl.host_factors(contrasts, **({"model": model} | arguments))
+            cfm.tl.host_factors(contrasts, **({"groupby": "virus", "model": model} | arguments))
     with pytest.raises(TypeError, match="expected an AnnData"):
         cfm.tl.host_factors(contrasts.X, model=model)
     alone = contrasts[contrasts.obs["virus"] == "virus_A"].copy()
     with pytest.raises(ValueError, match="cannot permute anything"):
-        cfm.tl.host_factors(alone, model=model, null="labels")
+        cfm.tl.host_factors(alone, "virus", model=model, null="labels")
     contrasts.obs["empty"] = np.nan
     with pytest.raises(ValueError, match="missing in all"):
         cfm.tl.host_factors(contrasts, "empty", model=model)

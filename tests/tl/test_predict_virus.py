@@ -15,10 +15,11 @@ import scanpy as sc
 import cfm
 from cfm.models import CellPulse
 from tests._same import assert_same, assert_unchanged
-from tests._toy import SIZES, toy_contrasts, toy_model
+from tests._toy import SIZES, toy_checkpoint, toy_contrasts, toy_model
 
 KEY = "predicted_virus"
-FIELDS = [KEY, f"{KEY}_confidence", f"{KEY}_infected", f"{KEY}_novelty", f"{KEY}_set"]
+FIELDS = [KEY, f"{KEY}_response", f"{KEY}_infected", f"{KEY}_support"]
+TABLES = [f"{KEY}_proba", f"{KEY}_response_proba"]
 VIRUSES = ["virus_A", "virus_B", "virus_C", "virus_D"]
 BY = ["study", "donor", "time_h"]
 
@@ -37,38 +38,90 @@ def counts() -> ad.AnnData:
 def test_what_is_written_is_what_the_model_says(model: CellPulse, called: ad.AnnData) -> None:
     expected = model.predict(toy_contrasts())
     obs = called.obs
-    assert isinstance(obs[KEY].dtype, pd.CategoricalDtype)
-    assert obs[KEY].tolist() == expected.call.tolist()
-    assert set(obs[KEY].cat.categories) == set(obs[KEY])
-    assert set(obs[KEY]) <= {*VIRUSES, "uninfected", "unknown"}
-    for name in ("confidence", "infected", "novelty"):
+    for name, answers in ((KEY, expected.call), (f"{KEY}_response", expected.response)):
+        assert isinstance(obs[name].dtype, pd.CategoricalDtype)
+        assert obs[name].tolist() == answers.tolist()
+        assert set(obs[name].cat.categories) == set(obs[name])
+    for name in ("infected", "support"):
         column = obs[f"{KEY}_{name}"]
         assert column.dtype == np.float32
         np.testing.assert_array_equal(column, getattr(expected, name))
-        assert column.between(0, 1).all()
-    proba = called.obsm[f"{KEY}_proba"]
-    assert proba.columns.tolist() == [*VIRUSES, "uninfected"]
-    assert proba.index.equals(called.obs_names)
-    np.testing.assert_allclose(proba.sum(axis=1), 1.0)
-    for names, row in zip(obs[f"{KEY}_set"], expected.prediction_set, strict=True):
-        assert names.split("|") == row
-    assert called.uns[KEY]["classes"] == [*VIRUSES, "uninfected"]
-    expected = {"batch_size": 64, "alpha": 0.1, "model": "CellPulse"}
+    pd.testing.assert_frame_equal(called.obsm[f"{KEY}_proba"], expected.virus_proba)
+    pd.testing.assert_frame_equal(called.obsm[f"{KEY}_response_proba"], expected.response_proba)
+    assert called.uns[KEY]["classes"] == VIRUSES
+    assert called.uns[KEY]["responses"] == ["none", "viral"]
+    assert called.uns[KEY]["support"].to_dict("records") == model.classifier.support
+    expected = {"batch_size": 64, "names": "supported", "n_matches": 5, "model": "CellPulse"}
     assert called.uns[KEY]["params"].items() >= (expected | {"vocabulary_share": 1.0}).items()
 
 
 def test_nothing_else_is_touched(called: ad.AnnData) -> None:
     for name in FIELDS:
         del called.obs[name]
-    del called.obsm[f"{KEY}_proba"], called.uns[KEY]
+    for name in TABLES:
+        del called.obsm[name]
+    del called.uns[KEY]
     assert_unchanged(called, toy_contrasts())
 
 
-def test_the_confidence_is_that_of_the_call(called: ad.AnnData) -> None:
-    proba = called.obsm[f"{KEY}_proba"]
-    for name, call in called.obs[KEY].items():
-        asked = call if call != "unknown" else proba.loc[name, VIRUSES].idxmax()
-        assert called.obs.loc[name, f"{KEY}_confidence"] == pytest.approx(proba.loc[name, asked])
+def library_contrasts(n: int = 4) -> ad.AnnData:
+    """Some contrasts of the library, as a user's own."""
+    library = cfm.datasets.response_library()
+    kang = library[library.obs["study"] == "Kang2018"][:n].to_memory()
+    kang.X = np.nan_to_num(kang.X)
+    kang.obs = kang.obs[["study"]].copy()
+    kang.obs_names = [f"mine {i}" for i in range(n)]
+    return kang
+
+
+def test_matches_are_those_of_the_search() -> None:
+    adata = library_contrasts()
+    expected = cfm.tl.search_signatures(
+        adata, cfm.datasets.response_library(), n=2, study_key="study", copy=True
+    ).uns["signature_search"]["results"]
+    cfm.tl.predict_virus(adata, n_matches=2)
+    found = adata.uns[KEY]["matches"]
+    assert found["query"].tolist() == np.repeat(adata.obs_names, 2).tolist()
+    assert "Kang2018" not in set(found["study"])
+    for name in ("match", "rank", "study", "stimulus", "response", "tissue"):
+        assert found[name].astype(str).tolist() == expected[name].astype(str).tolist()
+    for name in ("similarity", "p_value", "fdr"):
+        np.testing.assert_allclose(found[name], expected[name])
+
+
+def test_matches_are_as_many_as_were_asked_for_and_include_own_studies_without_names() -> None:
+    adata = library_contrasts(2)
+    del adata.obs["study"]
+    cfm.tl.predict_virus(adata, n_matches=1)
+    found = adata.uns[KEY]["matches"]
+    assert found["study"].astype(str).tolist() == ["Kang2018"] * 2
+    assert (found["similarity"] > 0.99).all()
+    cfm.tl.predict_virus(adata, n_matches=0)
+    assert len(adata.uns[KEY]["matches"]) == 0
+
+
+def test_data_without_genes_of_the_library_have_no_matches() -> None:
+    known = CellPulse.load("cellpulse-virus").vocabulary.genes
+    genes = known.difference(cfm.datasets.response_library().var_names)[:60]
+    effects = np.random.default_rng(0).normal(size=(2, 60)).astype(np.float32)
+    adata = ad.AnnData(effects, var=pd.DataFrame(index=genes))
+    with pytest.warns(UserWarning, match="of the model's"):
+        cfm.tl.predict_virus(adata)
+    assert len(adata.uns[KEY]["matches"]) == 0
+    assert adata.obs[KEY].notna().all()
+
+
+def test_names_are_given_as_asked(contrasts: ad.AnnData) -> None:
+    model = CellPulse.load(toy_checkpoint())
+    for record in model.classifier.support:
+        record["share"] = 0.5
+    cfm.tl.predict_virus(contrasts, model)
+    assert not set(contrasts.obs[KEY]) & set(VIRUSES)
+    assert "unresolved" in set(contrasts.obs[KEY])
+    cfm.tl.predict_virus(contrasts, model, names="always")
+    assert set(contrasts.obs[KEY]) >= set(VIRUSES)
+    assert contrasts.uns[KEY]["params"]["names"] == "always"
+    np.testing.assert_allclose(contrasts.obs[f"{KEY}_support"], 0.5)
 
 
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
@@ -83,11 +136,34 @@ def test_the_result_survives_a_file(called: ad.AnnData, tmp_path: Path, kind: st
     pd.testing.assert_frame_equal(
         back.obs[FIELDS], called.obs[FIELDS], check_categorical=False, check_dtype=False
     )
-    for name in FIELDS[1:4]:
+    for name in FIELDS[2:]:
         assert back.obs[name].dtype == np.float32
-    pd.testing.assert_frame_equal(back.obsm[f"{KEY}_proba"], called.obsm[f"{KEY}_proba"])
+    for name in TABLES:
+        pd.testing.assert_frame_equal(back.obsm[name], called.obsm[name])
+    for name in ("support", "matches"):
+        pd.testing.assert_frame_equal(
+            back.uns[KEY][name], called.uns[KEY][name], check_dtype=False, check_index_type=False
+        )
     assert back.uns[KEY]["params"] == called.uns[KEY]["params"]
     assert list(back.uns[KEY]["classes"]) == called.uns[KEY]["classes"]
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_names_with_a_slash_survive_a_file(tmp_path: Path, suffix: str) -> None:
+    model = CellPulse.load(toy_checkpoint())
+    model.classifier.classes = ["HSV-1/2", *VIRUSES[1:]]
+    model.classifier.responses = ["either/or"]
+    model.classifier.support = [
+        {"level": "response", "answer": "either/or", "n_contrasts": 9, "n_studies": 9, "share": 1.0}
+    ]
+    adata = toy_contrasts()
+    cfm.tl.predict_virus(adata, model)
+    getattr(adata, f"write_{suffix}")(tmp_path / "x")
+    back = getattr(ad, f"read_{suffix}")(tmp_path / "x")
+    assert "either/or" in set(back.obs[f"{KEY}_response"])
+    assert back.obsm[f"{KEY}_response_proba"].columns.tolist() == ["none", "either|or"]
+    assert back.obsm[f"{KEY}_proba"].columns[0] == "HSV-1|2"
+    assert list(back.uns[KEY]["responses"]) == ["none", "either/or"]
 
 
 def test_a_copy_leaves_the_original_alone(model: CellPulse, contrasts: ad.AnnData) -> None:
@@ -96,27 +172,25 @@ def test_a_copy_leaves_the_original_alone(model: CellPulse, contrasts: ad.AnnDat
     assert set(FIELDS) <= set(made.obs)
 
 
-def test_another_key_and_alpha(model: CellPulse, contrasts: ad.AnnData) -> None:
-    cfm.tl.predict_virus(contrasts, model, key_added="call", alpha=0.02)
-    assert "call_set" in contrasts.obs
-    assert list(contrasts.obsm) == ["call_proba"]
-    assert contrasts.uns["call"]["params"]["alpha"] == 0.02
-    cfm.tl.predict_virus(contrasts, model)
-    sizes = [contrasts.obs[c].str.count(r"\|").sum() for c in ("call_set", f"{KEY}_set")]
-    assert sizes[0] >= sizes[1]
+def test_another_key(model: CellPulse, contrasts: ad.AnnData) -> None:
+    cfm.tl.predict_virus(contrasts, model, key_added="call")
+    assert {"call", "call_response", "call_infected", "call_support"} <= set(contrasts.obs)
+    assert sorted(contrasts.obsm) == ["call_proba", "call_response_proba"]
+    assert "call" in contrasts.uns
 
 
 def test_its_own_result_is_replaced_quietly_and_others_with_a_warning(
     model: CellPulse, called: ad.AnnData
 ) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         cfm.tl.predict_virus(called, model)
     other = toy_contrasts()
-    other.obs["virus_set"] = "mine"
-    with pytest.warns(UserWarning, match=r"obs\['virus'\], obs\['virus_set'\] was not written by"):
+    other.obs["virus_support"] = "mine"
+    names = r"obs\['virus'\], obs\['virus_support'\] was not written by"
+    with pytest.warns(UserWarning, match=names):
         cfm.tl.predict_virus(other, model, key_added="virus")
-    assert set(other.obs["virus"]) <= {*VIRUSES, "uninfected", "unknown"}
+    assert other.obs["virus_support"].dtype == np.float32
 
 
 def test_from_counts_it_makes_the_contrasts_first(model: CellPulse, counts: ad.AnnData) -> None:
@@ -179,7 +253,8 @@ def test_one_contrast_silent_and_missing_ones(model: CellPulse, contrasts: ad.An
     one = few[:1].copy()
     cfm.tl.predict_virus(one, model, key_added="again")
     assert one.obs["again"].tolist() == few.obs[KEY].tolist()[:1]
-    assert np.isfinite(few.obsm[f"{KEY}_proba"]).all(axis=None)
+    for name in TABLES:
+        assert np.isfinite(few.obsm[name]).all(axis=None)
 
 
 def test_a_view_is_written_to_without_its_parent(model: CellPulse, contrasts: ad.AnnData) -> None:
@@ -225,7 +300,8 @@ def failing(contrasts: ad.AnnData) -> dict[str, tuple[ad.AnnData, dict, type, st
         "no level": (counts, whole | {"control": "mock"}, ValueError, "mock"),
         "no classifier": (contrasts, {"model": untaught()}, ValueError, "no virus classifier"),
         "model": (contrasts, {"model": object()}, TypeError, "model= is a object"),
-        "alpha": (contrasts, {"alpha": 1.5}, ValueError, "alpha=1.5; expected a finite number"),
+        "names": (contrasts, {"names": "all"}, ValueError, "names='all'; expected"),
+        "matches": (contrasts, {"n_matches": -1}, ValueError, "n_matches=-1; expected"),
         "layer": (contrasts, {"layer": "lfc"}, KeyError, "no layer 'lfc'"),
         "key": (contrasts, {"key_added": "a/b"}, ValueError, "cannot be stored in a file"),
         "batch": (contrasts, {"batch_size": 0}, ValueError, "batch_size=0; expected"),
@@ -261,18 +337,25 @@ def test_a_modality_without_a_design_is_called_in_place(
         cfm.tl.predict_virus(None, model)
 
 
-def test_the_bundled_model_on_real_counts() -> None:
-    """Influenza and SARS-CoV-2 of Blanco-Melo et al.: its own studies, so it should know them."""
+def test_the_bundled_model_on_real_counts_of_a_study_that_it_has_not_seen() -> None:
+    """Influenza, RSV and SARS-CoV-2 of Blanco-Melo et al., the study of the demo."""
+    model = CellPulse.load("cellpulse-virus")
+    assert "GSE147507" not in model.provenance["classifier_studies"]
+    assert "GSE147507" not in set(cfm.datasets.response_library().obs["study"])
     counts = cfm.datasets.blanco_melo()
     made = cfm.tl.predict_virus(counts, groupby="virus", control="none", by="series")
     params = made.uns[KEY]["params"]
     assert params["model"] == "cellpulse-virus"
     assert len(params["sha256"]) == 64
     assert params["vocabulary_share"] > 0.8
-    assert made.obs[KEY].notna().all()
-    np.testing.assert_allclose(made.obsm[f"{KEY}_proba"].sum(axis=1), 1.0)
-    infected = made.obs[f"{KEY}_infected"]
-    assert infected.mean() > 0.5
+    np.testing.assert_allclose(made.obsm[f"{KEY}_response_proba"].sum(axis=1), 1.0)
+    interferon = made.obs_names[made.obs["virus"].isin(["SARS-CoV-2", "RSV"])][1:]
+    assert (made.obs.loc[interferon, f"{KEY}_response"] != "none").all()
+    matches = made.uns[KEY]["matches"]
+    first = matches[matches["rank"] == 1].set_index("query")
+    # SARS-CoV-2 in A549 with interferon, and RSV, are most like interferon in other cells
+    assert (first.loc[interferon, "response"] == "interferon I/III").all()
+    assert (first.loc[interferon, "fdr"] < 0.01).all()
 
 
 def _cells(n: int = 200) -> ad.AnnData:

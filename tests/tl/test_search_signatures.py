@@ -294,7 +294,7 @@ def test_copy_and_key():
 def test_bundled_library_finds_interferon():
     contrasts = cfm.pp.contrasts(cfm.datasets.blanco_melo(), "virus", "none", by="series")
     rsv = contrasts[contrasts.obs["virus"] == "RSV"].copy()
-    cfm.tl.search_signatures(rsv, exclude_studies=["GSE147507"])
+    cfm.tl.search_signatures(rsv)
     table = rsv.uns["signature_search"]["results"]
     assert "GSE147507" not in set(table["study"])
     assert set(table["response"][:5]) <= {"interferon I/III", "viral"}

@@ -1,4 +1,4 @@
-"""``cfm demo``: from a count table to a virus call and a report."""
+"""``cfm demo``: from a count table to responses, viruses and a report."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def add_commands(
     demo = commands.add_parser(
         "demo",
         parents=[common],
-        help="from a count table to a virus call and a report",
-        description="Make one profile per contrast, call its virus, and write report.html, "
-        "calls.csv, contrasts.h5ad and figures. Without --counts it runs on bundled data.",
+        help="from a count table to responses, viruses and a report",
+        description="Make one profile per contrast, tell its kind of response and the virus where "
+        "studies support a name, and write report.html, calls.csv, matches.csv, contrasts.h5ad "
+        "and figures. Without --counts it runs on bundled data.",
     )
     demo.add_argument(
         "--counts",
@@ -139,9 +140,12 @@ def _told(result: DemoResult) -> str:
     lines = [f"{call.name:<{width}}  {call.sentence}" for call in result.calls]
     counted = result.agreement
     if counted.n_known:
-        known = f"known virus met in {counted.n_agree} of {counted.n_known} contrasts"
-        if counted.n_in_training:
-            known += f" ({counted.n_in_training} of them from the model's training studies)"
-        lines.append(known)
+        lines.append(
+            f"{counted.n_known} contrasts of viruses that the model knows: "
+            f"{counted.n_viral} with a viral response, {counted.n_named} with a named virus, "
+            f"{counted.n_agree} with the known one"
+        )
+    if counted.n_in_training:
+        lines.append(f"{counted.n_in_training} contrasts are from studies that it was trained on")
     lines.append(f"report: {result.report}")
     return "\n".join(lines) + "\n"

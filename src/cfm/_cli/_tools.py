@@ -34,7 +34,7 @@ _SHARED = (
 _CHUNKED = (*_SHARED, "layer")
 _DONORS = ("donor_key", "use_rep", "n_cells", "n_draws", "seed", "precision")
 _CONTRASTS = (
-    "groupby", "control", "by", "mode", "sample_key", "min_cells", "prior_count", "alpha"
+    "groupby", "control", "by", "mode", "sample_key", "min_cells", "prior_count",
 )  # fmt: skip
 _CODES = (
     "groupby", "units", "total_counts", "reference", "n_groups", "n_markers", "min_cells",
@@ -43,7 +43,7 @@ _CODES = (
 
 TOOLS = {
     "embed": Tool("embed", (*_CHUNKED, "precision", "units", "total_counts", "pooling")),
-    "predict-virus": Tool("predict_virus", (*_CHUNKED, *_CONTRASTS)),
+    "predict-virus": Tool("predict_virus", (*_CHUNKED, "names", "n_matches", *_CONTRASTS)),
     "impute": Tool("impute", (*_CHUNKED, "mask", "absent_genes"), tables=False),
     "cell-codes": Tool("cell_codes", (*_CHUNKED, *_CODES)),
     "embed-donors": Tool("embed_donors", (*_SHARED, *_DONORS), keeps_rows=False),
@@ -89,10 +89,10 @@ _WORDS = {
   srun cfm embed big.zarr -o big.emb.zarr --devices 4 --num-nodes 2""",
     ),
     "predict-virus": (
-        "name the virus behind host responses",
-        "Name the virus behind contrasts of infected against control samples (log2 fold changes), "
-        "or, with --groupby and --control, behind counts of samples. Research use only; not a "
-        "diagnostic.",
+        "tell the kind of response, and the virus where studies support it",
+        "Tell the kind of response of contrasts (log2 fold changes), the public contrasts that are "
+        "most like it, and the virus where studies support a name. With --groupby and --control "
+        "contrasts are made of counts of samples. Research use only; not a diagnostic.",
         """\
   cfm predict-virus contrasts.h5ad -o calls.csv
   cfm predict-virus counts.h5ad -o calls.h5ad --groupby virus --control none --by study time
@@ -151,7 +151,14 @@ def _predict_virus(parser: argparse.ArgumentParser) -> None:
         help="a CellPulse with a classifier (default: cellpulse-virus)",
     )
     add_reading(parser)
-    parser.add_argument("--alpha", type=float, help="miscoverage of the sets (default: 0.1)")
+    parser.add_argument(
+        "--names",
+        choices=["supported", "always"],
+        help="name a virus where studies left out of training support it (default), or always",
+    )
+    parser.add_argument(
+        "--n-matches", type=int, help="similar public contrasts to list for each (default: 5)"
+    )
     counts = parser.add_argument_group("for counts")
     counts.add_argument("--groupby", metavar="COLUMN", help="tells cases from controls")
     counts.add_argument("--control", metavar="LEVEL", help="its control level")

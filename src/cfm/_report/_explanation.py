@@ -134,7 +134,7 @@ def write_up(
     for name in _TABLES:  # of an earlier run: what is refused now must not be there
         (folder / name).unlink(missing_ok=True)
     found = contrasts.uns
-    weak = words.not_infected(contrasts, groupby)
+    weak = words.without_response(contrasts, groupby)
     host = Section("Host factors", words.HOST_MEANING, words.HOST_LIMITS, "cfm.tl.host_factors")
     if not (why := refused[HOST_FACTORS_KEY]):
         stored = found[HOST_FACTORS_KEY]

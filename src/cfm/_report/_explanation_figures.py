@@ -35,7 +35,8 @@ def draw_host_factors(contrasts: AnnData, folder: Path) -> list[Gallery]:
         pl.host_factors(contrasts, group=group, n_genes=_GENES, show=False, save=path)
         pictures.append(Picture(path, group, f"Ranked bars of the host factors of {group}."))
     caption = (
-        f"The first {_GENES} genes. Bars to the right speak for the call, to the left against it."
+        f"The first {_GENES} genes. Bars to the right: genes for the answer that is explained, to "
+        "the left: genes against it."
     )
     return [Gallery(caption + _left_out(contrasts, HOST_FACTORS_KEY), pictures)]
 

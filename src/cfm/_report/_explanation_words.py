@@ -8,9 +8,10 @@ import numpy as np
 
 from cfm._fields import (
     ENRICHMENT,
-    INFECTED,
+    NO_RESPONSE,
     PROGRAM_GENES,
     PROGRAMS,
+    RESPONSE,
     SET_SEPARATOR,
     VIRUS_KEY,
 )
@@ -27,8 +28,9 @@ _TABLE_ROWS = 10
 _EDGE = 6
 
 HOST_MEANING = (
-    "Genes whose response made the model say what it says. A gene that speaks for the call makes "
-    "it more probable as it is; one against it makes it less probable."
+    "Genes whose effects carry the answer of the model. What is explained is the virus that is "
+    "named for most contrasts of a group, else that there is a response. A gene for the answer "
+    "makes it more probable; a gene against it makes it less probable."
 )
 HOST_LIMITS = (
     "These are candidates to look at, not genes that the virus needs. Host factors read off "
@@ -45,8 +47,8 @@ PROGRAM_LIMITS = (
     "infection caused it."
 )
 DRUG_MEANING = (
-    "Compounds whose known effect on cells (Connectivity Map, build 2) is opposite to that of the "
-    "infection, or whose known targets (DrugCentral) are among the host factors above."
+    "Compounds whose known effect on cells (Connectivity Map, build 2) is opposite to the response "
+    "in the contrasts, or whose known targets (DrugCentral) are among the host factors above."
 )
 DRUG_LIMITS = (
     "A list of things to test, not of treatments: no statement about benefit, dose or safety in "
@@ -55,35 +57,31 @@ DRUG_LIMITS = (
 )
 
 
-def not_infected(contrasts: AnnData, groupby: str) -> list[str]:
-    """Warn of groups in which no infection was seen: there is little to explain or to reverse."""
-    infected = contrasts.obs[VIRUS_KEY + INFECTED].astype(float)
-    means = infected.groupby(contrasts.obs[groupby].astype(str)).mean()
-    weak = [str(name) for name, value in means.items() if value < 0.5]
+def without_response(contrasts: AnnData, groupby: str) -> list[str]:
+    """Warn of groups without a response: there is little to explain or to reverse."""
+    none = contrasts.obs[VIRUS_KEY + RESPONSE].astype(str) == NO_RESPONSE
+    shares = none.groupby(contrasts.obs[groupby].astype(str)).mean()
+    weak = [str(name) for name, share in shares.items() if share > 0.5]
     if not weak:
         return []
     return [
-        f"No infection is seen in {_listed(weak)} (mean probability below 0.5): what is listed "
-        "there rests on a response that the model does not take for one."
+        f"No response is found in most contrasts of {_listed(weak)}. What is listed there rests "
+        "on differences as they are found between control samples."
     ]
 
 
 def host_factors(table: pd.DataFrame, params: Mapping[str, Any], groupby: str) -> list[str]:
-    """Say for each group which genes are first and what the p-values allow."""
-    targets = dict(zip(params.get("groups", []), params.get("targets", []), strict=False))
+    """Say for each group what is explained, which genes are first, what the p-values allow."""
     said = []
     for group, part in _groups(table):
         n = int(part["n_profiles"].iloc[0])
         genes = [f"{row.gene} ({row.direction})" for row in part.head(5).itertuples()]
-        text = f"{group} ({n} contrast{'' if n == 1 else 's'}): first are {_listed(genes)}. "
+        explained = str(part["explained"].iloc[0])
+        text = f"{group} ({n} contrast{'' if n == 1 else 's'}), explained: {explained}. "
+        text += f"First are {_listed(genes)}. "
         first = part.head(50)
         up, down = ((first["direction"] == word).sum() for word in ("up", "down"))
         text += f"Of the first {len(first)}, {up} rise and {down} fall. {_counted(part, 'genes')}"
-        if targets.get(group, group) != group:
-            text += (
-                " The model knows no virus of that name, so what is explained is that it calls "
-                "an infection."
-            )
         said.append(text)
     if "effects" in list(params.get("nulls", [])):
         said.append(
@@ -96,10 +94,11 @@ def host_factors(table: pd.DataFrame, params: Mapping[str, Any], groupby: str) -
 
 def host_factor_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """First genes of each group, as a table."""
-    header = ["group", "rank", "gene", "direction", "log2FC", "call effect", "FDR"]
+    header = ["group", "explained", "rank", "gene", "direction", "log2FC", "call effect", "FDR"]
     rows = [
         [
             group,
+            str(row.explained),
             str(row.rank),
             str(row.gene),
             str(row.direction),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from cfm import pl
+from cfm._fields import RESPONSE
 from cfm.pl._figure import SAVE_DPI
 
 if TYPE_CHECKING:
@@ -52,26 +53,29 @@ def draw_probabilities(contrasts: AnnData, folder: Path, *, key: str, truth: str
     pl.virus_probabilities(contrasts, key=key, truth=truth, show=False, save=path)
     return Picture(
         path,
-        "Probability of each virus for each contrast, in per cent. Outlined: the candidate set. "
+        "Probability of each kind of response, and of each virus given a viral response, in per "
+        "cent; each answer with its support. Viruses are grey where none is named. "
         f"“known” is the column {truth} of the input, which the model did not see.",
-        "Heat map of virus probabilities; the table of calls has the main numbers.",
+        "Heat map of probabilities; the table of calls has the main numbers.",
     )
 
 
 def draw_embedding(
     contrasts: AnnData, folder: Path, *, key: str, basis: str, groupby: str
 ) -> Picture | None:
-    """Contrasts in the plane, by call and by known level; ``None`` if there are too few."""
+    """Contrasts in the plane, by response and known level; ``None`` if there are too few."""
     if contrasts.n_obs < MIN_EMBEDDED:
         return None
     path = folder / "embedding.png"
     several = contrasts.obs[groupby].nunique() > 1  # one level would be one colour
-    colors = [key, groupby] if several else [key]
+    colors = [key + RESPONSE, groupby] if several else [key + RESPONSE]
     pl.embedding(contrasts, basis=basis, color=colors, show=False, save=path)
     return Picture(
         path,
         "The contrasts in the model's embedding: near points have similar responses. "
-        + (f"Left by call, right by {groupby}." if several else "Marked by call."),
+        + ("Left by" if several else "By")
+        + " kind of response"
+        + (f", right by {groupby}." if several else "."),
         "Scatter plot of the contrasts in the first two principal components of the embedding.",
     )
 

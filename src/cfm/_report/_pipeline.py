@@ -17,13 +17,23 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import pandas as pd
 
 from cfm import datasets, hub, pp, tl
-from cfm._fields import CONTRASTS, MAP_GENES, PARAMS, PROBABILITIES, SET_SEPARATOR, VIRUS_KEY
+from cfm._fields import (
+    CONTRASTS,
+    MAP_GENES,
+    MATCHES,
+    PARAMS,
+    VIRAL,
+    VIRUS_KEY,
+)
 from cfm._report import _explanation as explanation
 from cfm._report import _figures as figures
 from cfm._report._html import card_excerpt, render, versions
 from cfm._report._read import Orientation, read_counts
 from cfm._report._summary import agreement, overview, summarize
 from cfm._tables import text_is_written
+from cfm.models.cellpulse._classify import MIN_RESPONSE_SUPPORT, MIN_STUDIES, MIN_SUPPORT
+from cfm.pl._palette import SIGNIFICANT
+from cfm.pl._stored import stored_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,13 +116,14 @@ def run_demo(options: DemoOptions) -> DemoResult:
         contrasts,
         key=VIRUS_KEY,
         groupby=options.groupby,
-        training_studies=checkpoint.config.get("training_studies"),
+        training_studies=checkpoint.config.get("classifier_studies"),
     )
     logger.info("drawing figures and writing the report to %s", folder)
-    counted = agreement(calls)
+    counted = agreement(calls, contrasts.uns[VIRUS_KEY]["classes"])
     with _full_disk_in_words(folder):
         _write_contrasts(contrasts, folder / "contrasts.h5ad")
         _calls_table(contrasts).to_csv(folder / "calls.csv", index_label="contrast")
+        contrasts.uns[VIRUS_KEY][MATCHES].to_csv(folder / "matches.csv", index=False)
         pictures = _pictures(contrasts, options, folder, checkpoint.files)
         sections = explanation.write_up(contrasts, refused, folder, groupby=options.groupby)
     page = render(
@@ -121,6 +132,12 @@ def run_demo(options: DemoOptions) -> DemoResult:
             "calls": calls,
             "overview": overview(calls),
             "agreement": counted,
+            "rule": {
+                "share": MIN_SUPPORT,
+                "response_share": MIN_RESPONSE_SUPPORT,
+                "n_studies": MIN_STUDIES,
+                "fdr": SIGNIFICANT,
+            },
             "options": asdict(options),
             "notes": notes,
             "pictures": pictures,
@@ -163,7 +180,7 @@ def _counts(options: DemoOptions) -> tuple[AnnData, dict[str, Any]]:
 
 
 def _contrasts(counts: AnnData, options: DemoOptions) -> AnnData:
-    """Map genes, subtract controls, and note the study of each contrast."""
+    """Map genes and subtract controls."""
     merge: Literal["mean", "sum"] = "mean" if options.units == "log" else "sum"
     mapped = cast(
         "AnnData",
@@ -183,8 +200,6 @@ def _contrasts(counts: AnnData, options: DemoOptions) -> AnnData:
         ),
     )
     contrasts.uns.setdefault(MAP_GENES, mapped.uns[MAP_GENES])
-    if "study" in mapped.obs and "study" not in contrasts.obs:
-        contrasts.obs["study"] = _studies(mapped.obs, contrasts.obs, [*by, options.groupby])
     return contrasts
 
 
@@ -193,14 +208,6 @@ def _level(adata: AnnData, groupby: str, control: str) -> Any:
     if groupby not in adata.obs:
         return control
     return {str(level): level for level in adata.obs[groupby].unique()}.get(control, control)
-
-
-def _studies(samples: pd.DataFrame, contrasts: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Name the studies whose case samples are behind each contrast."""
-    found = samples.groupby([samples[c].astype(str) for c in columns])["study"]
-    names = {k: SET_SEPARATOR.join(sorted(set(map(str, v)))) for k, v in found}
-    rows = zip(*(contrasts[c].astype(str) for c in columns), strict=True)
-    return [names.get(row, "") for row in rows]
 
 
 def _pictures(
@@ -245,8 +252,10 @@ def _how_made(contrasts: AnnData, sections: list[explanation.Section]) -> dict[s
 
 
 def _calls_table(contrasts: AnnData) -> pd.DataFrame:
-    probabilities = contrasts.obsm[VIRUS_KEY + PROBABILITIES].add_prefix("P(").add_suffix(")")
-    return pd.concat([contrasts.obs, probabilities], axis=1)
+    stored = stored_prediction(contrasts, VIRUS_KEY)
+    kinds = stored.response_proba.add_prefix("P(").add_suffix(")")
+    viruses = stored.virus_proba.add_prefix("P(").add_suffix(f" | {VIRAL})")
+    return pd.concat([contrasts.obs, kinds, viruses], axis=1)
 
 
 def _own_notes(caught: list[warnings.WarningMessage]) -> list[str]:

@@ -1,3 +1,5 @@
+"""The bundled library of contrasts whose cause is known."""
+
 from __future__ import annotations
 
 from importlib.resources import as_file, files
@@ -26,7 +28,7 @@ def response_library() -> ad.AnnData:
     Returns
     -------
     anndata.AnnData
-        2,609 contrasts × 13,403 genes (HGNC symbols). `X` float32: effects relative to the 1,000th
+        2,599 contrasts × 13,403 genes (HGNC symbols). `X` float32: effects relative to the 1,000th
         largest of their contrast, which is 1 or −1 (log2 fold changes but for a factor;
         ``np.tanh`` of them is the graded direction), at most 40; ``NaN`` = not measured.
 
@@ -43,8 +45,7 @@ def response_library() -> ad.AnnData:
     the studies in ``obs["study"]`` (accessions and citations in the model card of
     ``cellpulse-virus``); CytoSig (Jiang et al. 2021, Nat Methods 18:1181, GPL-3); ImmuneSigDB of
     MSigDB 2024.1 (Godec et al. 2016, Immunity 44:194, CC-BY 4.0). ``NOTICE`` has the licences. The
-    demonstration data :func:`cfm.datasets.blanco_melo` (study GSE147507) are in it: pass
-    ``exclude_studies=["GSE147507"]`` when searching them.
+    demonstration data :func:`cfm.datasets.blanco_melo` are not in it.
 
     Examples
     --------

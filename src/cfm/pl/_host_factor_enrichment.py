@@ -124,16 +124,19 @@ def host_factor_enrichment(
     """
     require_anndata(adata)
     lists = _lists(reference)
-    columns = ("group", "gene", "score", "rank")
+    columns = ("group", "explained", "gene", "score", "rank")
     table = stored_table(adata, key, RESULTS, tool="host_factors", columns=columns)
     groups = chosen_groups(table, group, key)
-    walks = {}
+    walks, explained = {}, {}
     for name in groups:
         ranked = table[table["group"] == name].sort_values("rank", kind="stable")
         walks[name] = _walks(ranked, lists, name, weight, n_permutations, seed)
-    panels = group_axes(groups, ax, 4.8, 3.4 + 0.3 * len(lists))
+        explained[name] = str(ranked["explained"].iloc[0])
+    panels = group_axes(groups, ax, 4.8, 3.55 + 0.3 * len(lists))
     for name, panel in panels.items():
-        _draw(panel, name, walks[name], n_permutations)
+        _draw(panel, walks[name], n_permutations)
+        title = f"{shorten(name, 32)} ({len(walks[name][0].values):,} genes)"
+        panel.set_title(f"{title}\nexplained: {shorten(explained[name], 32)}", fontsize=9)
     first = next(iter(panels.values()))
     finish(figure_of(first), owned=ax is None, show=show, save=save)
     return one_or_all(panels, group)
@@ -226,7 +229,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _draw(ax: Axes, group: str, walks: list[_Walk], n_permutations: int) -> None:
+def _draw(ax: Axes, walks: list[_Walk], n_permutations: int) -> None:
     n = len(walks[0].values)
     low = min(0.0, *(walk.values.min() for walk in walks))
     high = max(0.0, *(walk.values.max() for walk in walks))
@@ -252,7 +255,6 @@ def _draw(ax: Axes, group: str, walks: list[_Walk], n_permutations: int) -> None
     which = "genes of the list" if len(walks) == 1 else "genes of each list, as below"
     ax.set_xlabel(f"rank as host factor (ticks: {which})", fontsize=8)
     ax.set_ylabel("running sum", fontsize=8)
-    ax.set_title(f"{shorten(group, 32)} ({n:,} genes)", fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
     legend_below(ax, handles, columns=1, handle=2.4)
 

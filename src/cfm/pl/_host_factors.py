@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS = (
-    "group", "gene", "score", "rank", "direction", "effect", "call_effect", "fdr", "n_profiles",
+    "group", "explained", "gene", "score", "rank", "direction", "effect", "call_effect", "fdr",
+    "n_profiles",
 )  # fmt: skip
 _KNOWN = "known"
 _HATCH = "////"
@@ -45,6 +46,7 @@ def host_factors(
 ) -> Axes | dict[str, Axes]:
     """Draw the first host factors of a group, in the order of their rank.
 
+    The title has the group and what is explained: a virus, or that there is a response.
     The length of a bar is the score. It points right if the gene speaks for the call
     (``call_effect`` > 0) and left if it speaks against it. Colour and arrow give the direction of
     the gene's own effect in the group (▲ up, ▼ down, ● unchanged), and the number its mean log2
@@ -98,7 +100,7 @@ def host_factors(
         parts[name] = part.head(n_genes)
     rows = max(3, *map(len, parts.values()))
     longest = max(len(name) for part in parts.values() for name in _row_names(part))
-    panels = group_axes(groups, ax, 3.6 + 0.08 * longest, 1.55 + 0.19 * rows)
+    panels = group_axes(groups, ax, 3.6 + 0.08 * longest, 1.7 + 0.19 * rows)
     for name, panel in panels.items():
         _draw(panel, name, parts[name])
     first = next(iter(panels.values()))
@@ -148,8 +150,10 @@ def _draw(ax: Axes, group: str, table: pd.DataFrame) -> None:
     ax.tick_params(axis="x", labelsize=8)
     ax.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     n = int(table["n_profiles"].iloc[0])
-    ax.set_title(f"{shorten(group, 32)} ({n} profile{'' if n == 1 else 's'})", fontsize=9)
-    sides = "   ← against the call · for it →" if (call != 0).any() else ""
+    explained = shorten(str(table["explained"].iloc[0]), 32)
+    title = f"{shorten(group, 32)} ({n} profile{'' if n == 1 else 's'})\nexplained: {explained}"
+    ax.set_title(title, fontsize=9)
+    sides = "   ← against it · for what is explained →" if (call != 0).any() else ""
     ax.set_xlabel(f"score{sides}", fontsize=8)
     ax.spines[["top", "right", "left"]].set_visible(False)
     handles = _legend(set(directions), fdr)

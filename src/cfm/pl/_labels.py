@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from cfm.pl._figure import figure_of
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
 
 #: Horizontal and vertical offset in points, and the alignment.
 Place = tuple[float, float, Literal["left", "center", "right"], Literal["top", "center", "bottom"]]
@@ -30,6 +30,10 @@ _PLACES: tuple[Place, ...] = (
     (6, -8, "left", "top"),
     (-6, -8, "right", "top"),
 )
+
+
+#: Share by which a text is wider in a saved picture than on screen, as letters are whole pixels.
+_ROUNDING = 0.09
 
 
 def shorten(name: str, limit: int = 60) -> str:
@@ -95,7 +99,7 @@ def label_points(
         )
         for dx, dy, ha, va in places:
             text.set(position=(off * dx, off * dy), ha=ha, va=va)
-            box = text.get_window_extent()
+            box = _widest(text.get_window_extent(), ha)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
             free = inside and not any(box.overlaps(other) for other in taken)
@@ -104,6 +108,13 @@ def label_points(
                 break
         else:
             text.remove()
+
+
+def _widest(box: Bbox, ha: str) -> Bbox:
+    """Return the box of a text at the resolution at which its letters are rounded up most."""
+    more = _ROUNDING * box.width
+    left = {"left": 0.0, "center": 0.5, "right": 1.0}[ha]
+    return Bbox.from_extents(box.x0 - left * more, box.y0, box.x1 + (1 - left) * more, box.y1)
 
 
 def room_for_tips(ax: Axes, values: np.ndarray, tips: Sequence[Annotation]) -> None:

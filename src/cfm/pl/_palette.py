@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfm._fields import UNINFECTED, UNKNOWN
+from cfm._fields import NOT_VIRAL, UNINFECTED, UNRESOLVED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,7 +32,11 @@ DIRECTION_STYLES = {"up": Style(UP, "^"), "down": Style(DOWN, "v"), "unchanged":
 SIGNIFICANT = 0.05
 
 #: Answers that are not viruses look different from every virus.
-_SPECIAL = {UNINFECTED: Style("#222222", "P"), UNKNOWN: Style(GREY, "X")}
+_SPECIAL = {
+    UNINFECTED: Style("#222222", "P"),
+    NOT_VIRAL: Style("#555555", "H"),
+    UNRESOLVED: Style(GREY, "X"),
+}
 
 
 def category_styles(names: Iterable[str]) -> dict[str, Style]:

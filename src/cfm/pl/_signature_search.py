@@ -78,7 +78,7 @@ def signature_search(
     --------
     >>> import cfm
     >>> contrasts = cfm.pp.contrasts(cfm.datasets.blanco_melo(), "virus", "none", by="series")
-    >>> cfm.tl.search_signatures(contrasts, exclude_studies=["GSE147507"])
+    >>> cfm.tl.search_signatures(contrasts)
     >>> ax = cfm.pl.signature_search(contrasts, n_matches=5, show=False)
     >>> len(ax.get_yticklabels())
     6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,47 +10,42 @@ import numpy as np
 import pandas as pd
 
 from cfm._fields import (
-    CONFIDENCE,
-    INFECTED,
-    NOVELTY,
-    PREDICTION_SET,
     PROBABILITIES,
-    SET_SEPARATOR,
-    params_of,
+    RESPONSE,
+    RESPONSE_PROBABILITIES,
+    SUPPORT,
+    SUPPORT_SUFFIX,
+    UNINFECTED,
+    UNRESOLVED,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
 
 @dataclass(frozen=True)
 class StoredPrediction:
-    """What :func:`cfm.tl.predict_virus` left in an AnnData of ``n`` profiles and ``k`` classes.
+    """What :func:`cfm.tl.predict_virus` left in an AnnData of ``n`` profiles.
 
     Attributes
     ----------
-    call
-        ``(n,)`` names: a virus, "uninfected" or "unknown".
-    confidence, infected, novelty
-        ``(n,)`` numbers in [0, 1].
-    candidates
-        Conformal set of each profile.
-    probabilities
-        ``(n, k)``; columns are the classes.
-    params
-        How it was made.
+    call, response
+        ``(n,)`` names: the call, and the kind of response.
+    call_support, response_support
+        ``(n,)`` shares of such answers that were right in studies left out of training; NaN where
+        none was given, and for what is ``"unresolved"``.
+    response_proba, virus_proba
+        ``(n, kinds)`` and ``(n, viruses)``; columns are the names as they stand in ``obs``.
     """
 
     call: np.ndarray
-    confidence: np.ndarray
-    infected: np.ndarray
-    novelty: np.ndarray
-    candidates: list[tuple[str, ...]]
-    probabilities: pd.DataFrame
-    params: Mapping[str, Any]
+    response: np.ndarray
+    call_support: np.ndarray
+    response_support: np.ndarray
+    response_proba: pd.DataFrame
+    virus_proba: pd.DataFrame
 
 
 def stored_prediction(adata: AnnData, key: str) -> StoredPrediction:
@@ -60,31 +56,52 @@ def stored_prediction(adata: AnnData, key: str) -> StoredPrediction:
     KeyError
         If any of them is missing; the text names the tool that writes them.
     """
-    columns = [key, *(key + part for part in (CONFIDENCE, INFECTED, NOVELTY, PREDICTION_SET))]
+    columns = [key, key + RESPONSE, key + SUPPORT_SUFFIX]
+    tables = [key + part for part in (RESPONSE_PROBABILITIES, PROBABILITIES)]
     missing = [f"obs[{name!r}]" for name in columns if name not in adata.obs]
-    if key + PROBABILITIES not in adata.obsm:
-        missing.append(f"obsm[{key + PROBABILITIES!r}]")
+    missing += [f"obsm[{name!r}]" for name in tables if name not in adata.obsm]
     if missing:
         raise KeyError(
             f"{', '.join(missing)} not found; run cfm.tl.predict_virus(adata, key_added={key!r}) "
             "first, or pass the key it was stored under."
         )
-    probabilities = adata.obsm[key + PROBABILITIES]
-    if not isinstance(probabilities, pd.DataFrame):
-        raise TypeError(
-            f"obsm[{key + PROBABILITIES!r}] is a {type(probabilities).__name__}; expected the "
-            "DataFrame (profiles by classes) that cfm.tl.predict_virus stores: run it again."
-        )
-    sets = adata.obs[key + PREDICTION_SET].astype(str)
+    for name in tables:
+        if not isinstance(adata.obsm[name], pd.DataFrame):
+            raise TypeError(
+                f"obsm[{name!r}] is a {type(adata.obsm[name]).__name__}; expected the DataFrame "
+                "(profiles by names) that cfm.tl.predict_virus stores: run it again."
+            )
+    call, response = (adata.obs[n].astype(str).to_numpy(dtype=object) for n in columns[:2])
+    support = adata.obs[columns[2]].to_numpy(dtype=np.float64)
+    # the support that is stored beside these calls is that of the response
+    of_response = np.where(np.isin(call, (UNINFECTED, UNRESOLVED)), support, np.nan)
+    stored = adata.uns.get(key)
+    made = stored if isinstance(stored, Mapping) else {}
+    known = answer_support(stored)
+    in_table = [known.get(("response", name), (np.nan, 0))[0] for name in response]
     return StoredPrediction(
-        call=adata.obs[key].astype(str).to_numpy(dtype=object),
-        confidence=adata.obs[key + CONFIDENCE].to_numpy(dtype=np.float64),
-        infected=adata.obs[key + INFECTED].to_numpy(dtype=np.float64),
-        novelty=adata.obs[key + NOVELTY].to_numpy(dtype=np.float64),
-        candidates=[tuple(part for part in text.split(SET_SEPARATOR) if part) for text in sets],
-        probabilities=probabilities,
-        params=params_of(adata.uns, key),
+        call=call,
+        response=response,
+        call_support=np.where(call == UNRESOLVED, np.nan, support),
+        response_support=np.where(np.isnan(of_response), in_table, of_response),
+        response_proba=_named(adata.obsm[tables[0]], [*made.get("responses", ()), *response]),
+        virus_proba=_named(adata.obsm[tables[1]], [*made.get("classes", ()), *call]),
     )
+
+
+def _named(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Put the names into the columns, in which ``|`` stands for ``/``."""
+    return table.rename(columns={str(name).replace("/", "|"): str(name) for name in names})
+
+
+def answer_support(stored: object) -> dict[tuple[str, str], tuple[float, int]]:
+    """Return ``(share, n_studies)`` by level and answer from ``uns[key]``, if they are there."""
+    table = stored.get(SUPPORT) if isinstance(stored, Mapping) else None
+    if not isinstance(table, pd.DataFrame):
+        return {}
+    answers = zip(table["level"].astype(str), table["answer"].astype(str), strict=True)
+    numbers = zip(table["share"].astype(float), table["n_studies"].astype(int), strict=True)
+    return dict(zip(answers, numbers, strict=True))
 
 
 def stored_table(

@@ -1,25 +1,23 @@
-"""Heat map of a virus call: probabilities, conformal set and answer of every contrast."""
+"""Heat map of what :func:`cfm.tl.predict_virus` wrote for every contrast."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.collections import PatchCollection
 from matplotlib.colors import Normalize
-from matplotlib.legend import Legend
-from matplotlib.patches import Patch, Rectangle
 from matplotlib.transforms import ScaledTranslation
 
 from cfm._arguments import checks_arguments
-from cfm._fields import UNINFECTED, UNKNOWN, VIRUS_KEY
+from cfm._fields import NOT_VIRAL, UNINFECTED, UNRESOLVED, VIRUS_KEY
 from cfm.pl._checks import require_anndata
 from cfm.pl._figure import figure_of, finish, new_figure
 from cfm.pl._labels import shorten
 from cfm.pl._stored import stored_prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -27,8 +25,8 @@ if TYPE_CHECKING:
 
     from cfm.pl._stored import StoredPrediction
 
-_OUTLINE = "#D55E00"
-#: Free space between the "uninfected" column and the viruses, in cells.
+_MARKS = {UNINFECTED: "○", UNRESOLVED: "?", NOT_VIRAL: "◇"}
+#: Free space between the kinds of response and the viruses, in cells.
 _GAP = 0.35
 #: Probabilities below this carry no number.
 _PRINTED_FROM = 0.05
@@ -38,6 +36,22 @@ _CHAR = 0.075
 _READABLE = 4.0
 #: With more rows than this the class names stand below as well.
 _TALL = 25
+#: Colours of viruses that are not named, and the probabilities at their ends: all stay pale.
+_GREYS, _GREY_LIMITS = "Greys", (-0.2, 2.0)
+
+
+class _Column(NamedTuple):
+    """Texts beside the cells."""
+
+    title: str
+    texts: list[str]
+    bold: Sequence[bool] = ()
+
+    @property
+    def length(self) -> float:
+        """Length of the longest text, in letters; bold ones are wider."""
+        wide = 1.13 if any(self.bold) else 1.0
+        return max(len(self.title), wide * max(map(len, self.texts)))
 
 
 @checks_arguments()
@@ -52,13 +66,14 @@ def virus_probabilities(
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> Axes:
-    """Draw the probabilities of every virus for every contrast, and the call beside them.
+    """Draw the kinds of response and the viruses of every contrast, and the answer beside them.
 
-    Rows are contrasts, columns the classes of the model, "uninfected" set apart on the left. A
-    cell holds the probability in per cent (from 5 % on, and in the conformal set), also shown by
-    its shade; the number of the called class is bold. Outlined cells form the conformal set: with
-    the stated frequency the true class is among them. To the right stand the call (● virus,
-    ○ uninfected, ? unknown), its confidence, the probability of an infection and the novelty.
+    Rows are contrasts. The columns on the left are the kinds of response, those on the right the
+    viruses, given a viral response. A cell holds the probability in per cent (from 5 % on), also
+    shown by its shade; the number of an answer that is given is bold. Viruses are grey where the
+    call names none. To the right stand the kind of response and the call (● virus, ? unresolved,
+    ◇ not viral, ○ uninfected), each with its support: the share of such answers that were right in
+    studies left out of training, – where there was none.
 
     Parameters
     ----------
@@ -113,49 +128,62 @@ def virus_probabilities(
     names = adata.obs_names if label is None else adata.obs[label].astype(str)
     rows = [shorten(str(name)) for name in names]
     true = None if truth is None else adata.obs[truth].astype(str).tolist()
-    order = _class_order(stored.probabilities.columns)
-    table = stored.probabilities.loc[:, order].to_numpy(dtype=np.float64)
-    left = _left_edges(order)
+    kinds = [str(name) for name in stored.response_proba.columns]
+    viruses = [str(name) for name in stored.virus_proba.columns]
+    order = [*kinds, *viruses]
+    table = np.hstack([stored.response_proba.to_numpy(float), stored.virus_proba.to_numpy(float)])
+    left = np.arange(len(order)) + np.where(np.arange(len(order)) < len(kinds), 0.0, _GAP)
 
+    columns = _answers(stored, true)
     owned = ax is None
     if ax is None:
-        ax = _own_axes(rows, order, stored.call, true)
+        ax = _own_axes(rows, order, columns)
     font = _font_size(ax, len(rows))
-    in_set = np.array([[name in names for name in order] for names in stored.candidates])
-    called = stored.call[:, None] == np.array(order, dtype=object)
-    _draw_cells(ax, table, left, cmap)
+    called = np.hstack(
+        [
+            np.equal.outer(stored.response, np.array(kinds, dtype=object)).astype(bool),
+            np.equal.outer(stored.call, np.array(viruses, dtype=object)).astype(bool),
+        ]
+    )
+    grey = np.zeros(table.shape, dtype=bool)
+    grey[:, len(kinds) :] = ~called[:, len(kinds) :].any(axis=1, keepdims=True)
+    _draw_cells(ax, table, grey, left, cmap)
     if font >= _READABLE:
-        _write_numbers(ax, table, left, (table >= _PRINTED_FROM) | in_set | called, called, font)
-    _outline_sets(ax, in_set, left)
+        _write_numbers(ax, table, grey, left, (table >= _PRINTED_FROM) | called, called, font)
     _name_axes(ax, rows, order, left, font)
-    _write_answers(ax, stored, true, font)
-    _explain(ax, stored, cmap)
+    height = _label_height(ax)
+    if font >= _READABLE:
+        _name_blocks(ax, left[[0, len(kinds)]], height)
+        _write_answers(ax, columns, font)
+    _explain(ax, cmap, height, grey=bool(grey.any()))
     finish(figure_of(ax), owned=owned, show=show, save=save)
     return ax
 
 
-def _class_order(classes: Iterable[str]) -> list[str]:
-    """Put "uninfected" first and keep the model's own order, so that figures can be compared."""
-    names = [str(name) for name in classes]
-    return [n for n in names if n == UNINFECTED] + [n for n in names if n != UNINFECTED]
+def _answers(stored: StoredPrediction, true: list[str] | None) -> list[_Column]:
+    """Collect the texts beside the cells."""
+    calls = [f"{_MARKS.get(call, '●')} {call}" for call in stored.call]
+    virus = [call not in _MARKS for call in stored.call]
+    columns = [
+        _Column("response", stored.response.tolist()),
+        _Column("support", _shares(stored.response_support)),
+        _Column("call", calls, virus),
+        _Column("support", _shares(stored.call_support)),
+    ]
+    return columns if true is None else [_Column("known", true), *columns]
 
 
-def _left_edges(order: list[str]) -> np.ndarray:
-    edges = np.arange(len(order), dtype=np.float64)
-    if order and order[0] == UNINFECTED:
-        edges[1:] += _GAP
-    return edges
+def _shares(values: np.ndarray) -> list[str]:
+    return ["–" if np.isnan(value) else f"{value:.2f}" for value in values]
 
 
-def _own_axes(rows: list[str], order: list[str], call: np.ndarray, true: list[str] | None) -> Axes:
+def _own_axes(rows: list[str], order: list[str], columns: list[_Column]) -> Axes:
     """Open a figure that is as large as its cells and texts need (inches)."""
     height = len(rows) * (0.27 if len(rows) <= _TALL else 0.2)
-    side = _CHAR * max(map(len, call)) + 2.0
-    if true is not None:
-        side += _CHAR * max(5, *map(len, true)) + 0.2
+    side = sum(_CHAR * column.length + 0.14 for column in columns)
     width = 0.31 * (len(order) + _GAP) + _CHAR * max(map(len, rows)) + side
     header = _CHAR * max(map(len, order)) * (2 if len(rows) > _TALL else 1)
-    return new_figure(width, height + header + 0.85).add_subplot()
+    return new_figure(width, height + header + 1.2).add_subplot()
 
 
 def _font_size(ax: Axes, n_rows: int) -> float:
@@ -166,19 +194,21 @@ def _font_size(ax: Axes, n_rows: int) -> float:
     return float(np.clip(row_points * 0.62, 1.0, 9.0))
 
 
-def _draw_cells(ax: Axes, table: np.ndarray, left: np.ndarray, cmap: str) -> None:
-    norm = Normalize(0, 1)
+def _draw_cells(ax: Axes, table: np.ndarray, grey: np.ndarray, left: np.ndarray, cmap: str) -> None:
     n_rows = table.shape[0]
-    for j, x in enumerate(left):
-        ax.pcolormesh(
-            [x, x + 1],
-            np.arange(n_rows + 1) - 0.5,
-            table[:, [j]],
-            cmap=cmap,
-            norm=norm,
-            edgecolors="white",
-            linewidth=0.6,
-        )
+    looks = ((cmap, Normalize(0, 1), ~grey), (_GREYS, Normalize(*_GREY_LIMITS), grey))
+    for (j, x), (colors, norm, which) in product(enumerate(left), looks):
+        rows = which[:, j]
+        if rows.any():
+            ax.pcolormesh(
+                [x, x + 1],
+                np.arange(n_rows + 1) - 0.5,
+                np.ma.masked_array(table[:, [j]], mask=~rows[:, None]),
+                cmap=colors,
+                norm=norm,
+                edgecolors="white",
+                linewidth=0.6,
+            )
     ax.set_xlim(left[0], left[-1] + 1)
     ax.set_ylim(n_rows - 0.5, -0.5)
 
@@ -186,6 +216,7 @@ def _draw_cells(ax: Axes, table: np.ndarray, left: np.ndarray, cmap: str) -> Non
 def _write_numbers(
     ax: Axes,
     table: np.ndarray,
+    grey: np.ndarray,
     left: np.ndarray,
     written: np.ndarray,
     bold: np.ndarray,
@@ -200,15 +231,8 @@ def _write_numbers(
             va="center",
             fontsize=min(font, 8),
             fontweight="bold" if bold[i, j] else "normal",
-            color="white" if table[i, j] > 0.55 else "black",
+            color="white" if table[i, j] > 0.55 and not grey[i, j] else "black",
         )
-
-
-def _outline_sets(ax: Axes, in_set: np.ndarray, left: np.ndarray) -> None:
-    frames = [Rectangle((left[j] + 0.07, i - 0.43), 0.86, 0.86) for i, j in np.argwhere(in_set)]
-    ax.add_collection(
-        PatchCollection(frames, facecolor="none", edgecolor=_OUTLINE, linewidth=1.5, zorder=3)
-    )
 
 
 def _name_axes(ax: Axes, rows: list[str], order: list[str], left: np.ndarray, font: float) -> None:
@@ -220,24 +244,36 @@ def _name_axes(ax: Axes, rows: list[str], order: list[str], left: np.ndarray, fo
     ax.spines[:].set_visible(False)
 
 
-def _write_answers(ax: Axes, stored: StoredPrediction, true: list[str] | None, font: float) -> None:
-    if font < _READABLE:
-        return
-    columns: list[tuple[str, list[str], float]] = []
-    if true is not None:
-        columns.append(("known", true, max(5, *map(len, true))))
-    calls = [f"{_mark(call)} {call}" for call in stored.call]
-    columns.append(("call", calls, 1.13 * max(4, *map(len, calls))))  # bold is wider
-    for title, values in (
-        ("conf.", stored.confidence),
-        ("P(inf.)", stored.infected),
-        ("novelty", stored.novelty),
+def _label_height(ax: Axes) -> float:
+    """Return the height of the longest column name, in inches."""
+    figure = figure_of(ax)
+    figure.draw_without_rendering()
+    labels = [tick.label2 for tick in ax.xaxis.get_major_ticks()]
+    return max(label.get_window_extent().height for label in labels) / figure.dpi
+
+
+def _name_blocks(ax: Axes, starts: np.ndarray, height: float) -> None:
+    """Write above the columns what they are."""
+    for x, text in zip(
+        starts, ("kind of\nresponse", "virus, given a\nviral response"), strict=True
     ):
-        columns.append((title, [f"{value:.2f}" for value in values], len(title)))
-    offset = 8.0
-    for title, texts, length in columns:
         ax.annotate(
-            title,
+            text,
+            (x, 1),
+            xytext=(0, 72 * height + 9),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            fontsize=8,
+            color="#555555",
+            annotation_clip=False,
+        )
+
+
+def _write_answers(ax: Axes, columns: list[_Column], font: float) -> None:
+    offset = 8.0
+    for column in columns:
+        ax.annotate(
+            column.title,
             (1, 1),
             xytext=(offset, 4),
             xycoords="axes fraction",
@@ -245,8 +281,8 @@ def _write_answers(ax: Axes, stored: StoredPrediction, true: list[str] | None, f
             fontsize=min(font, 8),
             color="#555555",
         )
-        for i, text in enumerate(texts):
-            special = title == "call" and stored.call[i] in (UNINFECTED, UNKNOWN)
+        for i, text in enumerate(column.texts):
+            bold = bool(column.bold) and column.bold[i]
             ax.annotate(
                 text,
                 (1, i),
@@ -255,55 +291,33 @@ def _write_answers(ax: Axes, stored: StoredPrediction, true: list[str] | None, f
                 textcoords="offset points",
                 va="center",
                 fontsize=font,
-                fontstyle="italic" if special else "normal",
-                fontweight="bold" if title == "call" and not special else "normal",
+                fontweight="bold" if bold else "normal",
                 annotation_clip=False,
             )
-        offset += length * font * 0.62 + 10
+        offset += column.length * font * 0.62 + 10
 
 
-def _mark(call: str) -> str:
-    return {UNINFECTED: "○", UNKNOWN: "?"}.get(call, "●")
-
-
-def _explain(ax: Axes, stored: StoredPrediction, cmap: str) -> None:
+def _explain(ax: Axes, cmap: str, height: float, *, grey: bool) -> None:
     """Legend and colour scale below the cells, sized in inches whatever the figure's size."""
     figure = figure_of(ax)
     # inches, counted from the lower left corner of the cells
     corner = figure.dpi_scale_trans + ScaledTranslation(0, 0, ax.transAxes)  # type: ignore[arg-type]
-    drop = 0.0
-    if ax.xaxis.get_tick_params()["labelbottom"]:
-        drop = 0.1 + _CHAR * max(len(text.get_text()) for text in ax.get_xticklabels())
+    drop = height + 0.1 if ax.xaxis.get_tick_params()["labelbottom"] else 0.0
     scale = ax.inset_axes((0, -0.3 - drop, 1.5, 0.11), transform=corner)
     scale.imshow(np.linspace(0, 1, 64)[None], cmap=cmap, aspect="auto", extent=(0, 100, 0, 1))
     scale.set_xticks([0, 50, 100])
     scale.set_yticks([])
     scale.tick_params(labelsize=7, length=2)
     scale.set_xlabel("probability (%)", fontsize=7.5, labelpad=1)
-    alpha = stored.params.get("alpha")
-    share = "" if alpha is None else f" ({100 * (1 - float(alpha)):.0f} %)"
-    frame = Patch(
-        facecolor="none", edgecolor=_OUTLINE, linewidth=1.5, label=f"conformal set{share}"
-    )
-    legend = Legend(
-        ax,
-        [frame],
-        [f"conformal set{share}"],
-        loc="upper left",
-        bbox_to_anchor=(1.65, -0.2 - drop),
-        bbox_transform=corner,
-        frameon=False,
-        fontsize=7.5,
-        handlelength=1.2,
-        handleheight=1.1,
-        borderpad=0,
-    )
-    ax.add_artist(legend)
+    texts = ["●  virus    ?  unresolved    ◇  not viral    ○  uninfected"]
+    if grey:
+        texts.append("grey: viruses where the call names none")
     ax.annotate(
-        "●  virus    ○  uninfected    ?  unknown",
-        (1.68, -0.5 - drop),
+        "\n".join(texts),
+        (1.68, -0.17 - drop),
         xycoords=corner,
         fontsize=7.5,
-        va="center",
+        va="top",
+        linespacing=1.6,
         annotation_clip=False,
     )

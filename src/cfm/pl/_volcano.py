@@ -90,7 +90,7 @@ def volcano(
     --------
     >>> import cfm
     >>> contrasts = cfm.pp.contrasts(cfm.datasets.blanco_melo(), "virus", "none", by="series")
-    >>> cfm.tl.search_signatures(contrasts, exclude_studies=["GSE147507"])
+    >>> cfm.tl.search_signatures(contrasts)
     >>> ax = cfm.pl.volcano(contrasts, show=False)
     >>> ax.get_xlabel()
     'log2 fold change'

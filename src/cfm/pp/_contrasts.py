@@ -121,7 +121,9 @@ def contrasts(
         float32; only in ``mode="test"``; NaN where a gene could not be tested.
     ``adata.obs``
         The ``groupby`` column (level), ``control``, the ``by`` columns, ``n_cases`` and
-        ``n_controls``. Names are ``"<stratum>|<level>_vs_<control>"``.
+        ``n_controls``; also ``study`` (of the cases, joined by ``"|"``) where the input has it, so
+        that tools can leave out a contrast's own study. Names are
+        ``"<stratum>|<level>_vs_<control>"``.
     ``adata.var``
         Of the input.
     ``adata.uns['contrasts']``

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cfm._fields import SET_SEPARATOR
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _number_groups(obs: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 def describe(
     contrasts: Sequence[Contrast], obs: pd.DataFrame, groupby: str, control: Any, by: Sequence[str]
 ) -> pd.DataFrame:
-    """Return the ``obs`` of the result: level, control, strata columns and numbers of samples.
+    """Return the ``obs`` of the result: level, control, strata, numbers of samples and studies.
 
     Columns keep the dtype of the input; names are ``stratum|level_vs_control``, made unique.
     """
@@ -211,6 +212,9 @@ def describe(
     frame["control"] = frame["control"].astype("category")
     frame["n_cases"] = np.array([len(c.cases) for c in contrasts], dtype=np.int64)
     frame["n_controls"] = np.array([len(c.controls) for c in contrasts], dtype=np.int64)
+    if "study" in obs and "study" not in frame:
+        studies = [obs["study"].iloc[c.cases].dropna().astype(str).unique() for c in contrasts]
+        frame["study"] = pd.Categorical([SET_SEPARATOR.join(sorted(names)) for names in studies])
     names = [
         label([*([c.stratum] if c.stratum else []), f"{label([c.level])}_vs_{label([control])}"])
         for c in contrasts

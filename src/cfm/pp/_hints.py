@@ -76,6 +76,7 @@ def hints_about_pooling(
         return []
     names = list(found)
     return [
-        f"the pooled controls differ from cases in {', '.join(found.values())}: an effect of that "
-        f"is taken for one of {groupby!r}. Compare within by={names!r}, or drop those samples."
+        f"the pooled controls differ from the cases in {', '.join(found.values())}, and what that "
+        f"changes would look like an effect of {groupby!r}. Compare within by={names!r}, or drop "
+        "those controls."
     ]

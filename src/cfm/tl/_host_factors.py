@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from cfm._fields import HOST_FACTORS_KEY, PARAMS, RESULTS
+from cfm._fields import CONTRASTS, HOST_FACTORS_KEY, PARAMS, RESULTS, VIRUS_KEY, params_of
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._warn import warn_user
 from cfm.metrics import pooled_p_values
 from cfm.models import CellPulse, load_model
 from cfm.tl._factor_scores import (
@@ -32,6 +33,9 @@ from cfm.tl._groups import profile_groups
 from cfm.tl._guided_factors import gene_folds, guided_scores, known_genes, unit_rows
 from cfm.tl._store import run_record
 
+#: What is explained where no virus is.
+RESPONSE_TARGET = "response"
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -42,10 +46,11 @@ if TYPE_CHECKING:
 @on_modality(columns=("groupby",), ranges={"n_permutations": 0})
 def host_factors(
     adata: AnnData | MuData,
-    groupby: str = "virus",
+    groupby: str | None = None,
     method: Method = "consensus",
     *,
     model: str | Path | CellPulse = "cellpulse-virus",
+    explain: str | None = None,
     groups: Sequence[str] | None = None,
     known: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     reversal: Literal["neutral", "flip"] = "neutral",
@@ -60,17 +65,18 @@ def host_factors(
 ) -> AnnData | MuData | None:
     r"""Rank the genes that carry the call of each group of contrasts.
 
-    What is explained is the group's virus: its log-odds against the other viruses, if the model's
-    classifier knows a virus of the group's name, else the log-odds of an infection. These are
-    genes whose *response* tells the model what it sees. They are candidates for host factors, not
-    proof of one: genes that a virus depends on are often not regulated at all (see the benchmarks).
+    What is explained is what :func:`cfm.tl.predict_virus` answered for most contrasts of a group:
+    the log-odds of the virus that it named, else of a response against none. These are genes whose
+    *response* tells the model what it sees. They are candidates for host factors, not proof of
+    one: genes that a virus depends on are often not regulated at all (see the benchmarks).
 
     Parameters
     ----------
     adata
         Contrasts with log2 fold changes (:func:`cfm.pp.contrasts`).
     groupby
-        Column of ``obs`` with the groups, such as the virus.
+        Column of ``obs`` with the groups, such as the virus; by default the one that
+        :func:`cfm.pp.contrasts` compared.
     method
         ``"attention"``: how much the model's summary attends to the gene (rollout).
         ``"integrated_gradients"``: the gene's share of the log-odds. ``"reversal"``: the gene's
@@ -80,6 +86,10 @@ def host_factors(
         already; the score does not depend on the contrasts of the group.
     model
         A CellPulse with a classifier, the name of one, a folder, or ``hf://org/name``.
+    explain
+        ``"response"``, or a virus of the classifier, to be explained in all groups. By default
+        what :func:`cfm.tl.predict_virus` wrote into ``obs["predicted_virus"]``, or the response
+        where it was not run.
     groups
         Levels of ``groupby`` to explain; all by default.
     known
@@ -121,7 +131,8 @@ def host_factors(
 
     ``adata.uns['host_factors' | key_added]['results']``
         DataFrame, a row per group and gene that the group measures, sorted by group and rank:
-        ``group``, ``gene`` (symbol in the model's vocabulary), ``score`` (float64, larger = more
+        ``group``, ``explained`` (``"response"`` or a virus), ``gene`` (symbol in the model's
+        vocabulary), ``score`` (float64, larger = more
         important: mean attention in units of an average token, absolute mean change of the
         log-odds, the consensus, or standard deviations along the direction of known factors),
         ``rank`` (int64, from 1), ``direction`` (``"up"``,
@@ -150,6 +161,12 @@ def host_factors(
         where there is nothing to permute, or the matrix is not one of log2 fold changes. Whatever
         is raised, ``adata`` is left as it was.
 
+    Warns
+    -----
+    UserWarning
+        If a group bears the name of a virus that the classifier knows, and another answer is
+        explained.
+
     Notes
     -----
     Attention rollout: Abnar & Zuidema 2020. Integrated gradients: Sundararajan, Taly & Yan 2017,
@@ -175,6 +192,7 @@ def host_factors(
     if not isinstance(caller, CellPulse):
         raise TypeError(f"model= is a {type(caller).__name__}; expected CellPulse.")
     caller.require_classifier()
+    groupby = _recorded_groupby(adata) if groupby is None else groupby
     rows_of = profile_groups(adata, groupby, groups)
     names = adata.obs_names.astype(str).to_numpy()
     labelled = in_memory_frame(adata.obs)[groupby].notna().to_numpy()
@@ -184,11 +202,11 @@ def host_factors(
         for g, rows in rows_of.items()
     }
     effects = np.concatenate([e for _, e, _ in caller.encode_blocks(adata, layer=layer)])
-    explain = {g: caller.explained_target(g) for g in rows_of}
+    explained = _explained(adata, caller, rows_of, explain)
     job = _Job(caller, effects, names, everyone, n_permutations, seed)
     if method == "guided":
         tables = [
-            job.guided(g, _sorted(rows, names), explain[g], known) for g, rows in rows_of.items()
+            job.guided(g, _sorted(rows, names), explained[g], known) for g, rows in rows_of.items()
         ]
     else:
         _check_labels(nulls, rows_of, len(everyone), n_permutations)
@@ -203,7 +221,7 @@ def host_factors(
         scorer = GeneScorer(caller, reversal, bar)
         try:
             tables = [
-                job.explained(g, _sorted(rows, names), explain[g], scorer, methods, nulls[g])
+                job.explained(g, _sorted(rows, names), explained[g], scorer, methods, nulls[g])
                 for g, rows in rows_of.items()
             ]
         finally:
@@ -224,7 +242,7 @@ def host_factors(
         seed=seed,
         # Lists and not a dict by group: a name with "/" cannot be a key in a file.
         groups=list(rows_of),
-        targets=list(explain.values()),
+        targets=list(explained.values()),
         nulls=["known" if method == "guided" else nulls[g] for g in rows_of],
     )
     alignment = caller.vocabulary.align(adata.var_names)
@@ -332,6 +350,7 @@ class _Job:
             call = mean_over_profiles(self.model.reversal(self.effects[rows], target))[seen]
         columns = {
             "group": group,
+            "explained": target,
             "gene": self.model.vocabulary.genes[seen].astype(str),
             "score": score,
             "rank": 0,
@@ -349,6 +368,45 @@ class _Job:
         table = table.iloc[order].reset_index(drop=True)
         table["rank"] = np.arange(1, len(table) + 1)
         return table
+
+
+def _recorded_groupby(adata: AnnData) -> str:
+    """Return the column that the contrasts were made by."""
+    recorded = params_of(adata.uns, CONTRASTS).get("groupby")
+    if not isinstance(recorded, str) or recorded not in adata.obs:
+        raise ValueError(
+            "groupby= is missing, and uns['contrasts'] does not name the column that contrasts "
+            f"were made by; name one of {adata.obs.columns.tolist()}."
+        )
+    return recorded
+
+
+def _explained(
+    adata: AnnData, model: CellPulse, rows_of: Mapping[str, np.ndarray], explain: str | None
+) -> dict[str, str]:
+    """Return what is explained in each group."""
+    viruses = model.require_classifier().classes
+    if explain is not None:
+        if explain not in (RESPONSE_TARGET, *viruses):
+            raise ValueError(
+                f"explain={explain!r}; expected {RESPONSE_TARGET!r} or a virus of the classifier: "
+                f"{viruses}."
+            )
+        return dict.fromkeys(rows_of, explain)
+    called = in_memory_frame(adata.obs).get(VIRUS_KEY)
+    out: dict[str, str] = {}
+    for group, rows in rows_of.items():
+        names = [] if called is None else called.iloc[rows].astype(str).value_counts()
+        first = str(names.index[0]) if len(names) else ""
+        out[group] = first if first in viruses else RESPONSE_TARGET
+    other = {g: said for g, said in out.items() if g in viruses and said != g}
+    if other and called is not None:
+        said = ", ".join(f"{g!r} ({name})" for g, name in other.items())
+        warn_user(
+            f"What is explained is not the virus of the group in {said}: predict_virus answered "
+            "something else for most of its contrasts. explain= names a virus to explain."
+        )
+    return out
 
 
 def _sorted(rows: np.ndarray, names: np.ndarray) -> np.ndarray:

@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
-from cfm._arguments import PART
 from cfm._fields import (
-    CONFIDENCE,
     INFECTED,
-    NOVELTY,
+    MATCHES,
+    NO_RESPONSE,
+    NOT_VIRAL,
     PARAMS,
-    PREDICTION_SET,
     PROBABILITIES,
-    SET_SEPARATOR,
+    RESPONSE,
+    RESPONSE_PROBABILITIES,
+    RESULTS,
+    SIGNATURE_SEARCH_KEY,
+    SUPPORT,
+    SUPPORT_SUFFIX,
     UNINFECTED,
-    UNKNOWN,
+    UNRESOLVED,
     VIRUS_KEY,
 )
+from cfm.data import GeneVocabulary
+from cfm.data._matrix import get_matrix, in_memory_frame
 from cfm.data._modality import on_modality
 from cfm.data._result_store import check_output
 from cfm.data._store import check_key
+from cfm.datasets import response_library
 from cfm.models import CellPulse, load_model
 from cfm.pp import contrasts
 from cfm.tl._chunk_input import Rows
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
+from cfm.tl._search_signatures import MIN_GENES, search_signatures
 from cfm.tl._store import model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from anndata import AnnData
     from mudata import MuData
 
+    from cfm.models.cellpulse._classify import Names
     from cfm.tl._chunk_input import Data
 
+_SUPPORT_COLUMNS = ["level", "answer", "n_contrasts", "n_studies", "share"]
+#: Columns of the search that are kept of each match.
+_MATCH_COLUMNS = (
+    "match",
+    "similarity",
+    "p_value",
+    "fdr",
+    "study",
+    "stimulus",
+    "response",
+    "tissue",
+)
 
-@on_modality(made_from="groupby", ranges={"alpha": PART})
+
+@on_modality(made_from="groupby", ranges={"n_matches": 0})
 def predict_virus(
     adata: Data,
     model: str | Path | CellPulse = "cellpulse-virus",
@@ -48,8 +71,9 @@ def predict_virus(
     control: Any = None,
     by: str | Sequence[str] | None = None,
     layer: str | None = None,
+    names: Names = "supported",
+    n_matches: int = 5,
     key_added: str = VIRUS_KEY,
-    alpha: float = 0.1,
     batch_size: int = 64,
     device: str | None = None,
     output: str | Path | None = None,
@@ -62,11 +86,11 @@ def predict_virus(
     copy: bool = False,
     **contrast_kwargs: Any,
 ) -> AnnData | MuData | None:
-    """Name the virus behind contrasts of infected against control samples.
+    """Tell the kind of response of contrasts, and the virus where studies support a name.
 
-    Answers are one of the viruses that the model was trained on, *uninfected* (the profile does
-    not look like an infection) or *unknown* (it does, but like none of the trained viruses).
-    Research use only; not a diagnostic.
+    The first answer is the kind of response, then the public contrasts that are most like it, and
+    a virus only where names like it were right in studies left out of training. Research use only;
+    not a diagnostic.
 
     Parameters
     ----------
@@ -82,11 +106,18 @@ def predict_virus(
         :func:`cfm.pp.contrasts`. Leave out for contrasts.
     layer
         Layer to read instead of ``X``.
+    names
+        ``"supported"``: name a virus, and that a response is not viral, only where at least 80 %
+        of such answers were right in at least three studies left out of training, and a kind of
+        response where at least half were; ``"always"``: give the most probable answers, with
+        their support.
+    n_matches
+        Contrasts of :func:`cfm.datasets.response_library` to list for each contrast
+        (:func:`cfm.tl.search_signatures`), 0 for none; those of the same ``obs["study"]`` are left
+        out.
     key_added
         Prefix of the results. The default is not ``"virus"``, because that column usually holds
         the truth.
-    alpha
-        Miscoverage of the conformal sets: at 0.1 they hold the truth nine times in ten.
     batch_size
         Contrasts at a time; the result does not depend on it.
     device
@@ -120,21 +151,32 @@ def predict_virus(
     ``key`` = ``'predicted_virus' | key_added``:
 
     ``adata.obs[key]``
-        Categorical, the call.
-    ``adata.obs[f'{key}_confidence']``
-        float32, calibrated probability of the call; of the most probable virus where the call is
-        ``unknown``.
+        Categorical, the answer: a virus, ``"unresolved"`` (a response whose cause the data do not
+        name), ``"not viral"`` (a response of another kind) or ``"uninfected"`` (no response).
+    ``adata.obs[f'{key}_response']``
+        Categorical, the kind of response: ``"none"``, ``"viral"``, ``"interferon I/III"``,
+        ``"interferon II"``, ``"bacterial"`` or ``"other"``, as the model was trained; or
+        ``"unresolved"``, where answers of this kind were mostly wrong in studies left out.
     ``adata.obs[f'{key}_infected']``
-        float32, calibrated probability of an infection.
-    ``adata.obs[f'{key}_novelty']``
-        float32, share of held-out profiles of known viruses that are less unusual, 0 to 1.
-    ``adata.obs[f'{key}_set']``
-        str, conformal set of answers, joined by ``|``, most probable first.
+        float32, probability of a viral response.
+    ``adata.obs[f'{key}_support']``
+        float32, share of such answers that were right in studies left out of training; that of
+        the response where the answer is ``"unresolved"``, ``NaN`` where that is unresolved too.
+    ``adata.obsm[f'{key}_response_proba']``
+        DataFrame, contrasts by kinds of response; rows sum to 1; ``"|"`` in place of ``"/"`` in
+        the names of columns.
     ``adata.obsm[f'{key}_proba']``
-        DataFrame, contrasts by viruses and ``uninfected``; rows sum to 1.
+        DataFrame, contrasts by viruses, given a viral response; rows sum to 1.
+    ``adata.uns[key]['support']``
+        DataFrame, a row per answer: ``level``, ``answer``, ``n_contrasts``, ``n_studies`` and
+        ``share``, in studies left out of training.
+    ``adata.uns[key]['matches']``
+        DataFrame, a row per contrast and match: ``query``, ``rank``, ``match``, ``similarity``,
+        ``p_value``, ``fdr``, ``study``, ``stimulus``, ``response`` and ``tissue``. Empty where
+        fewer than 30 genes are those of the library.
     ``adata.uns[key]``
-        ``params`` (arguments, model, SHA-256, device, share of genes found) and
-        ``classes``.
+        Also ``params`` (arguments, model, SHA-256, device, share of genes found), and the names
+        ``responses`` and ``classes`` (viruses) in the order of the columns.
 
     Raises
     ------
@@ -162,7 +204,7 @@ def predict_virus(
     >>> import cfm
     >>> counts = cfm.datasets.blanco_melo()
     >>> calls = cfm.tl.predict_virus(counts, groupby="virus", control="none", by="series")
-    >>> sorted(calls.obs["predicted_virus_confidence"].between(0, 1).unique().tolist())
+    >>> sorted(calls.obs["predicted_virus_infected"].between(0, 1).unique().tolist())
     [True]
     """
     check_key(key_added)
@@ -181,7 +223,8 @@ def predict_virus(
     caller = load_model(model, device=device)
     if not isinstance(caller, CellPulse):
         raise TypeError(f"model= is a {type(caller).__name__}; expected CellPulse.")
-    classes = [str(name) for name in caller.require_classifier().classes] + [UNINFECTED]
+    classifier = caller.require_classifier()
+    classes, kinds = classifier.classes, [NO_RESPONSE, *classifier.responses]
     record: dict[str, Any] = {}
     made = groupby is not None
     if groupby is not None:
@@ -203,35 +246,47 @@ def predict_virus(
     run = ChunkRun(data, how, copy=copy)
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
-        found = caller.predict(part, layer=layer, alpha=alpha, batch_size=batch_size)
-        sets = [SET_SEPARATOR.join(names) for names in found.prediction_set]
+        found = caller.predict(part, layer=layer, names=names, batch_size=batch_size)
+        matches = _matches(part, layer, n_matches)
         return {
             "call": np.asarray(found.call, dtype=str),
-            "confidence": found.confidence,
+            "response": np.asarray(found.response, dtype=str),
             "infected": found.infected,
-            "novelty": found.novelty,
-            "set": np.asarray(sets, dtype=str),
-            "proba": found.proba.to_numpy(),
+            "support": found.support,
+            "response_proba": found.response_proba.to_numpy(),
+            "proba": found.virus_proba.to_numpy(),
+            **matches,
         }
 
     def store() -> None:
-        into = run.target
-        parts = {CONFIDENCE: "confidence", INFECTED: "infected", NOVELTY: "novelty"}
-        columns = [key_added + part for part in ("", *parts, PREDICTION_SET)]
-        run.warn_overwritten(key_added, {"obs": columns, "obsm": [key_added + PROBABILITIES]})
-        calls = pd.Categorical(run.results.take("call"), categories=[*classes, UNKNOWN])
+        into, take = run.target, run.results.take
+        columns = [key_added + part for part in ("", RESPONSE, INFECTED, SUPPORT_SUFFIX)]
+        tables = {PROBABILITIES: classes, RESPONSE_PROBABILITIES: kinds}
+        run.warn_overwritten(key_added, {"obs": columns, "obsm": [key_added + t for t in tables]})
+        answers = [*classes, UNRESOLVED, NOT_VIRAL, UNINFECTED]
+        calls = pd.Categorical(take("call"), categories=answers)
         into.obs[key_added] = calls.remove_unused_categories()
-        for suffix, name in parts.items():
-            into.obs[key_added + suffix] = run.results.take(name)
-        into.obs[key_added + PREDICTION_SET] = run.results.take("set").astype(object)
-        into.obsm[key_added + PROBABILITIES] = pd.DataFrame(
-            run.results.take("proba"), index=into.obs_names, columns=classes
-        )
+        response = pd.Categorical(take("response"), categories=[*kinds, UNRESOLVED])
+        into.obs[key_added + RESPONSE] = response.remove_unused_categories()
+        into.obs[key_added + INFECTED] = take("infected")
+        into.obs[key_added + SUPPORT_SUFFIX] = take("support")
+        for part, levels in tables.items():
+            # no "/" in the names of columns, which no zarr store takes
+            names_of = [level.replace("/", "|") for level in levels]
+            into.obsm[key_added + part] = pd.DataFrame(
+                take(part.removeprefix("_")), index=into.obs_names, columns=names_of
+            )
         told: dict[str, Any] = {"key_added": key_added, "layer": layer, "modality": modality}
-        told |= {"batch_size": batch_size, "alpha": alpha}
+        told |= {"batch_size": batch_size, "names": names, "n_matches": n_matches}
         share = run.rows.vocabulary_share(caller)
         params = model_record(caller, share, **(record | told))
-        into.uns[key_added] = {PARAMS: params, "classes": classes}
+        into.uns[key_added] = {
+            PARAMS: params,
+            "classes": classes,
+            "responses": kinds,
+            SUPPORT: pd.DataFrame(classifier.support, columns=_SUPPORT_COLUMNS),
+            MATCHES: _match_table(into.obs_names, take, n_matches),
+        }
 
     found = run.run(
         compute,
@@ -239,6 +294,56 @@ def predict_virus(
         caller,
         tool="predict_virus",
         layers=[layer],
-        arguments=record | {"layer": layer, "alpha": alpha, "batch_size": batch_size},
+        arguments=record
+        | {"layer": layer, "names": names, "n_matches": n_matches, "batch_size": batch_size},
     )
     return run.whole if made and found is None else found
+
+
+def _matches(part: AnnData, layer: str | None, n: int) -> dict[str, np.ndarray]:
+    """Search the library; ``match_…`` ``(rows, n)`` arrays, ``""`` and NaN where there is none."""
+    shape = (part.n_obs, n)
+    found: dict[str, np.ndarray] = {
+        name: np.full(shape, np.nan)
+        if name in ("similarity", "p_value", "fdr")
+        else np.full(shape, "", dtype=object)
+        for name in _MATCH_COLUMNS
+    }
+    if n:
+        library = response_library()
+        known = GeneVocabulary(library.var_names)
+        if len(known.align(part.var_names, min_genes=0).columns) >= MIN_GENES:
+            # names may occur twice; rows do not
+            rows = pd.Index(np.arange(part.n_obs).astype(str))
+            obs = in_memory_frame(part.obs)[[c for c in ("study",) if c in part.obs]]
+            queries = AnnData(
+                get_matrix(part, layer=layer),
+                obs=obs.set_axis(rows),
+                var=pd.DataFrame(index=part.var_names),
+            )
+            with warnings.catch_warnings():
+                # contrasts without effects have no matches, and predict says so
+                warnings.simplefilter("ignore", UserWarning)
+                search_signatures(queries, library, n=n, study_key=next(iter(obs), None))
+            table = queries.uns[SIGNATURE_SEARCH_KEY][RESULTS]
+            row = rows.get_indexer(table["query"])
+            for name in _MATCH_COLUMNS:
+                found[name][row, table["rank"].to_numpy() - 1] = table[name].to_numpy()
+    return {
+        f"match_{name}": values if values.dtype != object else values.astype(str)
+        for name, values in found.items()
+    }
+
+
+def _match_table(names: pd.Index, take: Any, n: int) -> pd.DataFrame:
+    """Return a row per contrast and match that was found."""
+    columns = {name: np.asarray(take(f"match_{name}")).ravel() for name in _MATCH_COLUMNS}
+    table = pd.DataFrame(
+        {
+            "query": np.repeat(names.astype(str).to_numpy(), n),
+            "rank": np.tile(np.arange(1, n + 1), len(names)),
+            **columns,
+        }
+    )
+    table = table[table["match"] != ""].reset_index(drop=True)
+    return table.set_axis(table.index.astype(str), axis=0)

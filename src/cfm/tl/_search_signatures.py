@@ -200,7 +200,7 @@ def search_signatures(
     >>> import cfm
     >>> counts = cfm.datasets.blanco_melo()
     >>> contrasts = cfm.pp.contrasts(counts, "virus", "none", by="series")
-    >>> cfm.tl.search_signatures(contrasts, exclude_studies=["GSE147507"], n=3)
+    >>> cfm.tl.search_signatures(contrasts, n=3)
     >>> contrasts.uns["signature_search"]["results"]["rank"].tolist()[:3]
     [1, 2, 3]
     """

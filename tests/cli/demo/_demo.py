@@ -13,10 +13,23 @@ import cfm
 from cfm._cli import main
 
 KEY = "predicted_virus"
-CLASSES = ["uninfected", "HRV", "IAV", "RSV", "SARS-CoV-2"]
+CLASSES = ["HRV", "IAV", "RSV", "SARS-CoV-2"]
+KINDS = ["none", "viral", "bacterial", "interferon I/III"]
+#: Level, answer, contrasts, studies and share; RSV was never named.
+SUPPORT = [
+    ("response", "none", 71, 31, 0.706),
+    ("response", "viral", 50, 16, 0.812),
+    ("response", "bacterial", 26, 14, 0.143),
+    ("response", "interferon I/III", 12, 1, 0.5),
+    ("not viral", "bacterial", 26, 14, 0.91),
+    ("not viral", "interferon I/III", 12, 1, 0.75),
+    ("virus", "HRV", 5, 3, 0.86),
+    ("virus", "IAV", 9, 4, 0.95),
+    ("virus", "SARS-CoV-2", 20, 7, 0.84),
+]
 CARD = """# stand-in
 
-A model that calls everything IAV.
+A model that names few viruses.
 
 ## Scores
 
@@ -37,21 +50,63 @@ def stand_in_embed(adata, model, *, key_added):
 
 
 def stand_in_predict(adata, model, *, key_added):
-    """Probabilities that depend on the profile; the last contrast is called unknown."""
-    logits = np.asarray(adata.X[:, : len(CLASSES)], dtype=np.float64)
-    proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    call = np.array(CLASSES, dtype=object)[proba.argmax(axis=1)]
-    call[-1] = "unknown"
-    adata.obs[key_added] = pd.Categorical(call)
-    adata.obs[f"{key_added}_confidence"] = proba.max(axis=1).astype(np.float32)
-    adata.obs[f"{key_added}_infected"] = (1 - proba[:, 0]).astype(np.float32)
-    adata.obs[f"{key_added}_novelty"] = np.linspace(0.1, 0.9, adata.n_obs, dtype=np.float32)
-    adata.obs[f"{key_added}_set"] = [
-        "|".join(np.array(CLASSES)[row >= np.sort(row)[-2]]) for row in proba
+    """Probabilities that depend on the profile; calls and support follow from them.
+
+    The first contrast has a named virus, the last ones are unresolved, the last has no matches.
+    """
+    x = np.asarray(adata.X[:, : len(KINDS) + len(CLASSES)], dtype=np.float64)
+    tables = np.exp(x[:, : len(KINDS)]), np.exp(x[:, len(KINDS) :])
+    kinds, viruses = (table / table.sum(axis=1, keepdims=True) for table in tables)
+    response = np.array(KINDS, dtype=object)[kinds.argmax(axis=1)]
+    response[0], response[-1] = "viral", "unresolved"
+    calls = np.array(CLASSES, dtype=object)[viruses.argmax(axis=1)]
+    calls = np.select([response == "none", response == "viral"], ["uninfected", calls], "not viral")
+    calls[-2:] = "unresolved"
+    table = pd.DataFrame(SUPPORT, columns=["level", "answer", "n_contrasts", "n_studies", "share"])
+    shares = table.set_index(["level", "answer"])["share"]
+    support = [
+        shares.get(_supported(call, kind), np.nan)
+        for call, kind in zip(calls, response, strict=True)
     ]
-    adata.obsm[f"{key_added}_proba"] = pd.DataFrame(proba, adata.obs_names, CLASSES)
-    params = {"model": model, "sha256": "b" * 64, "vocabulary_share": 0.873, "alpha": 0.1}
-    adata.uns[key_added] = {"params": params, "classes": CLASSES}
+    adata.obs[key_added] = pd.Categorical(calls)
+    adata.obs[f"{key_added}_response"] = pd.Categorical(response)
+    adata.obs[f"{key_added}_infected"] = kinds[:, 1].astype(np.float32)
+    adata.obs[f"{key_added}_support"] = np.array(support, dtype=np.float32)
+    adata.obsm[f"{key_added}_response_proba"] = pd.DataFrame(
+        kinds, adata.obs_names, [kind.replace("/", "|") for kind in KINDS]
+    )
+    adata.obsm[f"{key_added}_proba"] = pd.DataFrame(viruses, adata.obs_names, CLASSES)
+    adata.uns[key_added] = {
+        "params": {"model": model, "sha256": "b" * 64, "vocabulary_share": 0.873},
+        "classes": CLASSES,
+        "responses": KINDS,
+        "support": table,
+        "matches": pd.concat([*map(matches_of, adata.obs_names[:-1]), matches_of("")[:0]]),
+    }
+
+
+def _supported(call: str, response: str) -> tuple[str, str]:
+    if call in ("uninfected", "unresolved"):
+        return "response", response
+    return (call, response) if call == "not viral" else ("virus", call)
+
+
+def matches_of(name: str) -> pd.DataFrame:
+    """Four matches of a contrast; two are the same stimulus in one study, one is by chance."""
+    return pd.DataFrame(
+        {
+            "query": name,
+            "rank": [1, 2, 3, 4],
+            "match": [f"match{i}" for i in range(4)],
+            "similarity": [0.61, 0.523, 0.41, 0.33],
+            "p_value": [1e-6, 1e-5, 1e-4, 0.3],
+            "fdr": [1e-4, 1e-3, 0.01, 0.6],
+            "study": ["Lee2020", "Lee2020", "Kim2021", "Chance2022"],
+            "stimulus": ["IFN-beta", "IFN-beta", "IAV", "LPS"],
+            "response": ["interferon I/III", "interferon I/III", "viral", "bacterial"],
+            "tissue": ["", "", "lung", "blood"],
+        }
+    )
 
 
 def small_study() -> ad.AnnData:

@@ -24,7 +24,7 @@ def stand_in(monkeypatch):
         name="stand-in",
         model="CellPulse",
         sha256="b" * 64,
-        config={"training_studies": ["study1"]},
+        config={"classifier_studies": ["study1"]},
         files={"history.csv": "epoch,train_loss,validation_loss\n0,2,2.1\n1,1,1.2\n"},
         card=CARD,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import version
 
 import anndata as ad
@@ -11,8 +10,16 @@ import pandas as pd
 import pytest
 
 from cfm import hub
-from cfm._report._summary import summarize
-from tests.cli.demo._demo import CLASSES, KEY, read_page, run, stand_in_predict
+from cfm._report._summary import overview, summarize
+from tests.cli.demo._demo import (
+    CLASSES,
+    KEY,
+    KINDS,
+    matches_of,
+    read_page,
+    run,
+    stand_in_predict,
+)
 
 
 def test_report_says_what_the_anndata_holds(stand_in, study, tmp_path, capsys):
@@ -20,32 +27,51 @@ def test_report_says_what_the_anndata_holds(stand_in, study, tmp_path, capsys):
     assert run("--counts", study, "--by", "study", "--output", out) == 0
     contrasts = ad.read_h5ad(out / "contrasts.h5ad")
     obs, page = contrasts.obs, read_page(out)
-    rows = [row for row in page.rows if len(row) == 10][1:]
+    rows = [row for row in page.rows if len(row) == 11][1:]
     assert [row[1] for row in rows] == list(contrasts.obs_names)
+    table = contrasts.uns[KEY]["support"].set_index(["level", "answer"])
     for i, row in enumerate(rows):
-        assert row[2] == obs["virus"].iloc[i]
-        assert obs[KEY].iloc[i] in row[3]
-        assert row[4] == f"{obs[KEY + '_confidence'].iloc[i]:.2f}"
-        assert re.split(r",?\s+", row[5].strip()) == obs[KEY + "_set"].iloc[i].split("|")
-        assert row[6] == f"{obs[KEY + '_infected'].iloc[i]:.2f}"
-        assert row[7] == f"{obs[KEY + '_novelty'].iloc[i]:.2f}"
-        assert row[8:] == [str(obs["n_cases"].iloc[i]), str(obs["n_controls"].iloc[i])]
+        kinds = contrasts.obsm[f"{KEY}_response_proba"].iloc[i].set_axis(KINDS)
+        response = kind = obs[f"{KEY}_response"].iloc[i]
+        shown = response
+        if response == "unresolved":
+            kind = kinds.drop("none").idxmax()
+            shown = f"{response}most probable: {kind}"
+        assert row[2:4] == [obs["virus"].iloc[i], shown]
+        assert row[4] == f"{kinds[kind]:.2f}"
+        known = table.loc[("response", kind)]
+        assert row[5] == f"{known['share']:.2f} ({known['n_studies']:.0f})"
+        assert obs[KEY].iloc[i] in row[7]
+        if obs[KEY].iloc[i] == "unresolved" or np.isnan(obs[f"{KEY}_support"].iloc[i]):
+            assert row[8] == "–"
+        else:
+            assert row[8].startswith(f"{obs[KEY + '_support'].iloc[i]:.2f} (")
+        assert row[9:] == [str(obs["n_cases"].iloc[i]), str(obs["n_controls"].iloc[i])]
+    assert rows[0][6] == "IFN-beta, Lee2020, similarity 0.61; IAV in lung, Kim2021, similarity 0.41"
+    assert rows[-1][6] == "–"
     assert "87\N{NO-BREAK SPACE}% of the model's genes" in page.text
     told = capsys.readouterr().out
     assert all(name in told for name in contrasts.obs_names)
     assert f"report: {out / 'report.html'}" in told
 
 
-def test_agreement_is_counted_only_where_the_model_can_name_the_virus(stand_in, study, tmp_path):
+def test_agreement_is_counted_where_the_model_can_name_the_virus(stand_in, study, tmp_path, capsys):
     run("--counts", study, "--by", "study", "--output", tmp_path / "out")
     obs = ad.read_h5ad(tmp_path / "out" / "contrasts.h5ad").obs
     text = " ".join(read_page(tmp_path / "out").text.split())
-    named = obs[obs["virus"].isin(CLASSES)]
+    known = obs[obs["virus"].isin(CLASSES)]
+    assert len(known) < len(obs)
+    viral = int((known[f"{KEY}_response"] == "viral").sum())
+    named = known[known[KEY].isin(CLASSES)]
     agree = int((named[KEY].astype(str) == named["virus"].astype(str)).sum())
-    assert f"For {len(named)} of {len(obs)} contrasts" in text
-    assert f"The call agrees in {agree} of {len(named)}" in text
-    assert "The other 2 (KSHV) cannot be named by this model and are not counted" in text
-    assert "2 of these 4 contrasts come from studies in the model's training data (study1)" in text
+    assert len(named) > 0
+    assert f"For {len(known)} of {len(obs)} contrasts" in text
+    assert f"viral in {viral} of them" in text
+    assert f"named in {len(named)} and it is the known one in {agree}" in text
+    assert "3 of 6 contrasts come from studies that the classifier was trained on (study1)" in text
+    told = capsys.readouterr().out
+    assert f"{viral} with a viral response, {len(named)} with a named virus" in told
+    assert "3 contrasts are from studies that it was trained on" in told
 
 
 def test_names_that_are_no_viruses_are_not_scored(stand_in, study, tmp_path):
@@ -99,32 +125,72 @@ def test_units_that_are_no_counts_are_pointed_out(stand_in, study, tmp_path):
     assert "calls the values of X 'FPKM'" in read_page(tmp_path).text
 
 
-@pytest.mark.parametrize(
-    ("call", "proba", "expected"),
-    [
-        ("IAV", 0.8, "Looks infected (probability 0.95) and looks most like IAV (0.80)"),
-        ("IAV", 0.3, "leans weakly towards IAV (0.30)"),
-        ("uninfected", 0.9, "No infection is seen: its probability is 0.10"),
-        ("uninfected", 0.7, "Probably uninfected: the probability of an infection is 0.30"),
-        ("uninfected", 0.3, "Undecided: the most probable single answer is uninfected (0.30)"),
-        ("unknown", 0.8, "No virus is named. The profile is more unusual than 10"),
-    ],
-)
-def test_sentences(call, proba, expected):
-    adata = ad.AnnData(np.zeros((1, len(CLASSES)), dtype=np.float32))
+def one_contrast(call: str, response: str) -> ad.AnnData:
+    adata = ad.AnnData(np.zeros((1, 10), dtype=np.float32), obs=pd.DataFrame(index=["a"]))
     adata.obs["n_cases"] = adata.obs["n_controls"] = 2
     stand_in_predict(adata, "m", key_added=KEY)
-    adata.obs[KEY] = call
-    row = dict.fromkeys(CLASSES, 0.05) | {"IAV" if call == "unknown" else call: proba}
-    adata.obsm[f"{KEY}_proba"] = pd.DataFrame([row], index=adata.obs_names)
-    adata.obs[f"{KEY}_infected"] = 1 - row["uninfected"]
-    for candidates, ending in (("", "No answer at all"), (call, "No other"), ("RSV|HRV", "RSV")):
-        adata.obs[f"{KEY}_set"] = candidates
-        (found,) = summarize(adata, key=KEY, groupby="virus", training_studies=None)
-        assert expected in found.sentence
-        assert ending in found.sentence or (call == "unknown" and "IAV (0.80)" in found.sentence)
-        assert found.agrees is None
-        assert found.in_training is None
+    adata.obs[KEY], adata.obs[f"{KEY}_response"] = call, response
+    adata.uns[KEY]["matches"] = matches_of("a")
+    return adata
+
+
+def told(adata: ad.AnnData) -> str:
+    (found,) = summarize(adata, key=KEY, groupby="virus", training_studies=None)
+    assert found.agrees is None
+    assert found.in_training is None
+    return found.sentence.replace("\N{NO-BREAK SPACE}", " ")
+
+
+@pytest.mark.parametrize(
+    ("call", "response", "expected"),
+    [
+        ("IAV", "viral", ["viral (probability 0.25)", "16 studies", "81 %", "IFN-beta",
+                          "IAV (probability 0.25)", "4 studies", "95 %"]),
+        ("RSV", "viral", ["viral", "81 %", "IFN-beta", "RSV", "not tested"]),
+        ("unresolved", "viral", ["viral", "81 %", "IFN-beta", "virus is not resolved"]),
+        ("unresolved", "bacterial", ["bacterial", "14 %", "IFN-beta", "cause is not resolved"]),
+        ("unresolved", "unresolved", ["Response: unresolved", "viral", "81 %", "IFN-beta"]),
+        ("not viral", "bacterial", ["bacterial", "14 %", "IFN-beta", "not a virus", "91 %"]),
+        ("uninfected", "none", ["none (probability 0.25)", "71 %", "IFN-beta"]),
+    ],
+)  # fmt: skip
+def test_sentences_say_the_response_then_matches_then_the_virus(call, response, expected):
+    sentence = told(one_contrast(call, response))
+    places = [sentence.find(part) for part in expected]
+    assert -1 not in places, sentence
+    assert places == sorted(places), sentence
+    assert sentence.count("%") == sum("%" in part for part in expected)
+
+
+def test_sentences_name_matches_beyond_chance_only():
+    adata = one_contrast("unresolved", "viral")
+    assert "LPS" not in told(adata)
+    assert told(adata).count("IFN-beta") == 1
+    adata.uns[KEY]["matches"]["fdr"] = 0.6
+    assert "IFN-beta" not in told(adata)
+    assert "No public contrast" in told(adata)
+    adata.uns[KEY]["matches"] = adata.uns[KEY]["matches"][:0]  # as with n_matches=0
+    assert "public contrast" not in told(adata)
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ([("IAV", "viral"), ("uninfected", "none")], "viral in 1 and no response in 1. A virus"),
+        ([("unresolved", "viral")] * 2, "viral in 2. No virus is named: too few"),
+        ([("not viral", "bacterial")], "in 1 contrast: bacterial in 1. No virus is named."),
+        (
+            [("unresolved", "unresolved"), ("not viral", "bacterial")],
+            "bacterial in 1 and unresolved in 1",
+        ),
+    ],
+)
+def test_overview(calls, expected):
+    found = [
+        summarize(one_contrast(*call), key=KEY, groupby="virus", training_studies=None)[0]
+        for call in calls
+    ]
+    assert expected in overview(found)
 
 
 def test_names_are_escaped(stand_in, study, tmp_path):
@@ -140,8 +206,15 @@ def test_calls_table(stand_in, study, tmp_path):
     calls = pd.read_csv(tmp_path / "calls.csv", index_col="contrast")
     contrasts = ad.read_h5ad(tmp_path / "contrasts.h5ad")
     assert list(calls.index) == list(contrasts.obs_names)
-    probabilities = calls[[f"P({name})" for name in CLASSES]]
-    np.testing.assert_allclose(probabilities, contrasts.obsm[f"{KEY}_proba"], rtol=1e-6)
+    kinds = calls[[f"P({name})" for name in KINDS]]
+    np.testing.assert_allclose(kinds, contrasts.obsm[f"{KEY}_response_proba"], rtol=1e-6)
+    viruses = calls[[f"P({name} | viral)" for name in CLASSES]]
+    np.testing.assert_allclose(viruses, contrasts.obsm[f"{KEY}_proba"], rtol=1e-6)
+    matches = pd.read_csv(tmp_path / "matches.csv", keep_default_na=False)
+    stored = contrasts.uns[KEY]["matches"]
+    assert list(matches) == list(stored)
+    assert matches["query"].tolist() == stored["query"].tolist()
+    np.testing.assert_allclose(matches["similarity"], stored["similarity"])
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -215,8 +288,12 @@ def test_bundled_demo_end_to_end(tmp_path, capsys):
     sha = hub.load_checkpoint("cellpulse-virus").sha256
     assert contrasts.uns[KEY]["params"]["sha256"] == sha
     assert sha in page.text
-    np.testing.assert_allclose(contrasts.obsm[f"{KEY}_proba"].sum(axis=1), 1, atol=1e-5)
-    rows = [row for row in page.rows if len(row) == 10][1:]
-    assert [row[4] for row in rows] == [f"{v:.2f}" for v in contrasts.obs[f"{KEY}_confidence"]]
+    for table in ("response_proba", "proba"):
+        np.testing.assert_allclose(contrasts.obsm[f"{KEY}_{table}"].sum(axis=1), 1, atol=1e-5)
+    rows = [row for row in page.rows if len(row) == 11][1:]
+    assert [row[3].split("most")[0] for row in rows] == contrasts.obs[f"{KEY}_response"].tolist()
+    matches = contrasts.uns[KEY]["matches"]
+    assert set(matches["query"]) == set(contrasts.obs_names)
+    assert "GSE147507" not in set(matches["study"])  # not by itself
     assert {"host_factors", "gene_programs", "drug_screen"} <= set(contrasts.uns)
     assert "Not computed" not in page.text

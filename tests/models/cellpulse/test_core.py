@@ -100,10 +100,10 @@ def test_saving_and_loading_keeps_every_prediction(
         loaded.get_latent_representation(contrasts), model.get_latent_representation(contrasts)
     )
     first, second = model.predict(contrasts), loaded.predict(contrasts)
-    np.testing.assert_array_equal(first.proba, second.proba)
+    np.testing.assert_array_equal(first.response_proba, second.response_proba)
+    np.testing.assert_array_equal(first.virus_proba, second.virus_proba)
+    np.testing.assert_array_equal(first.support, second.support)
     assert first.call.tolist() == second.call.tolist()
-    assert first.prediction_set == second.prediction_set
-    np.testing.assert_array_equal(first.novelty, second.novelty)
     hidden = np.zeros((2, 800), dtype=bool)
     hidden[:, :7] = True
     for found, expected in zip(
@@ -152,7 +152,9 @@ def test_compact_checkpoints_are_smaller_and_nearly_the_same(
     full, compact = (m.get_latent_representation(contrasts) for m in (model, loaded))
     assert np.linalg.norm(full - compact) < 5e-3 * np.linalg.norm(full)
     first, second = model.predict(contrasts), loaded.predict(contrasts)
-    assert np.abs(first.proba.to_numpy() - second.proba.to_numpy()).max() < 0.01
+    for table in ("response_proba", "virus_proba"):
+        difference = getattr(first, table).to_numpy() - getattr(second, table).to_numpy()
+        assert np.abs(difference).max() < 0.01
     assert (first.call == second.call).mean() > 0.95
 
 
@@ -312,7 +314,7 @@ def test_weights_trained_further_are_not_passed_off_as_the_checkpoint(tmp_path: 
     first.save(tmp_path / "first", card="# card of the first")
     model = cfm.models.CellPulse.load(tmp_path / "first", contrasts)
     sha256 = model.checkpoint_sha256
-    model.train_classifier(deep_scales=(0.0,))
+    model.train_classifier()
     assert model.checkpoint_sha256 == ""
     assert model.card is None
     assert model.provenance["started_from"] == {"name": "first", "sha256": sha256}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from cfm.metrics import unit_weights
@@ -15,7 +13,6 @@ from cfm.models.cellpulse._classifier import (
     Views,
     VirusClassifier,
     center,
-    novelty_rank,
     profile_statistics,
     unit,
 )
@@ -27,10 +24,10 @@ from cfm.models.cellpulse._fit_classifier import (
     fit_odds_calibration,
     fit_temperature,
     softmax_regression,
-    weighted_quantile,
+    support_records,
 )
 
-N_GENES, DIM = 60, 5
+N_GENES = 60
 
 
 def planted(
@@ -48,14 +45,11 @@ def planted(
                 labels.append("uninfected" if kind == n_classes else f"v{kind}")
                 studies.append(f"s{study}")
     x = torch.tensor(np.array(effects), dtype=torch.float32)
-    deep = unit(torch.tensor(rng.normal(size=(len(x), DIM)), dtype=torch.float32))
-    views = (unit(center(x)), unit(center(x[:, :40])), deep)
-    common = torch.cat([views[1], torch.zeros(len(x), N_GENES - 40)], dim=1)
+    common = torch.cat([unit(center(x[:, :40])), torch.zeros(len(x), N_GENES - 40)], dim=1)
     interferon = torch.zeros(N_GENES)
     interferon[:5] = 1
-    arrays = tuple(
-        v.numpy() for v in (views[0], common, views[2], profile_statistics(x, interferon))
-    )
+    views = (unit(center(x)), common, profile_statistics(x, interferon))
+    arrays = tuple(view.numpy() for view in views)
     return arrays, np.array(labels), np.array(studies)
 
 
@@ -77,13 +71,13 @@ def test_the_dual_solution_is_sklearns(n_classes: int, penalty: float) -> None:
     np.testing.assert_allclose(found, model.predict_proba(new), atol=2e-3)
 
 
-def fitted(scale: float = 0.25) -> tuple[VirusFit, VirusClassifier, np.ndarray]:
+def fitted() -> tuple[VirusFit, VirusClassifier, np.ndarray]:
     views, labels, studies = planted()
     classes = np.array(["v0", "v1", "v2"])
     fit = VirusFit(Rows(views, labels, studies), np.flatnonzero(labels != "uninfected"), classes)
-    classifier = VirusClassifier(N_GENES, DIM, classes=list(classes))
-    held_out = fit.out_of_fold(scale)
-    fit.store(classifier, scale, held_out)
+    classifier = VirusClassifier(N_GENES, classes=list(classes))
+    held_out = fit.out_of_fold()
+    fit.store(classifier, held_out)
     return fit, classifier, held_out
 
 
@@ -92,12 +86,13 @@ def test_held_out_logits_never_saw_their_study() -> None:
     views, labels, studies = planted()
     classes = np.array(["v0", "v1", "v2"])
     infected = np.flatnonzero(labels != "uninfected")
-    first = VirusFit(Rows(views, labels, studies), infected, classes).out_of_fold(0.25)
+    first = VirusFit(Rows(views, labels, studies), infected, classes).out_of_fold()
     swapped = labels.copy()
     own = (studies == "s1") & (labels == "v1")
     swapped[own] = "v2"
-    second = VirusFit(Rows(views, swapped, studies), infected, classes).out_of_fold(0.25)
+    second = VirusFit(Rows(views, swapped, studies), infected, classes).out_of_fold()
     test = studies[infected] == "s1"
+    first, second = first[infected], second[infected]
     np.testing.assert_allclose(first[test], second[test], atol=1e-8)
     assert np.abs(first[~test] - second[~test]).max() > 1e-3
     truth = np.searchsorted(classes, labels[infected])
@@ -112,10 +107,29 @@ def test_stored_weights_give_the_logits_of_the_fit() -> None:
     found = found.detach().numpy()[fit.rows]
     everything = np.ones(len(fit.rows), dtype=bool)
     expected = []
-    for view, dual, intercept in fit.fits(everything, 0.25, (100.0, 1000.0)):
-        wide, deep = views[view][fit.rows], views[2][fit.rows]
-        expected.append((wide @ wide.T + 0.25**2 * deep @ deep.T) @ dual + intercept)
+    for view, dual, intercept in fit.fits(everything):
+        wide = views[view][fit.rows]
+        expected.append(wide @ wide.T @ dual + intercept)
     np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-3, atol=1e-3)
+
+
+def test_profiles_that_do_not_teach_are_named_without_their_study_too() -> None:
+    views, labels, studies = planted()
+    classes = np.array(["v0", "v1", "v2"])
+    teaching = np.flatnonzero(labels != "uninfected")
+    some = teaching[::2]
+    found = VirusFit(Rows(views, labels, studies), some, classes).out_of_fold()
+    assert np.isfinite(found).all()
+    # the same profile twice, once as one that teaches, gets the same logits
+    twice = Rows(
+        tuple(np.concatenate([v, v]) for v in views), np.tile(labels, 2), np.tile(studies, 2)
+    )
+    found = VirusFit(twice, some, classes).out_of_fold()
+    np.testing.assert_allclose(found[some], found[some + len(labels)])
+    strange = studies.astype(object)
+    strange[-1] = "another"
+    found = VirusFit(Rows(views, labels, strange.astype(str)), some, classes)
+    assert np.isfinite(found.out_of_fold()[-1]).all()
 
 
 def test_viruses_of_one_study_are_not_judged() -> None:
@@ -124,26 +138,10 @@ def test_viruses_of_one_study_are_not_judged() -> None:
     labels[(studies == "s0") & (labels == "v0")] = "only"
     classes = np.array(["only", "v0", "v1", "v2"])
     fit = VirusFit(Rows(views, labels, studies), np.flatnonzero(labels != "uninfected"), classes)
-    held_out = fit.out_of_fold(0.0)
+    held_out = fit.out_of_fold()
     own = fit.labels == "only"
-    assert np.isneginf(held_out[own, 0]).all()
+    assert np.isneginf(held_out[fit.rows[own], 0]).all()
     np.testing.assert_array_equal(fit.known(held_out), ~own)
-
-
-def test_a_deep_term_of_noise_is_left_out() -> None:
-    fit, _, _ = fitted()
-    assert fit.choose_deep_scale((0.0, 5.0)) == 0.0
-    assert fit.choose_deep_scale((0.5,)) == 0.5
-
-
-def test_a_deep_term_that_knows_the_answer_is_taken() -> None:
-    views, labels, studies = planted()
-    deep = np.eye(DIM)[np.unique(labels, return_inverse=True)[1]]
-    noise = np.random.default_rng(1).normal(size=views[0].shape)
-    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    rows = Rows((noise, noise, deep, views[3]), labels, studies)
-    fit = VirusFit(rows, np.flatnonzero(labels != "uninfected"), np.array(["v0", "v1", "v2"]))
-    assert fit.choose_deep_scale((0.0, 0.5)) == 0.5
 
 
 def test_temperature_is_that_of_the_smallest_log_loss() -> None:
@@ -169,23 +167,13 @@ def test_odds_are_calibrated_and_never_turned_round() -> None:
     assert 1 / (1 + np.exp(-shift)) == pytest.approx(truth.mean())
 
 
-@given(values=st.lists(st.integers(0, 9), min_size=1, max_size=20), q=st.floats(0.01, 1.0))
-def test_a_quantile_has_at_least_its_weight_below(values: list[int], q: float) -> None:
-    x = np.array(values, dtype=float)
-    weight = np.arange(1.0, len(x) + 1)
-    found = weighted_quantile(x, weight, q)
-    assert found in x
-    assert weight[x <= found].sum() >= (q - 1e-9) * weight.sum()
-    assert weight[x < found].sum() < (q + 1e-9) * weight.sum()
-
-
 def test_infection_is_told_from_the_rest_and_null_profiles_from_both_sides() -> None:
     views, labels, studies = planted()
-    classifier = VirusClassifier(N_GENES, DIM, classes=["v0", "v1", "v2"])
+    classifier = VirusClassifier(N_GENES, classes=["v0", "v1", "v2"])
     infected = labels != "uninfected"
     odds = fit_infected(classifier, Rows(views, labels, studies), infected)
     assert ((odds > 0) == infected).mean() > 0.85
-    wide, _, _, statistics = (torch.tensor(v) for v in views)
+    wide, _, statistics = (torch.tensor(v) for v in views)
     mirrored = statistics.clone()
     mirrored[:, list(SIGNED_STATISTICS)] *= -1
 
@@ -232,30 +220,13 @@ def test_statistics_of_nothing_are_finite() -> None:
 
 
 def test_views_are_centred_clipped_and_of_unit_length() -> None:
-    classifier = VirusClassifier(4, 2, classes=["a", "b"])
+    classifier = VirusClassifier(4, classes=["a", "b"])
     classifier.common.copy_(torch.tensor([1.0, 1.0, 1.0, 0.0]))
     effects = torch.tensor([[1.0, 2.0, 100.0, torch.nan]])
-    views = classifier.views(effects, torch.tensor([[3.0, 4.0]]))
+    views = classifier.views(effects)
     direction = torch.tensor([[-1.0, 0.0, 6.0, 0.0]])  # minus the median of 2, at most 6
     torch.testing.assert_close(views.all, direction / 37**0.5)
     torch.testing.assert_close(views.common, direction / 37**0.5)
-    torch.testing.assert_close(views.deep, torch.tensor([[0.6, 0.8]]))
-
-
-def test_novelty_is_a_share_of_the_reference() -> None:
-    reference = torch.stack([torch.arange(10.0), torch.arange(10.0)], dim=1)
-    found = novelty_rank(torch.tensor([[-1.0, -1.0], [4.5, 4.5], [99.0, 99.0]]), reference)
-    torch.testing.assert_close(found, torch.tensor([0.0, 0.5, 1.0]))
-
-
-def test_thresholds_of_sets_follow_the_weights() -> None:
-    classifier = VirusClassifier(4, 2, classes=["a", "b"], n_set_reference=4)
-    classifier.set_scores.copy_(torch.tensor([0.4, 0.1, 0.3, 0.2]))
-    classifier.set_weights.copy_(torch.tensor([1.0, 1.0, 1.0, 7.0]))
-    assert classifier.set_threshold(0.5) == pytest.approx(0.2)
-    assert classifier.set_threshold(0.95) == pytest.approx(0.1)
-    assert classifier.set_threshold(0.15) == pytest.approx(0.3)
-    assert classifier.set_threshold(1e-9) == pytest.approx(0.4)
 
 
 def test_units_weigh_alike() -> None:
@@ -263,17 +234,6 @@ def test_units_weigh_alike() -> None:
     labels, studies = np.array(["a"] * 9 + ["a", "b"]), np.array(["s"] * 9 + ["t", "t"])
     weight = unit_weights(labels, studies)
     assert weight[:9].sum() == pytest.approx(weight[9]) == pytest.approx(weight[10])
-
-
-def test_sets_reach_far_enough_for_infections_and_for_controls() -> None:
-    classifier = VirusClassifier(4, 2, classes=["a", "b"], n_set_reference=20)
-    # ten infections that are hard and ten controls that are easy
-    classifier.set_scores.copy_(torch.cat([torch.linspace(0.1, 1.0, 10), torch.zeros(10)]))
-    classifier.set_infected.copy_(torch.cat([torch.ones(10), torch.zeros(10)]))
-    assert classifier.set_threshold(0.1) == pytest.approx(0.9)
-    assert classifier.set_threshold(0.5) == pytest.approx(0.5)
-    classifier.set_infected.zero_()  # all alike: the easy half hides the hard one
-    assert classifier.set_threshold(0.5) == pytest.approx(0.0, abs=0.11)
 
 
 def test_only_a_difference_beyond_its_standard_error_is_clear() -> None:
@@ -284,3 +244,22 @@ def test_only_a_difference_beyond_its_standard_error_is_clear() -> None:
     assert clearly_lower(reference + np.array([-1.0, -1.0, 0.0, 0.0]), reference)
     assert not clearly_lower(reference + np.array([1.0, 1.0, 0.0, 0.0]), reference)
     assert not clearly_lower(reference[:1] - 1.0, reference[:1])  # one unit says nothing
+
+
+def test_support_is_counted_by_study_and_by_answer() -> None:
+    labels = np.array(["A", "A", "B", "uninfected", "uninfected"], dtype=object)
+    kinds = np.array(["viral", "viral", "viral", "other", "none"], dtype=object)
+    studies = np.array(["s", "s", "t", "t", "u"])
+    called = np.array(["viral", "viral", "viral", "viral", "other"], dtype=object)
+    virus = np.array(["A", "B", "A", "A", "A"], dtype=object)
+    found = support_records(labels, kinds, studies, called, virus)
+    counted = {
+        (r["level"], r["answer"]): (r["n_contrasts"], r["n_studies"], r["share"]) for r in found
+    }
+    assert counted == {
+        ("response", "viral"): (4, 2, 0.75),  # all of s, half of t
+        ("response", "other"): (1, 1, 0.0),
+        ("not viral", "other"): (1, 1, 0.0),  # there was no response
+        ("virus", "A"): (3, 2, 0.5),
+        ("virus", "B"): (1, 1, 0.0),
+    }

@@ -14,11 +14,10 @@ from cfm.models.cellpulse._reversal import ReversalWeights, reversed_logits, shi
 
 def some_classifier(rng: np.random.Generator, n_genes: int) -> VirusClassifier:
     """A classifier of random weights in double precision."""
-    classifier = VirusClassifier(n_genes, 4, classes=["a", "b", "c"]).double()
+    classifier = VirusClassifier(n_genes, classes=["a", "b", "c"]).double()
     with torch.no_grad():
         for p in classifier.parameters():
             p.copy_(torch.from_numpy(rng.normal(size=tuple(p.shape))))
-        classifier.deep.zero_()
         classifier.common.copy_(torch.from_numpy((rng.random(n_genes) < 0.6).astype(float)))
         classifier.interferon.copy_(torch.from_numpy((rng.random(n_genes) < 0.1).astype(float)))
     return classifier
@@ -27,7 +26,7 @@ def some_classifier(rng: np.random.Generator, n_genes: int) -> VirusClassifier:
 def by_force(classifier: VirusClassifier, profiles: np.ndarray, infected: bool) -> np.ndarray:
     """Raw logits of profiles, by the classifier itself."""
     x = torch.from_numpy(np.atleast_2d(profiles).astype(np.float64))
-    views = classifier.views(x, torch.zeros(len(x), 4, dtype=torch.float64))
+    views = classifier.views(x)
     with torch.no_grad():
         if infected:
             return classifier.raw_infected(views).numpy()[:, None]

@@ -1,4 +1,4 @@
-"""Wide-and-deep virus classifier, tensor side."""
+"""Classifier of responses and viruses, tensor side."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from cfm._fields import VIRAL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 #: Largest absolute centred effect.
 CLIP = 6.0
@@ -24,26 +27,23 @@ class Views(NamedTuple):
     """What the classifier reads of a batch of profiles.
 
     ``all`` and ``common`` ``(b, n_genes)``: centred, clipped effects of unit length over all genes
-    and over those that most training profiles measure; ``deep`` ``(b, dim)``: the embedding, of
-    unit length; ``statistics`` ``(b, 8)``.
+    and over those that most training profiles measure; ``statistics`` ``(b, 8)``.
     """
 
     all: Tensor
     common: Tensor
-    deep: Tensor
     statistics: Tensor
 
 
 class Scores(NamedTuple):
-    """Calibrated output of a batch.
+    """Output of a batch.
 
-    ``virus`` ``(b, classes)`` log-probabilities given an infection, ``infected`` ``(b,)`` log-odds
-    of infection, ``novelty`` ``(b,)`` in 0…1, higher = less like any training virus.
+    ``virus`` ``(b, classes)`` log-probabilities of the viruses given an infection; ``response``
+    ``(b, 1 + kinds)`` log-probabilities of no response and of each kind of response.
     """
 
     virus: Tensor
-    infected: Tensor
-    novelty: Tensor
+    response: Tensor
 
 
 def unit(x: Tensor) -> Tensor:
@@ -123,154 +123,94 @@ def centred_statistics(x: Tensor, seen: Tensor, response: Tensor, robust: Tensor
 
 
 class VirusClassifier(nn.Module):
-    r"""Linear in the effects of all genes (wide) plus linear in the embedding (deep).
+    r"""Linear in the effects of all genes.
 
     Logits of virus :math:`c` for a profile with unit-length effects :math:`u` (all genes),
-    :math:`v` (genes that most training profiles measure) and embedding :math:`h`:
+    :math:`v` (genes that most training profiles measure):
 
-    .. math:: s_c = (w_c^\top u + w_c'^\top v + d_c^\top h + b_c) / T
+    .. math:: s_c = (w_c^\top u + w_c'^\top v + b_c) / T
 
-    A second, binary linear term over :math:`u` and eight statistics of the profile says whether it
-    is an infection at all. Novelty is the mean of two ranks among held-out profiles of known
-    viruses: how little the first virus leads the second, and how far the profile is from the mean
-    profile of the first.
+    A binary linear term over :math:`u` and eight statistics of the profile gives the probability
+    of a response :math:`p`, against what controls differ by among themselves. A third one, linear
+    in :math:`u`, divides it among the kinds of response: :math:`p\,\mathrm{softmax}(R u + a)`.
 
     Parameters
     ----------
-    n_genes, dim
-        Size of the vocabulary and of the embedding.
+    n_genes
+        Size of the vocabulary.
     classes
         Viruses, sorted.
-    n_reference
-        Number of held-out profiles that novelty is ranked among.
-    n_set_reference
-        Number of held-out profiles that conformal sets are calibrated on.
+    responses
+        Kinds of response.
+    support
+        Records of :func:`cfm.models.cellpulse._fit_classifier.support_records`.
     """
 
     common: Tensor
     temperature: Tensor
     infected_scale: Tensor
     infected_shift: Tensor
-    novelty_reference: Tensor
-    novelty_threshold: Tensor
-    set_scores: Tensor
-    set_weights: Tensor
-    set_infected: Tensor
     interferon: Tensor
-    centroids: Tensor
 
     def __init__(
         self,
         n_genes: int,
-        dim: int,
         *,
         classes: Sequence[str],
-        n_reference: int = 1,
-        n_set_reference: int = 1,
+        responses: Sequence[str] = (VIRAL,),
+        support: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__()
         self.classes = [str(c) for c in classes]
+        self.responses = [str(r) for r in responses]
+        self.support = [dict(record) for record in support]
         n = len(self.classes)
         self.wide_all = nn.Parameter(torch.zeros(n, n_genes))
         self.wide_common = nn.Parameter(torch.zeros(n, n_genes))
-        self.deep = nn.Parameter(torch.zeros(n, dim))
         self.bias = nn.Parameter(torch.zeros(n))
         self.infected_all = nn.Parameter(torch.zeros(n_genes))
         self.infected_statistics = nn.Parameter(torch.zeros(N_STATISTICS))
         self.infected_bias = nn.Parameter(torch.zeros(()))
+        self.kind = nn.Parameter(torch.zeros(len(self.responses), n_genes))
+        self.kind_bias = nn.Parameter(torch.zeros(len(self.responses)))
         self.register_buffer("common", torch.ones(n_genes))
         self.register_buffer("temperature", torch.ones(()))
-        # log-odds of infection are scaled and shifted to be calibrated
+        # log-odds of a response are scaled and shifted: Platt scaling on studies left out
         self.register_buffer("infected_scale", torch.ones(()))
         self.register_buffer("infected_shift", torch.zeros(()))
         self.register_buffer("interferon", torch.zeros(n_genes))
-        self.register_buffer("centroids", torch.zeros(n, n_genes))
-        # columns sorted on their own: margin and distance
-        self.register_buffer("novelty_reference", torch.zeros(n_reference, 2))
-        self.register_buffer("novelty_threshold", torch.ones(()))
-        self.register_buffer("set_scores", torch.ones(n_set_reference))
-        self.register_buffer("set_weights", torch.ones(n_set_reference))
-        self.register_buffer("set_infected", torch.ones(n_set_reference))
 
     def settings(self) -> dict[str, Any]:
         """Return what the constructor needs, for the checkpoint."""
         return {
             "classes": self.classes,
-            "n_reference": len(self.novelty_reference),
-            "n_set_reference": len(self.set_scores),
+            "responses": self.responses,
+            "support": self.support,
         }
 
-    def views(self, effects: Tensor, summary: Tensor) -> Views:
-        """Prepare ``(b, n_genes)`` effects (NaN = not measured) and ``(b, dim)`` embeddings."""
+    def views(self, effects: Tensor) -> Views:
+        """Prepare ``(b, n_genes)`` effects (NaN = not measured)."""
         common = torch.where(self.common > 0, effects, torch.full_like(effects, float("nan")))
         statistics = profile_statistics(effects, self.interferon)
-        return Views(unit(center(effects)), unit(center(common)), unit(summary), statistics)
+        return Views(unit(center(effects)), unit(center(common)), statistics)
 
     def raw_logits(self, views: Views) -> Tensor:
-        """Return uncalibrated logits of the viruses, ``(b, classes)``."""
-        return (
-            views.all @ self.wide_all.T
-            + views.common @ self.wide_common.T
-            + views.deep @ self.deep.T
-            + self.bias
-        )
+        """Return logits of the viruses before scaling, ``(b, classes)``."""
+        return views.all @ self.wide_all.T + views.common @ self.wide_common.T + self.bias
 
     def raw_infected(self, views: Views) -> Tensor:
-        """Return uncalibrated log-odds of infection, ``(b,)``."""
+        """Return log-odds of a response before scaling, ``(b,)``."""
         return (
             views.all @ self.infected_all
             + views.statistics @ self.infected_statistics
             + self.infected_bias
         )
 
-    def forward(self, effects: Tensor, summary: Tensor) -> Scores:
-        """Return calibrated scores of profiles; see :class:`Scores`."""
-        views = self.views(effects, summary)
+    def forward(self, effects: Tensor) -> Scores:
+        """Return the scores of profiles; see :class:`Scores`."""
+        views = self.views(effects)
         logits = self.raw_logits(views) / self.temperature
-        odds = self.infected_scale * self.raw_infected(views) + self.infected_shift
-        unusual = novelty_components(logits, views.all, self.centroids)
-        novelty = novelty_rank(unusual, self.novelty_reference)
-        return Scores(torch.log_softmax(logits, dim=-1), odds, novelty)
-
-    def set_threshold(self, alpha: float) -> float:
-        """Return how much probability may come before an answer of a set at ``alpha``."""
-        # Infections and controls apart, and the larger of the two: controls are recognised so
-        # much more easily that together they would hide how often an infection is missed.
-        reach = 0.0
-        for group in (self.set_infected > 0, self.set_infected <= 0):
-            if not bool(group.any()):
-                continue
-            scores, order = self.set_scores[group].sort()
-            weights = self.set_weights[group][order]
-            share = weights.cumsum(0) / weights.sum()
-            place = int(torch.searchsorted(share, 1.0 - alpha))
-            reach = max(reach, float(scores[place]) if place < len(scores) else 1.0)
-        return reach
-
-
-def novelty_components(logits: Tensor, profiles: Tensor, centroids: Tensor) -> Tensor:
-    """Return how little any virus stands out and how far its mean profile is, ``(b, 2)``.
-
-    Parameters
-    ----------
-    logits
-        ``(b, classes)``; ``-inf`` for classes that are not known.
-    profiles, centroids
-        ``(b, n_genes)`` and ``(classes, n_genes)``, rows of unit length.
-    """
-    p = torch.softmax(logits, dim=-1)
-    first, second = p.topk(2, dim=-1).values.unbind(-1)
-    nearest = centroids[logits.argmax(dim=-1)]  # (b, n_genes)
-    return torch.stack([second - first, 1.0 - (profiles * nearest).sum(-1)], dim=-1)
-
-
-def novelty_rank(components: Tensor, reference: Tensor) -> Tensor:
-    """Return the mean share of reference profiles that are less unusual, ``(b,)`` in 0…1.
-
-    ``reference`` ``(m, 2)`` has each column sorted.
-    """
-    shares = [
-        torch.searchsorted(reference[:, j].contiguous(), components[:, j].contiguous())
-        for j in range(2)
-    ]
-    return torch.stack(shares).to(components.dtype).mean(0) / len(reference)
+        odds = (self.infected_scale * self.raw_infected(views) + self.infected_shift)[:, None]
+        kinds = torch.log_softmax(views.all @ self.kind.T + self.kind_bias, dim=-1)
+        response = torch.cat([logsigmoid(-odds), logsigmoid(odds) + kinds], dim=-1)
+        return Scores(torch.log_softmax(logits, dim=-1), response)

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import log_expit
 from scvi import REGISTRY_KEYS
 
-from cfm._arguments import PART, checks_arguments
-from cfm._fields import UNINFECTED, UNKNOWN
+from cfm._arguments import checks_arguments
+from cfm._fields import NO_RESPONSE, NOT_VIRAL, UNINFECTED, UNRESOLVED, VIRAL
 from cfm.models.cellpulse._classifier import INTERFERON_GENES, Scores, VirusClassifier
 from cfm.models.cellpulse._fit_classifier import (
-    DEEP_SCALES,
     Rows,
     VirusFit,
     fit_infected,
-    store_set_scores,
+    fit_kinds,
+    support_records,
 )
 from cfm.models.cellpulse._pretrain import Pretrainable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
+
+
+#: A virus, or "not viral", is answered where at least this share of such answers was right in
+#: studies left out; a kind of response where they were right more often than wrong.
+MIN_SUPPORT, MIN_RESPONSE_SUPPORT = 0.8, 0.5
+#: Either where at least as many studies got such an answer.
+MIN_STUDIES = 3
+
+Names = Literal["supported", "always"]
 
 
 @dataclass(frozen=True)
@@ -35,29 +43,29 @@ class VirusPrediction:
     Attributes
     ----------
     call
-        ``(n,)`` object: a virus, ``"uninfected"`` or ``"unknown"``.
-    proba
-        DataFrame, contrasts by viruses and ``"uninfected"``; rows sum to 1.
-    confidence
-        ``(n,)`` float32, probability of the call; of the most probable virus where the call is
-        ``"unknown"``.
+        ``(n,)`` object: ``"uninfected"`` (no response), a virus, ``"not viral"`` (a response of
+        another kind), or ``"unresolved"`` (a response whose cause studies left out of training do
+        not support naming).
+    response
+        ``(n,)`` object, the kind of response, ``"none"`` for no response, or ``"unresolved"``
+        where answers of this kind were mostly wrong in studies left out.
+    response_proba
+        DataFrame, contrasts by ``"none"`` and the kinds of response; rows sum to 1.
     infected
-        ``(n,)`` float32, probability of an infection by any virus.
-    novelty
-        ``(n,)`` float32 in 0…1, share of the held-out profiles of known viruses that are less
-        unusual.
-    prediction_set
-        ``(n,)`` lists of names, most probable first: conformal set, holds the truth with
-        probability 1 − alpha for infections, and for controls, like those of the training
-        studies.
+        ``(n,)`` float32, probability of a viral response.
+    virus_proba
+        DataFrame, contrasts by viruses, given a viral response; rows sum to 1.
+    support
+        ``(n,)`` float32, share of such answers that were right in studies left out of training;
+        of the kind of response where the call is ``"unresolved"``; NaN where there was none.
     """
 
     call: np.ndarray
-    proba: pd.DataFrame
-    confidence: np.ndarray
+    response: np.ndarray
+    response_proba: pd.DataFrame
     infected: np.ndarray
-    novelty: np.ndarray
-    prediction_set: list[list[str]]
+    virus_proba: pd.DataFrame
+    support: np.ndarray
 
 
 class VirusCaller(Pretrainable):
@@ -67,15 +75,15 @@ class VirusCaller(Pretrainable):
         self,
         adata: AnnData | None = None,
         *,
+        responses: str | None = None,
         teaches_virus: np.ndarray | None = None,
-        deep_scales: Sequence[float] = DEEP_SCALES,
     ) -> pd.DataFrame:
-        """Train the classifier of viruses on labelled contrasts; the encoder stays as it is.
+        """Train the classifier of responses and viruses on labelled contrasts.
 
-        A convex problem: the same data give the same classifier. Temperature, odds of infection,
-        novelty and conformal sets are fitted on predictions for studies left out. Contrasts,
-        (virus, study) units and viruses are weighted so that no study and no virus drowns the
-        others.
+        It reads the effects themselves; the encoder stays as it is. A convex problem: the same
+        data give the same classifier. Temperature, odds of a response and the support of each
+        answer are fitted on predictions for studies left out. Contrasts, (label, study) units and
+        labels are weighted so that no study and no virus drowns the others.
 
         Parameters
         ----------
@@ -83,24 +91,29 @@ class VirusCaller(Pretrainable):
             Labelled contrasts, registered with ``setup_anndata(adata, labels_key=…,
             study_key=…)``; the model's own data if not given. The label ``"uninfected"`` marks
             contrasts of other kinds: control against control, cytokines, bacteria, drugs.
+        responses
+            Column of ``obs`` with the kind of response of each contrast: ``"none"`` (control
+            against control), ``"viral"``, and any others. Without it viruses are ``"viral"`` and
+            all others ``"none"``. Rows that hold only −1, 0 and 1 are signed gene sets: they train
+            the kinds of response and nothing else.
         teaches_virus
-            ``(n,)`` bool: rows that teach which virus it is, besides whether it is one. All by
-            default.
-        deep_scales
-            Sizes of the deep term to choose from, by log loss on left-out studies; 0 is the
-            linear model alone.
+            ``(n,)`` bool: rows that train which virus it is, besides the kind of response. All
+            viruses by default.
 
         Returns
         -------
-        Out-of-fold predictions, a row per contrast: ``label``, ``study`` and the log-probability
-        of each virus (``NaN`` where the study is the only one of its virus, so that nothing can
-        be learned without it).
+        Out-of-fold predictions, a row per contrast: ``label``, ``study``, ``response``, the
+        log-probability of each virus given an infection (``NaN`` for viruses that no other study
+        has), and of each kind of response (``NaN`` where one kind would be left). All ``NaN`` for
+        signed sets.
 
         Raises
         ------
+        KeyError
+            If ``responses`` is no column of ``obs``.
         ValueError
-            If there are no labels, some are missing or ``"unknown"``, fewer than two viruses or
-            fewer than two studies are left, or an argument is out of its range.
+            If there are no labels, fewer than two viruses or fewer than two studies are left, the
+            kinds do not fit the labels, or an argument is out of its range.
         """
         if adata is not None:
             self.attach(adata)
@@ -111,18 +124,20 @@ class VirusCaller(Pretrainable):
                 "The data were registered without labels; call CellPulse.setup_anndata(adata, "
                 "labels_key=…, study_key=…) first."
             )
+        kinds = self._responses(responses, labels)
+        signed = np.isin(np.nan_to_num(effects), (-1.0, 0.0, 1.0)).all(axis=1)
         infected = labels != UNINFECTED
-        if UNKNOWN in labels:
-            raise ValueError(f"{UNKNOWN!r} is an answer, not a label; drop or rename those rows.")
-        teaches = infected
+        teaches = infected & ~signed
         if teaches_virus is not None:
             if np.shape(teaches_virus) != infected.shape:
                 raise ValueError(
                     f"teaches_virus has shape {np.shape(teaches_virus)}; expected one value for "
                     f"each of the {len(infected)} contrasts."
                 )
-            teaches = infected & np.asarray(teaches_virus, dtype=bool)
+            teaches &= np.asarray(teaches_virus, dtype=bool)
         viruses = sorted(set(labels[teaches]))
+        for answer in {UNRESOLVED, NOT_VIRAL}.intersection(viruses):
+            raise ValueError(f"{answer!r} is an answer, not a label; rename it.")
         if len(viruses) < 2:
             raise ValueError(
                 f"Found {len(viruses)} virus label(s) {viruses}; a classifier needs at least two."
@@ -132,23 +147,64 @@ class VirusCaller(Pretrainable):
                 "All contrasts are from one study; nothing can be calibrated without another. "
                 "Register the study of each contrast with study_key=."
             )
-        classifier = VirusClassifier(len(self.vocabulary), self.module.dim, classes=viruses)
+        levels = [VIRAL, *sorted(set(kinds) - {NO_RESPONSE, VIRAL, ""})]
+        classifier = VirusClassifier(len(self.vocabulary), classes=viruses, responses=levels)
         interferon = self.vocabulary.genes.isin(INTERFERON_GENES)
         classifier.interferon.copy_(torch.from_numpy(interferon))
         measured = np.isfinite(effects[teaches]).mean(axis=0)
         classifier.common.copy_(torch.from_numpy(measured >= min(0.5, measured.max())))
-        rows = Rows(self._views(classifier, effects), labels.astype(str), studies.astype(str))
-        fit = VirusFit(rows, np.flatnonzero(teaches), np.array(viruses))
-        scale = fit.choose_deep_scale(deep_scales)
-        held_out = fit.out_of_fold(scale)
-        fit.store(classifier, scale, held_out)
-        odds = fit_infected(classifier, rows, infected)
-        store_set_scores(classifier, rows, fit, held_out, odds)
+        rows = Rows(_views(classifier, effects), labels.astype(str), studies.astype(str))
+        measured_rows = np.flatnonzero(~signed)
+        some = Rows(
+            tuple(view[measured_rows] for view in rows.views),
+            rows.labels[measured_rows],
+            rows.studies[measured_rows],
+        )
+        fit = VirusFit(some, np.flatnonzero(teaches[measured_rows]), np.array(viruses))
+        held_out = np.full((len(labels), len(viruses)), -np.inf)
+        held_out[measured_rows] = logits = fit.out_of_fold()
+        fit.store(classifier, logits)
+        odds = np.full(len(labels), np.nan)
+        odds[measured_rows] = fit_infected(classifier, some, kinds[measured_rows] != NO_RESPONSE)
+        log_p = fit_kinds(classifier, rows, kinds, signed)
+        log_p = np.column_stack([log_expit(-odds), log_p + log_expit(odds)[:, None]])
+        names = np.array([NO_RESPONSE, *levels], dtype=object)
+        judged = np.isfinite(log_p).all(axis=1) & ~signed
+        # the virus that would be named if it were in no study but the others
+        virus = fit.classes[held_out.argmax(axis=1)].astype(object)
+        virus[~np.isfinite(held_out).any(axis=1)] = ""
+        classifier.support = support_records(
+            labels[judged],
+            kinds[judged],
+            studies[judged],
+            names[called(log_p[judged])],
+            virus[judged],
+        )
         self.classifier = classifier.to(self.device).eval()
-        self.trained_here(studies, classes=viruses, deep_scale=scale)
+        # the encoder may have learned from further studies, without their labels
+        learned = sorted(set(studies) - {""})
+        self.trained_here(studies, classes=viruses, classifier_studies=learned)
         out = pd.DataFrame(np.nan, index=self.adata.obs_names, columns=pd.Index(viruses))
-        out.iloc[fit.rows] = fit.log_proba(classifier, held_out)
-        return out.assign(label=labels, study=studies)
+        out[:] = fit.log_proba(classifier, held_out)
+        out[names.tolist()] = log_p
+        return out.assign(label=labels, study=studies, response=kinds)
+
+    def _responses(self, column: str | None, labels: np.ndarray) -> np.ndarray:
+        """Return the kind of response of each contrast, ``(n,)`` text."""
+        if column is None:
+            return np.where(labels == UNINFECTED, NO_RESPONSE, VIRAL).astype(object)
+        if column not in self.adata.obs:
+            raise KeyError(f"responses={column!r} is no column of obs.")
+        found = self.adata.obs[column].astype(str).to_numpy(dtype=object)
+        wrong = (labels != UNINFECTED) != (found == VIRAL)
+        if wrong.any():
+            i = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"{int(wrong.sum())} contrasts have a label and a kind of response that do not fit "
+                f"each other, such as {labels[i]!r} and {found[i]!r}; expected {VIRAL!r} for "
+                f"viruses and another kind where the label is {UNINFECTED!r}."
+            )
+        return found
 
     def require_classifier(self) -> VirusClassifier:
         """Return the virus classifier.
@@ -170,33 +226,24 @@ class VirusCaller(Pretrainable):
     def predict_scores(
         self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
     ) -> Scores:
-        """Return the calibrated scores of contrasts; see :class:`Scores`."""
+        """Return the scores of contrasts; see :class:`Scores`."""
         classifier = self.require_classifier()
         adata = self._adata_or_own(adata)
-        self.module.eval()
         parts = []
-        for _, effects, tokens in self.encode_blocks(adata, layer=layer, batch_size=batch_size):
-            summary = self.module.encode(tokens.to(self.device)).summary
-            parts.append(classifier(torch.from_numpy(effects).to(self.device), summary))
+        for _, effects, _ in self.encode_blocks(adata, layer=layer, batch_size=batch_size):
+            parts.append(classifier(torch.from_numpy(effects).to(self.device)))
         return Scores(*(torch.cat(part).float().cpu() for part in zip(*parts, strict=True)))
 
     @checks_arguments()
-    def predict_proba(
-        self, adata: AnnData | None = None, *, layer: str | None = None, batch_size: int = 64
-    ) -> pd.DataFrame:
-        """Return calibrated probabilities, contrasts by viruses and ``"uninfected"``."""
-        return self.predict(adata, layer=layer, batch_size=batch_size).proba
-
-    @checks_arguments(alpha=PART)
     def predict(
         self,
         adata: AnnData | None = None,
         *,
         layer: str | None = None,
-        alpha: float = 0.1,
+        names: Names = "supported",
         batch_size: int = 64,
     ) -> VirusPrediction:
-        """Name the virus behind each contrast.
+        """Tell the kind of response of each contrast, and the virus where studies support it.
 
         Parameters
         ----------
@@ -204,80 +251,75 @@ class VirusCaller(Pretrainable):
             Contrasts by genes, any gene order; the model's own data if not given.
         layer
             Layer with the log2 fold changes instead of ``X``.
-        alpha
-            Miscoverage of the conformal sets, between 0 and 1.
+        names
+            ``"supported"``: name a virus, and that a response is not viral, only where at least
+            80 % of such answers were right in at least three studies left out of training, and a
+            kind of response where at least half were; ``"always"``: give the most probable answer.
         batch_size
             Contrasts at a time; the result does not depend on it.
 
         Returns
         -------
-        See :class:`VirusPrediction`. The call is ``"uninfected"`` where that is the more
-        probable, else ``"unknown"`` where the profile is more unusual than 95 % of the held-out
-        profiles of known viruses, else the most probable virus.
+        See :class:`VirusPrediction`. The most probable response is ``"none"`` where that has a
+        probability of at least a half, else the kind with the highest.
         """
         own = self._adata_or_own(adata)
         scores = self.predict_scores(own, layer=layer, batch_size=batch_size)
         classifier = self.require_classifier()
-        infected = torch.sigmoid(scores.infected)
-        table = joint_probabilities(scores.virus.exp(), infected).numpy().astype(np.float64)
+        table = scores.response.double().exp().numpy()
         table /= table.sum(axis=1, keepdims=True)
-        names = np.asarray([*classifier.classes, UNINFECTED], dtype=object)
-        unknown = (scores.novelty > classifier.novelty_threshold.cpu()).numpy()
-        virus = names[table[:, :-1].argmax(axis=1)]
-        call = np.where(unknown, UNKNOWN, virus)
-        uninfected = table[:, -1] >= 0.5
-        call = np.where(uninfected, UNINFECTED, call)
-        confidence = np.where(uninfected, table[:, -1], table[:, :-1].max(axis=1))
-        sets = prediction_sets(table, names, classifier.set_threshold(alpha))
+        kinds = np.array([NO_RESPONSE, *classifier.responses], dtype=object)
+        kind_of = kinds[called(scores.response.numpy())]
+        proba = scores.virus.double().exp().numpy()
+        proba /= proba.sum(axis=1, keepdims=True)
+        virus = np.array(classifier.classes, dtype=object)[proba.argmax(axis=1)]
+        answers = [
+            self._answer(kind, name, names) for kind, name in zip(kind_of, virus, strict=True)
+        ]
+        call, response, support = zip(*answers, strict=True)
         return VirusPrediction(
-            call,
-            pd.DataFrame(table, index=own.obs_names, columns=names.astype(str)),
-            confidence.astype(np.float32),
-            infected.numpy(),
-            scores.novelty.numpy(),
-            sets,
+            np.array(call, dtype=object),
+            np.array(response, dtype=object),
+            pd.DataFrame(table, index=own.obs_names, columns=kinds.astype(str)),
+            table[:, 1].astype(np.float32),
+            pd.DataFrame(proba, index=own.obs_names, columns=classifier.classes),
+            np.array(support, dtype=np.float32),
         )
 
-    @torch.inference_mode()
-    def embed_effects(self, effects: np.ndarray) -> np.ndarray:
-        """Embed profiles that lie on the vocabulary already.
+    def _answer(self, kind: str, virus: str, names: Names) -> tuple[str, str, float]:
+        """Return the call, the response and the support of the most probable kind and virus."""
 
-        Parameters
-        ----------
-        effects
-            ``(n, n_vocabulary)`` float32, ``NaN`` = not measured.
+        def is_given(level: str, answer: str, share_needed: float) -> tuple[bool, float]:
+            for record in self.require_classifier().support:
+                if (record["level"], record["answer"]) == (level, answer):
+                    share, n_studies = float(record["share"]), int(record["n_studies"])
+                    enough = share >= share_needed and n_studies >= MIN_STUDIES
+                    return enough or names == "always", share
+            return names == "always", float("nan")
 
-        Returns
-        -------
-        ``(n, dim)`` float32.
-        """
-        self.module.eval()
-        tokens = self.tokenizer.encode(effects).to(self.device)
-        return self.module.encode(tokens).summary.float().cpu().numpy()
-
-    @torch.inference_mode()
-    def _views(
-        self, classifier: VirusClassifier, effects: np.ndarray, batch_size: int = 64
-    ) -> tuple[np.ndarray, ...]:
-        """Return what the classifier reads of profiles on the vocabulary, as arrays."""
-        parts = []
-        for start in range(0, len(effects), batch_size):
-            block = effects[start : start + batch_size]
-            summary = torch.from_numpy(self.embed_effects(block))
-            parts.append(classifier.views(torch.from_numpy(block), summary))
-        return tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True))
+        resolved, of_response = is_given("response", kind, MIN_RESPONSE_SUPPORT)
+        response, of_response = (kind, of_response) if resolved else (UNRESOLVED, float("nan"))
+        if kind == NO_RESPONSE:
+            # that nothing was found is always said, with its support
+            return UNINFECTED, kind, is_given("response", kind, 0.0)[1]
+        level, answer = ("virus", virus) if kind == VIRAL else ("not viral", kind)
+        named, share = is_given(level, answer, MIN_SUPPORT)
+        if named:
+            return (virus if kind == VIRAL else NOT_VIRAL), response, share
+        return UNRESOLVED, response, of_response
 
 
-def joint_probabilities(virus: torch.Tensor, infected: torch.Tensor) -> torch.Tensor:
-    """Join P(virus | infected) and P(infected) to ``(b, classes + 1)``, uninfected last."""
-    return torch.cat([virus * infected[:, None], 1.0 - infected[:, None]], dim=1)
+def _views(classifier: VirusClassifier, effects: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return what the classifier reads of profiles on the vocabulary, as arrays."""
+    with torch.inference_mode():
+        parts = [
+            classifier.views(torch.from_numpy(effects[start : start + 64]))
+            for start in range(0, len(effects), 64)
+        ]
+    return tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True))
 
 
-def prediction_sets(table: np.ndarray, names: np.ndarray, reach: float) -> list[list[str]]:
-    """Return for each row the names before which at most ``reach`` of the probability comes."""
-    order = np.argsort(-table, axis=1, kind="stable")
-    before = np.cumsum(np.take_along_axis(table, order, axis=1), axis=1)
-    before -= np.take_along_axis(table, order, axis=1)  # mass of all that are more probable
-    # A set that names nothing helps nobody: the most probable answer is always in.
-    size = np.maximum(1, (before <= reach + 1e-6).sum(axis=1))
-    return [[str(n) for n in names[o[:k]]] for o, k in zip(order, size, strict=True)]
+def called(log_p: np.ndarray) -> np.ndarray:
+    """Return the place of the answer in rows of log-probabilities of no response and the kinds."""
+    kind = 1 + log_p[:, 1:].argmax(axis=1)
+    return np.where(log_p[:, 0] >= np.log(0.5), 0, kind)

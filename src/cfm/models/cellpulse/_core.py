@@ -279,7 +279,7 @@ class CellPulseCore(PretrainedModel):
             model = cls(vocabulary=genes, size=size)
             model.module.log_relevance = torch.nn.Parameter(torch.zeros(n_relevances))
             if settings is not None:
-                model.classifier = VirusClassifier(len(genes), size.dim, **settings).eval()
+                model.classifier = VirusClassifier(len(genes), **settings).eval()
         load_weights(model.module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
         if model.classifier is not None:
             load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)

@@ -17,7 +17,6 @@ from cfm.models.cellpulse._classifier import (
     centred_statistics,
     mean_response,
     robust_spread,
-    unit,
 )
 from cfm.models.cellpulse._classify import VirusCaller
 from cfm.models.cellpulse._constants import PADDING
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from cfm.models.cellpulse._module import Tokens
     from cfm.nn import DirectionBlock
 
-#: Share of a profile's size at which integrated gradients start for the log-odds of infection.
+#: Share of a profile's size at which integrated gradients start for the log-odds of a response.
 #: Statistics of a profile without any effect have no finite logarithm; a tenth of an infection is
 #: about what control samples differ by.
 INFECTED_BASELINE = 0.1
@@ -44,20 +43,16 @@ class VirusExplainer(VirusCaller):
     not measured. Each profile is judged alone.
     """
 
-    def explained_target(self, name: str) -> str:
-        """Return what is explained for a label: its virus if known, else ``"infected"``."""
-        return name if name in self.require_classifier().classes else "infected"
-
     @torch.inference_mode()
     def target_log_odds(self, effects: np.ndarray, target: str) -> np.ndarray:
-        """Return the log-odds of a virus against all others, or of an infection.
+        """Return the log-odds of a virus against all others, or of a response.
 
         Parameters
         ----------
         effects
             ``(n, n_vocabulary)``.
         target
-            A virus of the classifier, or ``"infected"``.
+            A virus of the classifier, or ``"response"``.
 
         Returns
         -------
@@ -68,8 +63,7 @@ class VirusExplainer(VirusCaller):
         parts = [np.empty(0)]
         for start in range(0, len(effects), 64):
             block = np.asarray(effects[start : start + 64], dtype=np.float32)
-            summary = torch.from_numpy(self._needed_summary(block)).to(self.device)
-            views = classifier.views(torch.from_numpy(block).to(self.device), summary)
+            views = classifier.views(torch.from_numpy(block).to(self.device))
             odds = target_odds(classifier, views, self._target_index(target))
             parts.append(odds.double().cpu().numpy())
         return np.concatenate(parts)
@@ -115,7 +109,7 @@ class VirusExplainer(VirusCaller):
         r"""Return each gene's share of the log-odds, by integrated gradients.
 
         All effects of a profile are switched on together by a gate :math:`\alpha`, from 0 (a
-        tenth for ``"infected"``) to 1, while the length that it is divided by, its median and its
+        tenth for ``"response"``) to 1, while the length that it is divided by, its median and its
         spread stay those of the whole profile: a profile scaled as one would look the same to the
         classifier at every :math:`\alpha`. The gene's share is the integral of the gradient by its
         gate (Sundararajan, Taly & Yan 2017, eq. 1; computed by captum).
@@ -135,7 +129,7 @@ class VirusExplainer(VirusCaller):
         -------
         ``(n, n_vocabulary)`` float32, natural-log odds; positive speaks for the target. For a
         virus the sum over genes is the log-odds less that of the profile with its gates at 0. For
-        ``"infected"`` it falls short of that by the statistics that count genes, which have no
+        ``"response"`` it falls short of that by the statistics that count genes, which have no
         gradient.
         """
         classifier = self.require_classifier()
@@ -187,60 +181,25 @@ class VirusExplainer(VirusCaller):
         classifier = self.require_classifier()
         index = self._target_index(target)
         weights = ReversalWeights.of(classifier, infected=index is None)
-        deep = uses_embedding(classifier) and index is not None
         out = np.full(effects.shape, np.nan, dtype=np.float32)
         for i, row in enumerate(np.asarray(effects, dtype=np.float32)):
-            seen = np.flatnonzero(~np.isnan(row))
             values = -row if mode == "flip" else np.zeros_like(row)
             logits = reversed_logits(row, values, weights)
-            before, after = logits.before, logits.after
-            if deep:
-                old, new = self._reversed_embeddings(classifier, row, values, seen)
-                before, after = before + old, after + new
-            odds = [_odds_of(classifier, table, index) for table in (before[None], after)]
-            out[i, seen] = odds[0] - odds[1]
+            odds = [
+                _odds_of(classifier, table, index) for table in (logits.before[None], logits.after)
+            ]
+            out[i, ~np.isnan(row)] = odds[0] - odds[1]
         return out
 
-    def _reversed_embeddings(
-        self, classifier: VirusClassifier, row: np.ndarray, values: np.ndarray, seen: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the embedding's part of the logits before, and after each gene's change."""
-        changed = np.flatnonzero(self._token_genes(row))
-        old = self._deep_logits(classifier, row[None])[0]
-        new = np.tile(old, (len(row), 1))
-        for start in range(0, len(changed), 64):
-            genes = changed[start : start + 64]
-            block = np.tile(row, (len(genes), 1))
-            block[np.arange(len(genes)), genes] = values[genes]
-            new[genes] = self._deep_logits(classifier, block)
-        return old, new[seen]
-
-    def _token_genes(self, row: np.ndarray) -> np.ndarray:
-        """Return which genes are tokens of a profile; the others do not touch its embedding."""
-        tokens = self.tokenizer.encode(row[None])
-        genes = np.zeros(len(row), dtype=bool)
-        genes[tokens.gene[0, tokens.state[0] != PADDING].numpy()] = True
-        return genes
-
-    def _deep_logits(self, classifier: VirusClassifier, block: np.ndarray) -> np.ndarray:
-        summary = torch.from_numpy(self.embed_effects(block)).to(self.device)
-        return (unit(summary) @ classifier.deep.T).double().cpu().numpy()
-
-    def _needed_summary(self, block: np.ndarray) -> np.ndarray:
-        """Embed profiles if the classifier reads embeddings at all; else zeros, at no cost."""
-        if uses_embedding(self.require_classifier()):
-            return self.embed_effects(block)
-        return np.zeros((len(block), self.module.dim), dtype=np.float32)
-
     def _target_index(self, target: str) -> int | None:
-        """Return the class of a target, ``None`` for ``"infected"``."""
+        """Return the class of a target, ``None`` for ``"response"``."""
         classes = self.require_classifier().classes
-        if target == "infected":
+        if target == "response":
             return None
         if target not in classes:
-            hint = " To explain why it is no infection, read 'infected' with the sign turned."
+            hint = " To explain why there is no response, read 'response' with the sign turned."
             raise ValueError(
-                f"target={target!r} is no virus of this classifier; expected 'infected' or one of "
+                f"target={target!r} is no virus of this classifier; expected 'response' or one of "
                 f"{classes}.{hint if target == UNINFECTED else ''}"
             )
         return classes.index(target)
@@ -274,7 +233,7 @@ class GatedOdds:
     effects
         ``(b, n_vocabulary)`` float32, NaN = not measured.
     index
-        Class, or ``None`` for the log-odds of infection.
+        Class, or ``None`` for the log-odds of a response.
     """
 
     def __init__(
@@ -284,13 +243,10 @@ class GatedOdds:
         effects: np.ndarray,
         index: int | None,
     ) -> None:
-        self.model, self.classifier, self.index = model, classifier, index
+        self.classifier, self.index = classifier, index
         self.effects = torch.from_numpy(effects).to(model.device)
-        self.deep = uses_embedding(classifier) and index is not None
-        nothing = torch.zeros(len(effects), model.module.dim, device=model.device)
         with torch.no_grad():
-            self.views = classifier.views(self.effects, nothing)
-        self.tokens = model.tokenizer.encode(effects).to(model.device)
+            self.views = classifier.views(self.effects)
         self.centred = center(self.effects)
         self.spread = robust_spread(self.centred, ~torch.isnan(self.effects))
 
@@ -301,11 +257,7 @@ class GatedOdds:
         def stacked(x: Tensor) -> Tensor:
             return x.repeat(n, *[1] * (x.ndim - 1))
 
-        deep, statistics = stacked(self.views.deep), stacked(self.views.statistics)
-        if self.deep:
-            tokens = type(self.tokens)(*(stacked(t) for t in self.tokens))
-            gate = gates.gather(1, tokens.gene)
-            deep = unit(self.model.module.encode(tokens, gate=gate).summary)
+        statistics = stacked(self.views.statistics)
         if self.index is None:
             # Median and spread stay: their gradient would fall on the one gene in the middle.
             effects = stacked(self.effects)
@@ -316,18 +268,13 @@ class GatedOdds:
                 stacked(self.spread),
             )
         views = Views(
-            stacked(self.views.all) * gates, stacked(self.views.common) * gates, deep, statistics
+            stacked(self.views.all) * gates, stacked(self.views.common) * gates, statistics
         )
         return target_odds(self.classifier, views, self.index)
 
 
-def uses_embedding(classifier: VirusClassifier) -> bool:
-    """Return whether the classifier's logits depend on the embedding."""
-    return bool((classifier.deep != 0).any())
-
-
 def target_odds(classifier: VirusClassifier, views: Views, index: int | None) -> Tensor:
-    """Return calibrated log-odds of a class against the others, or of an infection, ``(b,)``."""
+    """Return calibrated log-odds of a class against the others, or of a response, ``(b,)``."""
     if index is None:
         raw = classifier.raw_infected(views)
         return classifier.infected_scale * raw + classifier.infected_shift

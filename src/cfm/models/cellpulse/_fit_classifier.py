@@ -1,39 +1,38 @@
-"""Fits the wide-and-deep virus classifier: convex problems, and calibration out of fold."""
+"""Fits the classifier of responses and viruses: convex problems, judged out of fold."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.extmath import randomized_svd
 
-from cfm._fields import UNINFECTED
+from cfm._fields import NO_RESPONSE, UNINFECTED, VIRAL
 from cfm.data._warn import warn_user
 from cfm.metrics import unit_weights
-from cfm.models.cellpulse._classifier import (
-    SIGNED_STATISTICS,
-    novelty_components,
-    novelty_rank,
-)
+from cfm.models.cellpulse._classifier import SIGNED_STATISTICS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from cfm.models.cellpulse._classifier import VirusClassifier
 
 #: Inverse penalties that are averaged: neither is better, and the mean of both is steadier.
 PENALTIES = (100.0, 1000.0)
-DEEP_SCALES = (0.0, 0.25, 0.5)
 _TEMPERATURES = (0.8, 1.25)
-#: A profile is called unknown when it is more unusual than this share of the held-out profiles
-#: of known viruses.
-NOVELTY_QUANTILE = 0.95
+#: Coordinates that kinds of response are told by, the inverse penalty of that fit, and the number
+#: of signed sets that are enough to take the coordinates from.
+KIND_RANK = 60
+KIND_PENALTY = 3.0
+MIN_SETS = 100
 #: Inverse penalty of the infection term, and size of its statistics beside the wide term.
 INFECTED_PENALTY = 1.0
 STATISTICS_SCALE = 0.1
@@ -117,13 +116,6 @@ def fit_odds_calibration(
     return scale, float(model.intercept_[0])
 
 
-def weighted_quantile(values: np.ndarray, weight: np.ndarray, q: float) -> float:
-    """Smallest value with at least ``q`` of the weight at or below it."""
-    order = np.argsort(values)
-    share = np.cumsum(weight[order]) / weight.sum()
-    return float(values[order][min(int(np.searchsorted(share, q)), len(values) - 1)])
-
-
 @dataclass(frozen=True)
 class Rows:
     """Labelled training profiles: the classifier's views as arrays, labels and studies."""
@@ -149,120 +141,72 @@ class VirusFit:
     def __init__(self, rows: Rows, teaching: np.ndarray, classes: np.ndarray) -> None:
         self.rows = teaching
         self.classes = classes
-        self._wide, self._common, self._deep = (
-            v[teaching].astype(np.float64) for v in rows.views[:3]
-        )
-        self._grams = [v @ v.T for v in (self._wide, self._common, self._deep)]
+        self.all_studies = rows.studies
+        self._views = [v[teaching].astype(np.float64) for v in rows.views[:2]]
+        #: Inner products of all profiles with those that teach.
+        self._crosses = [
+            v.astype(np.float64) @ own.T for v, own in zip(rows.views[:2], self._views, strict=True)
+        ]
         self.labels = rows.labels[teaching]
         self.studies = rows.studies[teaching]
         self.truth = np.searchsorted(classes, self.labels)
         #: Every (virus, study) unit weighs the same: how predictions are judged.
         self.unit_weight = unit_weights(self.labels, self.studies)
 
-    def fits(
-        self, train: np.ndarray, scale: float, penalties: Sequence[float]
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Fit once per wide view and penalty on some of the rows.
+    def fits(self, train: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Fit once per wide view and penalty on some of the rows that teach.
 
         Yields the view (0 or 1), dual weights and intercepts of the rows' viruses, sorted.
         """
         weight = unit_weights(self.labels[train], self.studies[train], balance_labels=True)
-        inside = np.ix_(train, train)
         for view in (0, 1):
-            gram = self._grams[view][inside] + scale**2 * self._grams[2][inside]
-            for penalty in penalties:
+            gram = self._crosses[view][np.ix_(self.rows[train], train)]
+            for penalty in PENALTIES:
                 _, dual, intercept = softmax_regression(gram, self.labels[train], weight, penalty)
                 yield view, dual, intercept
 
-    def out_of_fold(self, scale: float, penalties: Sequence[float] = PENALTIES) -> np.ndarray:
-        """Return ``(m, classes)`` logits of each row, fitted without its study.
+    def out_of_fold(self) -> np.ndarray:
+        """Return ``(n, classes)`` logits of every profile, fitted without its study.
 
-        The mean over the fits; ``-inf`` for viruses that only this study has.
+        The mean over the fits; ``-inf`` for viruses that only this study has, and for all where
+        the other studies hold fewer than two viruses.
         """
-        logits = np.full((len(self.rows), len(self.classes)), -np.inf)
-        for test in self.folds():
-            cross = np.ix_(test, ~test)
+        logits = np.full((len(self.all_studies), len(self.classes)), -np.inf)
+        teaching = np.unique(self.studies)
+        folds = [([study], self.studies != study) for study in teaching]
+        strangers = np.setdiff1d(self.all_studies, teaching).tolist()
+        for studies, train in [*folds, (strangers, np.ones(len(self.rows), dtype=bool))]:
+            viruses = np.unique(self.labels[train])
+            test = np.isin(self.all_studies, studies)
+            if len(viruses) < 2 or not test.any():
+                continue
             total, n = np.zeros(0), 0
-            for view, dual, intercept in self.fits(~test, scale, penalties):
-                gram = self._grams[view][cross] + scale**2 * self._grams[2][cross]
-                each = gram @ dual + intercept
+            for view, dual, intercept in self.fits(train):
+                each = self._crosses[view][np.ix_(test, train)] @ dual + intercept
                 total, n = (each if n == 0 else total + each), n + 1
-            columns = np.searchsorted(self.classes, np.unique(self.labels[~test]))
-            logits[np.ix_(test, columns)] = total / n
+            logits[np.ix_(test, np.searchsorted(self.classes, viruses))] = total / n
         return logits
 
-    def folds(self) -> Iterator[np.ndarray]:
-        """Yield the rows of each study, ``(m,)`` bool, where the others hold two viruses."""
-        for study in np.unique(self.studies):
-            test = self.studies == study
-            if len(np.unique(self.labels[~test])) >= 2:
-                yield test
-
-    def centroids(self, train: np.ndarray) -> np.ndarray:
-        """Return the mean profile of each virus, studies weighing alike, ``(classes, genes)``.
-
-        Rows of unit length; 0 for viruses that are not among the rows.
-        """
-        out = np.zeros((len(self.classes), self._wide.shape[1]))
-        for i, virus in enumerate(self.classes):
-            rows = train & (self.labels == virus)
-            if rows.any():
-                weight = unit_weights(self.labels[rows], self.studies[rows])
-                mean = weight @ self._wide[rows]
-                out[i] = mean / max(np.linalg.norm(mean), 1e-12)
-        return out
-
-    def novelty(self, held_out: np.ndarray, temperature: float) -> np.ndarray:
-        """Return the novelty components of rows fitted without their study, ``(m, 2)``."""
-        out = np.full((len(self.rows), 2), np.nan)
-        for test in self.folds():
-            parts = (held_out[test] / temperature, self._wide[test], self.centroids(~test))
-            out[test] = novelty_components(*map(torch.from_numpy, parts)).numpy()
-        return out
-
     def known(self, held_out: np.ndarray) -> np.ndarray:
-        """Rows whose virus was learned from other studies, ``(m,)`` bool."""
-        return np.isfinite(held_out[np.arange(len(held_out)), self.truth])
-
-    def choose_deep_scale(self, scales: Sequence[float]) -> float:
-        """Return the scale with the smallest log loss on left-out studies.
-
-        Only one that beats the first by more than the standard error over (virus, study) units;
-        with few units a free choice is a choice of noise.
-        """
-        first, best, loss = float(scales[0]), float(scales[0]), 0.0
-        if len(scales) == 1:
-            return first
-        reference: np.ndarray | None = None
-        for scale in scales:
-            held_out = self.out_of_fold(scale, penalties=PENALTIES[:1])
-            if not self.known(held_out).any():  # every virus has one study: nothing to compare
-                return first
-            losses = self.unit_losses(held_out)
-            if reference is None:
-                reference = losses
-            elif clearly_lower(losses, reference) and (losses - reference).mean() < loss:
-                best, loss = float(scale), float((losses - reference).mean())
-        return best
+        """Rows that teach whose virus was learned from other studies, ``(m,)`` bool."""
+        return np.isfinite(held_out[self.rows, self.truth])
 
     def unit_losses(self, held_out: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         """Return the mean log loss of each (virus, study) unit whose virus was known."""
         known = self.known(held_out)
-        log_p = log_softmax(held_out[known] / temperature, axis=1)
+        log_p = log_softmax(held_out[self.rows[known]] / temperature, axis=1)
         losses = -log_p[np.arange(known.sum()), self.truth[known]]
         names = np.char.add(np.char.add(self.labels[known], "|"), self.studies[known])
         unit = np.unique(names, return_inverse=True)[1]
         return np.bincount(unit, weights=losses) / np.bincount(unit)
 
-    def store(self, classifier: VirusClassifier, scale: float, held_out: np.ndarray) -> None:
+    def store(self, classifier: VirusClassifier, held_out: np.ndarray) -> None:
         """Fit on all rows, calibrate on the held-out logits, and fill the classifier."""
-        fits = list(self.fits(np.ones(len(self.rows), dtype=bool), scale, PENALTIES))
+        fits = list(self.fits(np.ones(len(self.rows), dtype=bool)))
         for view, dual, intercept in fits:
             wide = classifier.wide_common if view else classifier.wide_all
-            inputs = self._common if view else self._wide
             for parameter, value in (
-                (wide, dual.T @ inputs),
-                (classifier.deep, scale**2 * dual.T @ self._deep),
+                (wide, dual.T @ self._views[view]),
                 (classifier.bias, intercept),
             ):
                 parameter.data += torch.from_numpy(value / len(fits)).float()
@@ -270,37 +214,36 @@ class VirusFit:
         if not known.any():
             return
         weight = self.unit_weight[known]
-        temperature = fit_temperature(held_out[known], self.truth[known], weight)
+        temperature = fit_temperature(held_out[self.rows[known]], self.truth[known], weight)
         if not clearly_lower(self.unit_losses(held_out, temperature), self.unit_losses(held_out)):
             temperature = 1.0
         classifier.temperature.fill_(temperature)
-        classifier.centroids = torch.from_numpy(
-            self.centroids(np.ones(len(self.rows), dtype=bool))
-        ).float()
-        components = self.novelty(held_out, temperature)[known]
-        reference = torch.from_numpy(np.sort(components, axis=0)).float()
-        classifier.novelty_reference = reference
-        ranks = novelty_rank(torch.from_numpy(components).float(), reference).numpy()
-        classifier.novelty_threshold.fill_(weighted_quantile(ranks, weight, NOVELTY_QUANTILE))
 
     def log_proba(self, classifier: VirusClassifier, held_out: np.ndarray) -> np.ndarray:
-        """Return calibrated held-out log-probabilities, ``NaN`` where the virus was not known."""
-        log_p = log_softmax(held_out / float(classifier.temperature), axis=1)
-        return np.where(self.known(held_out)[:, None] & np.isfinite(log_p), log_p, np.nan)
+        """Return scaled held-out log-probabilities, ``NaN`` for viruses that were not known."""
+        out = np.full_like(held_out, np.nan)
+        known = np.isfinite(held_out).any(axis=1)
+        out[known] = log_softmax(held_out[known] / float(classifier.temperature), axis=1)
+        return np.where(np.isfinite(out), out, np.nan)
 
 
 def fit_infected(classifier: VirusClassifier, rows: Rows, infected: np.ndarray) -> np.ndarray:
-    """Fit the log-odds of infection, calibrate them, and fill the classifier.
+    """Fit the log-odds of a response, scale them (Platt), and fill the classifier.
+
+    Parameters
+    ----------
+    infected
+        ``(n,)`` bool, responses; the others are differences between controls.
 
     Returns
     -------
-    ``(n,)`` calibrated log-odds of each row, fitted without its study.
+    ``(n,)`` scaled log-odds of each row, fitted without its study.
     """
     if infected.all():
         # Without a negative nothing can be learned of infection: every profile is taken for one.
         classifier.infected_shift.fill_(20.0)
         return np.full(len(infected), 20.0)
-    wide, _, _, statistics = (v.astype(np.float64) for v in rows.views)
+    wide, _, statistics = (v.astype(np.float64) for v in rows.views)
     mean, spread = statistics.mean(axis=0), statistics.std(axis=0).clip(min=1e-6)
     flipped = statistics.copy()
     flipped[:, SIGNED_STATISTICS] *= -1.0
@@ -353,38 +296,135 @@ def _study_groups(studies: np.ndarray, n_groups: int = 10) -> list[np.ndarray]:
     return [order[i::n_groups] for i in range(min(n_groups, len(order)))]
 
 
-def store_set_scores(
-    classifier: VirusClassifier, rows: Rows, fit: VirusFit, held_out: np.ndarray, odds: np.ndarray
-) -> None:
-    """Store what conformal sets are calibrated on: scores of held-out profiles.
+def fit_kinds(
+    classifier: VirusClassifier, rows: Rows, responses: np.ndarray, signed: np.ndarray
+) -> np.ndarray:
+    r"""Fit the kinds of response by multinomial logistic regression, and fill the classifier.
 
-    Adaptive sets (Romano, Sesia & Candès 2020): the score of a profile is the summed probability
-    of all answers that are more probable than its true label, 0 where that comes first. Leaving
-    the label's own probability out needs no randomisation for sets of one answer where the
-    classifier is sure and right. (label, study) units weigh alike; rows whose virus no other study
-    has are left out.
+    The inputs are the coordinates :math:`c = V^\top u` of unit-length profiles on the leading
+    singular vectors :math:`V` of the signed gene sets (of all profiles if there are few sets): few
+    numbers, in which the share of a profile that lies in known programmes is kept. Sets and
+    measured profiles weigh alike, and within each the kinds, and the studies of a kind.
+
+    Parameters
+    ----------
+    rows
+        All profiles.
+    responses
+        ``(n,)`` kind of response; :data:`cfm._fields.NO_RESPONSE` and ``""`` take no part.
+    signed
+        ``(n,)`` bool, rows of −1, 0 and 1.
+
+    Returns
+    -------
+    ``(n, kinds)`` log-probabilities given a response, each row fitted without its study; ``NaN``
+    for studies of signed sets alone, and where one kind would be left.
     """
-    usable = np.isfinite(odds)  # not where the study is the only one of its kind
-    odds = np.where(usable, odds, 0.0)
-    log_p = np.full((len(rows.labels), len(fit.classes) + 1), -np.inf)
-    log_p[:, -1] = -np.logaddexp(0.0, odds)  # log P(uninfected)
-    within = fit.log_proba(classifier, held_out)
-    log_p[fit.rows, :-1] = np.nan_to_num(within, nan=-np.inf) - np.logaddexp(
-        0.0, -odds[fit.rows][:, None]
+    kinds = np.array(classifier.responses)
+    wide = rows.views[0].astype(np.float64)
+    takes_part = np.isin(responses, kinds)
+    domain = np.where(signed, "signed", "measured")
+
+    def basis(train: np.ndarray) -> np.ndarray:
+        source = train & signed
+        if source.sum() < MIN_SETS:
+            source = train
+        rank = min(KIND_RANK, int(source.sum()) - 1)
+        rank = max(1, min(rank, wide.shape[1] - 1))
+        _, _, vectors = randomized_svd(wide[source], rank, random_state=0)
+        return np.asarray(vectors)
+
+    def fit(train: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = wide[train] @ vectors.T
+        # one scale for all coordinates, in sets and in measured profiles apart
+        scale = np.ones(2)
+        weight = np.zeros(len(x))
+        for i, name in enumerate(("measured", "signed")):
+            own = domain[train] == name
+            if own.any():
+                scale[i] = max(np.sqrt((x[own] ** 2).sum(axis=1).mean()), 1e-12)
+                x[own] /= scale[i]
+                weight[own] = unit_weights(
+                    responses[train][own], rows.studies[train][own], balance_labels=True
+                )
+        model = LogisticRegression(C=KIND_PENALTY, max_iter=5000, tol=1e-5)
+        model.fit(x, responses[train], sample_weight=weight / weight.mean())
+        coef, intercept = model.coef_, model.intercept_
+        if len(model.classes_) == 2:  # the softmax of (-s/2, s/2) is the sigmoid of s
+            coef = np.vstack([-coef[0], coef[0]]) / 2
+            intercept = np.array([-intercept[0], intercept[0]]) / 2
+        table = np.zeros((len(kinds), wide.shape[1]))
+        bias = np.full(len(kinds), -30.0)  # a kind that these rows do not have
+        places = [list(kinds).index(name) for name in model.classes_]
+        table[places], bias[places] = coef / scale[0] @ vectors, intercept
+        return table, bias
+
+    def one_kind(train: np.ndarray) -> bool:
+        return len(np.unique(responses[train])) < 2
+
+    held_out = np.full((len(responses), len(kinds)), np.nan)
+    if one_kind(takes_part):
+        held_out[:] = 0.0
+        return held_out
+    everyone = basis(takes_part)
+    for study in np.unique(rows.studies):
+        test = rows.studies == study
+        train = takes_part & ~test
+        if signed[test].all() or one_kind(train):
+            continue
+        # coordinates that are taken from signed sets of other studies stay
+        shared = (takes_part & signed).sum() >= MIN_SETS and not (signed & test).any()
+        vectors = everyone if shared else basis(train)
+        table, bias = fit(train, vectors)
+        held_out[test] = log_softmax(wide[test] @ table.T + bias, axis=1)
+    table, bias = fit(takes_part, everyone)
+    classifier.kind.data = torch.from_numpy(table).float()
+    classifier.kind_bias.data = torch.from_numpy(bias).float()
+    return held_out
+
+
+def support_records(
+    labels: np.ndarray,
+    responses: np.ndarray,
+    studies: np.ndarray,
+    called: np.ndarray,
+    virus: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Count how often each answer was right in studies left out of training.
+
+    Parameters
+    ----------
+    labels, responses, studies
+        ``(n,)`` truth: virus or another label, kind of response, study.
+    called, virus
+        ``(n,)`` answers for each profile, fitted without its study: kind of response, virus.
+
+    Returns
+    -------
+    A record for each answer that was given: ``level`` (``"response"``; ``"virus"``; ``"not
+    viral"``, by the kind that was called, right if there was a response and no virus),
+    ``answer``, ``n_contrasts``, ``n_studies`` and ``share``, the mean over studies of the share
+    that was right.
+    """
+    levels = {"response": (called, called == responses)}
+    other = ~np.isin(called, (NO_RESPONSE, VIRAL))
+    levels["not viral"] = (
+        np.where(other, called, ""),
+        ~np.isin(responses, (NO_RESPONSE, VIRAL)),
     )
-    truth = np.full(len(rows.labels), -1)
-    truth[fit.rows] = np.where(fit.known(held_out), fit.truth, -1)
-    truth[rows.labels == UNINFECTED] = len(fit.classes)
-    seen = np.flatnonzero((truth >= 0) & usable)
-    # The virus of an uninfected profile is never needed: its mass is put on one answer.
-    uninfected = rows.labels == UNINFECTED
-    log_p[uninfected, 0] = -np.logaddexp(0.0, -odds[uninfected])
-    if not len(seen):
-        return
-    p = np.exp(log_p[seen])
-    own = p[np.arange(len(seen)), truth[seen]][:, None]
-    scores = np.where(p > own, p, 0.0).sum(axis=1).clip(max=1.0)
-    weight = unit_weights(rows.labels[seen], rows.studies[seen])
-    classifier.set_scores = torch.from_numpy(scores).float()
-    classifier.set_weights = torch.from_numpy(weight).float()
-    classifier.set_infected = torch.from_numpy(~uninfected[seen]).float()
+    levels["virus"] = (np.where(called == VIRAL, virus, ""), virus == labels)
+    records = []
+    for level, (answers, right) in levels.items():
+        for answer in sorted(set(answers) - {""}):
+            rows = answers == answer
+            shares = pd.Series(right[rows]).groupby(studies[rows]).mean()
+            records.append(
+                {
+                    "level": level,
+                    "answer": str(answer),
+                    "n_contrasts": int(rows.sum()),
+                    "n_studies": len(shares),
+                    "share": float(shares.mean()),
+                }
+            )
+    return records

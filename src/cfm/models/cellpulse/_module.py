@@ -183,7 +183,7 @@ class CellPulseModule(nn.Module):
         self.log_relevance = nn.Parameter(torch.zeros(1, device=values.device))
 
     def linear_scores(
-        self, tokens: Tokens, factor_mask: Tensor | None = None, gate: Tensor | None = None
+        self, tokens: Tokens, factor_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the linear term on the visible tokens.
 
@@ -193,8 +193,6 @@ class CellPulseModule(nn.Module):
             A batch; hidden tokens are predicted, not read.
         factor_mask
             ``(b, n_factors)`` of 0 and 1: factors that a profile may be predicted with.
-        gate
-            See :meth:`encode`.
 
         Returns
         -------
@@ -205,8 +203,7 @@ class CellPulseModule(nn.Module):
         factors = self.scaled_factors()[tokens.gene]  # (b, n, r)
         if factor_mask is not None:
             factors = factors * factor_mask.unsqueeze(1)
-        direction = tokens.state - 1 if gate is None else (tokens.state - 1) * gate
-        z = self.linear.scores(factors, direction, visible)  # (b, r)
+        z = self.linear.scores(factors, tokens.state - 1, visible)  # (b, r)
         return (factors @ z.unsqueeze(-1)).squeeze(-1), factors, z
 
     @torch.no_grad()
@@ -233,27 +230,22 @@ class CellPulseModule(nn.Module):
         level = tokens.magnitude.nanmedian(1, keepdim=True).values
         return (level + slope.clamp(0.0, 1.0) * (usual - middle)).nan_to_num(0.0)
 
-    def encode(
-        self, tokens: Tokens, factor_mask: Tensor | None = None, gate: Tensor | None = None
-    ) -> Encoded:
+    def encode(self, tokens: Tokens, factor_mask: Tensor | None = None) -> Encoded:
         """Run the transformer over a batch of tokens.
 
         Parameters
         ----------
         tokens, factor_mask
             See :meth:`linear_scores`.
-        gate
-            ``(b, n)`` in 0…1, how far each effect is switched on, for attributions: 0 reads a
-            token as *unchanged*, with no magnitude; attention keeps its bias of directions.
         """
-        x, state, linear, genes = self._embed(tokens, factor_mask, gate)
+        x, state, linear, genes = self._embed(tokens, factor_mask)
         for block in self.blocks:
             x = block(x, state)
         x = self.norm(x)
         return Encoded(x[:, 0], x[:, 1:], linear, genes, self.size_line(tokens))
 
     def _embed(
-        self, tokens: Tokens, factor_mask: Tensor | None = None, gate: Tensor | None = None
+        self, tokens: Tokens, factor_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embed tokens behind a summary token.
 
@@ -262,16 +254,8 @@ class CellPulseModule(nn.Module):
         """
         state = tokens.state
         visible = state < N_DIRECTIONS
-        linear, factors, z = self.linear_scores(tokens, factor_mask, gate)
+        linear, factors, z = self.linear_scores(tokens, factor_mask)
         sign = (state - 1).to(factors.dtype) * visible  # −1, 0, 1
-        magnitude, states = tokens.magnitude, self.state_embedding(state)
-        if gate is not None:
-            sign = sign * gate
-            magnitude = torch.log1p(gate * torch.expm1(magnitude))
-            still = self.state_embedding.weight[UNCHANGED]
-            states = torch.where(
-                visible[..., None], torch.lerp(still, states, gate[..., None]), states
-            )
         majority = sign.sum(1) / visible.sum(1).clamp(min=1)  # (b,)
         context = torch.stack([linear, majority.unsqueeze(1).expand_as(linear)], dim=-1)
         genes = self.gene_projection(factors)  # (b, n, dim)
@@ -279,9 +263,9 @@ class CellPulseModule(nn.Module):
             genes = genes + self.gene_embedding(tokens.gene)
         x = (
             genes
-            + states
+            + self.state_embedding(state)
             + self.signed_projection(factors) * sign.unsqueeze(-1)
-            + self.magnitude_embedding(magnitude, ~torch.isnan(magnitude))
+            + self.magnitude_embedding(tokens.magnitude, ~torch.isnan(tokens.magnitude))
             + self.linear_feature(context)
         )  # (b, n, dim)
         summary_state = torch.full_like(state[:, :1], SUMMARY)
