@@ -396,8 +396,7 @@ def _explained(
     called = in_memory_frame(adata.obs).get(VIRUS_KEY)
     out: dict[str, str] = {}
     for group, rows in rows_of.items():
-        names = [] if called is None else called.iloc[rows].astype(str).value_counts()
-        first = str(names.index[0]) if len(names) else ""
+        first = "" if called is None else str(called.iloc[rows].astype(str).mode()[0])
         out[group] = first if first in viruses else RESPONSE_TARGET
     other = {g: said for g, said in out.items() if g in viruses and said != g}
     if other and called is not None:

@@ -324,7 +324,9 @@ def _matches(part: AnnData, layer: str | None, n: int) -> dict[str, np.ndarray]:
             with warnings.catch_warnings():
                 # contrasts without effects have no matches, and predict says so
                 warnings.simplefilter("ignore", UserWarning)
-                search_signatures(queries, library, n=n, study_key=next(iter(obs), None))
+                search_signatures(
+                    queries, library, n=n, study_key="study" if "study" in obs else None
+                )
             table = queries.uns[SIGNATURE_SEARCH_KEY][RESULTS]
             row = rows.get_indexer(table["query"])
             for name in _MATCH_COLUMNS:

@@ -125,7 +125,7 @@ class VirusCaller(Pretrainable):
                 "labels_key=…, study_key=…) first."
             )
         kinds = self._responses(responses, labels)
-        signed = np.isin(np.nan_to_num(effects), (-1.0, 0.0, 1.0)).all(axis=1)
+        signed = np.asarray(np.isin(np.nan_to_num(effects), (-1.0, 0.0, 1.0)).all(axis=1))
         infected = labels != UNINFECTED
         teaches = infected & ~signed
         if teaches_virus is not None:
