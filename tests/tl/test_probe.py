@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -126,6 +128,75 @@ def test_samples_of_a_patient_teach_nothing_about_that_patient():
     with pytest.warns(UserWarning, match=r"obs\['patient'\] has repeated values.*groups='patient'"):
         probe(adata, "label", **arguments)
     assert scores(adata, "accuracy").iloc[0] > 0.95
+
+
+def test_groups_are_advised_only_where_they_could_be_passed():
+    for study in (["one"] * N, [f"of {d}" for d in cohort().obs["disease"]]):
+        adata = cohort()
+        adata.obs["patient"] = adata.obs_names
+        adata.obs["study"] = study
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            probe(adata, "disease", use_rep="X_emb", **QUICK)
+    adata.obs["study"] = [f"study{i % 4}" for i in range(N)]
+    with pytest.warns(UserWarning, match="groups='study'"):
+        probe(adata, "disease", use_rep="X_emb", **QUICK)
+    probe(adata, "disease", groups="study", use_rep="X_emb", **QUICK)
+
+
+def two_cohorts() -> ad.AnnData:
+    """The second cohort is shifted, so that what it is, is easily read."""
+    adata = cohort()
+    adata.obs["study"] = np.where(np.arange(N) < 60, "first", "second")
+    adata.obsm["X_emb"][60:, 2] += 5
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "metric", "least"),
+    [
+        ("disease", "classification", "auroc", 0.9),
+        ("grade", "classification", "balanced_accuracy", 0.7),
+        ("dose", "regression", "pearson", 0.9),
+    ],
+)
+def test_each_of_two_cohorts_is_predicted_by_the_other(target, task, metric, least):
+    adata = two_cohorts()
+    heads = ["ridge"] if task == "regression" else ["logistic"]
+    probe(adata, target, task, groups="study", use_rep="X_emb", n_boot=40, heads=heads)
+    table = adata.uns["probe"]["results"]
+    assert scores(adata, metric).iloc[0] > least
+    assert set(table["n_groups"]) == {2}
+    # folds are the cohorts
+    assert adata.obs.groupby("study")["probe_fold"].nunique().tolist() == [1, 1]
+    assert set(adata.obs["probe_fold"]) == {0, 1}
+    own = table[(table["representation"] == "X_emb") & (table["metric"] == metric)]
+    assert (own["low"] < own["score"]).all()
+    assert (own["score"] < own["high"]).all()
+
+
+def test_the_groups_to_train_and_to_test_on_can_be_named():
+    adata = two_cohorts()
+    arguments = {"groups": "study", "use_rep": "X_emb", "n_boot": 40, "heads": ["logistic"]}
+    probe(adata, "disease", **arguments, test_on="second")
+    fold = adata.obs["probe_fold"]
+    assert fold.tolist() == [-1] * 60 + [0] * 30
+    assert adata.obs["probe"].isna().tolist() == [True] * 60 + [False] * 30
+    table = adata.uns["probe"]["results"]
+    assert set(table["n_obs"]) == {30}
+    params = adata.uns["probe"]["params"]
+    assert (params["n_train"], params["n_left_out"], params["test_on"]) == (60, 0, ["second"])
+    both = adata.copy()
+    probe(both, "disease", **arguments, train_on="first")
+    pd.testing.assert_frame_equal(both.uns["probe"]["results"], table)
+    # as a model of all training rows, whose labels alone it has seen
+    other = adata.copy()
+    other.obs.loc[fold == 0, "disease"] = other.obs.loc[fold == 0, "disease"].map(
+        {"case": "healthy", "healthy": "case"}
+    )
+    probe(other, "disease", **arguments, train_on=["first"], test_on=["second"])
+    pd.testing.assert_series_equal(other.obs["probe"], adata.obs["probe"])
+    assert scores(other, "auroc").iloc[0] == pytest.approx(1 - scores(adata, "auroc").iloc[0])
 
 
 def test_inner_folds_keep_groups_whole_too(monkeypatch):

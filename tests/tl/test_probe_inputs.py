@@ -36,7 +36,14 @@ QUICK = {"groups": "patient", "use_rep": "X_emb", "n_boot": 10, "n_folds": 3}
         (["dose", "other"], "classification", {}, ValueError, "one target at a time"),
         ("disease", "classification", {"groups": "hospital"}, KeyError, "no column 'hospital'"),
         ("disease", "classification", {"groups": "site"}, ValueError, "3 groups .* but 4 folds"),
-        ("disease", "classification", {"groups": "half"}, ValueError, "2 groups .* at least 3"),
+        ("disease", "classification", {"groups": "one"}, ValueError, "has one level, 'a'"),
+        ("disease", "classification", {"groups": None, "train_on": "a"}, ValueError, "pass that"),
+        ("disease", "classification", {"test_on": "p99"}, ValueError, r"test_on= names \['p99'\]"),
+        ("disease", "classification", {"train_on": []}, ValueError, "train_on= names no level"),
+        ("disease", "classification", {"train_on": "p1", "test_on": ["p1", "p2"]}, ValueError,
+         "are in train_on= and in test_on="),
+        ("disease", "classification", {"groups": "half", "train_on": ["half0", "half1"]},
+         ValueError, "no group to test on"),
         ("disease", "classification", {"groups": "gap"}, ValueError, "1 observations .* no group"),
         ("disease", "classification", {"n_folds": 200}, ValueError, "than the 200 folds"),
         ("disease", "classification", {"n_folds": 1}, ValueError, "n_folds=1; expected"),
@@ -92,17 +99,55 @@ def test_missing_features_are_filled_and_pointed_out():
     assert table.query("metric == 'auroc'")["score"].iloc[0] > 0.8
 
 
-def test_counts_are_pointed_out():
+def test_counts_are_scaled_and_logged():
+    """Depth differs a hundredfold: raw counts would be a baseline that hardly knows anything."""
+    rng = np.random.default_rng(0)
     adata = cohort()
-    adata.X = np.random.default_rng(0).poisson(50, size=adata.shape)
-    with pytest.warns(UserWarning, match=r"adata.X looks like counts.*layer='log_tpm'"):
-        probe(adata, "disease", heads="logistic", **QUICK)
+    case = (adata.obs["disease"] == "case").to_numpy()[:, None]
+    rate = np.exp(np.asarray(adata.X) + case * np.tile([1.0, -1.0], 20))
+    counts = rng.poisson(rate * rng.choice([1, 100], size=(adata.n_obs, 1))).astype(np.float32)
+    adata.X = counts
+    probe(adata, "disease", heads="logistic", **QUICK)
+    found = adata.uns["probe"]["results"]
+    logged = adata.copy()
+    total = counts.sum(axis=1, keepdims=True)
+    logged.X = np.log1p(counts * (np.median(total) / total))
+    probe(logged, "disease", heads="logistic", **QUICK)
+    expected = logged.uns["probe"]["results"]
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-6)
+
+
+def test_a_baseline_that_is_the_embedding_is_refused():
+    adata = cohort()
+    donors = ad.AnnData(adata.obsm["X_emb"].copy(), obs=adata.obs, obsm=dict(adata.obsm))
+    before = donors.copy()
+    with pytest.raises(ValueError, match=r"adata.X is adata.obsm\['X_emb'\] itself"):
+        probe(donors, "disease", **QUICK)
+    assert_unchanged(donors, before)
+    probe(donors, "disease", heads="logistic", plain_expression=False, **QUICK)
+
+
+def test_expression_is_of_the_layer_that_was_embedded():
+    adata = cohort()
+    adata.layers["log"] = adata.X + 3.0 * (adata.obs["disease"] == "case").to_numpy()[:, None]
+    adata.uns["X_emb"] = {"params": {"layer": "log"}}
+    probe(adata, "disease", heads="logistic", **QUICK)
+    assert adata.uns["probe"]["params"]["layer"] == "log"
+    found = adata.uns["probe"]["results"].set_index(["representation", "metric"])["score"]
+    assert found["expression PCA", "auroc"] > 0.95
+    adata.layers["other"] = adata.X
+    probe(adata, "disease", heads="logistic", layer="other", **QUICK)
+    found = adata.uns["probe"]["results"].set_index(["representation", "metric"])["score"]
+    assert found["expression PCA", "auroc"] < 0.8
+    adata.uns["X_emb"]["params"]["layer"] = "gone"
+    probe(adata, "disease", heads="logistic", **QUICK)
+    assert adata.uns["probe"]["params"]["layer"] == ""
 
 
 def test_no_expression_is_needed_if_not_asked_for():
     adata = cohort()
     adata.X = None
-    with pytest.raises(ValueError, match="X is None"):
+    with pytest.raises(ValueError, match="no expression to compare with"):
         probe(adata, "disease", **QUICK)
     probe(adata, "disease", heads="logistic", plain_expression=False, **QUICK)
     found = adata.uns["probe"]["results"]["representation"].unique()

@@ -161,3 +161,15 @@ def test_an_event_at_a_horizon_has_happened_by_then():
     curves = model.predict_survival_function(x)
     expected = [[1.0, curve(2.0), curve(2.5), curve(6.0)] for curve in curves]
     np.testing.assert_allclose(found, expected)
+
+
+def test_one_cohort_is_predicted_by_the_other():
+    adata = cohort()
+    adata.obs["study"] = np.where(np.arange(adata.n_obs) < 60, "first", "second")
+    arguments = {"use_rep": "X_emb", "heads": "cox", "n_boot": 40, "groups": "study"}
+    probe(adata, TARGET, "survival", **arguments)
+    assert scores(adata, "c_index").iloc[0] > 0.7
+    probe(adata, TARGET, "survival", **arguments, train_on="first")
+    assert scores(adata, "c_index").iloc[0] > 0.65
+    assert adata.obs["probe"].notna().tolist() == [False] * 60 + [True] * 30
+    assert adata.obs["probe_risk_group"].notna().sum() == 30

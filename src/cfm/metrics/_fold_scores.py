@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 _BLOCK = 1024
 
 
-def group_draws(groups: np.ndarray, n_draws: int, seed: int) -> np.ndarray:
+def group_draws(groups: np.ndarray, n_draws: int, seed: int, *, within: bool = False) -> np.ndarray:
     """Weights of a bootstrap that draws whole groups, after a first row of ones.
 
     Parameters
@@ -32,15 +32,29 @@ def group_draws(groups: np.ndarray, n_draws: int, seed: int) -> np.ndarray:
         Number of bootstrap draws.
     seed
         Seed; the draws depend on the sorted names of the groups, not on the order of rows.
+    within
+        Draw observations within each group instead, for so few groups that drawing them says
+        nothing.
 
     Returns
     -------
     ``(1 + n_draws, n)`` float64.
     """
     names, member = np.unique(groups, return_inverse=True)
+    member = member.ravel()
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_draws)
-    return np.vstack([np.ones(len(member)), counts[:, member.ravel()]]).astype(np.float64)
+
+    def drawn(n: int) -> np.ndarray:
+        return rng.multinomial(n, np.full(n, 1 / n), size=n_draws)
+
+    weights = np.ones((1 + n_draws, len(member)))
+    if within:
+        for number in range(len(names)):
+            rows = np.flatnonzero(member == number)
+            weights[1:, rows] = drawn(len(rows))
+    else:
+        weights[1:] = drawn(len(names))[:, member]
+    return weights
 
 
 def class_scores(

@@ -32,7 +32,7 @@ from cfm.data._store import check_key, warn_overwritten
 from cfm.data._store import target as destination
 from cfm.metrics._fold_scores import group_draws
 from cfm.tl._probe_cv import Plan, Prediction, make_splits, out_of_fold, trivial
-from cfm.tl._probe_features import read_features
+from cfm.tl._probe_features import read_features, recorded_layer
 from cfm.tl._probe_heads import choose_heads
 from cfm.tl._probe_scores import compare, score, tabulate
 from cfm.tl._probe_target import Task, read_target
@@ -61,6 +61,8 @@ def probe(
     task: Task = "classification",
     *,
     groups: str | None = None,
+    train_on: str | Sequence[str] | None = None,
+    test_on: str | Sequence[str] | None = None,
     use_rep: str | Sequence[str] | None = None,
     layer: str | None = None,
     heads: str | Sequence[str] | None = None,
@@ -107,23 +109,27 @@ def probe(
         ``cfm-tools[survival]``). An event is 1 or ``True`` where it was seen.
     groups
         Column of ``obs`` with what belongs together: patient, donor, study. ``None`` takes each
-        observation for a group.
+        observation for a group. With two groups each is predicted by the other.
+    train_on, test_on
+        Levels of ``groups`` to train on, and to predict; one of them says what the other is.
+        There is no cross-validation then but for the settings of the heads.
     use_rep
         ``obsm`` keys of one or more representations; the first one's predictions are stored in
         ``obs``. ``None`` takes the expression of all genes.
     layer
-        Layer with the expression instead of ``X``.
+        Layer with the expression instead of ``X``; by default the layer that ``use_rep`` was made
+        from, as its record says. Counts are scaled to the median of their sums and get ``log1p``.
     heads
         Of ``"logistic"``, ``"random_forest"``; ``"ridge"``, ``"random_forest"``; ``"cox"`` (ridge
         penalty), ``"random_survival_forest"``, ``"cox_elastic_net"``. By default the first two of
         the task; ridge alone for several targets (a forest predicts them jointly).
     plain_expression
-        Also score the heads on principal components of the expression. ``False`` where ``X``
-        holds none.
+        Also score the heads on principal components of the expression.
     n_components
         Number of these components.
     n_folds, n_inner_folds
-        Outer and inner folds; stratified by class or event.
+        Outer and inner folds; stratified by class or event. Where the training rows are of one
+        group, inner folds split observations.
     n_repeats
         Repeat with other folds and average: steadier for small cohorts.
     class_weight
@@ -131,7 +137,8 @@ def probe(
     horizons
         Times at which survival is scored; by default the quartiles of the times of events.
     n_boot
-        Bootstrap draws, of whole groups, behind each interval.
+        Bootstrap draws behind each interval: of whole groups; of observations within groups where
+        there are two groups or ``train_on`` or ``test_on`` is given.
     confidence
         Confidence level of the intervals.
     seed
@@ -186,13 +193,14 @@ def probe(
     ValueError
         If there is one class, a class with fewer members than folds or in one group only, a
         constant target, fewer groups than folds, no events, negative times, or an argument out of
-        range. Whatever is raised, ``adata`` is left as it was.
+        range; or the expression is missing, or is the representation itself, as in an AnnData
+        made of it. Whatever is raised, ``adata`` is left as it was.
 
     Warns
     -----
     UserWarning
-        If observations are left out, features are missing, ``X`` looks like counts, or a column
-        such as ``patient`` repeats while ``groups`` is not given.
+        If observations are left out, features are missing, or a column such as ``patient`` repeats
+        while ``groups`` is not given.
 
     Notes
     -----
@@ -213,19 +221,23 @@ def probe(
     """
     require_anndata(adata)
     check_key(key_added)
-    found = read_target(adata, target, task, groups, n_folds)
+    found = read_target(adata, target, task, groups, n_folds, (train_on, test_on))
+    if layer is None:
+        layer = recorded_layer(adata, use_rep)
     chosen = choose_heads(heads, task, len(found.names))
     representations = read_features(adata, use_rep, layer, found.rows, plain_expression)
     times = _horizons(found, horizons)
-    weights = group_draws(found.groups, n_boot, seed)
 
     plans = [
         Plan(n_inner_folds, times, class_weight, seed + _SEED_STEP * r) for r in range(n_repeats)
     ]
-    splits_of = [
-        make_splits(found.strata, found.groups, n_folds, plan.seed, grouped=found.grouped)
-        for plan in plans
-    ]
+    if found.trains is None:
+        splits_of = [
+            make_splits(found.strata, found.groups, n_folds, plan.seed, grouped=found.grouped)
+            for plan in plans
+        ]
+    else:
+        splits_of = [[(np.flatnonzero(found.trains), np.flatnonzero(~found.trains))]] * n_repeats
     predictions: dict[tuple[str, str], list[Prediction]] = {}
     work = [(name, head) for name in representations for head in chosen]
     silent = settings.verbosity > logging.INFO
@@ -236,6 +248,14 @@ def probe(
             for plan, splits in zip(plans, splits_of, strict=True)
         ]
     predictions[NO_FEATURES, _TRIVIAL[task]] = [trivial(found, s, times) for s in splits_of]
+    n_train = 0 if found.trains is None else int(found.trains.sum())
+    if found.trains is not None:  # only what was predicted is scored
+        tested = splits_of[0][0][1]
+        found = found.part(tested)
+        predictions = {m: [p.part(tested) for p in of] for m, of in predictions.items()}
+        splits_of = [[(np.empty(0, dtype=np.int64), np.arange(len(tested)))]] * n_repeats
+    few = n_train > 0 or (found.grouped and len(np.unique(found.groups)) == 2)
+    weights = group_draws(found.groups, n_boot, seed, within=few)
     scores = {
         method: score(found, repeats, splits_of, times, weights)
         for method, repeats in predictions.items()
@@ -255,6 +275,8 @@ def probe(
         "target": list(found.names),
         "task": task,
         "groups": groups or "",
+        "train_on": _levels(train_on),
+        "test_on": _levels(test_on),
         "use_rep": [n for n in representations if n != PLAIN_EXPRESSION],
         "layer": layer or "",
         "heads": [head.name for head in chosen],
@@ -270,7 +292,8 @@ def probe(
         "seed": seed,
         "modality": modality or "",
         "n_obs": len(found.rows),
-        "n_left_out": adata.n_obs - len(found.rows),
+        "n_train": n_train,
+        "n_left_out": adata.n_obs - n_train - len(found.rows),
         "n_groups": len(np.unique(found.groups)),
         "models": _models(adata, representations),
     }
@@ -281,6 +304,10 @@ def probe(
         record["n_events"] = int(found.values[:, 1].sum())
     adata.uns[key_added] = {PARAMS: record, RESULTS: results, COMPARISONS: comparisons}
     return adata if copy else None
+
+
+def _levels(side: str | Sequence[str] | None) -> list[str]:
+    return [side] if isinstance(side, str) else [str(level) for level in side or ()]
 
 
 def _remove_former(adata: AnnData, key: str) -> None:

@@ -65,6 +65,11 @@ class Prediction:
     survival: np.ndarray = field(default_factory=lambda: np.empty(0))
     percentile: np.ndarray = field(default_factory=lambda: np.empty(0))
 
+    def part(self, rows: np.ndarray) -> Prediction:
+        """Return those of some observations."""
+        parts = (self.main, self.survival, self.percentile)
+        return Prediction(*(part[rows] if part.size else part for part in parts))
+
 
 def make_splits(
     strata: np.ndarray, groups: np.ndarray, n_folds: int, seed: int, *, grouped: bool
@@ -226,7 +231,8 @@ def _tuned(
         target.groups[rows],
         plan.n_inner_folds,
         plan.seed,
-        grouped=target.grouped,
+        # training rows of one group are split by observation
+        grouped=target.grouped and len(np.unique(target.groups[rows])) > 1,
     )
     scores, sizes = [], []
     for train, test in inner:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cfm._fields import PLAIN_EXPRESSION
+from cfm._fields import PLAIN_EXPRESSION, params_of
 from cfm.data._matrix import check_indices, get_matrix, read_rows, to_dense
 from cfm.data._units import looks_like_counts
 from cfm.data._warn import warn_user
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 #: Name of the expression of all genes, where no representation is given.
 _ALL_GENES = "expression"
+
+
+def recorded_layer(adata: AnnData, use_rep: str | Sequence[str] | None) -> str | None:
+    """Return the layer that the representations were made from, where their records agree."""
+    keys = [use_rep] if isinstance(use_rep, str) else list(use_rep or [])
+    layers = {params_of(adata.uns, key).get("layer") for key in keys}
+    layer = layers.pop() if len(layers) == 1 else None
+    return layer if isinstance(layer, str) and layer in adata.layers else None
 
 
 def read_features(
@@ -46,11 +54,13 @@ def read_features(
     Returns
     -------
     By name ``(n, n_features)`` float; ``"expression PCA"`` is the expression, not yet reduced.
+    Counts are scaled to the median of their sums and get ``log1p``.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        If a key does not exist, or a table is empty or not of numbers, or holds infinite values.
+        If a key does not exist, or a table is empty or not of numbers, or holds infinite values;
+        or if the expression is a representation itself.
     """
     keys = [use_rep] if isinstance(use_rep, str) else list(use_rep or [])
     if use_rep is not None and not keys:
@@ -66,18 +76,34 @@ def read_features(
     if keys and not plain_expression:
         return found
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    matrix = get_matrix(adata, layer=layer)
-    if looks_like_counts(matrix):
-        warn_user(
-            f"{where} looks like counts; heads and principal components expect a log scale: call "
-            "cfm.pp.tpm(adata) and pass layer='log_tpm'."
+    if layer is None and adata.X is None:
+        raise ValueError(
+            "adata.X is empty, so that there is no expression to compare with; pass layer= with "
+            "the expression, or plain_expression=False."
         )
+    matrix = get_matrix(adata, layer=layer)
     genes = _checked(to_dense(read_rows(matrix, rows), np.float32), where)
+    if looks_like_counts(matrix):
+        total = genes.sum(axis=1, keepdims=True)
+        genes = np.log1p(genes * (np.median(total) / np.maximum(total, 1.0)))
+    same = [key for key, table in found.items() if _is_same(table, genes)]
+    if same:
+        raise ValueError(
+            f"{where} is adata.obsm[{same[0]!r}] itself, so that plain expression would be the "
+            "representation; pass layer= with the expression, or plain_expression=False."
+        )
     if not keys:
         found[_ALL_GENES] = genes
     if plain_expression:
         found[PLAIN_EXPRESSION] = genes
     return found
+
+
+def _is_same(table: np.ndarray, genes: np.ndarray) -> bool:
+    """Whether columns of the expression are the representation."""
+    if table.shape != genes.shape:
+        return False
+    return bool(np.allclose(table, genes, rtol=1e-4, atol=1e-6, equal_nan=True))
 
 
 def _dense(values: Any, key: str) -> np.ndarray:

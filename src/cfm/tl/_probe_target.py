@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 Task = Literal["classification", "regression", "survival"]
+#: Levels of ``groups``.
+Levels = str | Sequence[str] | None
 
 #: Columns whose repeated values say that observations belong together.
 _GROUP_NAMES = ("patient", "donor", "subject", "individual", "study")
@@ -44,6 +46,9 @@ class ProbeTarget:
         ``(n,)`` text: what must stay on one side of each split.
     grouped
         Whether groups were given; else each observation is one.
+    trains
+        ``(n,)`` bool, training rows where groups to train or test on were named; the others are
+        predicted. ``None``: cross-validation.
     """
 
     task: Task
@@ -53,6 +58,12 @@ class ProbeTarget:
     classes: list[str]
     groups: np.ndarray
     grouped: bool
+    trains: np.ndarray | None = None
+
+    def part(self, rows: np.ndarray) -> ProbeTarget:
+        """Return some of the observations, all of one kind."""
+        own = {"rows": self.rows[rows], "values": self.values[rows], "groups": self.groups[rows]}
+        return replace(self, **own, trains=None)
 
     @property
     def strata(self) -> np.ndarray:
@@ -63,9 +74,16 @@ class ProbeTarget:
 
 
 def read_target(
-    adata: AnnData, target: str | Sequence[str], task: Task, groups: str | None, n_folds: int
+    adata: AnnData,
+    target: str | Sequence[str],
+    task: Task,
+    groups: str | None,
+    n_folds: int,
+    sides: tuple[Levels, Levels] = (None, None),
 ) -> ProbeTarget:
     """Read targets and groups, leave out observations without a target, and check the rest.
+
+    ``sides`` are the groups to train and to test on.
 
     Raises
     ------
@@ -109,11 +127,21 @@ def read_target(
         "regression": _check_values,
         "survival": _check_survival,
     }[task]
-    check(found, n_folds)
-    _check_groups(found, groups, n_folds)
+    if sides != (None, None):
+        found = _with_sides(found, groups, *sides)
+        assert found.trains is not None
+        check(replace(found.part(np.flatnonzero(found.trains)), grouped=False), 2)
+    else:
+        if groups is not None and len(np.unique(found.groups)) == 1:
+            raise ValueError(
+                f"obs[{groups!r}] has one level, {found.groups[0]!r}, so that nothing is left to "
+                "train on; leave groups= out, or name the column of patients or samples."
+            )
+        check(found, n_folds)
+        _check_groups(found, groups, n_folds)
     if groups is None:
         obs = in_memory_frame(adata.obs).iloc[rows]
-        _warn_of_groups(obs.drop(columns=targets, errors="ignore"))
+        _warn_of_groups(obs.drop(columns=targets, errors="ignore"), found)
     n_dropped = adata.n_obs - len(rows)
     if n_dropped:
         warn_user(
@@ -184,11 +212,21 @@ def _numbers(column: pd.Series, name: str) -> np.ndarray:
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _warn_of_groups(obs: pd.DataFrame) -> None:
-    """Point at a column whose name and repeated values say that observations belong together."""
+def _warn_of_groups(obs: pd.DataFrame, found: ProbeTarget) -> None:
+    """Point at a column whose name and repeated values say that observations belong together.
+
+    Not at one that could not be passed as ``groups=``: one level, missing values, or classes that
+    are in one level each.
+    """
     for column in map(str, obs.columns):
-        is_group = column.lower().removesuffix("_id") in _GROUP_NAMES
-        if is_group and obs[column].dropna().duplicated().any():
+        if column.lower().removesuffix("_id") not in _GROUP_NAMES or obs[column].isna().any():
+            continue
+        levels = obs[column].astype(str).to_numpy(dtype=str)
+        usable = len(np.unique(levels)) > 1
+        if found.task == "classification":
+            codes = found.strata
+            usable &= all(len(np.unique(levels[codes == c])) > 1 for c in np.unique(codes))
+        if usable and len(np.unique(levels)) < len(levels):
             warn_user(
                 f"obs[{column!r}] has repeated values: observations that belong together may be "
                 f"split between training and test, which flatters every score; pass "
@@ -212,18 +250,44 @@ def _groups(adata: AnnData, groups: str, rows: np.ndarray) -> np.ndarray:
     return texts.to_numpy(dtype=str)
 
 
+def _with_sides(
+    found: ProbeTarget, groups: str | None, train_on: Levels, test_on: Levels
+) -> ProbeTarget:
+    """Keep the groups to train and to test on, and mark which is which."""
+    if groups is None:
+        raise ValueError("train_on= and test_on= name levels of groups=; pass that column too.")
+    present = np.unique(found.groups)
+    named = [
+        None if side is None else {str(s) for s in ([side] if isinstance(side, str) else side)}
+        for side in (train_on, test_on)
+    ]
+    for argument, side in zip(("train_on", "test_on"), named, strict=True):
+        unknown = sorted((side or set()) - set(present))
+        if unknown or side == set():
+            raise ValueError(
+                f"{argument}= names {unknown or 'no level'}; obs[{groups!r}] has "
+                f"{present[:10].tolist()} among the observations with a target."
+            )
+    train, test = named
+    train = set(present) - (test or set()) if train is None else train
+    test = set(present) - train if test is None else test
+    if train & test:
+        raise ValueError(f"{sorted(train & test)} are in train_on= and in test_on=.")
+    if not train or not test:
+        raise ValueError(
+            f"train_on= and test_on= leave {'no group to test on' if train else 'none to train on'}"
+            f"; obs[{groups!r}] has {present[:10].tolist()}."
+        )
+    kept = found.part(np.flatnonzero(np.isin(found.groups, sorted(train | test))))
+    return replace(kept, trains=np.isin(kept.groups, sorted(train)))
+
+
 def _check_groups(found: ProbeTarget, groups: str | None, n_folds: int) -> None:
     n_groups = len(np.unique(found.groups))
     what = "observations with a target" if groups is None else f"groups in obs[{groups!r}]"
-    if n_groups < max(n_folds, 3):
-        raise ValueError(
-            f"there are {n_groups} {what}, but {n_folds} folds; "
-            + (
-                f"use n_folds={n_groups} or fewer."
-                if n_groups >= 3
-                else "at least 3 are needed, two of them to train on."
-            )
-        )
+    two_cohorts = groups is not None and n_groups == 2  # each is predicted by the other
+    if n_groups < max(n_folds, 3) and not two_cohorts:
+        raise ValueError(f"there are {n_groups} {what}, but {n_folds} folds; use fewer folds.")
 
 
 def _check_classes(found: ProbeTarget, n_folds: int) -> None:
