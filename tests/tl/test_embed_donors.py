@@ -10,6 +10,7 @@ import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csc_matrix, csr_matrix
 
 import cfm
 from cfm.models import CellPulse, Pulsar
@@ -34,7 +35,6 @@ def test_what_is_made(model: Pulsar, adata: ad.AnnData) -> None:
     assert found.obs_names.tolist() == [f"donor{i}" for i in range(6)]
     expected = model.get_donor_embeddings(adata, n_cells=20, n_draws=3)
     np.testing.assert_array_equal(found.obsm["X_pulsar"], expected.embedding)
-    np.testing.assert_array_equal(found.X, expected.embedding)
     assert found.obsm["X_pulsar"].dtype == np.float32
     np.testing.assert_array_equal(found.obs["X_pulsar_spread"], expected.spread)
     assert found.obs["n_cells"].tolist() == [30, 12, 50, 25, 40, 18]
@@ -72,8 +72,26 @@ def test_names_folders_and_own_representations(model: Pulsar, adata: ad.AnnData)
     found = cfm.tl.embed_donors(
         adata, "donor_id", str(GOLDEN / "PULSAR-tiny"), use_rep="X_other", batch_size=1
     )
-    np.testing.assert_allclose(found.X, expected.X, atol=1e-5)
+    embeddings = (found.obsm["X_pulsar"], expected.obsm["X_pulsar"])
+    np.testing.assert_allclose(*embeddings, atol=1e-5)
     assert found.uns["X_pulsar"]["params"]["use_rep"] == "X_other"
+
+
+def test_expression_of_donors_is_that_of_their_cells(model: Pulsar, adata: ad.AnnData) -> None:
+    """So that a probe compares with expression, and not with the embedding itself."""
+    assert cfm.tl.embed_donors(adata, "donor_id", model).X is None
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(3.0, (adata.n_obs, 7)).astype(np.float32)
+    which = adata.obs["donor_id"].astype(str).to_numpy()
+    genes = pd.DataFrame({"symbol": list("abcdefg")}, index=[f"G{i}" for i in range(7)])
+    for x, how in ((counts, "sum"), (np.log1p(counts), "mean")):
+        for wrap in (np.asarray, csr_matrix, csc_matrix):
+            cells = ad.AnnData(wrap(x), obs=adata.obs, var=genes, obsm=dict(adata.obsm))
+            found = cfm.tl.embed_donors(cells, "donor_id", model)
+            expected = pd.DataFrame(x, index=cells.obs_names).groupby(which).agg(how)
+            np.testing.assert_allclose(found.X, expected.loc[found.obs_names], rtol=1e-5)
+            assert found.X.dtype == np.float32
+            pd.testing.assert_frame_equal(found.var, genes)
 
 
 def test_a_mudata_gains_a_modality(model: Pulsar, adata: ad.AnnData) -> None:
@@ -110,9 +128,13 @@ def test_a_column_that_should_be_constant_is_reported(model: Pulsar, adata: ad.A
 
 def test_donors_go_on_to_probe(model: Pulsar) -> None:
     cells = donors((40,) * 16)
+    sick = (cells.obs["disease"] == "lupus").to_numpy()[:, None]
+    counts = np.random.default_rng(0).poisson(5.0 + 20 * sick * [1, 0, 0, 0, 0, 0])
+    cells = ad.AnnData(counts.astype(np.float32), obs=cells.obs, obsm=dict(cells.obsm))
     found = cfm.tl.embed_donors(cells, "donor_id", model)
-    cfm.tl.probe(found, "disease", use_rep="X_pulsar", plain_expression=False, n_folds=4, n_boot=50)
-    assert "probe" in found.uns
+    cfm.tl.probe(found, "disease", use_rep="X_pulsar", n_folds=4, n_boot=50, heads="logistic")
+    table = found.uns["probe"]["results"].set_index(["representation", "metric"])["score"]
+    assert table["expression PCA", "auroc"] > 0.9
 
 
 def test_what_cannot_be_embedded_is_refused(model: Pulsar, adata: ad.AnnData) -> None:

@@ -10,6 +10,7 @@ import anndata as ad
 import mudata as md
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix, issparse
 
 from cfm._arguments import checks_arguments
 from cfm._fields import (
@@ -22,7 +23,7 @@ from cfm._fields import (
     VARYING,
 )
 from cfm._tables import check_tables
-from cfm.data._matrix import in_memory_frame, select_modality
+from cfm.data._matrix import get_matrix, in_memory_frame, row_blocks, select_modality, to_dense
 from cfm.data._modality import quiet_mudata
 from cfm.data._result_store import check_output
 from cfm.data._store import check_key
@@ -119,12 +120,14 @@ def embed_donors(
     Returns
     -------
     AnnData of donors, by sorted names, with ``output`` opened from there. In a MuData it is stored
-    as ``mdata.mod["donors"]`` too, unless it is written.
+    as ``mdata.mod["donors"]`` too, without ``X``, unless it is written.
 
-    ``X`` and ``obsm['X_pulsar' | key_added]``
-        ``(n_donors, dim)`` float32, the mean over draws. ``X`` holds it for tools that read
-        expression, such as :func:`cfm.tl.simulate_perturbation` with a
-        :class:`cfm.models.VirtualInstrument`.
+    ``obsm['X_pulsar' | key_added]``
+        ``(n_donors, dim)`` float32, the mean over draws.
+    ``X``, ``var``
+        ``(n_donors, n_genes)`` float32, pseudobulk of all cells of a donor, for
+        :func:`cfm.tl.probe` to compare with: sums of counts, else means. Empty where the cells have
+        no ``X``, with paths and with ``output``.
     ``obs``
         Columns of the cells' ``obs`` that are constant within every donor, missing values aside;
         ``'n_cells'`` and ``'n_cells_used'`` int64; ``'X_pulsar_spread'`` float32, root mean
@@ -221,9 +224,11 @@ def embed_donors(
         for column, name in columns.items():
             table[column] = run.results.take(name)
         embedding = run.results.take("embedding")
-        stem = key.removeprefix(EMBEDDING_PREFIX)
-        var = pd.DataFrame(index=[f"{stem}_{i}" for i in range(embedding.shape[1])])
-        donors = ad.AnnData(embedding.copy(), obs=table, var=var, obsm={key: embedding})
+        donors = ad.AnnData(obs=table, obsm={key: embedding})
+        if alone and cells.X is not None and cells.n_vars:
+            ids = pd.Index(in_memory_frame(obs)[donor_key].astype(str))
+            bulk = _pseudobulk(cells, names.get_indexer(ids), len(names))
+            donors = ad.AnnData(bulk, obs=table, var=cells.var.copy(), obsm={key: embedding})
         record = run_record(loaded, cells, modality=modality, key_added=key, **reading)
         donors.uns[key] = {PARAMS: record, VARYING: varying}
         run.target = donors
@@ -304,6 +309,20 @@ def donor_table(
     return pd.DataFrame(table, index=names), report
 
 
+def _pseudobulk(cells: AnnData, which: np.ndarray, n_donors: int) -> np.ndarray:
+    """Sum the values of each donor's cells if all are whole, else take their mean."""
+    total, whole = np.zeros((n_donors, cells.n_vars)), True
+    for rows, block in row_blocks(get_matrix(cells)):
+        n = block.shape[0]
+        member = csr_matrix((np.ones(n), (which[rows], np.arange(n))), shape=(n_donors, n))
+        total += to_dense(member @ block, np.float64)
+        values = block.data if issparse(block) else block
+        whole = whole and bool((values == np.rint(values)).all() and (values >= 0).all())
+    if not whole:
+        total /= np.bincount(which, minlength=n_donors)[:, None]
+    return total.astype(np.float32)
+
+
 def _others(columns: list[str]) -> str:
     return f" (nor are {', '.join(map(repr, columns[1:4]))})" if len(columns) > 1 else ""
 
@@ -312,6 +331,8 @@ def _add_modality(mdata: MuData, donors: AnnData) -> None:
     """Store donors beside the other modalities; they share no observations with them."""
     if DONORS in mdata.mod:
         warn_user(f"The modality {DONORS!r} of the MuData is replaced.")
-    mdata.mod[DONORS] = donors.copy()
+    # without expression: no gene is in two modalities
+    parts = {"obs": donors.obs, "obsm": dict(donors.obsm), "uns": donors.uns}
+    mdata.mod[DONORS] = ad.AnnData(**parts).copy()
     with quiet_mudata():
         mdata.update()

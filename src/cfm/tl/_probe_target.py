@@ -134,7 +134,7 @@ def read_target(
     else:
         if groups is not None and len(np.unique(found.groups)) == 1:
             raise ValueError(
-                f"obs[{groups!r}] has one level, {str(found.groups[0])!r}, so that nothing is left to "
+                f"obs[{groups!r}] has one level, {str(found.groups[0])!r}: nothing is left to "
                 "train on; leave groups= out, or name the column of patients or samples."
             )
         check(found, n_folds)

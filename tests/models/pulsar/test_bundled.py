@@ -40,15 +40,15 @@ def test_it_embeds_donors_of_any_size(cells: ad.AnnData) -> None:
     assert donors.obsm["X_pulsar"].shape == (10, 64)
     assert donors.uns["X_pulsar"]["params"]["model"] == NAME
     alone = cfm.tl.embed_donors(cells[cells.obs["donor_id"] == "d3"].copy(), **KEYS)
-    np.testing.assert_allclose(alone.X[0], donors["d3"].X[0], atol=1e-5)
+    np.testing.assert_allclose(alone.obsm["X_pulsar"][0], donors["d3"].obsm["X_pulsar"][0], atol=1e-5)
     shuffled = cells[np.random.default_rng(1).permutation(cells.n_obs)].copy()
     again = cfm.tl.embed_donors(shuffled, batch_size=3, **KEYS)
-    np.testing.assert_allclose(again.X, donors.X, atol=1e-5)
+    np.testing.assert_allclose(again.obsm["X_pulsar"], donors.obsm["X_pulsar"], atol=1e-5)
 
 
 def test_composition_shows(cells: ad.AnnData) -> None:
     donors = cfm.tl.embed_donors(cells, **KEYS)
-    x = donors.X - donors.X.mean(axis=0)
+    x = donors.obsm["X_pulsar"] - donors.obsm["X_pulsar"].mean(axis=0)
     first = (donors.obs["half"] == "first").to_numpy()
     axis = x[first].mean(axis=0) - x[~first].mean(axis=0)
     assert (x @ axis)[first].min() > (x @ axis)[~first].max()

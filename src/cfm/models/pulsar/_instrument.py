@@ -281,7 +281,8 @@ class VirtualInstrument(InstrumentCore):
         if matrix.shape[1] != self.size.donor_dim:
             raise ValueError(
                 f"X has {matrix.shape[1]} columns; the model reads donor embeddings of "
-                f"{self.size.donor_dim}, as cfm.tl.embed_donors puts them into X."
+                f"{self.size.donor_dim}. Of donors made by cfm.tl.embed_donors pass "
+                "AnnData(donors.obsm['X_pulsar'], obs=donors.obs)."
             )
         out = np.empty(matrix.shape, dtype=np.float32)
         for start in range(0, adata.n_obs, batch_size):
