@@ -14,6 +14,7 @@ import scipy.sparse as sp
 import cfm
 from cfm.models import CellPulse
 from tests._same import assert_unchanged
+from tests._toy import SIZES, toy_contrasts, toy_model
 
 
 def test_what_is_written(model: CellPulse, contrasts: ad.AnnData) -> None:
@@ -235,3 +236,20 @@ def test_the_bundled_model_embeds_a_profile_the_same_in_any_company() -> None:
     shuffled = contrasts[rows][:, genes].copy()
     for found in (np.array(alone), model.get_latent_representation(shuffled, batch_size=3)):
         np.testing.assert_allclose(found, latent[rows], rtol=1e-4, atol=5e-5)
+
+
+def test_another_model_does_not_replace_an_embedding_unasked() -> None:
+    contrasts = toy_contrasts()
+    first = toy_model()
+    CellPulse.setup_anndata(contrasts, study_key="study")
+    second = CellPulse(contrasts, **SIZES, seed=3)
+    cfm.tl.embed(contrasts, first)
+    before = contrasts.obsm["X_cellpulse"].copy()
+    cfm.tl.embed(contrasts, first)  # its own result
+    with pytest.raises(ValueError, match="'X_cellpulse' holds the result of another model"):
+        cfm.tl.embed(contrasts, second)
+    np.testing.assert_array_equal(contrasts.obsm["X_cellpulse"], before)
+    cfm.tl.embed(contrasts, second, key_added="X_second")
+    np.testing.assert_array_equal(contrasts.obsm["X_cellpulse"], before)
+    cfm.tl.embed(contrasts, second, key_added="X_cellpulse")
+    np.testing.assert_array_equal(contrasts.obsm["X_cellpulse"], contrasts.obsm["X_second"])

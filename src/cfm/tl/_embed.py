@@ -11,7 +11,7 @@ from cfm.data._modality import on_modality
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.models import DonorModel, GeneEmbeddingModel, load_model
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
-from cfm.tl._store import model_record, run_record
+from cfm.tl._store import model_record, refuse_other_model, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,7 +122,8 @@ def embed(
     ValueError
         If too few of the model's genes are found, values are infinite, or the matrix does not
         look like what the model reads; or if ``output`` has no such suffix, is a file that is
-        read, or another run left a part of it. Whatever is raised, ``adata`` is left as it was.
+        read, or another run left a part of it; or if ``adata`` has the embedding of another model
+        under the default name. Whatever is raised, ``adata`` is left as it was.
     FileExistsError
         If ``output`` exists.
     OSError
@@ -152,6 +153,8 @@ def embed(
             "cfm.tl.embed_donors(adata, donor_key)."
         )
     key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower() + _SUFFIXES.get(level, "")
+    if key_added is None and output is None:
+        refuse_other_model(run.whole, key, model)
     arguments = {"layer": layer, "batch_size": batch_size} | model_kwargs
     if level == "gene":
         return _embed_genes(model, run, key, arguments, modality)

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cfm._fields import params_of
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from cfm.models import PretrainedModel
+
+
+def refuse_other_model(adata: AnnData, key: str, model: PretrainedModel) -> None:
+    """Refuse to replace the result of another model under a name that nobody chose.
+
+    Raises
+    ------
+    ValueError
+        If ``uns[key]`` records other weights.
+    """
+    former, own = params_of(adata.uns, key), model.weights_record()
+    if former.get("model") and any(former.get(name) != own[name] for name in own):
+        raise ValueError(
+            f"{key!r} holds the result of another model ({former['model']}); name the new one by "
+            f"key_added=, or replace that one with key_added={key!r}."
+        )
 
 
 def run_record(model: PretrainedModel, adata: AnnData, **arguments: Any) -> dict[str, Any]:

@@ -337,3 +337,19 @@ def test_the_published_size_trains_and_reads_its_whole_context() -> None:
     *_, tokens = next(model.encode_blocks(one))
     assert tokens.gene.shape == (1, 2048)
     assert model.get_latent_representation(one).shape == (1, 768)
+
+
+@pytest.mark.parametrize(("steps", "linear"), [(8, 8), (8, 80), (1, 1)])
+def test_steps_that_never_reach_the_transformer_are_refused(steps: int, linear: int) -> None:
+    model = untrained()
+    with pytest.raises(ValueError, match=f"n_linear_steps={linear} of max_steps={steps} leave"):
+        model.train(steps, n_linear_steps=linear, **TRAINING)
+
+
+def test_few_steps_train_the_transformer_too() -> None:
+    model = untrained()
+    before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
+    model.train(10, **TRAINING)
+    after = dict(model.module.named_parameters())
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert any(name.startswith("blocks") for name in moved)

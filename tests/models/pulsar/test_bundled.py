@@ -40,7 +40,9 @@ def test_it_embeds_donors_of_any_size(cells: ad.AnnData) -> None:
     assert donors.obsm["X_pulsar"].shape == (10, 64)
     assert donors.uns["X_pulsar"]["params"]["model"] == NAME
     alone = cfm.tl.embed_donors(cells[cells.obs["donor_id"] == "d3"].copy(), **KEYS)
-    np.testing.assert_allclose(alone.obsm["X_pulsar"][0], donors["d3"].obsm["X_pulsar"][0], atol=1e-5)
+    np.testing.assert_allclose(
+        alone.obsm["X_pulsar"][0], donors["d3"].obsm["X_pulsar"][0], atol=1e-5
+    )
     shuffled = cells[np.random.default_rng(1).permutation(cells.n_obs)].copy()
     again = cfm.tl.embed_donors(shuffled, batch_size=3, **KEYS)
     np.testing.assert_allclose(again.obsm["X_pulsar"], donors.obsm["X_pulsar"], atol=1e-5)

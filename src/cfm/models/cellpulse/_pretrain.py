@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cfm.data import ProfileSource
 
 _EPOCH = 25  # steps between two points of the training curves
+_LINEAR_STEPS = 80
 _VALIDATION_BATCHES = 16
 
 
@@ -56,7 +57,7 @@ class Pretrainable(CellPulseCore):
         batch_size: int = 24,
         tokens_per_profile: int = 256,
         lr: float = 1e-3,
-        n_linear_steps: int = 80,
+        n_linear_steps: int | None = None,
         n_unchanged: int = 16,
         accelerator: str = "auto",
         devices: int | str = 1,
@@ -96,7 +97,8 @@ class Pretrainable(CellPulseCore):
         lr
             Peak learning rate.
         n_linear_steps
-            Steps for the linear term; 0 leaves it as it is.
+            Steps for the linear term, before those of the transformer; 0 leaves it as it is. By
+            default a fifth of ``max_steps``, at most 80.
         n_unchanged
             Genes that do not move, added to each profile.
         accelerator, devices, num_nodes, strategy
@@ -120,11 +122,20 @@ class Pretrainable(CellPulseCore):
         Raises
         ------
         ValueError
-            If the model has no data, or a number is out of its range.
+            If the model has no data, a number is out of its range, or ``n_linear_steps`` leaves
+            none for the transformer, whose weights would stay random.
         KeyboardInterrupt
             If training is interrupted. The model then keeps what it has learned and can be used,
             saved or trained further.
         """
+        if n_linear_steps is None:
+            n_linear_steps = min(_LINEAR_STEPS, max_steps // 5)
+        if n_linear_steps >= max_steps:
+            raise ValueError(
+                f"n_linear_steps={n_linear_steps} of max_steps={max_steps} leave none for the "
+                "transformer, whose weights would stay random; give more steps in all, or fewer "
+                "for the linear term."
+            )
         run = TrainingRun(locals())
         effects, studies = self.registered_profiles()
         held_out = held_out_studies(studies, validation_share, seed)
@@ -196,9 +207,7 @@ class Pretrainable(CellPulseCore):
             )
             checks = list(check)
         run.count_steps(training.n_batches, default_epochs=1)
-        plan = PretrainingPlan(
-            self.module, lr=lr, n_steps=max_steps, n_linear_steps=min(n_linear_steps, max_steps)
-        )
+        plan = PretrainingPlan(self.module, lr=lr, n_steps=max_steps, n_linear_steps=n_linear_steps)
         try:
             run.fit(plan, training, checks)
         finally:
