@@ -18,6 +18,7 @@ PAGES = [
     "cellpulse",
     "cellvq",
     "cohorts",
+    "calls",
     "contrasts",
     "donors",
     "drug_screen",

@@ -133,6 +133,8 @@ CONFIDENCE = "_confidence"
 #: and tables in ``uns[key]``.
 MAP_REFERENCE_KEY = "map_reference"
 NEIGHBOURS, EVIDENCE = "neighbours", "evidence"
+#: Answer for what lies farther from the training data or reference than they lie from each other.
+UNKNOWN = "unknown"
 
 #: Default ``key_added`` of :func:`cfm.tl.cell_importance`: ``obs[key]``, and its table
 #: ``uns[key][IMPORTANCE_GROUPS]``.

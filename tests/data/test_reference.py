@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,7 +71,7 @@ def test_it_reads_parquet(tmp_path: Path) -> None:
         Reference.from_parquet(tmp_path / "bad.parquet")
     frame["embedding"] = [*list(x[:5]), x[5, :2]]
     frame.to_parquet(tmp_path / "bad.parquet")
-    with pytest.raises(ValueError, match=r"widths \[3, 2\]"):
+    with pytest.raises(ValueError, match=r"widths \[2, 3\]"):
         Reference.from_parquet(tmp_path / "bad.parquet")
     (tmp_path / "bad.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match="no readable parquet"):
@@ -88,3 +90,64 @@ def test_what_cannot_be_indexed_is_refused() -> None:
         Reference(x, table(3)).search(np.array([[0.0, 0, 0], [1, 0, 0]]), 1)
     with pytest.raises(ValueError, match="embeddings of 3 numbers"):
         Reference(x, table(3)).search(np.ones((1, 4)), 1)
+
+
+class Hub:
+    """A folder in place of the hub."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self) -> DirFileSystem:
+        return DirFileSystem(str(self.folder), LocalFileSystem())
+
+
+def test_it_reads_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    frame = pd.DataFrame({"donor_id": list("abcdef"), "embedding": list(x), "disease": "lupus"})
+    folder = tmp_path / "datasets" / "org" / "donors" / "part"
+    folder.mkdir(parents=True)
+    frame[:4].to_parquet(folder / "0.parquet")
+    frame[4:].to_parquet(folder / "1.parquet")
+    (folder / "README.md").write_text("donors")
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", Hub(tmp_path))
+    for path, n in (("", 6), ("/part", 6), ("/part/1.parquet", 2)):
+        reference = Reference.from_parquet(f"hf://datasets/org/donors{path}")
+        assert reference.names.tolist() == frame["donor_id"].tolist()[-n:]
+        assert reference.search(x[-n:], 1)[1].ravel().tolist() == list(range(n))
+    with pytest.raises(ValueError, match="holds no parquet"):
+        Reference.from_parquet("hf://datasets/org/nothing")
+    with pytest.raises(ValueError, match="a reference is a data set"):
+        Reference.from_parquet("hf://org/donors")
+
+
+def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+
+    class Away:
+        def find(self, address: str) -> None:
+            raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", Away)
+    with pytest.raises(ValueError, match=r"no route to host.*download the folder"):
+        Reference.from_parquet("hf://datasets/org/donors")
+
+
+@pytest.mark.parametrize("centre", [True, False])
+def test_typical_similarity_is_that_to_the_nearest_other(centre: bool) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 4)).astype(np.float32)
+    table = pd.DataFrame({"study": np.arange(50) % 5})
+    reference = Reference(x, table, centre=centre)
+    y = x - x.mean(axis=0) if centre else x
+    y = y / np.linalg.norm(y, axis=1, keepdims=True)
+    cosine = y @ y.T
+    study = table["study"].to_numpy()
+    for key, apart in ((None, np.eye(50, dtype=bool)), ("study", study[:, None] == study)):
+        nearest = np.where(apart, -np.inf, cosine).max(axis=1)
+        for share in (0.05, 0.5):
+            found = reference.typical_similarity(share, key)
+            assert found == pytest.approx(np.quantile(nearest, share), abs=1e-5)
+    alone = Reference(x[:1], table[:1])
+    assert alone.typical_similarity(0.05) == -np.inf

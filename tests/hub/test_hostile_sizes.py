@@ -33,6 +33,7 @@ FREE = {
     *("n_tokens", "decoder_loops", "eps", "bin_alpha", "mean", "spread"),
     *("dropout", "attention_dropout", "ff_dropout", "donor_dropout", "condition_dropout"),
     *("n_embedding",),  # of compounds that are described by features
+    *("n_contrasts", "n_studies"),  # behind a share
 }
 FLAGS = {
     *("centred", "knows_genes", "signed", "code_term", "expression_term", "depth"),
@@ -75,7 +76,10 @@ def full(name: str, folder: Path) -> Path:
         model.provenance["compounds"] = head.settings
     elif name == "CellPulse":
         model = load_model(saved(name))
-        model.classifier = VirusClassifier(30, 16, classes=["a", "b"], n_reference=3)
+        record = {"level": "virus", "answer": "a", "n_contrasts": 3, "n_studies": 3, "share": 0.9}
+        kinds = ["viral", "other"]
+        settings: Any = {"classes": ["a", "b"], "responses": kinds, "support": [record]}
+        model.classifier = VirusClassifier(30, **settings)
     elif name == "CellVQ":
         terms = {"relation": 4, "code_term": True, "expression_term": True}
         model = _cellvq.small_model(**terms)
@@ -115,7 +119,11 @@ def of_lists(name: str, header: dict[str, Any]) -> Iterator[tuple[str, dict[str,
     words, many = [f"w{i}" for i in range(100_000)], 100_000
     lists: dict[str, list[tuple[tuple[Any, ...], Any]]] = {
         "BulkFormer": [(("compounds", "compounds"), words)],
-        "CellPulse": [(("classifier", "classes"), words)],
+        "CellPulse": [
+            (("classifier", "classes"), words),
+            (("classifier", "responses"), words),
+            (("classifier", "support"), words),
+        ],
         "LingshuCell": [
             (("levels", "covariates"), {w: [] for w in words}),
             (("levels", "covariates"), {w: ["a"] for w in words}),

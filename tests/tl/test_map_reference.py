@@ -66,7 +66,8 @@ def test_labels_are_taken_over_with_their_evidence(
 
 def test_votes_are_as_documented(query: ad.AnnData, reference: ad.AnnData) -> None:
     query.obsm["X_pulsar"] = np.random.default_rng(3).normal(size=(9, 8))
-    cfm.tl.map_reference(query, reference, "disease", n_neighbors=7, sharpness=4.0)
+    plain = {"n_neighbors": 7, "prior": "reference", "unknown": 0}
+    cfm.tl.map_reference(query, reference, "disease", sharpness=4.0, **plain)
     found = query.uns["map_reference"]
     own = found["neighbours"].query("observation == 'new4'")
     votes = np.exp(4 * own["similarity"])
@@ -75,7 +76,7 @@ def test_votes_are_as_documented(query: ad.AnnData, reference: ad.AnnData) -> No
     np.testing.assert_allclose(evidence["share"], share.loc[evidence.index])
     assert evidence["share"].is_monotonic_decreasing
     assert query.obs.loc["new4", "map_reference"] == evidence.index[0]
-    cfm.tl.map_reference(query, reference, "disease", n_neighbors=7, sharpness=0)
+    cfm.tl.map_reference(query, reference, "disease", sharpness=0, **plain)
     evidence = query.uns["map_reference"]["evidence"]
     np.testing.assert_allclose(evidence["share"], evidence["n_neighbours"] / 7)
 
@@ -173,4 +174,80 @@ def test_what_cannot_be_mapped_is_refused(query: ad.AnnData, reference: ad.AnnDa
     reference.obsm["X_wide"] = np.ones((60, 9))
     with pytest.raises(ValueError, match="same model"):
         call(query, reference, reference_rep="X_wide")
+    assert_unchanged(query, before)
+
+
+def skewed(n_lupus: int = 90, n_normal: int = 10, seed: int = 0) -> ad.AnnData:
+    """Two diseases that overlap, one much more frequent."""
+    rng = np.random.default_rng(seed)
+    kind = np.repeat([0, 1], [n_lupus, n_normal])
+    x = np.column_stack([np.ones(len(kind)), 0.5 * kind + 0.35 * rng.normal(size=len(kind))])
+    obs = pd.DataFrame(
+        {"disease": np.array(["lupus", "normal"])[kind]},
+        index=[f"{seed}-{i}" for i in range(len(kind))],
+    )
+    return ad.AnnData(obs=obs, obsm={"X_pulsar": x})
+
+
+def test_votes_are_corrected_for_the_composition_of_the_reference() -> None:
+    """Healthy donors are not all called ill where most of the reference is."""
+    reference, query = skewed(450, 50), skewed(40, 40, seed=1)
+    healthy = (query.obs["disease"] == "normal").to_numpy()
+    recall = {}
+    for prior in ("reference", "uniform", "estimated", {"lupus": 0.0, "normal": 1.0}):
+        cfm.tl.map_reference(query, reference, "disease", prior=prior, unknown=0, n_neighbors=50)
+        called = query.obs["map_reference"].astype(str).to_numpy()
+        recall[str(prior)] = (called == "normal")[healthy].mean()
+    assert recall["reference"] < 0.3
+    assert recall["uniform"] > 0.6
+    assert recall["estimated"] > 0.6
+    assert recall["{'lupus': 0.0, 'normal': 1.0}"] > 0.9
+    priors = query.uns["map_reference"]["params"]["priors"]
+    assert priors["labels"] == ["lupus", "normal"]
+    np.testing.assert_allclose(priors["in_reference"], [0.9, 0.1])
+
+
+def test_corrected_shares_are_as_documented(query: ad.AnnData, reference: ad.AnnData) -> None:
+    reference = reference[reference.obs["dataset_id"] != "set0"].copy()
+    given = {"RA": 0.2, "lupus": 0.5, "normal": 0.3}
+    arguments = {"label_key": "disease", "n_neighbors": 40, "sharpness": 1.0}
+    cfm.tl.map_reference(query, reference, **arguments, prior=given)
+    evidence = query.uns["map_reference"]["evidence"]
+    for _, own in evidence.groupby("observation"):
+        expected = own["share"] / own["prior"] * own["label"].map(given)
+        np.testing.assert_allclose(own["corrected"], expected / expected.sum())
+        assert own["corrected"].is_monotonic_decreasing
+    best = evidence.drop_duplicates("observation").set_index("observation")
+    assert query.obs["map_reference"].tolist() == best.loc[query.obs_names, "label"].tolist()
+    np.testing.assert_allclose(
+        query.obs["map_reference_confidence"], best.loc[query.obs_names, "corrected"]
+    )
+
+
+def test_what_is_far_from_the_reference_is_unknown(query: ad.AnnData) -> None:
+    reference = embedded(300, 2, "known")
+    strange = query.copy()
+    strange.obsm["X_pulsar"] = np.random.default_rng(11).normal(size=(9, 8))
+    for unknown, least, most in ((0.05, 0.0, 0.15), (0.5, 0.3, 0.7), (0.0, 0.0, 0.0)):
+        same = embedded(300, 3, "same")
+        cfm.tl.map_reference(same, reference, "disease", unknown=unknown)
+        share = (same.obs["map_reference"] == "unknown").mean()
+        assert least <= share <= most
+    cfm.tl.map_reference(strange, reference, "disease")
+    assert (strange.obs["map_reference"] == "unknown").all()
+    assert strange.obs["map_reference_confidence"].isna().all()
+    limit = strange.uns["map_reference"]["params"]["unknown_below"]
+    neighbours = strange.uns["map_reference"]["neighbours"]
+    assert (neighbours["similarity"] < limit).all()
+
+
+@pytest.mark.parametrize(
+    "prior", ["flat", {"lupus": 1.0}, {"lupus": -1.0, "normal": 1.0, "RA": 1.0}]
+)
+def test_priors_that_make_no_sense_are_refused(
+    query: ad.AnnData, reference: ad.AnnData, prior: object
+) -> None:
+    before = query.copy()
+    with pytest.raises(ValueError, match="prior="):
+        cfm.tl.map_reference(query, reference, "disease", prior=prior)
     assert_unchanged(query, before)

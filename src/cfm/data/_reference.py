@@ -109,8 +109,10 @@ class Reference:
         Parameters
         ----------
         path
-            With the columns ``donor_id`` and ``embedding`` (a list of numbers each); what else is
-            there, such as ``disease_label`` and ``dataset_id``, comes along.
+            Of a file or folder; or ``hf://datasets/org/name``, with a folder or file after it, on
+            the Hugging Face hub, which is read in parts. With the columns ``donor_id`` and
+            ``embedding`` (a list of numbers each); what else is there, such as
+            ``disease_label`` and ``dataset_id``, comes along.
         centre
             As for the class.
 
@@ -119,7 +121,8 @@ class Reference:
         ImportError
             If pyarrow is not installed.
         ValueError
-            If there is no such file, it is no parquet, lacks a column, or widths differ.
+            If there is no such file, the hub cannot be reached, it is no parquet, lacks a column,
+            or widths differ.
         """
         try:
             import pyarrow as pa
@@ -129,25 +132,29 @@ class Reference:
                 "Parquet is read with pyarrow, which is not installed; "
                 "pip install 'cfm-tools[parquet]'."
             ) from error
-        path = Path(path).expanduser()
-        if not path.exists():
-            raise ValueError(f"There is no file or folder {path}; give that of the reference.")
-        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        system, files = _parquet_files(path)
         try:
-            data = ds.dataset([str(f) for f in files], format="parquet").to_table()
+            data = ds.dataset(files, format="parquet", filesystem=system)
+            lacking = {_EMBEDDING, _DONOR} - set(data.schema.names)
+            if lacking:
+                raise ValueError(
+                    f"{path} has the columns {data.schema.names}; {sorted(lacking)} is expected."
+                )
+            rest = [name for name in data.schema.names if name != _EMBEDDING]
+            # in parts, so that lists of numbers are never held beside the array
+            parts, widths = [], set()
+            for batch in data.to_batches(columns=[_EMBEDDING]):
+                column = batch.column(0)
+                found = pa.compute.list_value_length(column).unique().to_pylist()
+                widths |= set(found)
+                parts.append(column.flatten().to_numpy(zero_copy_only=False).astype(np.float32))
+            table = data.to_table(columns=rest).to_pandas()
         except (pa.ArrowInvalid, OSError, IndexError) as error:
             raise ValueError(f"{path} holds no readable parquet ({error}).") from error
-        lacking = {_EMBEDDING, _DONOR} - set(data.column_names)
-        if lacking:
-            raise ValueError(
-                f"{path} has the columns {data.column_names}; {sorted(lacking)} is expected."
-            )
-        column = data[_EMBEDDING].combine_chunks()
-        width = pa.compute.list_value_length(column).unique().to_pylist()
-        if len(width) != 1 or not width[0] or column.null_count:
-            raise ValueError(f"The embeddings in {path} have widths {width[:5]}; expected one.")
-        embedding = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width[0])
-        table = data.drop_columns([_EMBEDDING]).to_pandas()
+        if len(widths) != 1 or not all(widths):
+            shown = sorted(widths, key=lambda w: w or 0)[:5]
+            raise ValueError(f"The embeddings in {path} have widths {shown}; expected one.")
+        embedding = np.concatenate(parts).reshape(-1, *widths)
         return cls(embedding, table, table[_DONOR].astype(str).to_numpy(), centre=centre)
 
     @checks_arguments()
@@ -200,6 +207,35 @@ class Reference:
                 similarity[i], place[i] = row[near], near
         return similarity, place
 
+    def typical_similarity(self, share: float, key: str | None = None, n_most: int = 2000) -> float:
+        """Return the similarity to the nearest other below which a share of the reference lies.
+
+        Parameters
+        ----------
+        share
+            In 0…1.
+        key
+            Column of ``table``: rows with the same value do not count as others.
+        n_most
+            Rows that are looked at, spread evenly.
+
+        Returns
+        -------
+        Cosine; −inf if no row has another.
+        """
+        rows = np.unique(np.linspace(0, self.n - 1, min(self.n, n_most)).astype(np.int64))
+        values = np.arange(self.n) if key is None else pd.factorize(self.table[key].astype(str))[0]
+        nearest = np.empty(len(rows), dtype=np.float32)
+        step = max(1, _AT_ONCE // self.n)
+        for start in range(0, len(rows), step):
+            own = rows[start : start + step]
+            found = self._embedding[own] @ self._embedding.T
+            found[np.arange(len(own)), own] = -np.inf
+            found[values[own][:, None] == values[None, :]] = -np.inf
+            nearest[start : start + step] = found.max(axis=1)
+        nearest = nearest[np.isfinite(nearest)]
+        return float(np.quantile(nearest, share)) if len(nearest) else -np.inf
+
     def _scaled(self, x: np.ndarray, what: str) -> np.ndarray:
         """Bring rows to length 1, in place."""
         if self.centre:
@@ -212,3 +248,35 @@ class Reference:
             )
         x /= length[:, None]
         return x
+
+
+def _parquet_files(path: str | Path) -> tuple[Any, list[str]]:
+    """Return a file system (``None`` for this machine's) and the parquet files below a path."""
+    if str(path).startswith("hf://"):
+        address = str(path).removeprefix("hf://").rstrip("/")
+        if not address.startswith("datasets/"):
+            raise ValueError(
+                f"{str(path)!r} names a model; a reference is a data set: hf://datasets/org/name."
+            )
+        import huggingface_hub
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        system = huggingface_hub.HfFileSystem()
+        try:
+            names = [address] if address.endswith(".parquet") else system.find(address)
+        except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+            raise ValueError(
+                f"{path} could not be opened ({error}); check the name and the network, or "
+                "download the folder and pass its path."
+            ) from error
+        files = sorted(name for name in names if name.endswith(".parquet"))
+        if not files:
+            raise ValueError(f"{path} holds no parquet file.")
+        return PyFileSystem(FSSpecHandler(system)), files
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise ValueError(f"There is no file or folder {path}; give that of the reference.")
+    files = sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [str(path)]
+    if not files:
+        raise ValueError(f"{path} holds no readable parquet (no file *.parquet).")
+    return None, files

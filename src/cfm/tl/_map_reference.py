@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from cfm._arguments import NOT_NEGATIVE
+from cfm._arguments import BELOW_1, NOT_NEGATIVE
 from cfm._fields import (
     CONFIDENCE,
     EVIDENCE,
     MAP_REFERENCE_KEY,
     NEIGHBOURS,
     PARAMS,
+    UNKNOWN,
 )
 from cfm.data import Reference
 from cfm.data._matrix import check_not_empty, check_unique_names
@@ -27,7 +29,14 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-@on_modality(columns=("exclude_key",), also=("reference",), ranges={"sharpness": NOT_NEGATIVE})
+_PRIORS = ("uniform", "reference", "estimated")
+
+
+@on_modality(
+    columns=("exclude_key",),
+    also=("reference",),
+    ranges={"sharpness": NOT_NEGATIVE, "unknown": BELOW_1},
+)
 def map_reference(
     query: AnnData | MuData,
     reference: AnnData | Reference | str | Path,
@@ -37,6 +46,8 @@ def map_reference(
     reference_rep: str | None = None,
     n_neighbors: int = 10,
     sharpness: float = 10.0,
+    prior: Literal["uniform", "reference", "estimated"] | Mapping[str, float] = "uniform",
+    unknown: float = 0.05,
     exclude_key: str | None = None,
     centre: bool = False,
     key_added: str = MAP_REFERENCE_KEY,
@@ -62,6 +73,14 @@ def map_reference(
         Name in ``reference.obsm``; by default the same.
     n_neighbors
         Neighbours of each observation; all of a smaller reference.
+    prior
+        How frequent the labels are among the observations, for votes are corrected for how
+        frequent they are in the reference: ``"uniform"``, ``"reference"`` (no correction),
+        ``"estimated"`` from the observations themselves (expectation maximisation, Saerens et al.
+        2002; for dozens of them), or a share by label.
+    unknown
+        Share of the reference that would be called ``"unknown"`` by its distance to the nearest
+        other; an observation beyond that distance is. 0 calls none so.
     sharpness
         A neighbour's vote is the exponential of its similarity times this: with 0 all neighbours
         vote the same.
@@ -92,14 +111,20 @@ def map_reference(
     With ``label_key`` also
 
     ``query.obs[key_added]``
-        Categorical, the label with the most votes; missing where no neighbour has a label.
+        Categorical, the label with the largest corrected share of the votes; ``"unknown"`` where
+        the nearest neighbour is farther than within the reference; missing where no neighbour has
+        a label.
     ``query.obs[key_added + '_confidence']``
-        float64, its share of the votes. Not a probability: see whether it is well above ``prior``.
+        float64, that share; ``NaN`` where unknown or missing. Not a probability of being right.
     ``query.uns[key_added]['evidence']``
         DataFrame, a row per observation and label among its neighbours: ``observation`` str,
         ``label`` str, ``n_neighbours`` int64, ``share`` float64 of the votes, ``prior`` float64
-        share of the reference that has the label, ``enrichment`` float64 (``share / prior``) and
-        ``best_similarity`` float64.
+        share of the reference that has the label, ``enrichment`` float64 (``share / prior``),
+        ``best_similarity`` float64, and ``corrected`` float64: the share for labels as frequent as
+        ``prior=`` says.
+    ``query.uns[key_added]['params']``
+        Also ``unknown_below`` (similarity) and ``priors`` (``labels``, and the share of each among
+        the observations).
 
     Raises
     ------
@@ -144,7 +169,13 @@ def map_reference(
             )
     own = None if exclude_key is None else _own_column(query, exclude_key)
     labels = None if label_key is None else _texts(index.table[label_key])
+    known: dict[str, float] = {}
+    if labels is not None:
+        kinds, times = np.unique(labels[labels != ""].astype(str), return_counts=True)
+        known = dict(zip(kinds.tolist(), (times / max(1, times.sum())).tolist(), strict=True))
+        _check_prior(prior, known)
     similarity, place = _search(index, query.obsm[use_rep], n_neighbors, exclude_key, own)
+    limit = index.typical_similarity(unknown, exclude_key) if unknown else -np.inf
     names = query.obs_names.astype(str).to_numpy(dtype=object)
     neighbours = _neighbours(index, names, similarity, place, labels)
     result: dict[str, Any] = {
@@ -158,15 +189,28 @@ def map_reference(
             "centre": index.centre,
             "n_reference": index.n,
             "modality": modality or "",
+            "unknown": float(unknown),
+            "unknown_below": float(limit),
         },
         NEIGHBOURS: neighbours,
     }
     if labels is not None:
-        evidence = _evidence(neighbours, labels, sharpness)
+        evidence, frequent = _corrected(_evidence(neighbours, known, sharpness), known, prior)
         result[EVIDENCE] = evidence
+        result[PARAMS] |= {
+            "prior": prior if isinstance(prior, str) else "given",
+            "priors": {
+                "labels": list(frequent),
+                "in_reference": [known[name] for name in frequent],
+                "in_query": list(frequent.values()),
+            },
+        }
         best = evidence.drop_duplicates("observation").set_index("observation")
-        called = pd.Categorical(best["label"].reindex(names))
-        confidence = best["share"].reindex(names).to_numpy(dtype=np.float64)
+        far = similarity[:, 0] < limit
+        label = best["label"].reindex(names).to_numpy(dtype=object)
+        called = pd.Categorical(np.where(far, UNKNOWN, label))
+        confidence = best["corrected"].reindex(names).to_numpy(dtype=np.float64)
+        confidence[far] = np.nan
     query = target(query, copy=copy)
     written = [] if labels is None else [key_added, key_added + CONFIDENCE]
     warn_overwritten(query, key_added, {"obs": written})
@@ -243,11 +287,65 @@ def _neighbours(
     return table.set_axis([str(i) for i in range(len(table))], axis=0)
 
 
-def _evidence(neighbours: pd.DataFrame, labels: np.ndarray, sharpness: float) -> pd.DataFrame:
-    """Return what speaks for each label, the likeliest of an observation first."""
-    known = labels[labels != ""]
-    kinds, times = np.unique(known.astype(str), return_counts=True)
-    prior = dict(zip(kinds.tolist(), times / max(1, len(known)), strict=True))
+def _check_prior(prior: str | Mapping[str, float], known: Mapping[str, float]) -> None:
+    if isinstance(prior, str):
+        if prior not in _PRIORS:
+            raise ValueError(f"prior={prior!r}; expected one of {_PRIORS}, or a share by label.")
+        return
+    wrong = set(prior) ^ set(known)
+    shares = list(prior.values())
+    if wrong or not all(np.isfinite(v) and v >= 0 for v in shares) or not sum(shares) > 0:
+        raise ValueError(
+            f"prior={dict(prior)}; expected a share of at least 0 for each label of the reference: "
+            f"{sorted(known)[:20]}."
+        )
+
+
+def _corrected(
+    evidence: pd.DataFrame, known: Mapping[str, float], prior: str | Mapping[str, float]
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    r"""Correct shares of votes for how frequent labels are, the largest of an observation first.
+
+    A share stands for :math:`P(y \mid x)` where labels are as frequent as in the reference, so
+    that for others it is proportional to the share times :math:`\pi(y) / \pi_0(y)`. Estimated
+    :math:`\pi` are the fixed point of their mean over the observations.
+
+    Returns
+    -------
+    The table with ``corrected``, and :math:`\pi` by label.
+    """
+    names = list(known)
+    wide = evidence.pivot(index="observation", columns="label", values="share")
+    shares = wide.reindex(columns=names).fillna(0.0).to_numpy(dtype=np.float64)
+    own = np.array(list(known.values()))
+    if isinstance(prior, Mapping):
+        target = np.array([prior[name] for name in names], dtype=np.float64)
+        target /= target.sum()
+    else:
+        target = own.copy() if prior == "reference" else np.full(len(names), 1 / max(1, len(names)))
+
+    def posterior(pi: np.ndarray) -> np.ndarray:
+        table = shares * (pi / own)
+        return table / np.maximum(table.sum(axis=1, keepdims=True), 1e-300)
+
+    if prior == "estimated":
+        for _ in range(200):
+            target = posterior(target).mean(axis=0)
+    found = pd.DataFrame(posterior(target), index=wide.index, columns=names)
+    rows = found.index.get_indexer(pd.Index(evidence["observation"]))
+    columns = found.columns.get_indexer(pd.Index(evidence["label"]))
+    table = evidence.assign(corrected=found.to_numpy()[rows, columns])
+    table = table.sort_values(
+        ["observation", "corrected", "label"], ascending=[True, False, True], kind="stable"
+    )
+    frequent = dict(zip(names, target.tolist(), strict=True))
+    return table.set_axis([str(i) for i in range(len(table))], axis=0), frequent
+
+
+def _evidence(
+    neighbours: pd.DataFrame, prior: Mapping[str, float], sharpness: float
+) -> pd.DataFrame:
+    """Return what speaks for each label."""
     voting = neighbours[neighbours["label"] != ""].copy()
     nearest = voting.groupby("observation")["similarity"].transform("max")
     voting["vote"] = np.exp(sharpness * (voting["similarity"] - nearest))
@@ -260,9 +358,4 @@ def _evidence(neighbours: pd.DataFrame, labels: np.ndarray, sharpness: float) ->
     table["prior"] = table["label"].map(prior).astype(np.float64)
     table["enrichment"] = table["share"] / table["prior"]
     order = ["observation", "label", "n_neighbours", "share", "prior", "enrichment"]
-    table = table[[*order, "best_similarity"]]
-    table = table.sort_values(
-        ["observation", "share", "label"], ascending=[True, False, True], kind="stable"
-    )
-    table = table.astype({"observation": object, "label": object})
-    return table.set_axis([str(i) for i in range(len(table))], axis=0)
+    return table[[*order, "best_similarity"]].astype({"observation": object, "label": object})

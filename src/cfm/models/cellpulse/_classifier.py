@@ -122,6 +122,17 @@ def centred_statistics(x: Tensor, seen: Tensor, response: Tensor, robust: Tensor
     )
 
 
+def _checked_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a record of support, which may come from a file."""
+    kinds = {"level": str, "answer": str, "n_contrasts": int, "n_studies": int, "share": float}
+    found = {name: type(value) for name, value in dict(record).items()}
+    if found != kinds or not 0 <= record["share"] <= 1:
+        raise ValueError(
+            f"a record of support is {record!r}; expected {', '.join(kinds)}, and a share in 0…1."
+        )
+    return dict(record)
+
+
 class VirusClassifier(nn.Module):
     r"""Linear in the effects of all genes.
 
@@ -163,7 +174,7 @@ class VirusClassifier(nn.Module):
         super().__init__()
         self.classes = [str(c) for c in classes]
         self.responses = [str(r) for r in responses]
-        self.support = [dict(record) for record in support]
+        self.support = [_checked_record(record) for record in support]
         n = len(self.classes)
         self.wide_all = nn.Parameter(torch.zeros(n, n_genes))
         self.wide_common = nn.Parameter(torch.zeros(n, n_genes))
