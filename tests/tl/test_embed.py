@@ -9,6 +9,7 @@ import anndata as ad
 import mudata as md
 import numpy as np
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 
 import cfm
@@ -253,3 +254,29 @@ def test_another_model_does_not_replace_an_embedding_unasked() -> None:
     np.testing.assert_array_equal(contrasts.obsm["X_cellpulse"], before)
     cfm.tl.embed(contrasts, second, key_added="X_cellpulse")
     np.testing.assert_array_equal(contrasts.obsm["X_cellpulse"], contrasts.obsm["X_second"])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_precision_that_was_used_is_recorded(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfm.models._precision.fast_bfloat16", lambda device: fast)
+    cells = sc.datasets.pbmc68k_reduced().raw.to_adata()[:20].copy()
+    reading = {"units": "log1p_cp10k"}
+    cfm.tl.embed(cells, "cellvq-mini", **reading)
+    rough = cells.obsm["X_cellvq"].copy()
+    recorded = cells.uns["X_cellvq"]["params"]["precision"]
+    assert recorded == ("bfloat16" if fast else "float32")
+    cfm.tl.embed(cells, "cellvq-mini", precision="float32", **reading)
+    assert cells.uns["X_cellvq"]["params"]["precision"] == "float32"
+    assert np.array_equal(cells.obsm["X_cellvq"], rough) is not fast
+    # codes and classes are computed in float32, whatever the processor
+    cfm.tl.cell_codes(cells, **reading)
+    cfm.tl.predict_properties(cells, **reading)
+    for key in ("cell_code", "predicted_cell_type"):
+        assert cells.uns[key]["params"]["precision"] == "float32"
+    model = cfm.models.CellVQ.from_pretrained("cellvq-mini")
+    expected = model.predict_properties(cells, "cell_type", precision="float32", **reading)
+    np.testing.assert_array_equal(cells.obsm["predicted_cell_type_proba"], expected["cell_type"])
+    exact = model.get_cell_codes(cells, precision="float32", **reading)
+    np.testing.assert_array_equal(cells.obs["cell_code_similarity"], exact.similarity)

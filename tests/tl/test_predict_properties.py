@@ -44,7 +44,7 @@ def test_what_is_written_is_what_the_model_says(model: CellVQ, called: ad.AnnDat
         np.testing.assert_array_equal(confidence, proba.max(axis=1))
         assert called.uns[key]["classes"] == CLASSES[name]
         params = {
-            **{"batch_size": 64, "units": "counts", "precision": "auto", "property": name},
+            **{"batch_size": 64, "units": "counts", "precision": "float32", "property": name},
             **{"model": "CellVQ", "vocabulary_share": 1.0, "device": "cpu"},
         }
         assert called.uns[key]["params"].items() >= params.items()

@@ -23,6 +23,7 @@ from cfm.data._modality import require_anndata
 from cfm.hub import load_checkpoint, save_checkpoint
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._not_offered import OfferedOnly, list_offered
+from cfm.models._precision import LEAST_AGREEMENT, Precision, inference_dtype
 from cfm.nn._distributed import first_process_does
 
 if TYPE_CHECKING:
@@ -159,6 +160,24 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         name = self.checkpoint_name or type(self).__name__
         changed = ", weights changed in memory" if self.checkpoint_sha256 else ""
         return {"model": name + changed, "sha256": self._sha256_of_digest[1]}
+
+    #: Cosine similarity to float32 that ``precision="auto"`` asks of bfloat16.
+    _least_agreement = LEAST_AGREEMENT
+
+    def inference_dtype(self, precision: Precision = "auto") -> torch.dtype:
+        """Return what matrix products run in; the data have no say in it.
+
+        Parameters
+        ----------
+        precision
+            ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the device multiplies it in
+            hardware and a trial, made once per weights, agrees with float32; of models without a
+            trial float32.
+        """
+        trial: Any = getattr(self.module, "bfloat16_agreement", None)
+        if trial is None and precision == "auto":
+            return torch.float32
+        return inference_dtype(precision, self.device, trial, least=self._least_agreement)
 
     @property
     def history(self) -> dict[str, pd.DataFrame] | None:

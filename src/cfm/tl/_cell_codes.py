@@ -375,7 +375,8 @@ def _record(
 ) -> dict[str, Any]:
     share = run.rows.vocabulary_share(model)
     if isinstance(model, PretrainedModel):
-        return model_record(model, share, key_added=key_added, **reading)
+        # codes are discrete: in float32 they are the same on every machine
+        return model_record(model, share, key_added=key_added, precision="float32", **reading)
     return {k: v for k, v in reading.items() if v is not None} | {
         "key_added": key_added,
         "model": type(model).__name__,

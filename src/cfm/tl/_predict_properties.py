@@ -37,7 +37,7 @@ def predict_properties(
     total_counts: str | None = None,
     key_added: str = PROPERTY_PREFIX,
     batch_size: int = 64,
-    precision: Precision = "auto",
+    precision: Precision = "float32",
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -77,8 +77,8 @@ def predict_properties(
     batch_size
         Cells at a time; the result does not depend on it.
     precision
-        ``"float32"``, ``"bfloat16"``, or ``"auto"``; see
-        :meth:`cfm.models.CellVQ.get_latent_representation`.
+        ``"float32"``, by which classes are the same on every machine, ``"bfloat16"``, or
+        ``"auto"``; see :meth:`cfm.models.CellVQ.get_latent_representation`.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     output

@@ -34,7 +34,12 @@ def run_record(model: PretrainedModel, adata: AnnData, **arguments: Any) -> dict
 
 
 def model_record(model: PretrainedModel, share: float, **arguments: Any) -> dict[str, Any]:
-    """Return what made a result, where the share of the vocabulary is known."""
+    """Return what made a result, where the share of the vocabulary is known.
+
+    ``precision`` is the one that was used.
+    """
     record = {k: v for k, v in arguments.items() if v is not None}
+    used = model.inference_dtype(record.get("precision", "auto"))
+    record["precision"] = str(used).removeprefix("torch.")
     record |= {"device": str(model.device), "vocabulary_share": float(share)}
     return record | model.weights_record()

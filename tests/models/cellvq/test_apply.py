@@ -76,7 +76,9 @@ def test_codes_say_what_they_were_read_off(model: CellVQ) -> None:
     assert found.code.dtype == np.int64
     assert len(set(found.code)) > 2
     for representation, expected in (("cell", found.embedding), ("code", found.latent)):
-        latent = model.get_latent_representation(cells, representation=representation)
+        latent = model.get_latent_representation(
+            cells, representation=representation, precision="float32"
+        )
         assert latent.dtype == np.float32
         np.testing.assert_allclose(latent, expected, atol=1e-6)
 

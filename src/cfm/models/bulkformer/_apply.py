@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
-from cfm.data._warn import warn_user
+from cfm.models._precision import Precision
 from cfm.models.bulkformer._constants import MISSING
 from cfm.models.bulkformer._pretrain import Trainable
 from cfm.models.bulkformer._reading import align_expression, expression_blocks
-from cfm.nn._linear import fast_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cfm.data import GeneAlignment
-
-Precision = Literal["auto", "float32", "bfloat16"]
-
-#: Mean cosine similarity to float32 below which "auto" does not use bfloat16.
-LEAST_AGREEMENT = 0.999
 
 
 class Applicable(Trainable):
@@ -76,7 +70,7 @@ class Applicable(Trainable):
         precision: Precision,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield the gene embeddings of a few samples at a time."""
-        dtype = self._dtype(precision)
+        dtype = self.inference_dtype(precision)
         for rows, _, x in self._blocks(adata, alignment, layer, batch_size):
             yield rows, self.module.encode(x, dtype=dtype)
 
@@ -90,25 +84,9 @@ class Applicable(Trainable):
         precision: Precision,
     ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """Yield ``(rows, values with NaN = missing, predicted log TPM of the vocabulary)``."""
-        dtype = self._dtype(precision)
+        dtype = self.inference_dtype(precision)
         for rows, values, x in self._blocks(adata, alignment, layer, batch_size, mask):
             with torch.inference_mode():
                 # The correction of the mean may push a prediction below nothing at all.
                 predicted = self.module.predict(x, dtype=dtype).clamp(min=0.0)
             yield rows, values, predicted.cpu().numpy()
-
-    def _dtype(self, precision: Precision) -> torch.dtype:
-        """Decide what matrix products run in; the data have no say in it."""
-        if precision != "auto":
-            return torch.float32 if precision == "float32" else torch.bfloat16
-        if not fast_bfloat16(self.device):
-            return torch.float32
-        agreement = self.module.bfloat16_agreement()
-        if agreement < LEAST_AGREEMENT:
-            warn_user(
-                f"In bfloat16 these weights give embeddings at a cosine similarity of only "
-                f"{agreement:.4f} to float32, so float32 is used; precision='float32' says so "
-                "without a trial."
-            )
-            return torch.float32
-        return torch.bfloat16

@@ -13,8 +13,8 @@ from anndata import AnnData
 from cfm._arguments import BELOW_1, SHARE, checks_arguments
 from cfm.data._warn import warn_user
 from cfm.models._base import load_weights
+from cfm.models._precision import Precision
 from cfm.models._validate import validate_config
-from cfm.models.bulkformer._apply import Precision
 from cfm.models.bulkformer._compound_fit import fit_head, split_compounds
 from cfm.models.bulkformer._compound_head import CompoundHead, head_of
 from cfm.models.bulkformer._compound_signatures import (

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 from cfm._arguments import NOT_NEGATIVE, checks_arguments
-from cfm.models.bulkformer._apply import Applicable, Precision
+from cfm.models._precision import Precision
+from cfm.models.bulkformer._apply import Applicable
 from cfm.models.bulkformer._constants import MISSING
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class Imputer(Applicable):
         if absent:
             raise KeyError(f"adata does not measure {absent}; what is missing cannot be lowered.")
         out = np.empty((adata.n_obs, len(self.vocabulary)), dtype=np.float32)
-        dtype = self._dtype(precision)
+        dtype = self.inference_dtype(precision)
         with torch.inference_mode():
             for rows, _, x in self._blocks(adata, alignment, layer, batch_size):
                 lowered = x.clone()

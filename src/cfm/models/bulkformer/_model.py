@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cfm._arguments import checks_arguments
-from cfm.models.bulkformer._apply import Precision
+from cfm.models._precision import Precision
 from cfm.models.bulkformer._perturb import Perturbable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from cfm._arguments import NOT_NEGATIVE, checks_arguments
-from cfm.models.bulkformer._apply import Precision
+from cfm.models._precision import Precision
 from cfm.models.bulkformer._compound_signatures import compound_key
 from cfm.models.bulkformer._compounds import CompoundLearner
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cfm._arguments import checks_arguments
-from cfm.models._precision import Precision, inference_dtype
+from cfm.models._precision import Precision
 from cfm.models.cellvq._codes import CellCodes, Codebook
 from cfm.models.cellvq._core import CellVQCore
 from cfm.models.cellvq._reading import CellReader, Units
@@ -137,7 +137,7 @@ class Applicable(CellVQCore):
         units: Units = "counts",
         total_counts: str | None = None,
         batch_size: int = 64,
-        precision: Precision = "auto",
+        precision: Precision = "float32",
     ) -> CellCodes:
         """Return the codes of cells, each the nearest one.
 
@@ -152,9 +152,8 @@ class Applicable(CellVQCore):
             In the order of the cells. A cell that expresses none of the model's genes has the code
             −1, and ``NaN`` for all else.
 
-            In bfloat16 cells that lie between two codes (a ``margin`` near 0) may get the other
-            one; with ``precision="float32"`` codes are the same on all processors but for those
-            that lie there to the last digits.
+            Codes are the same on all processors but for cells that lie between two of them to the
+            last digits. In bfloat16 more of the cells with a ``margin`` near 0 get the other one.
 
         Raises
         ------
@@ -278,7 +277,7 @@ class Applicable(CellVQCore):
             As :meth:`get_latent_representation`.
         """
         reader = self._reader(adata, layer, units, total_counts)
-        dtype = self._dtype(precision)
+        dtype = self.inference_dtype(precision)
         n_genes, dim = len(self.vocabulary), self.size.dim
         at_once = max(1, min(batch_size, _EMBEDDED_AT_ONCE // (n_genes * dim)))
         for start in range(0, reader.n_cells, at_once):
@@ -305,15 +304,11 @@ class Applicable(CellVQCore):
             adata, self.vocabulary, layer=layer, units=units, total_counts=total_counts
         )
 
-    def _dtype(self, precision: Precision) -> torch.dtype:
-        """Decide what matrix products run in; the data have no say in it."""
-        return inference_dtype(precision, self.device, self.module.bfloat16_agreement)
-
     def _encoded(
         self, reader: CellReader, batch_size: int, precision: Precision
     ) -> Iterator[Encoded]:
         """Yield the cells that express a gene of the model, those of like length together."""
-        dtype = self._dtype(precision)
+        dtype = self.inference_dtype(precision)
         most = _ON_CPU if self.device.type == "cpu" else _ON_GPU
         for rows, cells in reader.batches(batch_size, most_tokens=most):
             yield self._encode(rows, cells, dtype)

@@ -67,7 +67,7 @@ class Predicting(Applicable):
         units: Units = "counts",
         total_counts: str | None = None,
         batch_size: int = 64,
-        precision: Precision = "auto",
+        precision: Precision = "float32",
     ) -> dict[str, pd.DataFrame]:
         """Predict properties of cells, such as their type, tissue or disease.
 

@@ -9,7 +9,7 @@ import torch
 
 from cfm._arguments import checks_arguments
 from cfm.data._matrix import in_memory_frame
-from cfm.models.lingshu._generate import Precision
+from cfm.models._precision import Precision
 from cfm.models.lingshu._module import MASK, MISSING
 from cfm.models.lingshu._perturb import Perturbable
 from cfm.models.lingshu._reading import CountReader
@@ -74,7 +74,7 @@ class LingshuCell(Perturbable):
         layer: str | None = None,
         use_conditions: bool = False,
         batch_size: int = 64,
-        precision: Precision = "auto",
+        precision: Precision = "float32",
     ) -> np.ndarray:
         """Embed cells: the mean of the final states of their groups of genes.
 
@@ -109,7 +109,7 @@ class LingshuCell(Perturbable):
         """
         adata = self._adata_or_own(adata)
         self.module.eval()
-        sampler = Sampler(self.module, self._dtype(precision))
+        sampler = Sampler(self.module, self.inference_dtype(precision))
         reader = CountReader(adata, self.vocabulary, layer)
         n = adata.n_obs
         if use_conditions:

@@ -11,8 +11,9 @@ from scipy import sparse
 
 from cfm._arguments import BELOW_1, Range, checks_arguments
 from cfm.data._matrix import check_unique_names, in_memory_frame
+from cfm.models._precision import Precision
 from cfm.models.lingshu._frozen import FREE, read_frozen
-from cfm.models.lingshu._generate import Generating, Precision
+from cfm.models.lingshu._generate import Generating
 from cfm.models.lingshu._quantiser import Dequantise
 from cfm.models.lingshu._reading import CountReader
 from cfm.models.lingshu._sampler import Guidance
@@ -45,7 +46,7 @@ class Perturbable(Generating):
         frozen: Any = None,
         features: pd.Series | None = None,
         dequantise: Dequantise = "lower",
-        precision: Precision = "auto",
+        precision: Precision = "float32",
     ) -> AnnData:
         """Generate a perturbed cell for each unperturbed one, with its source and covariates.
 

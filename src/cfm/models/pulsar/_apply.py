@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cfm._arguments import checks_arguments
-from cfm.models._precision import Precision, inference_dtype
+from cfm.models._precision import Precision
 from cfm.models.pulsar._core import PulsarCore
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 #: Tokens at a time: what fits into the caches of a processor, and into the memory of a GPU.
 _ON_CPU, _ON_GPU = 4096, 131_072
-#: Cosine similarity of differences between donors in bfloat16 that "auto" asks for.
-LEAST_AGREEMENT = 0.99
 
 
 class Applicable(PulsarCore):
     """A PULSAR that embeds draws of cells."""
+
+    _least_agreement = 0.99  # of differences between donors
 
     @checks_arguments()
     def embed_draws(
@@ -45,9 +45,7 @@ class Applicable(PulsarCore):
         ``(n_draws, dim)`` float32.
         """
         self.module.eval()
-        trial = self.module.bfloat16_agreement
-        dtype = inference_dtype(precision, self.device, trial, least=LEAST_AGREEMENT)
-        prepared = self.module.prepared(dtype)
+        prepared = self.module.prepared(self.inference_dtype(precision))
         most = _ON_CPU if self.device.type == "cpu" else _ON_GPU
         out = np.empty((len(draws), self.size.dim), dtype=np.float32)
         batch: list[int] = []

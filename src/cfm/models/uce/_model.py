@@ -10,7 +10,7 @@ from scipy import sparse
 
 from cfm._arguments import checks_arguments
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
-from cfm.models._precision import Precision, inference_dtype
+from cfm.models._precision import Precision
 from cfm.models.uce._core import UCECore
 from cfm.models.uce._tokens import SAMPLE_SIZE, SentenceMaker
 
@@ -158,7 +158,7 @@ class UCE(UCECore):
         """
         sentences = self.get_sentences(adata, layer=layer, sample_size=sample_size, seed=seed)
         self.module.eval()
-        dtype = inference_dtype(precision, self.device, self.module.bfloat16_agreement)
+        dtype = self.inference_dtype(precision)
         stack = self.module.prepared(dtype)
         longest = max(len(s) for s in sentences)
         at_once = max(1, min(batch_size, _TOKENS_AT_ONCE // longest))
