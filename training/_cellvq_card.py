@@ -63,7 +63,8 @@ cells (minutes), or load the authors' weights. Research use only.
   cells, dendritic cells and platelets have no class of their own.
 - **Codes are coarse.** A code is a neighbourhood in its space of 32 numbers, not a cell state that
   anybody has confirmed. Where cells of types that it was not taught matter, cluster.
-- `condition` (`ctrl`, `stim`) means interferon-beta for six hours in the cells of Kang 2018. It is
+- `condition` (`ctrl`, `stim`), which is only predicted when asked for by name, means
+  interferon-beta for six hours in the cells of Kang 2018. It is
   no test for infection.
 - It has the layers of CellVQ at {size["dim"]} instead of 768 numbers, {size["n_layers"]} of 12, and
   two linear terms that theirs has not (`code_term`, `expression_term`). It has no relations between

@@ -58,6 +58,8 @@ def train(
         "training_data": [str(unlabelled.uns["source"]), str(labelled.uns["source"])],
         "n_cells": [unlabelled.n_obs, labelled.n_obs],
         "max_steps": list(max_steps),
+        # "condition" is interferon-beta in the labelled cells, and nothing in others
+        "default_properties": ["cell_type"],
     }
     return model
 

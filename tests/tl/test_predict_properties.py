@@ -9,6 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 
 import cfm
 from cfm.models import CellVQ
@@ -158,3 +159,13 @@ def test_backed_views_and_names_that_repeat(model: CellVQ, tmp_path: Path) -> No
     cells.obs_names = ["same"] * 12
     cfm.tl.predict_properties(cells, model)
     assert cells.obs[KEYS[0]].tolist() == made.obs[KEYS[0]].tolist()
+
+
+def test_a_property_of_the_training_data_is_predicted_only_when_asked_for() -> None:
+    cells = sc.datasets.pbmc68k_reduced().raw.to_adata()[:10].copy()
+    cfm.tl.predict_properties(cells, units="log1p_cp10k")
+    assert [name for name in cells.obsm if name.startswith("predicted_")] == [
+        "predicted_cell_type_proba"
+    ]
+    cfm.tl.predict_properties(cells, properties="condition", units="log1p_cp10k")
+    assert set(cells.obs["predicted_condition"]) <= {"ctrl", "stim"}

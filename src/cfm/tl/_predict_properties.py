@@ -63,7 +63,9 @@ def predict_properties(
     model
         A CellVQ with property heads, the name of one, a folder, or ``hf://org/name``.
     properties
-        Names of properties, such as ``"cell_type"``; all that the model has by default.
+        Names of properties, such as ``"cell_type"``. By default those of the model that make sense
+        for any cells: not the ``"condition"`` of ``cellvq-mini``, which is a treatment of its
+        training data.
     layer
         Layer to read instead of ``X``.
     units

@@ -24,7 +24,10 @@ class Predicting(Applicable):
     """A CellVQ that names properties of cells."""
 
     def choose_properties(self, properties: str | Sequence[str] | None = None) -> list[str]:
-        """Return the names of the property heads that are asked for, by default all.
+        """Return the names of the property heads that are asked for.
+
+        By default those that make sense for any cells: what the model's provenance lists as
+        ``default_properties``, or all.
 
         Raises
         ------
@@ -39,7 +42,9 @@ class Predicting(Applicable):
                 "labels_keys=[…]), or learn a property from its embeddings with cfm.tl.probe."
             )
         if properties is None:
-            chosen = list(self.properties)
+            named = self.provenance.get("default_properties")
+            usual = named if isinstance(named, list) else []
+            chosen = [name for name in self.properties if name in usual] or list(self.properties)
         else:
             # each once, in the order that was asked for
             chosen = list(
@@ -76,7 +81,8 @@ class Predicting(Applicable):
         adata, layer, units, total_counts, batch_size, precision
             As for :meth:`get_latent_representation`.
         properties
-            Names of property heads (:attr:`properties`); by default all.
+            Names of property heads (:attr:`properties`); by default those that make sense for any
+            cells (``provenance["default_properties"]``), or all.
 
         Returns
         -------
