@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +12,7 @@ from scipy import sparse
 
 import cfm
 from cfm.pl import _perturbation_cells
+from cfm.pl._perturbation_effect import draw_effect
 from tests.pl._drawn import legend_texts, outside, overlapping, row_names
 from tests.pl._screened import GENES, GROUPS, MADE, REAL, as_counts, cells, make_screen
 
@@ -38,7 +41,9 @@ def test_effects_of_each_group_are_drawn():
         np.testing.assert_allclose(drawn(ax), expected(group), atol=1e-5)
         assert ax.get_xlim() == ax.get_ylim()
         assert ax.get_aspect() == 1
-    assert axes["B cell"].get_title(loc="left").startswith("IFN, B cell\nPearson 1.00, RMSE 0.")
+    assert (
+        axes["B cell"].get_title(loc="left").startswith("IFN, B cell\nPearson 1.00 (3 genes make ")
+    )
     assert axes["T cell"].get_title(loc="left").startswith("IFN, T cell\nPearson −1.00")
     assert legend_texts(axes["B cell"]) == [
         "right direction (10 of top 10)",
@@ -293,3 +298,32 @@ def test_more_panels_than_can_be_read():
     with pytest.raises(ValueError, match="12 perturbations in 4 groups make 48 panels"):
         cfm.pl.perturbation(toy, toy, **given)
     assert len(cfm.pl.perturbation(toy, toy, perturbation=["EPO", "TNF"], **given)) == 8
+
+
+@pytest.mark.parametrize(("large", "least", "most"), [(50.0, 99, 100), (1.0, 5, 40)])
+def test_the_share_of_three_genes_stands_beside_the_correlation(
+    large: float, least: float, most: float
+) -> None:
+    """A correlation of .99 may be that of one gene."""
+    rng = np.random.default_rng(0)
+    observed, predicted = rng.normal(size=(2, 300))
+    predicted += observed * (large == 1.0)
+    observed[7] += large * 5
+    predicted[7] += large * 5
+    _, ax = plt.subplots()
+    draw_effect(
+        ax,
+        observed,
+        predicted,
+        np.arange(300).astype(str),
+        title="x",
+        n_top=5,
+        n_named=1,
+        n_unpredicted=0,
+    )
+    title = ax.get_title(loc="left")
+    shown = float(re.search(r"3 genes make (\d+)", title).group(1))
+    terms = (observed - observed.mean()) * (predicted - predicted.mean())
+    expected = 100 * np.sort(terms)[-3:].sum() / terms.sum()
+    assert shown == pytest.approx(expected, abs=0.51)
+    assert least <= shown <= most

@@ -40,21 +40,36 @@ def test_bars_are_means_over_cases_and_dots_the_cases():
     assert plt.get_fignums() == []
 
 
+FOUR = ["B cell", "T cell", "NK cell", "monocyte"]
+
+
 def test_the_best_is_bold_also_where_it_is_a_baseline():
+    axes = cfm.pl.perturbation(make_scores(FOUR), show=False)
+    assert bold(axes["delta_pearson"]) == ["0.915"]  # the ceiling is higher, but no method
+    assert bold(axes["e_distance"]) == ["1.02"]
+    assert bold(axes["mmd"]) == ["0.0250"]
+
+
+def test_nothing_is_bold_inside_its_interval_or_of_two_cases():
     axes = cfm.pl.perturbation(make_scores(), show=False)
-    assert bold(axes["delta_pearson"]) == ["0.905"]  # the ceiling is higher, but no method
-    assert bold(axes["e_distance"]) == ["1.00"]
-    assert bold(axes["mmd"]) == ["0.0150"]
+    assert not any(bold(ax) for ax in axes.values())
+    table = make_scores(FOUR)
+    own = (table["metric"] == "mmd") & (table["method"] == "LingshuCell")
+    table.loc[own, "value"] += [0.0, 0.3, 0.0, 0.0]  # in the mean still the best, by one case
+    table.loc[own, "value"] -= 0.05
+    ax = cfm.pl.perturbation(table, metric="mmd", show=False)
+    means = table[table["metric"] == "mmd"].groupby("method")["value"].mean()
+    assert means.drop("ceiling").idxmin() == "LingshuCell"
+    assert bold(ax) == []
 
 
 def test_a_method_scored_in_fewer_cases_says_so_and_is_not_the_best():
-    table = make_scores()
+    table = make_scores(FOUR)
     own = (table["metric"] == "e_distance") & (table["method"] == "control")
-    table.loc[own, "value"] = [0.01, np.nan]
+    table.loc[own, "value"] = [0.01, np.nan, 0.01, 0.01]
     ax = cfm.pl.perturbation(table, metric="e_distance", show=False)
-    assert ax.texts[1].get_text() == "0.0100 (1 of 2)"
-    assert len(bold(ax)) == 1
-    assert bold(ax) != ["0.0100 (1 of 2)"]
+    assert ax.texts[1].get_text() == "0.0100 (3 of 4)"
+    assert bold(ax) == ["1.02"]
 
 
 def test_metrics_groups_and_perturbations_are_chosen():

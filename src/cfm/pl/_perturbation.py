@@ -57,12 +57,14 @@ def perturbation(
     ``"effect"``: a point for each gene, the change of its mean log expression, observed (against
     the controls) and predicted (against what the method made of the control if it did, else the
     observations it started from). The genes with the strongest observed effect are coloured by
-    whether their direction was predicted, and the first ones are named.
+    whether their direction was predicted, and the first ones are named. Beside the correlation
+    stands the share of the covariance that three genes make: a high correlation may be theirs.
 
     ``"metrics"``: the table of :func:`cfm.tl.evaluate_perturbation` as bars, a panel for each
     metric: models, baselines, and the ceiling of the data. A bar is the mean over groups and
-    perturbations, which are the dots. Bold is the best of the methods that were scored in most
-    cases, and may be a baseline.
+    perturbations, which are the dots. Bold is the method, or baseline, that is ahead of each
+    other by two standard errors over the cases that both were scored in; none with fewer than
+    three cases.
 
     ``"umap"``: control, real perturbed and simulated cells on one map, laid out together with
     scanpy: log expression of the 2,000 most variable genes, 30 principal components, 15

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _RIGHT, _WRONG = COLORS[0], COLORS[1]
 #: With more points than this a figure in a vector format holds them as a picture.
 _RASTER = 2000
+#: Genes whose share of the correlation is shown.
+_FEW = 3
 #: A prediction this much smaller than the largest observed effect is "no change".
 _FLAT = 1e-9
 
@@ -156,7 +158,10 @@ def _agreement(observed: np.ndarray, predicted: np.ndarray) -> str:
     if min(np.ptp(observed), np.ptp(predicted)) <= _FLAT * max(1.0, np.abs(observed).max()):
         return f"Pearson not defined (no change), {error}"
     pearson = np.corrcoef(observed, predicted)[0, 1]
-    return f"Pearson {pearson:.2f}, {error}".replace("-", "−")
+    products = (observed - observed.mean()) * (predicted - predicted.mean())
+    first = products[np.argsort(-np.abs(products), kind="stable")[:_FEW]].sum() / products.sum()
+    share = f" ({_FEW} genes make {100 * first:.0f}\N{NO-BREAK SPACE}%)"
+    return f"Pearson {pearson:.2f}{share}, {error}".replace("-", "−")
 
 
 def _key(shown: list[tuple[np.ndarray, str, str]], n_rest: int, n_unpredicted: int) -> list[Line2D]:

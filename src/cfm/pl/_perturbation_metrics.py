@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+#: Fewer cases say nothing of which method is best.
+_LEAST_CASES = 3
 _LABELS = {
     "delta_pearson": "Pearson of effects",
     "e_distance": "E-distance",
@@ -129,9 +131,7 @@ def _draw(ax: Axes, own: pd.DataFrame, metric: str, methods: list[str]) -> None:
     higher = bool(own["higher_is_better"].iloc[0])
     cases = own.groupby(["group", "perturbation"], sort=False).ngroups
     mean = own.groupby("method")["value"].mean().reindex(methods)
-    scored = own[own["method"] != CEILING].groupby("method")["value"].count()
-    rivals = mean[scored.index[scored == scored.max()]].dropna()  # over the same cases
-    best = (rivals.max() if higher else rivals.min()) if len(rivals) else np.nan
+    best = _clearly_best(own[own["method"] != CEILING], higher)
     bars = mean.fillna(0.0).to_numpy(dtype=np.float64)
     tips = []
     dots = own["value"].to_numpy(dtype=np.float64)
@@ -161,7 +161,7 @@ def _draw(ax: Axes, own: pd.DataFrame, metric: str, methods: list[str]) -> None:
                 textcoords="offset points",
                 va="center",
                 fontsize=7.5,
-                fontweight="bold" if mean.iloc[row] == best else "normal",
+                fontweight="bold" if method == best else "normal",
                 annotation_clip=False,
                 in_layout=False,
                 path_effects=[withStroke(linewidth=2.5, foreground="white")],
@@ -184,6 +184,21 @@ def _draw(ax: Axes, own: pd.DataFrame, metric: str, methods: list[str]) -> None:
     ax.spines[["top", "right", "left"]].set_visible(False)
     shown = dots[np.isfinite(dots)] if cases > 1 else np.array([])
     room_for_tips(ax, np.concatenate([bars, shown]), tips)
+
+
+def _clearly_best(own: pd.DataFrame, higher: bool) -> str | None:
+    """Return the method that is ahead of each other by two standard errors over the same cases."""
+    wide = own.pivot_table(
+        index=["group", "perturbation"], columns="method", values="value", observed=True
+    )
+    wide = wide.loc[:, wide.notna().sum() == wide.notna().sum().max()].dropna()
+    if len(wide) < _LEAST_CASES:
+        return None
+    mean = wide.mean() if higher else -wide.mean()
+    best = str(mean.idxmax())
+    ahead = wide.drop(columns=best).rsub(wide[best], axis=0) * (1 if higher else -1)
+    error = ahead.std() / np.sqrt(len(ahead))
+    return best if bool((ahead.mean() > 2 * error).all()) else None
 
 
 def _methods(table: pd.DataFrame) -> list[str]:
@@ -211,7 +226,7 @@ def _key(table: pd.DataFrame) -> list[Patch]:
     )
     handles = [Patch(label=text, **_look(example)) for text, example, there in parts if there]
     dots = f"; dots: {cases} cases" if cases > 1 else ""
-    return [*handles, Patch(alpha=0, label=f"bold: best of its panel{dots}")]
+    return [*handles, Patch(alpha=0, label=f"bold: best by two standard errors{dots}")]
 
 
 def _number(value: float) -> str:
