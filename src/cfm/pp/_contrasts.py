@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cfm._arguments import ABOVE_0, checks_arguments
-from cfm._fields import CONTRASTS
+from cfm._fields import CONTRASTS, MEAN_COUNT
 from cfm._tables import check_tables
 from cfm.data._matrix import (
     by_rows,
@@ -119,6 +119,9 @@ def contrasts(
         log2 fold changes, float32, dense, no NaN. A gene without counts in the contrast has 0.
     ``adata.layers['stat']``, ``['pval']``, ``['padj']``
         float32; only in ``mode="test"``; NaN where a gene could not be tested.
+    ``adata.layers['mean_count']``
+        float32, the mean count of a gene in the cases or in the controls, whichever is larger: of
+        a few counts a fold change is noise. Not with ``units="log"``.
     ``adata.obs``
         The ``groupby`` column (level), ``control``, the ``by`` columns, ``n_cases`` and
         ``n_controls``; also ``study`` (of the cases, joined by ``"|"``) where the input has it, so
@@ -237,6 +240,8 @@ def contrasts(
             result.X[i] = _mean_difference(samples, contrast)
     else:
         _fill_tests(result, samples, found, shrink, n_cpus)
+    if samples.library_size is not None:
+        result.layers[MEAN_COUNT] = np.stack([_mean_count(samples, c) for c in found])
     return result
 
 
@@ -322,6 +327,13 @@ def _mean_difference(samples: Samples, contrast: Contrast) -> np.ndarray:
         # exactly 0, not what rounding of two means leaves
         effect[np.asarray(block.sum(axis=0)).ravel() == 0] = 0.0
     return effect
+
+
+def _mean_count(samples: Samples, contrast: Contrast) -> np.ndarray:
+    """Return ``(n_genes,)`` float32 mean counts of the cases or the controls, the larger ones."""
+    groups = (contrast.cases, contrast.controls)
+    means = [to_dense(read_rows(samples.matrix, rows)).mean(axis=0) for rows in groups]
+    return np.maximum(*means).astype(np.float32)
 
 
 def _fill_tests(

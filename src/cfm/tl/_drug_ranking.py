@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control
 
 from cfm.metrics._evidence import (
     standardize,
@@ -14,6 +13,7 @@ from cfm.metrics._evidence import (
     tail_p_values,
     upper_p_values,
 )
+from cfm.tl._program_enrichment import benjamini_hochberg
 from cfm.tl._reversal_evidence import MIN_LIBRARY
 from cfm.tl._signatures import compound_key
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from cfm.tl._reversal_evidence import GroupReversal
     from cfm.tl._target_evidence import GroupTargets
 
-#: Readings of a signature, and the columns of their values and p-values.
+#: Readings of a signature, and the columns of their values.
 READINGS = {
-    "cosine": ("cosine_reversal", "p_cosine"),
-    "connectivity": ("reversal", "p_reversal"),
-    "model": ("embedding_reversal", "p_embedding"),
+    "cosine": "cosine_reversal",
+    "connectivity": "reversal",
+    "model": "embedding_reversal",
 }
 
 
@@ -55,13 +55,14 @@ def rank_compounds(
     -------
     A row per compound, in the order of their ranks, with the columns of
     :func:`cfm.tl.screen_drugs` but ``group``; and what :func:`inflation` the standard scores of
-    the signatures were divided by.
+    the signatures were divided by. Where that is unknown (``NaN``) they are as they are, and the
+    p-values of compounds with a signature ``NaN``.
     """
     out = _compounds(names, pairs)
     # Null of the combined score, by the class of a compound's signatures and number of targets.
     z_signature, signature_nulls, signature_class = _signature_part(out, names, reversal, readings)
     spread = inflation(z_signature, list(signature_nulls.values()))
-    z_signature = z_signature / spread
+    z_signature = z_signature / np.nan_to_num(spread, nan=1.0)
     z_target, target_nulls = _target_part(out, by_target)
     score = sum_of_correlated([z_signature, z_target], np.eye(2))
     p_value = np.full(len(out), np.nan)
@@ -69,7 +70,7 @@ def rank_compounds(
     for s, t in np.unique(kinds, axis=0).tolist():
         rows = (kinds == (s, t)).all(axis=1)
         nulls = [x for x in (signature_nulls.get(s), target_nulls.get(t)) if x is not None]
-        if nulls:
+        if nulls and (s < 0 or not np.isnan(spread)):
             null = sum_of_correlated(nulls, np.eye(len(nulls)))
             p_value[rows] = tail_p_values(score[rows], null)
     out["score"], out["p_value"] = score, p_value
@@ -77,7 +78,7 @@ def rank_compounds(
     # Names decide between scores that are equal but for rounding.
     out = out.assign(falling=-out["score"].round(9)).sort_values("falling", kind="stable")
     out["rank"] = np.arange(1, len(out) + 1)
-    out["fdr"] = false_discovery_control(out["p_value"]) if len(out) else np.nan
+    out["fdr"] = benjamini_hochberg(out["p_value"].to_numpy())
     return out.drop(columns="falling"), spread
 
 
@@ -98,12 +99,14 @@ def inflation(z: np.ndarray, nulls: Sequence[np.ndarray]) -> float:
 
     Returns
     -------
-    Ratio of the ranges that hold the middle 80 %, at least 1; 1 for fewer than 100 scores, which
-    may have been chosen for the profile.
+    Ratio of the ranges that hold the middle 80 %, at least 1; ``NaN`` for fewer than 100 scores:
+    they are too few to measure it, and may have been chosen for the profile.
     """
     known = z[~np.isnan(z)]
-    if len(known) < MIN_LIBRARY:
+    if not len(known):
         return 1.0
+    if len(known) < MIN_LIBRARY:
+        return float("nan")
     ranges = [np.quantile(x, 0.9) - np.quantile(x, 0.1) for x in (known, np.concatenate(nulls))]
     return max(1.0, float(ranges[0] / ranges[1])) if ranges[1] > 0 else 1.0
 
@@ -117,7 +120,7 @@ def _compounds(names: np.ndarray | None, pairs: pd.DataFrame | None) -> pd.DataF
         own = pd.Series(names, index=compound_key(pd.Series(names, dtype=object)))
         spelling = pd.concat([own, spelling[~spelling.index.isin(own.index)]])
     out = pd.DataFrame({"compound": spelling.sort_index()})
-    for column in (*(c for pair in READINGS.values() for c in pair), "target_score", "p_target"):
+    for column in (*READINGS.values(), "target_score", "p_target"):
         out[column] = np.nan
     for column in ("n_signatures", "n_targets"):
         out[column] = 0
@@ -139,7 +142,7 @@ def _signature_part(
         return z, {}, group
     keys = compound_key(pd.Series(names, dtype=object)).to_numpy()
     for name, values in found.readings.items():
-        out[READINGS[name][0]] = pd.Series(values, index=keys).reindex(out.index)
+        out[READINGS[name]] = pd.Series(values, index=keys).reindex(out.index)
     counts = pd.Series(found.n_signatures, index=keys).reindex(out.index, fill_value=0)
     out["n_signatures"] = counts.astype(np.int64)
     out["reversal_genes"] = pd.Series(found.genes, index=keys).reindex(out.index, fill_value="")
@@ -148,16 +151,9 @@ def _signature_part(
     nulls: dict[int, np.ndarray] = {}
     for k in np.unique(group[group >= 0]):
         rows = group == k
-        each, null_each = [], []
-        for name in found.readings:
-            column, p_column = READINGS[name]
-            values, null = out.loc[rows, column], found.nulls[name][k]
-            out.loc[rows, p_column] = upper_p_values(values, null)
-            if name in readings:
-                each.append(standardize(values, null))
-                null_each.append(standardize(null, null))
+        each = [standardize(out.loc[rows, READINGS[n]], found.nulls[n][k]) for n in readings]
         # Standard scores: their mean product is their correlation, 0 where one does not vary.
-        stacked = np.stack(null_each)
+        stacked = np.stack([standardize(found.nulls[n][k], found.nulls[n][k]) for n in readings])
         rho = stacked @ stacked.T / stacked.shape[1]
         z[rows] = sum_of_correlated(each, rho)
         nulls[k] = sum_of_correlated(stacked, rho)

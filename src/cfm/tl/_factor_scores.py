@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
-from zlib import crc32
 
 import numpy as np
 from scipy.stats import rankdata
@@ -108,17 +107,17 @@ def permuted_labels(
 
 
 def permuted_profiles(
-    effects: np.ndarray, names: Sequence[str], null: Null, permutation: int, seed: int
+    effects: np.ndarray, streams: Sequence[int], null: Null, permutation: int, seed: int
 ) -> np.ndarray:
     """Permute each profile over the genes that it measures.
 
     ``"effects"`` moves direction and size together, ``"directions"`` moves the signs of the
     effects that are not 0 and leaves their sizes where they are. What a profile becomes depends
-    on its name, the seed and the number of the permutation only.
+    on its own number in ``streams``, the seed and the number of the permutation only.
     """
     out = effects.copy()
-    for i, name in enumerate(names):
-        rng = np.random.default_rng([seed, permutation, crc32(name.encode())])
+    for i, stream in enumerate(streams):
+        rng = np.random.default_rng([seed, permutation, stream])
         row = effects[i]
         if null == "effects":
             seen = np.flatnonzero(~np.isnan(row))

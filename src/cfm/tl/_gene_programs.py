@@ -15,6 +15,7 @@ from cfm._fields import (
     EMBEDDING_PREFIX,
     ENRICHMENT,
     GENE_PROGRAMS_KEY,
+    MEAN_COUNT,
     PARAMS,
     PROGRAM_EDGES,
     PROGRAM_GENES,
@@ -28,9 +29,12 @@ from cfm.models import AttentionModel, GeneFactorModel, load_model
 from cfm.tl._factor_scores import ProgressTicks
 from cfm.tl._groups import profile_groups
 from cfm.tl._program_enrichment import activities, enrichment, read_gene_sets
-from cfm.tl._program_run import FoundPrograms, ProgramSettings, find_programs
+from cfm.tl._program_run import MIN_COUNT, FoundPrograms, ProgramSettings, find_programs
 from cfm.tl._program_tables import ALL, edge_table, gene_table, program_names, program_table
 from cfm.tl._store import run_record
+
+#: False discovery rate of a gene set up to which its programs go first.
+ENRICHED = 0.05
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +70,7 @@ def gene_programs(
     resolution: float = 1.0,
     min_size: int = 10,
     n_bootstraps: int = 20,
-    n_null: int = 20,
+    n_null: int = 50,
     seed: int = 0,
     key_added: str = GENE_PROGRAMS_KEY,
     device: str | None = None,
@@ -84,7 +88,12 @@ def gene_programs(
     with :math:`s` the signs of their effects in the group's :math:`n` observations (0 if not
     measured): near 1 if the genes always move the same way. Each gene is linked to the
     ``n_neighbors`` genes most similar to it, and the graph is cut into modules by the Leiden
-    algorithm.
+    algorithm. Genes with fewer than ten counts in cases and in controls
+    (``layers["mean_count"]`` of :func:`cfm.pp.contrasts`) have no effect to speak of and count as
+    not measured.
+
+    Programs are in the order of how far they move (``effect``), with ``gene_sets`` those first
+    that hold a set (FDR of at most 0.05).
 
     Parameters
     ----------
@@ -124,7 +133,9 @@ def gene_programs(
     n_bootstraps
         Number of times that the observations are drawn anew for the stability, 0 for none.
     n_null
-        Number of random graphs for the p-values, 0 for none.
+        Number of permutations of the effects for the p-values, 0 for none. Programs are found in
+        each: quick for ``"interaction"``, but with attention the model reads all observations
+        again.
     seed
         Seed of all random steps.
     key_added
@@ -142,17 +153,17 @@ def gene_programs(
     ``'gene_programs' | key_added``:
 
     ``adata.uns[key]['programs']``
-        DataFrame, a row per program, named ``P1`` (the largest), ``P2`` … or ``<group>:P1``
+        DataFrame, a row per program, named ``P1`` (the first), ``P2`` … or ``<group>:P1``
         (``/`` in a group's name becomes ``|``): ``group`` (``"all"`` without ``groupby``),
         ``size`` (int64), ``direction`` (``"up"`` or ``"down"`` if at least 80 % of the genes have
-        that sign, else ``"mixed"``), ``coherence`` (share of gene pairs that move the same way in
-        a profile, a mean over the group), ``stability`` (mean over bootstraps of the Jaccard
-        index with the most similar module found again; ``NaN`` with one observation or without
-        bootstraps),
-        ``cohesion`` (share of the weight of its genes' edges that stays inside), ``p_value``
-        (share of modules of similar size in random graphs with the same degrees that are as
-        cohesive; ``NaN`` without null) and ``fdr`` (Benjamini & Hochberg within the group), all
-        float64.
+        that sign, else ``"mixed"``), ``effect`` (absolute mean effect of its genes in a profile, a
+        mean over the group: 0 where ups and downs cancel), ``coherence`` (share of gene pairs that
+        move the same way in a profile, a mean over the group), ``stability`` (mean over bootstraps
+        of the Jaccard index with the most similar module found again; ``NaN`` with one observation
+        or without bootstraps), ``cohesion`` (share of the weight of its genes' edges that stays
+        inside), ``p_value`` (share of the programs found in permuted effects that move as far for
+        their size; ``NaN`` if there are none) and ``fdr`` (Benjamini & Hochberg within the group),
+        all float64.
     ``adata.uns[key]['genes']``
         DataFrame, a row per program and gene: ``program``, ``gene`` (name in ``var_names``),
         ``weight`` (float64, summed weight of its edges inside the program, the largest 1),
@@ -167,7 +178,8 @@ def gene_programs(
         ``odds_ratio``, ``p_value``, ``fdr`` (float64, over the sets, within the program), ``genes``
         (joined by ``|``). Hypergeometric test; the background is the genes of the group's graph.
     ``adata.uns[key]['params']``
-        The arguments, the model, its SHA-256 and the share of its genes found.
+        The arguments, the model, its SHA-256, the share of its genes found, and ``min_count``
+        where counts are known.
     ``adata.varm[key]``
         DataFrame float32, genes by programs: weight times sign, 0 outside.
     ``adata.obsm['X_' + key]``
@@ -197,10 +209,13 @@ def gene_programs(
 
     Notes
     -----
-    Leiden: Traag, Waltman & van Eck 2019, objective modularity, through igraph. Random graphs:
-    edges swapped (Maslov & Sneppen 2002), weights dealt out anew. A graph of nearest neighbours
-    hangs together more than those by its making, so a small p-value alone says little: read it
-    with stability, and with coherence, which is not 0 but about a half for random genes. For the
+    Leiden: Traag, Waltman & van Eck 2019, objective modularity, through igraph. For the p-values
+    the genes of the graph swap their effects, in all observations together, and similarities,
+    graph and modules are made again. All modules of all permutations are compared with a program
+    by :math:`\frac{1}{n} \sum_i |\sum_a e_{ia}| / (\sigma_i \sqrt k)`, with the root mean square
+    :math:`\sigma_i` of an observation and the :math:`k` genes of a module, less its trend with
+    :math:`k`. A small p-value says that genes which the *model* relates move together here, not
+    that the infection is why. The coherence of random genes is not 0 but about a half. For the
     stability more than 12 observations are drawn in 12 blocks.
 
     Examples
@@ -233,6 +248,10 @@ def gene_programs(
         chosen, n_genes, n_neighbors, float(resolution), min_size, n_bootstraps, n_null, seed
     )
     found = _find(network, adata, rows_of, settings, layer)
+    enriched = None
+    if sets is not None:
+        enriched = _enrich(found, names, sets, adata.var_names)
+        found, enriched = _enriched_first(found, names, enriched)
     tables = {
         PROGRAMS: [program_table(names[g], g, f) for g, f in found.items()],
         PROGRAM_GENES: [gene_table(names[g], f, adata.var_names) for g, f in found.items()],
@@ -243,8 +262,8 @@ def gene_programs(
         table = pd.concat(tables[key], ignore_index=True)
         stored[key] = table.set_axis(table.index.astype(str))
     programs = stored[PROGRAMS].index
-    if sets is not None:
-        stored[ENRICHMENT] = _enrich(found, names, sets, adata.var_names)
+    if enriched is not None:
+        stored[ENRICHMENT] = enriched
     weights = np.zeros((adata.n_vars, len(programs)), dtype=np.float32)
     start = 0
     for f in found.values():
@@ -265,6 +284,7 @@ def gene_programs(
         min_size=min_size,
         n_bootstraps=n_bootstraps,
         n_null=n_null,
+        min_count=MIN_COUNT if MEAN_COUNT in adata.layers else None,
         seed=seed,
         modality=modality,
         key_added=key_added,
@@ -345,6 +365,25 @@ def _find(
     if empty:
         warn_user(f"Groups {empty} have no module of {settings.min_size} genes and no program.")
     return found
+
+
+def _enriched_first(
+    found: Mapping[str, FoundPrograms], names: Mapping[str, str], table: pd.DataFrame
+) -> tuple[dict[str, FoundPrograms], pd.DataFrame]:
+    """Put programs that hold a gene set first, here and in the table of their sets."""
+    held = set(table.loc[table["fdr"] <= ENRICHED, "program"])
+    ordered: dict[str, FoundPrograms] = {}
+    place: dict[str, int] = {}
+    renamed: dict[str, str] = {}
+    for group, f in found.items():
+        old = program_names(names[group], f)
+        order = sorted(range(len(old)), key=lambda i: old[i] not in held)
+        ordered[group] = f.reordered(order)
+        for new, i in zip(old, order, strict=True):
+            renamed[old[i]], place[old[i]] = new, len(place)
+    table = table.sort_values("program", key=lambda column: column.map(place), kind="stable")
+    table = table.assign(program=table["program"].map(renamed).astype(object))
+    return ordered, table.set_axis(np.arange(len(table)).astype(str))
 
 
 def _enrich(

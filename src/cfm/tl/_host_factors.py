@@ -29,7 +29,7 @@ from cfm.tl._factor_scores import (
     permuted_labels,
     permuted_profiles,
 )
-from cfm.tl._groups import profile_groups
+from cfm.tl._groups import content_hash, profile_groups
 from cfm.tl._guided_factors import gene_folds, guided_scores, known_genes, unit_rows
 from cfm.tl._store import run_record
 
@@ -194,19 +194,20 @@ def host_factors(
     caller.require_classifier()
     groupby = _recorded_groupby(adata) if groupby is None else groupby
     rows_of = profile_groups(adata, groupby, groups)
-    names = adata.obs_names.astype(str).to_numpy()
     labelled = in_memory_frame(adata.obs)[groupby].notna().to_numpy()
-    everyone = _sorted(np.flatnonzero(labelled), names)
+    everyone = np.flatnonzero(labelled)
     nulls: dict[str, Null] = {
         g: choose_null(len(rows), len(everyone)) if null == "auto" else null
         for g, rows in rows_of.items()
     }
     effects = np.concatenate([e for _, e, _ in caller.encode_blocks(adata, layer=layer)])
+    streams = np.array([content_hash(row) for row in effects], dtype=np.uint64)
     explained = _explained(adata, caller, rows_of, explain)
-    job = _Job(caller, effects, names, everyone, n_permutations, seed)
+    job = _Job(caller, effects, streams, _sorted(everyone, streams), n_permutations, seed)
     if method == "guided":
         tables = [
-            job.guided(g, _sorted(rows, names), explained[g], known) for g, rows in rows_of.items()
+            job.guided(g, _sorted(rows, streams), explained[g], known)
+            for g, rows in rows_of.items()
         ]
     else:
         _check_labels(nulls, rows_of, len(everyone), n_permutations)
@@ -221,7 +222,7 @@ def host_factors(
         scorer = GeneScorer(caller, reversal, bar)
         try:
             tables = [
-                job.explained(g, _sorted(rows, names), explained[g], scorer, methods, nulls[g])
+                job.explained(g, _sorted(rows, streams), explained[g], scorer, methods, nulls[g])
                 for g, rows in rows_of.items()
             ]
         finally:
@@ -265,7 +266,7 @@ class _Job:
 
     model: CellPulse
     effects: np.ndarray
-    names: np.ndarray
+    streams: np.ndarray
     everyone: np.ndarray
     n_permutations: int
     seed: int
@@ -291,7 +292,7 @@ class _Job:
         else:
             scores = scorer(own, target, methods)[:, :, seen]
             for b in range(self.n_permutations):
-                shuffled = permuted_profiles(own, self.names[rows].tolist(), null, b, self.seed)
+                shuffled = permuted_profiles(own, self.streams[rows].tolist(), null, b, self.seed)
                 again = scorer(shuffled, target, methods)[:, :, seen]
                 draws.append(importance(mean_over_profiles(again)))
         found = importance(mean_over_profiles(scores))
@@ -408,9 +409,9 @@ def _explained(
     return out
 
 
-def _sorted(rows: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """Sort rows by name, so that the order of the rows does not change a permutation."""
-    return rows[np.argsort(names[rows], kind="stable")]
+def _sorted(rows: np.ndarray, streams: np.ndarray) -> np.ndarray:
+    """Sort rows by what they hold, so that neither order nor names change a permutation."""
+    return rows[np.argsort(streams[rows], kind="stable")]
 
 
 def _check_labels(

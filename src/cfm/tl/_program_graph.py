@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 #: Passes of the Leiden algorithm; it stops improving earlier, and unbounded it may not end on ties.
 _LEIDEN_PASSES = 10
-#: Swaps after which nothing is left of the graph that a random one was made from.
-_SWAPS_PER_EDGE = 10
 
 
 @dataclass(frozen=True)
@@ -204,16 +202,3 @@ def modules(membership: np.ndarray, min_size: int) -> list[np.ndarray]:
     """Return the nodes of each module of at least ``min_size``, largest first."""
     sizes = np.bincount(membership)
     return [np.flatnonzero(membership == m) for m in np.flatnonzero(sizes >= min_size)]
-
-
-def rewired(edges: Edges, *, seed: int) -> Edges:
-    """Return a random graph in which every node keeps its number of edges (Maslov & Sneppen 2002).
-
-    Weights are dealt out anew.
-    """
-    graph = _as_igraph(edges)
-    with _seeded(seed):
-        graph.rewire(n=_SWAPS_PER_EDGE * len(edges.a))
-    ends = np.sort(np.array(graph.get_edgelist(), dtype=np.int64).reshape(-1, 2), axis=1)
-    weight = np.random.default_rng(seed).permutation(edges.weight)
-    return Edges(edges.n_nodes, ends[:, 0], ends[:, 1], weight)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
+from cfm._fields import MEAN_COUNT
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.models import AttentionModel, GeneFactorModel
+from cfm.tl._groups import content_hash
 from cfm.tl._program_graph import (
     AttentionMean,
     Edges,
@@ -21,7 +22,6 @@ from cfm.tl._program_graph import (
     leiden,
     modules,
     nearest_neighbour_graph,
-    rewired,
     standardise,
 )
 from cfm.tl._program_statistics import (
@@ -30,10 +30,12 @@ from cfm.tl._program_statistics import (
     cohesion,
     mean_effects,
     null_p_values,
+    program_effects,
+    program_strengths,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
 
@@ -42,6 +44,9 @@ Source = Literal["attention", "interaction", "combined"]
 #: Profiles without a say that are added to those in which two genes may move the same way: one
 #: profile cannot cut every tie between genes that it has on different sides.
 PRIOR_PROFILES = 5.0
+
+#: Of fewer counts in cases and in controls a fold change is noise (``min.count`` of edgeR).
+MIN_COUNT = 10.0
 
 #: A bootstrap draws profiles in at most so many blocks, each of which takes n_genes² numbers.
 MAX_BLOCKS = 12
@@ -62,7 +67,7 @@ class ProgramSettings:
 
     def n_steps(self, n_profiles: int) -> int:
         """Return how many ticks a group of that many profiles takes."""
-        passes = 1 if self.source == "interaction" else 2
+        passes = 1 if self.source == "interaction" else 2 + self.n_null
         resamples = self.n_bootstraps if n_profiles > 1 else 0
         return passes * n_profiles + resamples + self.n_null
 
@@ -82,8 +87,8 @@ class FoundPrograms:
     edges
         The graph.
     programs
-        Genes of each program, positions in ``tokens``; largest first.
-    cohesion, stability, p_value
+        Genes of each program, positions in ``tokens``; largest effect first.
+    effect, cohesion, stability, p_value
         Of each program, ``(n_programs,)`` float64.
     """
 
@@ -92,9 +97,21 @@ class FoundPrograms:
     effects: np.ndarray
     edges: Edges
     programs: list[np.ndarray]
+    effect: np.ndarray
     cohesion: np.ndarray
     stability: np.ndarray
     p_value: np.ndarray
+
+    def reordered(self, order: Sequence[int]) -> FoundPrograms:
+        """Return them in another order."""
+        return replace(
+            self,
+            programs=[self.programs[i] for i in order],
+            effect=self.effect[order],
+            cohesion=self.cohesion[order],
+            stability=self.stability[order],
+            p_value=self.p_value[order],
+        )
 
     def signs(self) -> np.ndarray:
         """Return the sign of each gene's mean effect, ``(n,)`` int64; of a mean of 0 it is 1."""
@@ -130,9 +147,11 @@ def find_programs(
         tick(1)
     tokens, columns, effects = choose_genes(part, tokens_of, settings, group)
     graph = SimilarityOf(model, part, tokens, effects, settings, tick)
-    edges = nearest_neighbour_graph(graph(), settings.n_neighbors)
-    membership = leiden(edges, resolution=settings.resolution, seed=settings.seed)
-    programs = modules(membership, settings.min_size)
+    edges, programs = _cut(graph(), settings)
+    effect = program_effects(effects, programs)
+    # Equal effects go by size, then by the first gene, in which order the programs are already.
+    order = np.argsort(-effect, kind="stable")
+    effect, programs = effect[order], [programs[i] for i in order]
 
     # Profiles are resampled in blocks, so that no map has to be kept or made again.
     rng = np.random.default_rng(settings.seed)
@@ -144,23 +163,53 @@ def find_programs(
         found = leiden(again, resolution=settings.resolution, seed=settings.seed)
         jaccard[i] = best_jaccard(programs, np.where(graph.drawn(times), found, -1))
         tick(1)
-    sizes, cohesions = [np.empty(0)], [np.empty(0)]
-    for i in range(settings.n_null):
-        null = rewired(edges, seed=settings.seed + 1 + i)
-        found = leiden(null, resolution=settings.resolution, seed=settings.seed)
-        chance = modules(found, min(3, settings.min_size))
-        sizes.append(np.array([len(m) for m in chance], dtype=float))
-        cohesions.append(cohesion(null, chance))
-        tick(1)
-    own = cohesion(edges, programs)
-    p_value = null_p_values(
-        np.array([len(m) for m in programs], dtype=float),
-        own,
-        np.concatenate(sizes),
-        np.concatenate(cohesions),
-    )
     stability = jaccard.mean(axis=0) if settings.n_bootstraps else np.full(len(programs), np.nan)
-    return FoundPrograms(tokens, columns, effects, edges, programs, own, stability, p_value)
+    permuted = list(_permuted(model, part, tokens, columns, effects, settings, tick))
+    null_sizes, null_strengths = np.concatenate([np.empty((2, 0)), *permuted], axis=1)
+    sizes = np.array([len(m) for m in programs], dtype=float)
+    strengths = program_strengths(effects, programs)
+    p_value = null_p_values(sizes, strengths, null_sizes, null_strengths)
+    own = cohesion(edges, programs)
+    return FoundPrograms(tokens, columns, effects, edges, programs, effect, own, stability, p_value)
+
+
+def _cut(similarity: np.ndarray, settings: ProgramSettings) -> tuple[Edges, list[np.ndarray]]:
+    """Return the graph of the genes and its modules, largest first."""
+    edges = nearest_neighbour_graph(similarity, settings.n_neighbors)
+    membership = leiden(edges, resolution=settings.resolution, seed=settings.seed)
+    return edges, modules(membership, settings.min_size)
+
+
+def _permuted(
+    model: AttentionModel,
+    part: AnnData,
+    tokens: np.ndarray,
+    columns: np.ndarray,
+    effects: np.ndarray,
+    settings: ProgramSettings,
+    tick: Callable[[int], None],
+) -> Iterator[np.ndarray]:
+    """Yield the sizes and strengths of the programs that the same steps find in permuted effects.
+
+    The genes of the graph swap their effects in all profiles together: effects that go together
+    in the data stay so, but have nothing to do with what the model knows of the genes.
+    """
+    from anndata import AnnData
+
+    place = np.argsort(part.var["column"].to_numpy())[columns]
+    rng = np.random.default_rng([settings.seed, 1])
+    for _ in range(settings.n_null):
+        order = rng.permutation(len(tokens))
+        other = part
+        if settings.source != "interaction":  # attention is made from the effects too
+            index = np.arange(part.n_vars)
+            index[place] = place[order]
+            other = AnnData(part.X[:, index], obs=part.obs, var=part.var)
+        swapped = effects[:, order]
+        similarity = SimilarityOf(model, other, tokens, swapped, settings, tick)()
+        _, programs = _cut(similarity, settings)
+        tick(1)
+        yield np.stack([[len(m) for m in programs], program_strengths(swapped, programs)])
 
 
 def profiles_of(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
@@ -168,18 +217,24 @@ def profiles_of(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
 
     What a model makes of them is then the same to the last digit, however they were ordered;
     near ties between neighbours would else fall either way. ``var["column"]`` says where the genes
-    were.
+    were. Genes of few counts (``layers["mean_count"]`` of :func:`cfm.pp.contrasts`, if it is there)
+    are not measured.
     """
     from anndata import AnnData
 
     names = adata.var_names.astype(str)
     by_name = np.argsort(names.to_numpy(), kind="stable")
     matrix = read_rows(get_matrix(adata, layer=layer), rows)[:, by_name]
-    digests = []
+    if MEAN_COUNT in adata.layers:
+        counts = read_rows(get_matrix(adata, layer=MEAN_COUNT), rows)[:, by_name]
+        counts = to_dense(counts, np.float32)
+        matrix = np.where(counts < MIN_COUNT, np.nan, to_dense(matrix, np.float32))
+    keys = []
     for i in range(len(rows)):
-        values = to_dense(matrix[i : i + 1], np.float32) + np.float32(0.0)  # no −0
-        digests.append(hashlib.sha256(values.tobytes()).digest())
-    order = sorted(range(len(rows)), key=digests.__getitem__)
+        values = to_dense(matrix[i : i + 1], np.float32)
+        # Whatever the genes are called first: their names decide the order of the columns.
+        keys.append((content_hash(np.sort(values)), content_hash(values)))
+    order = sorted(range(len(rows)), key=keys.__getitem__)
     obs = pd.DataFrame(index=np.arange(len(rows)).astype(str))
     var = pd.DataFrame({"column": by_name}, index=names[by_name])
     return AnnData(matrix[order], obs=obs, var=var)
@@ -202,8 +257,9 @@ def choose_genes(
     if len(names) < settings.min_size:
         raise ValueError(
             f"Group {group!r} ({part.n_obs} observations) has {len(names)} genes that move and "
-            f"that the model reads; a program has at least min_size={settings.min_size}. Lower "
-            "min_size, or leave the group out with groups=."
+            f"that the model reads ({MIN_COUNT:g} counts or more, where counts are known); a "
+            f"program has at least min_size={settings.min_size}. Lower min_size, or leave the "
+            "group out with groups=."
         )
     effects = to_dense(part.X[:, columns], np.float32)
     known = np.isfinite(effects)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cfm.metrics._evidence import upper_p_values
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -48,6 +50,70 @@ def mean_effects(effects: np.ndarray) -> np.ndarray:
     return total / np.maximum(known.sum(axis=0), 1)
 
 
+def program_effects(effects: np.ndarray, programs: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how far the genes of each program move together, ``(n_programs,)``.
+
+    The absolute mean effect of its genes in a profile, a mean over the profiles that measure any:
+    near 0 where genes go up and down in the same profile.
+    """
+    out = np.zeros(len(programs))
+    for i, members in enumerate(programs):
+        own = effects[:, members]
+        measured = np.isfinite(own).any(axis=1)
+        out[i] = np.abs(mean_effects(own[measured].T)).mean() if measured.any() else 0.0
+    return out
+
+
+def program_strengths(effects: np.ndarray, programs: Sequence[np.ndarray]) -> np.ndarray:
+    r"""Return how far programs move in units of what as many unrelated genes would, ``(n,)``.
+
+    .. math:: \frac{1}{n} \sum_{i=1}^{n} \frac{\left| \sum_a e_{ia} \right|}{\sigma_i \sqrt{k_i}}
+
+    over the :math:`k_i` genes of a program that profile :math:`i` measures, with the root mean
+    square :math:`\sigma_i` of all effects of the profile.
+    """
+    known = np.isfinite(effects)
+    values = np.where(known, effects, 0.0).astype(np.float64)
+    scale = np.sqrt((values**2).sum(axis=1) / np.maximum(known.sum(axis=1), 1))
+    out = np.zeros(len(programs))
+    for i, members in enumerate(programs):
+        n = np.maximum(known[:, members].sum(axis=1), 1)
+        moved = np.abs(values[:, members].sum(axis=1))
+        out[i] = (moved / np.maximum(scale * np.sqrt(n), 1e-300)).mean()
+    return out
+
+
+def null_p_values(
+    sizes: np.ndarray, strengths: np.ndarray, null_sizes: np.ndarray, null_strengths: np.ndarray
+) -> np.ndarray:
+    r"""Compare the strengths of programs with those that a null has at their size.
+
+    Large programs are stronger by chance. The trend :math:`\log s = a + b \log k` of the null is
+    taken off, up to the sizes that hold the middle 90 % of it: what is larger gains by its size.
+
+    Parameters
+    ----------
+    sizes, strengths
+        ``(n,)`` of the programs; sizes above 0.
+    null_sizes, null_strengths
+        ``(m,)`` of the programs that the same steps found under the null.
+
+    Returns
+    -------
+    ``(n,)`` share of the null with at least that strength, the program itself counted, so never 0;
+    ``NaN`` if the null has no program.
+    """
+    if not len(null_sizes):
+        return np.full(len(sizes), np.nan)
+    ends = np.quantile(np.log(null_sizes), [0.05, 0.95])
+    of_null, own = (np.clip(np.log(x), *ends) for x in (null_sizes, sizes))
+    moving = null_strengths > 0
+    centred = of_null[moving] - of_null[moving].mean() if moving.any() else np.zeros(0)
+    squares = float(centred @ centred)
+    slope = centred @ np.log(null_strengths[moving]) / squares if squares > 0 else 0.0
+    return upper_p_values(strengths / np.exp(slope * own), null_strengths / np.exp(slope * of_null))
+
+
 def direction(signs: np.ndarray) -> str:
     """Name the direction of a program from the −1 or 1 of its genes: up, down or mixed."""
     up, down = float((signs > 0).mean()), float((signs < 0).mean())
@@ -74,41 +140,6 @@ def cohesion(edges: Edges, programs: Sequence[np.ndarray]) -> np.ndarray:
     strength = edges.strength()
     total = np.array([strength[members].sum() for members in programs])
     return 2.0 * inside / np.maximum(total, 1e-300)
-
-
-def null_p_values(
-    sizes: np.ndarray,
-    cohesions: np.ndarray,
-    null_sizes: np.ndarray,
-    null_cohesions: np.ndarray,
-    *,
-    n_similar: int = 50,
-) -> np.ndarray:
-    """Compare each program with the modules of random graphs that are nearest to it in size.
-
-    Parameters
-    ----------
-    sizes, cohesions
-        ``(n,)`` of the programs.
-    null_sizes, null_cohesions
-        ``(m,)`` of the modules that the same algorithm found in random graphs.
-    n_similar
-        How many of those a program is compared with: the nearest in log size, and all ties.
-
-    Returns
-    -------
-    ``(n,)`` share of them with at least its cohesion, the program itself counted among them, so
-    never 0; ``NaN`` if there are none.
-    """
-    out = np.full(len(sizes), np.nan)
-    if not len(null_sizes):
-        return out
-    for i, (size, value) in enumerate(zip(sizes, cohesions, strict=True)):
-        distance = np.abs(np.log(null_sizes) - np.log(size))
-        reach = np.sort(distance)[min(n_similar, len(distance)) - 1]
-        similar = null_cohesions[distance <= reach + 1e-12]
-        out[i] = (1 + (similar >= value).sum()) / (1 + len(similar))
-    return out
 
 
 def best_jaccard(programs: Sequence[np.ndarray], membership: np.ndarray) -> np.ndarray:

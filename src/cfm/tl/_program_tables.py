@@ -18,7 +18,7 @@ ALL = "all"
 
 
 def program_names(prefix: str, found: FoundPrograms) -> list[str]:
-    """Name programs by their size: P1 is the largest."""
+    """Name programs by their order: P1 is the first."""
     return [f"{prefix}P{i + 1}" for i in range(len(found.programs))]
 
 
@@ -31,6 +31,7 @@ def program_table(prefix: str, group: str, found: FoundPrograms) -> pd.DataFrame
             "direction": pd.Series(
                 [direction(found.signs()[m]) for m in found.programs], dtype=object
             ),
+            "effect": found.effect,
             "coherence": np.array(
                 [concordance(found.effects[:, m]) for m in found.programs], dtype=np.float64
             ),

@@ -14,11 +14,12 @@ from cfm._arguments import NOT_NEGATIVE
 from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._warn import warn_user
 from cfm.models import CellPulse, load_model
 from cfm.models.cellpulse._effects import align_effects, effect_blocks
 from cfm.tl._drug_ranking import READINGS, rank_compounds
 from cfm.tl._groups import profile_groups
-from cfm.tl._reversal_evidence import ReversalScorer
+from cfm.tl._reversal_evidence import MIN_LIBRARY, ReversalScorer
 from cfm.tl._signature_genes import on_genes
 from cfm.tl._signatures import read_signatures, read_targets
 from cfm.tl._store import run_record
@@ -38,8 +39,7 @@ MIN_MEASURED = 0.5
 _COLUMNS = {
     "group": object, "compound": object, "rank": np.int64, "score": np.float64,
     "p_value": np.float64, "fdr": np.float64, "cosine_reversal": np.float64,
-    "p_cosine": np.float64, "reversal": np.float64, "p_reversal": np.float64,
-    "embedding_reversal": np.float64, "p_embedding": np.float64, "target_score": np.float64,
+    "reversal": np.float64, "embedding_reversal": np.float64, "target_score": np.float64,
     "p_target": np.float64, "n_signatures": np.int64, "n_targets": np.int64,
     "reversal_genes": object, "target_genes": object,
 }  # fmt: skip
@@ -96,14 +96,14 @@ def screen_drugs(
     A reading in standard deviations of its null is a :math:`z`. Several readings of a signature
     count as one, :math:`z_s = \sum_i z_i / \sqrt{\sum_{ij} \rho_{ij}}` with their correlations
     :math:`\rho` under the null (Strube 1985). Genes of a signature move together, random ones do
-    not, so that real signatures lie wider than their null; from 100 compounds on :math:`z_s` is
-    divided by that width (middle 80 % of both, ratio of at least 1; Efron 2004).
+    not, so that real signatures lie wider than their null. :math:`z_s` is divided by that width
+    (middle 80 % of both, ratio of at least 1; Efron 2004), which takes 100 compounds to measure;
+    in a smaller library a compound with a signature has a score and a rank, but no p-value.
     ``score`` is :math:`(z_s + z_t) / \sqrt 2` (Stouffer, equal weights), or the one of the two
     that exists. Its p-value comes from the same random draws, beyond the tenth largest of them
     from a generalised Pareto tail (Knijnenburg et al. 2009). It says that a signature is more
     opposed than those of most compounds, not that the compound works: cells, dose and time of the
-    signature are seldom those of the infection. ``p_cosine``, ``p_reversal`` and ``p_embedding``
-    are against random genes alone, and small for many compounds.
+    signature are seldom those of the infection.
 
     Parameters
     ----------
@@ -151,8 +151,8 @@ def screen_drugs(
     n_genes
         Genes per side that are taken of signatures with values, those with the largest.
     n_permutations
-        Random signatures and target sets. The smallest p-value of a single reading is one by this
-        number plus one, that of the score a hundredth of it.
+        Random signatures and target sets. The smallest ``p_target`` is one by this number plus
+        one, the smallest ``p_value`` a hundredth of it.
     seed
         Seed of the random draws.
     key_added
@@ -171,18 +171,18 @@ def screen_drugs(
     ``adata.uns['drug_screen' | key_added]['results']``
         DataFrame, a row per group and compound with any evidence, sorted by group and rank:
         ``group``, ``compound``, ``rank`` (int64, 1 = best), ``score``, ``p_value``, ``fdr``
-        (Benjamini-Hochberg within the group), ``cosine_reversal`` and ``p_cosine``, ``reversal``
-        (connectivity) and ``p_reversal``, ``embedding_reversal`` (model) and ``p_embedding`` (−1
-        to 1, above 0 reverses), ``target_score`` (0 to 1) and ``p_target`` (all float64; ``NaN``
-        where a compound has no such evidence), ``n_signatures`` and ``n_targets`` (int64, those
-        with a measured or scored gene),
+        (Benjamini-Hochberg within the group; both ``NaN`` with a signature in a library of fewer
+        than 100 compounds), ``cosine_reversal``, ``reversal`` (connectivity) and
+        ``embedding_reversal`` (model; −1 to 1, above 0 reverses), ``target_score`` (0 to 1) and
+        ``p_target`` (all float64; ``NaN`` where a compound has no such evidence),
+        ``n_signatures`` and ``n_targets`` (int64, those with a measured or scored gene),
         ``reversal_genes`` (str, joined by ``|``: leading edge of the strongest signature of a
         compound with ``reversal`` above 0, at most 25) and ``target_genes`` (targets among the
         first tenth of the host factors).
     ``adata.uns['drug_screen' | key_added]['params']``
         The arguments, the model's name and SHA-256, the shares of genes found,
         ``library_mean_removed`` (bool), and ``inflations`` (float64, by group: the widths that
-        :math:`z_s` was divided by).
+        :math:`z_s` was divided by; ``NaN`` where they are unknown).
 
     Raises
     ------
@@ -201,8 +201,8 @@ def screen_drugs(
     Warns
     -----
     UserWarning
-        If signatures have one side only, rows lack a name, few genes are found, or a field that
-        another tool wrote is replaced.
+        If p-values are ``NaN`` since the library is small, signatures have one side only, rows
+        lack a name, few genes are found, or a field that another tool wrote is replaced.
 
     Notes
     -----
@@ -214,7 +214,7 @@ def screen_drugs(
 
     A gene counts in a group if at least half of its profiles measure it. A compound whose
     readings are all tied with the rest (a profile in which nothing moves, host factors with equal
-    scores) has score 0 and p-value 1; equal scores are ranked by name.
+    scores) has score 0 and a p-value of 1, if it has one; equal scores are ranked by name.
 
     Examples
     --------
@@ -291,6 +291,14 @@ def screen_drugs(
     results.index = results.index.astype(str)
     if scorer is not None:
         record["inflations"] = np.array(inflations)
+    if scorer is not None and np.isnan(inflations).any():
+        few = [group for group, spread in zip(rows, inflations, strict=True) if np.isnan(spread)]
+        warn_user(
+            f"p_value and fdr are NaN for compounds with a signature (in groups {few[:5]}): the "
+            "genes of a signature move together, and how far that alone takes signatures is only "
+            f"known from {MIN_LIBRARY} compounds on; found {len(scorer.table.compounds)}. Scores "
+            "and ranks hold. For p-values add signatures of other compounds in the same cells."
+        )
     adata = target(adata, copy=copy)
     old = adata.uns.get(key_added)
     table_of_old = old.get(RESULTS) if isinstance(old, Mapping) else None

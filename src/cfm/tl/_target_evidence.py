@@ -134,7 +134,7 @@ def score_targets(
         )
     by_compound = found.groupby("key")["place"]
     n_targets = by_compound.size()
-    pool = found.drop_duplicates("gene").sort_values("gene")["place"]
+    pool = found.drop_duplicates("gene")["place"].sort_values()  # whatever the genes are called
     null = random_set_means(pool, int(n_targets.max()), n_permutations, seed)
     top = found[found["place"] > 1 - TOP_SHARE].sort_values(
         ["place", "gene"], ascending=[False, True]
