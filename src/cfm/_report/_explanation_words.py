@@ -43,8 +43,8 @@ PROGRAM_MEANING = (
 )
 PROGRAM_LIMITS = (
     "A program says which genes move together, not which one drives the others. Its p-value "
-    "compares how closely it hangs together with random graphs; it does not say that the "
-    "infection caused it."
+    "compares how far its genes move with programs that are found when the effects are permuted "
+    "over the genes; it does not say that the infection caused it."
 )
 DRUG_MEANING = (
     "Compounds whose known effect on cells (Connectivity Map, build 2) is opposite to the response "
@@ -163,7 +163,7 @@ def drug_screen(table: pd.DataFrame) -> list[str]:
         names = part["compound"].astype(str).head(5)
         text = f"{group}: first of {len(part):,} compounds are {_listed(names)}. "
         text += _counted(part, "compounds")
-        if not (part["fdr"] <= SIGNIFICANT).any():
+        if part["fdr"].notna().any() and not (part["fdr"] <= SIGNIFICANT).any():
             text += " So none stands out from random signatures and targets."
         said.append(text)
     return said
