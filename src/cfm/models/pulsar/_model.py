@@ -69,8 +69,8 @@ class Pulsar(CellExplainer):
     -----
     Pang et al., PULSAR, bioRxiv 2025.11.24.685470; :meth:`from_pretrained` reads files in the
     authors' layout, and gives the numbers of their code for small ones with random weights. What
-    differs from the released code: padding is hidden, a
-    donor's cells are not drawn with replacement, attention can be read out, and it can be trained.
+    differs from the released code: padding is hidden, a donor's cells are not drawn with
+    replacement, attention can be read out, and it can be trained.
 
     Examples
     --------

@@ -34,9 +34,9 @@ class UCEModule(nn.Module):
     References
     ----------
     Rosen et al., Universal Cell Embeddings, bioRxiv 2023.11.28.568918, and the released code,
-    whose numbers it gives for small files with random weights. Two things that published weights were trained with are kept:
-    token embeddings are scaled to length 1 before the encoder, and in :meth:`forward` padding
-    adds +1 to the attention logits instead of being hidden.
+    whose numbers it gives for small files with random weights. Two things that published weights
+    were trained with are kept: token embeddings are scaled to length 1 before the encoder, and in
+    :meth:`forward` padding adds +1 to the attention logits instead of being hidden.
     """
 
     positions: Tensor
