@@ -20,8 +20,8 @@ def refuse_other_model(adata: AnnData, key: str, model: PretrainedModel) -> None
     ValueError
         If ``uns[key]`` records other weights.
     """
-    former, own = params_of(adata.uns, key), model.weights_record()
-    if former.get("model") and any(former.get(name) != own[name] for name in own):
+    former = params_of(adata.uns, key)
+    if former.get("model") and former.get("sha256") != model.weights_record()["sha256"]:
         raise ValueError(
             f"{key!r} holds the result of another model ({former['model']}); name the new one by "
             f"key_added=, or replace that one with key_added={key!r}."
