@@ -129,7 +129,7 @@ def cellpulse() -> CellPulse:
     CellPulse.setup_anndata(adata, labels_key="label", study_key="study", sample_key="sample")
     model = CellPulse(adata, size="mini", dim=16, n_heads=2, n_tokens=32, n_factors=4)
     quiet = {"batch_size": 9, "tokens_per_profile": 24, "enable_progress_bar": False}
-    model.train(max_steps=4, n_linear_steps=4, accelerator="cpu", **quiet)
+    model.train(max_steps=5, n_linear_steps=4, accelerator="cpu", **quiet)
     model.train_classifier()
     return model
 

@@ -202,6 +202,11 @@ def _registered(model: Any, use: Callable, **keys: Any) -> Callable:
     return call
 
 
+def _embedding_of(donors: ad.AnnData) -> ad.AnnData:
+    """Without the pseudobulk, which is that of the cells' own X, and not made of files."""
+    return ad.AnnData(obs=donors.obs, obsm=dict(donors.obsm), uns=donors.uns)
+
+
 TABLE = [
     Tool(
         "tl.embed (CellPulse)",
@@ -416,7 +421,7 @@ TABLE = [
     Tool(
         "tl.embed_donors",
         data.embedded,
-        lambda x, **k: tl.embed_donors(x, model=data.pulsar(), **k),
+        lambda x, **k: _embedding_of(tl.embed_donors(x, model=data.pulsar(), **k)),
         ("donor_key", "use_rep"),
         paths=True,
         copy=False,
