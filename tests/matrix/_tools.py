@@ -204,7 +204,8 @@ def _registered(model: Any, use: Callable, **keys: Any) -> Callable:
 
 def _embedding_of(donors: ad.AnnData) -> ad.AnnData:
     """Without the pseudobulk, which is that of the cells' own X, and not made of files."""
-    return ad.AnnData(obs=donors.obs, obsm=dict(donors.obsm), uns=donors.uns)
+    nothing = np.zeros((donors.n_obs, 1), dtype=np.float32)
+    return ad.AnnData(nothing, obs=donors.obs, obsm=dict(donors.obsm), uns=donors.uns)
 
 
 TABLE = [
