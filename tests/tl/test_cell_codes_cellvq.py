@@ -51,7 +51,8 @@ def test_planted_types_are_found_in_new_cells(model: CellVQ) -> None:
         )
     assert known.obsm["X_cellvq"].shape == (200, 4 * 16)
     np.testing.assert_array_equal(
-        known.obsm["X_cellvq"], model.get_latent_representation(typed_cells(50))
+        known.obsm["X_cellvq"],
+        model.get_latent_representation(typed_cells(50), precision="float32"),
     )
 
 
