@@ -164,6 +164,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     #: Cosine similarity to float32 that ``precision="auto"`` asks of bfloat16.
     _least_agreement = LEAST_AGREEMENT
 
+    @checks_arguments()
     def inference_dtype(self, precision: Precision = "auto") -> torch.dtype:
         """Return what matrix products run in; the data have no say in it.
 
