@@ -27,7 +27,7 @@ from benchmarks._pulsar_reference import load_reference, write_released
 from benchmarks._report import REPOSITORY, Report, add_arguments
 from benchmarks.attention import peak_resident
 from cfm.models import Pulsar
-from cfm.models.pulsar._apply import LEAST_AGREEMENT
+from cfm.models._precision import LEAST_AGREEMENT
 from cfm.nn._linear import fast_bfloat16
 
 N_CELLS, WIDTH = 1024, 1280
