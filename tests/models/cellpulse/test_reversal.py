@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfm.models.cellpulse._attribution import ReversalWeights, reversed_logits, shifted_order
 from cfm.models.cellpulse._classifier import VirusClassifier
-from cfm.models.cellpulse._reversal import ReversalWeights, reversed_logits, shifted_order
 
 
 def some_classifier(rng: np.random.Generator, n_genes: int) -> VirusClassifier:
