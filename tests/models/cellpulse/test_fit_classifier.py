@@ -104,11 +104,11 @@ def test_stored_weights_give_the_logits_of_the_fit() -> None:
     fit, classifier, _ = fitted()
     views, _, _ = planted()
     found = classifier.raw_logits(Views(*map(torch.from_numpy, views)))
-    found = found.detach().numpy()[fit.rows]
-    everything = np.ones(len(fit.rows), dtype=bool)
+    found = found.detach().numpy()[fit.training]
+    everything = np.ones(len(fit.training), dtype=bool)
     expected = []
     for view, dual, intercept in fit.fits(everything):
-        wide = views[view][fit.rows]
+        wide = views[view][fit.training]
         expected.append(wide @ wide.T @ dual + intercept)
     np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-3, atol=1e-3)
 
@@ -142,7 +142,7 @@ def test_viruses_of_one_study_are_not_judged() -> None:
     )
     held_out = fit.out_of_fold()
     own = fit.labels == "only"
-    assert np.isneginf(held_out[fit.rows[own], 0]).all()
+    assert np.isneginf(held_out[fit.training[own], 0]).all()
     np.testing.assert_array_equal(fit.known(held_out), ~own)
 
 

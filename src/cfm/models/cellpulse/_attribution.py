@@ -1,7 +1,8 @@
-"""Which genes carry a call: attention rollout, integrated gradients and single-gene reversal.
+"""Which genes a call rests on: attention rollout, integrated gradients and single-gene reversal.
 
 All functions take profiles on the vocabulary, ``(n, n_vocabulary)`` log2 fold changes with ``NaN``
-= not measured, and :class:`CellPulse` documents what they return. Each profile is judged alone.
+= not measured, and :class:`CellPulse` documents what they return. A result depends on its profile
+alone.
 """
 
 from __future__ import annotations

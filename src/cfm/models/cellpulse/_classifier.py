@@ -1,4 +1,4 @@
-"""The classifier of responses and viruses: what it computes, how it is fitted, what it answers."""
+"""The classifier of responses and viruses: its scores, its fit and its answers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 from cfm._fields import NO_RESPONSE, NOT_VIRAL, UNINFECTED, UNRESOLVED, VIRAL
 from cfm.data._warn import warn_user
 from cfm.metrics import unit_weights
+from cfm.metrics._virus_baselines import INTERFERON_GENES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,13 +39,11 @@ CLIP = 6.0
 N_STATISTICS = 8
 #: Those of them that change sign with the profile.
 SIGNED_STATISTICS = (2, 5, 6, 7)
-#: Genes of the interferon statistics.
-INTERFERON_GENES = ("IFI27", "IFI44L", "ISG15", "MX1", "IFIT1", "RSAD2")
 #: Inverse penalties that are averaged: neither is better, and the mean of both is steadier.
 PENALTIES = (100.0, 1000.0)
 _TEMPERATURES = (0.8, 1.25)
-#: Coordinates that kinds of response are told by, the inverse penalty of that fit, and the number
-#: of signed sets that are enough to take the coordinates from.
+#: Number of coordinates from which kinds of response are predicted, inverse penalty of that fit,
+#: and fewest signed sets that the coordinates are fitted to.
 KIND_RANK = 60
 KIND_PENALTY = 3.0
 MIN_SETS = 100
@@ -343,7 +342,7 @@ def clearly_lower(losses: np.ndarray, reference: np.ndarray) -> bool:
 def fit_temperature(logits: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
     """Return the temperature with the smallest weighted log loss, bounded to 0.8…1.25.
 
-    Classes that a fold did not know have logits of ``-inf``; ``truth`` is never one of them.
+    Classes that are not in a fold have logits of ``-inf``; ``truth`` is never one of them.
     """
 
     def loss(log_t: float) -> float:
@@ -387,37 +386,38 @@ class VirusFit:
 
     Parameters
     ----------
-    rows
+    profiles
         All labelled profiles.
-    teaching
-        ``(m,)`` positions of those that teach which virus it is.
+    training
+        ``(m,)`` positions of those that the virus term is fitted to.
     classes
         Viruses, sorted.
     """
 
-    def __init__(self, rows: LabelledProfiles, teaching: np.ndarray, classes: np.ndarray) -> None:
-        self.rows = teaching
+    def __init__(
+        self, profiles: LabelledProfiles, training: np.ndarray, classes: np.ndarray
+    ) -> None:
+        self.training = training
         self.classes = classes
-        self.all_studies = rows.studies
-        self._views = [v[teaching].astype(np.float64) for v in rows.views[:2]]
-        #: Inner products of all profiles with those that teach.
-        self._crosses = [
-            v.astype(np.float64) @ own.T for v, own in zip(rows.views[:2], self._views, strict=True)
-        ]
-        self.labels = rows.labels[teaching]
-        self.studies = rows.studies[teaching]
+        self.all_studies = profiles.studies
+        views = [view.astype(np.float64) for view in profiles.views[:2]]
+        self._views = [view[training] for view in views]
+        #: Inner products of all profiles with the training profiles.
+        self._crosses = [view @ view[training].T for view in views]
+        self.labels = profiles.labels[training]
+        self.studies = profiles.studies[training]
         self.truth = np.searchsorted(classes, self.labels)
-        #: Every (virus, study) unit weighs the same: how predictions are judged.
+        #: Predictions are scored with the same weight for every (virus, study) unit.
         self.unit_weight = unit_weights(self.labels, self.studies)
 
     def fits(self, train: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Fit once per wide view and penalty on some of the rows that teach.
+        """Fit once per wide view and penalty on some of the training profiles.
 
-        Yields the view (0 or 1), dual weights and intercepts of the rows' viruses, sorted.
+        Yields the view (0 or 1), dual weights and intercepts of their viruses, sorted.
         """
         weight = unit_weights(self.labels[train], self.studies[train], balance_labels=True)
         for view in (0, 1):
-            gram = self._crosses[view][np.ix_(self.rows[train], train)]
+            gram = self._crosses[view][np.ix_(self.training[train], train)]
             for penalty in PENALTIES:
                 _, dual, intercept = softmax_regression(gram, self.labels[train], weight, penalty)
                 yield view, dual, intercept
@@ -429,10 +429,10 @@ class VirusFit:
         the other studies hold fewer than two viruses.
         """
         logits = np.full((len(self.all_studies), len(self.classes)), -np.inf)
-        teaching = np.unique(self.studies)
-        folds = [([study], self.studies != study) for study in teaching]
-        other = np.setdiff1d(self.all_studies, teaching).tolist()
-        for studies, train in [*folds, (other, np.ones(len(self.rows), dtype=bool))]:
+        names = np.unique(self.studies)
+        folds = [([study], self.studies != study) for study in names]
+        other = np.setdiff1d(self.all_studies, names).tolist()
+        for studies, train in [*folds, (other, np.ones(len(self.training), dtype=bool))]:
             viruses = np.unique(self.labels[train])
             test = np.isin(self.all_studies, studies)
             if len(viruses) < 2 or not test.any():
@@ -446,13 +446,13 @@ class VirusFit:
         return logits
 
     def known(self, held_out: np.ndarray) -> np.ndarray:
-        """Rows that teach whose virus was learned from other studies, ``(m,)`` bool."""
-        return np.isfinite(held_out[self.rows, self.truth])
+        """Return which training profiles have a virus that other studies have, ``(m,)`` bool."""
+        return np.isfinite(held_out[self.training, self.truth])
 
     def unit_losses(self, held_out: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-        """Return the mean log loss of each (virus, study) unit whose virus was known."""
+        """Return the mean log loss of each (virus, study) unit whose virus other studies have."""
         known = self.known(held_out)
-        log_p = log_softmax(held_out[self.rows[known]] / temperature, axis=1)
+        log_p = log_softmax(held_out[self.training[known]] / temperature, axis=1)
         losses = -log_p[np.arange(known.sum()), self.truth[known]]
         names = np.char.add(np.char.add(self.labels[known], "|"), self.studies[known])
         unit = np.unique(names, return_inverse=True)[1]
@@ -460,7 +460,7 @@ class VirusFit:
 
     def store(self, classifier: VirusClassifier, held_out: np.ndarray) -> None:
         """Fit on all rows, calibrate on the held-out logits, and fill the classifier."""
-        fits = list(self.fits(np.ones(len(self.rows), dtype=bool)))
+        fits = list(self.fits(np.ones(len(self.training), dtype=bool)))
         for view, dual, intercept in fits:
             wide = classifier.wide_common if view else classifier.wide_all
             for parameter, value in (
@@ -472,13 +472,13 @@ class VirusFit:
         if not known.any():
             return
         weight = self.unit_weight[known]
-        temperature = fit_temperature(held_out[self.rows[known]], self.truth[known], weight)
+        temperature = fit_temperature(held_out[self.training[known]], self.truth[known], weight)
         if not clearly_lower(self.unit_losses(held_out, temperature), self.unit_losses(held_out)):
             temperature = 1.0
         classifier.temperature.fill_(temperature)
 
     def log_proba(self, classifier: VirusClassifier, held_out: np.ndarray) -> np.ndarray:
-        """Return scaled held-out log-probabilities, ``NaN`` for viruses that were not known."""
+        """Return scaled held-out log-probabilities, ``NaN`` for viruses of no other study."""
         out = np.full_like(held_out, np.nan)
         known = np.isfinite(held_out).any(axis=1)
         out[known] = log_softmax(held_out[known] / float(classifier.temperature), axis=1)
@@ -500,7 +500,7 @@ def fit_infected(
     ``(n,)`` scaled log-odds of each row, fitted without its study.
     """
     if infected.all():
-        # nothing to tell infections from: every profile is called one
+        # without controls every profile is called a response
         classifier.infected_shift.fill_(20.0)
         return np.full(len(infected), 20.0)
     wide, _, statistics = (v.astype(np.float64) for v in rows.views)
@@ -562,7 +562,7 @@ def fit_kinds(
 
     The inputs are the coordinates :math:`c = V^\top u` of unit-length profiles on the leading
     singular vectors :math:`V` of the signed gene sets (of all profiles if there are few sets): few
-    numbers, in which the share of a profile that lies in known programmes is kept. Sets and
+    numbers, which keep the share of a profile that lies in these programmes. Sets and
     measured profiles weigh alike, and within each the kinds, and the studies of a kind.
 
     Parameters
@@ -744,7 +744,12 @@ def fit_classifier(
     classifier.interferon.copy_(torch.from_numpy(genes.isin(INTERFERON_GENES)))
     share = np.isfinite(effects[teaches]).mean(axis=0)
     classifier.common.copy_(torch.from_numpy(share >= min(0.5, share.max())))
-    views = _views(classifier, effects)
+    with torch.inference_mode():
+        parts = [
+            classifier.views(torch.from_numpy(effects[start : start + 64]))
+            for start in range(0, len(effects), 64)
+        ]
+    views = tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True))
     profiles = LabelledProfiles(views, labels.astype(str), studies.astype(str))
     measured = np.flatnonzero(~signed)
     of_measured = LabelledProfiles(
@@ -764,7 +769,7 @@ def fit_classifier(
 
     names = np.array([NO_RESPONSE, *kinds], dtype=object)
     judged = np.isfinite(log_p).all(axis=1) & ~signed
-    # the virus that would be named if only the other studies were known
+    # the virus that is named after a fit to the other studies
     virus = fit.classes[held_out.argmax(axis=1)].astype(object)
     virus[~np.isfinite(held_out).any(axis=1)] = ""
     classifier.support = support_records(
@@ -777,16 +782,6 @@ def fit_classifier(
     table = pd.DataFrame(fit.log_proba(classifier, held_out), columns=pd.Index(viruses))
     table[names.tolist()] = log_p
     return classifier, table.assign(label=labels, study=studies, response=responses)
-
-
-def _views(classifier: VirusClassifier, effects: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the classifier's views of profiles on the vocabulary, as arrays."""
-    with torch.inference_mode():
-        parts = [
-            classifier.views(torch.from_numpy(effects[start : start + 64]))
-            for start in range(0, len(effects), 64)
-        ]
-    return tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True))
 
 
 def call_response(log_p: np.ndarray) -> np.ndarray:
@@ -834,7 +829,7 @@ def _answer(
         return names == "always", float("nan")
 
     resolved, share = is_given("response", kind, MIN_RESPONSE_SUPPORT)
-    if kind == NO_RESPONSE:  # is always said, with its support
+    if kind == NO_RESPONSE:  # is always answered, with its support
         return UNINFECTED, kind, share
     response, of_response = (kind, share) if resolved else (UNRESOLVED, float("nan"))
     level, answer = ("virus", virus) if kind == VIRAL else ("not viral", kind)

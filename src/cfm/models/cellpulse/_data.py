@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 #: Least number of vocabulary genes that a profile must measure to be read.
 MIN_GENES = 50
-#: Below this share of the vocabulary a warning says so.
+#: Share of the vocabulary below which a warning is given.
 LOW_SHARE = 0.25
 #: |log2FC| below which a gene counts as unchanged.
 UNCHANGED_BELOW = 0.1
@@ -171,7 +171,7 @@ def read_profiles(
     if empty:
         warn_user(
             f"{empty} of {adata.n_obs} contrasts measure fewer than {MIN_GENES} of the model's "
-            "genes (the rest are NaN); what is said of them means nothing. Drop them."
+            "genes (the rest are NaN); their results mean nothing. Drop them."
         )
 
 
@@ -396,10 +396,9 @@ class WeightedSource:
 
 
 class ProfileStream(SeededStream):
-    """An endless, seeded stream of pretraining batches.
+    """An endless, seeded stream of pretraining batches, each from one source.
 
-    Each batch comes from one source. In half of the batches that have magnitudes all of them are
-    masked, because signed sets have none.
+    Half of the batches from sources with magnitudes are read without them, as signed sets are.
 
     Parameters
     ----------
@@ -471,11 +470,11 @@ class ProfileStream(SeededStream):
         part = slice(0, n) if self.n_processes == 1 else own_part(n)
         drawn = None if self.n_processes == 1 else Drawn(np.arange(n), part)
         draw = draw_part(chosen.source, n, rng, part)
-        known = draw.has_magnitude and rng.random() < 0.5
+        visible = draw.has_magnitude and rng.random() < 0.5
         tokens = self.tokenizer.encode(
             draw.effects,
             chosen.alignment,
-            has_magnitude=known,
+            has_magnitude=visible,
             n_unchanged=self.n_unchanged if draw.has_magnitude else 0,
             rng=rng,
             drawn=drawn,

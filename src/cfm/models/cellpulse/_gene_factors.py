@@ -83,7 +83,6 @@ def fit_gene_factors(
     effects: np.ndarray,
     groups: Sequence[str] | np.ndarray,
     *,
-    weights: np.ndarray | None = None,
     signed_sets: sp.spmatrix | None = None,
     n_set_factors: int = 96,
     max_contrast_factors: int = 256,
@@ -105,8 +104,6 @@ def fit_gene_factors(
         ``(n, n_genes)`` log2 fold changes, ``NaN`` = not measured.
     groups
         ``(n,)`` study of each profile.
-    weights
-        ``(n,)`` further relative weight of each profile.
     signed_sets
         ``(m, n_genes)`` of −1, 0, 1.
     n_set_factors
@@ -133,9 +130,7 @@ def fit_gene_factors(
             owner.append(np.full(rank, "", dtype=object))
     if n:
         studies, study = np.unique(names.astype(str), return_inverse=True)
-        size = np.bincount(study)
-        weight = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
-        weight = weight / size[study]
+        weight = 1.0 / np.bincount(study)[study]
         weight /= weight.sum()
         direction = graded_direction(effects)
         direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)

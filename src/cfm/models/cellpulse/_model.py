@@ -83,9 +83,9 @@ class CellPulse(PretrainedModel):
         registered with :meth:`setup_anndata`; see :func:`cfm.pp.contrasts`.
     signed_sets
         Gene sets with a direction per gene, sets by genes, ``X`` of −1, 0, 1: up and down lists
-        of published contrasts. They widen what the model knows of genes.
+        of published contrasts, for the gene factors and for training.
     vocabulary
-        Gene symbols that the model is to know; by default ``adata.var_names``.
+        Gene symbols of the model; by default ``adata.var_names``.
     size
         Name of a size (``"mini"``, ``"small"``, ``"base"``, ``"published"``) or a
         ``CellPulseSize``.
@@ -148,8 +148,8 @@ class CellPulse(PretrainedModel):
         if vocabulary is None:
             if adata is None:
                 raise ValueError(
-                    "CellPulse needs adata or vocabulary to know its genes; found neither. To use "
-                    "a trained model, call CellPulse.from_pretrained(name)."
+                    "CellPulse needs adata or vocabulary, from which it takes its genes; found "
+                    "neither. To use a trained model, call CellPulse.from_pretrained(name)."
                 )
             vocabulary = adata.var_names
         if not isinstance(vocabulary, GeneVocabulary):
@@ -196,7 +196,7 @@ class CellPulse(PretrainedModel):
         labels_key
             Column of ``obs`` with the virus, ``"uninfected"`` for contrasts of other kinds.
         study_key
-            Column of ``obs`` with the study. Nothing is ever judged on a study it was fitted on.
+            Column of ``obs`` with the study. Nothing is scored on a study that it was fitted to.
         sample_key
             Column of ``obs`` with the infected sample: contrasts of one sample against different
             controls are made to agree.
@@ -244,9 +244,7 @@ class CellPulse(PretrainedModel):
         self.module.usual_size.copy_(torch.from_numpy(usual_sizes(effects, studies)))
         _, group = np.unique(factors.group.astype(str), return_inverse=True)
         self.fitted_factors = factors
-        self.module.set_gene_factors(
-            torch.from_numpy(factors.values), torch.from_numpy(group.astype(np.int64))
-        )
+        self.module.set_gene_factors(torch.from_numpy(factors.values), torch.from_numpy(group))
 
     def registered_effects(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the registered contrasts on the vocabulary, and the study of each.
@@ -260,30 +258,26 @@ class CellPulse(PretrainedModel):
         ValueError
             If the model has no data attached.
         """
-        layer = self._registered_layer()
-        alignment = align_effects(self.adata, self.vocabulary, layer=layer)
-        effects = np.concatenate(
-            [alignment.apply(block) for _, block in effect_blocks(self.adata, layer=layer)]
-        )
-        return effects, self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
+        stored, studies = self._registered()
+        return stored[:], studies
 
     def registered_profiles(self) -> tuple[np.ndarray | StoredEffects, np.ndarray]:
         """Return the same as :meth:`registered_effects`; more than 1 GiB is read when indexed."""
-        layer = self._registered_layer()
-        if 4 * self.adata.n_obs * len(self.vocabulary) <= MAX_HELD_BYTES:
-            return self.registered_effects()
-        alignment = align_effects(self.adata, self.vocabulary, layer=layer)
-        stored = StoredEffects(get_matrix(self.adata, layer=layer), alignment)
-        return stored, self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
+        stored, studies = self._registered()
+        n_rows, n_genes = stored.shape
+        return (stored if 4 * n_rows * n_genes > MAX_HELD_BYTES else stored[:]), studies
 
-    def _registered_layer(self) -> str | None:
-        """Return the registered layer, ``None`` for ``X``."""
+    def _registered(self) -> tuple[StoredEffects, np.ndarray]:
+        """Return the registered contrasts, which are not read yet, and the study of each."""
         if self.adata is None:
             raise ValueError(
                 "The model has no data; give it some with from_pretrained(name, adata=adata) "
                 "after CellPulse.setup_anndata(adata, …)."
             )
-        return self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY].attr_key
+        layer = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY].attr_key
+        alignment = align_effects(self.adata, self.vocabulary, layer=layer)
+        stored = StoredEffects(get_matrix(self.adata, layer=layer), alignment)
+        return stored, self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
 
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
@@ -336,7 +330,7 @@ class CellPulse(PretrainedModel):
         """Pretrain on hidden directions and magnitudes.
 
         First the relevance of the gene factors is fitted, each profile being predicted without
-        the factors of its own study; then the transformer learns what the linear term cannot say.
+        the factors of its own study; then the transformer is fitted to what is left.
         At the end held-out studies decide how much of the transformer's correction is used
         (``module.correction_weight``), and the factors are compressed to the model's size. The
         curves are in ``history``.
@@ -404,7 +398,7 @@ class CellPulse(PretrainedModel):
     def compress_factors(self) -> None:
         """Reduce the gene factors to ``size.n_factors``; what reads them is rotated along."""
         values = self.module.scaled_factors().detach().cpu().numpy()
-        rotation = leading_rotation(values, min(self.size.n_factors, values.shape[1]))
+        rotation = leading_rotation(values, self.size.n_factors)
         with torch.random.fork_rng(devices=[]):  # new layers are made, and filled at once
             self.module.rotate_factors(torch.from_numpy(rotation).to(self.device))
         self.fitted_factors = None
@@ -493,12 +487,12 @@ class CellPulse(PretrainedModel):
             ``(n, n_vocabulary)`` log2 fold changes in the order of the vocabulary, ``NaN`` = not
             measured. Values at hidden places are not read.
         hidden
-            ``(n, n_vocabulary)`` bool, the genes asked for.
+            ``(n, n_vocabulary)`` bool, the genes to predict.
 
         Returns
         -------
         ``(n, n_vocabulary)`` float32 log-odds of up against down, and expected absolute log2FC;
-        ``NaN`` where nothing was asked.
+        ``NaN`` elsewhere.
 
         Raises
         ------
@@ -517,8 +511,8 @@ class CellPulse(PretrainedModel):
         for i, genes in enumerate(map(np.flatnonzero, hidden)):
             row = np.where(hidden[i], np.nan, effects[i])[None]
             tokens = self.tokenizer.encode(row).to(self.device)
-            asked = torch.from_numpy(genes).to(self.device)
-            log_odds, log_size = self.module.predict_genes(tokens, asked)
+            positions = torch.from_numpy(genes).to(self.device)
+            log_odds, log_size = self.module.predict_genes(tokens, positions)
             odds[i, genes] = log_odds[0].float().cpu().numpy()
             size[i, genes] = np.expm1(log_size[0].float().cpu().numpy().clip(0.0, 4.0))
         return odds, size
@@ -536,7 +530,7 @@ class CellPulse(PretrainedModel):
         mode: Reversal = "neutral",
         n_folds: int = 5,
     ) -> AnnData:
-        """Reverse genes of contrasts, and say what the other effects would then be.
+        """Reverse genes of contrasts, and predict the other effects after it.
 
         The effect of each of the genes is set to 0 (``mode="neutral"``: the infection no longer
         moves it) or to its negative (``"flip"``). The other genes are split into ``n_folds``
@@ -616,7 +610,7 @@ class CellPulse(PretrainedModel):
         It reads the effects themselves; the encoder stays as it is. A convex problem: the same
         data give the same classifier. Temperature, odds of a response and the support of each
         answer are fitted on predictions for studies left out. Contrasts, (label, study) units and
-        labels are weighted so that no study and no virus drowns the others.
+        labels are weighted so that each study and each virus counts the same.
 
         Parameters
         ----------
@@ -709,7 +703,7 @@ class CellPulse(PretrainedModel):
         names: Names = "supported",
         batch_size: int = 64,
     ) -> VirusPrediction:
-        """Tell the kind of response of each contrast, and the virus where studies support it.
+        """Predict the kind of response of each contrast, and the virus where studies support it.
 
         Parameters
         ----------
@@ -815,7 +809,7 @@ class CellPulse(PretrainedModel):
     def reversal(
         self, effects: np.ndarray, target: str, *, mode: Reversal = "neutral"
     ) -> np.ndarray:
-        """Return what each gene's effect brings to the log-odds, by taking it away.
+        """Return the contribution of each gene's effect to the log-odds, by reversing it.
 
         An in-silico experiment: one gene at a time is set to no effect (``"neutral"``) or to the
         opposite effect (``"flip"``), and the log-odds are computed again.
@@ -864,20 +858,20 @@ class CellPulse(PretrainedModel):
             n_relevances = config.pop("n_relevances")
             check_whole("n_relevances", n_relevances, 1, size.n_factors)
             genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
-            settings = config.pop("classifier")
+            of_classifier = config.pop("classifier")
             model = cls(vocabulary=genes, size=size)
             model.module.log_relevance = torch.nn.Parameter(torch.zeros(n_relevances))
-            if settings is not None:
-                model.classifier = VirusClassifier(len(genes), **settings).eval()
+            if of_classifier is not None:
+                model.classifier = VirusClassifier(len(genes), **of_classifier).eval()
         load_weights(model.module, checkpoint.tensors, checkpoint.name, prefix=_MODULE)
         if model.classifier is not None:
             load_weights(model.classifier, checkpoint.tensors, checkpoint.name, prefix=_CLASSIFIER)
-        found = model.module.factor_group
-        if int(found.min()) < 0 or int(found.max()) >= model.module.log_relevance.numel():
+        group = model.module.factor_group
+        first, last = int(group.min()), int(group.max())
+        if first < 0 or last >= n_relevances:
             raise ValueError(
-                f"The factors of checkpoint {checkpoint.name!r} belong to groups "
-                f"{int(found.min())} to {int(found.max())}, of which there are "
-                f"{model.module.log_relevance.numel()}; it is damaged: download it again."
+                f"The factors of checkpoint {checkpoint.name!r} belong to groups {first} to "
+                f"{last}, of which there are {n_relevances}; it is damaged: download it again."
             )
         model._summarise()
         model.provenance = config

@@ -28,6 +28,10 @@ N_STATES = 5
 PADDING = N_STATES
 
 
+#: Layers of the network that read gene factors.
+_FACTOR_PROJECTIONS = ("gene_projection", "signed_projection", "summary_projection")
+
+
 @dataclass(frozen=True)
 class CellPulseSize:
     """Sizes of the network; see :class:`CellPulseModule`. ``n_tokens`` is the context."""
@@ -108,7 +112,7 @@ class CellPulseModule(nn.Module):
     direction-aware (:class:`cfm.nn.DirectionAttention`). A linear term
     (:class:`cfm.nn.LowRankLogistic`) predicts every gene from the visible ones; its prediction is
     both an input feature of the transformer and a term of the direction logits, so that the
-    transformer only has to learn what the linear term cannot say.
+    transformer is only fitted to what the linear term does not explain.
 
     Parameters
     ----------
@@ -144,7 +148,7 @@ class CellPulseModule(nn.Module):
         super().__init__()
         self.n_genes = n_genes
         self.dim = dim
-        # Closed form, see CellPulse.fit_gene_factors; only their relevance is learned.
+        # in closed form, see CellPulse.fit_gene_factors; only their relevance is trained
         self.register_buffer("gene_factors", torch.zeros(n_genes, n_factors))
         self.register_buffer("factor_group", torch.zeros(n_factors, dtype=torch.int64))
         self.log_relevance = nn.Parameter(torch.zeros(1))
@@ -195,7 +199,7 @@ class CellPulseModule(nn.Module):
         device = self.gene_factors.device
         n_factors = values.shape[1]
         if n_factors != self.gene_factors.shape[1]:
-            for name in ("gene_projection", "signed_projection", "summary_projection"):
+            for name in _FACTOR_PROJECTIONS:
                 old = getattr(self, name)
                 layer = nn.Linear(n_factors, self.dim, bias=old.bias is not None)
                 setattr(self, name, layer.to(device))
@@ -218,7 +222,7 @@ class CellPulseModule(nn.Module):
             ``(n_factors, rank)`` with orthonormal columns; learned relevances are absorbed.
         """
         values = self.scaled_factors() @ rotation
-        for name in ("gene_projection", "signed_projection", "summary_projection"):
+        for name in _FACTOR_PROJECTIONS:
             old = getattr(self, name)
             layer = nn.Linear(rotation.shape[1], self.dim, bias=old.bias is not None)
             layer.to(rotation.device).weight.copy_(old.weight @ rotation)
@@ -272,8 +276,8 @@ class CellPulseModule(nn.Module):
         spread = (usual - (usual * known).sum(1, keepdim=True) / n) * known
         # One pseudo-observation per unit of variance keeps the slope of a short profile near 0.
         slope = (spread * own).sum(1, keepdim=True) / (spread.square().sum(1, keepdim=True) + 1.0)
-        hidden = torch.full_like(usual, float("nan"))
-        middle = torch.where(known, usual, hidden).nanmedian(1, keepdim=True).values
+        unknown = torch.full_like(usual, float("nan"))
+        middle = torch.where(known, usual, unknown).nanmedian(1, keepdim=True).values
         level = tokens.magnitude.nanmedian(1, keepdim=True).values
         return (level + slope.clamp(0.0, 1.0) * (usual - middle)).nan_to_num(0.0)
 
@@ -436,9 +440,7 @@ class CellPulseModule(nn.Module):
         loss = F.softplus(-2.0 * self.linear_weight * linear[moved] * sign)
         return means_over_processes((loss.sum(), loss.numel()))[0]
 
-    def forward(self, tokens: Tokens) -> Encoded:
-        """Alias of :meth:`encode`."""
-        return self.encode(tokens)
+    forward = encode
 
 
 def append_masked(tokens: Tokens, genes: Tensor) -> Tokens:

@@ -100,7 +100,7 @@ def signature_scores(
 
     Returns
     -------
-    ``(n, n_factors)`` float32 of unit length; 0 for a profile without any known gene.
+    ``(n, n_factors)`` float32 of unit length; 0 for a profile with no gene of the model.
     """
     model.module.eval()
     out: list[np.ndarray] = [np.empty((0, model.module.gene_factors.shape[1]), np.float32)]

@@ -1,4 +1,4 @@
-"""Pretraining of CellPulse: which profiles it learns from, the losses, and the run."""
+"""Pretraining of CellPulse: losses and optimiser, the sources of profiles, and the run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 #: Steps between two points of the training curves.
 _EPOCH = 25
 _VALIDATION_BATCHES = 16
+#: Peak learning rate of the linear term, and weight decay of the transformer.
+LINEAR_LR, WEIGHT_DECAY = 0.03, 0.05
 #: Weights of the losses beside the direction loss.
 LOSS_WEIGHTS = {"direction": 1.0, "magnitude": 0.2, "summary": 0.2, "agreement": 0.1}
+#: Weights of the transformer's correction that are tried on held-out studies.
 CORRECTION_GRID = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 
 
@@ -44,10 +47,8 @@ class PretrainingPlan(TrainingPlan):
     ----------
     module
         The network.
-    lr, linear_lr
-        Peak learning rates of the transformer and of the linear term.
-    weight_decay
-        Of the transformer.
+    lr
+        Peak learning rate of the transformer.
     n_steps
         Total number of steps, for the schedule.
     n_linear_steps
@@ -58,16 +59,12 @@ class PretrainingPlan(TrainingPlan):
         self,
         module: CellPulseModule,
         *,
-        lr: float = 1e-3,
-        linear_lr: float = 0.03,
-        weight_decay: float = 0.05,
-        n_steps: int = 500,
-        n_linear_steps: int = 80,
+        lr: float,
+        n_steps: int,
+        n_linear_steps: int,
     ) -> None:
         super().__init__(module)
         self.lr = lr
-        self.linear_lr = linear_lr
-        self.weight_decay = weight_decay
         self.n_steps = n_steps
         self.n_linear_steps = n_linear_steps
 
@@ -77,14 +74,14 @@ class PretrainingPlan(TrainingPlan):
         return [m.log_relevance, m.linear.log_ridge, m.linear_weight]
 
     def configure_optimizers(self) -> Any:
-        """AdamW; each part has its learning rate at 0 while the other one learns."""
+        """AdamW; the learning rate of one part is 0 while the other is trained."""
         linear = self.linear_parameters()
         ids = {id(p) for p in linear}
         rest = [p for p in self.module.parameters() if id(p) not in ids]
         optimizer = torch.optim.AdamW(
             [
-                {"params": linear, "lr": self.linear_lr, "weight_decay": 0.0},
-                {"params": rest, "lr": self.lr, "weight_decay": self.weight_decay},
+                {"params": linear, "lr": LINEAR_LR, "weight_decay": 0.0},
+                {"params": rest, "lr": self.lr, "weight_decay": WEIGHT_DECAY},
             ]
         )
         n_linear, n_rest = self.n_linear_steps, max(1, self.n_steps - self.n_linear_steps)
@@ -246,7 +243,7 @@ def pretrain(model: PretrainedModel, run: TrainingRun, *, sample_key: str) -> No
             [contrasts(validation)],
             model.tokenizer,
             factors,
-            batch_size=given["batch_size"] * run.n_processes,  # each process judges by all
+            batch_size=given["batch_size"] * run.n_processes,  # each process has all of it
             n_batches=_VALIDATION_BATCHES,
             n_linear_batches=_VALIDATION_BATCHES,  # whole profiles, as in use
             seed=given["seed"] + 1,
