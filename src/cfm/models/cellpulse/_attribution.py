@@ -110,11 +110,9 @@ def gene_reversal(
     out = np.full(effects.shape, np.nan, dtype=np.float32)
     for i, row in enumerate(np.asarray(effects, dtype=np.float32)):
         values = -row if mode == "flip" else np.zeros_like(row)
-        logits = reversed_logits(row, values, weights)
-        before, after = (
-            _odds_of(classifier, table, index) for table in (logits.before[None], logits.after)
-        )
-        out[i, ~np.isnan(row)] = before - after
+        before, after = reversed_logits(row, values, weights)
+        change = _odds_of(classifier, before[None], index) - _odds_of(classifier, after, index)
+        out[i, ~np.isnan(row)] = change
     return out
 
 
@@ -195,17 +193,6 @@ def _odds_of(classifier: VirusClassifier, table: np.ndarray, index: int | None) 
     return logits[:, index] - top - np.log(np.exp(others - top[:, None]).sum(axis=1))
 
 
-class ReversedLogits(NamedTuple):
-    """Uncalibrated logits of a profile before and after each change.
-
-    ``before`` ``(outputs,)`` and ``after`` ``(m, outputs)``: of all viruses, without the
-    embedding's term, or of the infection alone.
-    """
-
-    before: Array
-    after: Array
-
-
 class ReversalWeights(NamedTuple):
     """Weights of a classifier as arrays; ``g`` genes, columns are outputs."""
 
@@ -232,7 +219,7 @@ class ReversalWeights(NamedTuple):
 
 def reversed_logits(
     effects: NDArray[np.floating], values: NDArray[np.floating], weights: ReversalWeights
-) -> ReversedLogits:
+) -> tuple[Array, Array]:
     """Replace each gene's effect by another value, one gene at a time, and return the exact logits.
 
     A gene moves the profile's median, its length and its statistics only a little, but each gene by
@@ -250,13 +237,14 @@ def reversed_logits(
 
     Returns
     -------
-    Logits before, and after the change of each measured gene in turn (in vocabulary order).
+    Uncalibrated logits of all viruses, or of the infection alone: ``(outputs,)`` before, and
+    ``(m, outputs)`` after the change of each measured gene in turn, in vocabulary order.
     """
     seen = np.flatnonzero(~np.isnan(effects))
     x, y = effects[seen].astype(np.float64), values[seen].astype(np.float64)
     before, after = weights.bias.copy(), np.tile(weights.bias, (len(seen), 1))
     if not len(seen):
-        return ReversedLogits(before, after)
+        return before, after
     everything = np.ones(len(seen), dtype=bool)
     for rows, table in (
         (everything, weights.every),
@@ -271,7 +259,7 @@ def reversed_logits(
         old, new = _statistics(x, y, weights.interferon[seen])
         before += old @ weights.statistics
         after += (new @ weights.statistics)[:, None]
-    return ReversedLogits(before, after)
+    return before, after
 
 
 def shifted_order(values: Array, replaced: Array, k: int) -> Array:

@@ -562,8 +562,8 @@ def fit_kinds(
 
     The inputs are the coordinates :math:`c = V^\top u` of unit-length profiles on the leading
     singular vectors :math:`V` of the signed gene sets (of all profiles if there are few sets): few
-    numbers, which keep the share of a profile that lies in these programmes. Sets and
-    measured profiles weigh alike, and within each the kinds, and the studies of a kind.
+    numbers, which keep the share of a profile that lies in these programmes. Sets and measured
+    profiles weigh alike, and within each the kinds, and the studies of a kind.
 
     Parameters
     ----------
@@ -582,7 +582,6 @@ def fit_kinds(
     kinds = np.array(classifier.responses)
     wide = rows.views[0].astype(np.float64)
     takes_part = np.isin(responses, kinds)
-    domain = np.where(signed, "signed", "measured")
 
     def basis(train: np.ndarray) -> np.ndarray:
         source = train & signed
@@ -598,8 +597,7 @@ def fit_kinds(
         # one scale for all coordinates of the sets, and one for those of measured profiles
         scale = np.ones(2)
         weight = np.zeros(len(x))
-        for i, name in enumerate(("measured", "signed")):
-            own = domain[train] == name
+        for i, own in enumerate((~signed[train], signed[train])):
             if own.any():
                 scale[i] = max(np.sqrt((x[own] ** 2).sum(axis=1).mean()), 1e-12)
                 x[own] /= scale[i]
@@ -661,13 +659,15 @@ def support_records(
     ``answer``, ``n_contrasts``, ``n_studies`` and ``share``, the mean over studies of the share
     that was right.
     """
-    levels = {"response": (called, called == responses)}
-    other = ~np.isin(called, (NO_RESPONSE, VIRAL))
-    levels["not viral"] = (
-        np.where(other, called, ""),
-        ~np.isin(responses, (NO_RESPONSE, VIRAL)),
-    )
-    levels["virus"] = (np.where(called == VIRAL, virus, ""), virus == labels)
+    no_other = (NO_RESPONSE, VIRAL)
+    levels = {
+        "response": (called, called == responses),
+        "not viral": (
+            np.where(np.isin(called, no_other), "", called),
+            ~np.isin(responses, no_other),
+        ),
+        "virus": (np.where(called == VIRAL, virus, ""), virus == labels),
+    }
     records = []
     for level, (answers, right) in levels.items():
         for answer in sorted(set(answers) - {""}):

@@ -259,7 +259,8 @@ def pretrain(model: PretrainedModel, run: TrainingRun, *, sample_key: str) -> No
         for parameter in module.parameters():
             parameter.requires_grad_(True)
     if checks:
-        fit_correction_weights(module, [batch.to(model.device) for batch in checks])
+        device = model.device
+        fit_correction_weights(module, [batch.to(device) for batch in checks])
     model.compress_factors()
     module.eval()
     model.trained_here(studies, training_seed=given["seed"], max_steps=n_steps)
