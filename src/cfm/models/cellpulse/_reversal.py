@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -103,20 +104,11 @@ def signature_scores(
     ``(n, n_factors)`` float32 of unit length; 0 for a profile with no gene of the model.
     """
     model.module.eval()
-    out: list[np.ndarray] = [np.empty((0, model.module.gene_factors.shape[1]), np.float32)]
-    batch: list[np.ndarray] = []
-
-    def flush() -> None:
+    out = [np.empty((0, model.module.gene_factors.shape[1]), np.float32)]
+    rows = iter(effects)
+    while batch := list(islice(rows, batch_size)):
         tokens = model.tokenizer.encode(np.stack(batch)).to(model.device)
         z = model.module.linear_scores(tokens)[2].float().cpu().numpy()
         length = np.linalg.norm(z, axis=1, keepdims=True)
         out.append(np.where(length > 1e-9, z / np.maximum(length, 1e-9), 0.0))
-        batch.clear()
-
-    for row in effects:
-        batch.append(row)
-        if len(batch) == batch_size:
-            flush()
-    if batch:
-        flush()
     return np.concatenate(out)
