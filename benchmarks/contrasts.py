@@ -159,8 +159,7 @@ def case_step(repeats: int) -> dict:
     import torch
 
     from cfm.models.cellpulse import SIZES, CellPulseModule
-    from cfm.models.cellpulse._masking import hide
-    from cfm.models.cellpulse._module import Tokens
+    from cfm.models.cellpulse._module import Tokens, mask_tokens
 
     batch, n = 24, 256
     torch.manual_seed(0)
@@ -173,7 +172,7 @@ def case_step(repeats: int) -> dict:
     before = resident_mib()
 
     def step() -> None:
-        hidden, asked = hide(tokens, torch.full((batch,), 0.5))
+        hidden, asked = mask_tokens(tokens, torch.full((batch,), 0.5))
         losses = module.losses(hidden, tokens, asked, groups=torch.arange(batch))
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()

@@ -25,7 +25,7 @@ from cfm.metrics import (
     unit_weights,
 )
 from cfm.models import CellPulse
-from cfm.models.cellpulse._classify import called
+from cfm.models.cellpulse._classifier import call_response
 from cfm.stats._similarity import grade_effects
 from training._responses import RESPONSES
 from training.train_virus import load_corpus, train_virus
@@ -95,7 +95,7 @@ def add_tables(
     response = y != NO_RESPONSE
     for name, p in out.items():
         with np.errstate(divide="ignore"):
-            place = called(np.log(p)) if name == OURS else p.argmax(axis=1)
+            place = call_response(np.log(p)) if name == OURS else p.argmax(axis=1)
         call = np.array(RESPONSES)[place]
         hit = pd.Series(call == y)
         recalls[name] = hit.groupby([y, study]).mean().groupby(level=0).mean().reindex(RESPONSES)

@@ -24,8 +24,12 @@ from cfm.metrics import (
     unit_weights,
 )
 from cfm.models import CellPulse
-from cfm.models.cellpulse._classify import MIN_STUDIES, MIN_SUPPORT, called
-from cfm.models.cellpulse._fit_classifier import support_records
+from cfm.models.cellpulse._classifier import (
+    MIN_STUDIES,
+    MIN_SUPPORT,
+    call_response,
+    support_records,
+)
 from cfm.stats._similarity import Similarity, study_weights
 from training.train_virus import load_corpus, train_virus
 
@@ -134,7 +138,7 @@ def supported_table(report: Report, table: pd.DataFrame) -> None:
     viruses = table.columns[: table.columns.get_loc(NO_RESPONSE)].to_numpy(str)
     label, study = table["label"].to_numpy(object), table["study"].to_numpy(str)
     response = table["response"].to_numpy(object)
-    call = np.array(names, dtype=object)[called(table[names].to_numpy(float))]
+    call = np.array(names, dtype=object)[call_response(table[names].to_numpy(float))]
     score = table[viruses].to_numpy(float)
     virus = viruses[np.where(np.isfinite(score), score, -np.inf).argmax(axis=1)].astype(object)
     answers = np.full(len(table), "", dtype=object)

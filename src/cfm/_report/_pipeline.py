@@ -31,7 +31,7 @@ from cfm._report._html import card_excerpt, render, versions
 from cfm._report._read import Orientation, read_counts
 from cfm._report._summary import agreement, overview, summarize
 from cfm._tables import text_is_written
-from cfm.models.cellpulse._classify import MIN_RESPONSE_SUPPORT, MIN_STUDIES, MIN_SUPPORT
+from cfm.models.cellpulse._classifier import MIN_RESPONSE_SUPPORT, MIN_STUDIES, MIN_SUPPORT
 from cfm.pl._palette import SIGNIFICANT
 from cfm.pl._stored import stored_prediction
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from mudata import MuData
 
-    from cfm.models.cellpulse._classify import Names
+    from cfm.models.cellpulse._classifier import Names
     from cfm.tl._chunk_input import Data
 
 _SUPPORT_COLUMNS = ["level", "answer", "n_contrasts", "n_studies", "share"]

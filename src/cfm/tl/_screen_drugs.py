@@ -16,7 +16,7 @@ from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._warn import warn_user
 from cfm.models import CellPulse, load_model
-from cfm.models.cellpulse._effects import align_effects, effect_blocks
+from cfm.models.cellpulse._data import align_effects, effect_blocks
 from cfm.tl._drug_ranking import READINGS, rank_compounds
 from cfm.tl._groups import profile_groups
 from cfm.tl._reversal_evidence import MIN_LIBRARY, ReversalScorer

@@ -31,7 +31,7 @@ from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._warn import warn_user
 from cfm.datasets import response_library
-from cfm.models.cellpulse._effects import check_effects, check_not_scaled
+from cfm.models.cellpulse._data import check_effects, check_not_scaled
 from cfm.stats._similarity import (
     MIN_REFERENCES,
     Similarity,

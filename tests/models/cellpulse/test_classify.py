@@ -12,7 +12,7 @@ import pytest
 
 from cfm.models import CellPulse
 from cfm.models.cellpulse import VirusPrediction
-from cfm.models.cellpulse._classify import called
+from cfm.models.cellpulse._classifier import call_response
 from tests._toy import SIZES, toy_contrasts
 
 VIRUSES = ["virus_A", "virus_B", "virus_C", "virus_D"]
@@ -98,7 +98,7 @@ def test_kinds_of_response_are_told_in_studies_that_were_left_out() -> None:
     assert model.classifier.responses == ["viral", "stimulus"]
     log_p = table[KINDS].astype(float)
     np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1.0, rtol=1e-5)
-    call = np.array(KINDS)[called(log_p.to_numpy())]
+    call = np.array(KINDS)[call_response(log_p.to_numpy())]
     for kind in KINDS:
         assert (call == table["response"])[table["response"] == kind].mean() > 0.8
 
@@ -150,7 +150,7 @@ def test_support_is_the_share_that_was_right_in_studies_left_out() -> None:
     """Counted again from the out-of-fold table: means over studies, not over contrasts."""
     model, table = of_responses()
     support = pd.DataFrame(model.classifier.support).set_index(["level", "answer"])
-    call = np.array(KINDS)[called(table[KINDS].to_numpy(float))]
+    call = np.array(KINDS)[call_response(table[KINDS].to_numpy(float))]
     for kind in KINDS:
         rows = table[call == kind]
         right = (rows["response"] == kind).groupby(rows["study"]).mean()

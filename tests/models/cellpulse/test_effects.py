@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 
 from cfm.data import GeneVocabulary
-from cfm.models.cellpulse._effects import align_effects, check_effects, effect_blocks
+from cfm.models.cellpulse._data import align_effects, check_effects, effect_blocks
 
 GENES = [f"G{i}" for i in range(300)]
 VOCABULARY = GeneVocabulary(GENES)

@@ -10,21 +10,19 @@ from sklearn.linear_model import LogisticRegression
 from cfm.metrics import unit_weights
 from cfm.models.cellpulse._classifier import (
     SIGNED_STATISTICS,
+    LabelledProfiles,
     Views,
     VirusClassifier,
-    center,
-    profile_statistics,
-    unit,
-)
-from cfm.models.cellpulse._fit_classifier import (
-    Rows,
     VirusFit,
+    center,
     clearly_lower,
     fit_infected,
     fit_odds_calibration,
     fit_temperature,
+    profile_statistics,
     softmax_regression,
     support_records,
+    unit,
 )
 
 N_GENES = 60
@@ -74,7 +72,9 @@ def test_the_dual_solution_is_sklearns(n_classes: int, penalty: float) -> None:
 def fitted() -> tuple[VirusFit, VirusClassifier, np.ndarray]:
     views, labels, studies = planted()
     classes = np.array(["v0", "v1", "v2"])
-    fit = VirusFit(Rows(views, labels, studies), np.flatnonzero(labels != "uninfected"), classes)
+    fit = VirusFit(
+        LabelledProfiles(views, labels, studies), np.flatnonzero(labels != "uninfected"), classes
+    )
     classifier = VirusClassifier(N_GENES, classes=list(classes))
     held_out = fit.out_of_fold()
     fit.store(classifier, held_out)
@@ -86,11 +86,11 @@ def test_held_out_logits_never_saw_their_study() -> None:
     views, labels, studies = planted()
     classes = np.array(["v0", "v1", "v2"])
     infected = np.flatnonzero(labels != "uninfected")
-    first = VirusFit(Rows(views, labels, studies), infected, classes).out_of_fold()
+    first = VirusFit(LabelledProfiles(views, labels, studies), infected, classes).out_of_fold()
     swapped = labels.copy()
     own = (studies == "s1") & (labels == "v1")
     swapped[own] = "v2"
-    second = VirusFit(Rows(views, swapped, studies), infected, classes).out_of_fold()
+    second = VirusFit(LabelledProfiles(views, swapped, studies), infected, classes).out_of_fold()
     test = studies[infected] == "s1"
     first, second = first[infected], second[infected]
     np.testing.assert_allclose(first[test], second[test], atol=1e-8)
@@ -104,11 +104,11 @@ def test_stored_weights_give_the_logits_of_the_fit() -> None:
     fit, classifier, _ = fitted()
     views, _, _ = planted()
     found = classifier.raw_logits(Views(*map(torch.from_numpy, views)))
-    found = found.detach().numpy()[fit.rows]
-    everything = np.ones(len(fit.rows), dtype=bool)
+    found = found.detach().numpy()[fit.training]
+    everything = np.ones(len(fit.training), dtype=bool)
     expected = []
     for view, dual, intercept in fit.fits(everything):
-        wide = views[view][fit.rows]
+        wide = views[view][fit.training]
         expected.append(wide @ wide.T @ dual + intercept)
     np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-3, atol=1e-3)
 
@@ -118,17 +118,17 @@ def test_profiles_that_do_not_teach_are_named_without_their_study_too() -> None:
     classes = np.array(["v0", "v1", "v2"])
     teaching = np.flatnonzero(labels != "uninfected")
     some = teaching[::2]
-    found = VirusFit(Rows(views, labels, studies), some, classes).out_of_fold()
+    found = VirusFit(LabelledProfiles(views, labels, studies), some, classes).out_of_fold()
     assert np.isfinite(found).all()
     # the same profile twice, once as one that teaches, gets the same logits
-    twice = Rows(
+    twice = LabelledProfiles(
         tuple(np.concatenate([v, v]) for v in views), np.tile(labels, 2), np.tile(studies, 2)
     )
     found = VirusFit(twice, some, classes).out_of_fold()
     np.testing.assert_allclose(found[some], found[some + len(labels)])
     strange = studies.astype(object)
     strange[-1] = "another"
-    found = VirusFit(Rows(views, labels, strange.astype(str)), some, classes)
+    found = VirusFit(LabelledProfiles(views, labels, strange.astype(str)), some, classes)
     assert np.isfinite(found.out_of_fold()[-1]).all()
 
 
@@ -137,10 +137,12 @@ def test_viruses_of_one_study_are_not_judged() -> None:
     labels = labels.copy()
     labels[(studies == "s0") & (labels == "v0")] = "only"
     classes = np.array(["only", "v0", "v1", "v2"])
-    fit = VirusFit(Rows(views, labels, studies), np.flatnonzero(labels != "uninfected"), classes)
+    fit = VirusFit(
+        LabelledProfiles(views, labels, studies), np.flatnonzero(labels != "uninfected"), classes
+    )
     held_out = fit.out_of_fold()
     own = fit.labels == "only"
-    assert np.isneginf(held_out[fit.rows[own], 0]).all()
+    assert np.isneginf(held_out[fit.training[own], 0]).all()
     np.testing.assert_array_equal(fit.known(held_out), ~own)
 
 
@@ -171,7 +173,7 @@ def test_infection_is_told_from_the_rest_and_null_profiles_from_both_sides() -> 
     views, labels, studies = planted()
     classifier = VirusClassifier(N_GENES, classes=["v0", "v1", "v2"])
     infected = labels != "uninfected"
-    odds = fit_infected(classifier, Rows(views, labels, studies), infected)
+    odds = fit_infected(classifier, LabelledProfiles(views, labels, studies), infected)
     assert ((odds > 0) == infected).mean() > 0.85
     wide, _, statistics = (torch.tensor(v) for v in views)
     mirrored = statistics.clone()

@@ -7,9 +7,18 @@ import torch
 from torch import Tensor
 
 from cfm.models.cellpulse import CellPulseModule
-from cfm.models.cellpulse._constants import DOWN, HIDDEN, PADDING, UNCHANGED, UP
-from cfm.models.cellpulse._masking import hide, subsample
-from cfm.models.cellpulse._module import Encoded, Tokens, agreement_loss
+from cfm.models.cellpulse._module import (
+    DOWN,
+    MASKED,
+    PADDING,
+    UNCHANGED,
+    UP,
+    Encoded,
+    Tokens,
+    agreement_loss,
+    mask_tokens,
+    subsample,
+)
 
 N_GENES = 60
 N_FACTORS = 7
@@ -66,7 +75,7 @@ def test_shapes() -> None:
 
 
 def test_the_order_of_tokens_carries_no_meaning() -> None:
-    network, tokens = module(), hide(batch(), torch.full((3,), 0.4))[0]
+    network, tokens = module(), mask_tokens(batch(), torch.full((3,), 0.4))[0]
     order = torch.randperm(20)
     moved = Tokens(*(t[:, order] for t in tokens))
     summary, logits, size = outputs(network, tokens)
@@ -124,15 +133,15 @@ def test_what_is_hidden_never_leaks() -> None:
     """Any other truth at the hidden places gives exactly the same predictions."""
     network, target = module(), batch()
     share = torch.full((3,), 0.5)
-    hidden, asked = hide(target, share, torch.Generator().manual_seed(3))
+    hidden, masked = mask_tokens(target, share, torch.Generator().manual_seed(3))
     other = Tokens(
         target.gene,
-        torch.where(asked, 2 - target.state, target.state),
-        torch.where(asked, target.magnitude * 3 + 1, target.magnitude),
+        torch.where(masked, 2 - target.state, target.state),
+        torch.where(masked, target.magnitude * 3 + 1, target.magnitude),
     )
-    hidden_again, asked_again = hide(other, share, torch.Generator().manual_seed(3))
-    assert torch.equal(asked, asked_again)
-    assert 0.3 < asked.float().mean() < 0.7
+    hidden_again, masked_again = mask_tokens(other, share, torch.Generator().manual_seed(3))
+    assert torch.equal(masked, masked_again)
+    assert 0.3 < masked.float().mean() < 0.7
     for found, expected in zip(
         outputs(network, hidden_again), outputs(network, hidden), strict=True
     ):
@@ -142,12 +151,12 @@ def test_what_is_hidden_never_leaks() -> None:
 def test_asking_for_more_genes_does_not_change_the_linear_term() -> None:
     network, tokens = module(), batch()
     linear, _, z = network.linear_scores(tokens)
-    asked = Tokens(
+    masked = Tokens(
         torch.cat([tokens.gene, (tokens.gene[:, :6] + 1) % N_GENES], 1),
-        torch.cat([tokens.state, torch.full((3, 6), HIDDEN)], 1),
+        torch.cat([tokens.state, torch.full((3, 6), MASKED)], 1),
         torch.cat([tokens.magnitude, torch.full((3, 6), torch.nan)], 1),
     )
-    more, _, same = network.linear_scores(asked)
+    more, _, same = network.linear_scores(masked)
     assert_close(more[:, :20], linear)
     assert_close(same, z)
 
@@ -155,8 +164,8 @@ def test_asking_for_more_genes_does_not_change_the_linear_term() -> None:
 def test_visible_tokens_do_reach_the_hidden_ones() -> None:
     network, tokens = module(), batch()
     state = tokens.state.clone()
-    state[:, 10:] = HIDDEN
-    hidden = Tokens(tokens.gene, state, tokens.magnitude.masked_fill(state == HIDDEN, float("nan")))
+    state[:, 10:] = MASKED
+    hidden = Tokens(tokens.gene, state, tokens.magnitude.masked_fill(state == MASKED, float("nan")))
     flipped = hidden._replace(state=torch.where(state < 3, 2 - state, state))
     _, logits, _ = outputs(network, hidden)
     _, other, _ = outputs(network, flipped)
@@ -178,7 +187,7 @@ def test_the_factor_mask_takes_factors_away() -> None:
 
 
 def test_rotating_the_factors_changes_nothing() -> None:
-    network, tokens = module(), hide(batch(), torch.full((3,), 0.4))[0]
+    network, tokens = module(), mask_tokens(batch(), torch.full((3,), 0.4))[0]
     summary, logits, size = outputs(network, tokens)
     rotation, _ = torch.linalg.qr(torch.randn(N_FACTORS, N_FACTORS))
     network.rotate_factors(rotation)
@@ -206,7 +215,7 @@ def test_before_training_the_linear_term_speaks_alone() -> None:
     torch.manual_seed(0)
     network = CellPulseModule(N_GENES, n_factors=N_FACTORS, dim=32, n_heads=2)
     network.set_gene_factors(torch.randn(N_GENES, N_FACTORS), torch.zeros(N_FACTORS).long())
-    tokens = hide(batch(), torch.full((3,), 0.4))[0]
+    tokens = mask_tokens(batch(), torch.full((3,), 0.4))[0]
     logits, size = network.eval().predict_tokens(network.encode(tokens))
     linear, _, _ = network.linear_scores(tokens)
     assert_close(logits, torch.stack([-linear, 0 * linear, linear], -1))
@@ -220,7 +229,7 @@ def test_the_size_line_follows_the_level_and_the_usual_size() -> None:
     magnitude = 1.5 + usual
     hidden = torch.zeros_like(gene, dtype=torch.bool)
     hidden[:, ::3] = True
-    tokens = Tokens(gene, torch.where(hidden, HIDDEN, UP), magnitude.masked_fill(hidden, torch.nan))
+    tokens = Tokens(gene, torch.where(hidden, MASKED, UP), magnitude.masked_fill(hidden, torch.nan))
     line = network.size_line(tokens)
     assert torch.corrcoef(torch.stack([line[hidden], magnitude[hidden]]))[0, 1] > 0.999
     flat = magnitude[~hidden].median() - magnitude[hidden]
@@ -232,8 +241,8 @@ def test_the_size_line_follows_the_level_and_the_usual_size() -> None:
 def test_losses_have_gradients_everywhere() -> None:
     network = module(learn_gene_embedding=True)
     target = batch(b=6)
-    hidden, asked = hide(target, torch.full((6,), 0.5))
-    losses = network.losses(hidden, target, asked, groups=torch.tensor([0, 0, 1, 1, 2, 3]))
+    hidden, masked = mask_tokens(target, torch.full((6,), 0.5))
+    losses = network.losses(hidden, target, masked, groups=torch.tensor([0, 0, 1, 1, 2, 3]))
     assert set(losses) == {"direction", "magnitude", "summary", "agreement"}
     torch.stack(list(losses.values())).sum().backward()
     missing = [k for k, p in network.named_parameters() if p.grad is None or not p.grad.any()]
@@ -244,8 +253,8 @@ def test_losses_have_gradients_everywhere() -> None:
 def test_losses_without_magnitudes() -> None:
     network, target = module(), batch()
     target = target._replace(magnitude=torch.full_like(target.magnitude, torch.nan))
-    hidden, asked = hide(target, torch.full((3,), 0.5))
-    losses = network.losses(hidden, target, asked)
+    hidden, masked = mask_tokens(target, torch.full((3,), 0.5))
+    losses = network.losses(hidden, target, masked)
     assert losses["magnitude"] == 0
     assert "agreement" not in losses
     assert all(torch.isfinite(v) for v in losses.values())
@@ -253,9 +262,9 @@ def test_losses_without_magnitudes() -> None:
 
 def test_the_linear_loss_only_reads_genes_that_move() -> None:
     network, target = module(), batch()
-    hidden, asked = hide(target, torch.full((3,), 0.5), torch.Generator().manual_seed(0))
-    loss = network.linear_loss(hidden, target, asked)
-    moved = asked & (target.state != UNCHANGED)
+    hidden, masked = mask_tokens(target, torch.full((3,), 0.5), torch.Generator().manual_seed(0))
+    loss = network.linear_loss(hidden, target, masked)
+    moved = masked & (target.state != UNCHANGED)
     assert loss > 0
     assert_close(network.linear_loss(hidden, target, moved), loss)
 
@@ -297,13 +306,13 @@ def test_agreement_of_strangers_is_nothing() -> None:
 def test_hiding_takes_the_asked_share_and_never_padding() -> None:
     tokens = padded(batch(b=2, n=50), 10)
     share = torch.tensor([0.2, 0.9])
-    hidden, asked = hide(tokens, share, torch.Generator().manual_seed(0))
-    assert not asked[:, 50:].any()
-    assert (asked[:, :50].float().mean(1) - share).abs().max() < 0.2
-    assert (hidden.state[asked] == HIDDEN).all()
-    assert torch.isnan(hidden.magnitude[asked]).all()
+    hidden, masked = mask_tokens(tokens, share, torch.Generator().manual_seed(0))
+    assert not masked[:, 50:].any()
+    assert (masked[:, :50].float().mean(1) - share).abs().max() < 0.2
+    assert (hidden.state[masked] == MASKED).all()
+    assert torch.isnan(hidden.magnitude[masked]).all()
     assert torch.equal(hidden.gene, tokens.gene)
-    assert torch.equal(hidden.state[~asked], tokens.state[~asked])
+    assert torch.equal(hidden.state[~masked], tokens.state[~masked])
 
 
 def test_subsampling_keeps_tokens_whole_and_padding_last() -> None:

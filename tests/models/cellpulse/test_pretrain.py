@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 import cfm
 from cfm.metrics import GeneMean, MajoritySign
 from cfm.models import CellPulse
-from cfm.models.cellpulse._pretrain import held_out_studies
+from cfm.models._lightning import held_out_studies
 from tests._toy import SIZES, TRAINING, hide_half, toy_contrasts
 
 TEST_STUDY = "study3"

@@ -11,9 +11,15 @@ from hypothesis.extra import numpy as hnp
 
 from cfm.data import GeneVocabulary
 from cfm.models.cellpulse import ProfileTokenizer
-from cfm.models.cellpulse._constants import DOWN, HIDDEN, PADDING, UNCHANGED, UP
-from cfm.models.cellpulse._module import Tokens
-from cfm.models.cellpulse._tokens import ask
+from cfm.models.cellpulse._module import (
+    DOWN,
+    MASKED,
+    PADDING,
+    UNCHANGED,
+    UP,
+    Tokens,
+    append_masked,
+)
 
 N_GENES = 12
 VOCABULARY = GeneVocabulary([f"G{i}" for i in range(N_GENES)])
@@ -136,13 +142,13 @@ def test_unchanged_genes_are_found_where_there_are_some() -> None:
         tokenizer.encode(effects, n_unchanged=8)
 
 
-def test_asking_appends_hidden_tokens() -> None:
+def test_masked_tokens_are_appended() -> None:
     tokens = ProfileTokenizer(VOCABULARY, 3).encode(np.ones((2, N_GENES), dtype=np.float32))
-    asked = ask(tokens, np.array([7, 5]))
-    assert asked.gene[:, -2:].tolist() == [[7, 5], [7, 5]]
-    assert (asked.state[:, -2:] == HIDDEN).all()
-    assert torch.isnan(asked.magnitude[:, -2:]).all()
-    assert torch.equal(asked.gene[:, :-2], tokens.gene)
+    longer = append_masked(tokens, torch.tensor([7, 5]))
+    assert longer.gene[:, -2:].tolist() == [[7, 5], [7, 5]]
+    assert (longer.state[:, -2:] == MASKED).all()
+    assert torch.isnan(longer.magnitude[:, -2:]).all()
+    assert torch.equal(longer.gene[:, :-2], tokens.gene)
 
 
 def test_a_context_of_nothing_is_refused() -> None:

@@ -1,10 +1,9 @@
 """CellPulse: differential-expression profiles of viral infection."""
 
-from cfm.models.cellpulse._classify import VirusPrediction
+from cfm.models.cellpulse._classifier import VirusPrediction
+from cfm.models.cellpulse._data import ProfileTokenizer
 from cfm.models.cellpulse._model import CellPulse
-from cfm.models.cellpulse._module import CellPulseModule
-from cfm.models.cellpulse._sizes import SIZES, CellPulseSize
-from cfm.models.cellpulse._tokens import ProfileTokenizer
+from cfm.models.cellpulse._module import SIZES, CellPulseModule, CellPulseSize
 
 __all__ = [
     "SIZES",

@@ -2,30 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models.cellpulse._constants import (
-    N_DIRECTIONS,
-    N_STATES,
-    PADDING,
-    SUMMARY,
-    UNCHANGED,
-    UP,
-)
+from cfm.models._named_sizes import check_sizes
 from cfm.nn import DirectionBlock, LowRankLogistic, MagnitudeEmbedding
 from cfm.nn._distributed import gathered, means_over_processes
+
+if TYPE_CHECKING:
+    from cfm.models._streams import Drawn
+
+# States of a token: the direction of a gene's effect, or why there is none.
+DOWN, UNCHANGED, UP = 0, 1, 2
+N_DIRECTIONS = 3
+#: The direction is masked, and to be predicted.
+MASKED = 3
+#: The summary token, whose output is the embedding of the profile.
+SUMMARY = 4
+N_STATES = 5
+#: Padding of short profiles; attention gives it exactly zero weight.
+PADDING = N_STATES
+
+
+#: Layers of the network that read gene factors.
+_FACTOR_PROJECTIONS = ("gene_projection", "signed_projection", "summary_projection")
+
+
+@dataclass(frozen=True)
+class CellPulseSize:
+    """Sizes of the network; see :class:`CellPulseModule`. ``n_tokens`` is the context."""
+
+    n_tokens: int
+    n_factors: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    ff_mult: int = 4
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    learn_gene_embedding: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(self, dropouts=("dropout", "attention_dropout"))
+
+    def module_arguments(self) -> dict[str, Any]:
+        """Return the constructor arguments of the module."""
+        arguments = asdict(self)
+        del arguments["n_tokens"]
+        return arguments
+
+
+#: ``mini`` is what ships with cfm; ``published`` has the scale that the abstract of CellPulse
+#: implies (no size is published): 2,048 genes of context and over 100 million parameters.
+SIZES = {
+    "mini": CellPulseSize(
+        n_tokens=1024, n_factors=128, dim=128, n_layers=1, n_heads=4, attention_dropout=0.1
+    ),
+    "small": CellPulseSize(n_tokens=1024, n_factors=128, dim=256, n_layers=4, n_heads=8),
+    "base": CellPulseSize(
+        n_tokens=2048, n_factors=256, dim=512, n_layers=8, n_heads=8, learn_gene_embedding=True
+    ),
+    "published": CellPulseSize(
+        n_tokens=2048, n_factors=256, dim=768, n_layers=14, n_heads=12, learn_gene_embedding=True
+    ),
+}
 
 
 class Tokens(NamedTuple):
     """A batch of tokenised profiles.
 
     ``gene`` ``(b, n)`` int64 positions in the vocabulary (0 at padding), ``state`` ``(b, n)`` int64
-    token states, ``magnitude`` ``(b, n)`` float32 log1p(|log2FC|), ``NaN`` where unknown or hidden.
+    token states, ``magnitude`` ``(b, n)`` float32 log1p(|log2FC|), ``NaN`` where unknown or masked.
     """
 
     gene: Tensor
@@ -39,7 +90,7 @@ class Tokens(NamedTuple):
 
 @dataclass
 class Encoded:
-    """What the encoder knows of a batch of profiles.
+    """Output of the encoder for a batch of profiles.
 
     ``summary`` ``(b, dim)`` embedding of each profile, ``tokens`` ``(b, n, dim)``, ``linear``
     ``(b, n)`` direction of every token's gene as the linear gene-gene term scores it, ``genes``
@@ -61,7 +112,7 @@ class CellPulseModule(nn.Module):
     direction-aware (:class:`cfm.nn.DirectionAttention`). A linear term
     (:class:`cfm.nn.LowRankLogistic`) predicts every gene from the visible ones; its prediction is
     both an input feature of the transformer and a term of the direction logits, so that the
-    transformer only has to learn what the linear term cannot say.
+    transformer is only fitted to what the linear term does not explain.
 
     Parameters
     ----------
@@ -97,7 +148,7 @@ class CellPulseModule(nn.Module):
         super().__init__()
         self.n_genes = n_genes
         self.dim = dim
-        # Closed form, see CellPulse.fit_gene_factors; only their relevance is learned.
+        # in closed form, see CellPulse.fit_gene_factors; only their relevance is trained
         self.register_buffer("gene_factors", torch.zeros(n_genes, n_factors))
         self.register_buffer("factor_group", torch.zeros(n_factors, dtype=torch.int64))
         self.log_relevance = nn.Parameter(torch.zeros(1))
@@ -126,7 +177,7 @@ class CellPulseModule(nn.Module):
         for embedding in (self.state_embedding, self.gene_embedding):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=0.02)
-        # The correction starts at nothing: before training the linear term speaks alone.
+        # The correction starts at 0: before training the prediction is that of the linear term.
         nn.init.zeros_(self.direction_head.weight)
         nn.init.zeros_(self.direction_head.bias)
         nn.init.zeros_(self.magnitude_head.weight)
@@ -148,7 +199,7 @@ class CellPulseModule(nn.Module):
         device = self.gene_factors.device
         n_factors = values.shape[1]
         if n_factors != self.gene_factors.shape[1]:
-            for name in ("gene_projection", "signed_projection", "summary_projection"):
+            for name in _FACTOR_PROJECTIONS:
                 old = getattr(self, name)
                 layer = nn.Linear(n_factors, self.dim, bias=old.bias is not None)
                 setattr(self, name, layer.to(device))
@@ -171,7 +222,7 @@ class CellPulseModule(nn.Module):
             ``(n_factors, rank)`` with orthonormal columns; learned relevances are absorbed.
         """
         values = self.scaled_factors() @ rotation
-        for name in ("gene_projection", "signed_projection", "summary_projection"):
+        for name in _FACTOR_PROJECTIONS:
             old = getattr(self, name)
             layer = nn.Linear(rotation.shape[1], self.dim, bias=old.bias is not None)
             layer.to(rotation.device).weight.copy_(old.weight @ rotation)
@@ -190,7 +241,7 @@ class CellPulseModule(nn.Module):
         Parameters
         ----------
         tokens
-            A batch; hidden tokens are predicted, not read.
+            A batch; masked tokens are predicted, not read.
         factor_mask
             ``(b, n_factors)`` of 0 and 1: factors that a profile may be predicted with.
 
@@ -225,8 +276,8 @@ class CellPulseModule(nn.Module):
         spread = (usual - (usual * known).sum(1, keepdim=True) / n) * known
         # One pseudo-observation per unit of variance keeps the slope of a short profile near 0.
         slope = (spread * own).sum(1, keepdim=True) / (spread.square().sum(1, keepdim=True) + 1.0)
-        hidden = torch.full_like(usual, float("nan"))
-        middle = torch.where(known, usual, hidden).nanmedian(1, keepdim=True).values
+        unknown = torch.full_like(usual, float("nan"))
+        middle = torch.where(known, usual, unknown).nanmedian(1, keepdim=True).values
         level = tokens.magnitude.nanmedian(1, keepdim=True).values
         return (level + slope.clamp(0.0, 1.0) * (usual - middle)).nan_to_num(0.0)
 
@@ -282,6 +333,28 @@ class CellPulseModule(nn.Module):
             x = block(x, state)
         return torch.stack(maps, dim=1)
 
+    def attention_rollout(self, tokens: Tokens) -> Tensor:
+        r"""Return the summary's row of the attention rollout, ``(b, n + 1)``; position 0 = summary.
+
+        The heads of a layer are averaged, the residual stream is counted as attention to itself,
+        and layers are multiplied (Abnar & Zuidema 2020): :math:`R = \prod_l (A_l + I) / 2`.
+        """
+        x, state, _, _ = self._embed(tokens)
+        rolled: Tensor | None = None  # (b, n + 1, n + 1)
+        blocks = [cast("DirectionBlock", block) for block in self.blocks]
+        for block in blocks[:-1]:
+            mean = block.attention_weights(x, state).mean(dim=1)
+            step = 0.5 * (mean + torch.eye(mean.shape[-1], device=mean.device))
+            rolled = step if rolled is None else step @ rolled
+            x = block(x, state)
+        # of the last layer only the summary's row is computed
+        last = blocks[-1].attention
+        q, k, _ = last.queries_keys_values(blocks[-1].attention_norm(x), state)
+        row = torch.softmax(q[:, :, :1] @ k.transpose(-1, -2) / last.head_dim**0.5, dim=-1)
+        row = 0.5 * row.mean(dim=1)  # (b, 1, n + 1)
+        row[:, :, 0] += 0.5
+        return (row if rolled is None else row @ rolled)[:, 0]
+
     def predict_tokens(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """Predict the direction and magnitude of every token.
 
@@ -296,11 +369,22 @@ class CellPulseModule(nn.Module):
         correction = self.magnitude_head(encoded.tokens).squeeze(-1)  # (b, n)
         return logits, encoded.size + self.size_correction_weight * correction
 
+    def predict_genes(self, tokens: Tokens, genes: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict genes, ``(m,)`` positions in the vocabulary, from the tokens of profiles.
+
+        Returns
+        -------
+        ``(b, m)`` log-odds of up against down, and ``(b, m)`` log1p(|log2FC|).
+        """
+        logits, magnitude = self.predict_tokens(self.encode(append_masked(tokens, genes)))
+        n = tokens.gene.shape[1]
+        return (logits[..., UP] - logits[..., DOWN])[:, n:], magnitude[:, n:]
+
     def losses(
         self,
-        hidden: Tokens,
+        tokens: Tokens,
         target: Tokens,
-        asked: Tensor,
+        masked: Tensor,
         *,
         groups: Tensor | None = None,
         factor_mask: Tensor | None = None,
@@ -309,12 +393,12 @@ class CellPulseModule(nn.Module):
 
         Parameters
         ----------
-        hidden
-            Tokens with a part of the states set to HIDDEN.
+        tokens
+            Tokens with a part of the states set to ``MASKED``.
         target
-            The same tokens with nothing hidden.
-        asked
-            ``(b, n)`` bool, the hidden ones.
+            The same tokens before masking.
+        masked
+            ``(b, n)`` bool, the masked ones.
         groups
             ``(b,)`` ids of the infected sample; profiles of one sample are made to agree.
         factor_mask
@@ -323,15 +407,15 @@ class CellPulseModule(nn.Module):
         Returns
         -------
         ``direction`` (cross-entropy over down, unchanged, up), ``magnitude`` (Huber, log1p scale),
-        ``summary`` (direction of hidden genes from the summary alone) and, with groups,
+        ``summary`` (direction of masked genes from the summary alone) and, with groups,
         ``agreement`` (InfoNCE). Processes that train together take all over the profiles of all.
         """
-        encoded = self.encode(hidden, factor_mask)
+        encoded = self.encode(tokens, factor_mask)
         logits, size = self.predict_tokens(encoded)
-        direction = F.cross_entropy(logits[asked], target.state[asked], reduction="none")
-        sized = asked & ~torch.isnan(target.magnitude)
+        direction = F.cross_entropy(logits[masked], target.state[masked], reduction="none")
+        sized = masked & ~torch.isnan(target.magnitude)
         error = F.huber_loss(size[sized], target.magnitude[sized], delta=0.5, reduction="none")
-        moved = asked & (target.state != UNCHANGED)
+        moved = masked & (target.state != UNCHANGED)
         recalled = torch.einsum("bd,bnd->bn", self.summary_head(encoded.summary), encoded.genes)
         recalled = recalled / self.dim**0.5
         up = (target.state[moved] == UP).to(recalled.dtype)
@@ -340,29 +424,85 @@ class CellPulseModule(nn.Module):
         sums = ((part.sum(), part.numel()) for part in parts.values())
         out = dict(zip(parts, means_over_processes(*sums), strict=True))
         if groups is not None:
-            # judged by, a batch is there whole in every process
+            # in validation every process has the whole batch
             pair = encoded.summary, groups
             pair = (gathered(pair[0]), gathered(pair[1])) if self.training else pair
             out["agreement"] = agreement_loss(*pair)
         return out
 
     def linear_loss(
-        self, hidden: Tokens, target: Tokens, asked: Tensor, factor_mask: Tensor | None = None
+        self, tokens: Tokens, target: Tokens, masked: Tensor, factor_mask: Tensor | None = None
     ) -> Tensor:
-        """Cross-entropy of the linear term alone on the hidden genes that move."""
-        linear, _, _ = self.linear_scores(hidden, factor_mask)
-        moved = asked & (target.state != UNCHANGED)
+        """Cross-entropy of the linear term alone on the masked genes that move."""
+        linear, _, _ = self.linear_scores(tokens, factor_mask)
+        moved = masked & (target.state != UNCHANGED)
         sign = (target.state[moved] - 1).to(linear.dtype)
         loss = F.softplus(-2.0 * self.linear_weight * linear[moved] * sign)
         return means_over_processes((loss.sum(), loss.numel()))[0]
 
-    def forward(self, tokens: Tokens) -> Encoded:
-        """Alias of :meth:`encode`."""
-        return self.encode(tokens)
+    forward = encode
+
+
+def append_masked(tokens: Tokens, genes: Tensor) -> Tokens:
+    """Append masked tokens of ``genes``, last and in their order, to every profile."""
+    gene = genes.expand(len(tokens.gene), -1)
+    magnitude = torch.full_like(gene, float("nan"), dtype=torch.float32)
+    added = Tokens(gene, torch.full_like(gene, MASKED), magnitude)
+    return Tokens(*(torch.cat(pair, dim=1) for pair in zip(tokens, added, strict=True)))
+
+
+def subsample(
+    tokens: Tokens, n: int, generator: torch.Generator, drawn: Drawn | None = None
+) -> Tokens:
+    """Keep ``n`` random tokens of each profile, padding last; see :func:`mask_tokens`."""
+    if tokens.gene.shape[1] <= n:
+        return tokens
+    order = _draw(tokens, generator, drawn) + (tokens.state == PADDING) * 2.0
+    keep = order.argsort(dim=1)[:, :n]
+    return Tokens(*(t.gather(1, keep) for t in tokens))
+
+
+def mask_tokens(
+    tokens: Tokens,
+    share: Tensor,
+    generator: torch.Generator | None = None,
+    drawn: Drawn | None = None,
+) -> tuple[Tokens, Tensor]:
+    """Mask the state and magnitude of a random part of each profile's tokens.
+
+    Parameters
+    ----------
+    tokens
+        Tokens of which none is masked.
+    share
+        ``(b,)`` share of tokens to mask per profile.
+    generator
+        Source of randomness.
+    drawn
+        Which part of a batch these are, if processes share it; the numbers are drawn for all.
+
+    Returns
+    -------
+    The tokens with a part masked, and ``(b, n)`` bool, the masked ones.
+    """
+    real = tokens.state != PADDING
+    draw = _draw(tokens, generator, drawn).to(tokens.state.device)
+    masked = real & (draw < share.unsqueeze(1))
+    state = torch.where(masked, torch.full_like(tokens.state, MASKED), tokens.state)
+    magnitude = tokens.magnitude.masked_fill(masked, float("nan"))
+    return Tokens(tokens.gene, state, magnitude), masked
+
+
+def _draw(tokens: Tokens, generator: torch.Generator | None, drawn: Drawn | None) -> Tensor:
+    """Draw a number for each token, ``(b, n)``."""
+    if drawn is None:
+        return torch.rand(tokens.state.shape, generator=generator)
+    whole = torch.rand(len(drawn.rows), tokens.state.shape[1], generator=generator)
+    return whole[drawn.part]
 
 
 def mean_or_zero(values: Tensor) -> Tensor:
-    """Return the mean, 0 of no values: a batch in which nothing is asked teaches nothing."""
+    """Return the mean, or 0 if there is no value."""
     return values.sum() / max(1, values.numel())
 
 

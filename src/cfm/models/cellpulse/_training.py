@@ -1,42 +1,54 @@
-"""Pretraining of CellPulse in Lightning."""
+"""Pretraining of CellPulse: losses and optimiser, the sources of profiles, and the run."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 import torch
 
+from cfm.data import ProfileMatrix
+from cfm.data._warn import warn_user
+from cfm.models._lightning import held_out_studies
 from cfm.models._training_plan import TrainingPlan
-from cfm.models.cellpulse._constants import DOWN, UNCHANGED, UP
-from cfm.models.cellpulse._module import mean_or_zero
+from cfm.models.cellpulse._data import ProfileStream, WeightedSource, read_signed_sets
+from cfm.models.cellpulse._gene_factors import GeneFactors
+from cfm.models.cellpulse._module import DOWN, UNCHANGED, UP, mean_or_zero
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from cfm.models._base import PretrainedModel
+    from cfm.models._run import TrainingRun
+    from cfm.models.cellpulse._data import Batch
     from cfm.models.cellpulse._module import CellPulseModule
-    from cfm.models.cellpulse._stream import Batch
 
+#: Steps between two points of the training curves.
+_EPOCH = 25
+_VALIDATION_BATCHES = 16
+#: Peak learning rate of the linear term, and weight decay of the transformer.
+LINEAR_LR, WEIGHT_DECAY = 0.03, 0.05
 #: Weights of the losses beside the direction loss.
 LOSS_WEIGHTS = {"direction": 1.0, "magnitude": 0.2, "summary": 0.2, "agreement": 0.1}
+#: Weights of the transformer's correction that are tried on held-out studies.
 CORRECTION_GRID = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 
 
 class PretrainingPlan(TrainingPlan):
     """Masked direction and magnitude, after the relevance of the gene factors has been fitted.
 
-    The first ``n_linear_steps`` fit the linear term alone; it is then frozen and the transformer
-    learns what is left.
+    The first ``n_linear_steps`` fit the linear term alone; it is then frozen, and the transformer
+    is fitted to what is left.
 
     Parameters
     ----------
     module
         The network.
-    lr, linear_lr
-        Peak learning rates of the transformer and of the linear term.
-    weight_decay
-        Of the transformer.
+    lr
+        Peak learning rate of the transformer.
     n_steps
         Total number of steps, for the schedule.
     n_linear_steps
@@ -47,16 +59,12 @@ class PretrainingPlan(TrainingPlan):
         self,
         module: CellPulseModule,
         *,
-        lr: float = 1e-3,
-        linear_lr: float = 0.03,
-        weight_decay: float = 0.05,
-        n_steps: int = 500,
-        n_linear_steps: int = 80,
+        lr: float,
+        n_steps: int,
+        n_linear_steps: int,
     ) -> None:
         super().__init__(module)
         self.lr = lr
-        self.linear_lr = linear_lr
-        self.weight_decay = weight_decay
         self.n_steps = n_steps
         self.n_linear_steps = n_linear_steps
 
@@ -66,14 +74,14 @@ class PretrainingPlan(TrainingPlan):
         return [m.log_relevance, m.linear.log_ridge, m.linear_weight]
 
     def configure_optimizers(self) -> Any:
-        """AdamW; each part has its learning rate at 0 while the other one learns."""
+        """AdamW; the learning rate of one part is 0 while the other is trained."""
         linear = self.linear_parameters()
         ids = {id(p) for p in linear}
         rest = [p for p in self.module.parameters() if id(p) not in ids]
         optimizer = torch.optim.AdamW(
             [
-                {"params": linear, "lr": self.linear_lr, "weight_decay": 0.0},
-                {"params": rest, "lr": self.lr, "weight_decay": self.weight_decay},
+                {"params": linear, "lr": LINEAR_LR, "weight_decay": 0.0},
+                {"params": rest, "lr": self.lr, "weight_decay": WEIGHT_DECAY},
             ]
         )
         n_linear, n_rest = self.n_linear_steps, max(1, self.n_steps - self.n_linear_steps)
@@ -96,13 +104,14 @@ class PretrainingPlan(TrainingPlan):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on one batch."""
-        hidden, target, asked, groups, mask = batch
         if self.global_step < self.n_linear_steps:
-            loss = self.module.linear_loss(hidden, target, asked, mask)
-            self.write("train", {"linear_loss": loss}, batch_idx, len(groups))
+            loss = self.module.linear_loss(
+                batch.tokens, batch.target, batch.masked, batch.factor_mask
+            )
+            self.write("train", {"linear_loss": loss}, batch_idx, len(batch.groups))
             return loss
         losses = self._losses(batch)
-        self.write("train", losses, batch_idx, len(groups))
+        self.write("train", losses, batch_idx, len(batch.groups))
         return losses["loss"]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -114,18 +123,18 @@ class PretrainingPlan(TrainingPlan):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses and direction accuracy on studies that are not trained on."""
-        hidden, target, asked, groups, mask = batch
         losses = self._losses(batch)
-        logits, _ = self.module.predict_tokens(self.module.encode(hidden, mask))
-        moved = asked & (target.state != UNCHANGED)
-        right = (logits[..., UP] > logits[..., DOWN]) == (target.state == UP)
+        encoded = self.module.encode(batch.tokens, batch.factor_mask)
+        logits, _ = self.module.predict_tokens(encoded)
+        moved = batch.masked & (batch.target.state != UNCHANGED)
+        right = (logits[..., UP] > logits[..., DOWN]) == (batch.target.state == UP)
         accuracy = {"direction_accuracy": mean_or_zero(right[moved].float())}
-        self.write("validation", losses | accuracy, batch_idx, len(groups))
+        self.write("validation", losses | accuracy, batch_idx, len(batch.groups))
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the parts of the loss by name, and ``loss``."""
-        hidden, target, asked, groups, mask = batch
-        losses = self.module.losses(hidden, target, asked, groups=groups, factor_mask=mask)
+        tokens, target, masked, groups, mask = batch
+        losses = self.module.losses(tokens, target, masked, groups=groups, factor_mask=mask)
         total = torch.stack([LOSS_WEIGHTS[k] * v for k, v in losses.items()]).sum()
         return {f"{k}_loss": v for k, v in losses.items()} | {"loss": total}
 
@@ -134,16 +143,16 @@ class PretrainingPlan(TrainingPlan):
 def fit_correction_weights(module: CellPulseModule, batches: Sequence[Batch]) -> None:
     """Choose how much of the transformer's corrections to use, on batches of held-out studies.
 
-    Stores in the module the weights of :data:`CORRECTION_GRID` with the fewest wrong hidden
-    directions and the smallest absolute error of the hidden magnitudes; the smaller wins ties.
+    Stores in the module the weights of :data:`CORRECTION_GRID` with the fewest wrong directions
+    and the smallest absolute error of the magnitudes of masked tokens, the smaller one if equal.
     """
     module.eval()
     direction = torch.zeros(len(CORRECTION_GRID))
     size = torch.zeros(len(CORRECTION_GRID))
-    for hidden, target, asked, _, mask in batches:
-        encoded = module.encode(hidden, mask)
-        moved = asked & (target.state != UNCHANGED)
-        sized = asked & ~torch.isnan(target.magnitude)
+    for tokens, target, masked, _, mask in batches:
+        encoded = module.encode(tokens, mask)
+        moved = masked & (target.state != UNCHANGED)
+        sized = masked & ~torch.isnan(target.magnitude)
         up = target.state[moved] == UP
         for i, weight in enumerate(CORRECTION_GRID):
             module.correction_weight.fill_(weight)
@@ -155,3 +164,104 @@ def fit_correction_weights(module: CellPulseModule, batches: Sequence[Batch]) ->
             size[i] += mean_or_zero(error).cpu()
     module.correction_weight.fill_(CORRECTION_GRID[int(direction.argmin())])
     module.size_correction_weight.fill_(CORRECTION_GRID[int(size.argmin())])
+
+
+def pretrain(model: PretrainedModel, run: TrainingRun, *, sample_key: str) -> None:
+    """Pretrain a CellPulse on its registered contrasts; see :meth:`CellPulse.train`.
+
+    Parameters
+    ----------
+    model
+        A CellPulse with data.
+    run
+        With the arguments of ``train``.
+    sample_key
+        Registry key of the column with the infected sample.
+    """
+    given, module = run.arguments, model.module
+    effects, studies = model.registered_profiles()
+    held_out = held_out_studies(studies, given["validation_share"], given["seed"])
+    validation = np.isin(studies, held_out)
+    if (studies == "").all():
+        warn_user(
+            "The data were registered without study_key: each contrast is predicted from gene "
+            "factors that it helped to make, and nothing is held out to check. Register the "
+            "study of each contrast."
+        )
+    samples = model.registered_categories(sample_key)
+    alone = np.arange(len(samples)).astype(str).astype(object)
+    # one name in two studies means two samples
+    group = pd.factorize(np.where(samples == "", alone, studies + "|" + samples))[0]
+    genes = model.vocabulary.genes
+
+    def contrasts(rows: np.ndarray, share: float = 1.0) -> WeightedSource:
+        part = effects[rows] if isinstance(effects, np.ndarray) else effects.only(rows)
+        matrix = ProfileMatrix(part, genes, study=studies[rows], group=group[rows])
+        return WeightedSource(matrix, model.vocabulary.align(genes), share)
+
+    further = given["sources"] or {}
+    share = 1.0 - (given["source_share"] if further else 0.0)
+    share -= given["signed_set_share"] if model.signed_sets is not None else 0.0
+    if share <= 0:
+        raise ValueError("source_share and signed_set_share leave nothing for the contrasts.")
+    sources = [contrasts(~validation, share)]
+    for name, source in further.items():
+        if name not in held_out:
+            where = model.vocabulary.align(source.var_names)
+            each = given["source_share"] / len(further)
+            sources.append(WeightedSource(source, where, each, study=name))
+    if model.signed_sets is not None:
+        names = model.signed_sets.var_names
+        matrix = ProfileMatrix(read_signed_sets(model.signed_sets), names, has_magnitude=False)
+        where = model.vocabulary.align(matrix.var_names)
+        of_sets = given["signed_set_share"]
+        sources.append(WeightedSource(matrix, where, of_sets, has_magnitude=False))
+
+    settings: dict[str, Any] = {
+        "n_tokens": given["tokens_per_profile"],
+        "n_unchanged": given["n_unchanged"],
+    }
+    n_linear_steps = given["n_linear_steps"]
+    factors = model.fitted_factors
+    if factors is None:  # compressed ones are of no study
+        values = module.gene_factors.cpu().numpy()
+        factors = GeneFactors(values, np.full(values.shape[1], "", dtype=object))
+    training = ProfileStream(
+        sources,
+        model.tokenizer,
+        factors,
+        batch_size=given["batch_size"],
+        n_processes=run.n_processes,
+        n_batches=_EPOCH,
+        n_linear_batches=n_linear_steps,
+        seed=given["seed"],
+        **settings,
+    )
+    checks: list[Batch] = []
+    if validation.any():
+        check = ProfileStream(
+            [contrasts(validation)],
+            model.tokenizer,
+            factors,
+            batch_size=given["batch_size"] * run.n_processes,  # each process has all of it
+            n_batches=_VALIDATION_BATCHES,
+            n_linear_batches=_VALIDATION_BATCHES,  # whole profiles, as in use
+            seed=given["seed"] + 1,
+            **settings,
+        )
+        checks = list(check)
+    n_steps = given["max_steps"]
+    run.count_steps(training.n_batches, default_epochs=1)
+    plan = PretrainingPlan(module, lr=given["lr"], n_steps=n_steps, n_linear_steps=n_linear_steps)
+    try:
+        run.fit(plan, training, checks)
+    finally:
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+    if checks:
+        device = model.device
+        fit_correction_weights(module, [batch.to(device) for batch in checks])
+    model.compress_factors()
+    module.eval()
+    model.trained_here(studies, training_seed=given["seed"], max_steps=n_steps)
+    run.raise_if_interrupted()

@@ -1,4 +1,4 @@
-"""Closed-form gene factors: what the linear gene-gene term of CellPulse knows before training."""
+"""Gene factors in closed form: the linear gene-gene term of CellPulse before training."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class GeneFactors:
         ``(n_genes, n_factors)`` float32.
     group
         ``(n_factors,)`` object: the study a factor was made from, ``""`` for none. A training
-        profile is predicted without the factors of its own study, else the linear term would
-        have seen the answer and the transformer would learn to trust it blindly.
+        profile is predicted without the factors of its own study: otherwise the linear term would
+        be fitted to the answer, and the transformer would learn to rely on it.
     """
 
     values: np.ndarray
@@ -59,8 +59,8 @@ def fitted_rows(
 def graded_direction(effects: np.ndarray, n_top: int = 1000) -> np.ndarray:
     r"""Return :math:`\tanh(x / x_{(k)})`, with :math:`x_{(k)}` the k-th largest ``|x|`` of a row.
 
-    Strong effects count by their direction alone, weak ones by their size; profiles of any scale
-    become comparable. ``NaN`` becomes 0.
+    Strong effects count by their direction alone and weak ones by their size, so that profiles of
+    any scale can be compared. ``NaN`` becomes 0.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def graded_direction(effects: np.ndarray, n_top: int = 1000) -> np.ndarray:
     strength = np.abs(x)
     k = min(n_top, x.shape[1])
     threshold = np.partition(strength, x.shape[1] - k, axis=1)[:, x.shape[1] - k]
-    # A profile with fewer than k effects has threshold 0: its weakest effect takes its place.
+    # of a profile with fewer than k effects the weakest one is the threshold
     weakest = np.where(strength > 0, strength, np.inf).min(axis=1)
     threshold = np.where(threshold > 0, threshold, weakest)
     return np.tanh(x / np.maximum(threshold, 1e-6)[:, None]).astype(np.float32)
@@ -83,7 +83,6 @@ def fit_gene_factors(
     effects: np.ndarray,
     groups: Sequence[str] | np.ndarray,
     *,
-    weights: np.ndarray | None = None,
     signed_sets: sp.spmatrix | None = None,
     n_set_factors: int = 96,
     max_contrast_factors: int = 256,
@@ -105,8 +104,6 @@ def fit_gene_factors(
         ``(n, n_genes)`` log2 fold changes, ``NaN`` = not measured.
     groups
         ``(n,)`` study of each profile.
-    weights
-        ``(n,)`` further relative weight of each profile.
     signed_sets
         ``(m, n_genes)`` of −1, 0, 1.
     n_set_factors
@@ -133,9 +130,7 @@ def fit_gene_factors(
             owner.append(np.full(rank, "", dtype=object))
     if n:
         studies, study = np.unique(names.astype(str), return_inverse=True)
-        size = np.bincount(study)
-        weight = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
-        weight = weight / size[study]
+        weight = 1.0 / np.bincount(study)[study]
         weight /= weight.sum()
         direction = graded_direction(effects)
         direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
@@ -152,7 +147,7 @@ def fit_gene_factors(
         raise ValueError("Gene factors need at least one profile or signed gene set; found none.")
     factors = np.hstack(blocks)
     variance = np.square(factors).sum(axis=1)
-    # Mean over genes weighted by how much they move: the genes a profile is made of.
+    # mean over genes, weighted by how much they move
     factors /= np.sqrt(np.square(variance).sum() / max(variance.sum(), 1e-30))
     factors = np.hstack([factors, np.full((n_genes, 1), np.sqrt(constant))])
     owner.append(np.array([""], dtype=object))
@@ -184,15 +179,21 @@ def usual_sizes(effects: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.n
     return ((weight * (size - level)).sum(axis=0) / (total + 2.0)).astype(np.float32)
 
 
-def compress(values: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    r"""Reduce factors to a rank: :math:`F \approx F' R^\top` with orthonormal :math:`R`.
+def leading_rotation(values: np.ndarray, rank: int) -> np.ndarray:
+    r"""Return the orthonormal :math:`R` of the best approximation :math:`F \approx (F R) R^\top`.
+
+    Parameters
+    ----------
+    values
+        ``(n_genes, n_factors)`` factors :math:`F`.
+    rank
+        Number of factors to keep.
 
     Returns
     -------
-    ``(n_genes, rank)`` factors :math:`F' = F R` and ``(n_factors, rank)`` rotation :math:`R`.
-    A linear map :math:`W` that reads :math:`F` reads :math:`F'` as :math:`W R`.
+    ``(n_factors, rank)`` float32. A linear map :math:`W` of :math:`F` is :math:`W R` of
+    :math:`F R`.
     """
-    # Through the small Gram matrix: (n_factors, n_factors) instead of an SVD over all genes.
+    # by the small Gram matrix, (n_factors, n_factors), instead of an SVD over all genes
     _, vectors = np.linalg.eigh(values.T.astype(np.float64) @ values)
-    rotation = vectors[:, ::-1][:, :rank].astype(np.float32)
-    return values @ rotation, rotation
+    return np.asarray(vectors[:, ::-1][:, :rank].astype(np.float32))

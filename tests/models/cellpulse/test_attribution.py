@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cfm.models import CellPulse
-from cfm.models.cellpulse._explain import INFECTED_BASELINE, GatedOdds, target_odds
+from cfm.models.cellpulse._attribution import INFECTED_BASELINE, GatedOdds, target_odds
 from tests._toy import SIZES, toy_contrasts
 
 
@@ -63,7 +63,7 @@ def test_response_attributions_add_up_but_for_statistics_that_count(
     with torch.no_grad():
         fresh.classifier.infected_statistics[[1, 3, 6]] = 0.0
     shares = fresh.integrated_gradients(effects, "response", n_steps=64)
-    score = GatedOdds(fresh, fresh.classifier, effects, None)
+    score = GatedOdds(fresh.classifier, torch.from_numpy(effects), None)
     with torch.no_grad():
         full = score(torch.ones(effects.shape))
         start = score(torch.full(effects.shape, INFECTED_BASELINE))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import cfm.models.cellpulse._core as core
+import cfm.models.cellpulse._model as module
 from cfm.models import CellPulse
-from cfm.models.cellpulse._factors import fitted_rows
-from cfm.models.cellpulse._registered import StoredEffects
+from cfm.models.cellpulse._data import StoredEffects
+from cfm.models.cellpulse._gene_factors import fitted_rows
 from tests._toy import SIZES, TRAINING, toy_contrasts
 
 
@@ -29,7 +29,7 @@ def backed(folder: Path) -> ad.AnnData:
 def test_rows_are_read_when_asked_for(tmp_path, monkeypatch) -> None:
     genes = ["ABSENT", *toy_contrasts().var_names[200:100:-1]]
     expected, studies = model_of(toy_contrasts(), vocabulary=genes).registered_effects()
-    monkeypatch.setattr(core, "MAX_HELD_BYTES", 0)
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 0)
     stored, found = model_of(backed(tmp_path), vocabulary=genes).registered_profiles()
     assert isinstance(stored, StoredEffects)
     assert found.tolist() == studies.tolist()
@@ -46,7 +46,7 @@ def test_rows_are_read_when_asked_for(tmp_path, monkeypatch) -> None:
 def test_training_does_not_depend_on_what_is_held(store, tmp_path, monkeypatch) -> None:
     expected = model_of(toy_contrasts())
     expected.train(3, n_linear_steps=1, **TRAINING)
-    monkeypatch.setattr(core, "MAX_HELD_BYTES", 0)
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 0)
     monkeypatch.setattr(CellPulse, "registered_effects", None)  # that would hold everything
     found = model_of(store(tmp_path))
     found.train(3, n_linear_steps=1, **TRAINING)
@@ -55,7 +55,7 @@ def test_training_does_not_depend_on_what_is_held(store, tmp_path, monkeypatch) 
 
 
 def test_values_are_checked_when_read(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(core, "MAX_HELD_BYTES", 0)
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 0)
     adata = toy_contrasts()
     adata.X[3, 4] = np.inf
     with pytest.raises(ValueError, match="holds infinite values"):
@@ -80,13 +80,15 @@ def test_factors_are_fitted_to_some_of_many_rows() -> None:
 def test_the_model_is_fitted_to_no_more_than_that(monkeypatch) -> None:
     adata = toy_contrasts()
     asked: list[int] = []
-    original = core.fit_gene_factors
+    original = module.fit_gene_factors
 
     def fit(effects, studies, **keywords):
         asked.append(len(effects))
         return original(effects, studies, **keywords)
 
-    monkeypatch.setattr(core, "fit_gene_factors", fit)
-    monkeypatch.setattr(core, "fitted_rows", lambda studies, seed: fitted_rows(studies, n_most=20))
+    monkeypatch.setattr(module, "fit_gene_factors", fit)
+    monkeypatch.setattr(
+        module, "fitted_rows", lambda studies, seed: fitted_rows(studies, n_most=20)
+    )
     model_of(adata)
     assert asked == [20]
