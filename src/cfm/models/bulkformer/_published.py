@@ -1,4 +1,4 @@
-"""Published BulkFormer weights, in the folder layout of their authors."""
+"""Published BulkFormer weights, in the authors' folder layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from cfm.hub import load_torch
 from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
-from cfm.models.bulkformer._sizes import BulkFormerSize
+from cfm.models.bulkformer._module import BulkFormerSize
 from cfm.nn._graph import check_graph
 from cfm.nn._performer import PERFORMER_NAMES
 
@@ -29,7 +29,7 @@ _COUNTER = ".proj_updater.calls_since_last_redraw"
 _LAYER = re.compile(r"gb_formers\.(\d+)\.f\.(\d+)\.net\.layers\.0\.(.+)")
 _BLOCK = re.compile(r"gb_formers\.(\d+)\.(.+)")
 
-#: Our names by the authors', of what is there once, per block and per Performer layer.
+#: Our names by the authors': parts of the network, and tensors of a block.
 _ONCE = {
     "gene_emb_onehot_layer": "gene_embedding",
     "gene_emb_proj": "gene_projection",
@@ -120,8 +120,8 @@ def convert_state(
     Raises
     ------
     ValueError
-        If it is of another generation, or holds something unexpected, two versions of one tensor,
-        or sizes that contradict each other.
+        If it is of another generation, or has unexpected entries, two versions of one tensor, or
+        sizes that contradict each other.
     """
     plain = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     if len(plain) != len(state):
@@ -146,7 +146,7 @@ def convert_state(
 
 
 def _check_generation(state: dict[str, Tensor], where: str) -> None:
-    """Refuse the two other generations of BulkFormer, by name."""
+    """Raise an error that names the generation, if it is not the supported one."""
     expected = "expected the five-size family of December 2025 (v2), which this version reads"
     if any(k.startswith(("performer.net.", "graph_block.")) for k in state) or (
         "expression_scale" in state
@@ -169,7 +169,7 @@ def _check_generation(state: dict[str, Tensor], where: str) -> None:
 
 
 def _without_copies(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Drop what the authors store twice, after checking that both say the same."""
+    """Drop the authors' copies of tensors, after a check that they are equal."""
     kept = {k: v for k, v in state.items() if _COPY not in k and not k.endswith(_COUNTER)}
     for key, value in state.items():
         if _COPY not in key:
@@ -184,7 +184,7 @@ def _without_copies(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
 
 
 def _our_name(key: str) -> str | None:
-    """Return our name of a tensor, ``None`` where there is none."""
+    """Return our name of a tensor, ``None`` for an unknown one."""
     if key == "expr_emb.inv_freq":
         return "expression_embedding.frequencies"
     if match := _LAYER.fullmatch(key):
@@ -199,7 +199,7 @@ def _our_name(key: str) -> str | None:
 
 
 def _sizes(tensors: dict[str, Tensor], where: str) -> tuple[BulkFormerSize, int]:
-    """Read the sizes off the weights."""
+    """Return sizes and number of genes by the shapes of the weights."""
     try:
         n_genes, dim = tensors["gene_embedding.weight"].shape
         n_features, head_dim = tensors["blocks.0.layers.0.attention.features"].shape
