@@ -82,7 +82,7 @@ def test_a_checkpoint_without_copies_is_read(folder: Path) -> None:
             del state[key]
 
     edit(folder, drop)
-    assert read_published(folder).size.n_layers == 2
+    assert read_published(folder).config["size"]["n_layers"] == 2
 
 
 @pytest.mark.parametrize(

@@ -59,26 +59,22 @@ class Signatures:
     values: np.ndarray
     signed: bool
 
-    def only(self, rows: np.ndarray) -> Signatures:
-        """Return some of the signatures."""
-        return Signatures(
-            self.compound[rows], self.sample[rows], self.positions, self.values[rows], self.signed
-        )
-
 
 def compound_key(name: object) -> str:
     """Return the name of a compound without regard to case."""
     return str(name).strip().casefold()
 
 
-def read_signatures(signatures: Any, vocabulary: GeneVocabulary) -> Signatures:
-    """Read signatures; see :meth:`BulkFormer.train_compounds`.
+def read_signatures(
+    signatures: Any, vocabulary: GeneVocabulary, features: pd.DataFrame | None
+) -> Signatures:
+    """Read the signatures of compounds with features; see :meth:`BulkFormer.train_compounds`.
 
     Raises
     ------
     TypeError, KeyError, ValueError
         If they have another form, lack a column, contain values that cannot be used, or share
-        no gene with the model.
+        no gene with the model, or if too few compounds have features.
     """
     if isinstance(signatures, AnnData):
         table, signed = _table_of_anndata(signatures), False
@@ -100,13 +96,27 @@ def read_signatures(signatures: Any, vocabulary: GeneVocabulary) -> Signatures:
     kept = ~np.isnan(values).all(axis=1) & (np.nan_to_num(values) != 0).any(axis=1)
     if not kept.any():
         raise ValueError("No signature has a change of one of the model's genes.")
-    index, values = table.index[kept], values[kept]
-    measured = ~np.isnan(values).all(axis=0)
+    measured = ~np.isnan(values[kept]).all(axis=0)
+    compound = table.index.get_level_values(0)
+    has_features = np.ones(len(compound), dtype=bool)
+    if features is not None:
+        has_features = compound.isin(features.index)
+    n_lost = compound[kept & ~has_features].nunique()
+    kept &= has_features
+    n_found = compound[kept].nunique()
+    if n_found < MIN_COMPOUNDS:
+        raise ValueError(
+            f"Found {n_found} compounds with a signature"
+            f"{'' if features is None else ' and features'}; at least {MIN_COMPOUNDS} are needed. "
+            "Check that names agree (case does not matter)."
+        )
+    if n_lost:
+        warn_user(f"{n_lost} of {n_lost + n_found} compounds have no features and are left out.")
     return Signatures(
-        index.get_level_values(0).to_numpy(dtype=object),
-        index.get_level_values(1).to_numpy(dtype=object),
+        compound[kept].to_numpy(dtype=object),
+        table.index.get_level_values(1)[kept].to_numpy(dtype=object),
         alignment.positions[order][measured].astype(np.int64),
-        values[:, measured],
+        values[kept][:, measured],
         signed,
     )
 
@@ -141,29 +151,6 @@ def read_features(features: Any) -> pd.DataFrame:
     if not np.isfinite(table.to_numpy()).all() or not table.shape[1]:
         raise ValueError("features= holds NaN or infinite values, or no column.")
     return table.set_axis([str(c) for c in table.columns], axis=1)
-
-
-def with_features(signatures: Signatures, features: pd.DataFrame | None) -> Signatures:
-    """Return the signatures of compounds with features; warn if others are left out.
-
-    Raises
-    ------
-    ValueError
-        If too few compounds are left.
-    """
-    known = np.ones(len(signatures.compound), dtype=bool)
-    if features is not None:
-        known = pd.Index(signatures.compound).isin(features.index)
-    lost = len(set(signatures.compound[~known]))
-    found = len(set(signatures.compound[known]))
-    if found < MIN_COMPOUNDS:
-        raise ValueError(
-            f"Found {found} compounds with a signature{'' if features is None else ' and features'}"
-            f"; at least {MIN_COMPOUNDS} are needed. Check that names agree (case does not matter)."
-        )
-    if lost:
-        warn_user(f"{lost} of {lost + found} compounds have no features and are left out.")
-    return signatures.only(np.flatnonzero(known))
 
 
 def _table_of_frame(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -358,15 +345,10 @@ class CompoundHead(nn.Module):
         return head
 
     @torch.no_grad()
-    def start_from(self, mean: Tensor, deviations: Tensor) -> None:
-        """Set the mean, and the genes' factors to the principal directions of the signatures.
+    def _start_from(self, mean: Tensor, deviations: Tensor) -> None:
+        """Set the mean, and the gene factors to the principal directions of the deviations.
 
-        Parameters
-        ----------
-        mean
-            ``(n_genes,)`` mean change over the compounds.
-        deviations
-            ``(signatures, n_genes)`` difference of each from the mean, 0 where it is not known.
+        ``deviations`` are ``(signatures, n_genes)``, 0 where not known.
         """
         self.mean.copy_(mean)
         rank = min(self.rank, *deviations.shape)
@@ -489,7 +471,7 @@ class CompoundHead(nn.Module):
             weight = torch.where(values != 0, weight, weight * unlisted_weight)
         train = np.flatnonzero(~held_out)
         mean = _mean(weight[train], values[train])
-        self.start_from(mean, torch.where(weight[train] > 0, values[train] - mean, 0.0))
+        self._start_from(mean, torch.where(weight[train] > 0, values[train] - mean, 0.0))
         networks = [p for p in self.parameters() if p is not self.gene_factors]
         optimizer = torch.optim.AdamW(
             [

@@ -38,7 +38,6 @@ from cfm.models.bulkformer._compounds import (
     compound_key,
     read_features,
     read_signatures,
-    with_features,
 )
 from cfm.models.bulkformer._data import (
     ExpressionReader,
@@ -46,7 +45,6 @@ from cfm.models.bulkformer._data import (
     check_mask,
     graph_of_data,
     graph_tensors,
-    vocabulary_of,
 )
 from cfm.models.bulkformer._factor_model import LocalFactorModel
 from cfm.models.bulkformer._module import (
@@ -57,7 +55,7 @@ from cfm.models.bulkformer._module import (
     BulkFormerSize,
     lower_genes,
 )
-from cfm.models.bulkformer._published import Published, is_published, read_published
+from cfm.models.bulkformer._published import GENES_FILE, is_published, read_published
 from cfm.models.bulkformer._training import (
     MaskedExpressionPlan,
     SampleStream,
@@ -76,7 +74,6 @@ Pooling = Literal["mean", "max", "median"]
 PerturbationKind = Literal["auto", "gene", "compound"]
 
 _MAX_EPOCHS = 30
-_GENES_FILE = "genes.txt"
 #: Names in a checkpoint of what a model may hold beside its network.
 _LINEAR_TERM, _COMPOUNDS = "linear_term", "compounds"
 
@@ -909,9 +906,8 @@ class BulkFormer(PretrainedModel):
         them predicts directions, not changes of log TPM.
         """
         self.require_genes()
-        known = read_signatures(signatures, self.vocabulary)
         table = None if features is None else read_features(features)
-        known = with_features(known, table)
+        known = read_signatures(signatures, self.vocabulary, table)
         reader = self._reader(baseline, layer)
         profiles, sample = baseline_profiles(reader.read_all(), baseline.obs_names, known)
         genes = torch.from_numpy(known.positions).to(self.device)
@@ -1079,54 +1075,14 @@ class BulkFormer(PretrainedModel):
             if genes is not None:
                 raise ValueError("genes= is for weights without a gene list; this has its own.")
             return super().from_pretrained(source, adata, device=device)
-        published = read_published(path)
-        model = cls._from_published(published, genes)
-        model.checkpoint_name = published.name
-        model.checkpoint_sha256 = published.sha256
+        checkpoint = read_published(path, genes)
+        model = cls._from_checkpoint(checkpoint, adata)
+        model.checkpoint_name = checkpoint.name
+        model.checkpoint_sha256 = checkpoint.sha256
         model.is_trained_ = True
-        if adata is not None:
-            model.attach(adata)
         model.to_device(device)
         model.module.eval()
         return model
-
-    @classmethod
-    def _from_published(cls, published: Published, genes: Sequence[str] | None) -> Self:
-        names = list(genes) if genes is not None else published.genes
-        if names is not None and len(names) != published.n_genes:
-            raise ValueError(
-                f"genes= names {len(names)} genes; the weights have {published.n_genes}."
-            )
-        tensors = published.tensors | {
-            "gene_offset": torch.zeros(published.n_genes),
-            "edges": published.edges,
-            "edge_weights": published.edge_weights,
-        }
-        unnamed = [f"gene {i + 1}" for i in range(published.n_genes)]
-        vocabulary = GeneVocabulary(unnamed) if names is None else vocabulary_of(names)
-        with validate_config("BulkFormer", published.name, tensors):
-            model = cls(vocabulary=vocabulary, size=published.size)
-        model.knows_genes = names is not None
-        model._fill(tensors, published.name)
-        return model
-
-    def _fill(self, tensors: dict[str, torch.Tensor], name: str) -> None:
-        """Load weights and graph into a model on the ``meta`` device."""
-        # The number of edges is not a size of the model.
-        for key in ("edges", "edge_weights"):
-            if key in tensors:
-                buffer = getattr(self.module, key)
-                setattr(self.module, key, buffer.new_empty(tensors[key].shape))
-        extra = self._extra_parts()
-        prefixes = tuple(f"{part}." for part in extra)
-        network = {k: v for k, v in tensors.items() if not k.startswith(prefixes)}
-        load_weights(self.module, network, name)
-        for part, module in extra.items():
-            load_weights(module, tensors, name, prefix=f"{part}.")
-        try:
-            check_graph(self.module.edges, self.module.edge_weights, self.module.n_genes)
-        except ValueError as error:
-            raise ValueError(f"The graph of checkpoint {name!r} is damaged. {error}") from error
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         width = 0 if self.module.gene_embedding is not None else self.module.gene_features.shape[1]
@@ -1142,7 +1098,7 @@ class BulkFormer(PretrainedModel):
         tensors = dict(self.module.state_dict())
         for name, part in self._extra_parts().items():
             tensors |= part.state_dict(prefix=f"{name}.")
-        return tensors, config, {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"}
+        return tensors, config, {GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"}
 
     def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         out = super()._compacted(tensors)
@@ -1153,13 +1109,13 @@ class BulkFormer(PretrainedModel):
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
-        config = dict(checkpoint.config)
-        with validate_config("BulkFormer", checkpoint.name, checkpoint.tensors):
+        config, tensors, name = dict(checkpoint.config), checkpoint.tensors, checkpoint.name
+        with validate_config("BulkFormer", name, tensors):
             size = BulkFormerSize(**config.pop("size"))
             width = check_whole("n_gene_features", config.pop("n_gene_features"), 0)
             knows_genes = check_flag("knows_genes", config.pop("knows_genes"))
             linear_term, compounds = config.pop(_LINEAR_TERM, None), config.pop(_COMPOUNDS, None)
-            genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
+            genes = GeneVocabulary(checkpoint.files[GENES_FILE].splitlines())
             model = cls(vocabulary=genes, size=size)
             if width:
                 model.module = BulkFormerModule(
@@ -1170,7 +1126,21 @@ class BulkFormer(PretrainedModel):
             if compounds is not None:
                 model.compound_head = CompoundHead(**compounds).eval()
         model.knows_genes = knows_genes
-        model._fill(checkpoint.tensors, checkpoint.name)
+        # The number of edges is not a setting.
+        for key in ("edges", "edge_weights"):
+            if key in tensors:
+                buffer = getattr(model.module, key)
+                setattr(model.module, key, buffer.new_empty(tensors[key].shape))
+        parts = model._extra_parts()
+        prefixes = tuple(f"{part}." for part in parts)
+        network = {k: v for k, v in tensors.items() if not k.startswith(prefixes)}
+        load_weights(model.module, network, name)
+        for part, module in parts.items():
+            load_weights(module, tensors, name, prefix=f"{part}.")
+        try:
+            check_graph(model.module.edges, model.module.edge_weights, model.module.n_genes)
+        except ValueError as error:
+            raise ValueError(f"The graph of checkpoint {name!r} is damaged. {error}") from error
         model._summarise()
         model.provenance = config
         if adata is not None:

@@ -335,7 +335,7 @@ class BulkFormerModule(nn.Module):
             out = torch.empty(embedded.shape[:-1], device=embedded.device)
             # Always float32: the precision of the last layer limits that of the result.
             first, last = (prepare(self.head[i], torch.float32) for i in (1, 3))
-            for rows in chunks(self.n_genes, self.tokens_at_once()):
+            for rows in list(chunks(self.n_genes, self.tokens_at_once())):
                 hidden = F.relu(first(self.head[0](embedded[:, rows])))
                 out[:, rows] = last(hidden).squeeze(-1)
         out = F.relu(out.float() + self.gene_offset)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 
-from cfm.hub import load_torch
+from cfm.hub import Checkpoint, load_torch
 from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
+from cfm.models.bulkformer._data import vocabulary_of
 from cfm.models.bulkformer._module import BulkFormerSize
 from cfm.nn._graph import check_graph
 from cfm.nn._performer import PERFORMER_NAMES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 _WEIGHTS = re.compile(r"bulkformer.*\.pt", re.IGNORECASE)
 _GRAPH, _GRAPH_WEIGHTS = "G_tcga.pt", "G_tcga_weight.pt"
 _GENES, _GENES_COLUMN = "bulkformer_gene_info.csv", "ensg_id"
+
+#: Text file of a checkpoint with the genes of the vocabulary, one per line.
+GENES_FILE = "genes.txt"
 
 _COPY = ".proj_updater.instance."
 _COUNTER = ".proj_updater.calls_since_last_redraw"
@@ -47,23 +52,6 @@ _OF_BLOCK = {
 _AGAIN = "download it again, or convert it with the code that wrote it."
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published checkpoint, checked: sizes, weights by our names, graph and gene list.
-
-    ``genes`` are Ensembl ids in the order of the model, ``None`` where the folder has no list.
-    """
-
-    name: str
-    size: BulkFormerSize
-    n_genes: int
-    tensors: dict[str, Tensor]
-    edges: Tensor
-    edge_weights: Tensor
-    genes: list[str] | None
-    sha256: str
-
-
 def is_published(path: Path) -> bool:
     """Whether a folder or file looks like BulkFormer as its authors release it."""
     if path.is_file():
@@ -71,14 +59,16 @@ def is_published(path: Path) -> bool:
     return bool(_weight_files(path)) and not (path / WEIGHTS_NAME).is_file()
 
 
-def read_published(path: Path) -> Published:
-    """Read and check the authors' files.
+def read_published(path: Path, genes: Sequence[str] | None = None) -> Checkpoint:
+    """Return the authors' files, checked, in the form of a checkpoint of this package.
 
     Parameters
     ----------
     path
         A folder with one ``bulkformer_*.pt``, ``G_tcga.pt``, ``G_tcga_weight.pt`` and, optional,
         ``bulkformer_gene_info.csv``; or that ``.pt`` file, beside the others.
+    genes
+        Ensembl ids of the genes, in order, instead of those of the folder.
 
     Raises
     ------
@@ -100,15 +90,26 @@ def read_published(path: Path) -> Published:
             f"{_GRAPH} and {_GRAPH_WEIGHTS} in {folder} do not fit the {n_genes} genes of "
             f"{weights.name}: {error}"
         ) from error
-    return Published(
+    listed = _gene_list(folder, n_genes)
+    names = listed if genes is None else list(genes)
+    if names is not None and len(names) != n_genes:
+        raise ValueError(f"genes= names {len(names)} genes; the weights have {n_genes}.")
+    symbols = [f"gene {i + 1}" for i in range(n_genes)]
+    if names is not None:
+        symbols = vocabulary_of(names).genes.tolist()
+    return Checkpoint(
         name=weights.stem,
-        size=size,
-        n_genes=n_genes,
-        tensors=tensors,
-        edges=edges,
-        edge_weights=edge_weights,
-        genes=_gene_list(folder, n_genes),
+        path=folder,
+        model="BulkFormer",
+        config={"size": asdict(size), "n_gene_features": 0, "knows_genes": names is not None},
+        tensors={
+            **tensors,
+            "gene_offset": torch.zeros(n_genes),
+            "edges": edges,
+            "edge_weights": edge_weights,
+        },
         sha256=sha256_of_file(weights),
+        files={GENES_FILE: "\n".join(symbols)},
     )
 
 
