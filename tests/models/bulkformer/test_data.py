@@ -14,11 +14,8 @@ from hypothesis import strategies as st
 
 import cfm
 from cfm.data import GeneVocabulary
-from cfm.models.bulkformer._data import (
-    ExpressionReader,
-    expression_blocks,
-    vocabulary_of,
-)
+from cfm.models.bulkformer._data import ExpressionReader, expression_blocks
+from cfm.models.bulkformer._published import vocabulary_of
 from tests._bulk import toy_log_tpm
 
 

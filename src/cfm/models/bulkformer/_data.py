@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import torch
 from scipy import sparse
 
 from cfm._sparse_indices import check_sparse
-from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.data._modality import require_anndata
 from cfm.data._row_buffer import RowBuffer
@@ -22,10 +20,13 @@ from cfm.models.bulkformer._module import MISSING
 from cfm.pp import coexpression_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
+    import pandas as pd
     from anndata import AnnData
     from torch import Tensor
+
+    from cfm.data import GeneVocabulary
 
 #: Least number of the model's genes that data must measure.
 MIN_GENES = 50
@@ -47,13 +48,6 @@ _REMEDY = (
     "natural log1p of TPM is expected: make it from counts with cfm.pp.tpm(adata) and pass "
     "layer='log_tpm'."
 )
-
-
-def vocabulary_of(ensembl_ids: Sequence[str]) -> GeneVocabulary:
-    """Return a vocabulary of current symbols; a gene without a symbol of its own keeps its id."""
-    symbols = pd.Index(map_identifiers(list(ensembl_ids), "human").symbol)
-    taken = symbols.duplicated() | (symbols == "") | symbols.isin(ensembl_ids)
-    return GeneVocabulary(np.where(taken, ensembl_ids, symbols).tolist())
 
 
 def align_gene_features(table: pd.DataFrame, vocabulary: GeneVocabulary) -> np.ndarray:

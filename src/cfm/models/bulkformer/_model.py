@@ -54,6 +54,7 @@ from cfm.models.bulkformer._module import (
     BulkFormerModule,
     BulkFormerSize,
     lower_genes,
+    pool_genes,
 )
 from cfm.models.bulkformer._published import GENES_FILE, is_published, read_published
 from cfm.models.bulkformer._training import (
@@ -299,12 +300,7 @@ class BulkFormer(PretrainedModel):
         index = torch.from_numpy(place).to(self.device)
         out = np.empty((adata.n_obs, self.module.dim + N_SUMMARY), dtype=np.float32)
         for rows, embedded in self._embeddings(reader, batch_size, precision):
-            chosen = embedded[:, index]
-            if pooling == "mean":
-                pooled = chosen.mean(1)
-            else:
-                pooled = (chosen.max(1) if pooling == "max" else chosen.median(1)).values
-            out[rows] = pooled.cpu().numpy()
+            out[rows] = pool_genes(embedded[:, index], pooling).cpu().numpy()
         return out
 
     @checks_arguments()
@@ -706,8 +702,8 @@ class BulkFormer(PretrainedModel):
             Neighbouring rows that are shuffled together where there are more than 8,192; 1
             shuffles each row alone, which is slow on disk.
         checkpoint_dir
-            Folder for the state of the training: after a kill the same call resumes from it, to
-            the same weights; see the guide on training.
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
         checkpoint_every
             Optimiser steps between two states.
         enable_progress_bar

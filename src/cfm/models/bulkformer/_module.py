@@ -69,6 +69,13 @@ def _mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))
 
 
+def pool_genes(embedded: Tensor, pooling: str) -> Tensor:
+    """Pool gene embeddings ``(n, n_genes, d)`` to ``(n, d)``: their mean, max or median."""
+    if pooling == "mean":
+        return embedded.mean(1)
+    return (embedded.max(1) if pooling == "max" else embedded.median(1)).values
+
+
 def lower_genes(expression: Tensor, genes: Tensor, remaining: float) -> Tensor:
     """Return log TPM with the TPM of some genes multiplied; missing values stay missing.
 

@@ -6,12 +6,13 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 
+from cfm.data import GeneVocabulary, map_identifiers
 from cfm.hub import Checkpoint, load_torch
 from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
-from cfm.models.bulkformer._data import vocabulary_of
 from cfm.models.bulkformer._module import BulkFormerSize
 from cfm.nn._graph import check_graph
 from cfm.nn._performer import PERFORMER_NAMES
@@ -281,3 +282,10 @@ def _gene_list(folder: Path, n_genes: int) -> list[str] | None:
             f"have {n_genes}: the two belong to different releases."
         )
     return genes
+
+
+def vocabulary_of(ensembl_ids: Sequence[str]) -> GeneVocabulary:
+    """Return a vocabulary of current symbols; a gene without a symbol of its own keeps its id."""
+    symbols = pd.Index(map_identifiers(list(ensembl_ids), "human").symbol)
+    taken = symbols.duplicated() | (symbols == "") | symbols.isin(ensembl_ids)
+    return GeneVocabulary(np.where(taken, ensembl_ids, symbols).tolist())
