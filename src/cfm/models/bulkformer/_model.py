@@ -292,13 +292,11 @@ class BulkFormer(PretrainedModel):
         ValueError
             If the matrix is not log TPM, or too few genes are found.
         """
-        adata = self._adata_or_own(adata)
         reader = self._reader(adata, layer)
-        place = self._positions(genes)
-        if genes is None:
-            place = np.sort(reader.alignment.positions)
+        measured = np.sort(reader.alignment.positions)
+        place = measured if genes is None else self._positions(genes)
         index = torch.from_numpy(place).to(self.device)
-        out = np.empty((adata.n_obs, self.module.dim + N_SUMMARY), dtype=np.float32)
+        out = np.empty((reader.adata.n_obs, self.module.dim + N_SUMMARY), dtype=np.float32)
         for rows, embedded in self._embeddings(reader, batch_size, precision):
             out[rows] = pool_genes(embedded[:, index], pooling).cpu().numpy()
         return out
@@ -330,7 +328,6 @@ class BulkFormer(PretrainedModel):
         embeddings
             ``(b, n_genes, dim + 3)`` float32.
         """
-        adata = self._adata_or_own(adata)
         reader = self._reader(adata, layer)
         index = torch.from_numpy(self._positions(genes)).to(self.device)
         for rows, embedded in self._embeddings(reader, batch_size, precision):
@@ -376,11 +373,10 @@ class BulkFormer(PretrainedModel):
         precision: Precision = "auto",
     ) -> tuple[np.ndarray, int]:
         """Return the result of :meth:`impute`, and how many entries were missing or hidden."""
-        adata = self._adata_or_own(adata)
         reader = self._reader(adata, layer)
-        mask = check_mask(mask, adata)
+        mask = check_mask(mask, reader.adata)
         alignment = reader.alignment
-        out = np.empty(adata.shape, dtype=np.float32)
+        out = np.empty(reader.adata.shape, dtype=np.float32)
         n_missing = 0
         for rows, values, predicted in self._predictions(reader, mask, batch_size, precision):
             filled = np.full(values.shape, np.nan, dtype=np.float32)
@@ -421,14 +417,13 @@ class BulkFormer(PretrainedModel):
         -------
         Samples by genes, float32 log TPM. Of observed genes this is the model's reconstruction.
         """
-        adata = self._adata_or_own(adata)
         reader = self._reader(adata, layer)
         place = self._positions(genes)
-        mask = check_mask(mask, adata)
-        out = np.empty((adata.n_obs, len(place)), dtype=np.float32)
+        mask = check_mask(mask, reader.adata)
+        out = np.empty((reader.adata.n_obs, len(place)), dtype=np.float32)
         for rows, _, predicted in self._predictions(reader, mask, batch_size, precision):
             out[rows] = predicted[:, place]
-        return pd.DataFrame(out, index=adata.obs_names, columns=self.vocabulary.genes[place])
+        return pd.DataFrame(out, index=reader.adata.obs_names, columns=self.vocabulary.genes[place])
 
     @checks_arguments(remaining=NOT_NEGATIVE)
     @torch.inference_mode()
@@ -468,20 +463,19 @@ class BulkFormer(PretrainedModel):
         ValueError
             If ``remaining`` is negative.
         """
-        adata = self._adata_or_own(adata)
         reader = self._reader(adata, layer)
         place = self._positions([genes] if isinstance(genes, str) else genes)
         absent = self.vocabulary.genes[place[~np.isin(place, reader.alignment.positions)]].tolist()
         if absent:
             raise KeyError(f"adata does not measure {absent}; what is missing cannot be lowered.")
-        out = np.empty((adata.n_obs, len(self.vocabulary)), dtype=np.float32)
+        out = np.empty((reader.adata.n_obs, len(self.vocabulary)), dtype=np.float32)
         index = torch.from_numpy(place).to(self.device)
         dtype = self.inference_dtype(precision)
         for rows, _, expression in self._batches(reader, batch_size):
             lowered = lower_genes(expression, index, remaining)
             shift = self._predict(lowered, dtype) - self._predict(expression, dtype)
             out[rows] = shift.cpu().numpy()
-        return pd.DataFrame(out, index=adata.obs_names, columns=self.vocabulary.genes)
+        return pd.DataFrame(out, index=reader.adata.obs_names, columns=self.vocabulary.genes)
 
     @checks_arguments()
     @torch.inference_mode()
@@ -955,8 +949,9 @@ class BulkFormer(PretrainedModel):
         kept = {k: v for k, v in self.provenance.items() if k not in replaced}
         self.trained_here(np.asarray(studies, dtype=object), **(kept | facts))
 
-    def _reader(self, adata: AnnData, layer: str | None) -> ExpressionReader:
-        """Return a reader of samples, and set the network to evaluation mode."""
+    def _reader(self, adata: AnnData | None, layer: str | None) -> ExpressionReader:
+        """Return a reader of samples, by default the model's own; set the network to evaluation."""
+        adata = self._adata_or_own(adata)
         self.require_genes()
         self.module.eval()
         return ExpressionReader(adata, self.vocabulary, layer=layer)
