@@ -23,7 +23,7 @@ from benchmarks._report import Report, add_arguments, data_folder
 from cfm.datasets import drug_targets
 from cfm.metrics import mean_shift
 from cfm.models import BulkFormer
-from cfm.models.bulkformer._compound_signatures import compound_key, read_features
+from cfm.models.bulkformer._compounds import compound_key, read_features
 from cfm.pp import coexpression_graph, tpm
 
 N_FOLDS = 5
@@ -165,7 +165,7 @@ def with_model(
         made[name] = _ask(model, embedded, wanted, signatures.columns)
         if name == HEAD:
             shrinkage = found["shrinkage"]
-            model.module.compounds.shrinkage.fill_(1.0)
+            model.compound_head.shrinkage.fill_(1.0)
             made[NO_SHRINKAGE] = _ask(model, embedded, wanted, signatures.columns)
     return made, shrinkage
 
@@ -174,7 +174,7 @@ def _ask(
     model: BulkFormer, embedded: np.ndarray, compounds: list[str], genes: pd.Index
 ) -> pd.DataFrame:
     """Ask the head for many compounds in one sample, whose genes are embedded once."""
-    head = model.module.compounds
+    head = model.compound_head
     number = torch.tensor([head.compounds.index(c) for c in compounds])
     with torch.inference_mode():
         made = head(torch.from_numpy(embedded[0])[head.genes], head.describe(number)).numpy()

@@ -86,10 +86,10 @@ def predictions(
         yield OURS, model.impute(adata, mask=mask, precision="float32")
         if not network:
             return
-        weight = model.module.linear_term.weight.clone()
-        model.module.linear_term.weight.zero_()
+        weight = model.linear_term.weight.clone()
+        model.linear_term.weight.zero_()
         yield NETWORK, model.impute(adata, mask=mask, precision="float32")
-        model.module.linear_term.weight.copy_(weight)
+        model.linear_term.weight.copy_(weight)
 
 
 def scores(truth: np.ndarray, made: np.ndarray, mean: np.ndarray) -> dict[str, float]:
@@ -219,7 +219,7 @@ def main() -> None:
             part = list(run(model, rest, test, own_name, test.obs["table"].iloc[0], args.seed))
             rows += part
             frame = pd.DataFrame(part)
-            print(name, own_name, model.module.linear_term.settings.tolist(), flush=True)
+            print(name, own_name, model.linear_term.settings.tolist(), flush=True)
             print(frame.pivot_table(index="method", columns="share", values="centred").round(3))
     report_all(pd.DataFrame(rows), args.write)
 

@@ -19,8 +19,8 @@ import torch
 
 from cfm.hub import load_checkpoint, load_safetensors, load_torch
 from cfm.models import LingshuCell, load_model
-from cfm.models.bulkformer._compound_head import CompoundHead
-from cfm.models.bulkformer._linear_term import LocalFactors
+from cfm.models.bulkformer import LocalFactorModel
+from cfm.models.bulkformer._compounds import CompoundHead
 from cfm.models.cellpulse._classifier import VirusClassifier
 from cfm.models.lingshu._count_term import NegativeBinomialTerm
 from tests import _bulk, _cellvq, _lingshu
@@ -70,10 +70,8 @@ def full(name: str, folder: Path) -> Path:
         adata = _bulk.toy_log_tpm(n=32)
         table = pd.DataFrame(np.random.default_rng(0).normal(size=(80, 3)), index=adata.var_names)
         model: Any = _bulk.untrained(adata, gene_features=table)
-        model.module.linear_term = LocalFactors(80, 3, 2, 5)
-        head = CompoundHead(10, 19, ["a", "b"], ["x", "y"], rank=4, hidden=6)
-        model.module.add_module("compounds", head)
-        model.provenance["compounds"] = head.settings
+        model.linear_term = LocalFactorModel(80, 3, 2, 5)
+        model.compound_head = CompoundHead(10, 19, ["a", "b"], ["x", "y"], rank=4, hidden=6)
     elif name == "CellPulse":
         model = load_model(saved(name))
         record = {"level": "virus", "answer": "a", "n_contrasts": 3, "n_studies": 3, "share": 0.9}

@@ -18,7 +18,7 @@ import cfm
 from cfm.data import GeneVocabulary, _matrix, _row_buffer
 from cfm.data._row_stack import RowStack
 from cfm.models import UCE, CellPulse, CellVQ, LingshuCell, Pulsar
-from cfm.models.bulkformer import _graphs
+from cfm.models.bulkformer import _data as bulk_data
 from tests import _bulk, _lingshu, _planted_codes, _pulsar, _toy, _uce
 from tests._storages import STORAGES, stored
 
@@ -199,10 +199,11 @@ def test_embedding_never_holds_all(name: str, tmp_path: Path, rows_read: list[in
 
 def test_the_graph_of_many_samples_is_made_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
     adata = _bulk.toy_log_tpm(n=96)
-    monkeypatch.setattr(_graphs, "_MOST_SAMPLES", 40)
+    monkeypatch.setattr(bulk_data, "_MOST_SAMPLES", 40)
     rows = np.linspace(0, 95, 40).astype(int)
     vocabulary = GeneVocabulary(adata.var_names)
     found, expected = (
-        _graphs.graph_of_data(some, vocabulary) for some in (adata, adata[rows].copy())
+        bulk_data.graph_of_data(bulk_data.ExpressionReader(some, vocabulary))
+        for some in (adata, adata[rows].copy())
     )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -51,14 +51,14 @@ def run_layers(
     """
     if not layers:
         return x
-    n = x.shape[1]
+    parts = list(chunks(x.shape[1], chunk))
     current = _Run(layers[0], dtype, x.shape[0])
-    for rows in chunks(n, chunk):
+    for rows in parts:
         current.gather(x[:, rows])
     for following in [*layers[1:], None]:
         current.close()
         ahead = None if following is None else _Run(following, dtype, x.shape[0])
-        for rows in chunks(n, chunk):
+        for rows in parts:
             current.update(x[:, rows])
             if ahead is not None:
                 ahead.gather(x[:, rows])

@@ -13,8 +13,8 @@ from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._modality import on_modality
 from cfm.data._store import check_key
 from cfm.models import BulkFormer, load_model
-from cfm.models.bulkformer._constants import MISSING
-from cfm.models.bulkformer._impute import check_mask
+from cfm.models.bulkformer._data import check_mask
+from cfm.models.bulkformer._module import MISSING
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
 from cfm.tl._store import model_record
 

@@ -12,7 +12,7 @@ import torch
 
 import cfm
 from cfm.models import BulkFormer
-from cfm.models.bulkformer._compound_fit import split_compounds
+from cfm.models.bulkformer._compounds import split_compounds
 from tests._bulk import toy_log_tpm
 from tests.models.bulkformer._compounds import (
     TRAINING,
@@ -25,7 +25,7 @@ from tests.models.bulkformer._compounds import (
 
 def _correlations(model: BulkFormer, samples: ad.AnnData, truth: pd.DataFrame) -> np.ndarray:
     found = pd.DataFrame([model.predict_compound(samples, name).mean() for name in truth.index])
-    head = model.module.compounds
+    head = model.compound_head
     mean = pd.Series(head.mean.numpy(), model.vocabulary.genes[head.genes.numpy()])
     shared = found.columns.intersection(truth.columns)
     assert len(shared) > 50
@@ -54,7 +54,7 @@ def test_directions_are_learned_as_well() -> None:
     assert _correlations(model, toy_log_tpm(n=4), unseen).mean() > 0.6
     made = model.predict_compound(toy_log_tpm(n=4), "drug55")
     assert made.abs().to_numpy().max() < 2.5
-    assert model.module.compounds.settings["signed"]
+    assert model.compound_head.settings["signed"]
 
 
 def test_several_signatures_of_a_compound_count_one_each() -> None:
@@ -62,9 +62,9 @@ def test_several_signatures_of_a_compound_count_one_each() -> None:
     table = pd.DataFrame(rows, columns=["compound", "gene", "direction", "signature"])
     model = fresh_model()
     model.train_compounds(table, toy_log_tpm(), n_steps=1)
-    np.testing.assert_allclose(model.module.compounds.mean, 0.25, atol=1e-6)
+    np.testing.assert_allclose(model.compound_head.mean, 0.25, atol=1e-6)
     model.train_compounds(table.drop(columns="signature"), toy_log_tpm(), n_steps=1)
-    np.testing.assert_allclose(model.module.compounds.mean, 1.0, atol=1e-6)
+    np.testing.assert_allclose(model.compound_head.mean, 1.0, atol=1e-6)
 
 
 def test_features_that_say_nothing_leave_the_mean() -> None:
@@ -86,7 +86,7 @@ def test_without_features_an_embedding_is_learned() -> None:
     assert scores == {"shrinkage": 1.0}
     seen = changes.to_df().dropna(axis=1).iloc[:10]
     assert _correlations(model, toy_log_tpm(n=4), seen).mean() > 0.6
-    with pytest.raises(KeyError, match="was not taught 'drug99'"):
+    with pytest.raises(KeyError, match="was not trained on 'drug99'"):
         model.predict_compound(toy_log_tpm(n=4), "drug99")
 
 
@@ -163,11 +163,11 @@ def test_new_weights_drop_what_was_learned(tmp_path: Path) -> None:
     model = fresh_model()
     settings = TRAINING | {"n_steps": 2}
     model.train_compounds(changes, toy_log_tpm(), features=features, **settings)
-    with pytest.warns(UserWarning, match="taught of compounds is dropped"):
+    with pytest.warns(UserWarning, match="compound head is removed"):
         model.train(max_steps=1, batch_size=8, enable_progress_bar=False)
     assert model.compounds == []
     assert BulkFormer.load(model.save(tmp_path / "model")).compounds == []
-    with pytest.raises(KeyError, match="was not taught compounds"):
+    with pytest.raises(KeyError, match="was not trained on compounds"):
         model.predict_compound(toy_log_tpm(n=4), "drug1")
 
 
@@ -199,7 +199,7 @@ def test_targets_make_features() -> None:
     settings = TRAINING | {"n_steps": 2}
     with pytest.warns(UserWarning, match="40 of 60 compounds have no features"):
         model.train_compounds(changes, toy_log_tpm(), features=targets, **settings)
-    head = model.module.compounds
+    head = model.compound_head
     assert head.settings["feature_names"] == ["ALL", "T0", "T1", "T2", "T3"]
     np.testing.assert_allclose(head.features.norm(dim=1), 1.0, atol=1e-6)
 
@@ -227,9 +227,9 @@ SIGNED = pd.DataFrame({"compound": ["drug1"], "gene": ["GENE1"], "direction": [1
         ({"signatures": [1]}, TypeError, "signatures= is a list"),
         ({"signatures": SIGNED.drop(columns="gene")}, KeyError, r"lacks \['gene'\]"),
         ({"signatures": SIGNED.assign(direction=2)}, ValueError, "directions other than"),
-        ({"signatures": SIGNED.assign(direction="up")}, ValueError, "that are none"),
+        ({"signatures": SIGNED.assign(direction="up")}, ValueError, "of no number"),
         ({"signatures": SIGNED[:0]}, ValueError, "no row"),
-        ({"signatures": SIGNED.assign(direction=0)}, ValueError, "says anything"),
+        ({"signatures": SIGNED.assign(direction=0)}, ValueError, "has a change"),
         ({"signatures": SIGNED.assign(gene="FOO")}, ValueError, "Found 0 of the model's"),
         ({"signatures": SIGNED}, ValueError, "Found 1 compounds with a signature and features"),
         ({"signatures": SIGNED.assign(effect=np.inf)}, ValueError, "infinite"),

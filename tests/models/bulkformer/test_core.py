@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import cfm
 from cfm.models import BulkFormer, load_model
+from cfm.models.bulkformer._compounds import CompoundHead
 from tests._bulk import SIZES, TRAINING, published, toy_bulkformer, toy_log_tpm, untrained
 
 
@@ -245,3 +246,12 @@ def test_weights_trained_further_are_not_passed_off_as_published(tmp_path: Path)
     assert model.provenance["started_from"] == {"name": "bulkformer_tiny", "sha256": sha256}
     assert torch.equal(model.module.edges, edges)
     assert not model.module.gene_offset.any()  # published weights do not start from the mean
+
+
+def test_the_parts_beside_the_network_move_with_it() -> None:
+    model = untrained()
+    model.fit_linear_term(4, weight=0.5)
+    model.compound_head = CompoundHead(10, 19, ["a", "b"], ["x", "y"])
+    model.to_device("meta")
+    for part in (model.module, model.linear_term, model.compound_head):
+        assert {t.device.type for t in part.state_dict().values()} == {"meta"}

@@ -74,9 +74,9 @@ def test_names_that_are_no_gene_and_no_compound_are_refused() -> None:
     samples, (model, _) = toy_log_tpm(n=4), taught()
     with pytest.raises(KeyError, match="neither genes of the model"):
         simulate_perturbation(samples, "nothing", model=model)
-    with pytest.raises(KeyError, match="does not know"):
+    with pytest.raises(KeyError, match="not in the model's vocabulary"):
         simulate_perturbation(samples, "drug1", model=model, kind="gene")
-    with pytest.raises(KeyError, match="was not taught 'GENE1'"):
+    with pytest.raises(KeyError, match="was not trained on 'GENE1'"):
         simulate_perturbation(samples, "GENE1", model=model, kind="compound")
     with pytest.raises(ValueError, match="kind='drug'"):
         simulate_perturbation(samples, "drug1", model=model, kind="drug")

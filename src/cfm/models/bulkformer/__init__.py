@@ -1,7 +1,7 @@
 """BulkFormer: bulk expression of all genes, with a co-expression graph."""
 
+from cfm.models.bulkformer._factor_model import LocalFactorModel
 from cfm.models.bulkformer._model import BulkFormer
-from cfm.models.bulkformer._module import BulkFormerModule
-from cfm.models.bulkformer._sizes import SIZES, BulkFormerSize
+from cfm.models.bulkformer._module import SIZES, BulkFormerModule, BulkFormerSize
 
-__all__ = ["SIZES", "BulkFormer", "BulkFormerModule", "BulkFormerSize"]
+__all__ = ["SIZES", "BulkFormer", "BulkFormerModule", "BulkFormerSize", "LocalFactorModel"]

@@ -1,245 +1,394 @@
-"""What BulkFormer learns and says of compounds."""
+"""Compound head: the change of expression by a compound, from gene embeddings and its features.
+
+An addition of this package, apart from the published architecture of BulkFormer.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scvi import settings
+from scvi.utils import track
+from torch import Tensor, nn
 
-from cfm._arguments import BELOW_1, SHARE, checks_arguments
+from cfm._arguments import check_flag, check_number, check_whole
+from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.data._warn import warn_user
-from cfm.models._base import load_weights
-from cfm.models._precision import Precision
-from cfm.models._validate import validate_config
-from cfm.models.bulkformer._compound_fit import fit_head, split_compounds
-from cfm.models.bulkformer._compound_head import CompoundHead, head_of
-from cfm.models.bulkformer._compound_signatures import (
-    Signatures,
-    compound_key,
-    read_features,
-    read_signatures,
-    with_features,
-)
-from cfm.models.bulkformer._constants import MISSING, N_SUMMARY
-from cfm.models.bulkformer._impute import Imputer
+from cfm.models.bulkformer._module import MISSING
 
 if TYPE_CHECKING:
-    from cfm.hub import Checkpoint
+    from collections.abc import Sequence
 
-_COMPOUNDS = "compounds"
+    from cfm.data import GeneVocabulary
+
+#: Least number of compounds to train on.
+MIN_COMPOUNDS = 4
+#: Least number of held-out compounds for a fit of the shrinkage.
+MIN_HELD_OUT = 3
+#: Learning rate of the gene factors, relative to that of the networks.
+_FACTOR_RATE = 0.1
 
 
-class CompoundLearner(Imputer):
-    """A BulkFormer that can be taught what compounds do."""
+@dataclass(frozen=True)
+class Signatures:
+    """Changes of expression by compounds.
+
+    Attributes
+    ----------
+    compound
+        ``(n,)`` object, the compound of each signature (:func:`compound_key`).
+    sample
+        ``(n,)`` object, name of its baseline sample, ``""`` if not given.
+    positions
+        ``(g,)`` int64 places in the vocabulary, ascending; genes that some signature measures.
+    values
+        ``(n, g)`` float32 change, ``NaN`` = not known.
+    signed
+        Whether values are directions. Then 0 means "not among the strongest".
+    """
+
+    compound: np.ndarray
+    sample: np.ndarray
+    positions: np.ndarray
+    values: np.ndarray
+    signed: bool
+
+
+def compound_key(name: object) -> str:
+    """Return the name of a compound without regard to case."""
+    return str(name).strip().casefold()
+
+
+def read_signatures(
+    signatures: Any, vocabulary: GeneVocabulary, features: pd.DataFrame | None
+) -> Signatures:
+    """Read the signatures of compounds with features; see :meth:`BulkFormer.train_compounds`.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        If they have another form, lack a column, contain values that cannot be used, or share
+        no gene with the model, or if too few compounds have features.
+    """
+    if isinstance(signatures, AnnData):
+        table, signed = _table_of_anndata(signatures), False
+    elif isinstance(signatures, pd.DataFrame):
+        signed = "effect" not in signatures
+        table = _table_of_frame(signatures, "direction" if signed else "effect")
+    else:
+        raise TypeError(
+            f"signatures= is a {type(signatures).__name__}; expected a DataFrame with compound, "
+            "gene and direction (or effect), or an AnnData of compounds by genes."
+        )
+    alignment = vocabulary.align(table.columns)
+    order = np.argsort(alignment.positions)
+    values = table.to_numpy(dtype=np.float32)[:, alignment.columns[order]]
+    if np.isinf(values).any():
+        raise ValueError("signatures= holds infinite values; drop them.")
+    if signed:
+        values = np.nan_to_num(values, nan=0.0)
+    kept = ~np.isnan(values).all(axis=1) & (np.nan_to_num(values) != 0).any(axis=1)
+    if not kept.any():
+        raise ValueError("No signature has a change of one of the model's genes.")
+    measured = ~np.isnan(values[kept]).all(axis=0)
+    compound = table.index.get_level_values(0)
+    has_features = np.ones(len(compound), dtype=bool)
+    if features is not None:
+        has_features = compound.isin(features.index)
+    n_lost = compound[kept & ~has_features].nunique()
+    kept &= has_features
+    n_found = compound[kept].nunique()
+    if n_found < MIN_COMPOUNDS:
+        raise ValueError(
+            f"Found {n_found} compounds with a signature"
+            f"{'' if features is None else ' and features'}; at least {MIN_COMPOUNDS} are needed. "
+            "Check that names agree (case does not matter)."
+        )
+    if n_lost:
+        warn_user(f"{n_lost} of {n_lost + n_found} compounds have no features and are left out.")
+    return Signatures(
+        compound[kept].to_numpy(dtype=object),
+        table.index.get_level_values(1)[kept].to_numpy(dtype=object),
+        alignment.positions[order][measured].astype(np.int64),
+        values[kept][:, measured],
+        signed,
+    )
+
+
+def read_features(features: Any) -> pd.DataFrame:
+    """Return a table of compounds (:func:`compound_key`) by features, as given or from targets.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither a table of numbers nor of compounds and their target genes.
+    """
+    if not isinstance(features, pd.DataFrame):
+        raise TypeError(
+            f"features= is a {type(features).__name__}; expected a DataFrame, compounds by "
+            "features, or with the columns compound and gene (such as "
+            "cfm.datasets.drug_targets())."
+        )
+    if {"compound", "gene"} <= set(features.columns):
+        table = pd.crosstab(features["compound"].map(compound_key), features["gene"])
+        table = (table > 0).astype(np.float32)
+        # Unit length: many targets do not make a compound stronger.
+        return table.div(np.sqrt(table.sum(axis=1)), axis=0)
+    table = features.set_axis([compound_key(c) for c in features.index], axis=0)
+    if not table.index.is_unique:
+        twice = table.index[table.index.duplicated()].unique()[:5].tolist()
+        raise ValueError(f"features= has more than one row for {twice} (case does not matter).")
+    try:
+        table = table.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"features= holds something else than numbers ({error}).") from error
+    if not np.isfinite(table.to_numpy()).all() or not table.shape[1]:
+        raise ValueError("features= holds NaN or infinite values, or no column.")
+    return table.set_axis([str(c) for c in table.columns], axis=1)
+
+
+def _table_of_frame(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    missing = [c for c in ("compound", "gene", column) if c not in table]
+    if missing:
+        raise KeyError(
+            f"signatures= has the columns {table.columns.tolist()}; it lacks {missing}: expected "
+            "compound, gene, and direction (1 or −1) or effect."
+        )
+    values = pd.to_numeric(table[column], errors="coerce")
+    if values.isna().any():
+        raise ValueError(f"signatures= holds {int(values.isna().sum())} {column}s of no number.")
+    if column == "direction" and not values.isin([-1, 0, 1]).all():
+        raise ValueError(
+            "signatures= holds directions other than −1, 0 and 1; call the column 'effect' if "
+            "these are sizes."
+        )
+    sample = table["sample"].astype(str) if "sample" in table else ""
+    tidy = pd.DataFrame(
+        {
+            "compound": table["compound"].map(compound_key),
+            "sample": sample,
+            "signature": table["signature"].astype(str) if "signature" in table else "",
+            "gene": table["gene"].astype(str),
+            "value": values.astype(np.float32),
+        }
+    )
+    if tidy.empty:
+        raise ValueError("signatures= has no row.")
+    return tidy.pivot_table(
+        index=["compound", "sample", "signature"], columns="gene", values="value"
+    )
+
+
+def _table_of_anndata(adata: AnnData) -> pd.DataFrame:
+    blocks = row_blocks(get_matrix(adata))
+    values = np.concatenate([to_dense(block, np.float32) for _, block in blocks])
+    names = adata.obs.get("compound", adata.obs_names)
+    sample = adata.obs["sample"].astype(str) if "sample" in adata.obs else [""] * adata.n_obs
+    index = pd.MultiIndex.from_arrays([[compound_key(n) for n in names], list(sample)])
+    return pd.DataFrame(values, index=index, columns=adata.var_names.astype(str))
+
+
+def baseline_profiles(
+    expression: Tensor, names: pd.Index, signatures: Signatures
+) -> tuple[Tensor, np.ndarray]:
+    """Return the baseline profiles of signatures.
+
+    Parameters
+    ----------
+    expression
+        ``(n, n_genes)`` log TPM of untreated samples; −10 = missing.
+    names
+        Names of these samples.
+    signatures
+        Signatures; those without a ``sample`` have the mean of all as baseline.
+
+    Returns
+    -------
+    ``(b, n_genes)`` profiles, and ``(n,)`` int64 the profile of each signature.
+
+    Raises
+    ------
+    KeyError
+        If a signature names a sample that is not there.
+    """
+    wanted = sorted(set(signatures.sample))
+    unknown = [s for s in wanted if s and s not in names]
+    if unknown:
+        raise KeyError(f"baseline has no samples {unknown[:5]}; its obs_names name them.")
+    observed = expression != MISSING
+    mean = torch.where(observed, expression, 0.0).sum(0) / observed.sum(0).clamp(min=1)
+    mean = torch.where(observed.any(0), mean, torch.full_like(mean, MISSING))
+    profiles = [mean if not s else expression[names.get_loc(s)] for s in wanted]
+    number = np.array([wanted.index(s) for s in signatures.sample], dtype=np.int64)
+    return torch.stack(profiles), number
+
+
+class CompoundHead(nn.Module):
+    r"""Change of expression by a compound, around the mean of the training compounds.
+
+    .. math:: \hat y_{cg} = m_g + \lambda \, \frac{1}{\sqrt{r}} \, (u(h_g) + w_g)^\top v(f_c)
+
+    with :math:`m_g` the mean change of gene :math:`g`, :math:`h_g` its embedding in the baseline
+    sample, :math:`f_c` the compound's features, :math:`u` and :math:`v` networks with one hidden
+    layer, :math:`w_g` factors of the gene (at first the principal directions of the signatures),
+    :math:`r` their number and :math:`\lambda` a shrinkage fitted to compounds held out of training.
+    :math:`v` starts as 0, so an untrained head predicts the mean. Train it with :meth:`fit`.
+
+    Parameters
+    ----------
+    n_genes
+        Genes that the signatures measure.
+    dim
+        Width of gene embeddings, ``dim + 3`` of the module.
+    compounds
+        Names of the compounds with features, or with an embedding.
+    feature_names
+        Names of the features; empty where every compound has a learned embedding instead.
+    rank, hidden
+        Number of factors and width of the networks.
+    dropout
+        Of the compound's network.
+    signed
+        Whether the signatures were directions, not sizes.
+    n_embedding
+        Width of the learned embedding.
+    """
+
+    genes: Tensor
+    mean: Tensor
+    features: Tensor
+    shrinkage: Tensor
+
+    def __init__(
+        self,
+        n_genes: int,
+        dim: int,
+        compounds: Sequence[str],
+        feature_names: Sequence[str],
+        *,
+        rank: int = 32,
+        hidden: int = 64,
+        dropout: float = 0.3,
+        signed: bool = True,
+        n_embedding: int = 16,
+    ) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {
+            "n_genes": n_genes,
+            "dim": dim,
+            "compounds": list(compounds),
+            "feature_names": list(feature_names),
+            "rank": check_whole("rank", rank),
+            "hidden": check_whole("hidden", hidden),
+            "dropout": check_number("dropout", dropout, 0, 1),
+            "signed": check_flag("signed", signed),
+            "n_embedding": check_whole("n_embedding", n_embedding),
+        }
+        self.rank = rank
+        width = len(feature_names) or n_embedding
+        table = torch.zeros(len(compounds), width)
+        if feature_names:
+            self.embedding = None
+            self.register_buffer("features", table)
+        else:
+            self.embedding = nn.Embedding(len(compounds), width)
+        self.of_gene = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, rank)
+        )
+        self.of_compound = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, rank)
+        )
+        for parameter in cast("nn.Linear", self.of_compound[-1]).parameters():
+            nn.init.zeros_(parameter)
+        self.gene_factors = nn.Parameter(torch.zeros(n_genes, rank))
+        self.register_buffer("genes", torch.arange(n_genes))
+        self.register_buffer("mean", torch.zeros(n_genes))
+        self.register_buffer("shrinkage", torch.ones(()))
 
     @property
     def compounds(self) -> list[str]:
-        """Compounds that the model can answer for, lower case; none before training on them."""
-        head = head_of(self.module)
-        return [] if head is None else head.compounds
+        """Names of the compounds with features or with an embedding."""
+        return list(self.settings["compounds"])
 
-    @checks_arguments(unlisted_weight=SHARE, validation_share=BELOW_1)
-    def train_compounds(
-        self,
-        signatures: pd.DataFrame | AnnData,
-        baseline: AnnData,
-        *,
-        features: pd.DataFrame | None = None,
-        layer: str | None = None,
-        unlisted_weight: float = 1.0,
-        validation_share: float = 0.2,
-        n_steps: int = 200,
-        batch_size: int = 32,
-        lr: float = 3e-3,
-        weight_decay: float = 0.1,
-        rank: int = 32,
-        seed: int = 0,
-    ) -> dict[str, float]:
-        """Learn what compounds do, from signatures; the rest of the model is not changed.
-
-        A head takes the embedding of each gene in a baseline sample and the features of a compound
-        to the change of the gene; see ``CompoundHead``. It starts as the mean of the signatures,
-        which is hard to beat, and what it says beyond that is shrunken by as much as is best for
-        the compounds held out of training (less one standard error).
+    @classmethod
+    def of_signatures(
+        cls, signatures: Signatures, features: pd.DataFrame | None, dim: int, rank: int
+    ) -> CompoundHead:
+        """Return an untrained head for the genes of signatures.
 
         Parameters
         ----------
         signatures
-            DataFrame with ``compound``, ``gene`` and ``direction`` (1 up, −1 down; such as
-            :func:`cfm.datasets.cmap_signatures`) or ``effect`` (change of natural log TPM); or
-            AnnData of compounds by genes with such changes in ``X``, ``NaN`` = not known. In a
-            column ``sample``, the name of the observation of ``baseline`` that was treated. In a
-            column ``signature`` of a DataFrame, which signature of the compound a row belongs to;
-            without it all of its rows are one, and genes that are named twice are averaged.
-        baseline
-            Untreated samples by genes, log TPM. Where signatures have no ``sample``, the mean of
-            these is the baseline.
+            Signatures to train on.
         features
-            Compounds by features, or a table of targets (``compound``, ``gene``, such as
-            :func:`cfm.datasets.drug_targets`) of which a vector of unit length is made. Rows
-            without a signature are kept and can be asked for. Without features an embedding of
-            each compound is learned, and no others can be asked for. Case of names does not matter.
-        layer
-            Layer of ``baseline`` with the log TPM instead of ``X``.
-        unlisted_weight
-            Of directions only: a gene that other signatures list and this one does not was probably
-            measured and not among the strongest. It is taken as 0 with this weight; 0 takes it as
-            not known. What is best depends on what is asked: at 1, as measured in
-            ``docs/benchmarks.md``, the profile of an unknown compound is predicted best.
-        validation_share
-            Share of the compounds that is held out. Of fewer than three, and without ``features``,
-            none are, and nothing is shrunken.
-        n_steps, batch_size, lr, weight_decay, rank
-            Of the training, and number of factors.
-        seed
-            Of the whole run.
-
-        Returns
-        -------
-        ``shrinkage`` (0: the features say nothing beyond the mean; 1: all that was learned is
-        used), ``validation_correlation`` and ``validation_centred_correlation``: mean Pearson's r
-        over held-out compounds, of the profile and of what differs from the mean.
-
-        Raises
-        ------
-        TypeError, KeyError, ValueError
-            If something has another form, lacks a column, names an unknown sample, or too little
-            is left to learn from.
-
-        Warns
-        -----
-        UserWarning
-            If compounds have no features and are left out.
-
-        Notes
-        -----
-        The authors of BulkFormer predicted compound effects of LINCS L1000 in their preprint and
-        withdrew it in December 2025, because that assay is not bulk RNA-seq. The same holds for
-        signatures of the Connectivity Map build 2, which come from microarrays: what is learned
-        from them are directions, not changes of log TPM.
+            Compounds by features, all of which can be predicted then; an embedding is learned for
+            each compound with a signature if not given.
+        dim, rank
+            As of the class.
         """
-        self.require_genes()
-        known = read_signatures(signatures, self.vocabulary)
-        table = None if features is None else read_features(features)
-        known = with_features(known, table)
-        names = sorted(set(known.compound)) if table is None else table.index.tolist()
-        held_out = np.zeros(len(known.compound), dtype=bool)
-        if table is not None:
-            held_out = split_compounds(known.compound, validation_share, seed)
-        embedded, sample = self._baselines(baseline, known, layer)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            head = CompoundHead(
-                len(known.positions),
-                self.module.dim + N_SUMMARY,
-                names,
-                [] if table is None else table.columns.tolist(),
-                rank=rank,
-                signed=known.signed,
-            ).to(self.device)
-            head.genes.copy_(torch.from_numpy(known.positions))
-            if table is not None:
-                head.features.copy_(torch.from_numpy(table.to_numpy(np.float32, copy=True)))
-            scores = fit_head(
-                head,
-                embedded,
-                known,
-                sample=sample,
-                compound=pd.Index(names).get_indexer(pd.Index(known.compound)).astype(np.int64),
-                held_out=held_out,
-                n_steps=n_steps,
-                batch_size=batch_size,
-                lr=lr,
-                weight_decay=weight_decay,
-                unlisted_weight=unlisted_weight,
-                seed=seed,
-            )
-        head.requires_grad_(False)
-        facts = {k: v for k, v in self.provenance.items() if k not in _KEPT_BY_BASE}
-        super().trained_here(np.array([], dtype=object), **facts)
-        self.module.add_module(_COMPOUNDS, head)
-        self.provenance[_COMPOUNDS] = head.settings
-        self.provenance["compound_scores"] = scores
-        self.is_trained_ = True
-        return scores
+        if features is None:
+            names, columns = sorted(set(signatures.compound)), []
+        else:
+            names, columns = features.index.tolist(), features.columns.tolist()
+        head = cls(
+            len(signatures.positions), dim, names, columns, rank=rank, signed=signatures.signed
+        )
+        head.genes.copy_(torch.from_numpy(signatures.positions))
+        if features is not None:
+            head.features.copy_(torch.from_numpy(features.to_numpy(np.float32, copy=True)))
+        return head
 
-    @checks_arguments()
-    @torch.inference_mode()
-    def predict_compound(
-        self,
-        adata: AnnData,
-        compound: str,
-        *,
-        features: pd.Series | None = None,
-        layer: str | None = None,
-        batch_size: int = 64,
-        precision: Precision = "auto",
-    ) -> pd.DataFrame:
-        """Predict what a compound does to samples.
+    @torch.no_grad()
+    def _start_from(self, mean: Tensor, deviations: Tensor) -> None:
+        """Set the mean, and the gene factors to the principal directions of the deviations.
+
+        ``deviations`` are ``(signatures, n_genes)``, 0 where not known.
+        """
+        self.mean.copy_(mean)
+        rank = min(self.rank, *deviations.shape)
+        # Exact and reproducible, unlike a randomised decomposition; over signatures, not genes.
+        value, vector = torch.linalg.eigh((deviations @ deviations.T).double())
+        kept = value[-rank:].clamp(min=1e-12).sqrt()
+        direction = (deviations.T.double() @ vector[:, -rank:]) / kept
+        self.gene_factors.zero_()
+        self.gene_factors[:, :rank] = (direction * len(mean) ** 0.5).float()
+
+    def describe(self, number: Tensor) -> Tensor:
+        """Return the features, or embeddings, of compounds by their number."""
+        return self.features[number] if self.embedding is None else self.embedding(number)
+
+    def describe_named(self, compound: str, features: pd.Series | None = None) -> Tensor:
+        """Return the features, or the embedding, of one compound, ``(1, n_features)``.
 
         Parameters
         ----------
-        adata, layer, batch_size, precision
-            As for :meth:`get_latent_representation`.
         compound
-            A name out of ``model.compounds``, in any case; with ``features`` any name.
+            Its name.
         features
-            Features of a compound that the model has none of, by the names of those it was trained
-            on; what is not given is 0.
-
-        Returns
-        -------
-        Samples by the genes that the training signatures measured, float32: change of log TPM; if
-        the signatures were directions, the expected direction, about −1 to 1.
+            Its features, instead of those of that name; 0 where not given.
 
         Raises
         ------
         KeyError
-            If the model was not taught compounds, or does not know this one or these features.
+            If there is no compound or feature of that name.
         """
-        head = head_of(self.module)
-        if head is None:
-            raise KeyError(
-                f"The model was not taught compounds, so it cannot answer for {compound!r}; see "
-                "train_compounds."
-            )
-        described = self._describe(head, compound, features)
-        alignment = self._align(adata, layer)
-        genes = self.vocabulary.genes[head.genes.cpu().numpy()]
-        out = np.empty((adata.n_obs, len(genes)), dtype=np.float32)
-        for rows, embedded in self._encoded(adata, alignment, layer, batch_size, precision):
-            made = head(embedded[:, head.genes], described.expand(len(embedded), -1))
-            out[rows] = made.cpu().numpy()
-        return pd.DataFrame(out, index=adata.obs_names, columns=genes)
-
-    def trained_here(self, studies: np.ndarray, **facts: Any) -> None:
-        """Record a training; what was learned of compounds does not fit new weights."""
-        if head_of(self.module) is not None:
-            delattr(self.module, _COMPOUNDS)
-            warn_user(
-                "The model has new weights, so what it was taught of compounds is dropped; call "
-                "train_compounds again."
-            )
-        super().trained_here(studies, **facts)
-
-    def _describe(
-        self, head: CompoundHead, compound: str, features: pd.Series | None
-    ) -> torch.Tensor:
-        """Return ``(1, n_features)`` of a compound."""
+        device = self.mean.device
         if features is None:
-            if compound_key(compound) not in head.compounds:
+            known = self.compounds
+            if compound_key(compound) not in known:
                 raise KeyError(
-                    f"The model was not taught {compound!r}; it knows {len(head.compounds)} "
-                    f"compounds, such as {', '.join(head.compounds[:3])} (model.compounds)."
-                    + (" Pass features= of it." if head.embedding is None else "")
+                    f"The model was not trained on {compound!r}, but on {len(known)} compounds "
+                    f"such as {', '.join(known[:3])} (model.compounds)."
+                    + (" Pass features= of it." if self.embedding is None else "")
                 )
-            number = head.compounds.index(compound_key(compound))
-            return head.describe(torch.tensor([number], device=self.device))
-        names = head.settings["feature_names"]
+            return self.describe(torch.tensor([known.index(compound_key(compound))], device=device))
+        names = self.settings["feature_names"]
         given = pd.Series(features, dtype=np.float32)
         unknown = [str(n) for n in given.index if str(n) not in names]
         if unknown or not len(given):
@@ -247,46 +396,168 @@ class CompoundLearner(Imputer):
                 f"The model has no compound features {unknown[:5]}; expected {names[:5]} …"
             )
         row = given.set_axis([str(n) for n in given.index]).reindex(names, fill_value=0.0)
-        return torch.from_numpy(row.to_numpy(np.float32, copy=True)[None]).to(self.device)
+        return torch.from_numpy(row.to_numpy(np.float32, copy=True)[None]).to(device)
+
+    def deviation(self, embedded: Tensor, described: Tensor) -> Tensor:
+        """Return the difference of the change from the mean, before shrinkage.
+
+        Parameters
+        ----------
+        embedded
+            ``(b, n_genes, dim)`` or ``(n_genes, dim)`` embeddings of the head's genes.
+        described
+            ``(b, n_features)``.
+
+        Returns
+        -------
+        ``(b, n_genes)``.
+        """
+        genes = self.of_gene(embedded) + self.gene_factors  # (b, g, r) or (g, r)
+        compound = self.of_compound(described) / self.rank**0.5  # (b, r)
+        return (genes @ compound.unsqueeze(-1)).squeeze(-1)
+
+    def forward(self, embedded: Tensor, described: Tensor) -> Tensor:
+        """Return the change of each gene, ``(b, n_genes)``; as :meth:`deviation`."""
+        return self.mean + self.shrinkage * self.deviation(embedded, described)
+
+    def fit(
+        self,
+        embedded: Tensor,
+        sample: np.ndarray,
+        signatures: Signatures,
+        *,
+        validation_share: float,
+        n_steps: int,
+        batch_size: int,
+        lr: float,
+        weight_decay: float,
+        unlisted_weight: float,
+        seed: int,
+    ) -> dict[str, float]:
+        """Train the head, then fit the shrinkage, then set the mean to that of all signatures.
+
+        Parameters
+        ----------
+        embedded
+            ``(samples, g, dim)`` embeddings of the signatures' genes in the baseline samples.
+        sample
+            ``(n,)`` int64, number of each signature's baseline sample.
+        signatures
+            Signatures of this head's genes and compounds.
+        validation_share
+            Share of the compounds that is held out; none without features of compounds.
+        n_steps, batch_size, lr, weight_decay
+            Of AdamW.
+        unlisted_weight
+            Weight of a 0 in directions; the weight of all other known values is 1.
+        seed
+            Of the held-out compounds and of the order.
+
+        Returns
+        -------
+        ``shrinkage``, and if compounds were held out ``validation_correlation`` and
+        ``validation_centred_correlation``: means over them of Pearson's r between signature and
+        prediction, and of the same after subtraction of the mean of the training compounds.
+        """
+        names = pd.Index(signatures.compound)
+        compound = pd.Index(self.compounds).get_indexer(names).astype(np.int64)
+        held_out = np.zeros(len(compound), dtype=bool)
+        if self.embedding is None:
+            held_out = split_compounds(signatures.compound, validation_share, seed)
+        values = torch.from_numpy(np.nan_to_num(signatures.values)).to(embedded.device)
+        weight = torch.from_numpy((~np.isnan(signatures.values)).astype(np.float32))
+        weight = weight.to(embedded.device)
+        if signatures.signed:
+            weight = torch.where(values != 0, weight, weight * unlisted_weight)
+        train = np.flatnonzero(~held_out)
+        mean = _mean(weight[train], values[train])
+        self._start_from(mean, torch.where(weight[train] > 0, values[train] - mean, 0.0))
+        networks = [p for p in self.parameters() if p is not self.gene_factors]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": networks, "lr": lr, "weight_decay": weight_decay},
+                {"params": [self.gene_factors], "lr": lr * _FACTOR_RATE, "weight_decay": 0.0},
+            ]
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / n_steps)
+        rng = np.random.default_rng(seed)
+        self.train()
+        for _ in track(
+            range(n_steps),
+            description="Training on compounds",
+            style="tqdm",
+            disable=settings.verbosity > logging.INFO,
+        ):
+            # A batch has one baseline sample, so that its genes are projected once.
+            of_sample = train[sample[train] == sample[rng.choice(train)]]
+            rows = rng.choice(of_sample, min(batch_size, len(of_sample)), replace=False)
+            described = self.describe(torch.from_numpy(compound[rows]).to(embedded.device))
+            made = self(embedded[sample[rows[0]]], described)
+            loss = (weight[rows] * (made - values[rows]).square()).sum()
+            loss = loss / weight[rows].sum().clamp(min=1e-9)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        self.eval()
+        scores = self._shrink(embedded, values, weight, sample, compound, np.flatnonzero(held_out))
+        # After validation, the held-out compounds join the mean.
+        self.mean.copy_(_mean(weight, values))
+        return scores
 
     @torch.inference_mode()
-    def _baselines(
-        self, baseline: AnnData, signatures: Signatures, layer: str | None
-    ) -> tuple[torch.Tensor, np.ndarray]:
-        """Embed the signatures' genes in the baseline samples, and number each signature's."""
-        alignment = self._align(baseline, layer)
-        said = sorted(set(signatures.sample))
-        unknown = [s for s in said if s and s not in baseline.obs_names]
-        if unknown:
-            raise KeyError(f"baseline has no samples {unknown[:5]}; its obs_names name them.")
-        made = [x for _, _, x in self._blocks(baseline, alignment, layer, 64)]
-        x = torch.cat(made)
-        observed = x != MISSING
-        mean = torch.where(observed, x, 0.0).sum(0) / observed.sum(0).clamp(min=1)
-        mean = torch.where(observed.any(0), mean, torch.full_like(mean, MISSING))
-        genes = torch.from_numpy(signatures.positions).to(self.device)
-        rows = [mean if not s else x[baseline.obs_names.get_loc(s)] for s in said]
-        embedded = torch.cat([self.module.encode(row[None])[:, genes] for row in rows])
-        # Training needs gradients of the head, so these may not be inference tensors.
-        with torch.inference_mode(False):
-            embedded = embedded.clone()
-        return embedded, np.array([said.index(s) for s in signatures.sample], dtype=np.int64)
+    def _shrink(
+        self,
+        embedded: Tensor,
+        values: Tensor,
+        weight: Tensor,
+        sample: np.ndarray,
+        compound: np.ndarray,
+        rows: np.ndarray,
+    ) -> dict[str, float]:
+        """Fit the shrinkage by least squares on held-out signatures, between 0 and 1.
 
-    @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
-        settings = checkpoint.config.get(_COMPOUNDS)
-        if settings is None:
-            return super()._from_checkpoint(checkpoint, adata)
-        prefix = f"{_COMPOUNDS}."
-        own = {k: v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
-        rest = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(prefix)}
-        with validate_config("its compounds", checkpoint.name, own):
-            head = CompoundHead(**settings)
-        load_weights(head, own, checkpoint.name, prefix=prefix)
-        model = super()._from_checkpoint(replace(checkpoint, tensors=rest), adata)
-        model.module.add_module(_COMPOUNDS, head.requires_grad_(False).eval())
-        return model
+        A standard error over signatures is subtracted, against gains by chance.
+        """
+        if not len(rows):
+            return {"shrinkage": 1.0}
+        across, within = [], []
+        whole, centred = [], []
+        for row in rows:
+            described = self.describe(torch.tensor([compound[row]], device=embedded.device))
+            deviation = self.deviation(embedded[sample[row]], described)[0]
+            left = values[row] - self.mean
+            across.append(float((weight[row] * deviation * left).sum()))
+            within.append(float((weight[row] * deviation.square()).sum()))
+            known = weight[row] > 0
+            whole.append((values[row][known], self.mean[known], deviation[known]))
+            centred.append(_correlation(left[known], deviation[known]))
+        lower = np.mean(across) - np.std(across, ddof=1) / np.sqrt(len(rows))
+        shrinkage = float(np.clip(lower / max(np.mean(within), 1e-12), 0.0, 1.0))
+        self.shrinkage.fill_(shrinkage)
+        plain = [_correlation(y, mean + shrinkage * d) for y, mean, d in whole]
+        return {
+            "shrinkage": shrinkage,
+            "validation_correlation": float(np.mean(plain)),
+            "validation_centred_correlation": float(np.mean(centred)),
+        }
 
 
-#: What the record of a training keeps by itself.
-_KEPT_BY_BASE = ("training_studies", "started_from", _COMPOUNDS, "compound_scores")
+def split_compounds(names: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return the held-out signatures, ``(n,)`` bool: all of a compound or none."""
+    unique = sorted(set(names))
+    n = round(share * len(unique))
+    if n < MIN_HELD_OUT or len(unique) - n < MIN_HELD_OUT:
+        return np.zeros(len(names), dtype=bool)
+    return np.isin(names, np.random.default_rng(seed).permutation(unique)[:n])
+
+
+def _mean(weight: Tensor, values: Tensor) -> Tensor:
+    """Return the weighted mean of each column."""
+    return (weight * values).sum(0) / weight.sum(0).clamp(min=1e-9)
+
+
+def _correlation(x: Tensor, y: Tensor) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    length = float(x.norm() * y.norm())
+    return float(x @ y) / length if length > 1e-12 else 0.0

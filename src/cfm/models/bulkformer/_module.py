@@ -1,31 +1,151 @@
-"""BulkFormer, tensor side: log TPM of every gene in, gene embeddings and expression out."""
+"""BulkFormer, the network: log TPM of every gene in, gene embeddings and expression out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from cfm.models.bulkformer._block import GraphPerformerBlock, mlp
-from cfm.models.bulkformer._constants import MISSING, N_SUMMARY
-from cfm.models.bulkformer._linear_term import LocalFactors
-from cfm.nn import RotaryExpressionEmbedding, normalised_adjacency
+from cfm.models._named_sizes import check_sizes
+from cfm.nn import (
+    GraphConvolution,
+    PerformerLayer,
+    RotaryExpressionEmbedding,
+    normalised_adjacency,
+)
 from cfm.nn._distributed import means_over_processes
 from cfm.nn._graph import check_graph, neighbours
 from cfm.nn._linear import prepare, prepare_linear
 from cfm.nn._performer_stream import chunks, run_layers
 from cfm.nn._weight_cache import WeightCache
 
+#: Expression of a gene that is not measured, or hidden.
+MISSING = -10.0
+#: Numbers appended to every gene's embedding: share of missing genes, mean of the observed
+#: values, share of values that are not zero.
+N_SUMMARY = 3
+
+
+@dataclass(frozen=True)
+class BulkFormerSize:
+    """Sizes of the network; see :class:`BulkFormerModule`."""
+
+    dim: int
+    n_layers: int
+    n_heads: int = 8
+    n_blocks: int = 1
+    ff_mult: int = 4
+    attention_dropout: float = 0.05
+    ff_dropout: float = 0.1
+    centred: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(self, dropouts=("attention_dropout", "ff_dropout"))
+
+    def module_arguments(self) -> dict[str, Any]:
+        """Return the constructor arguments of the module."""
+        return asdict(self)
+
+
+#: The five published sizes by the names of their checkpoints, which are nominal: with 20,010 genes
+#: they have 13.4, 28.6, 75.9, 112.4 and 132.1 million parameters. ``mini`` is for small cohorts.
+SIZES = {
+    "mini": BulkFormerSize(dim=64, n_layers=2, n_heads=4, centred=True),
+    "37M": BulkFormerSize(dim=128, n_layers=1),
+    "50M": BulkFormerSize(dim=256, n_layers=2),
+    "93M": BulkFormerSize(dim=512, n_layers=6),
+    "127M": BulkFormerSize(dim=640, n_layers=8),
+    "147M": BulkFormerSize(dim=640, n_layers=12),
+}
+
+
+def _mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+    """Return two linear layers with a ReLU between them."""
+    return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))
+
+
+def pool_genes(embedded: Tensor, pooling: str) -> Tensor:
+    """Pool gene embeddings ``(n, n_genes, d)`` to ``(n, d)``: their mean, max or median."""
+    if pooling == "mean":
+        return embedded.mean(1)
+    return (embedded.max(1) if pooling == "max" else embedded.median(1)).values
+
+
+def lower_genes(expression: Tensor, genes: Tensor, remaining: float) -> Tensor:
+    """Return log TPM with the TPM of some genes multiplied; missing values stay missing.
+
+    Parameters
+    ----------
+    expression
+        ``(n, n_genes)`` log TPM; −10 = missing.
+    genes
+        ``(k,)`` positions of the genes.
+    remaining
+        Factor.
+    """
+    value = expression[:, genes]
+    changed = torch.log1p(torch.expm1(value) * remaining)
+    out = expression.clone()
+    out[:, genes] = torch.where(value == MISSING, value, changed)
+    return out
+
+
+class GraphPerformerBlock(nn.Module):
+    """Graph convolution over the normalised tokens, then Performer layers.
+
+    Parameters
+    ----------
+    dim, n_layers, n_heads, ff_mult, attention_dropout, ff_dropout
+        As of :class:`BulkFormerModule`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_layers: int,
+        n_heads: int,
+        ff_mult: int = 4,
+        attention_dropout: float = 0.0,
+        ff_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.graph = GraphConvolution(dim)
+        self.layers = nn.ModuleList(
+            PerformerLayer(
+                dim,
+                n_heads,
+                ff_mult=ff_mult,
+                attention_dropout=attention_dropout,
+                ff_dropout=ff_dropout,
+            )
+            for _ in range(n_layers)
+        )
+
+    def performer_layers(self) -> list[PerformerLayer]:
+        """Return the layers, typed."""
+        return [cast("PerformerLayer", layer) for layer in self.layers]
+
+    def forward(self, x: Tensor, adjacency: Tensor, *, recompute: bool = False) -> Tensor:
+        """Map ``(b, n, dim)`` to ``(b, n, dim)``; ``recompute`` trades time for memory."""
+        x = self.norm(x)  # the residual starts here, as in the published model
+        x = x + self.graph(x, adjacency)
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+        return x
+
 
 class BulkFormerModule(nn.Module):
     """Transformer over all genes of a bulk sample, with a co-expression graph inside.
 
     A token is a gene: an embedding of the gene, one of its expression and one of the whole sample
-    are summed. A graph convolution lets co-expressed genes speak, and Performer layers all of
-    them. Without gradients the layers run on some tokens at a time: faster, in little memory.
+    are summed. A graph convolution mixes co-expressed genes, and Performer layers mix all genes.
+    Without gradients the layers run on some tokens at a time: faster, in little memory.
 
     Parameters
     ----------
@@ -34,12 +154,12 @@ class BulkFormerModule(nn.Module):
     dim, n_layers, n_heads, n_blocks, ff_mult, attention_dropout, ff_dropout
         Size: ``n_blocks`` blocks of a graph convolution and ``n_layers`` Performer layers.
     centred
-        Embed the sample from what differs from the mean of each gene, with 0 where a gene is
+        Embed the sample from its differences to the mean of each gene, with 0 where a gene is
         missing. The published model embeds the values as they are, −10 where missing, and needs
         many samples to learn around it.
     n_gene_features
-        Width of a given table that says what each gene is (:meth:`set_gene_features`), such as
-        embeddings of its protein; 0 learns an embedding per gene, as the published model does.
+        Width of a given table of gene features (:meth:`set_gene_features`), such as embeddings
+        of proteins; 0 learns an embedding per gene, as the published model does.
 
     References
     ----------
@@ -74,10 +194,10 @@ class BulkFormerModule(nn.Module):
             self.gene_embedding = nn.Embedding(n_genes, dim)
             if not self.gene_embedding.weight.is_meta:
                 nn.init.xavier_uniform_(self.gene_embedding.weight)
-        self.gene_projection = mlp(n_gene_features or dim, 4 * dim, dim)
+        self.gene_projection = _mlp(n_gene_features or dim, 4 * dim, dim)
         self.expression_embedding = RotaryExpressionEmbedding(dim)
-        self.sample_projection = mlp(n_genes, 4 * dim, dim)
-        self.input_projection = mlp(dim, 4 * dim, dim)
+        self.sample_projection = _mlp(n_genes, 4 * dim, dim)
+        self.input_projection = _mlp(dim, 4 * dim, dim)
         self.blocks = nn.ModuleList(
             GraphPerformerBlock(dim, n_layers, n_heads, ff_mult, attention_dropout, ff_dropout)
             for _ in range(n_blocks)
@@ -93,8 +213,6 @@ class BulkFormerModule(nn.Module):
         self.register_buffer("gene_offset", torch.zeros(n_genes))
         self.register_buffer("edges", torch.zeros(2, 0, dtype=torch.int64))
         self.register_buffer("edge_weights", torch.zeros(0))
-        #: Closed-form prediction beside the network's; published models have none.
-        self.linear_term: LocalFactors | None = None
         #: Whether training recomputes the layers in the backward pass instead of storing them.
         self.recompute = False
         self._cache = WeightCache()
@@ -118,17 +236,17 @@ class BulkFormerModule(nn.Module):
         device = self.norm.weight.device
         self.edges = edges.to(device, copy=True)
         self.edge_weights = weights.to(device, torch.float32, copy=True)
-        # Its version is not enough: memory of a graph that is gone may be taken again.
+        # The cache compares addresses and versions; a new graph may reuse the freed memory.
         self._cache.clear()
 
     def set_gene_features(self, table: Tensor) -> None:
-        """Set the table that says what each gene is, ``(n_genes, n_gene_features)``."""
+        """Set the table of gene features, ``(n_genes, n_gene_features)``."""
         if self.gene_embedding is not None or table.shape != self.gene_features.shape:
             raise ValueError(f"A table of shape {tuple(table.shape)} does not fit this model.")
         self.gene_features.copy_(table)
 
     def adjacency(self) -> Tensor:
-        """Return the normalised graph, ``(n_genes, n_genes)`` sparse CSR, made once."""
+        """Return the normalised graph, ``(n_genes, n_genes)`` sparse CSR; cached."""
         graph = self.edges, self.edge_weights
         return cast(
             "Tensor",
@@ -136,7 +254,7 @@ class BulkFormerModule(nn.Module):
         )
 
     def gene_terms(self) -> Tensor:
-        """Return what every sample adds per gene, ``(n_genes, dim)``; made once per weights."""
+        """Return the projected gene embeddings, ``(n_genes, dim)``; cached without gradients."""
         table = self.gene_features if self.gene_embedding is None else self.gene_embedding.weight
         if torch.is_grad_enabled():
             return self.gene_projection(table)
@@ -165,11 +283,10 @@ class BulkFormerModule(nn.Module):
         expression
             ``(n, n_genes)`` natural log1p of TPM; −10 = missing.
         missing_rate
-            Share of missing genes that the model is told: a number, ``(n,)``, or ``None`` for
-            each sample's own share. 0 is what the published code takes where it is not set.
+            Share of missing genes to append: a number, ``(n,)``, or ``None`` for each sample's
+            own share. The default of the published code is 0.
         dtype
-            Of the matrix products where no gradients are asked for; with gradients autocast
-            decides.
+            Of the matrix products without gradients; with gradients autocast decides.
 
         Returns
         -------
@@ -177,12 +294,11 @@ class BulkFormerModule(nn.Module):
         places the missing rate, the mean of the sample's observed values and its share of values
         that are not zero.
         """
-        self._check(expression)
+        self._check_input(expression)
         if torch.is_grad_enabled() or self.training:
             return self._encode(expression, missing_rate)
-        n = max(1, self.tokens_at_once() // self.n_genes)
         out = expression.new_empty(*expression.shape, self.dim + N_SUMMARY, dtype=torch.float32)
-        for rows in chunks(len(expression), n):
+        for rows in chunks(len(expression), self.samples_at_once()):
             rate = missing_rate[rows] if isinstance(missing_rate, Tensor) else missing_rate
             self._stream(expression[rows], rate, out[rows], dtype)
         return out
@@ -196,8 +312,8 @@ class BulkFormerModule(nn.Module):
     ) -> Tensor:
         """Predict the expression of every gene.
 
-        Where a gene is missing, the prediction is moved by as much as the sample's observed
-        genes are predicted too high on average.
+        The mean error of a sample's observed genes is subtracted from the predictions of its
+        missing genes.
 
         Parameters
         ----------
@@ -210,17 +326,13 @@ class BulkFormerModule(nn.Module):
         """
         if torch.is_grad_enabled() or self.training:
             return self.decode(self.encode(expression, missing_rate), expression)
-        self._check(expression)
-        n = max(1, self.tokens_at_once() // self.n_genes)
-        made = []
-        for rows in chunks(len(expression), n):
+        self._check_input(expression)
+        out = expression.new_empty(expression.shape, dtype=torch.float32)
+        for rows in chunks(len(expression), self.samples_at_once()):
             rate = missing_rate[rows] if isinstance(missing_rate, Tensor) else missing_rate
             embedded = self.encode(expression[rows], rate, dtype=dtype)
-            part = self.decode(embedded, expression[rows])
-            if self.linear_term is not None:
-                part = self.linear_term.blend(part, expression[rows])
-            made.append(part)
-        return torch.cat(made) if made else expression.new_empty(0, self.n_genes)
+            out[rows] = self.decode(embedded, expression[rows])
+        return out
 
     def decode(self, embedded: Tensor, expression: Tensor) -> Tensor:
         """Turn gene embeddings ``(n, n_genes, dim + 3)`` into expression ``(n, n_genes)``."""
@@ -228,9 +340,9 @@ class BulkFormerModule(nn.Module):
             out = self.head(embedded).squeeze(-1)
         else:
             out = torch.empty(embedded.shape[:-1], device=embedded.device)
-            # In float32 in any case: the result has the digits of its last layer.
+            # Always float32: the precision of the last layer limits that of the result.
             first, last = (prepare(self.head[i], torch.float32) for i in (1, 3))
-            for rows in chunks(self.n_genes, self.tokens_at_once()):
+            for rows in list(chunks(self.n_genes, self.tokens_at_once())):
                 hidden = F.relu(first(self.head[0](embedded[:, rows])))
                 out[:, rows] = last(hidden).squeeze(-1)
         out = F.relu(out.float() + self.gene_offset)
@@ -247,10 +359,10 @@ class BulkFormerModule(nn.Module):
 
     @torch.no_grad()
     def bfloat16_agreement(self, n_genes: int = 512) -> float:
-        """Return how alike gene embeddings are in bfloat16 and float32: mean cosine similarity.
+        """Return the mean cosine similarity of gene embeddings in bfloat16 and float32.
 
-        Tried once per weights, on a made-up sample and ``n_genes`` genes spread over the
-        vocabulary; the graph is left out.
+        Computed once per weights, on a synthetic sample and ``n_genes`` genes spread over the
+        vocabulary, without the graph.
         """
         weights = *self.parameters(), *self.buffers()
         return float(self._cache.get("agreement", weights, lambda: self._try_bfloat16(n_genes)))
@@ -259,12 +371,13 @@ class BulkFormerModule(nn.Module):
         device = self.norm.weight.device
         rows = torch.linspace(0, self.n_genes - 1, min(n_genes, self.n_genes), device=device)
         rows = rows.long()
-        # A third of the genes silent, the others spread as log TPM are, the same every time.
+        # The same on every call: a third of the genes 0, the others distributed as log TPM.
         spread = torch.arange(self.n_genes, device=device) * 0.6180339887 % 1.0
         expression = (-3.0 * torch.log1p(-0.95 * spread) - 1.2).clamp(min=0.0).unsqueeze(0)
+        genes, sample = self.gene_terms()[rows], self._sample_terms(expression)
         made = []
         for dtype in (torch.float32, torch.bfloat16):
-            x = self._tokens(expression, rows, dtype)
+            x = self._prepared_input(dtype)(self._sums(expression[:, rows], genes, sample)).float()
             for block in self.blocks:
                 layers = cast("GraphPerformerBlock", block).performer_layers()
                 x = cast("GraphPerformerBlock", block).norm(x)
@@ -291,21 +404,20 @@ class BulkFormerModule(nn.Module):
         return {"loss": means_over_processes((error.sum(), error.numel()))[0]}
 
     def tokens_at_once(self) -> int:
-        """Tokens that the layers work on at a time without gradients."""
+        """Return the number of tokens per chunk of the layers without gradients."""
         if self.norm.weight.device.type != "cpu":
             return 65_536
-        # About what fits into the caches of the cores that share the work.
+        # Chunks of about this size stay in the caches of the cores.
         return min(8192, 512 * torch.get_num_threads())
 
+    def samples_at_once(self) -> int:
+        """Return the number of samples per chunk without gradients, at least one."""
+        return max(1, self.tokens_at_once() // self.n_genes)
+
     def _encode(self, expression: Tensor, missing_rate: float | Tensor | None) -> Tensor:
-        """Encode all at once; differentiable, with dropout in training."""
-        missing = expression == MISSING
-        x = (
-            self.expression_embedding(expression, missing)
-            + self.gene_terms()
-            + self._sample_terms(expression)
-        )  # (b, n, dim)
-        x = self.input_projection(x)
+        """Encode in one piece: with gradients, and with dropout in training."""
+        x = self._sums(expression, self.gene_terms(), self._sample_terms(expression))
+        x = self.input_projection(x)  # (b, n, dim)
         adjacency = self.adjacency()
         for block in self.blocks:
             x = block(x, adjacency, recompute=self.recompute and self.training)
@@ -320,24 +432,25 @@ class BulkFormerModule(nn.Module):
         out: Tensor,
         dtype: torch.dtype,
     ) -> None:
-        """Encode a few samples in pieces, into ``out`` ``(b, n_genes, dim + 3)``."""
+        """Encode a few samples in chunks of genes, into ``out`` ``(b, n_genes, dim + 3)``."""
         size = self.tokens_at_once()
+        parts = list(chunks(self.n_genes, size))
         x = torch.empty(*expression.shape, self.dim, device=expression.device)
-        sample = self._sample_terms(expression)
-        project = self._input(dtype)
-        for rows in chunks(self.n_genes, size):
-            x[:, rows] = project(self._sums(expression, rows, sample))
+        genes, sample = self.gene_terms(), self._sample_terms(expression)
+        project = self._prepared_input(dtype)
+        for rows in parts:
+            x[:, rows] = project(self._sums(expression[:, rows], genes[rows], sample))
         for block in self.blocks:
             block = cast("GraphPerformerBlock", block)
-            for rows in chunks(self.n_genes, size):
+            for rows in parts:
                 x[:, rows] = block.norm(x[:, rows])
             around = neighbours(x, self.adjacency())
             linear = prepare_linear(block.graph.linear.weight, block.graph.bias, dtype)
-            for rows in chunks(self.n_genes, size):
+            for rows in parts:
                 x[:, rows] += linear(around[:, rows])
             del around
             run_layers(block.performer_layers(), x, chunk=size, dtype=dtype)
-        for rows in chunks(self.n_genes, size):
+        for rows in parts:
             out[:, rows, : self.dim] = self.norm(x[:, rows])
         out[..., self.dim :] = self.summary(expression, missing_rate).unsqueeze(1)
 
@@ -348,23 +461,17 @@ class BulkFormerModule(nn.Module):
             expression = (expression - self.gene_offset).masked_fill(missing, 0.0)
         return self.sample_projection(expression).unsqueeze(1)
 
-    def _tokens(self, expression: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """Tokens of some genes, ``(b, len(rows), dim)``."""
-        sample = self._sample_terms(expression)
-        return self._input(dtype)(self._sums(expression, rows, sample)).float()
+    def _sums(self, expression: Tensor, genes: Tensor, sample: Tensor) -> Tensor:
+        """Sum the embeddings of expression, gene and sample of some genes, ``(b, n, dim)``."""
+        return self.expression_embedding(expression, expression == MISSING) + genes + sample
 
-    def _sums(self, expression: Tensor, rows: slice | Tensor, sample: Tensor) -> Tensor:
-        """Sum the embeddings of expression, gene and sample of some genes."""
-        part = expression[:, rows]
-        return self.expression_embedding(part, part == MISSING) + self.gene_terms()[rows] + sample
-
-    def _input(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def _prepared_input(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """Return the input network, prepared for inference."""
         first, second = (prepare(self.input_projection[i], dtype) for i in (0, 2))
         return lambda x: second(F.relu(first(x)))
 
     def summary(self, expression: Tensor, missing_rate: float | Tensor | None) -> Tensor:
-        """Return the three numbers appended to every gene's embedding, ``(n, 3)``."""
+        """Return the three numbers appended to the embedding of every gene, ``(n, 3)``."""
         observed = expression != MISSING
         n_observed = observed.sum(1)
         total = torch.where(observed, expression, 0.0).sum(1)
@@ -373,11 +480,11 @@ class BulkFormerModule(nn.Module):
         else:
             rate = torch.as_tensor(missing_rate, dtype=torch.float32, device=expression.device)
             rate = rate.expand(len(expression))
-        # Missing values count as "not zero": published weights were trained that way.
+        # Missing values count as "not zero", as in the training of the published weights.
         filled = (expression != 0).float().mean(1)
         return torch.stack([rate, total / n_observed.clamp(min=1), filled], dim=1)
 
-    def _check(self, expression: Tensor) -> None:
+    def _check_input(self, expression: Tensor) -> None:
         if expression.ndim != 2 or expression.shape[1] != self.n_genes:
             raise ValueError(
                 f"Expression is {tuple(expression.shape)}; expected (samples, {self.n_genes}), a "

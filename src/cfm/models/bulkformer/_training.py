@@ -1,27 +1,54 @@
-"""Masked-expression training of BulkFormer in Lightning: batches and steps."""
+"""Masked-expression training of BulkFormer: held-out samples, batches, loss and optimiser."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from cfm.models._lightning import held_out_studies
 from cfm.models._streams import Drawn, RowStream
 from cfm.models._training_plan import TrainingPlan
-from cfm.models.bulkformer._constants import MISSING
+from cfm.models.bulkformer._module import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cfm.models.bulkformer._module import BulkFormerModule
 
+#: Share of the steps in which the learning rate rises.
 _WARM_UP = 0.05
 
 
+def held_out_samples(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Choose validation samples, ``(n,)`` bool: whole studies, or single samples without studies.
+
+    Parameters
+    ----------
+    studies
+        ``(n,)`` object, ``""`` where there is none.
+    share
+        Share of the studies, or of the samples.
+    seed
+        Of the choice.
+    """
+    if not (studies != "").any():
+        studies = np.arange(len(studies)).astype(str).astype(object)
+    # np.isin compares all pairs of objects
+    return pd.Index(studies).isin(held_out_studies(studies, share, seed))
+
+
+def study_weights(studies: np.ndarray) -> np.ndarray:
+    """Return one over the root of the size of each sample's study."""
+    _, which, size = np.unique(studies, return_inverse=True, return_counts=True)
+    return 1.0 / np.sqrt(size[which.ravel()])
+
+
 class Batch(NamedTuple):
-    """``expression`` ``(b, n_genes)`` log TPM, −10 = missing; ``hidden`` bool, what to predict."""
+    """``expression`` ``(b, n_genes)`` log TPM, −10 = missing; ``hidden`` bool, to be predicted."""
 
     expression: Tensor
     hidden: Tensor
@@ -39,7 +66,7 @@ class SampleStream(RowStream):
     Parameters
     ----------
     read
-        Turns row numbers into ``(b, n_genes)`` expression.
+        Returns the expression of some rows, ``(b, n_genes)``.
     rows, batch_size, seed, **kwargs
         See :class:`cfm.models._streams.RowStream`.
     mask_share
@@ -61,7 +88,7 @@ class SampleStream(RowStream):
         self.mask_share = mask_share
 
     def batch(self, drawn: Drawn, generator: torch.Generator) -> Batch:
-        """Make the batch of some samples."""
+        """Return the batch of some samples."""
         expression = self.read(drawn.own)
         return Batch(expression, hide(drawn, expression, self.mask_share, generator))
 
@@ -106,7 +133,7 @@ class MaskedExpressionPlan(TrainingPlan):
         self._redrawn = 0
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what is trained."""
+        """Return AdamW with its schedule."""
         trained = [p for p in self.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
 
@@ -121,27 +148,27 @@ class MaskedExpressionPlan(TrainingPlan):
         }
 
     def own_state(self) -> dict[str, Any]:
-        """Return what is known of the random features: when they were drawn, and those to come."""
+        """Return the step of the last redraw and the generator of the next."""
         return {"redrawn": self._redrawn, "generator": self._generator.get_state()}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore :meth:`own_state`."""
         self._redrawn = state["redrawn"]
         self._generator.set_state(state["generator"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Redraw the random features when it is time."""
+        """Redraw the random features at their interval."""
         super().on_train_batch_start(batch, batch_idx)
         if self.redraw_interval and self.global_step >= self._redrawn + self.redraw_interval:
             self.module.redraw_features(self._generator)
             self._redrawn = self.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step on one batch."""
+        """Return the loss of a batch."""
         losses = self.module.losses(*batch)
         self.write("train", losses, batch_idx, len(batch.hidden))
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss on samples that are not trained on."""
+        """Log the loss of a validation batch."""
         self.write("validation", self.module.losses(*batch), batch_idx, len(batch.hidden))

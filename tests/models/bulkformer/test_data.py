@@ -14,11 +14,8 @@ from hypothesis import strategies as st
 
 import cfm
 from cfm.data import GeneVocabulary
-from cfm.models.bulkformer._reading import (
-    align_expression,
-    expression_blocks,
-    vocabulary_of,
-)
+from cfm.models.bulkformer._data import ExpressionReader, expression_blocks
+from cfm.models.bulkformer._published import vocabulary_of
 from tests._bulk import toy_log_tpm
 
 
@@ -125,11 +122,11 @@ def test_two_ids_of_one_symbol_keep_a_place_each() -> None:
 def test_the_wrong_genes_are_refused_and_few_warn() -> None:
     adata = toy_log_tpm()
     with pytest.raises(ValueError, match="Found 0 of the model's 60 genes"):
-        align_expression(adata, GeneVocabulary([f"OTHER{i}" for i in range(60)]))
+        ExpressionReader(adata, GeneVocabulary([f"OTHER{i}" for i in range(60)]))
     wide = GeneVocabulary([*adata.var_names, *(f"OTHER{i}" for i in range(400))])
     with pytest.warns(UserWarning, match="Only 17% of the model's 480 genes"):
-        align_expression(adata, wide)
+        ExpressionReader(adata, wide)
     with pytest.raises(TypeError, match="expected an AnnData"):
-        align_expression(adata.to_df(), wide)
+        ExpressionReader(adata.to_df(), wide)
     with pytest.raises(KeyError, match="no layer 'x'"):
-        align_expression(adata, wide, layer="x")
+        ExpressionReader(adata, wide, layer="x")

@@ -1,21 +1,24 @@
-"""Published BulkFormer weights, in the folder layout of their authors."""
+"""Published BulkFormer weights, in the authors' folder layout."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 
-from cfm.hub import load_torch
+from cfm.data import GeneVocabulary, map_identifiers
+from cfm.hub import Checkpoint, load_torch
 from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
-from cfm.models.bulkformer._sizes import BulkFormerSize
+from cfm.models.bulkformer._module import BulkFormerSize
 from cfm.nn._graph import check_graph
 from cfm.nn._performer import PERFORMER_NAMES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -24,12 +27,15 @@ _WEIGHTS = re.compile(r"bulkformer.*\.pt", re.IGNORECASE)
 _GRAPH, _GRAPH_WEIGHTS = "G_tcga.pt", "G_tcga_weight.pt"
 _GENES, _GENES_COLUMN = "bulkformer_gene_info.csv", "ensg_id"
 
+#: Text file of a checkpoint with the genes of the vocabulary, one per line.
+GENES_FILE = "genes.txt"
+
 _COPY = ".proj_updater.instance."
 _COUNTER = ".proj_updater.calls_since_last_redraw"
 _LAYER = re.compile(r"gb_formers\.(\d+)\.f\.(\d+)\.net\.layers\.0\.(.+)")
 _BLOCK = re.compile(r"gb_formers\.(\d+)\.(.+)")
 
-#: Our names by the authors', of what is there once, per block and per Performer layer.
+#: Our names by the authors': parts of the network, and tensors of a block.
 _ONCE = {
     "gene_emb_onehot_layer": "gene_embedding",
     "gene_emb_proj": "gene_projection",
@@ -47,23 +53,6 @@ _OF_BLOCK = {
 _AGAIN = "download it again, or convert it with the code that wrote it."
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published checkpoint, checked: sizes, weights by our names, graph and gene list.
-
-    ``genes`` are Ensembl ids in the order of the model, ``None`` where the folder has no list.
-    """
-
-    name: str
-    size: BulkFormerSize
-    n_genes: int
-    tensors: dict[str, Tensor]
-    edges: Tensor
-    edge_weights: Tensor
-    genes: list[str] | None
-    sha256: str
-
-
 def is_published(path: Path) -> bool:
     """Whether a folder or file looks like BulkFormer as its authors release it."""
     if path.is_file():
@@ -71,14 +60,16 @@ def is_published(path: Path) -> bool:
     return bool(_weight_files(path)) and not (path / WEIGHTS_NAME).is_file()
 
 
-def read_published(path: Path) -> Published:
-    """Read and check the authors' files.
+def read_published(path: Path, genes: Sequence[str] | None = None) -> Checkpoint:
+    """Return the authors' files, checked, in the form of a checkpoint of this package.
 
     Parameters
     ----------
     path
         A folder with one ``bulkformer_*.pt``, ``G_tcga.pt``, ``G_tcga_weight.pt`` and, optional,
         ``bulkformer_gene_info.csv``; or that ``.pt`` file, beside the others.
+    genes
+        Ensembl ids of the genes, in order, instead of those of the folder.
 
     Raises
     ------
@@ -100,15 +91,26 @@ def read_published(path: Path) -> Published:
             f"{_GRAPH} and {_GRAPH_WEIGHTS} in {folder} do not fit the {n_genes} genes of "
             f"{weights.name}: {error}"
         ) from error
-    return Published(
+    listed = _gene_list(folder, n_genes)
+    names = listed if genes is None else list(genes)
+    if names is not None and len(names) != n_genes:
+        raise ValueError(f"genes= names {len(names)} genes; the weights have {n_genes}.")
+    symbols = [f"gene {i + 1}" for i in range(n_genes)]
+    if names is not None:
+        symbols = vocabulary_of(names).genes.tolist()
+    return Checkpoint(
         name=weights.stem,
-        size=size,
-        n_genes=n_genes,
-        tensors=tensors,
-        edges=edges,
-        edge_weights=edge_weights,
-        genes=_gene_list(folder, n_genes),
+        path=folder,
+        model="BulkFormer",
+        config={"size": asdict(size), "n_gene_features": 0, "knows_genes": names is not None},
+        tensors={
+            **tensors,
+            "gene_offset": torch.zeros(n_genes),
+            "edges": edges,
+            "edge_weights": edge_weights,
+        },
         sha256=sha256_of_file(weights),
+        files={GENES_FILE: "\n".join(symbols)},
     )
 
 
@@ -120,8 +122,8 @@ def convert_state(
     Raises
     ------
     ValueError
-        If it is of another generation, or holds something unexpected, two versions of one tensor,
-        or sizes that contradict each other.
+        If it is of another generation, or has unexpected entries, two versions of one tensor, or
+        sizes that contradict each other.
     """
     plain = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     if len(plain) != len(state):
@@ -146,7 +148,7 @@ def convert_state(
 
 
 def _check_generation(state: dict[str, Tensor], where: str) -> None:
-    """Refuse the two other generations of BulkFormer, by name."""
+    """Raise an error that names the generation, if it is not the supported one."""
     expected = "expected the five-size family of December 2025 (v2), which this version reads"
     if any(k.startswith(("performer.net.", "graph_block.")) for k in state) or (
         "expression_scale" in state
@@ -169,7 +171,7 @@ def _check_generation(state: dict[str, Tensor], where: str) -> None:
 
 
 def _without_copies(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Drop what the authors store twice, after checking that both say the same."""
+    """Drop the authors' copies of tensors, after a check that they are equal."""
     kept = {k: v for k, v in state.items() if _COPY not in k and not k.endswith(_COUNTER)}
     for key, value in state.items():
         if _COPY not in key:
@@ -184,7 +186,7 @@ def _without_copies(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
 
 
 def _our_name(key: str) -> str | None:
-    """Return our name of a tensor, ``None`` where there is none."""
+    """Return our name of a tensor, ``None`` for an unknown one."""
     if key == "expr_emb.inv_freq":
         return "expression_embedding.frequencies"
     if match := _LAYER.fullmatch(key):
@@ -199,7 +201,7 @@ def _our_name(key: str) -> str | None:
 
 
 def _sizes(tensors: dict[str, Tensor], where: str) -> tuple[BulkFormerSize, int]:
-    """Read the sizes off the weights."""
+    """Return sizes and number of genes by the shapes of the weights."""
     try:
         n_genes, dim = tensors["gene_embedding.weight"].shape
         n_features, head_dim = tensors["blocks.0.layers.0.attention.features"].shape
@@ -280,3 +282,10 @@ def _gene_list(folder: Path, n_genes: int) -> list[str] | None:
             f"have {n_genes}: the two belong to different releases."
         )
     return genes
+
+
+def vocabulary_of(ensembl_ids: Sequence[str]) -> GeneVocabulary:
+    """Return a vocabulary of current symbols; a gene without a symbol of its own keeps its id."""
+    symbols = pd.Index(map_identifiers(list(ensembl_ids), "human").symbol)
+    taken = symbols.duplicated() | (symbols == "") | symbols.isin(ensembl_ids)
+    return GeneVocabulary(np.where(taken, ensembl_ids, symbols).tolist())

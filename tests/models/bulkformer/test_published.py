@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cfm.models import BulkFormer, load_model
-from cfm.models.bulkformer._checkpoint import is_published, read_published
+from cfm.models.bulkformer._published import is_published, read_published
 from tests._bulk import GOLDEN, published
 
 LAYER = "module.gb_formers.0.f.0.net.layers.0."
@@ -82,7 +82,7 @@ def test_a_checkpoint_without_copies_is_read(folder: Path) -> None:
             del state[key]
 
     edit(folder, drop)
-    assert read_published(folder).size.n_layers == 2
+    assert read_published(folder).config["size"]["n_layers"] == 2
 
 
 @pytest.mark.parametrize(
