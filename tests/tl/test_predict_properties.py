@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import scanpy as sc
 
 import cfm
 from cfm.models import CellVQ
-from tests._cellvq import CLASSES, GENES, counted_cells, small_model
+from tests._cellvq import CLASSES, GENES, SIZES, counted_cells, small_model
 from tests._same import assert_unchanged
 
 KEYS = ["predicted_cell_type", "predicted_tissue"]
@@ -169,3 +170,59 @@ def test_a_property_of_the_training_data_is_predicted_only_when_asked_for() -> N
     ]
     cfm.tl.predict_properties(cells, properties="condition", units="log1p_cp10k")
     assert set(cells.obs["predicted_condition"]) <= {"ctrl", "stim"}
+
+
+def test_cells_of_which_a_head_is_unsure_are_unknown(tmp_path: Path) -> None:
+    cells = counted_cells(200)
+    cells.obs["cell_type"] = np.where(np.arange(200) % 2, "B", "T")
+    cells.X[::2, :10] *= 20
+    CellVQ.setup_anndata(cells, labels_keys=["cell_type"])
+    model = CellVQ(cells, vocabulary=GENES, **SIZES)
+    held_out = {"max_steps": 30, "validation_share": 0.5, "accelerator": "cpu"}
+    model.train(**held_out, enable_progress_bar=False)
+    assert len(model.confidence_levels["cell_type"]) == 51
+
+    called = cells.copy()
+    cfm.tl.predict_properties(called, model, unknown=0.2)
+    unsure = called.obs[KEYS[0]] == "unknown"
+    params = called.uns[KEYS[0]]["params"]
+    below = called.obs[f"{KEYS[0]}_confidence"] < params["unknown_below"]
+    np.testing.assert_array_equal(unsure, below)
+    assert 0.1 < unsure.mean() < 0.3  # a fifth of the cells that were held out
+    assert params["unknown"] == 0.2
+
+    cfm.tl.predict_properties(called, model, unknown=0)
+    assert set(called.obs[KEYS[0]]) == {"B", "T"}
+
+    model.save(tmp_path / "model")
+    again = CellVQ.from_pretrained(tmp_path / "model")
+    assert again.confidence_levels == model.confidence_levels
+    model.set_properties({"cell_type": ["B", "T"]})
+    assert not model.confidence_levels
+
+
+@pytest.mark.parametrize("levels", [{"sex": [0.5] * 51}, {"cell_type": [0.5] * 7}, [1], 3])
+def test_damaged_confidence_levels_are_refused(tmp_path: Path, levels: object) -> None:
+    model = small_model()
+    model.save(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    content = json.loads(config.read_text())
+    content["config"]["confidence_levels"] = levels
+    config.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"checkpoint"):
+        CellVQ.from_pretrained(tmp_path / "model")
+
+
+def test_blood_of_another_laboratory() -> None:
+    """Types of ``cellvq-mini`` in cells that it has not seen, named by other authors."""
+    cells = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    cfm.tl.predict_properties(cells, units="log1p_cp10k", total_counts="n_counts")
+    called, label = cells.obs["predicted_cell_type"], cells.obs["bulk_labels"]
+
+    def share(of: str, names: list[str]) -> float:
+        return called[label == of].isin(names).mean()
+
+    assert share("CD56+ NK", ["NK cells"]) > 0.9
+    assert share("Dendritic", ["Dendritic cells"]) > 0.7
+    assert share("CD19+ B", ["B cells"]) > 0.75
+    assert share("CD14+ Monocyte", ["CD14+ Monocytes", "FCGR3A+ Monocytes"]) > 0.9

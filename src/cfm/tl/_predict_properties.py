@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX
+from cfm._arguments import Range
+from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX, UNKNOWN
 from cfm.data._modality import on_modality
 from cfm.data._store import check_key
 from cfm.models import CellVQ, load_model
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from cfm.tl._chunk_input import Data
 
 
-@on_modality(columns=("total_counts",))
+@on_modality(columns=("total_counts",), ranges={"unknown": Range(0, 0.5)})
 def predict_properties(
     adata: Data,
     model: str | Path | CellVQ = "cellvq-mini",
@@ -35,6 +36,7 @@ def predict_properties(
     layer: str | None = None,
     units: Literal["counts", "log1p_cp10k"] = "counts",
     total_counts: str | None = None,
+    unknown: float = 0.05,
     key_added: str = PROPERTY_PREFIX,
     batch_size: int = 64,
     precision: Precision = "float32",
@@ -50,8 +52,10 @@ def predict_properties(
 ) -> AnnData | MuData | None:
     """Predict properties of cells by the heads of a model.
 
-    Each cell gets one of the classes that a head was trained on, also a cell of another kind: look
-    at the confidence, and at cells that you know. To learn a property from your own labels, see
+    Each cell gets one of the classes that a head was trained on, or ``"unknown"`` where the head is
+    less sure than of 95 % of the cells that were held out of its training. A cell of a type that
+    the head was not trained on is often called by the nearest type with as much confidence (see
+    the guide): look at cells that you know. To learn a property from your own labels, see
     :func:`cfm.tl.probe`, or train a model with ``labels_keys=``.
 
     Parameters
@@ -74,6 +78,9 @@ def predict_properties(
     total_counts
         Column of ``obs`` with the counts of each cell, for ``"log1p_cp10k"``; without it cells are
         taken to have 10,000.
+    unknown
+        Share of held-out training cells that would be called ``"unknown"``, 0 to 0.5; 0 names every
+        cell. Heads of published weights have no such record, and name every cell.
     key_added
         Prefix of the results. The default keeps them apart from the columns with the truth.
     batch_size
@@ -109,15 +116,16 @@ def predict_properties(
     property, such as ``cell_type``, with ``key`` its name behind ``key_added`` (``'predicted_'``):
 
     ``adata.obs[key]``
-        Categorical, the most probable class; missing for cells that express none of the model's
-        genes.
+        Categorical, the most probable class, or ``"unknown"``; missing for cells that express none
+        of the model's genes.
     ``adata.obs[f'{key}_confidence']``
-        float32, its probability, not calibrated; ``NaN`` where the class is missing.
+        float32, the largest probability, not calibrated; ``NaN`` where the class is missing.
     ``adata.obsm[f'{key}_proba']``
         DataFrame, cells by classes, float32; rows sum to 1; ``"|"`` in place of ``"/"`` in the
         names of classes.
     ``adata.uns[key]``
-        ``params`` (arguments, model, SHA-256, device, share of genes found) and ``classes``.
+        ``params`` (arguments, model, SHA-256, device, share of genes found, and ``unknown_below``,
+        the probability below which a cell is unknown) and ``classes``.
 
     Raises
     ------
@@ -185,14 +193,16 @@ def predict_properties(
             table = pd.DataFrame(
                 run.results.take(name), index=made.obs_names, columns=loaded.properties[name]
             )
-            call, confidence = _called(table)
+            least = loaded.least_confidence(name, unknown)
+            call, confidence = _called(table, least)
             made.obs[key] = call
             made.obs[key + CONFIDENCE] = confidence
             classes = table.columns.tolist()
             # no "/" in the names of columns, which no zarr store takes
             table.columns = [str(label).replace("/", "|") for label in classes]
             made.obsm[key + PROBABILITIES] = table
-            made.uns[key] = {PARAMS: record | {"property": name}, "classes": classes}
+            own = {"property": name, "unknown": unknown, "unknown_below": least}
+            made.uns[key] = {PARAMS: record | own, "classes": classes}
 
     return run.run(
         compute,
@@ -204,12 +214,15 @@ def predict_properties(
     )
 
 
-def _called(table: pd.DataFrame) -> tuple[pd.Categorical, np.ndarray]:
+def _called(table: pd.DataFrame, least: float) -> tuple[pd.Categorical, np.ndarray]:
     """Return the most probable class of each cell, and its probability."""
     values = table.to_numpy()
     known = ~np.isnan(values).any(axis=1)
     best = np.where(known, np.nan_to_num(values).argmax(axis=1), -1)
-    classes: pd.Index[Any] = pd.Index(list(table.columns))
-    call = pd.Categorical.from_codes(best, categories=classes)
     confidence = np.where(known, values.max(axis=1), np.nan).astype(np.float32)
+    classes: list[Any] = list(table.columns)
+    if UNKNOWN not in classes:
+        classes.append(UNKNOWN)
+    best[confidence < least] = classes.index(UNKNOWN)
+    call: Any = pd.Categorical.from_codes(best, categories=pd.Index(classes))
     return call.remove_unused_categories(), confidence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 
 from cfm._arguments import check_whole, checks_arguments
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _GENES_FILE = "genes.txt"
 #: In a file of its own, as there may be thousands of names.
 _PROPERTIES_FILE = "properties.json"
+#: Quantiles of the confidence that are kept: 0, 0.01, …, 0.5.
+_LEVELS = np.linspace(0.0, 0.5, 51)
 
 
 class CellVQCore(Registered):
@@ -42,6 +45,9 @@ class CellVQCore(Registered):
         Its sizes.
     properties
         Classes of each property head, by the name of the head.
+    confidence_levels
+        By name of a head the quantiles 0, 0.01, …, 0.5 of the largest probability that it gives
+        held-out cells; see :meth:`least_confidence`.
     """
 
     module: CellVQModule
@@ -71,6 +77,7 @@ class CellVQCore(Registered):
         self.properties = check_properties(
             {key: levels_of(labels) for key, labels in found.items()} | dict(properties or {})
         )
+        self.confidence_levels: dict[str, list[float]] = {}
         self.size = get_size(size, **sizes)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -111,6 +118,29 @@ class CellVQCore(Registered):
         """Return the share of the model's genes that ``adata`` measures."""
         return self.vocabulary.align(adata.var_names).found_share
 
+    def least_confidence(self, name: str, unknown: float) -> float:
+        """Return the probability below which a share of held-out cells lies.
+
+        Parameters
+        ----------
+        name
+            A property head.
+        unknown
+            Share of the held-out cells, 0 to 0.5.
+
+        Returns
+        -------
+        That probability; 0 where the head was not trained here, such as in published weights.
+        """
+        levels = self.confidence_levels.get(name)
+        if levels is None or unknown <= 0:
+            return 0.0
+        return float(np.interp(unknown, _LEVELS, levels))
+
+    def set_confidence_levels(self, name: str, confidence: np.ndarray) -> None:
+        """Keep how sure a head is of held-out cells, ``(n_cells,)`` largest probabilities."""
+        self.confidence_levels[name] = np.quantile(confidence.astype(float), _LEVELS).tolist()
+
     @checks_arguments()
     def set_properties(
         self, properties: Mapping[str, Sequence[str] | None], *, seed: int = 0
@@ -145,6 +175,8 @@ class CellVQCore(Registered):
         if unknown:
             raise KeyError(f"The model has no heads {unknown}; it has {list(self.properties)}.")
         new = check_properties({k: v for k, v in properties.items() if v is not None})
+        for name in properties:
+            self.confidence_levels.pop(name, None)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.module.set_heads(_n_classes(new) | dict.fromkeys(gone, 0))
@@ -256,6 +288,7 @@ class CellVQCore(Registered):
         model = cls.__new__(cls)
         PretrainedModel.__init__(model, None)
         model.size, model.properties, model._vocabulary = size, properties, vocabulary
+        model.confidence_levels = {}
         model.module = module
         model._summarise()
         return model
@@ -265,6 +298,8 @@ class CellVQCore(Registered):
         if self._vocabulary is not None:
             files[_GENES_FILE] = "\n".join(self._vocabulary.genes) + "\n"
         config = {"size": vars(self.size), "n_genes": self.module.n_genes}
+        if self.confidence_levels:
+            config["confidence_levels"] = self.confidence_levels
         return dict(self.module.state_dict()), config, files
 
     @classmethod
@@ -276,8 +311,9 @@ class CellVQCore(Registered):
             text = checkpoint.files.get(_GENES_FILE)
             genes = None if text is None else GeneVocabulary(text.splitlines())
             properties = check_properties(json.loads(checkpoint.files[_PROPERTIES_FILE]))
+            levels = check_levels(config.pop("confidence_levels", {}), properties)
         model = cls._filled(size, n_genes, genes, properties, checkpoint.tensors, checkpoint.name)
-        model.provenance = config
+        model.provenance, model.confidence_levels = config, levels
         if adata is not None:
             model.attach(adata)
         return model
@@ -303,6 +339,24 @@ def check_properties(properties: Mapping[str, Sequence[str]]) -> dict[str, list[
             )
         out[str(name)] = names
     return out
+
+
+def check_levels(levels: Any, properties: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the confidence levels of heads by name.
+
+    Raises
+    ------
+    ValueError
+        If they are of other heads, or are not rising probabilities.
+    """
+    found = {}
+    for name, numbers in dict(levels).items():
+        values = np.array(numbers, dtype=np.float64)
+        rising = values.shape == _LEVELS.shape and bool((np.diff(values) >= 0).all())
+        if name not in properties or not rising or values[0] < 0 or values[-1] > 1:
+            raise ValueError(f"The confidence levels of {name!r} are damaged.")
+        found[name] = values.tolist()
+    return found
 
 
 def _n_classes(properties: Mapping[str, Sequence[str]]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from cfm._arguments import check_choice
 from cfm.data._matrix import get_matrix, in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.data._row_buffer import RowBuffer
+from cfm.data._units import check_single_cells
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
@@ -142,9 +143,9 @@ class CellReader:
     KeyError
         If the layer or column does not exist.
     ValueError
-        If there are no cells, too few of the genes are found, ``units`` is none of the above, or
-        total counts are not positive numbers, now; if values are not what they should be, when
-        they are read.
+        If there are no cells, these are bulk samples, too few of the genes are found, ``units`` is
+        none of the above, or total counts are not positive numbers, now; if values are not what
+        they should be, when they are read.
 
     Warns
     -----
@@ -166,6 +167,8 @@ class CellReader:
         self._rows = RowBuffer(get_matrix(adata, layer=layer))
         self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         self.units = units
+        if units == "counts":
+            check_single_cells(self._rows.matrix, self._where)
         self.n_cells: int = adata.n_obs
         self._totals = _read_totals(adata, total_counts, units)
         found = vocabulary.align(adata.var_names, min_genes=min(MIN_GENES, len(vocabulary)))

@@ -34,10 +34,12 @@ from cfm.models.cellvq._training import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
+
+    from cfm.models.cellvq._reading import Tokens
 
 _MAX_EPOCHS = 100
 #: Without a number of epochs or steps, training stops after so many steps.
@@ -104,7 +106,9 @@ class Trainable(CellVQCore):
         (``train_reconstruction``, ``validation_reconstruction`` in nats per count, …), and of up
         to ``n_validation`` whole cells, those of the validation if there are any, ``perplexity``
         (over how many codes they are spread), ``n_live_codes`` (how many they use) and
-        ``live_codes`` (that number as a share of all codes).
+        ``live_codes`` (that number as a share of all codes). How sure the heads are of these cells
+        is kept in ``confidence_levels``, by which :func:`cfm.tl.predict_properties` calls others
+        unknown.
 
         Registered properties (``labels_keys``) that the model has no head for get one.
 
@@ -268,12 +272,30 @@ class Trainable(CellVQCore):
             apart = cells_kept_apart(self.module, examples, fresh=fresh)
         with without_gradients(frozen), apart:
             run.fit(plan, stream, check)
+        learned = (labels[training] >= 0).any(axis=0) & (np.array(weights.properties) > 0)
+        names = [name for name, yes in zip(self.properties, learned, strict=True) if yes]
+        self._measure_confidence(plan.checked, names)
         self.trained_here(
             studies, training_seed=seed, max_steps=n_steps, n_training_cells=len(training)
         )
         if not freeze:
             warn_of_collapse(plan.perplexities, len(counted), self.size.n_codes)
         run.raise_if_interrupted()
+
+    @torch.inference_mode()
+    def _measure_confidence(self, cells: Sequence[Tokens], names: Sequence[str]) -> None:
+        """Keep how sure the heads are of whole cells that were held out."""
+        self.module.eval()
+        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for tokens in (part.to(self.device) for part in cells if names):
+            states = self.module.encode(*tokens)
+            embedding, _ = self.module.pool(states, tokens.padding)
+            logits = self.module.classify(embedding.float())
+            for name, parts in found.items():
+                parts.append(torch.softmax(logits[name], dim=-1).amax(dim=-1).cpu().numpy())
+        self.confidence_levels = {}
+        for name, parts in found.items():
+            self.set_confidence_levels(name, np.concatenate(parts))
 
     def _training_reader(self) -> CellReader:
         """Return what reads the registered data."""

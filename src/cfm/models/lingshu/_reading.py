@@ -10,6 +10,7 @@ from scipy import sparse
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.data._modality import require_anndata
 from cfm.data._row_buffer import RowBuffer
+from cfm.data._units import check_single_cells
 from cfm.data._warn import warn_user
 from cfm.models.lingshu._module import MISSING
 from cfm.models.lingshu._quantiser import LARGEST, quantise
@@ -46,7 +47,8 @@ class CountReader:
     KeyError
         If the layer does not exist.
     ValueError
-        If none of the genes is found, now; if values are no counts, when they are read.
+        If these are bulk samples or none of the genes is found, now; if values are no counts, when
+        they are read.
 
     Warns
     -----
@@ -58,6 +60,7 @@ class CountReader:
         require_anndata(adata)
         self._rows = RowBuffer(get_matrix(adata, layer=layer))
         self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+        check_single_cells(self._rows.matrix, self._where)
         self.alignment: GeneAlignment = vocabulary.align(adata.var_names)
         if self.alignment.found_share < LOW_SHARE:
             warn_user(

@@ -10,6 +10,7 @@ from scipy import sparse
 
 from cfm._arguments import checks_arguments
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
+from cfm.data._units import check_single_cells
 from cfm.models._precision import Precision
 from cfm.models.uce._core import UCECore
 from cfm.models.uce._tokens import SAMPLE_SIZE, SentenceMaker
@@ -108,6 +109,7 @@ class UCE(UCECore):
         matrix = get_matrix(adata, layer=layer)
         where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         check_counts(matrix, where=where)
+        check_single_cells(matrix, where)
         sentences = []
         for rows, block in row_blocks(matrix):
             counts = sparse.csr_matrix(block)[:, alignment.columns]
