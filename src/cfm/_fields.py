@@ -125,6 +125,8 @@ DONORS = "donors"
 N_CELLS, N_CELLS_USED = "n_cells", "n_cells_used"
 #: ``obs[key + SPREAD]``: root mean squared distance of single draws from their mean.
 SPREAD = "_spread"
+#: ``obs[key + UNKNOWN_SHARE]``: share of cells that lie outside of the model's reference.
+UNKNOWN_SHARE = "_unknown"
 #: ``uns[key][VARYING]``: DataFrame of ``obs`` columns that vary within donors.
 VARYING = "varying"
 
