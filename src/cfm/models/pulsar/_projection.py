@@ -26,7 +26,7 @@ N_GENES, N_COMPONENTS = 2000, 50
 #: At least so many, where no more differ from chance.
 _LEAST_COMPONENTS = 2
 #: Cells that are fitted, and stored to compare new ones with, at most.
-_FITTED, _STORED = 20_000, 1000
+_FITTED, _STORED = 10_000, 1000
 #: One cell in so many is held out of the fit, to learn how far a new cell lies from the others.
 _HELD_OUT = 10
 #: A cell is unknown if its k-th stored neighbour is farther than those of most held-out cells.
@@ -127,7 +127,7 @@ class CellProjection:
         Parameters
         ----------
         adata
-            Raw counts of cells by genes, any storage; of more than 20,000 cells so many are
+            Raw counts of cells by genes, any storage; of more than 10,000 cells so many are
             drawn, by their names.
         layer
             Layer with the counts instead of ``X``.
