@@ -67,7 +67,9 @@ Pseudo-donors with a planted difference, of cells of a donor of Kang 2018 whom t
 seen: encoders trained by the same script without the donor, and simple methods. AUROC, mean and
 standard deviation over 2 donors and 10 draws; nothing was chosen by these scores. The laboratory is
 one of the two that were trained on, and real donors differ in more ways. *Other laboratory* is a
-model of Hao 2021 alone: what to expect of cells that are mostly unknown.
+model of Hao 2021 alone, which saw no interferon response either: what to expect of cells that are
+mostly unknown. The mean of the components, `obsm["X_pulsar_mean"]`, is level with the network or
+ahead of it there.
 
 {scores}
 

@@ -40,8 +40,9 @@ def expected(cells: ad.AnnData, model: Pulsar) -> ad.AnnData:
 
 def _assert_same(found: ad.AnnData, expected: ad.AnnData) -> None:
     assert found.obs_names.equals(expected.obs_names)
-    embeddings = (np.asarray(found.obsm["X_pulsar"][:]), expected.obsm["X_pulsar"])
-    np.testing.assert_allclose(*embeddings, atol=1e-5)
+    for name in ("X_pulsar", "X_pulsar_mean"):
+        embeddings = (np.asarray(found.obsm[name][:]), expected.obsm[name])
+        np.testing.assert_allclose(*embeddings, atol=1e-5)
     for name in ("X_pulsar_spread", "X_pulsar_unknown", "n_cells"):
         np.testing.assert_allclose(found.obs[name], expected.obs[name], atol=1e-5)
 
@@ -56,6 +57,11 @@ def test_what_is_stored(cells: ad.AnnData, model: Pulsar, expected: ad.AnnData) 
     assert params["vocabulary_share"] == 1.0
     assert "use_rep" not in params
     _assert_same(found, expected)
+    assert model.projection is not None
+    components = pd.DataFrame(model.projection.transform(cells), index=cells.obs["donor_id"])
+    means = components.groupby(level=0, observed=True).mean().loc[found.obs_names]
+    np.testing.assert_allclose(found.obsm["X_pulsar_mean"], means, atol=1e-5)
+    assert found.obsm["X_pulsar_mean"].dtype == np.float32
     half = cfm.tl.embed_donors(cells[:, ::2].copy(), "donor_id", model, **ARGUMENTS)
     assert half.uns["X_pulsar"]["params"]["vocabulary_share"] == 0.5
 
@@ -170,7 +176,9 @@ def test_a_representation_is_refused(cells: ad.AnnData, model: Pulsar) -> None:
         Pulsar.from_pretrained("pulsar-mini", cells)
     other = Pulsar(cells, dim=16, encoder_layers=1)
     assert other.projection is None
-    assert "X_pulsar_unknown" not in cfm.tl.embed_donors(cells, "donor_id", other).obs
+    plain = cfm.tl.embed_donors(cells, "donor_id", other)
+    assert "X_pulsar_unknown" not in plain.obs
+    assert list(plain.obsm) == ["X_pulsar"]
     with pytest.raises(ValueError, match=r"layer='counts' goes with a model that reads raw"):
         cfm.tl.embed_donors(cells, "donor_id", other, layer="counts")
     Pulsar.setup_anndata(cells)

@@ -16,6 +16,7 @@ from cfm._arguments import checks_arguments
 from cfm._fields import (
     DONORS,
     EMBEDDING_PREFIX,
+    MEAN,
     N_CELLS,
     N_CELLS_USED,
     PARAMS,
@@ -131,6 +132,10 @@ def embed_donors(
 
     ``obsm['X_pulsar' | key_added]``
         ``(n_donors, dim)`` float32, the mean over draws.
+    ``obsm['X_pulsar_mean']``
+        ``(n_donors, n_components)`` float32, mean of the principal components of a donor's cells;
+        of a model that reads counts. Pass it to :func:`cfm.tl.probe` beside the vectors: where
+        many cells are unknown it is often the better summary.
     ``X``, ``var``
         ``(n_donors, n_genes)`` float32, pseudobulk of all cells of a donor, for
         :func:`cfm.tl.probe` to compare with: sums of counts, else means. Empty where the cells have
@@ -224,7 +229,7 @@ def embed_donors(
     counted = getattr(loaded, "projection", None) is not None
     rep = use_rep or getattr(loaded, "provenance", {}).get("use_rep", "X_uce")
     run = ChunkRun(DonorRows(reader, donor_key, None if counted else rep, given=alone), how)
-    of_donors = (*_OF_DONORS, "unknown") if counted else _OF_DONORS
+    of_donors = (*_OF_DONORS, "unknown", "mean") if counted else _OF_DONORS
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
         found = loaded.get_donor_embeddings(part, **reading)
@@ -242,12 +247,14 @@ def embed_donors(
             warn_user(f"Columns {taken} of adata.obs are replaced by what this tool counts.")
         for column, name in columns.items():
             table[column] = run.results.take(name)
-        embedding = run.results.take("embedding")
-        donors = ad.AnnData(obs=table, obsm={key: embedding})
+        obsm = {key: run.results.take("embedding")}
+        if counted:
+            obsm[key + MEAN] = run.results.take("mean")
+        donors = ad.AnnData(obs=table, obsm=obsm)
         if alone and (layer is not None or cells.X is not None) and cells.n_vars:
             ids = pd.Index(in_memory_frame(obs)[donor_key].astype(str))
             bulk = _pseudobulk(get_matrix(cells, layer=layer), names.get_indexer(ids), len(names))
-            donors = ad.AnnData(bulk, obs=table, var=cells.var.copy(), obsm={key: embedding})
+            donors = ad.AnnData(bulk, obs=table, var=cells.var.copy(), obsm=obsm)
         record = run_record(loaded, cells, modality=modality, key_added=key, **reading)
         donors.uns[key] = {PARAMS: record, VARYING: varying}
         run.target = donors

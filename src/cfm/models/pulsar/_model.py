@@ -43,6 +43,9 @@ class DonorEmbeddings:
     unknown
         ``(n_donors,)`` float32, share of a donor's cells that lie outside of the reference of the
         model's :class:`CellProjection`; ``None`` for models that read a representation.
+    mean
+        ``(n_donors, n_components)`` float32, mean of the components of a donor's cells, the simple
+        summary to compare with; ``None`` likewise.
     """
 
     donors: pd.Index
@@ -51,6 +54,7 @@ class DonorEmbeddings:
     n_cells: np.ndarray
     n_used: np.ndarray
     unknown: np.ndarray | None = None
+    mean: np.ndarray | None = None
 
 
 class Pulsar(CellExplainer):
@@ -211,6 +215,7 @@ class Pulsar(CellExplainer):
             n_cells=donors.n_cells,
             n_used=used,
             unknown=self._unknown_share(donors),
+            mean=None if self.projection is None else _means(donors),
         )
 
     def _unknown_share(self, donors: Donors) -> np.ndarray | None:
@@ -279,3 +284,9 @@ class Pulsar(CellExplainer):
             if self.head["task"] == "classification":
                 out = out.sigmoid() if out.shape[1] == 1 else out.softmax(dim=1)
         return pd.DataFrame(out.cpu().numpy(), index=found.donors, columns=self.head["outputs"])
+
+
+def _means(donors: Donors) -> np.ndarray:
+    """Return the mean of each donor's cells, ``(n_donors, width)`` float32."""
+    means = [donors.cells[rows].mean(axis=0, dtype=np.float64) for rows in donors.rows]
+    return np.asarray(means, dtype=np.float32)
