@@ -200,6 +200,10 @@ def test_too_little_to_fit(cells: ad.AnnData) -> None:
         CellProjection.fit(cells[:0].copy())
     with pytest.raises(ValueError, match="adata has no genes"):
         CellProjection.fit(cells[:, :0].copy())
+    with pytest.raises(KeyError, match="no column 'study'"):
+        CellProjection.fit(cells, study_key="study")
+    with pytest.raises(ValueError, match="n_components="):
+        CellProjection.fit(cells, n_components=0)
     twice = cells.copy()
     twice.var_names = ["ISG15", *twice.var_names[1:-1], "ISG15"]
     with pytest.raises(ValueError, match="occur more than once"):

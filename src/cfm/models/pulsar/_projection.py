@@ -9,9 +9,11 @@ import numpy as np
 import xxhash
 from scipy import sparse
 
+from cfm._arguments import checks_arguments
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import check_not_empty, check_unique_names, in_memory_frame
 from cfm.data._modality import require_anndata
+from cfm.models._base import check_column
 from cfm.models.cellvq._reading import TARGET_SUM, CellReader
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ _LARGEST = 10.0
 _LEAST_SHARE = 0.1
 _LEAST_GENES = 10
 #: Samples with more counts than this, and more of the genes expressed, are no single cells.
-_BULK_COUNTS, _BULK_SHARE = 100_000, 0.9
+_BULK_COUNTS, _BULK_SHARE = 500_000, 0.9
 #: Cells at a time.
 _BLOCK = 2048
 _NO_GENES = (
@@ -60,7 +62,7 @@ class CellProjection:
     Attributes
     ----------
     genes
-        The genes, most variable first chosen.
+        The genes, in the order of the data that were fitted.
     abundance
         ``(n_genes,)`` float32, mean share of each gene in the counts of a reference cell.
     mean, scale
@@ -113,6 +115,7 @@ class CellProjection:
         return int(self.components.shape[1])
 
     @classmethod
+    @checks_arguments(n_genes=3)
     def fit(
         cls,
         adata: AnnData,
@@ -147,8 +150,9 @@ class CellProjection:
         Raises
         ------
         TypeError, KeyError, ValueError
-            If ``adata`` is no AnnData, the layer or column does not exist, values are no counts,
-            or fewer than three cells or genes are expressed.
+            If ``adata`` is no AnnData, the layer or column does not exist, values are no counts
+            or of bulk samples, names are not unique, or fewer than three cells or genes are
+            expressed.
         """
         require_anndata(adata)
         check_not_empty(adata)
@@ -159,9 +163,9 @@ class CellProjection:
         blocks = np.array_split(place, -(-len(place) // _BLOCK))
         counts = sparse.vstack([reader.read(rows) for rows in blocks], format="csr")
         counts = counts[np.searchsorted(place, drawn)]
-        _refuse_bulk(counts, counts.shape[1])
         study = np.zeros(len(drawn), dtype=np.int64)
         if study_key is not None:
+            check_column(adata, study_key)
             values = in_memory_frame(adata.obs)[study_key].astype(str).to_numpy()[drawn]
             study = np.unique(values, return_inverse=True)[1]
         total = _total(counts)
@@ -173,6 +177,7 @@ class CellProjection:
                 "between them; at least 3 of each are needed to fit principal components."
             )
         counts = counts[:, chosen]
+        _refuse_bulk(_total(counts), np.diff(counts.indptr) / len(chosen))
         expressed = _total(counts) > 0
         counts, study = counts[expressed], study[expressed]
         held_out = np.arange(len(study)) % _HELD_OUT == _HELD_OUT - 1
@@ -248,7 +253,7 @@ class CellProjection:
                 f"{len(present)} genes of the model that were found; drop them with "
                 "sc.pp.filter_cells(adata, min_counts=1)."
             )
-        _refuse_bulk_samples(total, n_expressed / len(present))
+        _refuse_bulk(total, n_expressed / len(present))
         return out
 
     def distance(self, projected: np.ndarray) -> np.ndarray:
@@ -375,11 +380,7 @@ def _principal(
     return means.mean(axis=0), scale, components
 
 
-def _refuse_bulk(counts: sparse.csr_matrix, n_genes: int) -> None:
-    _refuse_bulk_samples(_total(counts), np.diff(counts.indptr) / n_genes)
-
-
-def _refuse_bulk_samples(total: np.ndarray, expressed: np.ndarray) -> None:
+def _refuse_bulk(total: np.ndarray, expressed: np.ndarray) -> None:
     """Refuse rows that are no cells: so many counts of so many genes."""
     n, share = float(np.median(total)), float(np.median(expressed))
     if n > _BULK_COUNTS and share > _BULK_SHARE:
