@@ -125,6 +125,10 @@ BENCHMARKS = {
             Dots("scores", "AUROC", ("method",), where={"cells per donor": 500}, title="500 cells"),
         ),
     ),
+    "pseudo_donors": Benchmark(
+        "pseudo-donors with planted differences: pulsar-mini beside simple summaries",
+        panels=(Dots("scores", "AUROC", ("method",), facet="task", title="planted difference"),),
+    ),
     "lingshu": Benchmark(
         "speed and memory of Lingshu-Cell",
         _ONE_THREAD,

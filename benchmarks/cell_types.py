@@ -93,8 +93,8 @@ def main() -> None:
     report.text(
         f"{cells.n_obs} cells of Zheng 2017, {cells.n_vars} genes, labels of its authors; the head "
         f"was fitted on {train.n_obs} cells of two other studies, those of Hao 2021 named by "
-        "marker genes. Share of the cells that are named right; CD34+ cells have no class, so right is "
-        "*unknown*."
+        "marker genes. Share of the cells that are named right; CD34+ cells have no class, so "
+        "right is *unknown*."
     )
     rows = []
     for name, right in RIGHT.items():

@@ -53,7 +53,7 @@ def _lingshu_model() -> Any:
 
 def _pulsar() -> Pulsar:
     adata = donors((30, 20, 25, 22, 35, 27, 24, 26), width=10)
-    Pulsar.setup_anndata(adata, labels_key="disease")
+    Pulsar.setup_anndata(adata, use_rep="X_uce", labels_key="disease")
     return Pulsar(adata, dim=32, encoder_layers=1, encoder_ff=64, decoder_ff=64)
 
 

@@ -55,7 +55,7 @@ def pulsar(**run: Any) -> PretrainedModel:
     """Train on donors, of whom two are left for a last batch."""
     sizes = (60, 40, 50, 45, 70, 55, 48, 52, 33, 21, 64, 58, 39, 41, 47, 30, 35, 29, 31, 37)
     adata = _pulsar.donors(sizes, width=10)
-    Pulsar.setup_anndata(adata, labels_key="disease")
+    Pulsar.setup_anndata(adata, use_rep="X_uce", labels_key="disease")
     small = {"dim": 32, "encoder_layers": 1, "encoder_ff": 64, "decoder_ff": 64, "dropout": 0.0}
     model = Pulsar(adata, **small)
     model.train(5, n_cells=20, keep_share=0.3, mask_share=0.5, lr=3e-3, **run)

@@ -9,66 +9,77 @@ import pandas as pd
 from cfm.hub import Checkpoint
 
 
-def pulsar_card(checkpoint: Checkpoint, measured: str) -> str:
-    """Write the card from the checkpoint and a table of scores."""
+def pulsar_card(checkpoint: Checkpoint, scores: str, unknown: str) -> str:
+    """Write the card from the checkpoint, a table of scores, and one of unknown cells."""
     config = checkpoint.config
     size = config["size"]
+    n_genes = len(checkpoint.files["genes.txt"].splitlines())
     curve = pd.read_csv(StringIO(checkpoint.files["history.csv"]), index_col=0)
     first, last = curve.iloc[0], curve.iloc[-1]
+    sources = "\n".join(f"- {source}" for source in config["training_data"])
     return f"""\
 # pulsar-mini
 
-A small PULSAR: one vector of {size["dim"]} numbers for the blood cells of a donor, each cell given
-by {size["input_dim"]} standardised principal components. Its input space is that of one data set:
-it is for trying out the donor tools without a download.
+A small PULSAR: one vector of {size["dim"]} numbers for the blood cells of a donor, from raw counts.
 
 ## Intended use
 
-`cfm.tl.embed_donors`, `cfm.tl.cell_importance`, `cfm.tl.map_reference` and `cfm.tl.probe` on donors
-without a download, and as an example of the training recipe. To study donors, train a model on
-their own cells (seconds to minutes), or load the authors' weights. Research use only.
+`cfm.tl.embed_donors(cells, "donor")`, `cfm.tl.cell_importance`, `cfm.tl.map_reference` and
+`cfm.tl.probe` on human blood cells without a download, and as an example of the training recipe. To
+study donors, train a model on their own cells (seconds to minutes), or load the authors' weights.
+Research use only.
 
 ## What it cannot do
 
-- **Its input space is that of one data set.** A principal component of other data is another
-  direction of gene expression. On them the network still summarises cells, but nothing that it
-  learned about blood carries over, and vectors of two data sets may not be compared. It does not
-  read UCE embeddings, scVI spaces or genes.
+- **Its donors were never donors.** It learned from {config["n_donors"]} pseudo-donors, drawn from
+  {config["n_cells"]:,} cells of two studies with random shares of clusters, studies and interferon
+  response. How people differ it has not seen.
+- **Two laboratories, blood, interferon β.** Cells of another laboratory are often *unknown*
+  (`obs["X_pulsar_unknown"]`, table below). Differences between laboratories are not removed.
 - **Not a classifier**, and not a reference of donors: no label was used and none is stored.
-- {config["n_donors"]} donors of one study, {config["n_cells"]:,} cells, blood only, one disease.
-  Site and batch of the donors are not in the file that it was trained on.
 - It has the layers of PULSAR at {size["dim"]} instead of 512 numbers, {size["encoder_layers"]} of 8
   in the encoder and {size["decoder_layers"]} of 6 in the decoder.
 
 ## Input
 
-`obsm` with {size["input_dim"]} columns, each brought to mean 0 and variance 1 over the cells of
-your own data, donors weighing the same where they have very different numbers of cells:
-`(x - x.mean(axis=0)) / x.std(axis=0)`. The model remembers the names `{config["use_rep"]}` and
-`{config["donor_key"]}`; others are given with `use_rep=` and `donor_key=`.
+Raw counts of single cells in `X` or a layer; human gene symbols or Ensembl ids. A projection that
+is stored with the weights makes {size["input_dim"]} principal components of them: counts of its
+{n_genes:,} genes, those that both studies measure, are brought to 10,000 a cell, `log1p` is taken,
+and each gene is scaled by the mean and standard deviation that it has in the two studies (each
+brought to the same mean before the components were fitted). Genes that are not measured are
+missing, not zero: the components are a ridge fit to the others. At least a tenth is needed.
+Logarithms, scaled values and bulk samples are refused, and so is another representation
+(`use_rep=`).
 
 ## Training
 
 `{config["training_command"]} --data DATA --output FOLDER`, seed {config["training_seed"]},
 {config["max_steps"]} steps on one CPU core; weights stored in float16. Masked cell modelling (15 %
-of 100 cells seen, 85 % of the elements of the others hidden) and agreement of two draws of a donor,
-without labels. Mean squared error of hidden elements, in variances of a column,
+of 100 cells seen, 85 % of the elements of the others hidden) and agreement of two draws of a
+pseudo-donor, without labels. Mean squared error of hidden elements, in variances of a component,
 {first["train_reconstruction"]:.3f} in the first and {last["train_reconstruction"]:.3f} in the last
 step; contrastive loss {first["train_contrastive"]:.3f} and {last["train_contrastive"]:.3f} nats.
-These are training losses: no donor was kept out of this checkpoint.
+These are training losses.
 
 ## Scores
 
-COVID-19 against healthy, donors left out: encoders trained by the same script without the donors
-that are scored, this checkpoint, which has seen all donors without labels, and simple methods. Four
-healthy donors: every interval is wide.
+Pseudo-donors with a planted difference, of cells of a donor of Kang 2018 whom the encoder has not
+seen: encoders trained by the same script without the donor, and simple methods. AUROC, mean and
+standard deviation over 2 donors and 10 draws; nothing was chosen by these scores. The laboratory is
+one of the two that were trained on, and real donors differ in more ways. *Other laboratory* is a
+model of Hao 2021 alone, which saw no interferon response either: what to expect of cells that are
+mostly unknown. The mean of the components, `obsm["X_pulsar_mean"]`, is level with the network or
+ahead of it there.
 
-{measured}
+{scores}
+
+Share of cells that are unknown, of projections fitted in the same way:
+
+{unknown}
 
 ## Data
 
-{config["training_data"]}.
-The components are as the package ships them; it has no genes.
+{sources}
 
 ## Independent weights
 

@@ -369,7 +369,9 @@ def main() -> None:
         ),
         "lingshu-pbmc-mini": lambda _: lingshu_card(),
         "pulsar-mini": lambda _: pulsar_card(
-            load_checkpoint(CHECKPOINTS / "pulsar-mini"), scores("donors", "scores")
+            load_checkpoint(CHECKPOINTS / "pulsar-mini"),
+            scores("pseudo_donors", "scores"),
+            scores("pseudo_donors", "unknown", digits=2),
         ),
     }
     for name, make in cards.items():

@@ -125,6 +125,10 @@ DONORS = "donors"
 N_CELLS, N_CELLS_USED = "n_cells", "n_cells_used"
 #: ``obs[key + SPREAD]``: root mean squared distance of single draws from their mean.
 SPREAD = "_spread"
+#: ``obs[key + UNKNOWN_SHARE]``: share of cells that lie outside of the model's reference.
+UNKNOWN_SHARE = "_unknown"
+#: ``obsm[key + MEAN]``: mean of the components of a donor's cells.
+MEAN = "_mean"
 #: ``uns[key][VARYING]``: DataFrame of ``obs`` columns that vary within donors.
 VARYING = "varying"
 

@@ -153,11 +153,14 @@ def test_impute(tmp_path):
 @pytest.mark.parametrize("into", [".h5ad", ".csv"])
 def test_embed_donors(into, tmp_path):
     adata = cells()
-    adata.obsm["X_pca"] = np.random.default_rng(0).normal(size=(60, 50)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    adata.obsm["X_pca"] = rng.normal(size=(adata.n_obs, 10)).astype(np.float32)
+    cfm.models.Pulsar.setup_anndata(adata, "donor", use_rep="X_pca")
+    model = cfm.models.Pulsar(adata, dim=16, encoder_layers=1).save(tmp_path / "model")
     source, out = write(adata, tmp_path / "cells.h5ad"), tmp_path / f"donors{into}"
-    chosen = ["--model", "pulsar-mini", "--donor-key", "donor", "--use-rep", "X_pca"]
+    chosen = ["--model", model, "--donor-key", "donor", "--use-rep", "X_pca"]
     assert cfm_main("embed-donors", source, "-o", out, *chosen, "--n-cells", "all") == 0
-    expected = cfm.tl.embed_donors(adata, "donor", "pulsar-mini", use_rep="X_pca", n_cells=None)
+    expected = cfm.tl.embed_donors(adata, "donor", model, use_rep="X_pca", n_cells=None)
     if into == ".csv":
         found = (
             pd.read_csv(out, index_col=0).filter(like="X_pulsar_").drop(columns="X_pulsar_spread")
@@ -168,6 +171,18 @@ def test_embed_donors(into, tmp_path):
         np.testing.assert_array_equal(found.obsm["X_pulsar"], expected.obsm["X_pulsar"])
         assert "n_cells" not in found.uns["X_pulsar"]["params"]  # all, not 1,024
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.filterwarnings("ignore:In 3 of 3 donors over half")
+def test_embed_donors_from_counts(tmp_path):
+    adata = cfm.datasets.toy_donors(n_donors=3, n_cells=20)
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = np.log1p(adata.X)
+    source, out = write(adata, tmp_path / "cells.h5ad"), tmp_path / "donors.h5ad"
+    assert cfm_main("embed-donors", source, "-o", out, "--layer", "counts") == 0
+    expected = cfm.tl.embed_donors(adata, layer="counts")
+    np.testing.assert_allclose(read(out).obsm["X_pulsar"], expected.obsm["X_pulsar"], atol=1e-5)
+    assert cfm_main("embed-donors", source, "-o", tmp_path / "other.h5ad") == 2
 
 
 def test_several_files_whose_genes_differ(embedded, tmp_path):
@@ -337,7 +352,7 @@ def test_a_table_that_appears_during_the_run_stays(profiles, tmp_path, monkeypat
         (["embed", "in.h5ad", "-o", "o.h5ad", "--units", "counts"], "units"),
         (["embed", "in.h5ad", "-o", "o.h5ad", "--chunk-size", "0"], "chunk_size"),
         (["embed", "damaged.h5ad", "-o", "o.h5ad"], "damaged.h5ad"),
-        (["embed-donors", "in.h5ad", "-o", "o.h5ad", "--model", "pulsar-mini"], "'donor_id'"),
+        (["embed-donors", "in.h5ad", "-o", "o.h5ad"], "'donor_id'"),
     ],
 )
 def test_refusals(arguments, message, profiles, tmp_path, monkeypatch, capsys):

@@ -177,3 +177,11 @@ def pulsar() -> Pulsar:
     adata = embedded()
     Pulsar.setup_anndata(adata, use_rep="X_uce")
     return Pulsar(adata, dim=16, encoder_layers=1, encoder_ff=16, decoder_ff=16)
+
+
+@cache
+def pulsar_of_counts() -> Pulsar:
+    """Untrained, with a projection of counts."""
+    adata = embedded()[:, :-2].copy()
+    Pulsar.setup_anndata(adata)
+    return Pulsar(adata, dim=16, encoder_layers=1, encoder_ff=16, decoder_ff=16)

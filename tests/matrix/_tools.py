@@ -113,6 +113,16 @@ _CELLS = {
     "negative": OWN,
     "one class": OWN,
 }
+#: Of tools that read the counts of cells of donors.
+_OF_CELLS = {
+    **_BY_ROW,
+    **_WHOLE,
+    **_OBS_TWICE,
+    "no rows": _NO_ROWS,
+    "one row": OWN,
+    "one class": OWN,
+    "all-zero row": r"ValueError: 1 of 40 cells have no counts of the 48 genes",
+}
 _NO_CONTRAST = {
     "one row": r"ValueError: there is one sample only \('cell00'\)",
     "one class": r"ValueError: no contrast of 'virus' with 'none' can be made",
@@ -200,6 +210,10 @@ def _registered(model: Any, use: Callable, **keys: Any) -> Callable:
         return use(adata, **{"layer": kwargs["layer"]} if "layer" in kwargs else {})
 
     return call
+
+
+def _of_donors(model: Callable) -> Callable:
+    return lambda x, **k: {"x": model().get_donor_embeddings(x, **k).embedding}
 
 
 def _embedding_of(donors: ad.AnnData) -> ad.AnnData:
@@ -422,6 +436,15 @@ TABLE = [
     Tool(
         "tl.embed_donors",
         data.embedded,
+        lambda x, **k: _embedding_of(tl.embed_donors(x, model=data.pulsar_of_counts(), **k)),
+        ("donor_key", "layer"),
+        paths=True,
+        copy=False,
+        bad=_OF_CELLS | {"negative": _WHOLE["negative"]},
+    ),
+    Tool(
+        "tl.embed_donors (representation)",
+        data.embedded,
         lambda x, **k: _embedding_of(tl.embed_donors(x, model=data.pulsar(), **k)),
         ("donor_key", "use_rep"),
         paths=True,
@@ -602,7 +625,14 @@ MODELS = [
     Tool(
         "Pulsar.setup_anndata",
         data.embedded,
-        _registered(Pulsar, lambda x: {"x": data.pulsar().get_donor_embeddings(x).embedding}),
+        _registered(Pulsar, _of_donors(data.pulsar_of_counts)),
+        ("donor_key", "layer", "labels_key", "study_key"),
+        bad=_OF_CELLS | _VAR_TWICE,
+    ),
+    Tool(
+        "Pulsar.setup_anndata (representation)",
+        data.embedded,
+        _registered(Pulsar, _of_donors(data.pulsar), use_rep="X_uce"),
         ("donor_key", "use_rep", "labels_key", "study_key"),
         bad=_CELLS,
     ),

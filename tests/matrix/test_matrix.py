@@ -283,7 +283,7 @@ COLUMNS = [
     "tl.embed (BulkFormer)",
     "tl.embed (CellVQ)",
     "pp.contrasts",
-    "tl.embed_donors",
+    "tl.embed_donors (representation)",
 ]
 
 

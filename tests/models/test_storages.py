@@ -121,7 +121,7 @@ def train_cellpulse(adata: ad.AnnData) -> torch.nn.Module:
 
 
 def train_pulsar(adata: ad.AnnData) -> torch.nn.Module:
-    Pulsar.setup_anndata(adata, labels_key="disease")
+    Pulsar.setup_anndata(adata, use_rep="X_uce", labels_key="disease")
     model = Pulsar(adata, dim=32, encoder_layers=1, encoder_ff=64, decoder_ff=64)
     model.train(n_cells=12, **QUIET)
     return model.module

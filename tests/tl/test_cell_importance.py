@@ -21,7 +21,7 @@ QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 @pytest.fixture(scope="module")
 def adata() -> ad.AnnData:
     adata = donors((40, 30, 50, 45, 35, 42), width=10)
-    Pulsar.setup_anndata(adata)
+    Pulsar.setup_anndata(adata, use_rep="X_uce")
     return adata
 
 

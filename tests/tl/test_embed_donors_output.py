@@ -25,7 +25,7 @@ def cells() -> ad.AnnData:
 
 @pytest.fixture
 def model(cells: ad.AnnData) -> Pulsar:
-    Pulsar.setup_anndata(cells)
+    Pulsar.setup_anndata(cells, use_rep="X_uce")
     return Pulsar(cells, dim=32, encoder_layers=1, encoder_ff=64, decoder_ff=64)
 
 

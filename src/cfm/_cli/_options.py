@@ -38,10 +38,9 @@ def add_output(parser: argparse.ArgumentParser, *, tables: bool, keeps_rows: boo
         parser.set_defaults(keep_input=False)
 
 
-def add_reading(parser: argparse.ArgumentParser, *, layer: bool = True) -> None:
+def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add what is read and how results are named."""
-    if layer:
-        parser.add_argument("--layer", help="layer to read instead of X")
+    parser.add_argument("--layer", help="layer to read instead of X")
     parser.add_argument("--key-added", metavar="NAME", help="name of the result")
 
 

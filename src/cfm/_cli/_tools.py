@@ -32,7 +32,7 @@ _SHARED = (
     "num_nodes", "strategy",
 )  # fmt: skip
 _CHUNKED = (*_SHARED, "layer")
-_DONORS = ("donor_key", "use_rep", "n_cells", "n_draws", "seed", "precision")
+_DONORS = ("donor_key", "use_rep", "layer", "n_cells", "n_draws", "seed", "precision")
 _CONTRASTS = (
     "groupby", "control", "by", "mode", "sample_key", "min_cells", "prior_count",
 )  # fmt: skip
@@ -221,8 +221,8 @@ def _cell_codes(parser: argparse.ArgumentParser) -> None:
 def _embed_donors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        default="hf://KuanP/PULSAR-pbmc",
-        help="a Pulsar: name, folder or hf:// (default: hf://KuanP/PULSAR-pbmc)",
+        default="pulsar-mini",
+        help="a Pulsar: name, folder or hf:// (default: pulsar-mini)",
     )
     parser.add_argument(
         "--donor-key",
@@ -231,7 +231,9 @@ def _embed_donors(parser: argparse.ArgumentParser) -> None:
         help="column with the donor (default: donor_id)",
     )
     parser.add_argument(
-        "--use-rep", metavar="NAME", help="obsm of the cells (default: that of the model)"
+        "--use-rep",
+        metavar="NAME",
+        help="obsm of the cells, for a model that reads one (default: that of the model)",
     )
     parser.add_argument(
         "--n-cells",
@@ -242,7 +244,7 @@ def _embed_donors(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n-draws", type=int, help="draws to average over (default: 1)")
     parser.add_argument("--seed", type=int, help="of the draws (default: 0)")
-    add_reading(parser, layer=False)
+    add_reading(parser)
     add_precision(parser)
 
 

@@ -55,7 +55,7 @@ class Checkpoint:
     >>> import cfm
     >>> checkpoint = cfm.hub.load_checkpoint("pulsar-mini")
     >>> checkpoint.name, checkpoint.model, sorted(checkpoint.files)
-    ('pulsar-mini', 'Pulsar', ['history.csv'])
+    ('pulsar-mini', 'Pulsar', ['genes.txt', 'history.csv'])
     """
 
     name: str

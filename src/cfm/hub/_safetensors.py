@@ -59,7 +59,7 @@ def load_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     >>> import cfm
     >>> weights = cfm.hub.load_safetensors(cfm.hub.resolve("pulsar-mini") / "model.safetensors")
     >>> len(weights), sorted({str(tensor.dtype) for tensor in weights.values()})
-    (52, ['torch.float16', 'torch.float32'])
+    (59, ['torch.float16', 'torch.float32'])
     """
     path = Path(path)
     find_file(path.parent, path.name)

@@ -14,13 +14,14 @@ from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 from cfm.models.cellvq import CellVQ
 from cfm.models.lingshu import LingshuCell
-from cfm.models.pulsar import Pulsar, VirtualInstrument
+from cfm.models.pulsar import CellProjection, Pulsar, VirtualInstrument
 from cfm.models.uce import UCE
 
 __all__ = [
     "UCE",
     "AttentionModel",
     "BulkFormer",
+    "CellProjection",
     "CellPulse",
     "CellVQ",
     "CodeModel",

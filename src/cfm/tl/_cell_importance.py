@@ -11,7 +11,8 @@ from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS, PARAMS
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
-from cfm.models import Pulsar, load_model
+from cfm.models import Pulsar
+from cfm.tl._donor_rows import load_donor_model
 from cfm.tl._store import run_record
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 def cell_importance(
     adata: AnnData | MuData,
     donor_key: str = "donor_id",
-    model: str | Path | PretrainedModel = "hf://KuanP/PULSAR-pbmc",
+    model: str | Path | PretrainedModel = "pulsar-mini",
     *,
     groupby: str | None = None,
     use_rep: str | None = None,
+    layer: str | None = None,
     method: Literal["attention", "gradient"] = "attention",
     output: str | None = None,
     n_cells: int = 1024,
@@ -47,7 +49,8 @@ def cell_importance(
     Parameters
     ----------
     adata
-        Cells with a representation in ``obsm``, as for :func:`cfm.tl.embed_donors`.
+        Cells with raw counts or a representation in ``obsm``, as for
+        :func:`cfm.tl.embed_donors`.
     donor_key
         Column of ``obs`` with the donor.
     model
@@ -56,6 +59,8 @@ def cell_importance(
         Column of ``obs`` with groups, such as cell types; cells without one are in no group.
     use_rep
         Name in ``obsm`` of what represents a cell; by default that of the model's training data.
+    layer
+        Layer with raw counts instead of ``X``, for a model that reads them.
     method
         ``"attention"`` of the donor's token, or ``"gradient"`` times input; see
         :meth:`cfm.models.Pulsar.get_cell_importance`.
@@ -129,7 +134,7 @@ def cell_importance(
     """
     require_anndata(adata)
     check_key(key_added)
-    loaded = load_model(model, device=device)
+    loaded = load_donor_model(model, device=device)
     if not isinstance(loaded, Pulsar):
         raise TypeError(
             f"{type(loaded).__name__} does not read the cells of donors; pass a cfm.models.Pulsar."
@@ -141,6 +146,7 @@ def cell_importance(
         adata,
         donor_key=donor_key,
         use_rep=use_rep,
+        layer=layer,
         method=method,
         output=output,
         n_cells=n_cells,
@@ -152,6 +158,7 @@ def cell_importance(
         donor_key=donor_key,
         groupby=groupby,
         use_rep=use_rep,
+        layer=layer,
         method=method,
         output=output,
         n_cells=n_cells,
@@ -162,7 +169,7 @@ def cell_importance(
     )
     result: dict[str, Any] = {PARAMS: record}
     if groupby is not None:
-        donors = loaded.read_donors(adata, donor_key, use_rep)
+        donors = loaded.read_donors(adata, donor_key, use_rep, layer)
         values = obs[groupby].astype(object)
         groups = values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
         moved = loaded.get_removal_effects(

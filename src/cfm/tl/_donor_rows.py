@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,37 @@ from anndata import AnnData
 
 from cfm.data._inputs import describe_files, matrix_identity
 from cfm.data._matrix import by_rows, check_unique_names, in_memory_frame
+from cfm.models import load_model
 from cfm.models._base import check_column
 from cfm.tl._chunk_input import Chunk, Rows
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cfm.models import PretrainedModel
+
 #: Donors of a chunk, unless said otherwise.
 DONORS_AT_ONCE = 64
+
+
+def load_donor_model(
+    source: str | Path | PretrainedModel, *, device: str | None = None
+) -> PretrainedModel:
+    """Return a model as :func:`cfm.models.load_model`.
+
+    Raises
+    ------
+    ConnectionError
+        If a model on the hub cannot be reached, with what works without network.
+    """
+    try:
+        return load_model(source, device=device)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{error} A released PULSAR also needs obsm['X_uce'] of cfm.tl.embed(adata, uce). "
+            "Without network use model='pulsar-mini', which reads raw counts, or train a "
+            "cfm.models.Pulsar on these cells."
+        ) from error
 
 
 class DonorRows(Rows):
@@ -28,12 +54,12 @@ class DonorRows(Rows):
     donor_key
         Column of ``obs`` with the donor.
     use_rep
-        Name in ``obsm`` of what represents a cell.
+        Name in ``obsm`` of what represents a cell; ``None`` if counts do.
     given
         Whether all donors are to be embedded at once.
     """
 
-    def __init__(self, cells: AnnData, donor_key: str, use_rep: str, *, given: bool) -> None:
+    def __init__(self, cells: AnnData, donor_key: str, use_rep: str | None, *, given: bool) -> None:
         super().__init__(cells, [cells], [], given)
         self._donor_key = donor_key
         self._use_rep = use_rep
@@ -54,7 +80,9 @@ class DonorRows(Rows):
     ) -> dict[str, str]:
         """Return what tells these cells from others; parameters as of :class:`Rows`."""
         found = super().identity(layers, arguments)
-        if self._use_rep not in self.whole.obsm:  # the model says what is missing
+        if (
+            self._use_rep is None or self._use_rep not in self.whole.obsm
+        ):  # the model says what is missing
             return found
         matrix = self.whole.obsm[self._use_rep]
         if isinstance(matrix, pd.DataFrame):

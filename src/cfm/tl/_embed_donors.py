@@ -16,10 +16,12 @@ from cfm._arguments import checks_arguments
 from cfm._fields import (
     DONORS,
     EMBEDDING_PREFIX,
+    MEAN,
     N_CELLS,
     N_CELLS_USED,
     PARAMS,
     SPREAD,
+    UNKNOWN_SHARE,
     VARYING,
 )
 from cfm._tables import check_tables
@@ -28,10 +30,10 @@ from cfm.data._modality import quiet_mudata
 from cfm.data._result_store import check_output
 from cfm.data._store import check_key
 from cfm.data._warn import warn_user
-from cfm.models import DonorModel, load_model
+from cfm.models import DonorModel
 from cfm.tl._chunk_input import Rows
 from cfm.tl._chunks import Chunking, ChunkRun
-from cfm.tl._donor_rows import DONORS_AT_ONCE, DonorRows
+from cfm.tl._donor_rows import DONORS_AT_ONCE, DonorRows, load_donor_model
 from cfm.tl._store import run_record
 
 if TYPE_CHECKING:
@@ -53,9 +55,10 @@ _FEW = 0.5
 def embed_donors(
     adata: Data,
     donor_key: str = "donor_id",
-    model: str | Path | PretrainedModel = "hf://KuanP/PULSAR-pbmc",
+    model: str | Path | PretrainedModel = "pulsar-mini",
     *,
     use_rep: str | None = None,
+    layer: str | None = None,
     n_cells: int | None = 1024,
     n_draws: int = 1,
     seed: int = 0,
@@ -76,17 +79,22 @@ def embed_donors(
     Parameters
     ----------
     adata
-        Cells with a representation in ``obsm``, such as that of :class:`cfm.models.UCE`
-        (``cfm.tl.embed(adata, uce)``); or a MuData, which gains the donors as a modality; or one
-        or more paths of ``.h5ad`` and ``.zarr`` files, opened with :func:`cfm.data.open_files`.
+        Cells with raw counts, or with the representation in ``obsm`` that the model reads; or a
+        MuData, which gains the donors as a modality; or one or more paths of ``.h5ad`` and
+        ``.zarr`` files, opened with :func:`cfm.data.open_files`.
     donor_key
         Column of ``obs`` with the donor; take donor and condition together where samples of one
         donor are to be told apart.
     model
         A :class:`cfm.models.Pulsar`, the name of a checkpoint, a folder, or ``hf://org/name``.
+        ``"pulsar-mini"``, which ships with the package, reads raw counts of human blood cells.
+        ``"hf://KuanP/PULSAR-pbmc"``, the released model, is downloaded and reads the
+        representation of :class:`cfm.models.UCE`: call ``cfm.tl.embed(adata, uce)`` first.
     use_rep
         Name in ``obsm`` of what represents a cell; by default that of the model's training data,
-        ``"X_uce"`` for released models.
+        ``"X_uce"`` for released models. A model that reads raw counts takes none.
+    layer
+        Layer with raw counts instead of ``X``, for a model that reads them.
     n_cells
         Cells to draw of a donor, without replacement; donors with fewer, and all with ``None``,
         are embedded whole.
@@ -124,6 +132,10 @@ def embed_donors(
 
     ``obsm['X_pulsar' | key_added]``
         ``(n_donors, dim)`` float32, the mean over draws.
+    ``obsm['X_pulsar_mean']``
+        ``(n_donors, n_components)`` float32, mean of the principal components of a donor's cells;
+        of a model that reads counts. Pass it to :func:`cfm.tl.probe` beside the vectors: where
+        many cells are unknown it is often the better summary.
     ``X``, ``var``
         ``(n_donors, n_genes)`` float32, pseudobulk of all cells of a donor, for
         :func:`cfm.tl.probe` to compare with: sums of counts, else means. Empty where the cells have
@@ -132,21 +144,28 @@ def embed_donors(
         Columns of the cells' ``obs`` that are constant within every donor, missing values aside;
         ``'n_cells'`` and ``'n_cells_used'`` int64; ``'X_pulsar_spread'`` float32, root mean
         squared distance of single draws from their mean: 0 where all cells are used, ``NaN`` with
-        one draw.
+        one draw. Of a model that reads counts also ``'X_pulsar_unknown'`` float32, the share of a
+        donor's cells that are *unknown*: farther from the cells that the model's projection was
+        fitted on than 95 % of held-out ones (see :class:`cfm.models.CellProjection`).
     ``uns['X_pulsar' | key_added]['varying']``
         DataFrame of the columns that were not carried over: ``column`` and ``n_donors`` in which
         it varies.
     ``uns['X_pulsar' | key_added]['params']``
-        The arguments, the model's name and SHA-256, and the device it ran on.
+        The arguments, the model's name and SHA-256, the share of its genes that are measured
+        (1 for a representation), and the device it ran on.
 
     Raises
     ------
     TypeError
         If ``adata`` is neither AnnData nor MuData, or the model does not embed donors.
     KeyError
-        If the column or the representation does not exist.
+        If the column, the layer or the representation does not exist.
     ValueError
         If donor ids are missing, or cells are ``NaN``, of the wrong width or not uniquely named.
+        Of a model that reads raw counts also if ``use_rep`` is given, too few of its genes are
+        found, or values are no counts of single cells.
+    ConnectionError
+        If a model on the hub cannot be reached.
     FileExistsError
         If ``output`` exists.
     OSError
@@ -155,22 +174,20 @@ def embed_donors(
     Warns
     -----
     UserWarning
-        If a column varies within some donors but not most, donors have few cells, or cells are of
-        a tissue that the model was not made for.
+        If a column varies within some donors but not most, donors have few cells, cells are of
+        a tissue that the model was not made for, or over half of a donor's cells are unknown.
 
     Examples
     --------
-    >>> import anndata, cfm, numpy as np, pandas as pd
-    >>> rng = np.random.default_rng(0)
-    >>> obs = pd.DataFrame(
-    ...     {"donor_id": ["a", "b"] * 50, "sex": ["f", "m"] * 50, "cell_type": ["T"] * 99 + ["B"]},
-    ...     index=[f"cell{i}" for i in range(100)],
-    ... )
-    >>> cells = anndata.AnnData(obs=obs, obsm={"X_pca": rng.normal(size=(100, 10))})
-    >>> cfm.models.Pulsar.setup_anndata(cells, use_rep="X_pca")
-    >>> donors = cfm.tl.embed_donors(cells, "donor_id", cfm.models.Pulsar(cells), use_rep="X_pca")
-    >>> donors.obs["sex"].tolist(), donors.obsm["X_pulsar"].shape
-    (['f', 'm'], (2, 64))
+    Raw counts in ``X``, and a model of one's own:
+
+    >>> import cfm
+    >>> cells = cfm.datasets.toy_donors(n_donors=4, n_cells=40)
+    >>> cfm.models.Pulsar.setup_anndata(cells, donor_key="donor_id")
+    >>> model = cfm.models.Pulsar(cells)  # model.train() in a real run
+    >>> donors = cfm.tl.embed_donors(cells, "donor_id", model)
+    >>> donors.obs["disease"].tolist(), donors.obsm["X_pulsar"].shape
+    (['healthy', 'ill', 'healthy', 'ill'], (4, 64))
     """
     how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
     if output is not None:
@@ -187,7 +204,7 @@ def embed_donors(
         raise KeyError(f"adata.obs has no column {donor_key!r}; it has {obs.columns.tolist()}.")
     if key_added is not None:
         check_key(key_added)
-    loaded = load_model(model, device=device)
+    loaded = load_donor_model(model, device=device)
     if not isinstance(loaded, DonorModel):
         raise TypeError(
             f"{type(loaded).__name__} does not embed donors; pass a cfm.models.Pulsar, and use "
@@ -196,7 +213,8 @@ def embed_donors(
     key = key_added or EMBEDDING_PREFIX + type(loaded).__name__.lower()
     reader = cells
     if donor_key not in cells.obs:  # only MuData.obs has it
-        reader = ad.AnnData(obs=obs, obsm=dict(cells.obsm))
+        slots = {"obsm": dict(cells.obsm), "layers": dict(cells.layers)}
+        reader = ad.AnnData(cells.X, obs=obs, var=cells.var, **slots)
     reading: dict[str, Any] = {
         "donor_key": donor_key,
         "use_rep": use_rep,
@@ -205,30 +223,38 @@ def embed_donors(
         "seed": seed,
         "batch_size": batch_size,
     } | model_kwargs
+    if layer is not None:
+        reading["layer"] = layer
     alone = how.alone and output is None and given
+    counted = getattr(loaded, "projection", None) is not None
     rep = use_rep or getattr(loaded, "provenance", {}).get("use_rep", "X_uce")
-    run = ChunkRun(DonorRows(reader, donor_key, rep, given=alone), how)
+    run = ChunkRun(DonorRows(reader, donor_key, None if counted else rep, given=alone), how)
+    of_donors = (*_OF_DONORS, "unknown", "mean") if counted else _OF_DONORS
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
         found = loaded.get_donor_embeddings(part, **reading)
         names = found.donors.to_numpy(dtype=str)
-        return {"donors": names} | {name: getattr(found, name) for name in _OF_DONORS}
+        return {"donors": names} | {name: getattr(found, name) for name in of_donors}
 
     def store() -> None:
         names = pd.Index(run.results.take("donors").astype(object), name=donor_key)
         table, varying = donor_table(in_memory_frame(obs), donor_key, names)
         columns = {N_CELLS: "n_cells", N_CELLS_USED: "n_used", key + SPREAD: "spread"}
+        if counted:
+            columns[key + UNKNOWN_SHARE] = "unknown"
         taken = [name for name in columns if name in table]
         if taken:
             warn_user(f"Columns {taken} of adata.obs are replaced by what this tool counts.")
         for column, name in columns.items():
             table[column] = run.results.take(name)
-        embedding = run.results.take("embedding")
-        donors = ad.AnnData(obs=table, obsm={key: embedding})
-        if alone and cells.X is not None and cells.n_vars:
+        obsm = {key: run.results.take("embedding")}
+        if counted:
+            obsm[key + MEAN] = run.results.take("mean")
+        donors = ad.AnnData(obs=table, obsm=obsm)
+        if alone and (layer is not None or cells.X is not None) and cells.n_vars:
             ids = pd.Index(in_memory_frame(obs)[donor_key].astype(str))
-            bulk = _pseudobulk(cells, names.get_indexer(ids), len(names))
-            donors = ad.AnnData(bulk, obs=table, var=cells.var.copy(), obsm={key: embedding})
+            bulk = _pseudobulk(get_matrix(cells, layer=layer), names.get_indexer(ids), len(names))
+            donors = ad.AnnData(bulk, obs=table, var=cells.var.copy(), obsm=obsm)
         record = run_record(loaded, cells, modality=modality, key_added=key, **reading)
         donors.uns[key] = {PARAMS: record, VARYING: varying}
         run.target = donors
@@ -238,7 +264,7 @@ def embed_donors(
         store,
         loaded,
         tool="embed_donors",
-        layers=[],
+        layers=[layer] if counted else [],
         arguments=reading,
     )
     donors = run.target if output is None else opened
@@ -309,10 +335,10 @@ def donor_table(
     return pd.DataFrame(table, index=names), report
 
 
-def _pseudobulk(cells: AnnData, which: np.ndarray, n_donors: int) -> np.ndarray:
+def _pseudobulk(matrix: Any, which: np.ndarray, n_donors: int) -> np.ndarray:
     """Sum the values of each donor's cells if all are whole, else take their mean."""
-    total, whole = np.zeros((n_donors, cells.n_vars)), True
-    for rows, block in row_blocks(get_matrix(cells)):
+    total, whole = np.zeros((n_donors, matrix.shape[1])), True
+    for rows, block in row_blocks(matrix):
         n = block.shape[0]
         member = csr_matrix((np.ones(n), (which[rows], np.arange(n))), shape=(n_donors, n))
         total += to_dense(member @ block, np.float64)

@@ -11,18 +11,24 @@ import cfm
 from cfm.models import Pulsar
 
 NAME = "pulsar-mini"
-KEYS = {"donor_key": "donor_id", "model": NAME, "use_rep": "X_pca_scaled"}
+KEYS = {"donor_key": "donor_id", "model": NAME}
 
 
 @pytest.fixture(scope="module")
 def cells() -> ad.AnnData:
-    """Cells of ten donors of two kinds, whose shares differ between the halves of the donors."""
+    """Counts of ten donors, of two kinds of cells whose shares differ between the donors' halves.
+
+    The kinds are two cells of the reference, of which counts are drawn anew.
+    """
     rng = np.random.default_rng(0)
+    projection = Pulsar.from_pretrained(NAME).projection
+    assert projection is not None
+    far = projection.cells[:, 0].argsort()[[100, -100]]
+    level = projection.cells[far] @ projection.components.T * projection.scale + projection.mean
+    share = np.expm1(np.maximum(level, 0.0))
+    share /= share.sum(axis=1, keepdims=True)
     donor = rng.permutation(np.repeat(np.arange(10), rng.integers(60, 100, 10)))
-    kind = rng.random(len(donor)) < np.where(donor < 5, 0.2, 0.6)
-    x = rng.normal(size=(len(donor), 50))
-    x[:, :5] += np.where(kind, 3.0, 0.0)[:, None]
-    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    kind = (rng.random(len(donor)) < np.where(donor < 5, 0.2, 0.6)).astype(int)
     obs = pd.DataFrame(
         {
             "donor_id": pd.Categorical([f"d{i}" for i in donor]),
@@ -32,13 +38,16 @@ def cells() -> ad.AnnData:
         },
         index=[f"cell{i}" for i in range(len(donor))],
     )
-    return ad.AnnData(obs=obs, obsm={"X_pca_scaled": x.astype(np.float32)})
+    counts = rng.poisson(3000 * share[kind]).astype(np.float32)
+    return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=projection.genes.genes.astype(str)))
 
 
 def test_it_embeds_donors_of_any_size(cells: ad.AnnData) -> None:
-    donors = cfm.tl.embed_donors(cells, **KEYS)
+    donors = cfm.tl.embed_donors(cells, "donor_id")
     assert donors.obsm["X_pulsar"].shape == (10, 64)
     assert donors.uns["X_pulsar"]["params"]["model"] == NAME
+    assert donors.uns["X_pulsar"]["params"]["vocabulary_share"] == 1.0
+    assert (donors.obs["X_pulsar_unknown"] < 0.2).all()
     alone = cfm.tl.embed_donors(cells[cells.obs["donor_id"] == "d3"].copy(), **KEYS)
     np.testing.assert_allclose(
         alone.obsm["X_pulsar"][0], donors["d3"].obsm["X_pulsar"][0], atol=1e-5
@@ -48,8 +57,10 @@ def test_it_embeds_donors_of_any_size(cells: ad.AnnData) -> None:
     np.testing.assert_allclose(again.obsm["X_pulsar"], donors.obsm["X_pulsar"], atol=1e-5)
 
 
-def test_composition_shows(cells: ad.AnnData) -> None:
-    donors = cfm.tl.embed_donors(cells, **KEYS)
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_composition_shows(share: float, cells: ad.AnnData) -> None:
+    genes = np.random.default_rng(0).random(cells.n_vars) < share
+    donors = cfm.tl.embed_donors(cells[:, genes].copy(), **KEYS)
     x = donors.obsm["X_pulsar"] - donors.obsm["X_pulsar"].mean(axis=0)
     first = (donors.obs["half"] == "first").to_numpy()
     axis = x[first].mean(axis=0) - x[~first].mean(axis=0)
@@ -59,7 +70,7 @@ def test_composition_shows(cells: ad.AnnData) -> None:
 def test_two_draws_of_a_donor_are_alike(cells: ad.AnnData) -> None:
     """Contrastive training asks for it: nearer to each other than to draws of other donors."""
     model = Pulsar.from_pretrained(NAME)
-    settings = {"donor_key": "donor_id", "use_rep": "X_pca_scaled", "n_cells": 50}
+    settings = {"donor_key": "donor_id", "n_cells": 50}
     one, two = (model.get_latent_representation(cells, seed=s, **settings) for s in (0, 1))
     centre = one.mean(axis=0)
     within = np.linalg.norm(one - two, axis=1).mean()
@@ -69,13 +80,20 @@ def test_two_draws_of_a_donor_are_alike(cells: ad.AnnData) -> None:
 
 def test_the_tools_of_donors_take_it(cells: ad.AnnData) -> None:
     copy = cells.copy()
-    cfm.tl.cell_importance(copy, "donor_id", NAME, groupby="kind", use_rep="X_pca_scaled")
+    cfm.tl.cell_importance(copy, "donor_id", groupby="kind")
     assert len(copy.uns["cell_importance"]["groups"]) == 20
     donors = cfm.tl.embed_donors(cells, **KEYS)
     cfm.tl.map_reference(donors[:5].copy(), donors[5:].copy(), "half", n_neighbors=2)
-    with pytest.raises(ValueError, match="50"):
-        wrong = ad.AnnData(obs=cells.obs, obsm={"X_pca_scaled": np.zeros((cells.n_obs, 20))})
-        cfm.tl.embed_donors(wrong, **KEYS)
+
+
+def test_other_names_of_genes(cells: ad.AnnData) -> None:
+    expected = cfm.tl.embed_donors(cells, **KEYS)
+    ids = {"B2M": "ENSG00000166710", "STAT1": "ENSG00000115415.20", "ISG15": "G1P2"}
+    assert set(ids) <= set(cells.var_names)
+    other = cells.copy()
+    other.var_names = [ids.get(name, name) for name in cells.var_names]
+    found = cfm.tl.embed_donors(other, **KEYS)
+    np.testing.assert_allclose(found.obsm["X_pulsar"], expected.obsm["X_pulsar"], atol=1e-5)
 
 
 def test_other_tissues_are_warned_about(cells: ad.AnnData) -> None:
@@ -88,9 +106,10 @@ def test_other_tissues_are_warned_about(cells: ad.AnnData) -> None:
 def test_it_says_where_it_comes_from() -> None:
     model = Pulsar.from_pretrained(NAME)
     assert model.card is not None
-    assert "E-MTAB-10026" in model.card
-    assert "another\n  direction of gene expression" in model.card
+    assert "GSE96583" in model.card
+    assert "GSE164378" in model.card
+    assert "never donors" in model.card
     assert model.provenance["training_command"] == "python -m training.train_pulsar"
-    assert model.provenance["n_donors"] == 20
+    assert model.provenance["n_donors"] == 400
     assert model.history["train_loss"].iloc[-1].item() < model.history["train_loss"].iloc[0].item()
-    assert cfm.hub.list_checkpoints().loc[NAME, "size_mb"] <= 2.5
+    assert cfm.hub.list_checkpoints().loc[NAME, "size_mb"] <= 3

@@ -21,7 +21,7 @@ SMALL = {"dim": 32, "encoder_layers": 2, "encoder_ff": 64, "decoder_ff": 64}
 @pytest.fixture
 def adata() -> ad.AnnData:
     adata = donors((40, 30, 50, 45, 35, 42, 38, 47, 33, 44, 36, 41), width=10)
-    Pulsar.setup_anndata(adata)
+    Pulsar.setup_anndata(adata, use_rep="X_uce")
     return adata
 
 
@@ -109,7 +109,7 @@ def test_donors_without_a_value_are_left_out(adata: ad.AnnData) -> None:
 
 def test_published_weights_get_a_new_head() -> None:
     adata = donors()
-    Pulsar.setup_anndata(adata)
+    Pulsar.setup_anndata(adata, use_rep="X_uce")
     model = Pulsar.from_pretrained(GOLDEN / "PULSAR-classifier", adata)
     model.train_head("disease", max_epochs=1, **QUIET)
     assert model.predict(adata).columns.tolist() == ["lupus", "normal"]

@@ -147,7 +147,7 @@ def test_a_donor_with_one_cell_is_embedded_with_a_warning(model: Pulsar) -> None
 def test_labels_that_vary_within_a_donor_are_refused(adata: ad.AnnData) -> None:
     adata.obs["visit"] = np.arange(adata.n_obs) % 2
     with pytest.raises(ValueError, match="several values within 6 donors"):
-        Pulsar.setup_anndata(adata, labels_key="visit")
+        Pulsar.setup_anndata(adata, use_rep="X_uce", labels_key="visit")
 
 
 def test_other_tissues_are_warned_of(model: Pulsar, adata: ad.AnnData) -> None:

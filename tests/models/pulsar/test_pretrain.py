@@ -24,7 +24,7 @@ QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 @pytest.fixture
 def adata() -> ad.AnnData:
     adata = donors((60, 40, 50, 45, 70, 55, 48, 52), width=10)
-    Pulsar.setup_anndata(adata, labels_key="disease")
+    Pulsar.setup_anndata(adata, use_rep="X_uce", labels_key="disease")
     return adata
 
 
@@ -73,7 +73,7 @@ def test_a_run_repeats_and_is_saved(adata: ad.AnnData, tmp_path: Path) -> None:
 
 def test_published_weights_train_on() -> None:
     adata = donors()
-    Pulsar.setup_anndata(adata)
+    Pulsar.setup_anndata(adata, use_rep="X_uce")
     model = Pulsar.from_pretrained(GOLDEN / "PULSAR-tiny", adata)
     assert not model.size.masked_input
     model.train(1, n_cells=12, **QUIET)
@@ -170,7 +170,7 @@ def test_what_cannot_be_trained_is_refused(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="no decoder"):
         bare.train(1)
     one = adata[adata.obs["donor_id"] == "donor0"].copy()
-    Pulsar.setup_anndata(one)
+    Pulsar.setup_anndata(one, use_rep="X_uce")
     with pytest.raises(ValueError, match="have 1 donor"):
         Pulsar(one, **SMALL).train(1)
 
@@ -178,6 +178,6 @@ def test_what_cannot_be_trained_is_refused(adata: ad.AnnData) -> None:
 def test_a_label_of_one_donor_is_warned_of(adata: ad.AnnData) -> None:
     adata.obs["disease"] = adata.obs["disease"].astype(str)
     adata.obs.loc[adata.obs["donor_id"] == "donor0", "disease"] = "gout"
-    Pulsar.setup_anndata(adata, labels_key="disease")
+    Pulsar.setup_anndata(adata, use_rep="X_uce", labels_key="disease")
     with pytest.warns(UserWarning, match="The label 'gout' is present in one donor only"):
         Pulsar(adata, **SMALL).train(max_steps=1, n_cells=10, **QUIET)

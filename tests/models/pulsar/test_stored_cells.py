@@ -71,7 +71,7 @@ def test_a_model_of_stored_cells_is_that_of_cells_in_memory(kind: str, tmp_path:
     stored = _stored(adata, kind, tmp_path)
     found = []
     for cells in (adata, stored):
-        Pulsar.setup_anndata(cells, labels_key="disease")
+        Pulsar.setup_anndata(cells, use_rep="X_uce", labels_key="disease")
         model = Pulsar(cells, dim=32, encoder_layers=1, encoder_ff=64, decoder_ff=64)
         model.train(2, n_cells=10, enable_progress_bar=False)
         found.append(model.get_donor_embeddings(n_cells=12, n_draws=2, precision="float32"))
@@ -122,7 +122,7 @@ def test_bad_cells_are_found_in_files_and_looked_for_once(
 
 def test_donors_of_files(tmp_path: Path) -> None:
     adata = donors()
-    Pulsar.setup_anndata(adata)
+    Pulsar.setup_anndata(adata, use_rep="X_uce")
     model = Pulsar(adata, size="mini")
     expected = cfm.tl.embed_donors(adata, "donor_id", model, n_cells=12)
     stored = _stored(adata, "opened_h5ad", tmp_path)

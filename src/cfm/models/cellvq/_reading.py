@@ -135,6 +135,10 @@ class CellReader:
     total_counts
         Column of ``obs`` with the counts of each cell, for ``"log1p_cp10k"``; without it cells
         are taken to have 10,000.
+    min_genes
+        Least number of the genes that must be found.
+    remedy
+        What to do if values are no counts, for the error.
 
     Raises
     ------
@@ -161,17 +165,20 @@ class CellReader:
         layer: str | None = None,
         units: Units = "counts",
         total_counts: str | None = None,
+        min_genes: int = MIN_GENES,
+        remedy: str = _NORMALISED,
     ) -> None:
         require_anndata(adata)
         check_choice("units", units, get_args(Units))
         self._rows = RowBuffer(get_matrix(adata, layer=layer))
         self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+        self._remedy = remedy
         self.units = units
         if units == "counts":
             check_single_cells(self._rows.matrix, self._where)
         self.n_cells: int = adata.n_obs
         self._totals = _read_totals(adata, total_counts, units)
-        found = vocabulary.align(adata.var_names, min_genes=min(MIN_GENES, len(vocabulary)))
+        found = vocabulary.align(adata.var_names, min_genes=min(min_genes, len(vocabulary)))
         self.alignment: GeneAlignment = found
         if found.found_share < LOW_SHARE:
             warn_user(
@@ -197,7 +204,7 @@ class CellReader:
         """Return values as they are stored, checked, on the genes of the model."""
         block = sparse.csr_matrix(self._rows[rows])
         if self.units == "counts":
-            check_whole(block.data, self._where)
+            check_whole(block.data, self._where, self._remedy)
         else:
             check_log_cp10k(block, self._where)
         known = self._place[block.indices] >= 0
@@ -325,7 +332,7 @@ def _read_totals(adata: AnnData, total_counts: str | None, units: Units) -> np.n
     return totals
 
 
-def check_whole(values: np.ndarray, where: str) -> None:
+def check_whole(values: np.ndarray, where: str, remedy: str = _NORMALISED) -> None:
     """Refuse what are no counts.
 
     Raises
@@ -333,13 +340,13 @@ def check_whole(values: np.ndarray, where: str) -> None:
     ValueError
         If a value is not finite, negative or not whole.
     """
-    _check_positive(values, where, _NORMALISED)
+    _check_positive(values, where, remedy)
     if values.dtype.kind == "f":
         broken = values[values != np.rint(values)]
         if broken.size:
             raise ValueError(
                 f"{where} holds values that are not whole (such as {broken[0]:.4g}), so these are "
-                f"not raw counts; {_NORMALISED}"
+                f"not raw counts; {remedy}"
             )
 
 

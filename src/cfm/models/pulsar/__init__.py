@@ -4,10 +4,12 @@ from cfm.models.pulsar._instrument import VirtualInstrument
 from cfm.models.pulsar._instrument_module import InstrumentModule, InstrumentSize
 from cfm.models.pulsar._model import DonorEmbeddings, Pulsar
 from cfm.models.pulsar._module import PulsarModule
+from cfm.models.pulsar._projection import CellProjection
 from cfm.models.pulsar._sizes import SIZES, PulsarSize
 
 __all__ = [
     "SIZES",
+    "CellProjection",
     "DonorEmbeddings",
     "InstrumentModule",
     "InstrumentSize",

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from cfm.models.pulsar._projection import CellProjection
+
 #: Donors with fewer cells are embedded, with a warning.
 FEW_CELLS = 10
 #: Matrices in files that were gone through, by ``id``: a model asks for its own several times.
@@ -139,7 +141,15 @@ def stable_number(text: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def read_donors(adata: AnnData, donor_key: str, use_rep: str, width: int | None) -> Donors:
+def read_donors(
+    adata: AnnData,
+    donor_key: str,
+    use_rep: str | None,
+    width: int | None = None,
+    *,
+    projection: CellProjection | None = None,
+    layer: str | None = None,
+) -> Donors:
     """Read the representation of cells, and whose they are.
 
     Parameters
@@ -149,15 +159,18 @@ def read_donors(adata: AnnData, donor_key: str, use_rep: str, width: int | None)
     donor_key
         Column of ``obs`` with the donor.
     use_rep
-        Name in ``obsm``.
+        Name in ``obsm``; ``None`` for counts, which are projected. Without a projection cells
+        have no columns.
     width
         Columns that the representation must have, if known.
+    projection, layer
+        What projects counts, and the layer with them instead of ``X``.
 
     Raises
     ------
     TypeError, KeyError, ValueError
         If ``adata`` is no AnnData, has no such column or representation, donor ids or values are
-        missing, names of cells are not unique, or the width is wrong.
+        missing, names of cells are not unique, the width is wrong, or counts are none.
 
     Warns
     -----
@@ -166,8 +179,8 @@ def read_donors(adata: AnnData, donor_key: str, use_rep: str, width: int | None)
     """
     require_anndata(adata)
     check_column(adata, donor_key)
-    cells = read_cells(adata, use_rep, width)
     check_unique_names(adata.obs_names, axis="obs")
+    cells = represent(adata, use_rep, width, projection=projection, layer=layer)
     ids = in_memory_frame(adata.obs)[donor_key].astype(str).to_numpy(dtype=object)
     if (ids == "").any():
         raise ValueError(
@@ -188,6 +201,23 @@ def read_donors(adata: AnnData, donor_key: str, use_rep: str, width: int | None)
     return Donors(pd.Index(names.astype(object), name=donor_key), rows, cells)
 
 
+def represent(
+    adata: AnnData,
+    use_rep: str | None,
+    width: int | None = None,
+    *,
+    projection: CellProjection | None = None,
+    layer: str | None = None,
+) -> np.ndarray | StoredCells:
+    """Return what represents cells, ``(n, width)``; arguments as of `read_donors`."""
+    if use_rep is not None:
+        return read_cells(adata, use_rep, width)
+    if projection is not None:
+        return projection.transform(adata, layer)
+    check_not_empty(adata)
+    return np.empty((adata.n_obs, 0), dtype=np.float32)
+
+
 def read_cells(adata: AnnData, use_rep: str, width: int | None) -> np.ndarray | StoredCells:
     """Return a representation of cells as ``(n, width)`` float32; errors as of `read_donors`.
 
@@ -196,8 +226,9 @@ def read_cells(adata: AnnData, use_rep: str, width: int | None) -> np.ndarray | 
     check_not_empty(adata)
     if use_rep not in adata.obsm:
         hint = (
-            " Make it from counts with cfm.tl.embed(adata, model) and a cfm.models.UCE, or name "
-            "the representation that the model was trained on."
+            " Make it from counts with cfm.tl.embed(adata, model) and a cfm.models.UCE, name the "
+            "representation that the model was trained on, or pass model='pulsar-mini', which "
+            "reads counts."
             if use_rep == "X_uce"
             else ""
         )

@@ -48,6 +48,7 @@ class CellExplainer(HeadLearner):
         *,
         donor_key: str | None = None,
         use_rep: str | None = None,
+        layer: str | None = None,
         method: Method = "attention",
         output: str | None = None,
         n_cells: int = 1024,
@@ -57,7 +58,7 @@ class CellExplainer(HeadLearner):
 
         Parameters
         ----------
-        adata, donor_key, use_rep
+        adata, donor_key, use_rep, layer
             As for :meth:`get_donor_embeddings`.
         method
             ``"attention"`` is what the donor's token attends to, the mean over heads and layers.
@@ -85,7 +86,7 @@ class CellExplainer(HeadLearner):
             If the method is unknown, or ``output`` does not go with it.
         """
         place = self._output_place(output, method)
-        donors = self.read_donors(adata, donor_key, use_rep)
+        donors = self.read_donors(adata, donor_key, use_rep, layer)
         self.module.eval()
         middle = torch.from_numpy(donors.cells.mean(axis=0)).to(self.device)
         directions = None

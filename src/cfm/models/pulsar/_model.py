@@ -10,15 +10,19 @@ import pandas as pd
 import torch
 
 from cfm._arguments import checks_arguments
+from cfm.data._warn import warn_user
 from cfm.models._precision import Precision
 from cfm.models.pulsar._importance import CellExplainer
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from cfm.models.pulsar._donors import Donors
 
 #: Cells of a donor that the released model was trained with.
 N_CELLS = 1024
+#: Share of unknown cells from which on donors are warned about.
+_UNKNOWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class DonorEmbeddings:
         mean (with one degree of freedom less); 0 where all cells are used, ``NaN`` with one draw.
     n_cells, n_used
         ``(n_donors,)`` int64, cells of a donor, and cells in a draw.
+    unknown
+        ``(n_donors,)`` float32, share of a donor's cells that lie outside of the reference of the
+        model's :class:`CellProjection`; ``None`` for models that read a representation.
+    mean
+        ``(n_donors, n_components)`` float32, mean of the components of a donor's cells, the simple
+        summary to compare with; ``None`` likewise.
     """
 
     donors: pd.Index
@@ -43,23 +53,28 @@ class DonorEmbeddings:
     spread: np.ndarray
     n_cells: np.ndarray
     n_used: np.ndarray
+    unknown: np.ndarray | None = None
+    mean: np.ndarray | None = None
 
 
 class Pulsar(CellExplainer):
     """Foundation model of donors: the cells of a donor, a set, become one embedding.
 
-    A cell is given by a representation, of :class:`cfm.models.UCE` for the released models; any
-    other in ``obsm`` for a model trained here. The model has a token for the donor that reads
-    all of its cells. Neither the order of cells nor other donors change an embedding.
+    A model trained here reads the raw counts of cells, through a :class:`CellProjection` that is
+    saved with it, or any representation in ``obsm``; the released models read that of
+    :class:`cfm.models.UCE`. The model has a token for the donor that reads all of its cells.
+    Neither the order of cells nor other donors change an embedding.
 
     Parameters
     ----------
     adata
         Cells of donors, registered with :meth:`setup_anndata`; their representation sets
-        ``input_dim``.
+        ``input_dim``. To counts a projection is fitted.
     size
         ``"mini"``, ``"base"`` (as released, without the parts that are never used),
         ``"released"``, or a ``PulsarSize``.
+    projection
+        A :class:`CellProjection` of other cells, instead of one that is fitted to ``adata``.
     seed
         Seed of the initial weights.
     **sizes
@@ -74,14 +89,12 @@ class Pulsar(CellExplainer):
 
     Examples
     --------
-    >>> import anndata, cfm, numpy as np, pandas as pd
-    >>> rng = np.random.default_rng(0)
-    >>> obs = pd.DataFrame({"donor_id": ["a", "b"] * 50}, index=[f"cell{i}" for i in range(100)])
-    >>> cells = anndata.AnnData(obs=obs, obsm={"X_pca": rng.normal(size=(100, 10))})
-    >>> cfm.models.Pulsar.setup_anndata(cells, use_rep="X_pca")
+    >>> import cfm
+    >>> cells = cfm.datasets.toy_donors(n_donors=6, n_cells=30)
+    >>> cfm.models.Pulsar.setup_anndata(cells, donor_key="donor_id")
     >>> model = cfm.models.Pulsar(cells, size="mini")
     >>> model.get_latent_representation().shape
-    (2, 64)
+    (6, 64)
     """
 
     @checks_arguments()
@@ -91,6 +104,7 @@ class Pulsar(CellExplainer):
         *,
         donor_key: str | None = None,
         use_rep: str | None = None,
+        layer: str | None = None,
         n_cells: int | None = N_CELLS,
         n_draws: int = 1,
         seed: int = 0,
@@ -101,7 +115,7 @@ class Pulsar(CellExplainer):
 
         Parameters
         ----------
-        adata, donor_key, use_rep, n_cells, n_draws, seed, batch_size, precision
+        adata, donor_key, use_rep, layer, n_cells, n_draws, seed, batch_size, precision
             As for :meth:`get_donor_embeddings`.
 
         Returns
@@ -112,6 +126,7 @@ class Pulsar(CellExplainer):
             adata,
             donor_key=donor_key,
             use_rep=use_rep,
+            layer=layer,
             n_cells=n_cells,
             n_draws=n_draws,
             seed=seed,
@@ -126,6 +141,7 @@ class Pulsar(CellExplainer):
         *,
         donor_key: str | None = None,
         use_rep: str | None = None,
+        layer: str | None = None,
         n_cells: int | None = N_CELLS,
         n_draws: int = 1,
         seed: int = 0,
@@ -143,7 +159,9 @@ class Pulsar(CellExplainer):
             ``"donor_id"``.
         use_rep
             Name in ``obsm`` of what represents a cell; by default that of the training data, else
-            ``"X_uce"``.
+            ``"X_uce"``. Of a model that reads counts through its own projection none.
+        layer
+            Layer with raw counts instead of ``X``, for a model that reads them.
         n_cells
             Cells to draw of a donor, without replacement; donors with fewer, and all with
             ``None``, are embedded whole. Time grows with its square.
@@ -168,14 +186,16 @@ class Pulsar(CellExplainer):
             If the column or the representation does not exist.
         ValueError
             If donor ids are missing, cells are ``NaN`` or of the wrong width, or their names are
-            not unique.
+            not unique; of a model that reads counts also if ``use_rep`` is given, too few of its
+            genes are found, values are no counts, or these are bulk samples.
 
         Warns
         -----
         UserWarning
-            If donors have few cells, or are of a tissue that the model was not made for.
+            If donors have few cells, are of a tissue that the model was not made for, or over
+            half of the cells of a donor are unknown.
         """
-        donors = self.read_donors(adata, donor_key, use_rep)
+        donors = self.read_donors(adata, donor_key, use_rep, layer)
         draws = list(donors.draws(n_cells, n_draws, seed))
         embedded = self.embed_draws(donors, [rows for _, rows in draws], batch_size, precision)
         whose = np.array([donor for donor, _ in draws])
@@ -194,7 +214,25 @@ class Pulsar(CellExplainer):
             spread=spread.astype(np.float32),
             n_cells=donors.n_cells,
             n_used=used,
+            unknown=self._unknown_share(donors),
+            mean=None if self.projection is None else _means(donors),
         )
+
+    def _unknown_share(self, donors: Donors) -> np.ndarray | None:
+        """Return the share of unknown cells of each donor, and warn of high ones."""
+        if self.projection is None:
+            return None
+        unknown = self.projection.unknown(np.asarray(donors.cells))
+        share = np.array([unknown[rows].mean() for rows in donors.rows], dtype=np.float32)
+        n = int((share > _UNKNOWN).sum())
+        if n:
+            warn_user(
+                f"In {n} of {len(share)} donors over half of the cells are unknown: farther from "
+                "the cells that the model was fitted on than 95 % of such cells are. They may be "
+                "of another tissue, state, kit or species, or have too few of the genes; train "
+                "a Pulsar on these cells instead."
+            )
+        return share
 
     @checks_arguments()
     def predict(
@@ -203,6 +241,7 @@ class Pulsar(CellExplainer):
         *,
         donor_key: str | None = None,
         use_rep: str | None = None,
+        layer: str | None = None,
         n_cells: int | None = N_CELLS,
         n_draws: int = 1,
         seed: int = 0,
@@ -213,7 +252,7 @@ class Pulsar(CellExplainer):
 
         Parameters
         ----------
-        adata, donor_key, use_rep, n_cells, n_draws, seed, batch_size, precision
+        adata, donor_key, use_rep, layer, n_cells, n_draws, seed, batch_size, precision
             As for :meth:`get_donor_embeddings`; the head reads the mean over draws.
 
         Returns
@@ -233,6 +272,7 @@ class Pulsar(CellExplainer):
             adata,
             donor_key=donor_key,
             use_rep=use_rep,
+            layer=layer,
             n_cells=n_cells,
             n_draws=n_draws,
             seed=seed,
@@ -244,3 +284,9 @@ class Pulsar(CellExplainer):
             if self.head["task"] == "classification":
                 out = out.sigmoid() if out.shape[1] == 1 else out.softmax(dim=1)
         return pd.DataFrame(out.cpu().numpy(), index=found.donors, columns=self.head["outputs"])
+
+
+def _means(donors: Donors) -> np.ndarray:
+    """Return the mean of each donor's cells, ``(n_donors, width)`` float32."""
+    means = [donors.cells[rows].mean(axis=0, dtype=np.float64) for rows in donors.rows]
+    return np.asarray(means, dtype=np.float32)

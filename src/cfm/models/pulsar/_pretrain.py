@@ -13,8 +13,8 @@ from cfm.data._warn import warn_user
 from cfm.models._lightning import held_out_studies
 from cfm.models._run import TrainingRun
 from cfm.models.pulsar._apply import Applicable
-from cfm.models.pulsar._core import DONOR_KEY, constant_within
-from cfm.models.pulsar._donors import Donors, read_donors
+from cfm.models.pulsar._core import constant_within
+from cfm.models.pulsar._donors import Donors
 from cfm.models.pulsar._objectives import Batch, pretraining_losses
 from cfm.models.pulsar._plan import StepPlan
 from cfm.models.pulsar._stream import PretrainingStream
@@ -188,16 +188,6 @@ class Trainable(Applicable):
         groups = studies if (studies != "").any() else donors.names.to_numpy(dtype=object)
         held_out = np.isin(groups, held_out_studies(groups, validation_share, seed))
         return donors, numbers, studies, held_out
-
-    def _own_donors(self) -> Donors:
-        """Read the registered donors."""
-        if self.adata is None:
-            raise ValueError(
-                "The model has no data; give it some with from_pretrained(name, adata=adata) "
-                "after Pulsar.setup_anndata(adata, …)."
-            )
-        key = self.adata_manager.get_state_registry(DONOR_KEY).original_key
-        return read_donors(self.adata, key, self._registered_rep(), self.size.input_dim)
 
     def _of_donors(self, registry_key: str, donors: Donors) -> np.ndarray:
         """Return a registered column by donor, ``(n_donors,)`` object; ``""`` if not given."""
