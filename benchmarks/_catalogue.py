@@ -108,6 +108,9 @@ BENCHMARKS = {
             ),
         ),
     ),
+    "cell_types": Benchmark(
+        "types of cells of another laboratory, and of what is no blood cell",
+    ),
     "cell_codes": Benchmark(
         "codes of cells beside clusters",
         panels=(

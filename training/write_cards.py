@@ -366,6 +366,7 @@ def main() -> None:
         "cellvq-mini": lambda _: cellvq_card(
             load_checkpoint(CHECKPOINTS / "cellvq-mini"),
             pd.DataFrame(results("cell_codes")["scores"]),
+            pd.DataFrame(results("cell_types")["types"]),
         ),
         "lingshu-pbmc-mini": lambda _: lingshu_card(),
         "pulsar-mini": lambda _: pulsar_card(

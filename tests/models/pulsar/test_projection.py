@@ -189,7 +189,7 @@ def test_what_is_not_counts_is_refused(
 def test_bulk_samples_are_refused(cells: ad.AnnData, projection: CellProjection) -> None:
     bulk = _bulk(cells)
     for call in (projection.transform, CellProjection.fit):
-        with pytest.raises(ValueError, match=r"as bulk samples do; counts of single cells"):
+        with pytest.raises(ValueError, match="bulk samples"):
             call(bulk)
 
 

@@ -40,8 +40,6 @@ _LARGEST = 10.0
 #: Least share of the genes that data must measure.
 _LEAST_SHARE = 0.1
 _LEAST_GENES = 10
-#: Samples with more counts than this, and more of the genes expressed, are no single cells.
-_BULK_COUNTS, _BULK_SHARE = 500_000, 0.9
 #: Cells at a time.
 _BLOCK = 2048
 _NO_GENES = (
@@ -177,7 +175,6 @@ class CellProjection:
                 "between them; at least 3 of each are needed to fit principal components."
             )
         counts = counts[:, chosen]
-        _refuse_bulk(_total(counts), np.diff(counts.indptr) / len(chosen))
         expressed = _total(counts) > 0
         counts, study = counts[expressed], study[expressed]
         held_out = np.arange(len(study)) % _HELD_OUT == _HELD_OUT - 1
@@ -241,11 +238,11 @@ class CellProjection:
         rows = np.arange(adata.n_obs)
         reader.expect(rows)
         out = np.empty((adata.n_obs, self.n_components), dtype=np.float32)
-        total, n_expressed = np.empty(adata.n_obs), np.empty(adata.n_obs)
+        total = np.empty(adata.n_obs)
         for start in range(0, adata.n_obs, _BLOCK):
             part = rows[start : start + _BLOCK]
             counts = reader.read(part)
-            total[part], n_expressed[part] = _total(counts), np.diff(counts.indptr)
+            total[part] = _total(counts)
             out[part] = self._project(counts, present)
         if (total == 0).any():
             raise ValueError(
@@ -253,7 +250,6 @@ class CellProjection:
                 f"{len(present)} genes of the model that were found; drop them with "
                 "sc.pp.filter_cells(adata, min_counts=1)."
             )
-        _refuse_bulk(total, n_expressed / len(present))
         return out
 
     def distance(self, projected: np.ndarray) -> np.ndarray:
@@ -378,14 +374,3 @@ def _principal(
     largest = np.abs(components).argmax(axis=0)
     components = components * np.sign(components[largest, np.arange(components.shape[1])])
     return means.mean(axis=0), scale, components
-
-
-def _refuse_bulk(total: np.ndarray, expressed: np.ndarray) -> None:
-    """Refuse rows that are no cells: so many counts of so many genes."""
-    n, share = float(np.median(total)), float(np.median(expressed))
-    if n > _BULK_COUNTS and share > _BULK_SHARE:
-        raise ValueError(
-            f"The rows have {n:,.0f} counts and express {share:.0%} of the genes (medians), as "
-            "bulk samples do; counts of single cells are expected. Embed bulk samples with "
-            "cfm.tl.embed(adata, 'bulkformer-mini')."
-        )
