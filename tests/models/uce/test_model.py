@@ -55,6 +55,24 @@ def test_neither_batch_nor_order_nor_storage_matter(model: UCE) -> None:
     assert np.abs(other - found).max() > 1e-3
 
 
+def test_values_that_are_stored_in_parts_are_one_count(model: UCE) -> None:
+    adata = cells(3)
+    adata.X = sparse.csr_matrix(adata.X)
+    parts = adata.copy()
+    x = adata.X
+    halves = np.stack([np.ones_like(x.data), x.data - 1], axis=1).ravel()
+    parts.X = sparse.csr_matrix(
+        (halves, np.repeat(x.indices, 2), 2 * x.indptr.astype(np.int64)), shape=x.shape
+    )
+    assert parts.X.nnz == 2 * x.nnz
+    for one, other in zip(
+        model.get_sentences(adata, sample_size=64),
+        model.get_sentences(parts, sample_size=64),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_it_is_the_embedding_of_the_sentence(model: UCE) -> None:
     adata = cells(3)
     sentences = model.get_sentences(adata, sample_size=64)

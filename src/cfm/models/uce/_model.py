@@ -113,6 +113,7 @@ class UCE(UCECore):
         sentences = []
         for rows, block in row_blocks(matrix):
             counts = sparse.csr_matrix(block)[:, alignment.columns]
+            counts.sum_duplicates()
             for i in range(counts.shape[0]):
                 part = slice(counts.indptr[i], counts.indptr[i + 1])
                 genes = alignment.positions[counts.indices[part]]
