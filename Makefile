@@ -28,11 +28,13 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
-# The newest versions there are, without constraints, on the newest Python.
+# The newest versions there are, without constraints, on the newest Python: what reads, writes and
+# draws data; LATEST_TESTS=tests runs everything.
 LATEST_PYTHON ?= python3.13
+LATEST_TESTS ?= $(addprefix tests/,data datasets environments matrix metrics pl pp stats tl)
 test-latest:
 	$(call environment,.venv-latest,$(LATEST_PYTHON),--upgrade --editable . --group test)
-	.venv-latest/bin/python $(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	.venv-latest/bin/python $(PYTEST) $(LATEST_TESTS) -m "not slow" $(PYTEST_ARGS)
 
 # The oldest versions that pyproject.toml allows, on the oldest Python: the matrix of inputs, the
 # smoke test and the demo. The package is installed, not linked, as the smoke test wants it.

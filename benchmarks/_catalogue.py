@@ -185,4 +185,5 @@ BENCHMARKS = {
         panels=(Dots("compile", "speed-up", ("case",), title="torch.compile"),),
         data=False,
     ),
+    "trust": Benchmark("the table of the page Trust, from the numbers of the others", data=False),
 }

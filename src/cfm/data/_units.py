@@ -10,7 +10,7 @@ from scipy import sparse
 from cfm.data._matrix import LOG_CEILING, read_rows, row_blocks
 
 #: Rows that the kind of a matrix is judged by.
-_N_ROWS = 200
+_N_ROWS = 32
 #: Counts that no single cell has in the median, and those that one has only with deep sequencing.
 _MOST_COUNTS, _MANY_COUNTS = 1e6, 1e5
 #: Share of the genes that bulk samples express and single cells do not; for so many genes.
@@ -38,7 +38,7 @@ def looks_like_counts(matrix: Any) -> bool:
 
 
 def check_single_cells(matrix: Any, where: str) -> None:
-    """Refuse counts of bulk samples, judged by 200 rows spread over the matrix.
+    """Refuse counts of bulk samples, judged by 32 rows spread over the matrix.
 
     Of 40 public data sets, bulk samples have 1 to 70 million counts in the median and express half
     of the measured genes or more; single cells have below 300,000, also by Smart-seq2, and express

@@ -95,7 +95,7 @@ def cell_codes(
     Examples
     --------
     >>> import cfm, scanpy as sc
-    >>> cells = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> cells = sc.datasets.pbmc68k_reduced().raw.to_adata()[::4].copy()
     >>> reading = {"units": "log1p_cp10k", "total_counts": "n_counts"}
     >>> cfm.tl.cell_codes(cells, groupby="bulk_labels", **reading)
     >>> ax = cfm.pl.cell_codes(cells, show=False)

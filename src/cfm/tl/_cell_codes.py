@@ -253,12 +253,12 @@ def cell_codes(
     Examples
     --------
     >>> import cfm, scanpy as sc
-    >>> cells = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> cells = sc.datasets.pbmc68k_reduced().raw.to_adata()[::4].copy()
     >>> reading = {"units": "log1p_cp10k", "total_counts": "n_counts"}
     >>> cfm.tl.cell_codes(cells, groupby="bulk_labels", **reading)
     >>> cells.uns["cell_code"]["annotations"].index.tolist()
     ['bulk_labels']
-    >>> new = cells[:100].copy()
+    >>> new = cells[:50].copy()
     >>> cfm.tl.cell_codes(new, reference=cells, **reading)
     >>> bool(new.uns["cell_code"]["reference"]["known"].all())
     True

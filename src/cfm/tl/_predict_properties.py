@@ -150,7 +150,7 @@ def predict_properties(
     Examples
     --------
     >>> import cfm
-    >>> cells = cfm.datasets.toy_infection_cells()
+    >>> cells = cfm.datasets.toy_infection_cells()[::20].copy()
     >>> model = cfm.models.CellVQ(
     ...     vocabulary=cells.var_names, n_layers=1, properties={"tissue": ["blood", "lung"]}
     ... )

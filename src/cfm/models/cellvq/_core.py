@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from cfm._arguments import check_whole, checks_arguments
+from cfm._arguments import Range, check_whole, checks_arguments
 from cfm.data import GeneVocabulary
 from cfm.hub import resolve
 from cfm.hub._replace import reads_checkpoint
@@ -118,6 +118,7 @@ class CellVQCore(Registered):
         """Return the share of the model's genes that ``adata`` measures."""
         return self.vocabulary.align(adata.var_names).found_share
 
+    @checks_arguments(unknown=Range(0, 0.5))
     def least_confidence(self, name: str, unknown: float) -> float:
         """Return the probability below which a share of held-out cells lies.
 
