@@ -209,7 +209,7 @@ def map_reference(
         far = similarity[:, 0] < limit
         label = best["label"].reindex(names).to_numpy(dtype=object)
         called = pd.Categorical(np.where(far, UNKNOWN, label))
-        confidence = best["corrected"].reindex(names).to_numpy(dtype=np.float64)
+        confidence = best["corrected"].reindex(names).to_numpy(dtype=np.float64, copy=True)
         confidence[far] = np.nan
     query = target(query, copy=copy)
     written = [] if labels is None else [key_added, key_added + CONFIDENCE]
