@@ -71,13 +71,23 @@ def load_model(
             "a folder or hf://org/name."
         )
     path = resolve(source)
-    for model in MODELS.values():
-        if model.recognises(path):
-            return model.from_pretrained(source, device=device or "auto")
-    name = read_config(path)["model"] if path.is_dir() else load_checkpoint(source).model
+    name = _named_in(path)
+    if name is None:
+        for model in MODELS.values():
+            if model.recognises(path):
+                return model.from_pretrained(source, device=device or "auto")
+        name = read_config(path)["model"] if path.is_dir() else load_checkpoint(source).model
     if name not in MODELS:
         raise ValueError(
             f"Checkpoint {str(source)!r} holds a {name or 'nameless'} model; this version of cfm "
             f"knows {sorted(MODELS)}. Update cfm-tools, or choose another checkpoint."
         )
     return MODELS[name].from_pretrained(source, device=device or "auto")
+
+
+def _named_in(path: Path) -> str | None:
+    """Return the name of the model in a checkpoint of this package, ``None`` for other files."""
+    try:
+        return str(read_config(path)["model"]) if path.is_dir() else None
+    except (ValueError, OSError):
+        return None  # weights of other projects, or damaged: raised again where none recognises it
