@@ -40,9 +40,9 @@ def looks_like_counts(matrix: Any) -> bool:
 def check_single_cells(matrix: Any, where: str) -> None:
     """Refuse counts of bulk samples, judged by 32 rows spread over the matrix.
 
-    Of 40 public data sets, bulk samples have 1 to 70 million counts in the median and express half
-    of the measured genes or more; single cells have below 300,000, also by Smart-seq2, and express
-    a third.
+    Of about 40 public data sets, those of bulk samples have medians of 1 to 70 million counts, and
+    those of single cells at most 300,000 (Smart-seq2), on a third of the measured genes. A
+    pseudobulk of few cells has as many counts as a cell, and is not told from one.
 
     Parameters
     ----------

@@ -79,8 +79,9 @@ def predict_properties(
         Column of ``obs`` with the counts of each cell, for ``"log1p_cp10k"``; without it cells are
         taken to have 10,000.
     unknown
-        Share of held-out training cells that would be called ``"unknown"``, 0 to 0.5; 0 names every
-        cell. Heads of published weights have no such record, and name every cell.
+        Share of held-out training cells (of training cells, if ``validation_share=0``) that would
+        be called ``"unknown"``, 0 to 0.5; 0 names every cell. Heads of published weights have no
+        such record, and name every cell.
     key_added
         Prefix of the results. The default keeps them apart from the columns with the truth.
     batch_size

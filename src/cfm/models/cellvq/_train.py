@@ -284,7 +284,7 @@ class Trainable(CellVQCore):
 
     @torch.inference_mode()
     def _measure_confidence(self, cells: Sequence[Tokens], names: Sequence[str]) -> None:
-        """Keep how sure the heads are of whole cells that were held out."""
+        """Keep how sure the heads are of whole cells: held out, or of training if none are."""
         self.module.eval()
         found: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for tokens in (part.to(self.device) for part in cells if names):
