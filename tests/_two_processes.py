@@ -67,7 +67,7 @@ def cellpulse(**run: Any) -> PretrainedModel:
     adata = _toy.toy_contrasts()
     CellPulse.setup_anndata(adata, study_key="study", sample_key="sample")
     model = CellPulse(adata, **_toy.SIZES, dropout=0.0, attention_dropout=0.0)
-    model.train(30, n_linear_steps=12, tokens_per_profile=64, **run)
+    model.train(max_steps=30, n_linear_steps=12, tokens_per_profile=64, **run)
     return model
 
 

@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 
 from cfm.models import _checkpoint_files
-from cfm.models._checkpoint_files import CheckpointFiles, write_whole
+from cfm.models._resume import CheckpointFiles, write_whole
 from tests._trainings import CASES, StopAfter, StoppedError, state
 
 REPOSITORY = Path(__file__).parents[2]

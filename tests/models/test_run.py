@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from cfm import models
-from cfm.models._run import TrainingRun, count_processes
 from cfm.models._streams import SeededStream
+from cfm.models._training import TrainingRun, count_processes
 from tests import _bulk
 from tests._trainings import CASES
 

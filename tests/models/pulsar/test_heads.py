@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cfm.models import Pulsar
-from cfm.models._run import TrainingRun
+from cfm.models._training import TrainingRun
 from cfm.models.pulsar import _heads
 from tests._pulsar import GOLDEN, donors
 

@@ -11,8 +11,8 @@ from scipy import sparse
 from torch import Tensor
 
 from cfm.data._warn import warn_user
-from cfm.models._lightning import held_out_studies
 from cfm.models._streams import Drawn, RowStream
+from cfm.models._training import held_out_studies
 from cfm.models.cellvq._reading import TARGET_SUM, CellReader, Cells, Tokens, canonical
 from cfm.nn._distributed import numbers_of_all, process_number
 

@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 
 from cfm._arguments import BELOW_1, SHARE, Range, checks_arguments
 from cfm.data._row_order import BLOCK_SIZE
-from cfm.models._run import TrainingRun
+from cfm.models._training import TrainingRun
 from cfm.models.cellvq._core import CellVQCore
 from cfm.models.cellvq._objectives import Weights
 from cfm.models.cellvq._reading import CellReader

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfm.data._warn import warn_user
-from cfm.models._training_plan import TrainingPlan
+from cfm.models._training import TrainingPlan
 from cfm.models.cellvq._objectives import Weights, perplexity, training_losses
 from cfm.models.cellvq._start import CentredProjection, pooled_cells
 from cfm.models.cellvq._stream import Batch

@@ -11,8 +11,7 @@ from scvi import REGISTRY_KEYS
 from cfm._arguments import BELOW_1, PART, checks_arguments
 from cfm.data._row_order import BLOCK_SIZE
 from cfm.data._warn import warn_user
-from cfm.models._lightning import held_out_studies
-from cfm.models._run import TrainingRun
+from cfm.models._training import TrainingRun, held_out_studies
 from cfm.models.lingshu._core import LingshuCore
 from cfm.models.lingshu._fit_count_term import LEAST_CELLS, fit_count_term
 from cfm.models.lingshu._levels import shown

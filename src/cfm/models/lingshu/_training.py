@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfm.models._streams import Drawn, RowStream
-from cfm.models._training_plan import TrainingPlan
+from cfm.models._training import TrainingPlan
 from cfm.models.lingshu._conditions import UNKNOWN, Conditions
 from cfm.nn._absorbing import draw_times
 from cfm.nn._ema import PowerAverage

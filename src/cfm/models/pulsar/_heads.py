@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm._arguments import BELOW_1, check_whole, checks_arguments
-from cfm.models._lightning import held_out_studies
-from cfm.models._run import TrainingRun
+from cfm.models._training import TrainingRun, held_out_studies
 from cfm.models.pulsar._core import constant_within
 from cfm.models.pulsar._donors import Donors
 from cfm.models.pulsar._plan import StepPlan, TensorStream

@@ -13,8 +13,7 @@ from cfm._arguments import BELOW_1, checks_arguments
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._warn import warn_user
 from cfm.models._base import check_column
-from cfm.models._lightning import held_out_studies
-from cfm.models._run import TrainingRun
+from cfm.models._training import TrainingRun, held_out_studies
 from cfm.models.pulsar._decoded_cells import changed_cells
 from cfm.models.pulsar._donors import read_cells
 from cfm.models.pulsar._instrument_core import CONDITION_KEY, DONOR_KEY, InstrumentCore

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cfm.models._streams import Drawn, RowStream
-from cfm.models._training_plan import TrainingPlan
+from cfm.models._training import TrainingPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,7 @@ from scvi import REGISTRY_KEYS
 
 from cfm._arguments import BELOW_1, PART, checks_arguments
 from cfm.data._warn import warn_user
-from cfm.models._lightning import held_out_studies
-from cfm.models._run import TrainingRun
+from cfm.models._training import TrainingRun, held_out_studies
 from cfm.models.pulsar._apply import Applicable
 from cfm.models.pulsar._core import constant_within
 from cfm.models.pulsar._donors import Donors
