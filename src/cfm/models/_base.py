@@ -386,7 +386,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
             precision=precision,
             checkpoint_dir=checkpoint_dir,
             seed=seed,
-            settings=settings,
+            **settings,
         )
         with self._training(run) as training:
             run.fit(training)

@@ -234,7 +234,7 @@ class TrainingRun:
         As of :meth:`cfm.models.PretrainedModel.train`.
     max_epochs, max_steps, batch_size, lr
         Instead of those of the recipe, if given.
-    settings
+    **settings
         Further ones: of the recipe, and of :class:`scvi.train.Trainer`.
 
     Attributes
@@ -270,14 +270,14 @@ class TrainingRun:
         precision: str = "auto",
         checkpoint_dir: Any = None,
         seed: int = 0,
-        settings: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
         self.model, self.seed = model, seed
         given = {"batch_size": batch_size, "lr": lr}
         own = {name: value for name, value in given.items() if value is not None}
         if max_epochs is not None or max_steps is not None:  # bounds go together
             own |= {"max_epochs": max_epochs, "max_steps": max_steps}
-        extra = dict(settings or {})
+        extra = dict(settings)
         known = [field.name for field in fields(recipe)]
         own |= {name: extra.pop(name) for name in known if name in extra}
         _check_names(type(model).__name__, extra, known)
