@@ -332,22 +332,11 @@ def warn_out_of_scope(adata: AnnData, scope: Sequence[str] | None) -> None:
 
 
 def mean_over_draws(embedded: np.ndarray, whose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean of each donor's draws and their spread.
+    """Return the mean of each donor's draws, ``(n_donors, dim)``, and their spread.
 
-    Parameters
-    ----------
-    embedded
-        ``(n_draws, dim)``.
-    whose
-        ``(n_draws,)`` numbers of the donors, each at least once.
-
-    Returns
-    -------
-    mean
-        ``(n_donors, dim)`` float64.
-    spread
-        ``(n_donors,)`` float64, root of the mean squared distance of single draws from the mean
-        (with one degree of freedom less); ``NaN`` with one draw.
+    ``embedded`` is ``(n_draws, dim)``, and ``whose`` the number of each draw's donor. The spread of
+    a donor is the root of the mean squared distance of single draws from their mean (with one
+    degree of freedom less), ``NaN`` with one draw.
     """
     times = np.bincount(whose)
     mean = np.zeros((len(times), embedded.shape[1]))

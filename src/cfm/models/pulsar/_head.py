@@ -191,15 +191,22 @@ def fit_head(
     return len(sides[0])
 
 
-def is_head(head: object) -> bool:
-    """Whether a setting of a checkpoint says what a head answers."""
-    return (
-        isinstance(head, dict)
-        and head.get("task") in ("classification", "regression")
-        and isinstance(head.get("outputs"), list)
-        and bool(head["outputs"])
-        and all(isinstance(name, str) for name in head["outputs"])
-    )
+def check_head(head: Any) -> None:
+    """Check a setting of a checkpoint that says what a head answers.
+
+    Raises
+    ------
+    TypeError, LookupError, ValueError
+        If it does not.
+    """
+    task, outputs = head["task"], head["outputs"]
+    if (
+        task not in ("classification", "regression")
+        or not isinstance(outputs, list)
+        or not outputs
+        or not all(isinstance(name, str) for name in outputs)
+    ):
+        raise ValueError(f"found the head {str(head)[:200]}")
 
 
 @torch.no_grad()

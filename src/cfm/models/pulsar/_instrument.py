@@ -17,7 +17,7 @@ from scvi.data.fields import CategoricalObsField, ObsmField
 from cfm._arguments import BELOW_1, checks_arguments
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._warn import warn_user
-from cfm.hub import load_safetensors, load_torch, resolve
+from cfm.hub import Checkpoint, load_safetensors, load_torch, resolve
 from cfm.hub._format import sha256_of_file
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel, check_column, load_weights
@@ -36,8 +36,6 @@ from cfm.models.pulsar._training import StepPlan, TensorStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from cfm.hub import Checkpoint
 
 _REP_KEY, _DONOR_KEY, _CONDITION_KEY = "donors", "donor", "condition"
 _NAMES_FILE, _TABLE, _MODULE = "conditions.txt", "conditions", "module."
@@ -482,7 +480,10 @@ class VirtualInstrument(PretrainedModel):
         """
         path = resolve(source)
         if path.is_file():
-            model = cls._from_file(path)
+            checkpoint = _read_published(path)
+            model = cls._from_checkpoint(checkpoint, None)
+            model.checkpoint_name, model.checkpoint_sha256 = checkpoint.name, checkpoint.sha256
+            model.is_trained_ = True
             model.to_device(device)
             model.module.eval()
         else:
@@ -492,35 +493,6 @@ class VirtualInstrument(PretrainedModel):
         if adata is not None:
             model.attach(adata)
             read_cells(adata, model._registered_rep(), model.size.donor_dim)
-        return model
-
-    @classmethod
-    def _from_file(cls, path: Path) -> Self:
-        read = load_safetensors if path.suffix == ".safetensors" else load_torch
-        state = {k.removeprefix("module."): v for k, v in read(path).items()}
-        if not all(isinstance(v, torch.Tensor) for v in state.values()):
-            raise ValueError(f"{path} holds more than tensors; expected a state dict.")
-        try:
-            size = InstrumentSize(
-                donor_dim=state["donor_net.0.weight"].shape[1],
-                output_dim=state["output_net.4.weight"].shape[0],
-                condition_dim=state["cond_to_gamma.0.weight"].shape[1],
-                hidden_dim=state["donor_net.0.weight"].shape[0],
-            )
-        except (KeyError, AttributeError, IndexError) as error:
-            raise ValueError(
-                f"{path} does not hold the weights of a virtual instrument ({error} is missing)."
-            ) from error
-        model = cls._filled(size, state, path.stem)
-        model.checkpoint_name, model.checkpoint_sha256 = path.stem, sha256_of_file(path)
-        model.is_trained_ = True
-        return model
-
-    @classmethod
-    def _filled(cls, size: InstrumentSize, tensors: dict[str, torch.Tensor], name: str) -> Self:
-        with validate_config("VirtualInstrument", name, tensors):
-            model = cls(size=size)
-        load_weights(model.module, tensors, name)
         return model
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
@@ -533,24 +505,50 @@ class VirtualInstrument(PretrainedModel):
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
-        config = dict(checkpoint.config)
-        tensors = dict(checkpoint.tensors)
+        config, tensors = dict(checkpoint.config), dict(checkpoint.tensors)
         table = tensors.pop(_TABLE, None)
         names = checkpoint.files.get(_NAMES_FILE, "").splitlines()
         with validate_config("VirtualInstrument", checkpoint.name, tensors):
-            size = InstrumentSize(**config.pop("size"))
             if (0 if table is None else len(table)) != len(names):
                 raise ValueError(f"found {len(names)} names of conditions")
             if table is not None and not (table.is_floating_point() and table.ndim == 2):
                 raise ValueError(f"found conditions of {table.dtype} and {table.ndim} dimensions")
-        inside = {k.removeprefix(_MODULE): v for k, v in tensors.items()}
-        model = cls._filled(size, inside, checkpoint.name)
+            model = cls(size=InstrumentSize(**config.pop("size")))
+        network = {k.removeprefix(_MODULE): v for k, v in tensors.items()}
+        load_weights(model.module, network, checkpoint.name)
         if table is not None:
             model.add_conditions(pd.DataFrame(table.float().numpy(), index=names))
         model.provenance = config
         if adata is not None:
             model.attach(adata)
         return model
+
+
+def _read_published(path: Path) -> Checkpoint:
+    """Read a state dict of the authors' class, whose sizes are read off."""
+    read = load_safetensors if path.suffix == ".safetensors" else load_torch
+    state = {k.removeprefix("module."): v for k, v in read(path).items()}
+    if not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds more than tensors; expected a state dict.")
+    try:
+        size = InstrumentSize(
+            donor_dim=state["donor_net.0.weight"].shape[1],
+            output_dim=state["output_net.4.weight"].shape[0],
+            condition_dim=state["cond_to_gamma.0.weight"].shape[1],
+            hidden_dim=state["donor_net.0.weight"].shape[0],
+        )
+    except (KeyError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights of a virtual instrument ({error} is missing)."
+        ) from error
+    return Checkpoint(
+        name=path.stem,
+        path=path,
+        model="VirtualInstrument",
+        config={"size": vars(size)},
+        tensors={_MODULE + k: v for k, v in state.items()},
+        sha256=sha256_of_file(path),
+    )
 
 
 def _check_table(table: pd.DataFrame, width: int | None) -> pd.DataFrame:

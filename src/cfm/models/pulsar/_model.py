@@ -30,7 +30,7 @@ from cfm.models.pulsar._data import (
     represent,
     warn_out_of_scope,
 )
-from cfm.models.pulsar._head import Task, fit_head, head_answers, is_head, read_targets
+from cfm.models.pulsar._head import Task, check_head, fit_head, head_answers, read_targets
 from cfm.models.pulsar._importance import (
     CellImportance,
     attention_importance,
@@ -46,7 +46,7 @@ from cfm.models.pulsar._projection import (
     projection_contents,
     stored_projection,
 )
-from cfm.models.pulsar._published import is_published, read_published, scope_of
+from cfm.models.pulsar._published import is_published, read_published
 from cfm.models.pulsar._training import label_numbers, pretrain
 
 if TYPE_CHECKING:
@@ -931,37 +931,13 @@ class Pulsar(PretrainedModel):
         path = resolve(source)
         if not cls.recognises(path):
             return super().from_pretrained(source, adata, device=device)
-        published = read_published(path)
-        name = checkpoint_name(source)
-        model = cls._filled(published.size, published.tensors, published.head, name)
-        model.card = published.card
-        scope = scope_of(name, published.card)
-        model.provenance = {} if scope is None else {"scope": scope}
-        model.checkpoint_name, model.checkpoint_sha256 = name, published.sha256
+        checkpoint = read_published(path, checkpoint_name(source))
+        model = cls._from_checkpoint(checkpoint, adata)
+        model.checkpoint_name, model.checkpoint_sha256 = checkpoint.name, checkpoint.sha256
+        model.card = checkpoint.card
         model.is_trained_ = True
-        if adata is not None:
-            model.attach(adata)
         model.to_device(device)
         model.module.eval()
-        return model
-
-    @classmethod
-    def _filled(
-        cls,
-        size: PulsarSize,
-        tensors: dict[str, torch.Tensor],
-        head: dict[str, Any] | None,
-        name: str,
-    ) -> Self:
-        """Make a model of given weights, after checking that they fit."""
-        n_outputs = 0 if head is None else len(head["outputs"])
-        with validate_config("PULSAR", name, tensors):
-            model = cls(size=size)
-            if n_outputs:
-                model.module.set_head(n_outputs)
-                model.head = head
-        load_weights(model.module, tensors, name)
-        model._summarise()
         return model
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
@@ -974,15 +950,17 @@ class Pulsar(PretrainedModel):
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
-        config = dict(checkpoint.config)
-        with validate_config("PULSAR", checkpoint.name, checkpoint.tensors):
-            size = PulsarSize(**config.pop("size"))
-            head = config.pop("head")
-            if head is not None and not is_head(head):
-                raise ValueError(f"found the head {str(head)[:200]}")
+        config, name = dict(checkpoint.config), checkpoint.name
         network = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(PREFIX)}
-        model = cls._filled(size, network, head, checkpoint.name)
-        model.projection = stored_projection(checkpoint, size.input_dim)
+        with validate_config("PULSAR", name, network):
+            model = cls(size=PulsarSize(**config.pop("size")))
+            model.head = config.pop("head")
+            if model.head is not None:
+                check_head(model.head)
+                model.module.set_head(len(model.head["outputs"]))
+        load_weights(model.module, network, name)
+        model._summarise()
+        model.projection = stored_projection(checkpoint, model.size.input_dim)
         config.pop("radius", None)
         model.provenance = config
         if adata is not None:

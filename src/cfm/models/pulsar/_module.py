@@ -127,8 +127,6 @@ class PulsarModule(nn.Module):
     ----------
     size
         Sizes of the network.
-    n_outputs
-        Outputs of a head on the donor embedding; 0 for none.
 
     References
     ----------
@@ -139,7 +137,7 @@ class PulsarModule(nn.Module):
     input_mean: Tensor
     input_scale: Tensor
 
-    def __init__(self, size: PulsarSize, n_outputs: int = 0) -> None:
+    def __init__(self, size: PulsarSize) -> None:
         super().__init__()
         self.size = size
         width, dim = size.input_dim, size.dim
@@ -164,8 +162,6 @@ class PulsarModule(nn.Module):
             self.register_buffer("input_mean", torch.zeros(width))
             self.register_buffer("input_scale", torch.ones(width))
         self.head: nn.Sequential | None = None
-        if n_outputs:
-            self.set_head(n_outputs)
         self._cache = WeightCache()
 
     def _layers(self, n_layers: int, n_heads: int, ff_dim: int) -> nn.ModuleList:

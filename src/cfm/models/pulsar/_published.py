@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cfm.hub import load_safetensors
+from cfm.hub import Checkpoint, load_safetensors
 from cfm.hub._checkpoint import read_card
 from cfm.hub._format import (
     CONFIG_NAME,
@@ -71,20 +71,6 @@ _EVERY_TISSUE = re.compile(r"all[-_ ]tissue|pan[-_ ]tissue", re.IGNORECASE)
 _OF_BLOOD = re.compile(r"pbmc|peripheral blood", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published checkpoint: sizes, weights by our names, and the head if there is one.
-
-    ``head`` is ``{"task": "classification" | "regression", "outputs": [names]}`` or ``None``.
-    """
-
-    size: PulsarSize
-    tensors: dict[str, Tensor]
-    head: dict[str, Any] | None
-    sha256: str
-    card: str | None
-
-
 def _read_json(path: Path) -> Any:
     return json.loads(read_limited(path, LARGEST_JSON).decode("utf-8"))
 
@@ -104,8 +90,15 @@ def is_published(path: Path) -> bool:
     )
 
 
-def read_published(folder: Path) -> Published:
+def read_published(folder: Path, name: str) -> Checkpoint:
     """Read and check ``config.json`` and ``model.safetensors`` of the authors.
+
+    Parameters
+    ----------
+    folder
+        With the files.
+    name
+        Of the checkpoint, which may say for which tissue it is.
 
     Raises
     ------
@@ -134,7 +127,17 @@ def read_published(folder: Path) -> Published:
             raise ValueError(f"{path} has id2label={str(names)[:80]}; expected names: {_AGAIN}")
         outputs = [str(names.get(str(i), f"output {i}")) for i in range(n_outputs)]
         head = {"task": task, "outputs": outputs}
-    return Published(size, tensors, head, sha256_of_file(weights), read_card(folder))
+    card = read_card(folder)
+    scope = scope_of(name, card)
+    return Checkpoint(
+        name=name,
+        path=folder,
+        model="Pulsar",
+        config={"size": asdict(size), "head": head} | ({} if scope is None else {"scope": scope}),
+        tensors=tensors,
+        sha256=sha256_of_file(weights),
+        card=card,
+    )
 
 
 def convert_state(state: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], str | None]:

@@ -201,19 +201,7 @@ class TensorStream(RowStream):
 
 
 def held_out_donors(names: pd.Index, studies: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose validation donors, ``(n,)`` bool: whole studies, or single donors without studies.
-
-    Parameters
-    ----------
-    names
-        ``(n,)`` names of the donors.
-    studies
-        ``(n,)`` object, ``""`` where there is none.
-    share
-        Share of the studies, or of the donors.
-    seed
-        Of the choice.
-    """
+    """Choose a share of the studies, or without studies of the donors, ``(n,)`` bool."""
     groups = studies if (studies != "").any() else names.to_numpy(dtype=object)
     return np.isin(groups, held_out_studies(groups, share, seed))
 

@@ -57,7 +57,7 @@ _AGAIN = "download it again."
 
 @dataclass(frozen=True)
 class Published:
-    """Published weights by our names; ``genes`` is ``None`` without the authors' tables."""
+    """Published weights by our names; ``genes`` is ``None`` without a table of them."""
 
     name: str
     size: UCESize
@@ -302,7 +302,7 @@ def _offsets(folder: Path) -> dict[str, int]:
     try:
         # The unpickler would take memory for the lengths and places that a few bytes claim.
         for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument >= len(data):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) >= len(data):
                 raise pickle.UnpicklingError("it numbers more entries than it has bytes")
         offsets = _PlainUnpickler(io.BytesIO(data)).load()
     except (
