@@ -126,7 +126,7 @@ CASES = {
     ),
     "instrument": Case(
         _instrument,
-        lambda m, **k: m.train("none", max_epochs=2, batch_size=20, **QUIET | k),
+        lambda m, **k: m.train(control="none", max_epochs=2, batch_size=20, **QUIET | k),
         8,
         4,
     ),

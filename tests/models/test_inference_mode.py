@@ -106,7 +106,7 @@ def pairs() -> ad.AnnData:
 def train_instrument(model: Any, adata: ad.AnnData) -> None:
     type(model).setup_anndata(adata, "cytokine")
     model.attach(adata)
-    model.train("none", max_epochs=1, **QUIET)
+    model.train(control="none", max_epochs=1, **QUIET)
 
 
 CASES = {

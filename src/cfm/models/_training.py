@@ -247,6 +247,8 @@ class TrainingRun:
         Passes over the data and optimiser steps, once :meth:`count_steps` knows them.
     finished
         Whether the training went on to its end.
+    facts
+        What the model is to record of it, JSON types.
 
     Raises
     ------
@@ -293,6 +295,7 @@ class TrainingRun:
         self.n_processes = count_processes(accelerator, devices, self.num_nodes)
         self.n_epochs = self.n_steps = 0
         self.finished = False
+        self.facts: dict[str, Any] = {}
         self._step = 0
         self._bar: bool | None = extra.pop("enable_progress_bar", None)
         steps = extra.pop("accumulate_grad_batches", None)
@@ -357,11 +360,6 @@ class TrainingRun:
             plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
             extra["plugins"] = [*plugins, self.checkpoints.files]
             start = self.checkpoints.start
-        strategy = self.strategy
-        if strategy == "auto" and self.n_processes > 1:
-            strategy = "ddp"
-        if strategy == "ddp" and not plan.uses_all_weights:
-            strategy = "ddp_find_unused_parameters_true"
         bar = scvi_settings.verbosity <= logging.INFO if self._bar is None else self._bar
         with quiet_lightning():
             trainer = Trainer(
@@ -370,7 +368,7 @@ class TrainingRun:
                 accelerator=_accelerator(self.accelerator),
                 devices=1 if self.devices == "auto" else self.devices,
                 num_nodes=self.num_nodes,
-                strategy=strategy,
+                strategy=self._strategy(plan),
                 precision=training_precision(self.precision, self.accelerator),
                 accumulate_grad_batches=self._accumulate,
                 enable_progress_bar=bar,
@@ -382,6 +380,13 @@ class TrainingRun:
                 if self.checkpoints is not None:
                     self.checkpoints.left(self.model, finished=self.finished)
         self._step = trainer.global_step
+
+    def _strategy(self, plan: TrainingPlan) -> Any:
+        """Return the strategy for Lightning."""
+        together = self.strategy == "auto" and self.n_processes > 1
+        if not together and self.strategy != "ddp":
+            return self.strategy
+        return "ddp" if plan.uses_all_weights else "ddp_find_unused_parameters_true"
 
     def _run(self, trainer: Trainer, plan: TrainingPlan, data: StreamModule, start: Any) -> bool:
         """Run the training; ``False`` if it was interrupted from the keyboard."""
