@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from cfm.models import CellVQ, load_model
-from cfm.models.cellvq._checkpoint import is_published, read_published
+from cfm.models.cellvq._published import is_published, read_published
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cellvq"
 HEADS = {"cell_type": 7, "tissue": 5, "disease": 6, "sex": 3, "age": 184}

@@ -11,8 +11,7 @@ import torch
 
 from cfm.hub import load_torch
 from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
-from cfm.models.cellvq._module import N_COUNT_TOKENS
-from cfm.models.cellvq._sizes import CellVQSize
+from cfm.models.cellvq._module import N_COUNT_TOKENS, CellVQSize
 from cfm.nn._performer import PERFORMER_NAMES
 from cfm.nn._post_norm import TORCH_NAMES
 from cfm.nn._soft_codes import binary_numbers
