@@ -24,6 +24,8 @@ Units = Literal["counts", "log1p_cp10k"]
 
 #: Sum that a cell is scaled to before the logarithm.
 TARGET_SUM = 1e4
+#: Least number of genes of the vocabulary that must be measured.
+MIN_GENES = 10
 #: Share of the vocabulary below which the reader warns.
 LOW_SHARE = 0.25
 #: Least number of positive values, all whole, that are taken for counts.
@@ -91,7 +93,7 @@ class CountReader:
         layer: str | None = None,
         units: Units = "counts",
         total_counts: str | None = None,
-        min_genes: int = 1,
+        min_genes: int = MIN_GENES,
         remedy: str = _NORMALISED,
     ) -> None:
         require_anndata(adata)

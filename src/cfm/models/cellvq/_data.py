@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 STUDY = "study"
 #: First count token, the depth that is asked for: 10,000 counts, as the authors' ``inference.py``.
 DEPTH_ASKED = 4.0
-#: Least number of the model's genes that data must measure.
-MIN_GENES = 10
 #: Code of a cell that expresses none of the model's genes.
 NO_CODE = -1
 #: Cells to read, and to sort by length, at a time.
@@ -134,33 +132,8 @@ class Cells(NamedTuple):
 class CellReader(CountReader):
     """Cells of an AnnData as the model reads them, a few at a time.
 
-    Parameters
-    ----------
-    adata
-        Cells by genes, any storage.
-    vocabulary
-        Genes of the model, of which at least ten must be measured.
-    layer, units, total_counts
-        As for :class:`cfm.data._counts.CountReader`, which also lists what is raised.
+    The parameters are those of :class:`cfm.data._counts.CountReader`.
     """
-
-    def __init__(
-        self,
-        adata: AnnData,
-        vocabulary: GeneVocabulary,
-        *,
-        layer: str | None = None,
-        units: Units = "counts",
-        total_counts: str | None = None,
-    ) -> None:
-        super().__init__(
-            adata,
-            vocabulary,
-            layer=layer,
-            units=units,
-            total_counts=total_counts,
-            min_genes=MIN_GENES,
-        )
 
     def cells(self, rows: np.ndarray) -> Cells:
         """Return the expression of some cells."""

@@ -43,7 +43,7 @@ from cfm.models.cellvq._perturbation import (
     find_genes,
 )
 from cfm.models.cellvq._property_heads import LEVELS, PropertyHeads, check_classes
-from cfm.models.cellvq._published import is_published, read_published
+from cfm.models.cellvq._published import GENES_FILE, is_published, read_published
 from cfm.models.cellvq._training import Schedule, fit
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ SUMMARY = "<summary>"
 _ON_CPU, _ON_GPU = 16_384, 131_072
 #: Values of gene embeddings in memory at a time (128 MiB).
 _EMBEDDED_AT_ONCE = 32_000_000
-_GENES_FILE = "genes.txt"
 
 
 @dataclass(frozen=True)
@@ -1036,81 +1035,45 @@ class CellVQ(PretrainedModel):
                     "its own."
                 )
             return super().from_pretrained(source, adata, device=device)
-        published = read_published(path, mode)
-        names = published.genes if genes is None else genes
-        vocabulary = None if names is None else GeneVocabulary(list(names))
-        found = {k: [str(i) for i in range(n)] for k, n in published.properties.items()}
-        for name, classes in check_classes(properties or {}).items():
-            if len(classes) != len(found.get(name, ())):
-                raise ValueError(
-                    f"properties= names {len(classes)} classes of {name!r}; the weights have "
-                    f"{published.properties}."
-                )
-            found[name] = classes
-        with torch.device("meta"):
-            heads = PropertyHeads(4 * published.size.dim, found)
-        model = cls._of_weights(
-            published.size,
-            published.n_genes,
-            vocabulary,
-            heads,
-            published.tensors,
-            published.name,
-        )
-        model.checkpoint_name = published.name
-        model.checkpoint_sha256 = published.sha256
-        if adata is not None:
-            model.attach(adata)
+        checkpoint = read_published(path, mode, genes=genes, properties=properties)
+        model = cls._from_checkpoint(checkpoint, adata)
+        model.checkpoint_name = checkpoint.name
+        model.checkpoint_sha256 = checkpoint.sha256
         model.is_trained_ = True
         model.to_device(device)
         model.module.eval()
         return model
 
-    @classmethod
-    def _of_weights(
-        cls,
-        size: CellVQSize,
-        n_genes: int,
-        vocabulary: GeneVocabulary | None,
-        heads: PropertyHeads,
-        tensors: dict[str, torch.Tensor],
-        name: str,
-    ) -> Self:
-        """Make a model of loaded weights, without a second copy of them."""
-        if vocabulary is not None and len(vocabulary) != n_genes:
-            raise ValueError(
-                f"Found {len(vocabulary)} names of genes, but weights of {n_genes} genes in "
-                f"checkpoint {name!r}."
-            )
-        with validate_config("CellVQ", name, tensors):
-            module = CellVQModule(n_genes, size=size)
-        module.property_heads = heads
-        load_weights(module, tensors, name, copy=False)
-        model = cls.__new__(cls)
-        PretrainedModel.__init__(model, None)
-        model._vocabulary, model.module = vocabulary, module
-        model._summarise()
-        return model
-
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         settings, files = self.module.property_heads.state()
         if self._vocabulary is not None:
-            files[_GENES_FILE] = "\n".join(self._vocabulary.genes) + "\n"
+            files[GENES_FILE] = "\n".join(self._vocabulary.genes) + "\n"
         config = {"size": vars(self.size), "n_genes": self.module.n_genes} | settings
         return dict(self.module.state_dict()), config, files
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
-        config = dict(checkpoint.config)
-        with validate_config("CellVQ", checkpoint.name, checkpoint.tensors):
+        config, tensors, name = dict(checkpoint.config), checkpoint.tensors, checkpoint.name
+        with validate_config("CellVQ", name, tensors):
             size = CellVQSize(**config.pop("size"))
             n_genes = check_whole("n_genes", config.pop("n_genes"))
-            text = checkpoint.files.get(_GENES_FILE)
-            genes = None if text is None else GeneVocabulary(text.splitlines())
-            heads = PropertyHeads.from_state(4 * size.dim, config, checkpoint.files)
+            text = checkpoint.files.get(GENES_FILE)
+            vocabulary = None if text is None else GeneVocabulary(text.splitlines())
+            module = CellVQModule(n_genes, size=size)
+            module.property_heads = PropertyHeads.from_state(4 * size.dim, config, checkpoint.files)
             config.pop(LEVELS, None)
-        model = cls._of_weights(size, n_genes, genes, heads, checkpoint.tensors, checkpoint.name)
-        model.provenance = config
+        if vocabulary is not None and len(vocabulary) != n_genes:
+            raise ValueError(
+                f"Found {len(vocabulary)} names of genes, but weights of {n_genes} genes in "
+                f"checkpoint {name!r}."
+            )
+        # very large weights are not copied
+        load_weights(module, tensors, name, copy=False)
+        # not by __init__, which would make a network in memory
+        model = cls.__new__(cls)
+        PretrainedModel.__init__(model)
+        model._vocabulary, model.module, model.provenance = vocabulary, module, config
+        model._summarise()
         if adata is not None:
             model.attach(adata)
         return model

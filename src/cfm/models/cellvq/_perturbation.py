@@ -12,7 +12,6 @@ from anndata import AnnData
 from scipy import sparse
 
 from cfm._fields import CODE_AFTER, CODE_BEFORE, CODE_TRANSITIONS
-from cfm.data import map_identifiers
 from cfm.data._counts import TARGET_SUM, canonical
 from cfm.data._warn import warn_user
 from cfm.models.cellvq._data import NO_CODE, Cells
@@ -64,8 +63,6 @@ class GeneChange:
                 )
         elif not (np.isfinite(self.effect) and self.effect >= 0):
             raise ValueError(f"effect={self.effect!r}; counts are multiplied by 0 or more.")
-        if not 0.0 <= self.quantile <= 1.0:
-            raise ValueError(f"quantile={self.quantile!r}; expected a number from 0 to 1.")
 
     @property
     def adds(self) -> bool:
@@ -125,24 +122,13 @@ def find_genes(
         raise ValueError("perturbation= is empty; expected at least one gene or compound.")
     found: set[int] = set()
     for name in perturbation:
-        place = _place(vocabulary, [name])
-        if place[0] < 0 and targets is not None:
-            place = _place(vocabulary, _targets_of(name, targets))
-        place = place[place >= 0]
+        place = vocabulary.align([name], min_genes=0).positions
+        if not len(place) and targets is not None:
+            place = vocabulary.align(_targets_of(name, targets), min_genes=0).positions
         if not len(place):
             raise KeyError(_unknown(name, vocabulary, targets))
         found.update(place.tolist())
     return np.array(sorted(found), dtype=np.int64)
-
-
-def _place(vocabulary: GeneVocabulary, names: list[str]) -> np.ndarray:
-    """Return positions of names in the vocabulary, −1 = not there."""
-    place = vocabulary.genes.get_indexer(pd.Index(names, dtype=object))
-    missed = np.flatnonzero(place < 0)
-    if len(missed):
-        mapped = map_identifiers([names[i] for i in missed]).symbol
-        place[missed] = vocabulary.genes.get_indexer(pd.Index(mapped))
-    return np.asarray(place, dtype=np.int64)
 
 
 def _targets_of(name: str, targets: pd.DataFrame) -> list[str]:
