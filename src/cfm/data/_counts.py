@@ -126,7 +126,7 @@ class CountReader:
         return out
 
     def expect(self, rows: np.ndarray) -> None:
-        """Start to read these cells from disk, in this order, before they are asked for."""
+        """Start to read these cells from disk, in this order, before they are needed."""
         self._rows.expect(rows)
 
     def read(self, rows: np.ndarray) -> sparse.csr_matrix:

@@ -174,11 +174,6 @@ class CentredProjection(nn.Module):
         """Of the plain projection."""
         return self.projection.weight
 
-    @property
-    def bias(self) -> Tensor:
-        """Of the plain projection."""
-        return self.projection.bias
-
     def forward(self, x: Tensor) -> Tensor:
         """Project ``(b, dim)`` to ``(b, code_dim)``."""
         found: Tensor = self.projection(x).to(self.running_mean.dtype)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Registry key of the column with the study.
 STUDY = "study"
-#: First count token, the depth that is asked for: 10,000 counts, as the authors' ``inference.py``.
+#: First count token, the requested depth: 10,000 counts, as in the authors' ``inference.py``.
 DEPTH_ASKED = 4.0
 #: Code of a cell that expresses none of the model's genes.
 NO_CODE = -1

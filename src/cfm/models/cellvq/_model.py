@@ -919,7 +919,7 @@ class CellVQ(PretrainedModel):
             If the model has no data, no cell expresses one of its genes, there is nothing to
             train, a number is out of its range, or the loss is no longer finite.
         KeyboardInterrupt
-            If training is interrupted. The model then keeps what it has learned.
+            If training is interrupted. The model keeps the weights of that step.
 
         Warns
         -----

@@ -77,7 +77,7 @@ class Weights:
     classes: tuple[Tensor | None, ...] = field(default=(), repr=False)
 
     def balanced(self, labels: np.ndarray, n_classes: Iterable[int]) -> Weights:
-        """Return weights with which the classes of a property count alike, however frequent.
+        """Return weights with which the classes of a property count the same, however frequent.
 
         Parameters
         ----------
@@ -230,7 +230,7 @@ def reconstruction_loss(
 def balance_loss(quantised: Quantised) -> Tensor:
     """Return 1 less the relative entropy of the codes of a batch: 0 if uniform, 1 if one code."""
     if quantised.probability is None:
-        raise ValueError("The nearest codes were taken, so there are no probabilities.")
+        raise ValueError("There are no probabilities; the nearest codes were used.")
     used = quantised.probability.mean(0)
     if process_number()[1] > 1:
         n = sum(numbers_of_all(len(quantised.probability)))
@@ -252,7 +252,7 @@ def perplexity(codes: Tensor, n_codes: int) -> tuple[float, int]:
     Returns
     -------
     perplexity
-        Exponential of the entropy of the shares of the codes: ``k`` if ``k`` codes are used alike.
+        Exponential of the entropy of the shares of the codes: ``k`` for ``k`` equal shares.
     live
         Number of codes that at least one cell has.
     """
@@ -463,7 +463,7 @@ def warn_of_collapse(perplexities: Sequence[float], n_cells: int, n_codes: int) 
         f"perplexity of {max(last):.2f} at most, of {n_codes} codes, so codes do not "
         "separate cells. Train for longer or with a smaller lr, let the temperature fall later "
         "(anneal_share=1.0) or less far (last_temperature=0.05), show the decoder the code alone "
-        "more often (code_only_share=0.8), or ask for codes to be used alike (balance_weight=0.1)."
+        "more often (code_only_share=0.8), or balance the use of the codes (balance_weight=0.1)."
     )
     return True
 
@@ -696,7 +696,7 @@ def code_heads(module: CellVQModule, seed: int) -> list[nn.Module]:
 
 
 def encoder_parts(module: CellVQModule) -> list[nn.Module | nn.Parameter]:
-    """Return what makes embeddings and codes of cells: all but the decoder and the heads."""
+    """Return the parts that embeddings and codes depend on: all but decoder and heads."""
     trained = (module.decoder, module.code_term, module.property_heads)
     parts: list[nn.Module | nn.Parameter] = [
         part for part in module.children() if not any(part is other for other in trained)
