@@ -28,6 +28,7 @@ from benchmarks._report import REPOSITORY, Report, add_arguments
 from benchmarks.attention import peak_resident
 from cfm.models import Pulsar
 from cfm.models._precision import LEAST_AGREEMENT
+from cfm.models.pulsar._module import PreparedEncoder
 from cfm.nn._linear import fast_bfloat16
 
 N_CELLS, WIDTH = 1024, 1280
@@ -86,11 +87,11 @@ def cases(folder: Path) -> dict[str, Callable[[list[Tensor]], Tensor]]:
         return run
 
     fast = fast_bfloat16(torch.device("cpu")) and module.bfloat16_agreement() >= LEAST_AGREEMENT
-    auto = module.prepared(torch.bfloat16 if fast else torch.float32)
+    auto = PreparedEncoder(module, torch.bfloat16 if fast else torch.float32)
     return {
         "reference float32": reference(exact, torch.float32),
         "reference bfloat16": reference(rough, torch.bfloat16),
-        "cfm float32": module.prepared(torch.float32),
+        "cfm float32": PreparedEncoder(module, torch.float32),
         f"cfm auto ({'bfloat16' if fast else 'float32'})": auto,
     }
 

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks._report import data_folder
 from cfm.models import CellProjection, Pulsar
-from cfm.models.pulsar._scope import BLOOD
+from cfm.models.pulsar._published import BLOOD
 
 SEED = 0
 MAX_STEPS = 600

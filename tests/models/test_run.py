@@ -178,7 +178,7 @@ def test_arguments_of_the_trainer_can_be_given(tmp_path: Path, monkeypatch) -> N
 def test_strategies_are_those_that_the_model_needs() -> None:
     """Plans of which not every step uses every weight must say so to DDP."""
     from cfm.models.bulkformer._training import MaskedExpressionPlan
-    from cfm.models.pulsar._plan import StepPlan
+    from cfm.models.pulsar._training import StepPlan
 
     for cls, expected in (
         (MaskedExpressionPlan, "ddp"),
@@ -192,7 +192,7 @@ def test_strategies_are_those_that_the_model_needs() -> None:
 
 
 def test_small_whole_numbers_stay_out_of_the_exchange() -> None:
-    from cfm.models.pulsar._plan import StepPlan
+    from cfm.models.pulsar._training import StepPlan
 
     module = torch.nn.BatchNorm1d(2)
     module.register_buffer("largest", torch.zeros(2, dtype=torch.int16))

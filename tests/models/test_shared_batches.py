@@ -15,8 +15,7 @@ from cfm.models.cellvq._data import CellReader
 from cfm.models.cellvq._data import CellStream as CodedStream
 from cfm.models.lingshu._conditions import Conditions
 from cfm.models.lingshu._training import CellStream
-from cfm.models.pulsar._donors import read_donors
-from cfm.models.pulsar._stream import DonorStream, PretrainingStream
+from cfm.models.pulsar._data import DonorStream, PretrainingStream, read_donors
 from cfm.nn import _distributed
 from tests._cellvq import counted_cells, small_model
 from tests._pulsar import donors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,8 @@ from cfm.models.cellvq._training import (
     training_losses,
 )
 from cfm.models.lingshu._conditions import Conditions
-from cfm.models.pulsar._module import PulsarModule
-from cfm.models.pulsar._objectives import agreement_loss, pretraining_losses
-from cfm.models.pulsar._sizes import get_size
+from cfm.models.pulsar._module import SIZES, PulsarModule
+from cfm.models.pulsar._training import agreement_loss, pretraining_losses
 from tests import _bulk, _cellvq, _lingshu
 from tests._together import together
 from tests.models.test_shared_batches import coded_stream, flat, paired_stream
@@ -56,7 +56,9 @@ def lingshu() -> Case:
 def pulsar() -> Case:
     layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ff": 16, "decoder_ff": 16}
     heads = {"encoder_heads": 2, "decoder_heads": 2}
-    size = get_size("mini", input_dim=5, dim=16, dropout=0.0, masked_input=True, **layers, **heads)
+    size = replace(
+        SIZES["mini"], input_dim=5, dim=16, dropout=0.0, masked_input=True, **layers, **heads
+    )
     module = PulsarModule(size)
     batch = next(iter(paired_stream(batch_size=N)))
     weights = {"reconstruction_weight": 1.0, "contrastive_weight": 0.5, "temperature": 0.1}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from cfm.models import PretrainedModel
-    from cfm.models.pulsar._donors import Donors
+    from cfm.models.pulsar._data import Donors
 
 
 @on_modality(columns=("donor_key", "groupby"))

@@ -11,7 +11,7 @@ import torch
 
 from cfm.models import Pulsar
 from cfm.models._run import TrainingRun
-from cfm.models.pulsar import _heads
+from cfm.models.pulsar._head import head_loss
 from tests._pulsar import GOLDEN, donors
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -64,7 +64,7 @@ def test_classes_weigh_the_same_however_many_donors_they_have() -> None:
     answers = torch.tensor([0.0, 0, 0, 1])
     made = torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, 3]])
     each = torch.nn.functional.cross_entropy(made, answers.long(), reduction="none")
-    found = _heads._loss("classification", answers.numpy(), 2)(made, answers)
+    found = head_loss("classification", answers.numpy(), 2)(made, answers)
     torch.testing.assert_close(found, (each[:3].mean() + each[3]) / 2)
 
 

@@ -11,7 +11,7 @@ from scipy import sparse
 
 import cfm
 from cfm.models import Pulsar
-from cfm.models.pulsar._scope import scope_of
+from cfm.models.pulsar._published import scope_of
 from tests._pulsar import GOLDEN, donors
 
 

@@ -29,7 +29,9 @@ SIZE = PulsarSize(
 @cache
 def module() -> PulsarModule:
     torch.manual_seed(3)
-    made = PulsarModule(SIZE, n_outputs=2).eval()
+    made = PulsarModule(SIZE)
+    made.set_head(2)
+    made.eval()
     made.input_mean.copy_(torch.randn(12))
     made.input_scale.copy_(torch.rand(12) + 0.5)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -10,11 +11,9 @@ import pytest
 import torch
 
 from cfm.models import Pulsar
-from cfm.models.pulsar._donors import read_donors
-from cfm.models.pulsar._module import PulsarModule
-from cfm.models.pulsar._objectives import Batch, agreement_loss, pretraining_losses
-from cfm.models.pulsar._sizes import get_size
-from cfm.models.pulsar._stream import PretrainingStream
+from cfm.models.pulsar._data import Batch, PretrainingStream, read_donors
+from cfm.models.pulsar._module import SIZES, PulsarModule
+from cfm.models.pulsar._training import agreement_loss, pretraining_losses
 from tests._pulsar import GOLDEN, donors
 
 SMALL = {"dim": 32, "encoder_layers": 1, "encoder_ff": 64, "decoder_ff": 64}
@@ -113,7 +112,7 @@ def test_batches_hold_what_they_say(adata: ad.AnnData) -> None:
 
 def test_only_hidden_elements_of_cells_are_reconstructed() -> None:
     torch.manual_seed(0)
-    module = PulsarModule(get_size("mini", input_dim=6)).eval()
+    module = PulsarModule(replace(SIZES["mini"], input_dim=6)).eval()
     torch.nn.init.normal_(module.mask_element)
     hidden, masked = torch.randn(2, 3, 6), torch.zeros(2, 3, 6, dtype=torch.bool)
     masked[:, 0, 2] = masked[0, 1] = masked[1, 2] = True

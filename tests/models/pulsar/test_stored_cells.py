@@ -16,8 +16,8 @@ import cfm
 from cfm.data import open_files
 from cfm.data._row_stack import DenseRowStack
 from cfm.models import Pulsar
-from cfm.models.pulsar import _donors
-from cfm.models.pulsar._donors import StoredCells, read_cells, read_donors
+from cfm.models.pulsar import _data
+from cfm.models.pulsar._data import StoredCells, read_cells, read_donors
 from tests._pulsar import donors
 
 KINDS = ["opened_h5ad", "opened_zarr", "h5py", "zarr", "dask", "view"]
@@ -93,7 +93,7 @@ def test_only_rows_that_are_drawn_are_read(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(DenseRowStack, "__getitem__", counting)
     draws = [rows for _, rows in read.draws(7, 1, 0)]
     model = Pulsar(size="mini", input_dim=48)
-    model.embed_draws(read, draws, 16, "float32")
+    model.module.embed_draws(read.cells, draws)
     assert n_read == [7] * 6
 
 
@@ -109,7 +109,7 @@ def test_bad_cells_are_found_in_files_and_looked_for_once(
         passes.append(self)
         yield from plain(self)
 
-    monkeypatch.setattr(_donors.StoredCells, "blocks", counting)
+    monkeypatch.setattr(_data.StoredCells, "blocks", counting)
     for _ in range(3):
         read_cells(stored, "X_uce", None)
     assert len(passes) == 1

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfm.models.uce._data import SentenceMaker
 from cfm.models.uce._module import CELL, CHROMOSOME_END
-from cfm.models.uce._tokens import SentenceMaker
 
 MAKER = SentenceMaker(
     tokens=np.arange(100, 110),

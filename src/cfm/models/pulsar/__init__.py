@@ -3,9 +3,8 @@
 from cfm.models.pulsar._instrument import VirtualInstrument
 from cfm.models.pulsar._instrument_module import InstrumentModule, InstrumentSize
 from cfm.models.pulsar._model import DonorEmbeddings, Pulsar
-from cfm.models.pulsar._module import PulsarModule
+from cfm.models.pulsar._module import SIZES, PulsarModule, PulsarSize
 from cfm.models.pulsar._projection import CellProjection
-from cfm.models.pulsar._sizes import SIZES, PulsarSize
 
 __all__ = [
     "SIZES",

@@ -1,32 +1,48 @@
-"""Virtual instrument: the public class."""
+"""Virtual instrument: the public class. A model of its own, which reads donor embeddings."""
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, ObsmField
 
 from cfm._arguments import BELOW_1, checks_arguments
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._warn import warn_user
-from cfm.models._base import check_column
+from cfm.hub import Checkpoint, load_safetensors, load_torch, resolve
+from cfm.hub._format import sha256_of_file
+from cfm.hub._replace import reads_checkpoint
+from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._lightning import held_out_studies
 from cfm.models._run import TrainingRun
-from cfm.models.pulsar._decoded_cells import changed_cells
-from cfm.models.pulsar._donors import read_cells
-from cfm.models.pulsar._instrument_core import CONDITION_KEY, DONOR_KEY, InstrumentCore
+from cfm.models._validate import validate_config
+from cfm.models.pulsar._data import read_cells
+from cfm.models.pulsar._instrument_module import (
+    InstrumentModule,
+    InstrumentSize,
+    changed_cells,
+    instrument_losses,
+)
 from cfm.models.pulsar._model import Pulsar
-from cfm.models.pulsar._plan import StepPlan, TensorStream
-from cfm.nn._distributed import means_over_processes
+from cfm.models.pulsar._training import StepPlan, TensorStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_REP_KEY, _DONOR_KEY, _CONDITION_KEY = "donors", "donor", "condition"
+_NAMES_FILE, _TABLE, _MODULE = "conditions.txt", "conditions", "module."
+_PUBLISHED = re.compile(r".*instrument.*\.(pt|pth|ckpt|safetensors)", re.IGNORECASE)
 
-class VirtualInstrument(InstrumentCore):
+
+class VirtualInstrument(PretrainedModel):
     """Donors under a condition, such as a cytokine: from the embedding of the donor without it.
 
     Parameters
@@ -63,6 +79,116 @@ class VirtualInstrument(InstrumentCore):
     >>> model.predict(donors, "IL6").shape
     (2, 16)
     """
+
+    module: InstrumentModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        *,
+        conditions: pd.DataFrame | None = None,
+        size: InstrumentSize | None = None,
+        seed: int = 0,
+        **sizes: Any,
+    ) -> None:
+        super().__init__(adata)
+        table = None if conditions is None else _check_table(conditions, None)
+        if size is None:
+            if adata is not None:
+                width = read_cells(adata, self._registered_rep(), None).shape[1]
+                sizes = {"donor_dim": width} | sizes
+            if table is not None:
+                sizes = {"condition_dim": table.shape[1]} | sizes
+            if "donor_dim" in sizes:
+                sizes.setdefault("output_dim", sizes["donor_dim"])
+            size = InstrumentSize(**sizes)
+        elif sizes:
+            raise ValueError(f"size= was given, and {sorted(sizes)} beside it; give one or other.")
+        self.size = size
+        self.conditions: pd.DataFrame | None = None
+        if table is not None:
+            self.add_conditions(table)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = InstrumentModule(size)
+        if adata is not None:
+            self.provenance |= {"use_rep": self._registered_rep()}
+        self._summarise()
+
+    def _summarise(self) -> None:
+        n = sum(p.numel() for p in self.module.parameters())
+        self._model_summary_string = (
+            f"VirtualInstrument: donors of {self.size.donor_dim} numbers, conditions of "
+            f"{self.size.condition_dim}, {n:,} parameters"
+        )
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        condition_key: str,
+        donor_key: str = "donor_id",
+        use_rep: str = "X_pulsar",
+        **kwargs: Any,
+    ) -> None:
+        """Register donors for training.
+
+        Parameters
+        ----------
+        adata
+            A row per donor and condition, as :func:`cfm.tl.embed_donors` makes of samples.
+        condition_key
+            Column of ``obs`` with the condition; one value of it means none.
+        donor_key
+            Column of ``obs`` with the donor, who is there with and without conditions.
+        use_rep
+            Name in ``obsm`` of the embedding of a row.
+        **kwargs
+            For :meth:`scvi.data.AnnDataManager.register_fields`.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If a column or the embedding does not exist, or has missing values.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        for key in (condition_key, donor_key):
+            check_column(adata, key)
+        read_cells(adata, use_rep, None)
+        fields = [
+            ObsmField(_REP_KEY, use_rep),
+            CategoricalObsField(_DONOR_KEY, donor_key),
+            CategoricalObsField(_CONDITION_KEY, condition_key),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def _registered_rep(self) -> str:
+        return str(self.adata_manager.data_registry[_REP_KEY].attr_key)
+
+    def add_conditions(self, table: pd.DataFrame) -> None:
+        """Tell the model of conditions: a row each, by their names; known ones are replaced."""
+        table = _check_table(table, self.size.condition_dim)
+        if self.conditions is not None:
+            known = self.conditions.drop(index=self.conditions.index.intersection(table.index))
+            table = pd.concat([known.set_axis(table.columns, axis=1), table])
+        self.conditions = table
+
+    def _vectors(self, names: Sequence[str]) -> np.ndarray:
+        """Return what represents conditions, ``(n, condition_dim)`` float32."""
+        known = pd.Index([]) if self.conditions is None else self.conditions.index
+        unknown = [n for n in names if n not in known]
+        if unknown or self.conditions is None:
+            raise KeyError(
+                f"The model does not know the conditions {unknown[:5]}; it knows "
+                f"{known[:5].tolist()}. Tell it of them with add_conditions(table), a row each."
+            )
+        return self.conditions.loc[list(names)].to_numpy(np.float32)
+
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return 1.0: the model reads embeddings, not genes."""
+        return 1.0
 
     @checks_arguments(validation_share=BELOW_1)
     def train(
@@ -131,18 +257,17 @@ class VirtualInstrument(InstrumentCore):
             If training is interrupted. The model then keeps what it has learned.
         """
         run = TrainingRun(locals())
-        before, condition, after, donors = self._pairs(control)
+        *arrays, donors = self._pairs(control)
         out = np.isin(donors, held_out_studies(donors, validation_share, seed))
-        tensors = [torch.from_numpy(a) for a in (before, condition, after)]
+        tensors = [torch.from_numpy(a) for a in arrays]
         settings: dict[str, Any] = {"batch_size": batch_size, "n_processes": run.n_processes}
         training = TensorStream(*(t[~out] for t in tensors), seed=seed, **settings)
         checks = None
         if out.any():
             checks = TensorStream(*(t[out] for t in tensors), seed=seed, fixed=True, **settings)
         n_steps = run.count_steps(training.n_batches, default_epochs=max_epochs)
-        plan = StepPlan(
-            self.module, self._losses, lr=lr, weight_decay=weight_decay, n_steps=n_steps
-        )
+        losses = partial(instrument_losses, self.module)
+        plan = StepPlan(self.module, losses, lr=lr, weight_decay=weight_decay, n_steps=n_steps)
         run.fit(plan, training, checks)
         facts = {k: v for k, v in self.provenance.items() if k == "use_rep"}
         self.trained_here(
@@ -154,13 +279,6 @@ class VirtualInstrument(InstrumentCore):
         )
         run.raise_if_interrupted()
 
-    def _losses(self, batch: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        before, condition, after = batch
-        error = (self.module(before, condition) - after).square()
-        unchanged = (before - after).square()
-        parts = ((part.sum(), part.numel()) for part in (error, unchanged))
-        return dict(zip(("loss", "unchanged"), means_over_processes(*parts), strict=True))
-
     def _pairs(self, control: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return donors before, condition vectors, donors after, and names of the donors."""
         if self.adata is None:
@@ -169,7 +287,7 @@ class VirtualInstrument(InstrumentCore):
                 "after VirtualInstrument.setup_anndata(adata, …)."
             )
         embedded = read_cells(self.adata, self._registered_rep(), self.size.donor_dim)
-        donor, condition = (self.registered_categories(k) for k in (DONOR_KEY, CONDITION_KEY))
+        donor, condition = (self.registered_categories(k) for k in (_DONOR_KEY, _CONDITION_KEY))
         if control not in condition:
             raise KeyError(
                 f"control={control!r} is no condition of the data; they have "
@@ -325,3 +443,126 @@ class VirtualInstrument(InstrumentCore):
             lambda donors: self._changed(donors, conditions),
         )
         return AnnData(made, obs=adata.obs[[]], var=adata.var[[]])
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a file is called as weights of a virtual instrument would be."""
+        return path.is_file() and _PUBLISHED.fullmatch(path.name) is not None
+
+    @classmethod
+    @reads_checkpoint
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        adata: AnnData | None = None,
+        *,
+        device: str = "auto",
+        conditions: pd.DataFrame | None = None,
+    ) -> Self:
+        """Load a model by name, folder or ``hf://org/name``, or the authors' state dict.
+
+        Parameters
+        ----------
+        source
+            Name of a registered checkpoint, a folder that :meth:`save` wrote, or a file with a
+            state dict of the authors' class (``.pt``, ``.safetensors``), whose sizes are read off.
+        adata
+            Data to attach for further training, registered with ``setup_anndata``.
+        device
+            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        conditions
+            What represents each condition, which the authors' state dict does not hold.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, not safe to read, or of another model.
+        """
+        path = resolve(source)
+        if path.is_file():
+            checkpoint = _read_published(path)
+            model = cls._from_checkpoint(checkpoint, None)
+            model.checkpoint_name, model.checkpoint_sha256 = checkpoint.name, checkpoint.sha256
+            model.is_trained_ = True
+            model.to_device(device)
+            model.module.eval()
+        else:
+            model = super().from_pretrained(source, device=device)
+        if conditions is not None:
+            model.add_conditions(conditions)
+        if adata is not None:
+            model.attach(adata)
+            read_cells(adata, model._registered_rep(), model.size.donor_dim)
+        return model
+
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+        tensors = {_MODULE + k: v for k, v in self.module.state_dict().items()}
+        files = {}
+        if self.conditions is not None:
+            tensors[_TABLE] = torch.from_numpy(self.conditions.to_numpy(np.float32, copy=True))
+            files[_NAMES_FILE] = "\n".join(self.conditions.index) + "\n"
+        return tensors, {"size": vars(self.size)}, files
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+        config, tensors = dict(checkpoint.config), dict(checkpoint.tensors)
+        table = tensors.pop(_TABLE, None)
+        names = checkpoint.files.get(_NAMES_FILE, "").splitlines()
+        with validate_config("VirtualInstrument", checkpoint.name, tensors):
+            if (0 if table is None else len(table)) != len(names):
+                raise ValueError(f"found {len(names)} names of conditions")
+            if table is not None and not (table.is_floating_point() and table.ndim == 2):
+                raise ValueError(f"found conditions of {table.dtype} and {table.ndim} dimensions")
+            model = cls(size=InstrumentSize(**config.pop("size")))
+        network = {k.removeprefix(_MODULE): v for k, v in tensors.items()}
+        load_weights(model.module, network, checkpoint.name)
+        if table is not None:
+            model.add_conditions(pd.DataFrame(table.float().numpy(), index=names))
+        model.provenance = config
+        if adata is not None:
+            model.attach(adata)
+        return model
+
+
+def _read_published(path: Path) -> Checkpoint:
+    """Read a state dict of the authors' class, whose sizes are read off."""
+    read = load_safetensors if path.suffix == ".safetensors" else load_torch
+    state = {k.removeprefix("module."): v for k, v in read(path).items()}
+    if not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds more than tensors; expected a state dict.")
+    try:
+        size = InstrumentSize(
+            donor_dim=state["donor_net.0.weight"].shape[1],
+            output_dim=state["output_net.4.weight"].shape[0],
+            condition_dim=state["cond_to_gamma.0.weight"].shape[1],
+            hidden_dim=state["donor_net.0.weight"].shape[0],
+        )
+    except (KeyError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights of a virtual instrument ({error} is missing)."
+        ) from error
+    return Checkpoint(
+        name=path.stem,
+        path=path,
+        model="VirtualInstrument",
+        config={"size": vars(size)},
+        tensors={_MODULE + k: v for k, v in state.items()},
+        sha256=sha256_of_file(path),
+    )
+
+
+def _check_table(table: pd.DataFrame, width: int | None) -> pd.DataFrame:
+    """Check what represents conditions."""
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"conditions is a {type(table).__name__}; expected a DataFrame.")
+    values = table.to_numpy(np.float32)
+    names = table.index.astype(str)
+    if names.has_duplicates or table.empty or any(n.splitlines() != [n] for n in names):
+        raise ValueError("conditions must name each condition once, by a name of one line.")
+    if width is not None and values.shape[1] != width:
+        raise ValueError(
+            f"conditions has {values.shape[1]} columns; the model reads {width} numbers of each."
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("conditions holds NaN or infinite values; drop those rows.")
+    return pd.DataFrame(values, index=names)

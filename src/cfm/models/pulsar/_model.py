@@ -3,22 +3,65 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 
-from cfm._arguments import checks_arguments
+from cfm._arguments import BELOW_1, PART, check_whole, checks_arguments
 from cfm.data._warn import warn_user
+from cfm.hub import resolve
+from cfm.hub._replace import reads_checkpoint
+from cfm.hub._resolve import checkpoint_name
+from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._named_sizes import named_size
 from cfm.models._precision import Precision
-from cfm.models.pulsar._importance import CellExplainer
+from cfm.models._run import TrainingRun
+from cfm.models._validate import validate_config
+from cfm.models.pulsar._data import (
+    Donors,
+    constant_within,
+    mean_over_draws,
+    read_donors,
+    represent,
+    warn_out_of_scope,
+)
+from cfm.models.pulsar._head import Task, check_head, fit_head, head_answers, read_targets
+from cfm.models.pulsar._importance import (
+    CellImportance,
+    attention_importance,
+    gradient_importance,
+    removal_effects,
+)
+from cfm.models.pulsar._module import SIZES, PulsarModule, PulsarSize
+from cfm.models.pulsar._projection import (
+    N_COMPONENTS,
+    PREFIX,
+    CellProjection,
+    check_counts,
+    projection_contents,
+    stored_projection,
+)
+from cfm.models.pulsar._published import is_published, read_published
+from cfm.models.pulsar._training import label_numbers, pretrain
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
-    from cfm.models.pulsar._donors import Donors
+    from cfm.hub import Checkpoint
 
+Method = Literal["attention", "gradient"]
+
+#: Names of the registered fields.
+_CELLS_KEY, _DONOR_KEY = "cells", "donor"
+#: Representation and column that are read where nothing else is known.
+USUAL_REP, USUAL_DONOR = "X_uce", "donor_id"
 #: Cells of a donor that the released model was trained with.
 N_CELLS = 1024
 #: Share of unknown cells from which on donors are warned about.
@@ -57,7 +100,7 @@ class DonorEmbeddings:
     mean: np.ndarray | None = None
 
 
-class Pulsar(CellExplainer):
+class Pulsar(PretrainedModel):
     """Foundation model of donors: the cells of a donor, a set, become one embedding.
 
     A model trained here reads the raw counts of cells, through a :class:`CellProjection` that is
@@ -80,6 +123,18 @@ class Pulsar(CellExplainer):
     **sizes
         Single numbers to change in the size, such as ``dim`` and ``encoder_layers``.
 
+    Attributes
+    ----------
+    module
+        The network.
+    size
+        Its sizes.
+    projection
+        The projection of raw counts; ``None`` for a model that reads a representation.
+    head
+        What :meth:`train_head` trained: ``{"task": …, "outputs": [names]}``; ``None`` without a
+        head.
+
     Notes
     -----
     Pang et al., PULSAR, bioRxiv 2025.11.24.685470; :meth:`from_pretrained` reads files in the
@@ -96,6 +151,250 @@ class Pulsar(CellExplainer):
     >>> model.get_latent_representation().shape
     (6, 64)
     """
+
+    module: PulsarModule
+    _least_agreement = 0.99  # of differences between donors
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        *,
+        size: str | PulsarSize = "mini",
+        projection: CellProjection | None = None,
+        seed: int = 0,
+        **sizes: Any,
+    ) -> None:
+        super().__init__(adata)
+        self.projection = projection
+        cells = None
+        if adata is not None:
+            if projection is None and self._registered_rep() is None:
+                self.projection = CellProjection.fit(
+                    adata,
+                    layer=self._registered_layer(),
+                    study_key=self._registered_column(REGISTRY_KEYS.BATCH_KEY),
+                    n_components=sizes.get("input_dim", N_COMPONENTS),
+                )
+            cells = represent(adata, **self._registered_reading(None))
+            width = sizes.setdefault("input_dim", cells.shape[1])
+            if width != cells.shape[1]:
+                raise ValueError(
+                    f"input_dim={width}, but the registered cells have {cells.shape[1]} columns."
+                )
+        elif projection is not None:
+            sizes.setdefault("input_dim", projection.n_components)
+        self.size = named_size(size, SIZES, sizes)
+        self.head: dict[str, Any] | None = None
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = PulsarModule(self.size)
+        if cells is not None and self.size.standardised:
+            self.module.input_mean.copy_(torch.from_numpy(cells.mean(axis=0)))
+            spread = cells.std(axis=0)
+            spread = np.where(spread > 0, spread, 1.0)
+            self.module.input_scale.copy_(torch.from_numpy(spread))
+        if adata is not None:
+            self._remember_names()
+        self._summarise()
+
+    def _summarise(self) -> None:
+        """Set what scvi-tools shows of a model."""
+        n = sum(p.numel() for p in self.module.parameters())
+        self._model_summary_string = (
+            f"PULSAR: cells of {self.size.input_dim} numbers, width {self.size.dim}, "
+            f"{self.size.encoder_layers} + {self.size.decoder_layers} layers, {n:,} parameters"
+        )
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        donor_key: str = USUAL_DONOR,
+        use_rep: str | None = None,
+        labels_key: str | None = None,
+        study_key: str | None = None,
+        layer: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register cells of donors for training.
+
+        Parameters
+        ----------
+        adata
+            Cells; rows of a donor need not lie together.
+        donor_key
+            Column of ``obs`` with the donor.
+        use_rep
+            Name in ``obsm`` of what represents a cell, such as ``"X_pca"``. Without it the cells
+            are given by their raw counts, through a :class:`cfm.models.CellProjection`: that of
+            the model, or for a new model one that is fitted on these cells.
+        labels_key
+            Column of ``obs`` with what donors are to be aligned by, such as a disease; constant
+            within a donor.
+        study_key
+            Column of ``obs`` with the study; training is judged on studies it has not seen, and
+            a projection is fitted to differences within studies.
+        layer
+            Layer with raw counts instead of ``X``.
+        **kwargs
+            For :meth:`scvi.data.AnnDataManager.register_fields`.
+
+        Raises
+        ------
+        KeyError
+            If the representation, the layer or a column does not exist.
+        ValueError
+            If values are missing or no counts, or a label or study varies within a donor.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        donors = read_donors(adata, donor_key, use_rep)
+        cells: LayerField | ObsmField
+        if use_rep is None:
+            check_counts(adata, layer)
+            cells = LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False)
+        else:
+            _refuse_layer(layer, use_rep)
+            cells = ObsmField(_CELLS_KEY, use_rep)
+        for key in (labels_key, study_key):
+            if key is not None:
+                check_column(adata, key)
+                constant_within(adata, donors, key)
+        fields = [
+            cells,
+            CategoricalObsField(_DONOR_KEY, donor_key),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, study_key),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def attach(self, adata: AnnData) -> None:
+        """Attach data that were registered with ``setup_anndata``, for further training."""
+        super().attach(adata)
+        represent(adata, **self._registered_reading(self.size.input_dim))
+        self._remember_names()
+
+    def _registered_rep(self) -> str | None:
+        """Return the name in ``obsm`` that was registered; ``None`` if counts were."""
+        registry = self.adata_manager.data_registry
+        return str(registry[_CELLS_KEY].attr_key) if _CELLS_KEY in registry else None
+
+    def _registered_column(self, registry_key: str) -> str | None:
+        """Return the column of ``obs`` that was registered; ``None`` if none was."""
+        key = self.adata_manager.get_state_registry(registry_key).original_key
+        return None if key.startswith("_scvi") else str(key)
+
+    def _registered_layer(self) -> str | None:
+        """Return the layer with counts that was registered; ``None`` for ``X``."""
+        registry = self.adata_manager.data_registry
+        counts = registry.get(REGISTRY_KEYS.X_KEY)
+        return counts.attr_key if counts is not None and counts.attr_name == "layers" else None
+
+    def _remember_names(self) -> None:
+        """Keep what the registered data are called, for calls that do not say."""
+        donor = self.adata_manager.get_state_registry(_DONOR_KEY).original_key
+        rep = self._registered_rep()
+        self.provenance |= {"donor_key": donor} | ({} if rep is None else {"use_rep": rep})
+
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return the share of the genes of the projection; 1.0 for a representation."""
+        return 1.0 if self.projection is None else self.projection.found_share(adata)
+
+    def read_donors(
+        self,
+        adata: AnnData | None,
+        donor_key: str | None,
+        use_rep: str | None,
+        layer: str | None = None,
+    ) -> Donors:
+        """Read donors of an AnnData, or of the model's own, and warn if it was not made for them.
+
+        Parameters
+        ----------
+        adata
+            Cells; the model's own data if not given.
+        donor_key, use_rep
+            Column of ``obs`` and name in ``obsm``; by default those that the model was trained
+            with.
+        layer
+            Layer with counts instead of ``X``, for a model that reads them.
+        """
+        own = adata is None
+        adata = self._adata_or_own(adata)
+        donor_key = donor_key or self.provenance.get("donor_key", USUAL_DONOR)
+        if self.projection is not None:
+            if use_rep is not None:
+                raise ValueError(_own_projection(use_rep))
+            layer = self._registered_layer() if own and layer is None else layer
+        else:
+            _refuse_layer(layer, "a representation")
+            use_rep = self._rep_of(adata, use_rep)
+        donors = read_donors(
+            adata,
+            donor_key,
+            use_rep,
+            self.size.input_dim,
+            projection=self.projection,
+            layer=layer,
+        )
+        warn_out_of_scope(adata, self.provenance.get("scope"))
+        return donors
+
+    def _rep_of(self, adata: AnnData, use_rep: str | None) -> str:
+        """Return the name in ``obsm`` to read: what is given, or that of the training data."""
+        if use_rep is not None:
+            return use_rep
+        found = str(self.provenance.get("use_rep", USUAL_REP))
+        if found != USUAL_REP and found not in adata.obsm:
+            raise KeyError(
+                f"adata.obsm has no {found!r}, which the model was trained on; it has "
+                f"{sorted(adata.obsm)}: make it as for the training data, or name with "
+                "use_rep= what holds it."
+            )
+        return found
+
+    def _registered_donors(self) -> Donors:
+        """Read the registered donors."""
+        if self.adata is None:
+            raise ValueError(
+                "The model has no data; give it some with from_pretrained(name, adata=adata) "
+                "after Pulsar.setup_anndata(adata, …)."
+            )
+        key = self.adata_manager.get_state_registry(_DONOR_KEY).original_key
+        return read_donors(self.adata, key, **self._registered_reading(self.size.input_dim))
+
+    def _registered_reading(self, width: int | None) -> dict[str, Any]:
+        """Return how the registered cells are read.
+
+        Raises
+        ------
+        ValueError
+            If they were not registered as the model reads them.
+        """
+        rep = self._registered_rep()
+        if rep is not None and self.projection is not None:
+            raise ValueError(_own_projection(rep))
+        if rep is None and self.projection is None:
+            raise ValueError(
+                f"Counts are registered, but the model reads a representation of {width} numbers "
+                f"a cell: pass its name in obsm, such as {USUAL_REP!r}, to "
+                "Pulsar.setup_anndata(adata, use_rep=)."
+            )
+        return {
+            "use_rep": rep,
+            "width": width,
+            "projection": self.projection,
+            "layer": self._registered_layer(),
+        }
+
+    def _donor_values(self, registry_key: str, donors: Donors) -> np.ndarray:
+        """Return a registered column by donor, ``(n_donors,)`` object; ``""`` if not given."""
+        key = self._registered_column(registry_key)
+        if key is None:
+            return np.full(len(donors.names), "", dtype=object)
+        values = constant_within(self.adata, donors, key)
+        return np.array([str(v) for v in values], dtype=object)
 
     @checks_arguments()
     def get_latent_representation(
@@ -197,25 +496,17 @@ class Pulsar(CellExplainer):
         """
         donors = self.read_donors(adata, donor_key, use_rep, layer)
         draws = list(donors.draws(n_cells, n_draws, seed))
-        embedded = self.embed_draws(donors, [rows for _, rows in draws], batch_size, precision)
-        whose = np.array([donor for donor, _ in draws])
-        times = np.bincount(whose, minlength=len(donors.names))
-        mean = np.zeros((len(donors.names), self.size.dim))
-        np.add.at(mean, whose, embedded)
-        mean /= times[:, None]
-        square = np.bincount(whose, ((embedded - mean[whose]) ** 2).sum(axis=1))
-        whole = np.ones(len(times), dtype=bool) if n_cells is None else donors.n_cells <= n_cells
-        with np.errstate(invalid="ignore"):
-            spread = np.where(whole, 0.0, np.sqrt(square / (times - 1)))
+        embedded = self._embed(donors, [rows for _, rows in draws], batch_size, precision)
+        mean, spread = mean_over_draws(embedded, np.array([donor for donor, _ in draws]))
         used = donors.n_cells if n_cells is None else np.minimum(donors.n_cells, n_cells)
         return DonorEmbeddings(
             donors=donors.names,
             embedding=mean.astype(np.float32),
-            spread=spread.astype(np.float32),
+            spread=np.where(used == donors.n_cells, 0.0, spread).astype(np.float32),
             n_cells=donors.n_cells,
             n_used=used,
             unknown=self._unknown_share(donors),
-            mean=None if self.projection is None else _means(donors),
+            mean=None if self.projection is None else donors.mean_cells(),
         )
 
     def _unknown_share(self, donors: Donors) -> np.ndarray | None:
@@ -233,6 +524,17 @@ class Pulsar(CellExplainer):
                 "a Pulsar on these cells instead."
             )
         return share
+
+    def _embed(
+        self,
+        donors: Donors,
+        draws: list[np.ndarray],
+        batch_size: int = 16,
+        precision: Precision = "auto",
+    ) -> np.ndarray:
+        """Embed draws of cells, ``(n_draws, dim)`` float32."""
+        dtype = self.inference_dtype(precision)
+        return self.module.embed_draws(donors.cells, draws, batch_size=batch_size, dtype=dtype)
 
     @checks_arguments()
     def predict(
@@ -279,14 +581,404 @@ class Pulsar(CellExplainer):
             batch_size=batch_size,
             precision=precision,
         )
-        with torch.no_grad():
-            out = self.module.apply_head(torch.from_numpy(found.embedding).to(self.device))
-            if self.head["task"] == "classification":
-                out = out.sigmoid() if out.shape[1] == 1 else out.softmax(dim=1)
-        return pd.DataFrame(out.cpu().numpy(), index=found.donors, columns=self.head["outputs"])
+        answers = head_answers(self.module, found.embedding, self.head["task"])
+        return pd.DataFrame(answers, index=found.donors, columns=self.head["outputs"])
+
+    @checks_arguments()
+    def get_cell_importance(
+        self,
+        adata: AnnData | None = None,
+        *,
+        donor_key: str | None = None,
+        use_rep: str | None = None,
+        layer: str | None = None,
+        method: Method = "attention",
+        output: str | None = None,
+        n_cells: int = 1024,
+        seed: int = 0,
+    ) -> CellImportance:
+        """Say how much each cell counts for its donor.
+
+        Parameters
+        ----------
+        adata, donor_key, use_rep, layer
+            As for :meth:`get_donor_embeddings`.
+        method
+            ``"attention"`` is what the donor's token attends to, the mean over heads and layers.
+            ``"gradient"`` is gradient times input, from the mean of all cells: of an output of
+            the head, or without ``output`` of how far the donor's embedding lies from the mean of
+            the donors, in that direction. Neither is a proof; see ``removal`` of
+            :func:`cfm.tl.cell_importance`.
+        output
+            Output of the head to explain, for ``"gradient"``.
+        n_cells
+            Cells looked at together; donors with more are split at random into parts of about
+            this size, as the model was trained on draws of them.
+        seed
+            Seed of the parts.
+
+        Returns
+        -------
+        CellImportance
+
+        Raises
+        ------
+        KeyError
+            If the head has no such output, or as :meth:`get_donor_embeddings`.
+        ValueError
+            If the method is unknown, or ``output`` does not go with it.
+        """
+        place = self._output_place(output, method)
+        donors = self.read_donors(adata, donor_key, use_rep, layer)
+        if method == "attention":
+            cells = attention_importance(self.module, donors, n_cells, seed)
+        else:
+            cells = gradient_importance(self.module, donors, n_cells, seed, place)
+        return CellImportance(donors.names, cells)
+
+    def _output_place(self, output: str | None, method: str) -> int | None:
+        if output is None:
+            return None
+        if method != "gradient":
+            raise ValueError("output= goes with method='gradient'; attention knows no outputs.")
+        if self.head is None:
+            raise ValueError("This model has no head; train one with train_head().")
+        if output not in self.head["outputs"]:
+            raise KeyError(f"The head has no output {output!r}; it has {self.head['outputs']}.")
+        return int(self.head["outputs"].index(output))
+
+    @checks_arguments()
+    def get_removal_effects(
+        self,
+        donors: Donors,
+        groups: np.ndarray,
+        *,
+        n_cells: int = 1024,
+        n_random: int = 3,
+        seed: int = 0,
+    ) -> list[tuple[int, str, float, float]]:
+        """Say how far a donor's embedding moves without the cells of a group.
+
+        Parameters
+        ----------
+        donors
+            What :meth:`read_donors` returned.
+        groups
+            ``(n_cells,)`` text, the group of each cell; ``""`` for none.
+        n_cells
+            Cells of a donor that are looked at, a draw of them if there are more.
+        n_random
+            Draws of as many cells at random, to compare with.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        For each donor and group: the donor, the group, the Euclidean distance and that without as
+        many random cells; ``NaN`` where no cells would be left.
+        """
+        return removal_effects(
+            self.module, donors, groups, n_cells=n_cells, n_random=n_random, seed=seed
+        )
+
+    @checks_arguments(n_cells=2, keep_share=PART, mask_share=PART, validation_share=BELOW_1)
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        max_steps: int | None = None,
+        n_cells: int = 512,
+        keep_share: float = 0.15,
+        mask_share: float = 0.85,
+        reconstruction_weight: float = 1.0,
+        contrastive_weight: float = 1.0,
+        temperature: float = 0.1,
+        validation_share: float = 0.1,
+        batch_size: int = 16,
+        lr: float = 3e-4,
+        weight_decay: float = 0.01,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: str = "auto",
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
+        enable_progress_bar: bool | None = None,
+        seed: int = 0,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train on donors: from scratch, or further from loaded weights.
+
+        Two draws are made of each donor. The encoder sees a few cells of a draw; of the others
+        most elements are hidden, and the decoder reconstructs them from the donor embedding and
+        what is left of each cell. The embeddings of the two draws are made to find each other
+        among those of other donors, and where donors have labels (``labels_key``) those of the
+        same label. The curves are in ``history``.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the donors; 100 unless ``max_steps`` is given.
+        max_steps
+            Optimiser steps at most.
+        n_cells
+            Cells of a draw, fewer of donors with less than twice as many.
+        keep_share
+            Share of them that the encoder sees, at least one cell.
+        mask_share
+            Share of the elements of the other cells that is hidden.
+        reconstruction_weight, contrastive_weight
+            Weights of the two losses; the authors align to labels with 0.1 and 1.
+        temperature
+            Of the contrastive loss.
+        validation_share
+            Share of the studies that is held out, at least one if there are three; without
+            ``study_key`` share of the donors.
+        batch_size
+            Donors per batch.
+        lr, weight_decay
+            Of AdamW; warm-up over 5 % of the steps, then linear decay.
+        accelerator, devices, num_nodes, strategy
+            As in Lightning: how many devices on how many machines train together, each with
+            batches of ``batch_size``; see the guide on training.
+        precision
+            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
+            ``"bfloat16"``, or a name of Lightning's.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
+        enable_progress_bar
+            By default as ``scvi.settings.verbosity`` says.
+        seed
+            Seed of the whole run.
+        **trainer_kwargs
+            For :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            If the model has no data, fewer than two donors, or a number is out of its range.
+        KeyboardInterrupt
+            If training is interrupted. The model then keeps what it has learned.
+
+        Notes
+        -----
+        An open recipe: the authors published the weights of the losses and the shares, not the
+        training code. Their masks hide correlated elements together; these hide random ones.
+        """
+        run = TrainingRun(locals())
+        if min(reconstruction_weight, contrastive_weight) < 0 or not (
+            reconstruction_weight or contrastive_weight
+        ):
+            raise ValueError("The weights of the losses must not be negative, nor both 0.")
+        if reconstruction_weight and not len(self.module.decoder):
+            raise ValueError(
+                "This model has no decoder, so it cannot reconstruct cells; pass "
+                "reconstruction_weight=0."
+            )
+        donors = self._registered_donors()
+        if len(donors.names) < 2:
+            raise ValueError(
+                f"The data have {len(donors.names)} donor; at least two are needed to train."
+            )
+        labels = label_numbers(self._donor_values(REGISTRY_KEYS.LABELS_KEY, donors))
+        studies = self._donor_values(REGISTRY_KEYS.BATCH_KEY, donors)
+        if not self.size.masked_input:  # published weights may lack what reconstruction needs
+            self.module.add_masked_input()
+            self.size = self.module.size
+            self._summarise()
+        n_donors = pretrain(self.module, run, donors, labels, studies)
+        self._record_training(studies, training_seed=seed, max_steps=run.n_steps, n_donors=n_donors)
+        run.raise_if_interrupted()
+
+    @checks_arguments(validation_share=BELOW_1)
+    def train_head(
+        self,
+        target: str,
+        task: Task = "classification",
+        *,
+        frozen_layers: int | Literal["all"] = "all",
+        max_epochs: int = 50,
+        n_cells: int = 1024,
+        n_draws: int = 4,
+        validation_share: float = 0.1,
+        batch_size: int = 16,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: str = "auto",
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
+        enable_progress_bar: bool | None = None,
+        seed: int = 0,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Learn to answer for donors of the registered data; :meth:`predict` then does.
+
+        To know how well it answers use :func:`cfm.tl.probe` on embedded donors, which judges
+        donors that were not learned from, beside simpler heads.
+
+        Parameters
+        ----------
+        target
+            Column of ``obs``, constant within a donor; donors without a value are left out.
+        task
+            ``"classification"`` (cross-entropy, classes weigh the same) or ``"regression"`` (mean
+            squared error).
+        frozen_layers
+            ``"all"`` learns the head alone. A number also learns the encoder but for so many of
+            its first layers; with at least one, the input network is frozen, too.
+        max_epochs
+            Passes over the donors.
+        n_cells
+            Cells of a draw; donors with fewer are taken whole.
+        n_draws
+            Draws of each donor that a head alone learns from; with unfrozen layers cells are
+            drawn anew every epoch.
+        validation_share
+            Share of the studies, without ``study_key`` of the donors, that is held out.
+        batch_size, lr, weight_decay, accelerator, devices, num_nodes, strategy, precision
+            As for :meth:`train`.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
+        enable_progress_bar
+            By default as ``scvi.settings.verbosity`` says.
+        seed
+            Seed of the whole run.
+        **trainer_kwargs
+            For :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        KeyError
+            If there is no such column.
+        ValueError
+            If the model has no data, the target varies within a donor or does not fit the task, a
+            class has one donor only, or a number is out of its range.
+        KeyboardInterrupt
+            If training is interrupted. The model then keeps what it has learned.
+        """
+        run = TrainingRun(locals())
+        n_frozen = None
+        if frozen_layers != "all":
+            n_frozen = check_whole("frozen_layers", frozen_layers, 0, self.size.encoder_layers)
+        donors = self._registered_donors()
+        targets = read_targets(constant_within(self.adata, donors, target), task, target)
+        studies = self._donor_values(REGISTRY_KEYS.BATCH_KEY, donors)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module.set_head(len(targets.outputs))
+        self.head = {"task": task, "outputs": targets.outputs}
+        n_donors = fit_head(
+            self.module,
+            run,
+            donors,
+            targets,
+            studies,
+            n_frozen=n_frozen,
+            embed=lambda draws: self._embed(donors, draws),
+        )
+        self._record_training(
+            studies[~np.isnan(targets.values)],
+            training_seed=seed,
+            target=target,
+            n_donors=n_donors,
+        )
+        run.raise_if_interrupted()
+
+    def _record_training(self, studies: np.ndarray, **facts: Any) -> None:
+        """Record a training; what the registered data are called is kept."""
+        kept = {k: v for k, v in self.provenance.items() if k in ("donor_key", "use_rep")}
+        self.trained_here(studies, **kept, **facts)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a folder holds weights as the authors of PULSAR publish them."""
+        return is_published(path)
+
+    @classmethod
+    @reads_checkpoint
+    def from_pretrained(
+        cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
+    ) -> Self:
+        """Load a model by name, folder or ``hf://org/name``.
+
+        Parameters
+        ----------
+        source
+            Name of a bundled or registered checkpoint, a folder that :meth:`save` wrote, or
+            ``config.json`` and ``model.safetensors`` as the authors release them: a folder, or on
+            the Hugging Face hub ``"hf://KuanP/PULSAR-pbmc"``.
+        adata
+            Data to attach for further training, registered with ``setup_anndata``.
+        device
+            Where the model runs; ``"auto"`` takes a GPU if there is one.
+
+        Raises
+        ------
+        ValueError
+            If files are missing or damaged, do not fit each other, or are of another model.
+        """
+        path = resolve(source)
+        if not cls.recognises(path):
+            return super().from_pretrained(source, adata, device=device)
+        checkpoint = read_published(path, checkpoint_name(source))
+        model = cls._from_checkpoint(checkpoint, adata)
+        model.checkpoint_name, model.checkpoint_sha256 = checkpoint.name, checkpoint.sha256
+        model.card = checkpoint.card
+        model.is_trained_ = True
+        model.to_device(device)
+        model.module.eval()
+        return model
+
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+        config: dict[str, Any] = {"size": vars(self.size), "head": self.head}
+        tensors = dict(self.module.state_dict())
+        if self.projection is None:
+            return tensors, config, {}
+        arrays, settings, files = projection_contents(self.projection)
+        return tensors | arrays, config | settings, files
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+        config, name = dict(checkpoint.config), checkpoint.name
+        network = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(PREFIX)}
+        with validate_config("PULSAR", name, network):
+            model = cls(size=PulsarSize(**config.pop("size")))
+            model.head = config.pop("head")
+            if model.head is not None:
+                check_head(model.head)
+                model.module.set_head(len(model.head["outputs"]))
+        load_weights(model.module, network, name)
+        model._summarise()
+        model.projection = stored_projection(checkpoint, model.size.input_dim)
+        config.pop("radius", None)
+        model.provenance = config
+        if adata is not None:
+            model.attach(adata)
+        return model
 
 
-def _means(donors: Donors) -> np.ndarray:
-    """Return the mean of each donor's cells, ``(n_donors, width)`` float32."""
-    means = [donors.cells[rows].mean(axis=0, dtype=np.float64) for rows in donors.rows]
-    return np.asarray(means, dtype=np.float32)
+def _own_projection(use_rep: str) -> str:
+    return (
+        "This model reads raw counts through a projection of its own, so it takes no "
+        f"use_rep={use_rep!r}; leave it out. To embed donors by that representation train a model "
+        f"on it: Pulsar.setup_anndata(adata, donor_key, use_rep={use_rep!r})."
+    )
+
+
+def _refuse_layer(layer: str | None, rep: str) -> None:
+    if layer is not None:
+        raise ValueError(
+            f"layer={layer!r} goes with a model that reads raw counts; this one reads {rep} of "
+            "obsm, so leave it out."
+        )

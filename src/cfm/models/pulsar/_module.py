@@ -1,15 +1,17 @@
-"""PULSAR, tensor side: sets of cells in, an embedding of each donor out, and back to cells."""
+"""The network of PULSAR and its sizes: sets of cells in, donor embeddings out, back to cells."""
 
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfm.models._named_sizes import check_sizes
 from cfm.nn import PostNormLayer
 from cfm.nn._linear import prepare
 from cfm.nn._post_norm import PreparedStack
@@ -18,7 +20,91 @@ from cfm.nn._weight_cache import WeightCache
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cfm.models.pulsar._sizes import PulsarSize
+#: Tokens at a time: what fits into the caches of a processor, and into the memory of a GPU.
+_TOKENS_ON_CPU, _TOKENS_ON_GPU = 4096, 131_072
+
+
+@dataclass(frozen=True)
+class PulsarSize:
+    """Sizes of the network; the defaults are those of the released checkpoints.
+
+    Attributes
+    ----------
+    input_dim
+        Width of what represents a cell: 1280 of UCE.
+    dim
+        Width of the tokens, and of a donor's embedding.
+    encoder_layers, encoder_heads, encoder_ff
+        Layers of the encoder, their attention heads and hidden feed-forward width.
+    decoder_layers, decoder_heads, decoder_ff
+        The same of the decoder.
+    n_cell_states, use_cell_states
+        Cell states that the decoder can be told, and whether it is.
+    cls_transform
+        Whether there is a network that transforms the donor embedding.
+    decoder_loops
+        How often the decoder is applied to its own output.
+    head_factor
+        Hidden width of a head, as a multiple of ``dim``.
+    masked_input
+        Whether there is an input network for cells with hidden elements, which training needs.
+    standardised
+        Whether inputs are standardised by means and spreads that the model keeps.
+    templates
+        Whether there is a layer before encoder and decoder that is never used. Released
+        checkpoints carry them: 10.5 million of 87.4 million parameters.
+    activation, dropout, eps
+        Of the transformer layers; ``eps`` of their layer norms.
+    """
+
+    input_dim: int = 1280
+    dim: int = 512
+    encoder_layers: int = 8
+    encoder_heads: int = 8
+    encoder_ff: int = 4096
+    decoder_layers: int = 6
+    decoder_heads: int = 8
+    decoder_ff: int = 4096
+    n_cell_states: int = 256
+    use_cell_states: bool = False
+    cls_transform: bool = False
+    decoder_loops: int = 1
+    head_factor: int = 4
+    masked_input: bool = False
+    standardised: bool = False
+    templates: bool = True
+    activation: str = "gelu"
+    dropout: float = 0.1
+    eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        check_sizes(self, dropouts=("dropout", "eps"), zero=("decoder_layers",))
+        if self.activation not in ("gelu", "relu"):
+            raise ValueError(f"activation={self.activation!r}; expected 'gelu' or 'relu'.")
+        for part in ("encoder", "decoder"):
+            heads = getattr(self, f"{part}_heads")
+            if self.dim % heads:
+                raise ValueError(f"dim={self.dim} must be divisible by {part}_heads={heads}.")
+
+
+_OURS = {"masked_input": True, "standardised": True, "templates": False}
+#: ``released`` builds as the published checkpoints do; the others are for training from scratch.
+SIZES = {
+    "mini": PulsarSize(
+        input_dim=50,
+        dim=64,
+        encoder_layers=2,
+        encoder_heads=4,
+        encoder_ff=256,
+        decoder_layers=1,
+        decoder_heads=4,
+        decoder_ff=256,
+        n_cell_states=1,
+        **_OURS,  # type: ignore[arg-type]
+    ),
+    "base": PulsarSize(**_OURS),  # type: ignore[arg-type]
+    "released": PulsarSize(),
+}
 
 
 class Projector(nn.Module):
@@ -41,8 +127,6 @@ class PulsarModule(nn.Module):
     ----------
     size
         Sizes of the network.
-    n_outputs
-        Outputs of a head on the donor embedding; 0 for none.
 
     References
     ----------
@@ -53,7 +137,7 @@ class PulsarModule(nn.Module):
     input_mean: Tensor
     input_scale: Tensor
 
-    def __init__(self, size: PulsarSize, n_outputs: int = 0) -> None:
+    def __init__(self, size: PulsarSize) -> None:
         super().__init__()
         self.size = size
         width, dim = size.input_dim, size.dim
@@ -78,8 +162,6 @@ class PulsarModule(nn.Module):
             self.register_buffer("input_mean", torch.zeros(width))
             self.register_buffer("input_scale", torch.ones(width))
         self.head: nn.Sequential | None = None
-        if n_outputs:
-            self.set_head(n_outputs)
         self._cache = WeightCache()
 
     def _layers(self, n_layers: int, n_heads: int, ff_dim: int) -> nn.ModuleList:
@@ -116,11 +198,7 @@ class PulsarModule(nn.Module):
         ValueError
             If the shapes do not fit, or a donor has no cell.
         """
-        self._check(cells, padding)
-        if padding is not None:
-            cells = cells.masked_fill(padding.unsqueeze(-1), 0.0)
-        x = self._with_cls(self.in_proj(self.standardise(cells)))
-        bias = _bias(padding, x)
+        x, bias = self._tokens(cells, padding)
         for layer in self.encoder:
             x = layer(x, bias)
         if padding is None:
@@ -216,11 +294,49 @@ class PulsarModule(nn.Module):
         -------
         ``(len(donors), dim)`` float32.
         """
-        return self.prepared(dtype)(donors)
+        return PreparedEncoder(self, dtype)(donors)
 
-    def prepared(self, dtype: torch.dtype) -> PreparedEncoder:
-        """Prepare the encoder for :meth:`embed`."""
-        return PreparedEncoder(self, dtype)
+    def embed_draws(
+        self,
+        cells: Any,
+        draws: Sequence[np.ndarray],
+        *,
+        batch_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+    ) -> np.ndarray:
+        """Embed draws of cells as :meth:`embed` does, those of like size together.
+
+        Parameters
+        ----------
+        cells
+            ``(n_cells, input_dim)`` float32, an array or what reads its rows.
+        draws
+            Rows of each draw, at least one.
+        batch_size
+            Draws at a time, fewer if they are large; the result does not depend on it.
+        dtype
+            Of the matrix products.
+
+        Returns
+        -------
+        ``(n_draws, dim)`` float32.
+        """
+        self.eval()
+        encoder = PreparedEncoder(self, dtype)
+        most = _TOKENS_ON_CPU if self.cls_embedding.device.type == "cpu" else _TOKENS_ON_GPU
+        batches: list[list[int]] = [[]]
+        n_tokens = 0
+        for i in np.argsort([len(rows) for rows in draws], kind="stable").tolist():
+            size = len(draws[i]) + 1
+            if batches[-1] and (len(batches[-1]) == batch_size or n_tokens + size > most):
+                batches.append([])
+                n_tokens = 0
+            batches[-1].append(i)
+            n_tokens += size
+        out = np.empty((len(draws), self.size.dim), dtype=np.float32)
+        for batch in filter(None, batches):
+            out[batch] = encoder([torch.from_numpy(cells[draws[i]]) for i in batch]).cpu().numpy()
+        return out
 
     @torch.no_grad()
     def attention(
@@ -241,11 +357,7 @@ class PulsarModule(nn.Module):
         ``(layers, b, heads, n + 1)`` attention of the donor to itself and its cells, or with
         ``every`` ``(layers, b, heads, n + 1, n + 1)``; sums to 1 over the last place.
         """
-        self._check(cells, padding)
-        if padding is not None:
-            cells = cells.masked_fill(padding.unsqueeze(-1), 0.0)
-        x = self._with_cls(self.in_proj(self.standardise(cells)))
-        bias = _bias(padding, x)
+        x, bias = self._tokens(cells, padding)
         maps = []
         for layer in self.encoder:
             layer = cast("PostNormLayer", layer)
@@ -291,9 +403,15 @@ class PulsarModule(nn.Module):
             donors.append(cells)
         return donors
 
-    def _with_cls(self, tokens: Tensor) -> Tensor:
+    def _tokens(self, cells: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens of donor and cells, ``(b, n + 1, dim)``, and what hides padding."""
+        self._check(cells, padding)
+        if padding is not None:
+            cells = cells.masked_fill(padding.unsqueeze(-1), 0.0)
+        tokens = self.in_proj(self.standardise(cells))  # (b, n, dim)
         cls = self.cls_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
-        return torch.cat([cls, tokens], dim=1)
+        x = torch.cat([cls, tokens], dim=1)
+        return x, _bias(padding, x)
 
     def _check(self, cells: Tensor, padding: Tensor | None) -> None:
         if cells.ndim != 3 or cells.shape[2] != self.size.input_dim:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 import xxhash
 from scipy import sparse
 
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-#: Arrays of a projection, and the text file of a checkpoint with its genes.
-ARRAYS = ("abundance", "mean", "scale", "components", "cells")
-GENES_FILE = "genes.txt"
+    from cfm.hub import Checkpoint
+
+#: Arrays of a projection, which a checkpoint holds behind a prefix, beside a file of the genes.
+_ARRAYS = ("abundance", "mean", "scale", "components", "cells")
+PREFIX, _GENES_FILE = "projection.", "genes.txt"
 #: Genes that the components are made of, and components.
 N_GENES, N_COMPONENTS = 2000, 50
 #: At least so many, where no more differ from chance.
@@ -293,6 +296,46 @@ class CellProjection:
         inner = loadings.T @ loadings + _RIDGE * np.eye(self.n_components)
         fit = np.linalg.solve(inner, loadings.T).T
         return (np.clip(scaled, -_LARGEST, _LARGEST) @ fit).astype(np.float32)
+
+
+def projection_contents(
+    projection: CellProjection,
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+    """Return what a checkpoint holds of a projection: tensors, settings, and text files."""
+    arrays = {PREFIX + name: torch.from_numpy(getattr(projection, name)) for name in _ARRAYS}
+    genes = "\n".join(projection.genes.genes)
+    return arrays, {"radius": projection.radius}, {_GENES_FILE: genes}
+
+
+def stored_projection(checkpoint: Checkpoint, width: int) -> CellProjection | None:
+    """Return the projection of a checkpoint, ``None`` if it has none.
+
+    Raises
+    ------
+    ValueError
+        If parts are missing or do not belong together, or the network reads another ``width``.
+    """
+    arrays = {
+        name.removeprefix(PREFIX): tensor.float().numpy()
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(PREFIX)
+    }
+    if not arrays:
+        return None
+    radius = checkpoint.config.get("radius")
+    try:
+        if not isinstance(radius, int | float) or _GENES_FILE not in checkpoint.files:
+            raise ValueError(f"no radius, or no {_GENES_FILE}")
+        genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
+        made = CellProjection(genes, **arrays, radius=float(radius))
+        if made.n_components != width:
+            raise ValueError(f"{made.n_components} components, but the network reads {width}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The projection of checkpoint {checkpoint.name!r} is damaged ({error}); download or "
+            "save it again."
+        ) from error
+    return made
 
 
 def check_counts(adata: AnnData, layer: str | None) -> None:

@@ -1,7 +1,6 @@
 """UCE: single cells of any tissue, from counts."""
 
 from cfm.models.uce._model import UCE
-from cfm.models.uce._module import UCEModule
-from cfm.models.uce._sizes import UCESize
+from cfm.models.uce._module import UCEModule, UCESize
 
 __all__ = ["UCE", "UCEModule", "UCESize"]

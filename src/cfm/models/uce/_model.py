@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
-from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import LayerField
 
 from cfm._arguments import checks_arguments
-from cfm.data._matrix import check_counts, get_matrix, row_blocks
-from cfm.data._units import check_single_cells
+from cfm.data import GeneVocabulary
+from cfm.data._matrix import get_matrix
+from cfm.data._warn import warn_user
+from cfm.hub import resolve
+from cfm.hub._replace import reads_checkpoint
+from cfm.models._base import PretrainedModel, load_weights
 from cfm.models._precision import Precision
-from cfm.models.uce._core import UCECore
-from cfm.models.uce._tokens import SAMPLE_SIZE, SentenceMaker
+from cfm.models._validate import validate_config
+from cfm.models.uce._data import SAMPLE_SIZE, SentenceMaker, check_genes, read_sentences
+from cfm.models.uce._module import UCEModule, UCESize
+from cfm.models.uce._published import is_published, read_published
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
+    from cfm.data import GeneAlignment
+    from cfm.hub import Checkpoint
 
+_GENES_FILE = "genes.csv"
+#: Least number of the model's genes that data must measure, and the share below which is warned.
+_MIN_GENES, _LOW_SHARE = 50, 0.25
 #: Tokens that the layers work on at a time.
 _TOKENS_AT_ONCE = 16_384
 
 
-class UCE(UCECore):
+class UCE(PretrainedModel):
     """Universal cell embeddings: single cells of any tissue, from counts.
 
     A cell is read as a sentence: genes drawn by how much they are expressed, laid out along their
@@ -67,6 +84,72 @@ class UCE(UCECore):
     GeneVocabulary(2 genes: A, B, …)
     """
 
+    module: UCEModule
+
+    def __init__(
+        self, genes: pd.DataFrame | None = None, *, size: UCESize | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.size = UCESize() if size is None else size
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = UCEModule(self.size)
+        self._set_genes(genes)
+        self._summarise()
+
+    def _set_genes(self, genes: pd.DataFrame | None) -> None:
+        self.genes = None if genes is None else check_genes(genes, self.size.n_tokens, "genes")
+        self.vocabulary = None if self.genes is None else GeneVocabulary(self.genes.index.tolist())
+
+    def _summarise(self) -> None:
+        n = sum(p.numel() for p in self.module.parameters())
+        genes = "no gene table" if self.genes is None else f"{len(self.genes)} genes"
+        self._model_summary_string = (
+            f"UCE: {genes}, width {self.size.dim}, {self.size.n_layers} layers, {n:,} parameters"
+        )
+
+    @classmethod
+    def setup_anndata(cls, adata: AnnData, layer: str | None = None, **kwargs: Any) -> None:
+        """Register cells, so that the model can hold them; it embeds any AnnData without.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes, counts.
+        layer
+            Layer with the counts instead of ``X``.
+        **kwargs
+            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        get_matrix(adata, layer=layer)
+        fields = [LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False)]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return the share of the model's genes that ``adata`` measures."""
+        return self._align(adata, warn=False).found_share
+
+    def _align(self, adata: AnnData, *, warn: bool = True) -> GeneAlignment:
+        if self.vocabulary is None:
+            raise ValueError(
+                "The weights came without the authors' tables (species_chrom.csv, "
+                "species_offsets.pkl, protein_embeddings), so it is unknown which token a gene "
+                "has; put those files beside them, or pass from_pretrained(…, genes=table)."
+            )
+        names = adata.var_names
+        if self.provenance.get("species", "human") != "human":
+            names = names.str.upper()
+        alignment = self.vocabulary.align(names, min_genes=min(_MIN_GENES, len(self.vocabulary)))
+        if warn and alignment.found_share < _LOW_SHARE:
+            warn_user(
+                f"Only {alignment.found_share:.0%} of the model's {len(self.vocabulary)} genes "
+                f"are measured ({len(alignment.columns)}); cells are embedded from those alone."
+            )
+        return alignment
+
     @checks_arguments()
     def get_sentences(
         self,
@@ -106,25 +189,7 @@ class UCE(UCECore):
         alignment = self._align(adata)
         assert self.genes is not None
         maker = SentenceMaker.from_table(self.genes, sample_size)
-        matrix = get_matrix(adata, layer=layer)
-        where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-        check_counts(matrix, where=where)
-        check_single_cells(matrix, where)
-        sentences = []
-        for rows, block in row_blocks(matrix):
-            counts = sparse.csr_matrix(block)[:, alignment.columns]
-            counts.sum_duplicates()
-            for i in range(counts.shape[0]):
-                part = slice(counts.indptr[i], counts.indptr[i + 1])
-                genes = alignment.positions[counts.indices[part]]
-                try:
-                    sentences.append(maker.sentence(genes, counts.data[part], seed))
-                except ValueError as error:
-                    raise ValueError(
-                        f"In the cell {adata.obs_names[rows.start + i]!r} {error}; drop such "
-                        "cells: sc.pp.filter_cells(adata, min_genes=200)."
-                    ) from error
-        return sentences
+        return read_sentences(adata, layer, alignment, maker, seed)
 
     @checks_arguments()
     def get_latent_representation(
@@ -171,3 +236,119 @@ class UCE(UCECore):
             embedded = self.module.embed(part, stack=stack)
             out[start : start + at_once] = embedded.cpu().numpy()
         return out
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: UCE is used as its authors trained it.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        raise TypeError(
+            "UCE is used as its authors trained it and is not trained here; train what reads its "
+            "embeddings, such as cfm.models.Pulsar."
+        )
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a folder or file holds weights as the authors of UCE publish them."""
+        return is_published(path)
+
+    @classmethod
+    @checks_arguments()
+    @reads_checkpoint
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        adata: AnnData | None = None,
+        *,
+        device: str = "auto",
+        n_heads: int = 20,
+        species: str = "human",
+        genes: pd.DataFrame | None = None,
+    ) -> Self:
+        """Load a model by name, folder or ``hf://org/name``.
+
+        Parameters
+        ----------
+        source
+            A folder that :meth:`save` wrote, the authors' file of weights, or a folder with it:
+
+            ``*.torch`` (``33l_8ep_1024t_1280.torch``, ``4layer_model.torch``)
+                The state dict, with or without ``pe_embedding.weight``.
+            ``all_tokens.torch``
+                Token embeddings, needed where the state dict has none.
+            ``species_chrom.csv``
+                Table of species, gene_symbol, chromosome and start, and with it
+            ``species_offsets.pkl``
+                where the tokens of a species begin (read without running anything in it), and
+            ``protein_embeddings/<Species>.….gene_symbol_to_embedding_ESM2.pt``
+                whose order says which token a gene has.
+
+            Without the last three the model reads token sentences but no counts.
+        adata
+            Data to attach, registered with :meth:`setup_anndata`. Not needed to use the model.
+        device
+            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        n_heads
+            Attention heads of the authors' weights, which the file does not tell.
+        species
+            Whose genes are read from the authors' tables: ``"human"``, ``"mouse"``, …
+        genes
+            Table of genes as for the class, instead of the authors' tables.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If files are missing, damaged or not safe to read, if they do not fit each other, or
+            if the weights are of another model.
+        """
+        path = resolve(source)
+        if not cls.recognises(path):
+            if genes is not None:
+                raise ValueError("genes= is for the authors' weights; this has its own table.")
+            return super().from_pretrained(source, adata, device=device)
+        published = read_published(path, n_heads, species, genes)
+        model = cls._filled(published.size, published.tensors, published.genes, published.name)
+        model.provenance = {"species": species}
+        model.checkpoint_name = published.name
+        model.checkpoint_sha256 = published.sha256
+        if adata is not None:
+            model.attach(adata)
+        model.is_trained_ = True
+        model.to_device(device)
+        model.module.eval()
+        return model
+
+    @classmethod
+    def _filled(
+        cls, size: UCESize, tensors: dict[str, torch.Tensor], genes: pd.DataFrame | None, name: str
+    ) -> Self:
+        """Make a model of given weights, without a second copy of them."""
+        with validate_config("UCE", name, tensors):
+            model = cls(size=size)
+        load_weights(model.module, tensors, name, copy=False)
+        model._set_genes(genes)
+        model._summarise()
+        return model
+
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+        files = {} if self.genes is None else {_GENES_FILE: self.genes.to_csv()}
+        return dict(self.module.state_dict()), {"size": vars(self.size)}, files
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+        config = dict(checkpoint.config)
+        with validate_config("UCE", checkpoint.name, checkpoint.tensors):
+            size = UCESize(**config.pop("size"))
+            text = checkpoint.files.get(_GENES_FILE)
+            genes = None
+            if text is not None:
+                table = pd.read_csv(StringIO(text), dtype={"gene": str}, keep_default_na=False)
+                genes = check_genes(table.set_index("gene"), size.n_tokens, _GENES_FILE)
+        model = cls._filled(size, checkpoint.tensors, genes, checkpoint.name)
+        model.provenance = config
+        if adata is not None:
+            model.attach(adata)
+        return model

@@ -1,4 +1,4 @@
-"""Sentences of a cell: genes drawn by expression, laid out along the chromosomes."""
+"""Counts of cells as sentences of tokens: genes drawn by expression, laid out by chromosome."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from scipy import sparse
 
+from cfm.data._matrix import check_counts, get_matrix, row_blocks
+from cfm.data._units import check_single_cells
 from cfm.models.uce._module import CELL, CHROMOSOME_END
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from anndata import AnnData
 
+    from cfm.data import GeneAlignment
+
+#: Columns of a table of genes.
+GENE_COLUMNS = ("token", "chromosome", "start")
 #: Genes drawn for a cell in the published model, with replacement.
 SAMPLE_SIZE = 1024
 
@@ -91,6 +99,73 @@ class SentenceMaker:
             sentence += [np.array([chromosome]), np.repeat(self.tokens[drawn[on]], times[on])]
             sentence.append(np.array([CHROMOSOME_END]))
         return np.concatenate(sentence).astype(np.int64)
+
+
+def read_sentences(
+    adata: AnnData, layer: str | None, alignment: GeneAlignment, maker: SentenceMaker, seed: int
+) -> list[np.ndarray]:
+    """Draw the sentence of each cell of an AnnData; see :meth:`cfm.models.UCE.get_sentences`.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If the layer does not exist, the matrix does not hold counts of single cells, or a cell
+        expresses none of the genes.
+    """
+    matrix = get_matrix(adata, layer=layer)
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    check_counts(matrix, where=where)
+    check_single_cells(matrix, where)
+    sentences = []
+    for rows, block in row_blocks(matrix):
+        counts = sparse.csr_matrix(block)[:, alignment.columns]
+        counts.sum_duplicates()
+        for i in range(counts.shape[0]):
+            part = slice(counts.indptr[i], counts.indptr[i + 1])
+            genes = alignment.positions[counts.indices[part]]
+            try:
+                sentences.append(maker.sentence(genes, counts.data[part], seed))
+            except ValueError as error:
+                raise ValueError(
+                    f"In the cell {adata.obs_names[rows.start + i]!r} {error}; drop such "
+                    "cells: sc.pp.filter_cells(adata, min_genes=200)."
+                ) from error
+    return sentences
+
+
+def check_genes(genes: pd.DataFrame, n_tokens: int, where: str) -> pd.DataFrame:
+    """Check a table of genes and return it with whole numbers, ordered by token.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no table, lacks a column, names a gene or token twice, or points at tokens that
+        the model does not have.
+    """
+    if not isinstance(genes, pd.DataFrame):
+        raise TypeError(f"{where} is a {type(genes).__name__}; expected a DataFrame.")
+    lacking = [c for c in GENE_COLUMNS if c not in genes]
+    if lacking or genes.empty:
+        raise ValueError(
+            f"{where} has {len(genes)} rows and the columns {genes.columns.tolist()}; expected a "
+            f"row per gene, named by its symbol, and the columns {list(GENE_COLUMNS)}."
+        )
+    table = genes.loc[:, list(GENE_COLUMNS)]
+    if table.isna().any().any() or not all(pd.api.types.is_numeric_dtype(t) for t in table.dtypes):
+        raise ValueError(f"{where} holds missing values or text; expected whole numbers.")
+    table = table.astype(np.int64).sort_values("token", kind="stable")
+    table.index = pd.Index(table.index.astype(str), name="gene")
+    if table.index.has_duplicates or table["token"].duplicated().any():
+        raise ValueError(f"{where} names a gene or a token more than once.")
+    for column in ("token", "chromosome"):
+        low, high = int(table[column].min()), int(table[column].max())
+        if low <= 3 or high >= n_tokens:
+            raise ValueError(
+                f"{where} has {column} tokens from {low} to {high}; the model has tokens up to "
+                f"{n_tokens - 1}, and the first four are no genes: the files belong to different "
+                "releases."
+            )
+    return table
 
 
 def _digest(genes: np.ndarray, counts: np.ndarray) -> int:

@@ -1,13 +1,13 @@
-"""Published PULSAR weights, in the folder layout of the Hugging Face hub."""
+"""The files that the authors of PULSAR release: weights, settings and the tissue they are for."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cfm.hub import load_safetensors
+from cfm.hub import Checkpoint, load_safetensors
 from cfm.hub._checkpoint import read_card
 from cfm.hub._format import (
     CONFIG_NAME,
@@ -18,7 +18,7 @@ from cfm.hub._format import (
     read_limited,
     sha256_of_file,
 )
-from cfm.models.pulsar._sizes import PulsarSize
+from cfm.models.pulsar._module import PulsarSize
 from cfm.nn._post_norm import TORCH_NAMES
 
 if TYPE_CHECKING:
@@ -53,21 +53,22 @@ _SETTINGS: dict[str, tuple[str, Any]] = {
     "hidden_dropout_prob": ("dropout", 0.1),
     "layer_norm_eps": ("eps", 1e-12),
 }
+#: Tensors that keep their names.
+_PLAIN = {
+    "cell_state_embedding",
+    "mask_embedding",
+    "cls_embedding",
+    "in_proj",
+    "out_proj",
+    "cls_transform",
+    "mask_element",
+    "in_proj_mask_embedding",
+}
 _AGAIN = "download it again."
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published checkpoint: sizes, weights by our names, and the head if there is one.
-
-    ``head`` is ``{"task": "classification" | "regression", "outputs": [names]}`` or ``None``.
-    """
-
-    size: PulsarSize
-    tensors: dict[str, Tensor]
-    head: dict[str, Any] | None
-    sha256: str
-    card: str | None
+#: Words that a tissue of blood has in it.
+BLOOD = ("blood", "pbmc")
+_EVERY_TISSUE = re.compile(r"all[-_ ]tissue|pan[-_ ]tissue", re.IGNORECASE)
+_OF_BLOOD = re.compile(r"pbmc|peripheral blood", re.IGNORECASE)
 
 
 def _read_json(path: Path) -> Any:
@@ -89,8 +90,15 @@ def is_published(path: Path) -> bool:
     )
 
 
-def read_published(folder: Path) -> Published:
+def read_published(folder: Path, name: str) -> Checkpoint:
     """Read and check ``config.json`` and ``model.safetensors`` of the authors.
+
+    Parameters
+    ----------
+    folder
+        With the files.
+    name
+        Of the checkpoint, which may say for which tissue it is.
 
     Raises
     ------
@@ -119,7 +127,17 @@ def read_published(folder: Path) -> Published:
             raise ValueError(f"{path} has id2label={str(names)[:80]}; expected names: {_AGAIN}")
         outputs = [str(names.get(str(i), f"output {i}")) for i in range(n_outputs)]
         head = {"task": task, "outputs": outputs}
-    return Published(size, tensors, head, sha256_of_file(weights), read_card(folder))
+    card = read_card(folder)
+    scope = scope_of(name, card)
+    return Checkpoint(
+        name=name,
+        path=folder,
+        model="Pulsar",
+        config={"size": asdict(size), "head": head} | ({} if scope is None else {"scope": scope}),
+        tensors=tensors,
+        sha256=sha256_of_file(weights),
+        card=card,
+    )
 
 
 def convert_state(state: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], str | None]:
@@ -157,19 +175,6 @@ def convert_state(state: dict[str, Tensor], where: str) -> tuple[dict[str, Tenso
     return tensors, task
 
 
-#: Tensors that keep their names.
-_PLAIN = {
-    "cell_state_embedding",
-    "mask_embedding",
-    "cls_embedding",
-    "in_proj",
-    "out_proj",
-    "cls_transform",
-    "mask_element",
-    "in_proj_mask_embedding",
-}
-
-
 def _read_size(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -> PulsarSize:
     """Read the sizes from config.json; what config.json does not say, from the weights."""
     lacking = [name for name in _SIZES if name not in config]
@@ -187,3 +192,20 @@ def _read_size(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -
         return PulsarSize(**values, masked_input=masked, templates=templates)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} has a setting that does not fit ({error}): {_AGAIN}") from error
+
+
+def scope_of(name: str, card: str | None) -> list[str] | None:
+    """Return words of the tissues that a published checkpoint is for; ``None`` for any.
+
+    Parameters
+    ----------
+    name
+        Of the checkpoint, which says more than its card: cards name sister checkpoints.
+    card
+        Its model card.
+    """
+    if _EVERY_TISSUE.search(name):
+        return None
+    if _OF_BLOOD.search(name) or _OF_BLOOD.search(card or ""):
+        return list(BLOOD)
+    return None

@@ -1,0 +1,270 @@
+"""Heads on the donor embedding: classes or values, with some layers frozen."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfm.models.pulsar._data import DonorStream
+from cfm.models.pulsar._training import StepPlan, TensorStream, held_out_donors
+from cfm.nn._distributed import means_over_processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cfm.models._run import TrainingRun
+    from cfm.models._streams import SeededStream
+    from cfm.models.pulsar._data import Donors
+    from cfm.models.pulsar._module import PulsarModule
+
+Task = Literal["classification", "regression"]
+
+
+class Targets(NamedTuple):
+    """What a head learns.
+
+    Attributes
+    ----------
+    task
+        ``"classification"`` or ``"regression"``.
+    values
+        ``(n_donors,)`` float64, the number of the class, or the value in standard units; ``NaN``
+        where there is none.
+    outputs
+        Names of the outputs: the classes, or the column.
+    mean, spread
+        Units of the values.
+    """
+
+    task: Task
+    values: np.ndarray
+    outputs: list[str]
+    mean: float
+    spread: float
+
+
+def read_targets(column: np.ndarray, task: Task, name: str) -> Targets:
+    """Return what to learn for each donor.
+
+    Parameters
+    ----------
+    column
+        ``(n_donors,)`` object, the value of a column of ``obs`` for each donor.
+    task
+        ``"classification"`` or ``"regression"``.
+    name
+        Of the column.
+
+    Raises
+    ------
+    ValueError
+        If values do not fit the task, or there are too few of them or of a class.
+    """
+    missing = pd.isna(column)
+    values = np.full(len(column), np.nan)
+    if task == "regression":
+        try:
+            found = column[~missing].astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"adata.obs[{name!r}] holds text ({error}); numbers are expected for a "
+                "regression: pass task='classification' for classes."
+            ) from error
+        if len(found) < 2 or np.ptp(found) == 0 or not np.isfinite(found).all():
+            raise ValueError(
+                f"adata.obs[{name!r}] has {len(set(found))} different finite values among "
+                f"{len(column)} donors; at least two are expected."
+            )
+        mean, spread = float(found.mean()), float(found.std())
+        values[~missing] = (found - mean) / spread
+        return Targets(task, values, [name], mean, spread)
+    classes, numbers, times = np.unique(
+        column[~missing].astype(str), return_inverse=True, return_counts=True
+    )
+    if len(classes) < 2:
+        raise ValueError(
+            f"adata.obs[{name!r}] has the class {classes.tolist()} only; at least two are expected."
+        )
+    if times.min() < 2:
+        rare = [str(c) for c, n in zip(classes, times, strict=True) if n < 2]
+        raise ValueError(
+            f"adata.obs[{name!r}] has the class {rare[0]!r} in one donor only; at least two donors "
+            "of each class are expected: leave it out by setting it to NaN, or merge classes."
+        )
+    values[~missing] = numbers
+    return Targets(task, values, [str(c) for c in classes], 0.0, 1.0)
+
+
+def fit_head(
+    module: PulsarModule,
+    run: TrainingRun,
+    donors: Donors,
+    targets: Targets,
+    studies: np.ndarray,
+    *,
+    n_frozen: int | None,
+    embed: Callable[[list[np.ndarray]], np.ndarray],
+) -> int:
+    """Train a new head on donor embeddings; see :meth:`cfm.models.Pulsar.train_head`.
+
+    Parameters
+    ----------
+    module
+        The network, with a new head.
+    run
+        With the arguments of ``train_head``.
+    donors
+        Their cells.
+    targets
+        What to learn.
+    studies
+        ``(n_donors,)`` object, ``""`` where there is none.
+    n_frozen
+        First layers of the encoder that are frozen; ``None`` for everything but the head.
+    embed
+        Takes rows of draws to their embeddings ``(n_draws, dim)``, for a head alone.
+
+    Returns
+    -------
+    The number of donors that were learned from.
+    """
+    given = run.arguments
+    chosen = np.flatnonzero(~np.isnan(targets.values))
+    share, seed = given["validation_share"], given["seed"]
+    held_out = held_out_donors(donors.names[chosen], studies[chosen], share, seed)
+    sides = chosen[~held_out], chosen[held_out]
+    layout = {"batch_size": given["batch_size"], "n_processes": run.n_processes}
+    mean, spread = torch.zeros(module.size.dim), torch.ones(module.size.dim)
+    streams: Sequence[SeededStream]
+    if n_frozen is None:
+        draws = [
+            (donor, rows)
+            for donor, rows in donors.draws(given["n_cells"], given["n_draws"], seed)
+            if not np.isnan(targets.values[donor])
+        ]
+        whose = np.array([donor for donor, _ in draws], dtype=np.int64)
+        embedded = embed([rows for _, rows in draws])
+        # What donors have in common is most of an embedding, and would hide how they differ.
+        learned = embedded[np.isin(whose, sides[0])]
+        mean, spread = torch.from_numpy(learned.mean(axis=0)), torch.from_numpy(learned.std(axis=0))
+        spread[spread == 0] = 1.0
+        inputs = (torch.from_numpy(embedded) - mean) / spread
+        rows_of = [torch.from_numpy(np.flatnonzero(np.isin(whose, side))) for side in sides]
+        streams = [
+            TensorStream(
+                inputs[rows], torch.from_numpy(whose)[rows], seed=seed, fixed=bool(k), **layout
+            )
+            for k, rows in enumerate(rows_of)
+        ]
+    else:
+        streams = [
+            DonorStream(
+                donors, side, n_cells=given["n_cells"], seed=seed + k, fixed=bool(k), **layout
+            )
+            for k, side in enumerate(sides)
+        ]
+    answers = torch.from_numpy(targets.values.astype(np.float32))
+    loss = head_loss(targets.task, targets.values[sides[0]], len(targets.outputs))
+
+    def losses(batch: Any) -> dict[str, Tensor]:
+        """Take donor embeddings, or cells and padding, and last the numbers of the donors."""
+        embedding = batch[0] if n_frozen is None else module.encode(batch[0], batch[1])[:, 0]
+        made = module.apply_head(embedding).float()
+        return {"loss": loss(made, answers[batch[-1].cpu()].to(made.device))}
+
+    n_steps = run.count_steps(streams[0].n_batches, default_epochs=given["max_epochs"])
+    plan = StepPlan(
+        module, losses, lr=given["lr"], weight_decay=given["weight_decay"], n_steps=n_steps
+    )
+    try:
+        with _frozen(module, n_frozen):
+            run.fit(plan, streams[0], streams[1] if len(sides[1]) else None)
+    finally:  # also an interrupted head answers in the units of the target
+        assert module.head is not None
+        _rescale(module.head, mean, spread, targets)
+    return len(sides[0])
+
+
+def check_head(head: Any) -> None:
+    """Check a setting of a checkpoint that says what a head answers.
+
+    Raises
+    ------
+    TypeError, LookupError, ValueError
+        If it does not.
+    """
+    task, outputs = head["task"], head["outputs"]
+    if (
+        task not in ("classification", "regression")
+        or not isinstance(outputs, list)
+        or not outputs
+        or not all(isinstance(name, str) for name in outputs)
+    ):
+        raise ValueError(f"found the head {str(head)[:200]}")
+
+
+@torch.no_grad()
+def head_answers(module: PulsarModule, embedding: np.ndarray, task: Task) -> np.ndarray:
+    """Return the answers of the head for donor embeddings ``(b, dim)``: probabilities or values."""
+    out = module.apply_head(torch.from_numpy(embedding).to(module.cls_embedding.device))
+    if task == "classification":
+        out = out.sigmoid() if out.shape[1] == 1 else out.softmax(dim=1)
+    return out.cpu().numpy()
+
+
+def head_loss(
+    task: Task, learned: np.ndarray, n_outputs: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss of outputs and answers; classes weigh the same whatever their size."""
+    if task == "regression":
+
+        def squared(made: Tensor, answer: Tensor) -> Tensor:
+            total = F.mse_loss(made.squeeze(-1), answer, reduction="sum")
+            return means_over_processes((total, len(answer)))[0]
+
+        return squared
+    times = np.bincount(learned.astype(np.int64), minlength=n_outputs)
+    by_class = torch.from_numpy(len(learned) / (n_outputs * np.maximum(times, 1))).float()
+
+    def surprise(made: Tensor, answer: Tensor) -> Tensor:
+        weight, label = by_class.to(made.device), answer.long()
+        total = F.cross_entropy(made, label, weight=weight, reduction="sum")
+        return means_over_processes((total, weight[label].sum()))[0]
+
+    return surprise
+
+
+@contextmanager
+def _frozen(module: nn.Module, n_frozen: int | None) -> Iterator[None]:
+    """Let only the head learn, or it and the encoder but for its first layers."""
+    before = {name: p.requires_grad for name, p in module.named_parameters()}
+    for name, parameter in module.named_parameters():
+        parts = name.split(".")
+        learns = parts[0] == "head"
+        if n_frozen is not None:
+            learns |= parts[0] == "encoder" and int(parts[1]) >= n_frozen
+            learns |= n_frozen == 0 and parts[0] in ("in_proj", "cls_embedding")
+        parameter.requires_grad_(learns)
+    try:
+        yield
+    finally:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(before[name])
+
+
+@torch.no_grad()
+def _rescale(head: nn.Sequential, mean: Tensor, spread: Tensor, targets: Targets) -> None:
+    """Make a head read embeddings as they are, and answer in the units of the target."""
+    first, last = head[0], head[-1]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    first.weight.div_(spread.to(first.weight.device))
+    first.bias.sub_(first.weight @ mean.to(first.weight.device))
+    last.weight.mul_(targets.spread)
+    last.bias.mul_(targets.spread).add_(targets.mean)
