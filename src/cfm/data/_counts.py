@@ -133,7 +133,7 @@ class CountReader:
         """Return ``(b, n_genes)`` CSR float64 values as they are stored, checked."""
         block = sparse.csr_matrix(self._rows[rows])
         if self.units == "counts":
-            check_counts(block.data, self._where, self._remedy)
+            check_count_values(block.data, self._where, self._remedy)
         else:
             check_log_cp10k(block, self._where)
         known = self._place[block.indices] >= 0
@@ -222,7 +222,7 @@ def _read_totals(adata: AnnData, total_counts: str | None, units: Units) -> np.n
     return totals
 
 
-def check_counts(values: np.ndarray, where: str, remedy: str = _NORMALISED) -> None:
+def check_count_values(values: np.ndarray, where: str, remedy: str = _NORMALISED) -> None:
     """Raise an error for values that are no counts.
 
     Raises

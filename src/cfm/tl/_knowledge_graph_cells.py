@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import ttest_ind_from_stats
 
-from cfm.data._counts import Units, canonical, check_counts, check_log_cp10k, log1p_cp10k
+from cfm.data._counts import Units, canonical, check_count_values, check_log_cp10k, log1p_cp10k
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame, row_blocks
 from cfm.data._warn import warn_user
 
@@ -211,7 +211,7 @@ class ExpressionReader:
 
     def _normalised(self, block: sparse.csr_matrix) -> sparse.csr_matrix:
         if self.units == "counts":
-            check_counts(block.data, self._where)
+            check_count_values(block.data, self._where)
             return log1p_cp10k(block)[0]
         check_log_cp10k(block, self._where)
         return canonical(block, np.float64)
