@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cfm.models import CellVQ
-from cfm.models.cellvq._reading import CellReader
+from cfm.models.cellvq._data import CellReader
 
 GENES = [f"G{i}" for i in range(40)]
 CLASSES = {"cell_type": ["B", "NK", "T"], "tissue": ["blood", "lung"]}

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from benchmarks._report import data_folder
 from cfm.models import CellVQ
@@ -104,31 +103,19 @@ def fit_types(model: CellVQ, studies: list[ad.AnnData]) -> None:
             study = np.full(len(usable), number)
             parts.append((embedding[usable].astype(float), types[usable], study, offset + usable))
         offset += cells.n_obs
-    features, labels, study, cell = (np.concatenate(column) for column in zip(*parts, strict=True))
-    spread = features.std(axis=0)
-    features /= spread
+    embedded, labels, study, cell = (np.concatenate(column) for column in zip(*parts, strict=True))
     _, group, size = np.unique(
         np.char.add(study.astype(str), labels), return_inverse=True, return_counts=True
     )
     weight = size[group] ** -0.5
-    weight *= len(weight) / weight.sum()
-    held_out = np.zeros(len(labels))
-    fold = rng.permutation(offset)[cell] % 5
-    for number in range(5):
-        inside = fold == number
-        head = _regression().fit(features[~inside], labels[~inside], sample_weight=weight[~inside])
-        held_out[inside] = head.predict_proba(features[inside]).max(axis=1)
-    head = _regression().fit(features, labels, sample_weight=weight)
-    model.set_properties({"cell_type": [str(name) for name in head.classes_]})
-    layer = model.module.property_heads[list(model.properties).index("cell_type")]
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(head.coef_ / spread))
-        layer.bias.copy_(torch.from_numpy(head.intercept_))
-    model.set_confidence_levels("cell_type", held_out)
-
-
-def _regression() -> LogisticRegression:
-    return LogisticRegression(C=PENALTY, max_iter=500)
+    model.module.property_heads.fit(
+        "cell_type",
+        embedded,
+        labels,
+        fold=rng.permutation(offset)[cell] % 5,
+        weight=weight * len(weight) / weight.sum(),
+        inverse_penalty=PENALTY,
+    )
 
 
 def train(

@@ -11,8 +11,8 @@ import torch
 
 from cfm.models._streams import RowStream, StreamModule, n_rows_of
 from cfm.models.bulkformer._training import SampleStream
-from cfm.models.cellvq._reading import CellReader
-from cfm.models.cellvq._stream import CellStream as CodedStream
+from cfm.models.cellvq._data import CellReader
+from cfm.models.cellvq._data import CellStream as CodedStream
 from cfm.models.lingshu._conditions import Conditions
 from cfm.models.lingshu._training import CellStream
 from cfm.models.pulsar._data import DonorStream, PretrainingStream, read_donors
@@ -55,7 +55,13 @@ def coded_stream(**layout: Any) -> RowStream:
     reader = CellReader(counted_cells(N_ROWS), small_model().vocabulary)
     labels = np.arange(N_ROWS)[:, None] % 4 - 1
     return CodedStream(
-        reader, labels, np.arange(N_ROWS), seed=3, keep_share=(0.2, 0.8), alone_share=0.4, **layout
+        reader,
+        labels,
+        np.arange(N_ROWS),
+        seed=3,
+        keep_share=(0.2, 0.8),
+        code_only_share=0.4,
+        **layout,
     )
 
 

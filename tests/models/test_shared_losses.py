@@ -13,8 +13,13 @@ import torch
 from torch import nn
 
 from cfm.models.cellpulse._module import CellPulseModule, Tokens
-from cfm.models.cellvq._objectives import Weights, crowding, named, training_losses
-from cfm.models.cellvq._start import CentredProjection
+from cfm.models.cellvq._additions import CentredProjection
+from cfm.models.cellvq._training import (
+    Weights,
+    property_loss,
+    separation_loss,
+    training_losses,
+)
 from cfm.models.lingshu._conditions import Conditions
 from cfm.models.pulsar._module import SIZES, PulsarModule
 from cfm.models.pulsar._training import agreement_loss, pretraining_losses
@@ -158,16 +163,16 @@ def test_classes_weigh_what_they_are_given() -> None:
     classes = torch.tensor([0.2, 1.5, 3.0])
     known = label >= 0
     expected = nn.functional.cross_entropy(logits[known], label[known], weight=classes)
-    torch.testing.assert_close(named(logits, label, classes)[0], expected)
+    torch.testing.assert_close(property_loss(logits, label, classes)[0], expected)
 
 
 def test_all_processes_look_at_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many codes, some are drawn whose neighbours are looked for."""
     codes = nn.functional.normalize(torch.randn(600, 3), dim=1)
     torch.manual_seed(1)
-    expected = crowding(codes, all_codes=False)
+    expected = separation_loss(codes, all_codes=False)
     torch.manual_seed(1)
-    found = together(2, lambda _: crowding(codes, all_codes=False), monkeypatch)
+    found = together(2, lambda _: separation_loss(codes, all_codes=False), monkeypatch)
     assert torch.equal(found[0], expected)
     assert torch.equal(found[1], expected)
 

@@ -15,12 +15,12 @@ from cfm._fields import (
     KNOWLEDGE_GRAPH_KEY,
     PARAMS,
 )
+from cfm.data._counts import Units
 from cfm.data._matrix import check_unique_names
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._warn import warn_user
 from cfm.datasets import ligand_receptor as bundled_pairs
-from cfm.models.cellvq._reading import Units
 from cfm.tl._knowledge_graph_annotations import enrichment, read_annotations
 from cfm.tl._knowledge_graph_attention import Attended, read_attention
 from cfm.tl._knowledge_graph_cells import (

@@ -10,15 +10,9 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import ttest_ind_from_stats
 
+from cfm.data._counts import Units, canonical, check_count_values, check_log_cp10k, log1p_cp10k
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame, row_blocks
 from cfm.data._warn import warn_user
-from cfm.models.cellvq._reading import (
-    TARGET_SUM,
-    Units,
-    canonical,
-    check_log_cp10k,
-    check_whole,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -217,16 +211,10 @@ class ExpressionReader:
 
     def _normalised(self, block: sparse.csr_matrix) -> sparse.csr_matrix:
         if self.units == "counts":
-            check_whole(block.data, self._where)
-        else:
-            check_log_cp10k(block, self._where)
-        values = canonical(block, np.float64)
-        if self.units == "counts":
-            total = np.asarray(values.sum(axis=1)).ravel()
-            values.data = np.log1p(
-                values.data / np.repeat(total, np.diff(values.indptr)) * TARGET_SUM
-            )
-        return values
+            check_count_values(block.data, self._where)
+            return log1p_cp10k(block)[0]
+        check_log_cp10k(block, self._where)
+        return canonical(block, np.float64)
 
 
 def _summary(

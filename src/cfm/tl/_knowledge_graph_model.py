@@ -11,7 +11,7 @@ from cfm.tl._store import run_record
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cfm.models.cellvq._reading import Units
+    from cfm.data._counts import Units
 
 
 def attention_model(model: Any, device: str | None) -> AttentionModel | None:

@@ -17,7 +17,7 @@ from scipy import sparse
 
 import cfm
 from cfm.models import AttentionModel, CellVQ, CodeModel, GeneEmbeddingModel
-from cfm.models.cellvq import _apply
+from cfm.models.cellvq import _model
 from tests._cellvq import GENES, SIZES, counted_cells, small_model
 from tests._same import assert_unchanged
 
@@ -127,8 +127,8 @@ def test_few_tokens_at_a_time_give_the_same(model: CellVQ, monkeypatch: pytest.M
     cells = counted_cells()
     expected = model.get_cell_codes(cells, **EXACT)
     genes = [x for _, x in model.get_gene_embeddings(cells, **EXACT)]
-    monkeypatch.setattr(_apply, "_ON_CPU", 40)
-    monkeypatch.setattr(_apply, "_EMBEDDED_AT_ONCE", 40 * 16 * 5)
+    monkeypatch.setattr(_model, "_ON_CPU", 40)
+    monkeypatch.setattr(_model, "_EMBEDDED_AT_ONCE", 40 * 16 * 5)
     assert_same_codes(model.get_cell_codes(cells, **EXACT), expected)
     again = list(model.get_gene_embeddings(cells, **EXACT))
     assert [(rows.start, rows.stop) for rows, _ in again] == [(0, 5), (5, 10), (10, 12)]

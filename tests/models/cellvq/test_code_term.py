@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cfm.models.cellvq._code_term import CodeTerm
-from cfm.models.cellvq._module import CellVQModule
-from cfm.models.cellvq._sizes import get_size
+from cfm.models.cellvq._additions import CodeTerm
+from cfm.models.cellvq._module import SIZES, CellVQModule, CellVQSize
 from cfm.nn._zinb import LEAST_MEAN, MOST_MEAN
 
 N_GENES = 7
@@ -16,7 +15,7 @@ N_GENES = 7
 @pytest.fixture
 def module():
     torch.manual_seed(0)
-    return CellVQModule(N_GENES, size=get_size("mini")).eval()
+    return CellVQModule(N_GENES, size=SIZES["mini"]).eval()
 
 
 def _tokens():
@@ -61,8 +60,6 @@ def test_without_a_code_the_term_is_silent(module):
 
 
 def test_the_published_model_has_no_such_term():
-    module = CellVQModule(
-        N_GENES, size=get_size("published", dim=12, n_layers=1, codebook_dim=4, n_bits=2)
-    )
+    module = CellVQModule(N_GENES, size=CellVQSize(dim=12, n_layers=1, codebook_dim=4, n_bits=2))
     assert module.code_term is None
     assert not [k for k in module.state_dict() if "code_term" in k]

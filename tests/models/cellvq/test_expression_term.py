@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from cfm.models.cellvq._expression_term import ExpressionTerm
-from cfm.models.cellvq._module import CellVQModule
-from cfm.models.cellvq._sizes import get_size
+from cfm.models.cellvq._additions import ExpressionTerm
+from cfm.models.cellvq._module import SIZES, CellVQModule, CellVQSize
 
 N_GENES = 12
 
@@ -71,7 +72,7 @@ def test_cells_that_do_not_differ_leave_it_as_it_is(n_cells):
 
 def test_every_token_of_a_cell_gets_it_and_nothing_else_changes():
     torch.manual_seed(0)
-    module = CellVQModule(N_GENES, size=get_size("mini", dim=16, ff_dim=16)).eval()
+    module = CellVQModule(N_GENES, size=replace(SIZES["mini"], dim=16, ff_dim=16)).eval()
     cells = _cells(_two_groups(5))
     padding = cells[2]
     with torch.no_grad():
@@ -85,8 +86,6 @@ def test_every_token_of_a_cell_gets_it_and_nothing_else_changes():
 
 
 def test_the_published_model_has_no_such_term():
-    module = CellVQModule(
-        N_GENES, size=get_size("published", dim=12, n_layers=1, codebook_dim=4, n_bits=2)
-    )
+    module = CellVQModule(N_GENES, size=CellVQSize(dim=12, n_layers=1, codebook_dim=4, n_bits=2))
     assert module.expression_term is None
     assert not [k for k in module.state_dict() if "expression_term" in k]

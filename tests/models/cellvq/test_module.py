@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -11,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cfm.models.cellvq._module import CellVQModule
-from cfm.models.cellvq._sizes import SIZES, CellVQSize, get_size
+from cfm.models import CellVQ
+from cfm.models.cellvq._module import SIZES, CellVQModule, CellVQSize
 
 N_GENES = 30
-PROPERTIES = {"cell_type": 4, "values": 2}
+PROPERTIES = {"cell_type": list("abcd"), "values": ["yes", "no"]}
 #: Classes of the authors' heads.
 PUBLISHED_HEADS = {"cell_type": 831, "tissue": 377, "disease": 150, "sex": 3, "age": 184}
 
@@ -24,7 +25,7 @@ def size(**changes) -> CellVQSize:
     small = {"dim": 16, "n_layers": 2, "n_heads": 4, "ff_dim": 24, "decoder_dim": 16}
     small |= {"decoder_layers": 1, "decoder_heads": 2, "n_bins": 6, "n_bits": 5, "relation": "full"}
     small |= {"code_term": False, "expression_term": False}
-    return get_size("mini", **(small | changes))
+    return replace(SIZES["mini"], **(small | changes))
 
 
 @cache
@@ -264,8 +265,8 @@ def test_bfloat16_is_alike() -> None:
 def test_heads_can_be_replaced_and_have_any_name() -> None:
     made = fresh()
     kept = made.property_heads[0]
-    made.set_heads({"values": 0, "type": 3, "train": 2})
-    assert made.properties == {"cell_type": 4, "type": 3, "train": 2}
+    made.property_heads.change({"values": None, "type": list("xyz"), "train": list("xy")})
+    assert list(made.property_heads.classes) == ["cell_type", "type", "train"]
     logits = made.classify(torch.randn(5, 64))
     assert {k: v.shape for k, v in logits.items()} == {
         "cell_type": (5, 4),
@@ -273,13 +274,14 @@ def test_heads_can_be_replaced_and_have_any_name() -> None:
         "train": (5, 2),
     }
     assert made.property_heads[0] is kept
-    made.set_heads({"cell_type": 7})
+    made.property_heads.change({"cell_type": list("abcdefg")})
     assert made.classify(torch.randn(5, 64))["cell_type"].shape == (5, 7)
 
 
 def test_the_published_size_has_the_published_numbers() -> None:
+    heads = {name: [str(i) for i in range(n)] for name, n in PUBLISHED_HEADS.items()}
     with torch.device("meta"):
-        made = CellVQModule(19_264, size=SIZES["published"], properties=PUBLISHED_HEADS)
+        made = CellVQModule(19_264, size=SIZES["published"], properties=heads)
     sizes = {name: p.numel() for name, p in made.named_parameters()}
     assert round(sum(sizes.values()) / 1e6, 1) == 514.3
     assert round(sizes["relation"] / 1e6, 1) == 371.2
@@ -326,7 +328,8 @@ def test_sizes_are_checked(change: dict, message: str) -> None:
 
 
 def test_sizes_have_names() -> None:
-    assert get_size("published").n_codes == 4096
-    assert get_size(size(), n_bits=3).n_codes == 8
+    assert SIZES["published"] == CellVQSize()
+    assert CellVQSize().n_codes == 4096
+    assert CellVQ(vocabulary=["A", "B"], size=size(), n_bits=3).size.n_codes == 8
     with pytest.raises(ValueError, match="Unknown size 'huge'"):
-        get_size("huge")
+        CellVQ(vocabulary=["A", "B"], size="huge")

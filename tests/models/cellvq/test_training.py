@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cfm.models.cellvq import CellVQModule
-from cfm.models.cellvq._objectives import (
+from cfm.models.cellvq import SIZES, CellVQModule, _data
+from cfm.models.cellvq._additions import CentredProjection
+from cfm.models.cellvq._data import CellReader, Cells, CellStream, split_rows
+from cfm.models.cellvq._training import (
+    CellVQPlan,
     Weights,
-    crowding,
-    named,
+    balance_loss,
+    centred_projection,
     perplexity,
+    pooled_cells,
+    property_loss,
+    separation_loss,
     training_losses,
-    unused_codes,
+    warn_of_collapse,
 )
-from cfm.models.cellvq._reading import CellReader, Cells
-from cfm.models.cellvq._sizes import get_size
-from cfm.models.cellvq._start import CentredProjection, cells_kept_apart, pooled_cells
-from cfm.models.cellvq._stream import CellStream, mean_expression, part_of, split_rows, whole_cells
-from cfm.models.cellvq._training import CellVQPlan, warn_of_collapse
 from cfm.nn._soft_codes import Quantised
 from tests._planted_codes import SMALL, planted_cells, untrained
 
@@ -34,7 +36,7 @@ from tests._planted_codes import SMALL, planted_cells, untrained
 def stream(n: int = 20, **kwargs: Any) -> CellStream:
     model = untrained(planted_cells(n))
     reader = CellReader(model.adata, model.vocabulary)
-    settings = {"batch_size": 8, "seed": 0, "keep_share": (0.3, 0.7), "alone_share": 0.5}
+    settings = {"batch_size": 8, "seed": 0, "keep_share": (0.3, 0.7), "code_only_share": 0.5}
     return CellStream(reader, np.zeros((n, 0), np.int64), np.arange(n), **(settings | kwargs))
 
 
@@ -54,8 +56,8 @@ def test_what_is_shown_is_not_asked_and_the_rest_is() -> None:
             shown = batch.gene_ids[i][~batch.padding[i]][:-2]
             expressed = batch.counts[i] > 0
             assert expressed[shown].all()
-            assert not batch.asked[i, shown].any()
-            assert batch.asked[i].sum() == 60 - len(shown)
+            assert not batch.hidden[i, shown].any()
+            assert batch.hidden[i].sum() == 60 - len(shown)
             assert 0.05 < len(shown) / expressed.sum() < 0.95
         torch.testing.assert_close(batch.total, batch.counts.sum(1))
     first = next(iter(stream(fixed=True)))
@@ -84,7 +86,7 @@ def test_each_cell_shows_at_least_one_gene(seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     counts = sparse.csr_matrix((rng.random((5, 12)) < 0.4) * rng.integers(1, 9, (5, 12)))
     cells = Cells.from_counts(counts)
-    part = part_of(cells, np.full(5, share), rng.random(cells.values.nnz))
+    part = cells.part(np.full(5, share), rng.random(cells.values.nnz))
     assert ((part.n_expressed >= 1) == (cells.n_expressed >= 1)).all()
     assert (part.n_expressed <= cells.n_expressed).all()
     kept = part.values.toarray()
@@ -93,11 +95,12 @@ def test_each_cell_shows_at_least_one_gene(seed: int, share: float) -> None:
         assert part.values.nnz == cells.values.nnz
 
 
-def test_the_mean_of_genes_is_that_of_each_cell_scaled() -> None:
+def test_the_mean_of_genes_is_that_of_each_cell_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_data, "_CHUNK", 7)
     cells = planted_cells(30)
     reader = stream(30).reader
     expected = (cells.X / cells.X.sum(1, keepdims=True) * 1e4)[5:].mean(0)
-    np.testing.assert_allclose(mean_expression(reader, np.arange(5, 30), block=7), expected, 1e-4)
+    np.testing.assert_allclose(reader.mean_expression(np.arange(5, 30)), expected, 1e-4)
 
 
 def test_studies_or_cells_are_held_out() -> None:
@@ -183,28 +186,28 @@ def test_balance_and_crowding_by_hand() -> None:
         nothing = torch.zeros(0)
         return Quantised(nothing, nothing, nothing, nothing, probability, nothing)
 
-    assert float(unused_codes(of(torch.full((3, 4), 0.25)))) == pytest.approx(0.0, abs=1e-6)
+    assert float(balance_loss(of(torch.full((3, 4), 0.25)))) == pytest.approx(0.0, abs=1e-6)
     one = torch.tensor([[1.0, 0.0, 0.0, 0.0]]).expand(3, -1)
-    assert float(unused_codes(of(one))) == pytest.approx(1.0, abs=1e-6)
-    assert float(unused_codes(of(torch.eye(4)))) == pytest.approx(0.0, abs=1e-6)
+    assert float(balance_loss(of(one))) == pytest.approx(1.0, abs=1e-6)
+    assert float(balance_loss(of(torch.eye(4)))) == pytest.approx(0.0, abs=1e-6)
     angle = torch.tensor([0.0, 0.1, 2.0])
     codes = torch.stack([angle.cos(), angle.sin()], dim=1).requires_grad_()
     expected = (2 * math.cos(0.1) + math.cos(1.9)) / 3
-    found = crowding(codes, all_codes=True)
+    found = separation_loss(codes, all_codes=True)
     assert float(found.detach()) == pytest.approx(expected, abs=1e-6)
     found.backward()
     assert codes.grad.abs().sum() > 0
     many = torch.nn.functional.normalize(torch.randn(1500, 3), dim=1)
-    exact = float(crowding(many, all_codes=True))
-    assert float(crowding(many, all_codes=False)) == pytest.approx(exact, abs=2e-3)
+    exact = float(separation_loss(many, all_codes=True))
+    assert float(separation_loss(many, all_codes=False)) == pytest.approx(exact, abs=2e-3)
 
 
 def test_cells_without_a_label_do_not_count() -> None:
     logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [5.0, 0.0]])
-    loss, accuracy = named(logits, torch.tensor([0, 1, -1]), None)
+    loss, accuracy = property_loss(logits, torch.tensor([0, 1, -1]), None)
     assert float(accuracy) == 1.0
     assert float(loss) == pytest.approx(math.log1p(math.exp(-5.0)), rel=1e-4)
-    loss, accuracy = named(logits, torch.tensor([1, 1, -1]), torch.tensor([1.0, 0.0]))
+    loss, accuracy = property_loss(logits, torch.tensor([1, 1, -1]), torch.tensor([1.0, 0.0]))
     assert float(accuracy) == 0.5
 
 
@@ -224,16 +227,16 @@ def test_the_code_alone_hides_all_genes_from_the_decoder() -> None:
     made = next(iter(stream(fixed=True)))
     parts = []
     for alone in (True, False):
-        batch = made._replace(alone=torch.full_like(made.alone, alone))
+        batch = made._replace(code_only=torch.full_like(made.code_only, alone))
         with torch.no_grad():
             encoded = 10.0 * module.encode(batch.values, batch.gene_ids, batch.padding)
             vector = torch.ones(len(encoded), module.size.dim)
-            hidden = batch.padding | batch.alone.unsqueeze(1)
+            hidden = batch.padding | batch.code_only.unsqueeze(1)
             parts.append(module.decode(encoded, batch.gene_ids, hidden, vector=vector)[0])
     torch.testing.assert_close(parts[0], parts[0][:1].expand_as(parts[0]))
     assert not torch.allclose(parts[1], parts[1][:1].expand_as(parts[1]), rtol=1e-3)
     one = training_losses(module, made, weights=Weights(1.0, 0.0, 0.0), temperature=0.0)
-    other = made._replace(alone=~made.alone)
+    other = made._replace(code_only=~made.code_only)
     two = training_losses(module, other, weights=Weights(1.0, 0.0, 0.0), temperature=0.0)
     assert not torch.equal(one["loss"], two["loss"])
 
@@ -241,9 +244,9 @@ def test_the_code_alone_hides_all_genes_from_the_decoder() -> None:
 def test_cells_start_apart_and_stay_apart_when_the_encoder_drifts() -> None:
     cells = planted_cells(120)
     torch.manual_seed(0)
-    module = CellVQModule(60, size=get_size("mini", **SMALL))
+    module = CellVQModule(60, size=replace(SIZES["mini"], **SMALL))
     reader = stream(120).reader
-    whole = whole_cells(reader, np.arange(len(cells)), 32)
+    whole = reader.whole_cells(np.arange(len(cells)), 32)
     pooled = pooled_cells(module, whole)
 
     def spread(x: torch.Tensor) -> float:
@@ -251,7 +254,7 @@ def test_cells_start_apart_and_stay_apart_when_the_encoder_drifts() -> None:
         return perplexity(module.quantize(x).code, 32)[0]
 
     before = spread(pooled)
-    with cells_kept_apart(module, whole, fresh=True):
+    with centred_projection(module, whole, fresh=True):
         projection = module.quantiser.proj
         assert isinstance(projection, CentredProjection)
         assert spread(pooled) > max(8.0, before)
@@ -266,7 +269,7 @@ def test_cells_start_apart_and_stay_apart_when_the_encoder_drifts() -> None:
     assert spread(moved) > 8.0
     pooled = moved
     latent = module.quantize(pooled).latent.detach()
-    with cells_kept_apart(module, whole, fresh=False):  # going on changes nothing by itself
+    with centred_projection(module, whole, fresh=False):  # going on changes nothing by itself
         module.eval()
         torch.testing.assert_close(module.quantize(pooled).latent, latent, atol=1e-3, rtol=0.0)
     module.eval()

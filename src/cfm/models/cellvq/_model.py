@@ -2,25 +2,127 @@
 
 from __future__ import annotations
 
-from cfm.models.cellvq._perturb import Perturbable
-from cfm.models.cellvq._properties import Predicting
-from cfm.models.cellvq._train import Trainable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField
+
+from cfm._arguments import BELOW_1, SHARE, Range, check_whole, checks_arguments
+from cfm.data import GeneVocabulary
+from cfm.data._counts import Units
+from cfm.data._matrix import check_unique_names, get_matrix
+from cfm.data._row_order import BLOCK_SIZE
+from cfm.data._warn import warn_user
+from cfm.hub import resolve
+from cfm.hub._replace import reads_checkpoint
+from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._named_sizes import named_size
+from cfm.models._precision import Precision
+from cfm.models._training import TrainingRun
+from cfm.models._validate import validate_config
+from cfm.models.cellvq._data import (
+    NO_CODE,
+    STUDY,
+    CellReader,
+    check_labels,
+    check_training_units,
+    labels_of,
+    levels_of,
+)
+from cfm.models.cellvq._module import SIZES, CellVQModule, CellVQSize
+from cfm.models.cellvq._perturbation import (
+    GeneChange,
+    Rounding,
+    Simulator,
+    assign_folds,
+    find_genes,
+)
+from cfm.models.cellvq._property_heads import LEVELS, PropertyHeads, check_classes
+from cfm.models.cellvq._published import GENES_FILE, is_published, read_published
+from cfm.models.cellvq._training import Schedule, fit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from cfm.hub import Checkpoint
+    from cfm.models.cellvq._module import Encoded
+    from cfm.models.cellvq._perturbation import Effect
+
+Representation = Literal["cell", "code"]
+
+#: Name of the two count tokens, merged.
+SUMMARY = "<summary>"
+#: Tokens at a time, padding included.
+_ON_CPU, _ON_GPU = 16_384, 131_072
+#: Values of gene embeddings in memory at a time (128 MiB).
+_EMBEDDED_AT_ONCE = 32_000_000
 
 
-class CellVQ(Trainable, Predicting, Perturbable):
+@dataclass(frozen=True)
+class CellCodes:
+    """Codes of cells, and what they follow from.
+
+    Attributes
+    ----------
+    code
+        ``(n_cells,)`` int64, number of the nearest code, 0 to ``n_codes`` - 1.
+    embedding
+        ``(n_cells, 4 * dim)`` float32, the cell embedding: the two count tokens, the largest and
+        the mean value over the tokens of a cell.
+    latent
+        ``(n_cells, code_dim)`` float32 of unit length: position of a cell among the codes.
+    similarity
+        ``(n_cells,)`` float32, cosine of a cell to its code, -1 to 1.
+    margin
+        ``(n_cells,)`` float32, similarity to its code less that to the second nearest, 0 to 2.
+    """
+
+    code: np.ndarray
+    embedding: np.ndarray
+    latent: np.ndarray
+    similarity: np.ndarray
+    margin: np.ndarray
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """All codes of a model.
+
+    Attributes
+    ----------
+    vectors
+        ``(n_codes, code_dim)`` float32 of unit length.
+    bits
+        ``(n_codes, n_bits)`` int8 of 0 and 1: the binary number of each code.
+    """
+
+    vectors: np.ndarray
+    bits: np.ndarray
+
+
+class CellVQ(PretrainedModel):
     """Model of single cells with a discrete code per cell.
 
-    A cell is the sentence of the genes it expresses; what is not measured is missing, not zero. The
-    encoder turns it into a cell embedding, and the quantiser gives it one of ``2 ** n_bits`` codes;
-    codes with similar binary numbers need not be similar cells, codes with similar vectors are.
-    Heads on the embedding answer for properties: cell type, tissue, disease, any label.
+    A cell is a sequence of the genes that it expresses; genes that are not measured are missing,
+    not zero. The encoder turns it into a cell embedding, and the quantiser assigns one of
+    ``2 ** n_bits`` codes. Codes with similar vectors are similar cells; codes with similar binary
+    numbers need not be. Heads on the embedding predict properties: cell type, tissue, disease,
+    any label.
 
     Parameters
     ----------
     adata
         Cells by genes, registered with :meth:`setup_anndata`.
     vocabulary
-        Genes that the model is to know; by default ``adata.var_names``.
+        Genes of the model; by default ``adata.var_names``.
     size
         ``"mini"``, ``"published"``, or a ``CellVQSize``.
     properties
@@ -32,11 +134,18 @@ class CellVQ(Trainable, Predicting, Perturbable):
         Single numbers to change in the size: ``dim``, ``n_layers``, ``n_bits``, … (see
         :class:`cfm.models.cellvq.CellVQSize`).
 
+    Attributes
+    ----------
+    module
+        The network.
+
     Notes
     -----
     The architecture of Nat Commun 2026, 17:4037 (514 million parameters in the published size, of
     which 371 million are the table of relations between genes). The weights of the losses and the
-    schedule of the temperature were not published; those here are ours, see :meth:`train`.
+    schedule of the temperature were not published; those here are ours, see :meth:`train`. The
+    ``mini`` size adds two linear terms to the published network (``code_term`` and
+    ``expression_term`` of :class:`cfm.models.cellvq.CellVQSize`).
 
     Examples
     --------
@@ -45,3 +154,932 @@ class CellVQ(Trainable, Predicting, Perturbable):
     >>> model.module.codebook().shape
     torch.Size([256, 32])
     """
+
+    module: CellVQModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        *,
+        vocabulary: Sequence[str] | GeneVocabulary | None = None,
+        size: str | CellVQSize = "mini",
+        properties: Mapping[str, Sequence[str]] | None = None,
+        seed: int = 0,
+        **sizes: Any,
+    ) -> None:
+        super().__init__(adata)
+        if vocabulary is None:
+            if adata is None:
+                raise ValueError(
+                    "CellVQ needs adata or vocabulary to know its genes; found neither. To use a "
+                    "trained model, call CellVQ.from_pretrained(folder)."
+                )
+            vocabulary = adata.var_names
+        if not isinstance(vocabulary, GeneVocabulary):
+            vocabulary = GeneVocabulary(list(vocabulary))
+        self._vocabulary: GeneVocabulary | None = vocabulary
+        found = {} if adata is None else self.registered_labels()
+        levels = {key: levels_of(labels) for key, labels in found.items()}
+        classes = check_classes(levels | dict(properties or {}))
+        sizes_of_network = named_size(size, SIZES, sizes)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = CellVQModule(len(vocabulary), size=sizes_of_network, properties=classes)
+        self._summarise()
+
+    def _summarise(self) -> None:
+        """Set the summary that scvi-tools prints."""
+        n = sum(p.numel() for p in self.module.parameters())
+        genes = (
+            "genes without names" if self._vocabulary is None else f"{len(self.vocabulary)} genes"
+        )
+        self._model_summary_string = (
+            f"CellVQ: {genes}, {2**self.size.n_bits} codes, properties {list(self.properties)}, "
+            f"width {self.size.dim}, {self.size.n_layers} layers, {n:,} parameters"
+        )
+
+    @classmethod
+    @checks_arguments()
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        labels_keys: Sequence[str] = (),
+        study_key: str | None = None,
+        units: Units = "counts",
+        total_counts: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register cells for training, and check their units and labels.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes, any storage.
+        layer
+            Layer to read instead of ``X``.
+        labels_keys
+            Columns of ``obs`` with properties to learn (cell type, tissue, disease, anything): the
+            model gets a head for each. Cells without a label (``NaN`` or ``""``) do not count.
+        study_key
+            Column with the study: validation is on whole studies. Without it, on cells.
+        units
+            ``"counts"``, or ``"log1p_cp10k"``: ``log1p`` of counts per 10,000, which are turned
+            back into counts with ``total_counts``.
+        total_counts
+            Column with the counts of a cell before it was normalised, for ``"log1p_cp10k"``.
+        **kwargs
+            For :meth:`scvi.data.AnnDataManager.register_fields`.
+
+        Raises
+        ------
+        KeyError
+            If the layer or a column does not exist.
+        TypeError
+            If ``adata`` is no AnnData, or ``labels_keys`` one text.
+        ValueError
+            If values are not in these units, a property has no label at all or is named twice,
+            studies are missing, or names of genes are not unique or empty.
+
+        Warns
+        -----
+        UserWarning
+            If a property has one level only.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        get_matrix(adata, layer=layer)
+        check_unique_names(adata.var_names, axis="var")
+        if isinstance(labels_keys, str):
+            raise TypeError(f"labels_keys={labels_keys!r} is one text; expected a list.")
+        labels_keys = list(labels_keys)
+        if len(set(labels_keys)) < len(labels_keys):
+            raise ValueError(f"labels_keys={labels_keys} names a column twice; name each once.")
+        for key in labels_keys:
+            check_labels(adata, key)
+        if study_key is not None:
+            check_column(adata, study_key)
+        check_training_units(adata, layer, units, total_counts)
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
+            CategoricalObsField(STUDY, study_key),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @property
+    def size(self) -> CellVQSize:
+        """Sizes of the network."""
+        return self.module.size
+
+    @property
+    def properties(self) -> dict[str, list[str]]:
+        """Classes of each property head by the name of the property."""
+        return self.module.property_heads.classes
+
+    @property
+    def confidence_levels(self) -> dict[str, list[float]]:
+        """Quantiles 0, 0.01, …, 0.5 of the confidence of a head in held-out cells, by its name.
+
+        Confidence is the largest probability of a cell; see :meth:`least_confidence`.
+        """
+        return self.module.property_heads.confidence_levels
+
+    @property
+    def vocabulary(self) -> GeneVocabulary:
+        """Genes of the model.
+
+        Raises
+        ------
+        ValueError
+            If the weights came without the names of their genes.
+        """
+        if self._vocabulary is None:
+            raise ValueError(
+                "The weights came without the names of their genes, so no counts can be read; "
+                "pass from_pretrained(…, genes=names), in the authors' order "
+                "(OS_scRNA_gene_index.19264.tsv)."
+            )
+        return self._vocabulary
+
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return the share of the model's genes that ``adata`` measures."""
+        return self.vocabulary.align(adata.var_names).found_share
+
+    @checks_arguments()
+    @torch.inference_mode()
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        *,
+        layer: str | None = None,
+        units: Units = "counts",
+        total_counts: str | None = None,
+        representation: Representation = "cell",
+        batch_size: int = 64,
+        precision: Precision = "auto",
+    ) -> np.ndarray:
+        """Embed cells.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes, any gene order; genes that the model does not have are ignored, genes
+            that are not measured are missing. By default the model's own data, as registered
+            (``layer``, ``units`` and ``total_counts`` are then not used).
+        layer
+            Layer to read instead of ``X``.
+        units
+            Units of the matrix: ``"counts"``, raw counts, or ``"log1p_cp10k"``, the natural
+            ``log1p`` of counts per 10,000. Declared, never guessed, and checked.
+        total_counts
+            Column of ``obs`` with the counts of each cell, for ``"log1p_cp10k"``; without it cells
+            are taken to have 10,000.
+        representation
+            ``"cell"``: the two count tokens, the largest value and the mean over the genes, which
+            are the input of the property heads. ``"code"``: position of the cell among the codes.
+        batch_size
+            Cells at a time at most; the result does not depend on it.
+        precision
+            ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the processor is fast at
+            it and, in a trial once per weights, tokens have a cosine similarity of at least 0.999
+            to float32.
+
+        Returns
+        -------
+        ``(n, 4 * dim)`` or ``(n, code_dim)`` float32; ``NaN`` for cells that express none of the
+        model's genes.
+
+        Raises
+        ------
+        KeyError
+            If the layer or column does not exist.
+        ValueError
+            If values are not in the declared units, or too few genes are found.
+
+        Warns
+        -----
+        UserWarning
+            If few of the model's genes are measured, or cells express none of them.
+        """
+        reader = self._reader(adata, layer, units, total_counts)
+        width = 4 * self.size.dim if representation == "cell" else self.size.code_dim
+        out = np.full((reader.n_cells, width), np.nan, dtype=np.float32)
+        for rows, encoded in self._encoded(reader, batch_size, precision):
+            found = encoded.embedding
+            if representation == "code":
+                found = self.module.quantize(encoded.maximum).latent
+            out[rows] = found.float().cpu().numpy()
+        return out
+
+    @checks_arguments()
+    @torch.inference_mode()
+    def get_cell_codes(
+        self,
+        adata: AnnData | None = None,
+        *,
+        layer: str | None = None,
+        units: Units = "counts",
+        total_counts: str | None = None,
+        batch_size: int = 64,
+        precision: Precision = "float32",
+    ) -> CellCodes:
+        """Return the nearest code of each cell.
+
+        Parameters
+        ----------
+        adata, layer, units, total_counts, batch_size, precision
+            As for :meth:`get_latent_representation`.
+
+        Returns
+        -------
+        CellCodes
+            In the order of the cells. A cell that expresses none of the model's genes has the code
+            −1, and ``NaN`` in all other fields.
+
+            Codes differ between processors only for cells whose ``margin`` is 0 up to rounding. In
+            bfloat16 more cells with a ``margin`` near 0 get the other code.
+
+        Raises
+        ------
+        KeyError, ValueError
+            As :meth:`get_latent_representation`.
+        """
+        reader = self._reader(adata, layer, units, total_counts)
+        n = reader.n_cells
+        code = np.full(n, NO_CODE, dtype=np.int64)
+        embedding, latent, best = (
+            np.full((n, width), np.nan, dtype=np.float32)
+            for width in (4 * self.size.dim, self.size.code_dim, 2)
+        )
+        for rows, encoded in self._encoded(reader, batch_size, precision):
+            found = self.module.quantize(encoded.maximum)
+            code[rows] = found.code.cpu().numpy()
+            embedding[rows] = encoded.embedding.float().cpu().numpy()
+            latent[rows] = found.latent.float().cpu().numpy()
+            best[rows] = found.similarity.float().topk(2, dim=1).values.cpu().numpy()
+        return CellCodes(
+            code=code,
+            embedding=embedding,
+            latent=latent,
+            similarity=best[:, 0].copy(),
+            margin=best[:, 0] - best[:, 1],
+        )
+
+    @torch.inference_mode()
+    def get_codebook(self) -> Codebook:
+        """Return all codes of the model.
+
+        Returns
+        -------
+        Codebook
+            In the order of their numbers.
+        """
+        self.module.eval()
+        return Codebook(
+            vectors=self.module.codebook().float().cpu().numpy(),
+            bits=self.module.bits.cpu().numpy().astype(np.int8),
+        )
+
+    @checks_arguments()
+    @torch.inference_mode()
+    def get_attention(
+        self,
+        adata: AnnData | None = None,
+        *,
+        layer: str | None = None,
+        units: Units = "counts",
+        total_counts: str | None = None,
+        reduce: Literal["mean"] | None = None,
+    ) -> Iterator[tuple[pd.Index, np.ndarray]]:
+        """Yield the attention maps of cells, one cell at a time and in their order.
+
+        The two count tokens represent the whole cell and are merged into ``"<summary>"``: their
+        rows are averaged, their columns summed.
+
+        Parameters
+        ----------
+        adata, layer, units, total_counts
+            As for :meth:`get_latent_representation`.
+        reduce
+            ``"mean"`` averages over layers and heads, with few maps in memory.
+
+        Yields
+        ------
+        tokens
+            ``(n + 1,)`` names: ``"<summary>"``, then the genes that the cell expresses, in the
+            order of the vocabulary; no gene for a cell that expresses none.
+        weights
+            ``(layers, heads, n + 1, n + 1)`` float32, or with ``reduce="mean"``
+            ``(n + 1, n + 1)``; rows (queries) sum to 1.
+
+        Raises
+        ------
+        KeyError, ValueError
+            As :meth:`get_latent_representation`.
+        """
+        reader = self._reader(adata, layer, units, total_counts)
+        for row in range(reader.n_cells):
+            tokens = reader.tokens(np.array([row])).to(self.device)
+            genes = self.vocabulary.genes[tokens.gene_ids[0, :-2].cpu().numpy()]
+            layers = (_merge_count_tokens(w[0]) for w in self.module.attention(*tokens))
+            if reduce is None:
+                weights = torch.stack(list(layers))
+            else:
+                weights = torch.stack([w.mean(0) for w in layers]).mean(0)
+            yield genes.insert(0, SUMMARY), weights.cpu().numpy()
+
+    @checks_arguments()
+    @torch.inference_mode()
+    def get_gene_embeddings(
+        self,
+        adata: AnnData | None = None,
+        *,
+        layer: str | None = None,
+        units: Units = "counts",
+        total_counts: str | None = None,
+        batch_size: int = 64,
+        precision: Precision = "auto",
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield the embeddings of all genes of the vocabulary, a few cells at a time.
+
+        Parameters
+        ----------
+        adata, layer, units, total_counts, batch_size, precision
+            As for :meth:`get_latent_representation`.
+
+        Yields
+        ------
+        rows
+            Slice of the cells.
+        embeddings
+            ``(b, n_genes, dim)`` float32: the output of a gene's token, in the context of the
+            cell; ``NaN`` for genes that a cell does not express, which have no token.
+
+        Raises
+        ------
+        KeyError, ValueError
+            As :meth:`get_latent_representation`.
+        """
+        reader = self._reader(adata, layer, units, total_counts)
+        dtype = self.inference_dtype(precision)
+        n_genes, dim = len(self.vocabulary), self.size.dim
+        at_once = max(1, min(batch_size, _EMBEDDED_AT_ONCE // (n_genes * dim)))
+        for start in range(0, reader.n_cells, at_once):
+            rows = slice(start, min(start + at_once, reader.n_cells))
+            tokens = reader.tokens(np.arange(rows.start, rows.stop)).to(self.device)
+            states = self.module.encode(*tokens, dtype=dtype).float().cpu().numpy()
+            genes = tokens.gene_ids.cpu().numpy()
+            out = np.full((len(states), n_genes, dim), np.nan, dtype=np.float32)
+            cell, place = np.nonzero(genes < n_genes)
+            out[cell, genes[cell, place]] = states[cell, place]
+            yield rows, out
+
+    def choose_properties(self, properties: str | Sequence[str] | None = None) -> list[str]:
+        """Return the names of some property heads.
+
+        By default those that make sense for any cells: ``default_properties`` in the provenance
+        of the model, or all.
+
+        Raises
+        ------
+        KeyError
+            If the model has no head of a name.
+        ValueError
+            If the model has no heads at all, or ``properties`` is empty.
+        """
+        listed = self.provenance.get("default_properties")
+        default = listed if isinstance(listed, list) else []
+        return self.module.property_heads.choose(properties, default)
+
+    @checks_arguments()
+    @torch.inference_mode()
+    def predict_properties(
+        self,
+        adata: AnnData | None = None,
+        properties: str | Sequence[str] | None = None,
+        *,
+        layer: str | None = None,
+        units: Units = "counts",
+        total_counts: str | None = None,
+        batch_size: int = 64,
+        precision: Precision = "float32",
+    ) -> dict[str, pd.DataFrame]:
+        """Predict properties of cells, such as their type, tissue or disease.
+
+        Parameters
+        ----------
+        adata, layer, units, total_counts, batch_size, precision
+            As for :meth:`get_latent_representation`.
+        properties
+            Names of property heads (:attr:`properties`); by default those that make sense for any
+            cells (``provenance["default_properties"]``), or all.
+
+        Returns
+        -------
+        By name of a property a DataFrame, cells by classes, float32: the probabilities that the
+        head gives, which sum to 1. They are not calibrated, and a cell of a kind that the head
+        was not trained on still gets one of its classes. ``NaN`` for cells that express none
+        of the model's genes.
+
+        Raises
+        ------
+        KeyError
+            If there is no such property, layer or column.
+        ValueError
+            If the model has no property heads, values are not in the declared units, or too few
+            genes are found.
+
+        Warns
+        -----
+        UserWarning
+            If few of the model's genes are measured, cells express none of them, or a head has a
+            single class.
+
+        Examples
+        --------
+        >>> import anndata as ad, cfm, numpy as np
+        >>> genes = [f"G{i}" for i in range(20)]
+        >>> model = cfm.models.CellVQ(
+        ...     vocabulary=genes, n_layers=1, properties={"cell_type": ["B cell", "T cell"]}
+        ... )
+        >>> cells = ad.AnnData(np.eye(3, 20, dtype=np.float32) * 5)
+        >>> cells.var_names = genes
+        >>> model.predict_properties(cells)["cell_type"].columns.tolist()
+        ['B cell', 'T cell']
+        """
+        chosen = self.choose_properties(properties)
+        single = [name for name in chosen if len(self.properties[name]) == 1]
+        if single:
+            warn_user(
+                f"The heads {single} know a single class each, which they predict for every cell; "
+                "their predictions carry no information."
+            )
+        reader = self._reader(adata, layer, units, total_counts)
+        out = {
+            name: np.full((reader.n_cells, len(self.properties[name])), np.nan, dtype=np.float32)
+            for name in chosen
+        }
+        for rows, encoded in self._encoded(reader, batch_size, precision):
+            predicted = self.module.property_heads.predict(encoded.embedding)
+            for name, table in out.items():
+                table[rows] = predicted[name]
+        names = self._adata_or_own(adata).obs_names
+        return {
+            name: pd.DataFrame(table, index=names, columns=self.properties[name])
+            for name, table in out.items()
+        }
+
+    @checks_arguments(unknown=Range(0, 0.5))
+    def least_confidence(self, name: str, unknown: float) -> float:
+        """Return the probability below which a share of the held-out cells lies.
+
+        Parameters
+        ----------
+        name
+            A property head.
+        unknown
+            Share of the held-out cells, 0 to 0.5.
+
+        Returns
+        -------
+        That probability; 0 where the head was not trained here, such as in published weights.
+        """
+        return self.module.property_heads.least_confidence(name, unknown)
+
+    def set_confidence_levels(self, name: str, confidence: np.ndarray) -> None:
+        """Set the confidence of a head in held-out cells, ``(n_cells,)`` largest probabilities."""
+        self.module.property_heads.set_confidence_levels(name, confidence)
+
+    @checks_arguments()
+    def set_properties(
+        self, properties: Mapping[str, Sequence[str] | None], *, seed: int = 0
+    ) -> None:
+        """Add or replace property heads, untrained; others stay.
+
+        Parameters
+        ----------
+        properties
+            Classes of each new head by its name, the column of ``obs`` that it is trained on. A
+            head of that name is replaced; ``None`` removes it.
+        seed
+            Seed of the new weights.
+
+        Raises
+        ------
+        KeyError
+            If a head to remove does not exist.
+        TypeError, ValueError
+            If classes are one text, none, empty or named twice.
+
+        Examples
+        --------
+        >>> import cfm
+        >>> model = cfm.models.CellVQ(vocabulary=["A", "B", "C"], size="mini", n_layers=1)
+        >>> model.set_properties({"cell_type": ["B cell", "T cell"]})
+        >>> model.properties
+        {'cell_type': ['B cell', 'T cell']}
+        """
+        self.module.property_heads.change(properties, seed=seed)
+        self.module.property_heads.to(self.device)
+        self._summarise()
+
+    @checks_arguments(n_folds=2, max_fold=Range(1), quantile=SHARE)
+    @torch.inference_mode()
+    def simulate(
+        self,
+        adata: AnnData,
+        perturbation: Sequence[str],
+        *,
+        layer: str | None = None,
+        groupby: str | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        units: Units = "counts",
+        total_counts: str | None = None,
+        effect: Effect | float = "knock_out",
+        quantile: float = 0.95,
+        targets: pd.DataFrame | None = None,
+        n_folds: int = 2,
+        max_fold: float = 10.0,
+    ) -> AnnData:
+        r"""Predict codes and expression of cells after a change of some genes.
+
+        The genes are removed from the tokens of the cell, or their values are changed; other tokens
+        stay. The cell is encoded to a code, and decoded, before and after:
+
+        .. math:: \hat x_g = x_g \, \mathrm{clip}(\mu'_g / \mu_g, 1 / F, F)
+
+        with :math:`\mu_g` and :math:`\mu'_g` the means that are decoded before and after, in
+        counts, and *F* = ``max_fold``. The decoder was trained on genes that it did not see, so
+        genes are split into folds at random, and each fold is decoded from the others and the
+        perturbed genes. A gene that a cell does not express stays so, unless it is
+        over-expressed.
+
+        Unless the model was trained on perturbed cells, the prediction follows from co-expression;
+        it is not a causal effect. Matrix products run in float32, because changes are small.
+
+        Parameters
+        ----------
+        adata
+            Unperturbed cells by genes.
+        perturbation
+            Genes, by any name that can be mapped, and with ``targets`` also compounds.
+        layer
+            Layer to read instead of ``X``.
+        groupby
+            Not used: each cell is predicted alone.
+        batch_size
+            Cells at a time; the result does not depend on it.
+        seed
+            Of the folds, and of rounding to counts.
+        units, total_counts
+            See :meth:`get_latent_representation`.
+        effect
+            ``"knock_out"``: the genes are not expressed. ``"over_expression"``: they are raised to
+            the ``quantile`` of the expressed values of the cell, if they are lower. A number:
+            their counts are multiplied by it.
+        quantile
+            See ``effect``.
+        targets
+            Table of the genes that compounds act on, such as :func:`cfm.datasets.drug_targets`,
+            columns ``compound`` and ``gene``; ``effect`` applies to these genes.
+        n_folds
+            Folds of the genes, at least 2; the network runs once per fold.
+        max_fold
+            Largest factor by which a gene rises or falls.
+
+        Returns
+        -------
+        AnnData, cells by the genes of ``adata`` that the model has, in the units of the input:
+        CSR float32; counts are rounded up or down at random so that the mean stays. ``obs``:
+        ``'cell_code_before'`` and ``'cell_code_after'`` (categorical of str such as ``"7"``;
+        missing for cells that express none of the model's genes).
+        ``uns['code_transitions']``: DataFrame of ``before``, ``after`` and ``n_cells``, the most
+        frequent first.
+
+        Raises
+        ------
+        TypeError
+            If ``perturbation`` is one text, or ``targets`` no table.
+        KeyError
+            If a name is neither a gene of the model nor a compound that acts on one.
+        ValueError
+            If an option is out of range, or values are not in the declared units.
+
+        Warns
+        -----
+        UserWarning
+            If no cell expresses a gene that is to be changed, so that nothing changes, few of the
+            model's genes are measured, or cells express none of them.
+        """
+        change = GeneChange(find_genes(self.vocabulary, perturbation, targets), effect, quantile)
+        reader = self._reader(adata, layer, units, total_counts)
+        simulator = Simulator(
+            self.module,
+            change,
+            assign_folds(len(self.vocabulary), change.places, n_folds, seed),
+            max_fold,
+            # elsewhere decoders were trained without the codes of cells
+            self.module.code_term is not None or "training_studies" in self.provenance,
+        )
+        rounding = Rounding([str(n) for n in adata.obs_names], seed) if units == "counts" else None
+        return simulator.run(adata, reader, batch_size=batch_size, rounding=rounding)
+
+    @checks_arguments(
+        code_only_share=SHARE,
+        last_temperature=Range(0, 1, "low"),
+        anneal_share=Range(0, 1, "low"),
+        validation_share=BELOW_1,
+    )
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        max_steps: int | None = None,
+        freeze: Literal["encoder"] | None = None,
+        keep_share: float | tuple[float, float] = (0.1, 0.5),
+        code_only_share: float = 0.8,
+        schedule: Schedule = "cosine",
+        last_temperature: float = 0.02,
+        anneal_share: float = 0.8,
+        reconstruction_weight: float = 1.0,
+        separation_weight: float = 0.1,
+        balance_weight: float = 0.0,
+        property_weight: float | Mapping[str, float] = 1.0,
+        code_label_weight: float = 0.0,
+        class_weights: bool = False,
+        validation_share: float = 0.1,
+        n_validation: int = 512,
+        batch_size: int = 32,
+        accumulate_grad_batches: int = 1,
+        lr: float = 3e-3,
+        weight_decay: float = 0.01,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: str = "auto",
+        block_size: int = BLOCK_SIZE,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
+        enable_progress_bar: bool | None = None,
+        seed: int = 0,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train on hidden counts and registered properties: from scratch, or further.
+
+        The encoder sees a random part of the genes that a cell expresses. From that, and from the
+        code of the cell, the decoder predicts the rest: the counts of the hidden genes and the
+        zeros, by a zero-inflated negative binomial whose mean, in counts per 10,000, is scaled by
+        the counts of the cell. Of some cells the decoder sees the code alone, so that codes
+        represent the whole cell. The property heads are trained on the embedding of the part that
+        is seen. AdamW in one cycle (up over 10 % of the steps, then down by a cosine), clipping
+        at 1.0.
+
+        Every epoch adds to ``history`` the parts of the loss of training and validation
+        (``train_reconstruction``, ``validation_reconstruction`` in nats per count, …), and of up
+        to ``n_validation`` whole cells, validation cells if there are any, ``perplexity`` (their
+        effective number of codes), ``n_live_codes`` (the number of codes that they use) and
+        ``live_codes`` (that number as a share of all codes). The confidence of the heads in these
+        cells is stored in ``confidence_levels``, from which :func:`cfm.tl.predict_properties`
+        decides which cells are unknown.
+
+        Registered properties (``labels_keys``) that the model has no head for get one.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data; by default 100, and 1,000 steps at most.
+        max_steps
+            Optimiser steps at most.
+        freeze
+            ``"encoder"`` trains the property heads and the decoder only: codes and embeddings of
+            cells stay. With ``reconstruction_weight=0`` the heads alone.
+        keep_share
+            Share of the expressed genes that the encoder sees, or the bounds between which it is
+            drawn for each cell.
+        code_only_share
+            Probability that the decoder sees the code of a cell and none of its genes.
+        schedule
+            How the temperature of the quantiser falls from 1: ``"cosine"`` or ``"geometric"``.
+            The temperature is also the share of the cells that bypass the quantiser, until 0.02.
+        last_temperature
+            Final temperature.
+        anneal_share
+            Share of the steps after which it is reached.
+        reconstruction_weight, separation_weight, balance_weight
+            Weights of the three terms: the counts; the separation of codes (mean of the largest
+            cosine of a code to another); the balance of codes (1 − the entropy of the mean
+            probabilities of a batch over its largest value; not in the published model).
+        property_weight
+            Weight of the cross-entropy of the heads, or weights by name of the head.
+        code_label_weight
+            Weight of the same properties predicted from the code alone, by heads for training
+            only, so that labels shape the codes.
+        class_weights
+            Weight cells so that all classes of a property count the same, however frequent.
+        validation_share
+            Share of the studies that is held out, at least one if there are three; without
+            ``study_key`` share of the cells.
+        n_validation
+            Validation cells at most, spread over all held-out cells.
+        batch_size
+            Cells per batch.
+        accumulate_grad_batches
+            Batches per optimiser step.
+        lr, weight_decay
+            Of AdamW: peak rate, and decay of matrices.
+        accelerator, devices, num_nodes, strategy
+            As in Lightning: how many devices on how many machines train together, each with
+            batches of ``batch_size``; see the guide on training.
+        precision
+            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
+            ``"bfloat16"``, or a name of Lightning's.
+        block_size
+            Neighbouring rows that are shuffled together where there are more than 8,192; 1
+            shuffles each row alone, which is slow on disk.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
+        enable_progress_bar
+            By default according to ``scvi.settings.verbosity``.
+        seed
+            Seed of the whole run.
+        **trainer_kwargs
+            For :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        KeyError
+            If cells have a class that the head of a loaded model does not know.
+        ValueError
+            If the model has no data, no cell expresses one of its genes, there is nothing to
+            train, a number is out of its range, or the loss is no longer finite.
+        KeyboardInterrupt
+            If training is interrupted. The model keeps the weights of that step.
+
+        Warns
+        -----
+        UserWarning
+            If cells express none of the genes (they are left out), or if the codes have collapsed
+            by the end: cells of different kinds then have the same code.
+
+        Notes
+        -----
+        Published are the task, the kinds of the losses and the quantiser. The shares, the weights
+        and the schedule are ours, as is the decoder that sees the code.
+        """
+        run = TrainingRun(locals())
+        if self.adata is None:
+            raise ValueError(
+                "The model has no data; give it some with from_pretrained(name, adata=adata) "
+                "after CellVQ.setup_anndata(adata, …)."
+            )
+        fit(self, run)
+
+    def _reader(
+        self, adata: AnnData | None, layer: str | None, units: Units, total_counts: str | None
+    ) -> CellReader:
+        """Return a reader of cells, by default the model's own; set the network to evaluation."""
+        self.module.eval()
+        if adata is None:
+            return self.registered_reader()
+        return CellReader(
+            adata,
+            self.vocabulary,
+            layer=layer,
+            units=units,
+            total_counts=total_counts,
+        )
+
+    def registered_reader(self) -> CellReader:
+        """Return a reader of the registered data."""
+        adata = self._adata_or_own(None)
+        setup = self._setup_arguments()
+        given = {key: setup[key] for key in ("layer", "units", "total_counts")}
+        return CellReader(adata, self.vocabulary, **given)
+
+    def registered_labels(self) -> dict[str, np.ndarray]:
+        """Return the registered properties, ``(n,)`` object by column; ``""`` = no label."""
+        keys = self._setup_arguments()["labels_keys"]
+        return {key: labels_of(self.adata, key) for key in keys}
+
+    def _setup_arguments(self) -> dict[str, Any]:
+        """Return the arguments of :meth:`setup_anndata`."""
+        return self.adata_manager.registry["setup_args"]
+
+    def _encoded(
+        self, reader: CellReader, batch_size: int, precision: Precision
+    ) -> Iterator[tuple[np.ndarray, Encoded]]:
+        """Yield ``(rows, output of the encoder)`` of the cells that express a gene of the model."""
+        dtype = self.inference_dtype(precision)
+        most = _ON_CPU if self.device.type == "cpu" else _ON_GPU
+        for rows, cells in reader.batches(batch_size, most_tokens=most):
+            tokens = cells.tokens().to(self.device)
+            yield rows, self.module.encode_cells(*tokens, dtype=dtype)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a folder or file contains weights as the authors of CellVQ publish them."""
+        return is_published(path)
+
+    @classmethod
+    @reads_checkpoint
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        adata: AnnData | None = None,
+        *,
+        device: str = "auto",
+        mode: str = "m1",
+        genes: Sequence[str] | None = None,
+        properties: Mapping[str, Sequence[str]] | None = None,
+    ) -> Self:
+        """Load a model by name, folder or ``hf://org/name``.
+
+        Parameters
+        ----------
+        source
+            Name of a bundled or registered checkpoint, a folder that :meth:`save` wrote, or
+            ``models.ckpt`` as the authors release it, or a folder with it: a dictionary of
+            ``config`` and the weights of each mode. No code in it is run.
+        adata
+            Data to attach for further training, registered with ``setup_anndata``. Properties
+            that the model has no head for get one when it is trained.
+        device
+            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        mode
+            Which weights of the authors' file to load.
+        genes
+            Names of the genes of the authors' weights, in their order. By default those of
+            ``OS_scRNA_gene_index.19264.tsv`` beside the file; without either the network can be
+            used with tensors, but no AnnData can be read.
+        properties
+            Names of the classes of the authors' heads, which their file does not contain; by
+            default ``"0"``, ``"1"``, ….
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is damaged, is not safe to read, belongs to another model, or an
+            argument does not fit it.
+        """
+        path = resolve(source)
+        if not cls.recognises(path):
+            if genes is not None or properties is not None:
+                raise ValueError(
+                    "genes= and properties= are for the authors' weights; this checkpoint names "
+                    "its own."
+                )
+            return super().from_pretrained(source, adata, device=device)
+        checkpoint = read_published(path, mode, genes=genes, properties=properties)
+        model = cls._from_checkpoint(checkpoint, adata)
+        model.checkpoint_name = checkpoint.name
+        model.checkpoint_sha256 = checkpoint.sha256
+        model.is_trained_ = True
+        model.to_device(device)
+        model.module.eval()
+        return model
+
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+        settings, files = self.module.property_heads.state()
+        if self._vocabulary is not None:
+            files[GENES_FILE] = "\n".join(self._vocabulary.genes) + "\n"
+        config = {"size": vars(self.size), "n_genes": self.module.n_genes} | settings
+        return dict(self.module.state_dict()), config, files
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+        config, tensors, name = dict(checkpoint.config), checkpoint.tensors, checkpoint.name
+        with validate_config("CellVQ", name, tensors):
+            size = CellVQSize(**config.pop("size"))
+            n_genes = check_whole("n_genes", config.pop("n_genes"))
+            text = checkpoint.files.get(GENES_FILE)
+            vocabulary = None if text is None else GeneVocabulary(text.splitlines())
+            module = CellVQModule(n_genes, size=size)
+            module.property_heads = PropertyHeads.from_state(4 * size.dim, config, checkpoint.files)
+            config.pop(LEVELS, None)
+        if vocabulary is not None and len(vocabulary) != n_genes:
+            raise ValueError(
+                f"Found {len(vocabulary)} names of genes, but weights of {n_genes} genes in "
+                f"checkpoint {name!r}."
+            )
+        # very large weights are not copied
+        load_weights(module, tensors, name, copy=False)
+        # not by __init__, which would make a network in memory
+        model = cls.__new__(cls)
+        PretrainedModel.__init__(model)
+        model._vocabulary, model.module, model.provenance = vocabulary, module, config
+        model._summarise()
+        if adata is not None:
+            model.attach(adata)
+        return model
+
+
+def _merge_count_tokens(weights: torch.Tensor) -> torch.Tensor:
+    """Merge the last two tokens of ``(heads, n + 2, n + 2)`` weights, and put them first."""
+    columns = torch.cat([weights[..., -2:].sum(-1, keepdim=True), weights[..., :-2]], dim=-1)
+    return torch.cat([columns[:, -2:].mean(1, keepdim=True), columns[:, :-2]], dim=1)

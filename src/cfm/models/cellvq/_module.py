@@ -1,33 +1,183 @@
-"""CellVQ, tensor side: expressed genes in, tokens, codes, properties and counts out."""
+"""CellVQ, the network and its sizes: expressed genes in, codes, properties and counts out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models.cellvq._code_term import CodeTerm
-from cfm.models.cellvq._decoder import ExpressionDecoder
-from cfm.models.cellvq._expression_term import ExpressionTerm
-from cfm.nn import PostNormLayer
+from cfm.models._named_sizes import check_sizes
+from cfm.models.cellvq._additions import CodeTerm, ExpressionTerm
+from cfm.models.cellvq._property_heads import PropertyHeads
+from cfm.nn import PerformerLayer, PostNormLayer
 from cfm.nn._binned_value import BinnedValueEmbedding
 from cfm.nn._post_norm import PreparedStack
 from cfm.nn._soft_codes import Quantised, SoftCodes
 from cfm.nn._weight_cache import WeightCache
+from cfm.nn._zinb import ZINBHeads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from cfm.models.cellvq._sizes import CellVQSize
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 #: Tokens beside the genes, the last two of each cell: a constant and the log10 of its counts.
 N_COUNT_TOKENS = 2
 
 
+@dataclass(frozen=True)
+class CellVQSize:
+    """Sizes of the network.
+
+    Attributes
+    ----------
+    dim, n_layers, n_heads, ff_dim
+        Width, layers, attention heads and hidden feed-forward width of the encoder.
+    decoder_dim, decoder_layers, decoder_heads
+        Width, Performer layers and their heads of the decoder.
+    n_bins, bin_alpha
+        Bins that values are mixed of, and the weight of the hidden numbers in their shares.
+    n_bits
+        Bits of a code; there are 2 to the power of ``n_bits`` codes.
+    codebook_dim, codebook_layers
+        Width and number of the hidden layers of the network that makes the codes.
+    code_dim
+        Width of the codes.
+    relation
+        Learned relations between genes that are added to their identity: ``"full"``, a number for
+        each pair of positions, as published; a whole number, the rank of a smaller form; or
+        ``"none"``.
+    dropout
+        Of the encoder, in training.
+    code_term
+        Add :class:`~cfm.models.cellvq._additions.CodeTerm`, without which a narrow decoder learns
+        slowly how counts depend on the code. Not in the published model.
+    expression_term
+        Add :class:`~cfm.models.cellvq._additions.ExpressionTerm` to the tokens of a cell. Not in
+        the published model.
+    """
+
+    dim: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    ff_dim: int = 3072
+    decoder_dim: int = 512
+    decoder_layers: int = 6
+    decoder_heads: int = 8
+    n_bins: int = 100
+    n_bits: int = 12
+    codebook_dim: int = 1024
+    codebook_layers: int = 5
+    code_dim: int = 32
+    relation: str | int = "full"
+    bin_alpha: float = 1.0
+    dropout: float = 0.1
+    code_term: bool = False
+    expression_term: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(self, dropouts=("dropout",))
+        if self.n_bits > 20:
+            raise ValueError(f"n_bits must be at most 20; found {self.n_bits}.")
+        for width, heads in (("dim", "n_heads"), ("decoder_dim", "decoder_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(
+                    f"{width}={getattr(self, width)} must be divisible by "
+                    f"{heads}={getattr(self, heads)}."
+                )
+        rank = isinstance(self.relation, int) and not isinstance(self.relation, bool)
+        if not (rank and int(self.relation) >= 1) and self.relation not in ("full", "none"):
+            raise ValueError(
+                f"relation must be 'full', 'none' or a rank of at least 1; found {self.relation!r}."
+            )
+        if isinstance(self.bin_alpha, bool) or not abs(self.bin_alpha) < float("inf"):
+            raise ValueError(f"bin_alpha must be a finite number; found {self.bin_alpha!r}.")
+
+    @property
+    def n_codes(self) -> int:
+        """Number of codes."""
+        return int(2**self.n_bits)
+
+
+#: ``published`` is the authors' (514 million parameters with 19,264 genes, 371 million of
+#: them relations between genes). ``mini`` is for laptops and small data.
+SIZES = {
+    "mini": CellVQSize(
+        dim=64,
+        n_layers=2,
+        n_heads=4,
+        ff_dim=128,
+        decoder_dim=32,
+        decoder_layers=1,
+        decoder_heads=2,
+        n_bins=32,
+        n_bits=8,
+        codebook_dim=64,
+        codebook_layers=3,
+        relation="none",
+        dropout=0.0,  # with it, attention on a CPU takes four times as long in training
+        code_term=True,
+        expression_term=True,
+    ),
+    "published": CellVQSize(),
+}
+
+
+class Encoded(NamedTuple):
+    """Output of the encoder.
+
+    Attributes
+    ----------
+    states
+        ``(b, n, dim)``, outputs of the tokens.
+    embedding
+        ``(b, 4 * dim)``, the cell embedding.
+    maximum
+        ``(b, dim)``, largest value over the tokens, which is quantised.
+    """
+
+    states: Tensor
+    embedding: Tensor
+    maximum: Tensor
+
+
+class ExpressionDecoder(nn.Module):
+    """Performer over all positions, with a zero-inflated negative binomial per position.
+
+    Parameters
+    ----------
+    size
+        Sizes of the network.
+    """
+
+    def __init__(self, size: CellVQSize) -> None:
+        super().__init__()
+        width = size.decoder_dim
+        self.projection = nn.Linear(size.dim, width)
+        self.layers = nn.ModuleList(
+            PerformerLayer(width, size.decoder_heads) for _ in range(size.decoder_layers)
+        )
+        # Two norms, one after the other, as published.
+        self.norm = nn.LayerNorm(width)
+        self.output_norm = nn.LayerNorm(width)
+        self.heads = ZINBHeads(width)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode ``(b, positions, dim)`` to mean, dispersion and dropout ``(b, positions)``."""
+        x = self.projection(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        mean, dispersion, dropout = self.heads(self.output_norm(self.norm(x)))
+        return mean, dispersion, dropout
+
+
 class CellVQModule(nn.Module):
     """Transformer over the expressed genes of a cell, a quantiser, a decoder, and heads.
+
+    values, gene_ids (b, n) → encode → tokens (b, n, dim) → pool → cell embedding (b, 4 * dim) and
+    maximum (b, dim); the maximum → quantize → code and its vector (b, dim); tokens and vector →
+    decode → counts (b, n_genes); the cell embedding → classify → logits of each property.
 
     Positions are the genes, then the two count tokens (``n_genes``, ``n_genes + 1``), then
     padding (``n_genes + 2``).
@@ -39,7 +189,7 @@ class CellVQModule(nn.Module):
     size
         Sizes of the network.
     properties
-        Number of classes by name of a property head.
+        Classes of each property head by its name.
 
     References
     ----------
@@ -51,14 +201,17 @@ class CellVQModule(nn.Module):
     relation_projection: nn.Linear | None
 
     def __init__(
-        self, n_genes: int, *, size: CellVQSize, properties: Mapping[str, int] | None = None
+        self,
+        n_genes: int,
+        *,
+        size: CellVQSize,
+        properties: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         if n_genes < 1:
             raise ValueError(f"n_genes must be at least 1; found {n_genes!r}.")
         self.n_genes = n_genes
         self.size = size
-        self.properties = dict(properties or {})
         dim, n_positions = size.dim, n_genes + N_COUNT_TOKENS
         self.value_embedding = BinnedValueEmbedding(dim, size.n_bins, size.bin_alpha)
         self.position_embedding = nn.Embedding(n_positions + 1, dim)
@@ -89,10 +242,7 @@ class CellVQModule(nn.Module):
         self.code_term = CodeTerm(n_genes, dim, size.code_dim) if size.code_term else None
         if self.code_term is not None:
             self.decoder.heads.start_at_one()
-        # A list, because names of properties may be names that a module has already.
-        self.property_heads = nn.ModuleList(
-            nn.Linear(4 * dim, n_classes) for n_classes in self.properties.values()
-        )
+        self.property_heads = PropertyHeads(4 * dim, properties)
         self._cache = WeightCache()
 
     def encode(
@@ -103,7 +253,7 @@ class CellVQModule(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Encode the tokens of cells; without gradients each cell as if it were alone.
+        """Encode the tokens of cells; without gradients the result does not depend on the batch.
 
         Parameters
         ----------
@@ -112,7 +262,7 @@ class CellVQModule(nn.Module):
         gene_ids
             ``(b, n)`` int64 positions.
         padding
-            ``(b, n)`` bool, true where there is no token; what stands there has no influence.
+            ``(b, n)`` bool, true where there is no token; values there have no influence.
         dtype
             Of the matrix products, in evaluation mode without gradients.
 
@@ -147,10 +297,10 @@ class CellVQModule(nn.Module):
         return x + self.expression_term(values, gene_ids, padding).unsqueeze(1)
 
     def identity(self) -> Tensor:
-        """Return what stands for each position, ``(n_genes + 3, dim)``: padding comes last.
+        """Return the embedding of each position, ``(n_genes + 3, dim)``; padding comes last.
 
-        The embedding of the position plus, for all but padding, that of its relations. In
-        evaluation mode without gradients it is computed once per weights.
+        It is the sum of a learned embedding and, for all but padding, a projection of the
+        relations. In evaluation mode without gradients it is computed once per weights.
         """
         if self.relation is None:
             return self.position_embedding.weight
@@ -163,7 +313,7 @@ class CellVQModule(nn.Module):
         return self.position_embedding.weight + F.pad(projection(relation), (0, 0, 0, 1))
 
     def pool(self, encoded: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sum up the tokens of each cell.
+        """Pool the tokens of each cell.
 
         Parameters
         ----------
@@ -177,7 +327,7 @@ class CellVQModule(nn.Module):
         cell_embedding
             ``(b, 4 * dim)``: last token, last but one, then largest value and mean over the genes.
         maximum
-            ``(b, dim)``: largest value over all tokens, what is quantised.
+            ``(b, dim)``: largest value over all tokens, which is quantised.
         """
         b, n, _ = encoded.shape
         place = torch.arange(n, device=encoded.device)
@@ -195,6 +345,18 @@ class CellVQModule(nn.Module):
         two = encoded[cells, last], encoded[cells, before]
         maximum = torch.maximum(largest, torch.maximum(*two))
         return torch.cat([*two, largest, mean], dim=-1), maximum
+
+    def encode_cells(
+        self,
+        values: Tensor,
+        gene_ids: Tensor,
+        padding: Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Encoded:
+        """Encode and pool the tokens of cells; arguments as for :meth:`encode`."""
+        states = self.encode(values, gene_ids, padding, dtype=dtype)
+        return Encoded(states, *self.pool(states, padding))
 
     def quantize(
         self,
@@ -249,7 +411,7 @@ class CellVQModule(nn.Module):
         Parameters
         ----------
         encoded, gene_ids, padding
-            Tokens of the genes that are known, where they stand, and which are none.
+            Tokens that the decoder sees, their positions, and where there is no token.
         vector
             ``(b, dim)``, added to every position, such as the code of a cell; not in the
             published model.
@@ -262,7 +424,7 @@ class CellVQModule(nn.Module):
         n_positions = self.n_genes + N_COUNT_TOKENS
         silent = self.value_embedding(encoded.new_zeros(())).to(encoded.dtype)
         tokens = silent.expand(len(encoded), n_positions + 1, -1)
-        if padding is not None:  # padding is written where nobody looks
+        if padding is not None:  # written to a position that is dropped
             gene_ids = gene_ids.masked_fill(padding, n_positions)
         place = gene_ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         tokens = tokens.scatter(1, place, encoded)
@@ -278,25 +440,13 @@ class CellVQModule(nn.Module):
 
     def classify(self, cell_embedding: Tensor) -> dict[str, Tensor]:
         """Return logits of all property heads, by name ``(b, n_classes)``."""
-        heads = zip(self.properties, self.property_heads, strict=True)
-        return {name: head(cell_embedding) for name, head in heads}
-
-    def set_heads(self, n_classes: Mapping[str, int]) -> None:
-        """Put new, untrained property heads in; 0 classes take a head away, others stay."""
-        heads = dict(zip(self.properties, self.property_heads, strict=True))
-        counts = self.properties | dict(n_classes)
-        device = self.position_embedding.weight.device
-        for name, n in n_classes.items():
-            if n:
-                heads[name] = nn.Linear(4 * self.size.dim, n, device=device)
-        self.properties = {name: n for name, n in counts.items() if n}
-        self.property_heads = nn.ModuleList(heads[name] for name in self.properties)
+        return cast("dict[str, Tensor]", self.property_heads(cell_embedding))
 
     @torch.no_grad()
     def attention(
         self, values: Tensor, gene_ids: Tensor, padding: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """Return what attends to what, layer after layer; arguments as of :meth:`encode`.
+        """Yield attention weights layer by layer; arguments as for :meth:`encode`.
 
         Yields
         ------
@@ -314,9 +464,9 @@ class CellVQModule(nn.Module):
                 x = layer(x, bias)
 
     def bfloat16_agreement(self) -> float:
-        """Return how alike tokens less their mean are in bfloat16 and float32, a mean cosine.
+        """Return the mean cosine of centred tokens in bfloat16 and in float32.
 
-        Tried once per weights, on four made-up cells of up to 256 genes.
+        Computed once per weights, on four random cells of up to 256 genes.
         """
         weights = list(self.layers.parameters())
         return float(self._cache.get("agreement", weights, self._try_bfloat16))
@@ -341,7 +491,7 @@ class CellVQModule(nn.Module):
         return F.cosine_similarity(exact - exact.mean(0), rough - rough.mean(0)).mean()
 
     def train(self, mode: bool = True) -> CellVQModule:
-        """Switch between training and evaluation; what was computed once is dropped."""
+        """Switch between training and evaluation; cached tensors are dropped."""
         if mode:
             self._cache.clear()
         return super().train(mode)
@@ -354,13 +504,13 @@ class CellVQModule(nn.Module):
         )
 
     def _keep(self, name: str, weights: Iterable[Tensor], make: Callable[[], Tensor]) -> Tensor:
-        """Compute something, or take what was computed, where no gradients are asked for."""
+        """Return a cached tensor; compute it if it is new, or if gradients are needed."""
         if self.training or torch.is_grad_enabled():
             return make()
         return cast("Tensor", self._cache.get(name, weights, make))
 
     def _blank(self, values: Tensor, genes: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Overwrite what stands at padding, which may be anything."""
+        """Overwrite values and positions at padding, which may be anything."""
         return values.masked_fill(padding, 0.0), genes.masked_fill(padding, self.n_genes + 2)
 
     def _check(self, values: Tensor, gene_ids: Tensor, padding: Tensor | None) -> None:
@@ -388,7 +538,7 @@ class CellVQModule(nn.Module):
 
 
 def _bias(padding: Tensor | None, x: Tensor) -> Tensor | None:
-    """What hides padding in attention, ``(b, n)``."""
+    """Return the bias that hides padding in attention, ``(b, n)``."""
     if padding is None:
         return None
     zeros = torch.zeros(padding.shape, device=x.device, dtype=x.dtype)

@@ -12,10 +12,11 @@ from scipy import sparse
 
 from cfm._arguments import checks_arguments
 from cfm.data import GeneVocabulary
+from cfm.data._counts import TARGET_SUM
+from cfm.data._counts import CountReader as CellReader
 from cfm.data._matrix import check_not_empty, check_unique_names, in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.models._base import check_column
-from cfm.models.cellvq._reading import TARGET_SUM, CellReader
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from cfm.models import CellVQ
+from cfm.models.cellvq._property_heads import PropertyHeads
 from tests._cellvq import CLASSES, GENES, counted_cells, small_model
 from tests._same import assert_unchanged
 
@@ -121,3 +123,52 @@ def test_normalised_values_have_to_be_declared(model: CellVQ) -> None:
         cells, units="log1p_cp10k", total_counts="n", precision="float32"
     )
     np.testing.assert_allclose(found["tissue"], expected, atol=1e-5)
+
+
+def _embedded(n_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings of cells around the centre of their class, labels, and folds of pairs of rows."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, n_classes, 120)
+    centres = 2.0 * rng.standard_normal((n_classes, 6)) * [1, 1, 1, 50, 0.1, 0]
+    spread = [1.0, 1.0, 1.0, 50.0, 0.1, 0.0]  # features of any scale, and a constant one
+    embedding = centres[kind] + rng.standard_normal((120, 6)) * spread
+    return embedding, np.array(["a", "b", "c"])[kind], np.arange(120) // 2 % 5
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_fitted_head_predicts_as_its_regression(n_classes: int) -> None:
+    embedding, labels, fold = _embedded(n_classes)
+    heads = PropertyHeads(6, {"tissue": ["x", "y"]})
+    kept = heads[0]
+    heads.fit("kind", embedding, labels, fold=fold, inverse_penalty=0.5)
+    assert heads[0] is kept
+    assert heads.classes == {"tissue": ["x", "y"], "kind": ["a", "b", "c"][:n_classes]}
+    found = heads.predict(torch.from_numpy(embedding))["kind"]
+    spread = np.where(embedding.std(axis=0) > 0, embedding.std(axis=0), 1.0)
+    expected = LogisticRegression(C=0.5, max_iter=500).fit(embedding / spread, labels)
+    np.testing.assert_allclose(found, expected.predict_proba(embedding / spread), atol=1e-4)
+    held_out = [
+        LogisticRegression(C=0.5, max_iter=500)
+        .fit((embedding / spread)[fold != k], labels[fold != k])
+        .predict_proba((embedding / spread)[fold == k])
+        .max(axis=1)
+        for k in range(5)
+    ]
+    least = heads.least_confidence("kind", 0.2)
+    assert least == pytest.approx(np.quantile(np.concatenate(held_out), 0.2))
+    assert heads.least_confidence("kind", 0.0) == heads.least_confidence("tissue", 0.2) == 0.0
+
+
+def test_heads_come_back_from_their_state() -> None:
+    embedding, labels, fold = _embedded(3)
+    heads = PropertyHeads(6, {"tissue": ["x", "y"]})
+    heads.fit("kind", embedding, labels, fold=fold)
+    settings, files = heads.state()
+    again = PropertyHeads.from_state(6, json.loads(json.dumps(settings)), files)
+    again.load_state_dict(heads.state_dict())
+    assert again.classes == heads.classes
+    assert again.confidence_levels == heads.confidence_levels
+    x = torch.from_numpy(embedding)
+    np.testing.assert_array_equal(again.predict(x)["kind"], heads.predict(x)["kind"])
+    again.change({"kind": None})
+    assert (list(again.classes), again.confidence_levels, len(again)) == (["tissue"], {}, 1)

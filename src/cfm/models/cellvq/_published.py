@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
-from cfm.hub import load_torch
+from cfm.data import GeneVocabulary
+from cfm.hub import Checkpoint, load_torch
 from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
-from cfm.models.cellvq._module import N_COUNT_TOKENS
-from cfm.models.cellvq._sizes import CellVQSize
+from cfm.models.cellvq._module import N_COUNT_TOKENS, CellVQSize
+from cfm.models.cellvq._property_heads import CLASSES_FILE, check_classes
 from cfm.nn._performer import PERFORMER_NAMES
 from cfm.nn._post_norm import TORCH_NAMES
 from cfm.nn._soft_codes import binary_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
+#: Text file of a checkpoint with the names of the genes.
+GENES_FILE = "genes.txt"
 _WEIGHTS = "models.ckpt"
 _GENES, _GENES_COLUMN = "OS_scRNA_gene_index.*.tsv", "gene_name"
 #: Property heads, in the order that the authors list them.
@@ -30,7 +34,7 @@ _PROPERTIES = ("cell_type", "tissue", "disease", "sex", "age")
 
 _ENCODER = re.compile(r"encoder\.transformer_encoder\.(\d+)\.(.+)")
 _DECODER = re.compile(r"decoder\.performer\.net\.layers\.(\d+)\.(.+)")
-#: Our names by the authors', of what is there once.
+#: Our names by the authors', of parts that exist once.
 _PLAIN = {
     "token_emb.mlp.": "value_embedding.to_bins.",
     "token_emb.mlp2.": "value_embedding.mix.",
@@ -48,7 +52,7 @@ _PLAIN = {
     "pi.": "decoder.heads.dropout.",
 }
 _ONE = {"go": "relation", "token_emb.emb.weight": "value_embedding.bins"}
-#: What no result depends on: tokens that are hidden or padding, a head for another loss, a counter.
+#: Without influence on results: embeddings of mask and padding, a head for another loss, a counter.
 _UNUSED = {
     "token_emb.emb_mask.weight",
     "token_emb.emb_pad.weight",
@@ -60,37 +64,6 @@ _BITS = "cell_vq.embedding"
 _AGAIN = "download it again."
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published checkpoint: sizes, and weights by our names.
-
-    Attributes
-    ----------
-    name
-        Of the file, without its ending.
-    size
-        Sizes of the network.
-    n_genes
-        Genes that it knows.
-    properties
-        Classes of each property head.
-    tensors
-        Weights; those that are float32 already are not copied.
-    genes
-        Their names in the order of the model, ``None`` where no list lies beside the weights.
-    sha256
-        Of the file.
-    """
-
-    name: str
-    size: CellVQSize
-    n_genes: int
-    properties: dict[str, int]
-    tensors: dict[str, Tensor]
-    genes: list[str] | None
-    sha256: str
-
-
 def is_published(path: Path) -> bool:
     """Whether a folder or file looks like CellVQ as its authors release it."""
     if path.is_file():
@@ -98,49 +71,70 @@ def is_published(path: Path) -> bool:
     return (path / _WEIGHTS).is_file() and not (path / WEIGHTS_NAME).is_file()
 
 
-def read_published(path: Path, mode: str = "m1") -> Published:
-    """Read and check the authors' file.
+def read_published(
+    path: Path,
+    mode: str = "m1",
+    *,
+    genes: Sequence[str] | None = None,
+    properties: Mapping[str, Sequence[str]] | None = None,
+) -> Checkpoint:
+    """Return the authors' file, checked, in the form of a checkpoint of this package.
 
     Parameters
     ----------
     path
-        ``models.ckpt`` or the folder it lies in; ``OS_scRNA_gene_index.19264.tsv`` beside it
-        names the genes.
+        ``models.ckpt`` or its folder; ``OS_scRNA_gene_index.19264.tsv`` beside it contains the
+        names of the genes.
     mode
-        Which of the weights in the file.
+        Which weights of the file to read. Those that are float32 are not copied.
+    genes
+        Names of the genes, in order, instead of those of the folder.
+    properties
+        Names of the classes of the heads; by default ``"0"``, ``"1"``, ….
 
     Raises
     ------
     ValueError
         If the file is damaged, unsafe, of another model, or lacks the mode; if configuration,
-        weights and gene list do not fit each other.
+        weights, gene list and arguments do not fit each other.
     """
     weights = path if path.is_file() else path / _WEIGHTS
     find_file(weights.parent, weights.name)
     loaded = load_torch(weights)
     where = str(weights)
     _check_layout(loaded, mode, where)
-    size, n_genes, properties, tensors = convert_state(loaded[mode], loaded["config"], where)
-    return Published(
+    size, n_genes, n_classes, tensors = convert_state(loaded[mode], loaded["config"], where)
+    classes = {name: [str(i) for i in range(n)] for name, n in n_classes.items()}
+    for name, given in check_classes(properties or {}).items():
+        if len(given) != n_classes.get(name, 0):
+            raise ValueError(
+                f"properties= names {len(given)} classes of {name!r}; the weights have {n_classes}."
+            )
+        classes[name] = given
+    files = {CLASSES_FILE: json.dumps(classes)}
+    names = _gene_list(weights.parent, n_genes) if genes is None else list(genes)
+    if names is not None:
+        files[GENES_FILE] = "\n".join(GeneVocabulary(names).genes)
+    return Checkpoint(
         name=weights.stem,
-        size=size,
-        n_genes=n_genes,
-        properties=properties,
+        path=weights.parent,
+        model="CellVQ",
+        config={"size": asdict(size), "n_genes": n_genes},
         tensors=tensors,
-        genes=_gene_list(weights.parent, n_genes),
         sha256=sha256_of_file(weights),
+        files=files,
     )
 
 
 def convert_state(
     state: Mapping[str, object], config: Mapping[str, Any], where: str
 ) -> tuple[CellVQSize, int, dict[str, int], dict[str, Tensor]]:
-    """Turn the authors' state dict into sizes, genes, classes of heads, and weights by our names.
+    """Return sizes, number of genes, classes per head, and weights by our names.
 
     Raises
     ------
     ValueError
-        If it holds something that CellVQ does not have, or contradicts itself or the
+        If it contains something that CellVQ does not have, or contradicts itself or the
         configuration.
     """
     tensors: dict[str, Tensor] = {}
@@ -220,7 +214,7 @@ def _our_name(key: str) -> str | None:
 
 
 def _sizes(tensors: dict[str, Tensor], config: Mapping[str, Any], where: str) -> CellVQSize:
-    """Read the sizes off the weights, and what they do not say off the configuration."""
+    """Return the sizes, from the shapes of the weights and the configuration."""
     try:
         dim = tensors["position_embedding.weight"].shape[1]
         features = tensors["decoder.layers.0.attention.features"]
@@ -248,7 +242,7 @@ def _sizes(tensors: dict[str, Tensor], config: Mapping[str, Any], where: str) ->
             f"{where} lacks weights or settings of CellVQ, or they contradict each other "
             f"({error}): {_AGAIN}"
         ) from error
-    told = {
+    pairs = {
         "encoder hidden_dim": (encoder.get("hidden_dim"), size.dim),
         "encoder depth": (encoder.get("depth"), size.n_layers),
         "decoder hidden_dim": (decoder.get("hidden_dim"), size.decoder_dim),
@@ -256,7 +250,7 @@ def _sizes(tensors: dict[str, Tensor], config: Mapping[str, Any], where: str) ->
         "decoder heads": (decoder.get("heads"), size.decoder_heads),
         "bin_num": (config.get("bin_num"), size.n_bins),
     }
-    wrong = [f"{k} {a!r} and {b}" for k, (a, b) in told.items() if a is not None and a != b]
+    wrong = [f"{k} {a!r} and {b}" for k, (a, b) in pairs.items() if a is not None and a != b]
     if wrong:
         raise ValueError(
             f"The configuration and the weights in {where} contradict each other "
@@ -271,7 +265,7 @@ def _count(pattern: str, names: Iterable[str]) -> int:
 
 
 def _check_bits(found: Tensor, where: str) -> None:
-    """Check that codes are numbered as here; other numbers would give cells other codes."""
+    """Check that codes are numbered as here; otherwise cells would get other codes."""
     n_bits = found.shape[-1] if found.ndim == 2 else 0
     fits = 1 <= n_bits <= 20 and len(found) == 2**n_bits
     if not fits or not torch.equal(found.float(), binary_numbers(n_bits).float()):

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cfm.data import GeneVocabulary
-from cfm.models.cellvq import _reading
-from cfm.models.cellvq._reading import CellReader, Tokens
+from cfm.models.cellvq import _data
+from cfm.models.cellvq._data import CellReader, Tokens
 
 GENES = [f"G{i}" for i in range(20)]
 VOCABULARY = GeneVocabulary(GENES)
@@ -192,7 +192,7 @@ def test_rows_in_any_order_and_more_than_once() -> None:
 def test_batches_hold_each_cell_once(
     monkeypatch: pytest.MonkeyPatch, batch_size: int, most_tokens: int | None
 ) -> None:
-    monkeypatch.setattr(_reading, "_CHUNK", 8)
+    monkeypatch.setattr(_data, "_CHUNK", 8)
     adata = cells(20)
     adata.X[[3, 11]] = 0
     adata.X[3, adata.var_names.get_loc("X1")] = 5  # not a gene of the model

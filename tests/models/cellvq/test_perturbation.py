@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import cfm
 from cfm.models import CellVQ
-from cfm.models.cellvq._perturb import transitions
+from cfm.models.cellvq._perturbation import transitions
 from tests._cellvq import GENES, counted_cells, small_model
 from tests._same import assert_same, assert_unchanged
 
