@@ -275,8 +275,8 @@ class TrainingRun:
         **settings: Any,
     ) -> None:
         self.model, self.seed = model, seed
-        given = {"batch_size": batch_size, "lr": lr}
-        own = {name: value for name, value in given.items() if value is not None}
+        given: dict[str, Any] = {"batch_size": batch_size, "lr": lr}
+        own: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         if max_epochs is not None or max_steps is not None:  # bounds go together
             own |= {"max_epochs": max_epochs, "max_steps": max_steps}
         extra = dict(settings)
@@ -533,15 +533,10 @@ def held_out_rows(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
     seed
         Of the choice.
     """
-    if (studies != "").any():
-        # np.isin compares all pairs of objects
-        return pd.Index(studies).isin(held_out_studies(studies, share, seed))
-    n = len(studies)
-    out = np.zeros(n, dtype=bool)
-    if share and n >= 3:
-        size = min(max(1, round(share * n)), n - 1)
-        out[np.random.default_rng(seed).choice(n, size=size, replace=False)] = True
-    return out
+    if not (studies != "").any():
+        studies = np.arange(len(studies)).astype(str).astype(object)
+    # np.isin compares all pairs of objects
+    return pd.Index(studies).isin(held_out_studies(studies, share, seed))
 
 
 def root_weights(groups: np.ndarray | pd.DataFrame) -> np.ndarray:
