@@ -40,7 +40,7 @@ from cfm.models.cellvq._perturbation import (
     assign_folds,
     find_genes,
 )
-from cfm.models.cellvq._property_heads import LEVELS, PropertyHeads, check_classes
+from cfm.models.cellvq._property_heads import EXPRESSION, LEVELS, PropertyHeads, check_classes
 from cfm.models.cellvq._published import GENES_FILE, is_published, read_published
 from cfm.models.cellvq._training import CellVQRecipe, training_of
 
@@ -62,6 +62,8 @@ Representation = Literal["cell", "code"]
 SUMMARY = "<summary>"
 #: Tokens at a time, padding included.
 _ON_CPU, _ON_GPU = 16_384, 131_072
+#: Cells at a time whose properties are read from expression.
+_EXPRESSION_AT_ONCE = 512
 #: Values of gene embeddings in memory at a time (128 MiB).
 _EMBEDDED_AT_ONCE = 32_000_000
 
@@ -621,10 +623,17 @@ class CellVQ(PretrainedModel):
             name: np.full((reader.n_cells, len(self.properties[name])), np.nan, dtype=np.float32)
             for name in chosen
         }
-        for rows, encoded in self._encoded(reader, batch_size, precision):
-            predicted = self.module.property_heads.predict(encoded.embedding)
-            for name, table in out.items():
-                table[rows] = predicted[name]
+        heads = self.module.property_heads
+        by_expression = {k: head for k, head in heads.expression().items() if k in chosen}
+        if len(by_expression) < len(chosen):
+            for rows, encoded in self._encoded(reader, batch_size, precision):
+                for name, predicted in heads.predict(encoded.embedding).items():
+                    if name in out:
+                        out[name][rows] = predicted
+        if by_expression:
+            for rows, cells in reader.batches(_EXPRESSION_AT_ONCE):
+                for name, head in by_expression.items():
+                    out[name][rows] = head.predict(cells.values, reader.measured)
         names = self._adata_or_own(adata).obs_names
         return {
             name: pd.DataFrame(table, index=names, columns=self.properties[name])
@@ -915,8 +924,11 @@ class CellVQ(PretrainedModel):
             text = checkpoint.files.get(GENES_FILE)
             vocabulary = None if text is None else GeneVocabulary(text.splitlines())
             module = CellVQModule(n_genes, size=size)
-            module.property_heads = PropertyHeads.from_state(4 * size.dim, config, checkpoint.files)
-            config.pop(LEVELS, None)
+            module.property_heads = PropertyHeads.from_state(
+                4 * size.dim, n_genes, config, checkpoint.files
+            )
+            for key in (LEVELS, EXPRESSION):
+                config.pop(key, None)
         if vocabulary is not None and len(vocabulary) != n_genes:
             raise ValueError(
                 f"Found {len(vocabulary)} names of genes, but weights of {n_genes} genes in "

@@ -34,13 +34,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from cfm.models._training import TrainingRun
-    from cfm.models.cellvq._data import Tokens
+    from cfm.models.cellvq._data import CellReader, Tokens
     from cfm.models.cellvq._model import CellVQ
     from cfm.models.cellvq._module import CellVQModule
     from cfm.nn._soft_codes import Quantised
 
 Schedule = Literal["geometric", "cosine"]
 
+#: Cells that a head on expression is fitted to: at least, at most, and values in memory.
+_FITTED_AT_LEAST, _FITTED_AT_MOST, _FITTED_VALUES = 500, 5000, 30_000_000
 #: Cells on which the projection to the codes is centred when training starts.
 _EXAMPLES = 256
 #: One cycle: share of the steps that warms up, and first and last rate as shares of the peak.
@@ -102,6 +104,10 @@ class CellVQRecipe(Recipe):
         heads that are for training only. Those of the model read the embedding.
     class_weights
         Weigh cells so that the classes of a property count alike, however many cells they have.
+    head_input
+        What a property is read from after the training. ``"best"``: from expression, by linear
+        discriminant analysis of the training cells, unless the head on the embedding names more
+        held-out cells right. ``"embedding"``: by the head, as published.
     n_validation
         Held-out cells, spread over all of them, on which each epoch is judged.
     weight_decay
@@ -128,6 +134,7 @@ class CellVQRecipe(Recipe):
     property_weight: float | Mapping[str, float] = 1.0
     code_label_weight: Annotated[float, NOT_NEGATIVE] = 0.0
     class_weights: bool = False
+    head_input: Literal["best", "embedding"] = "best"
     n_validation: int = 512
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     block_size: int = BLOCK_SIZE
@@ -244,14 +251,14 @@ def training_losses(
     if weights.balance and quantised.probability is not None:
         parts["balance"] = balance_loss(quantised)
         total = total + weights.balance * parts["balance"]
-    logits = list(module.classify(encoded.embedding).values())
+    logits = module.classify(encoded.embedding)
     by_code = [head(quantised.vector) for head in code_heads] if weights.code_labels else []
     for i, name in enumerate(module.property_heads.classes):
         label = batch.labels[:, i]
         if not weights.properties[i] or not any(numbers_of_all(int((label >= 0).sum()))):
             continue
         classes = weights.classes[i] if weights.classes else None
-        loss, accuracy = property_loss(logits[i], label, classes)
+        loss, accuracy = property_loss(logits[name], label, classes)
         parts[f"property_{name}"], parts[f"accuracy_{name}"] = loss, accuracy
         total = total + weights.properties[i] * loss
         if by_code:
@@ -640,6 +647,10 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
     module, seed, frozen = model.module, run.seed, recipe.freeze is not None
     reader = model.registered_reader()
     labels = training_labels(model, seed)
+    expression = module.property_heads.expression()  # those that are learned come back if better
+    for name in expression:
+        if (labels[:, list(model.properties).index(name)] >= 0).any():
+            model.set_properties({name: model.properties[name]}, seed=seed)
     weights = loss_weights(module, labels, recipe)
     studies = model.registered_categories(STUDY)
     training, validation = split_rows(
@@ -688,7 +699,11 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
         yield Training(plan, batches, checks)
     is_learned = (labels[training] >= 0).any(axis=0) & (np.array(weights.properties) > 0)
     learned = [name for name, yes in zip(model.properties, is_learned, strict=True) if yes]
-    measure_confidence(module, plan.checked, learned)
+    answers = measure_confidence(module, plan.checked, learned)
+    for name in learned if recipe.head_input == "best" else ():
+        column = labels[:, list(model.properties).index(name)]
+        right = balanced_accuracy(answers[name], column[counted]) if len(validation) else 0.0
+        read_expression_if_better(model, name, reader, column, studies, training, validation, right)
     model.trained_here(
         studies, training_seed=seed, max_steps=n_steps, n_training_cells=len(training)
     )
@@ -774,17 +789,88 @@ def encoder_parts(module: CellVQModule) -> list[nn.Module | nn.Parameter]:
 
 
 @torch.inference_mode()
-def measure_confidence(module: CellVQModule, cells: Iterable[Tokens], names: Sequence[str]) -> None:
-    """Set the confidence levels of heads from whole cells, best held-out ones; drop all others."""
+def measure_confidence(
+    module: CellVQModule, cells: Iterable[Tokens], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Set the confidence levels of heads from whole cells, best held-out ones.
+
+    Levels of heads that were not trained stay.
+
+    Returns
+    -------
+    By name the class of each cell, ``(n_cells,)`` int64.
+    """
     module.eval()
     heads, device = module.property_heads, module.position_embedding.weight.device
-    heads.confidence_levels = {}
-    if not names:
-        return
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for tokens in cells:
+    for tokens in cells if names else ():
         logits = heads(module.encode_cells(*tokens.to(device)).embedding.float())
         for name, parts in found.items():
-            parts.append(torch.softmax(logits[name], dim=-1).amax(dim=-1).cpu().numpy())
-    for name, parts in found.items():
-        heads.set_confidence_levels(name, np.concatenate(parts))
+            parts.append(torch.softmax(logits[name], dim=-1).cpu().numpy())
+    out = {name: np.concatenate(parts) for name, parts in found.items()}
+    for name, probability in out.items():
+        heads.set_confidence_levels(name, probability.max(axis=1))
+    return {name: probability.argmax(axis=1) for name, probability in out.items()}
+
+
+def balanced_accuracy(answers: np.ndarray, truth: np.ndarray) -> float:
+    """Return the share of right answers, a mean over classes; cells of −1 do not count."""
+    classes = np.unique(truth[truth >= 0])
+    return float(np.mean([(answers[truth == k] == k).mean() for k in classes] or [0.0]))
+
+
+def read_expression_if_better(
+    model: CellVQ,
+    name: str,
+    reader: CellReader,
+    labels: np.ndarray,
+    studies: np.ndarray,
+    training: np.ndarray,
+    validation: np.ndarray,
+    right: float,
+) -> None:
+    """Let a head read expression where that names as many held-out cells right as the embedding.
+
+    Parameters
+    ----------
+    model
+        A CellVQ after its training.
+    name
+        Property.
+    reader
+        Of the registered data.
+    labels, studies
+        ``(n_cells,)`` classes, −1 = unknown, and studies.
+    training, validation
+        Rows. If none are held out, expression is read.
+    right
+        Balanced accuracy of the linear head on the validation cells.
+    """
+    known = training[labels[training] >= 0]
+    genes = np.flatnonzero(reader.measured)
+    most = max(_FITTED_AT_LEAST, min(_FITTED_AT_MOST, _FITTED_VALUES // len(genes)))
+    known = spread_rows(known[np.argsort(labels[known], kind="stable")], most)
+    classes = np.array(model.properties[name])
+    if len(np.unique(labels[known])) < len(classes) or len(classes) < 2:
+        return  # a class without a cell, or nothing to tell apart
+    heads = model.module.property_heads
+    index = list(model.properties).index(name)
+    linear = heads[index]
+    levels = heads.confidence_levels.get(name)
+    heads.fit_expression(
+        name,
+        reader.counts(np.sort(known))[:, genes].toarray(),
+        classes[labels[np.sort(known)]],
+        genes=genes,
+        n_genes=model.module.n_genes,
+        studies=studies[np.sort(known)],
+    )
+    judged = validation[labels[validation] >= 0]
+    if not len(judged):
+        return
+    head: Any = heads[index]
+    answers = head.predict(reader.cells(judged).values, reader.measured).argmax(axis=1)
+    if balanced_accuracy(answers, labels[judged]) < right:
+        heads.put(name, linear)
+        if levels is not None:
+            heads.confidence_levels[name] = levels
