@@ -13,8 +13,8 @@ import torch
 import cfm
 from cfm.metrics import delta_pearson
 from cfm.models import LingshuCell
-from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, Conditions
 from cfm.models.lingshu._count_term import LIBRARY, NegativeBinomialTerm
+from cfm.models.lingshu._module import CONTROL, FIRST_PART, Conditions
 from cfm.models.lingshu._quantiser import N_VALUES, bin_widths, representatives
 
 KEYS = {"source_key": "cell_type", "perturbation_key": "perturbation", "control": "control"}

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 
 from cfm._arguments import check_whole
 from cfm.metrics import linear_shift
-from cfm.models.lingshu._conditions import FIRST_PART, NO_PART
+from cfm.models.lingshu._module import FIRST_PART, NO_PART
 from cfm.models.lingshu._quantiser import LARGEST, N_VALUES, bin_widths, representatives
-from cfm.models.lingshu._terms import TERMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from cfm.models.lingshu._conditions import Conditions
+    from cfm.models.lingshu._module import Conditions
 
     Array = NDArray[np.float64]
 
@@ -157,7 +156,21 @@ class NegativeBinomialTerm(nn.Module):
         return found
 
     def forward(self, conditions: Conditions, rows: Tensor, genes: Tensor) -> Tensor:
-        """Score the values of some genes of some cells; see :class:`CountTerm`."""
+        """Return log-probabilities of the 281 values of some genes of some cells.
+
+        Parameters
+        ----------
+        conditions
+            Of ``b`` cells.
+        rows
+            ``(m,)`` int64, cells (0 to ``b - 1``).
+        genes
+            ``(m,)`` int64, genes of the vocabulary.
+
+        Returns
+        -------
+        ``(m, 281)`` float32, for ``rows[i]`` and ``genes[i]``. They are added to the logits.
+        """
         rates, which = self._rates(conditions)
         known = self.depth.to(conditions.depth)[conditions.source]
         depth = torch.where(conditions.depth.isnan(), known, conditions.depth).clamp(min=1.0)
@@ -247,6 +260,3 @@ def _invert(mean: Array, log_dispersion: Array, curves: Array) -> Array:
             own = low == i
             out[own] += weight[own] * np.interp(mean[own], curves[i + step], _LOG_RATES)
     return out
-
-
-TERMS["NegativeBinomialTerm"] = NegativeBinomialTerm

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cfm.metrics import linear_shift, mean_shift
-from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, NO_PART, UNKNOWN
 from cfm.models.lingshu._count_term import LIBRARY, NegativeBinomialTerm
+from cfm.models.lingshu._module import CONTROL, FIRST_PART, NO_PART, UNKNOWN
 from cfm.models.lingshu._response import Cases, ResponsePredictor
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cfm.models.lingshu._conditions import Conditions
+    from cfm.models.lingshu._module import Conditions
 
     Array = NDArray[np.float64]
     #: Source and sorted parts of a perturbation.

@@ -18,7 +18,7 @@ from cfm.nn._absorbing import draw_tokens, guided, reveal_counts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cfm.models.lingshu._conditions import Conditions
+    from cfm.models.lingshu._module import Conditions
 
 #: Tokens of the trunk that are worked on at a time. The numbers are fixed: what a matrix product
 #: rounds to depends on its shape, and a cell must not depend on how many others are made.

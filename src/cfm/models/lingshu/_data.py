@@ -1,4 +1,4 @@
-"""Reads counts out of an AnnData in the order of the model's genes, and refuses other units."""
+"""AnnData to counts and tokens in the order of the model's genes; other units are refused."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Below this share of the vocabulary a warning says so.
 LOW_SHARE = 0.25
+#: Cells that are read at a time.
+_BLOCK = 512
 _REMEDY = (
     "raw counts are expected: pass the layer that holds them with layer=, such as layer='counts'; "
     "round expected counts first."
@@ -75,17 +77,28 @@ class CountReader:
         out[self.alignment.positions] = True
         return out
 
-    def expect(self, rows: np.ndarray) -> None:
-        """Say which cells will be read, in order, so that they are read ahead from a file."""
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Read these cells ahead from a file; they are asked for in this order."""
         self._rows.expect(rows)
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """Return ``(b, n_genes)`` int64 counts; −1 = not measured."""
         block = self._rows[rows]
-        check_whole(block.data if sparse.issparse(block) else block, self._where)
+        check_counts(block.data if sparse.issparse(block) else block, self._where)
         out = np.full((len(rows), self.alignment.n_vocabulary), MISSING, dtype=np.int64)
         out[:, self.alignment.positions] = to_dense(block)[:, self.alignment.columns]
         return out
+
+    def counts_of(self, rows: slice) -> np.ndarray:
+        """Return :meth:`counts` of neighbouring cells."""
+        return self.counts(np.arange(rows.start, rows.stop))
+
+    def depths(self) -> np.ndarray:
+        """Return the library size of each cell over the genes of the model, ``(n,)`` float32."""
+        n = self._rows.matrix.shape[0]
+        starts = range(0, n, _BLOCK)
+        sums = [np.maximum(self.counts_of(slice(i, min(i + _BLOCK, n))), 0).sum(1) for i in starts]
+        return np.concatenate(sums).astype(np.float32)
 
     def tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(b, n_genes)`` int64 tokens, −1 = not measured, and depths ``(b,)`` float32."""
@@ -95,8 +108,8 @@ class CountReader:
         return tokens.astype(np.int64), known.sum(axis=1).astype(np.float32)
 
 
-def check_whole(values: np.ndarray, where: str) -> None:
-    """Refuse what are no counts.
+def check_counts(values: np.ndarray, where: str) -> None:
+    """Check that values are counts.
 
     Raises
     ------
@@ -121,7 +134,7 @@ def check_whole(values: np.ndarray, where: str) -> None:
         )
 
 
-def check_counts(matrix: Any, where: str) -> None:
+def check_count_matrix(matrix: Any, where: str) -> None:
     """Check a whole matrix, and warn of counts that share the overflow token.
 
     Raises
@@ -137,7 +150,7 @@ def check_counts(matrix: Any, where: str) -> None:
     beyond, largest = 0, 0.0
     for _, block in row_blocks(matrix):
         values = block.data if sparse.issparse(block) else block
-        check_whole(values, where)
+        check_counts(values, where)
         if values.size:
             beyond += int((values > LARGEST).sum())
             largest = max(largest, float(values.max()))
@@ -145,4 +158,32 @@ def check_counts(matrix: Any, where: str) -> None:
         warn_user(
             f"{beyond} counts of {where} lie above {LARGEST:,} (largest {largest:,.0f}); the model "
             "knows them as one value, more than that, and generates it as 10,000."
+        )
+
+
+def check_control(adata: AnnData, perturbation_key: str | None, control: str | None) -> None:
+    """Check that the column of perturbations and its control are given together and exist.
+
+    Raises
+    ------
+    ValueError
+        If they are not, or no cell is a control.
+    """
+    if perturbation_key is None:
+        if control is not None:
+            raise ValueError(
+                f"control={control!r} was given without perturbation_key=, the column that holds "
+                "it."
+            )
+        return
+    found = sorted(set(adata.obs[perturbation_key].astype(str)))
+    if control is None:
+        raise ValueError(
+            f"perturbation_key={perturbation_key!r} was given without control=; say which of "
+            f"{found[:8]} is unperturbed."
+        )
+    if control not in found:
+        raise ValueError(
+            f"adata.obs[{perturbation_key!r}] has no control {control!r}; it has {found[:8]}. "
+            "Unperturbed cells are what the model compares with."
         )
