@@ -13,7 +13,7 @@ from cfm.models._streams import RowStream, StreamModule, n_rows_of
 from cfm.models.bulkformer._training import SampleStream
 from cfm.models.cellvq._reading import CellReader
 from cfm.models.cellvq._stream import CellStream as CodedStream
-from cfm.models.lingshu._module import Conditions
+from cfm.models.lingshu import Conditions
 from cfm.models.lingshu._training import CellStream
 from cfm.models.pulsar._donors import read_donors
 from cfm.models.pulsar._stream import DonorStream, PretrainingStream

@@ -14,7 +14,7 @@ from torch import nn
 from cfm.models.cellpulse._module import CellPulseModule, Tokens
 from cfm.models.cellvq._objectives import Weights, crowding, named, training_losses
 from cfm.models.cellvq._start import CentredProjection
-from cfm.models.lingshu._module import Conditions
+from cfm.models.lingshu import Conditions
 from cfm.models.pulsar._module import PulsarModule
 from cfm.models.pulsar._objectives import agreement_loss, pretraining_losses
 from cfm.models.pulsar._sizes import get_size

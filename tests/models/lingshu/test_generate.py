@@ -91,7 +91,7 @@ def test_no_guidance_is_plain_conditional_sampling(monkeypatch: pytest.MonkeyPat
     model = toy_lingshu()
     cells = model.generate(5, guidance=0.0, **ASKED)
     # The null condition is not even looked at.
-    monkeypatch.setattr("cfm.models.lingshu._module.Conditions.control", lambda self: None)
+    monkeypatch.setattr("cfm.models.lingshu.Conditions.control", lambda self: None)
     assert same(model.generate(5, guidance=0.0, **ASKED), cells)
     monkeypatch.undo()
     tiny = model.generate(5, guidance=1e-12, guidance_floor=0.0, **ASKED)

@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 
 from cfm.models import LingshuCell
-from cfm.models.lingshu._module import UNKNOWN
+from cfm.models.count_model._module import UNKNOWN
 from cfm.models.lingshu._training import CellStream, DiffusionPlan, held_out_cells, withhold
 from tests._lingshu import KEYS, SIZES, TRAINING, toy_counts, toy_lingshu, untrained
 

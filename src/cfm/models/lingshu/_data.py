@@ -1,189 +1,173 @@
-"""AnnData to counts and tokens in the order of the model's genes; other units are refused."""
+"""What Lingshu-Cell reads: tokens of an AnnData, the cells that are asked for, given counts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
+import pandas as pd
 
-from cfm.data._matrix import get_matrix, row_blocks, to_dense
-from cfm.data._modality import require_anndata
-from cfm.data._row_buffer import RowBuffer
-from cfm.data._units import check_single_cells
-from cfm.data._warn import warn_user
-from cfm.models.lingshu._module import MISSING
-from cfm.models.lingshu._quantiser import LARGEST, quantise
+from cfm._arguments import check_whole
+from cfm.data._matrix import check_unique_names
+from cfm.models.count_model._conditions import shown
+from cfm.models.count_model._data import check_counts
+from cfm.models.lingshu._module import MASK
+from cfm.models.lingshu._quantiser import quantise
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
 
-    from cfm.data import GeneAlignment, GeneVocabulary
+    from cfm.data import GeneVocabulary
+    from cfm.models.count_model._data import CountReader
 
-#: Below this share of the vocabulary a warning says so.
-LOW_SHARE = 0.25
-#: Cells that are read at a time.
-_BLOCK = 512
-_REMEDY = (
-    "raw counts are expected: pass the layer that holds them with layer=, such as layer='counts'; "
-    "round expected counts first."
-)
+#: In counts: a gene that is to be drawn.
+FREE = -1
+
+#: From cells to counts of them, ``(b, n_genes)`` int64.
+CountBlock = Callable[[slice], np.ndarray]
 
 
-class CountReader:
-    """Counts of an AnnData by gene of a vocabulary, a few cells at a time.
+def to_tokens(counts: np.ndarray, absent: int = MASK) -> np.ndarray:
+    """Return tokens, int64; ``absent`` for −1, a gene that is not measured or to be drawn."""
+    return np.where(counts < 0, absent, quantise(np.maximum(counts, 0))).astype(np.int64)
+
+
+def library_sizes(counts: np.ndarray) -> np.ndarray:
+    """Return the counts of cells over the measured genes, ``(b,)`` float32."""
+    return np.maximum(counts, 0).sum(axis=1).astype(np.float32)
+
+
+def wanted_cells(cells: int | pd.DataFrame) -> pd.DataFrame:
+    """Return a table with a row per cell that is asked for, named and with its conditions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither a number nor a table with a row.
+    """
+    if isinstance(cells, pd.DataFrame):
+        if not len(cells):
+            raise ValueError("cells= has no row; ask for at least one cell.")
+        table = cells.set_axis(cells.index.astype(str), axis=0)
+        check_unique_names(table.index, axis="obs")
+        return table
+    if isinstance(cells, bool) or not isinstance(cells, int | np.integer):
+        raise TypeError(
+            f"cells= is a {type(cells).__name__}; expected a number of cells, or a table with a "
+            "row for each."
+        )
+    return pd.DataFrame(index=pd.Index([f"cell{i}" for i in range(check_whole("cells", cells))]))
+
+
+def read_frozen(frozen: Any, n: int, vocabulary: GeneVocabulary) -> CountBlock:
+    """Return a function from cells to their given counts, ``(b, n_genes)`` int64, −1 = free.
 
     Parameters
     ----------
-    adata
-        Cells by genes, any storage.
+    frozen
+        ``None``; counts by gene for all cells (mapping or Series); a DataFrame, ``n`` cells by
+        genes; or an array, ``n`` cells by all genes of the vocabulary. ``NaN`` is free.
+    n
+        Number of cells.
     vocabulary
         Genes of the model.
-    layer
-        Layer with the counts instead of ``X``.
 
     Raises
     ------
-    TypeError
-        If ``adata`` is no AnnData.
     KeyError
-        If the layer does not exist.
-    ValueError
-        If these are bulk samples or none of the genes is found, now; if values are no counts, when
-        they are read.
-
-    Warns
-    -----
-    UserWarning
-        If few of the model's genes are measured.
+        If a gene is unknown.
+    TypeError, ValueError
+        If it is something else, of another shape, or holds no counts.
     """
+    n_genes = len(vocabulary)
+    if frozen is None:
+        return lambda rows: np.full((rows.stop - rows.start, n_genes), FREE, dtype=np.int64)
+    if isinstance(frozen, Mapping | pd.Series):
+        named = pd.Series(dict(frozen), dtype=np.float64)
+        positions = gene_positions(named.index.tolist(), vocabulary)
+        row = np.full(n_genes, FREE, dtype=np.int64)
+        row[positions] = _counts(named.to_numpy())
+        return lambda rows: np.tile(row, (rows.stop - rows.start, 1))
+    if isinstance(frozen, pd.DataFrame):
+        positions = gene_positions(frozen.columns.tolist(), vocabulary)
+        values = frozen.to_numpy(dtype=np.float64)
+    elif isinstance(frozen, np.ndarray) and frozen.ndim == 2 and frozen.shape[1] == n_genes:
+        positions, values = np.arange(n_genes), frozen
+    else:
+        raise TypeError(
+            f"frozen= is a {type(frozen).__name__}; expected counts by gene, a DataFrame of cells "
+            f"by genes, or an array of cells by the model's {n_genes} genes."
+        )
+    if len(values) != n:
+        raise ValueError(f"frozen= has {len(values)} rows for {n} cells; expected one for each.")
+    counts = _counts(values)
 
-    def __init__(self, adata: AnnData, vocabulary: GeneVocabulary, layer: str | None) -> None:
-        require_anndata(adata)
-        self._rows = RowBuffer(get_matrix(adata, layer=layer))
-        self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-        check_single_cells(self._rows.matrix, self._where)
-        self.alignment: GeneAlignment = vocabulary.align(adata.var_names)
-        if self.alignment.found_share < LOW_SHARE:
-            warn_user(
-                f"Only {self.alignment.found_share:.0%} of the model's {len(vocabulary)} genes are "
-                f"measured ({len(self.alignment.columns)}); what is said of so few is less certain."
-            )
-
-    @property
-    def measured(self) -> np.ndarray:
-        """Which genes of the vocabulary are measured, ``(n_genes,)`` bool."""
-        out = np.zeros(self.alignment.n_vocabulary, dtype=bool)
-        out[self.alignment.positions] = True
+    def read(rows: slice) -> np.ndarray:
+        out = np.full((rows.stop - rows.start, n_genes), FREE, dtype=np.int64)
+        out[:, positions] = counts[rows]
         return out
 
-    def prefetch(self, rows: np.ndarray) -> None:
-        """Read these cells ahead from a file; they are asked for in this order."""
-        self._rows.expect(rows)
+    return read
 
-    def counts(self, rows: np.ndarray) -> np.ndarray:
-        """Return ``(b, n_genes)`` int64 counts; −1 = not measured."""
-        block = self._rows[rows]
-        check_counts(block.data if sparse.issparse(block) else block, self._where)
-        out = np.full((len(rows), self.alignment.n_vocabulary), MISSING, dtype=np.int64)
-        out[:, self.alignment.positions] = to_dense(block)[:, self.alignment.columns]
+
+def gene_positions(genes: Sequence[str], vocabulary: GeneVocabulary) -> np.ndarray:
+    """Return the places of genes in the vocabulary, ``(m,)`` int64.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If one is unknown or named twice, or ``genes`` is one text.
+    """
+    if isinstance(genes, str):
+        raise TypeError(f"genes={genes!r} is a single string; give a list of gene names.")
+    names = [str(g) for g in genes]
+    found = vocabulary.genes.get_indexer(pd.Index(names, dtype=object))
+    unknown = [g for g, i in zip(names, found, strict=True) if i < 0]
+    if unknown:
+        raise KeyError(
+            f"The model does not know the genes {shown(unknown, 5)}; it knows "
+            f"{', '.join(vocabulary.genes[:3])}, … (model.vocabulary.genes)."
+        )
+    if len(set(names)) < len(names):
+        raise ValueError("A gene is named twice among those that are given; name each once.")
+    return found.astype(np.int64)
+
+
+def _counts(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    check_counts(values[~np.isnan(values)], "frozen=")
+    return np.where(np.isnan(values), FREE, values).astype(np.int64)
+
+
+def keep_counts(
+    frozen: CountBlock, reader: CountReader, adata: AnnData, genes: Sequence[str]
+) -> CountBlock:
+    """Add the counts that ``adata`` has of some genes to those that are given.
+
+    Raises
+    ------
+    KeyError, TypeError
+        If a gene is not measured or not known to the model, or ``genes`` is one text.
+    """
+    if isinstance(genes, str):
+        raise TypeError(f"keep_genes={genes!r} is a single string; give a list of gene names.")
+    alignment = reader.alignment
+    place = dict(zip(adata.var_names[alignment.columns], alignment.positions, strict=True))
+    unknown = [g for g in genes if g not in place]
+    if unknown:
+        raise KeyError(
+            f"keep_genes names {unknown[:5]}, which are not both measured and known to the model."
+        )
+    kept = np.array([place[g] for g in genes], dtype=np.int64)
+
+    def read(rows: slice) -> np.ndarray:
+        out = frozen(rows)
+        if rows.stop > rows.start and len(kept):
+            counts = reader.counts(np.arange(rows.start, rows.stop))[:, kept]
+            out[:, kept] = np.where(out[:, kept] == FREE, counts, out[:, kept])
         return out
 
-    def counts_of(self, rows: slice) -> np.ndarray:
-        """Return :meth:`counts` of neighbouring cells."""
-        return self.counts(np.arange(rows.start, rows.stop))
-
-    def depths(self) -> np.ndarray:
-        """Return the library size of each cell over the genes of the model, ``(n,)`` float32."""
-        n = self._rows.matrix.shape[0]
-        starts = range(0, n, _BLOCK)
-        sums = [np.maximum(self.counts_of(slice(i, min(i + _BLOCK, n))), 0).sum(1) for i in starts]
-        return np.concatenate(sums).astype(np.float32)
-
-    def tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(b, n_genes)`` int64 tokens, −1 = not measured, and depths ``(b,)`` float32."""
-        counts = self.counts(rows)
-        known = np.maximum(counts, 0)
-        tokens = np.where(counts < 0, MISSING, quantise(known))
-        return tokens.astype(np.int64), known.sum(axis=1).astype(np.float32)
-
-
-def check_counts(values: np.ndarray, where: str) -> None:
-    """Check that values are counts.
-
-    Raises
-    ------
-    ValueError
-        If a value is not finite, negative or not whole.
-    """
-    if not values.size:
-        return
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            raise ValueError(f"{where} holds NaN or infinite values; {_REMEDY}")
-        broken = values[values != np.rint(values)]
-        if broken.size:
-            raise ValueError(
-                f"{where} holds values that are not whole (such as {broken.flat[0]:.4g}), so these "
-                f"are not counts; {_REMEDY}"
-            )
-    if values.min() < 0:
-        raise ValueError(
-            f"{where} holds negative values (smallest {values.min():.4g}), so these are not "
-            f"counts; {_REMEDY}"
-        )
-
-
-def check_count_matrix(matrix: Any, where: str) -> None:
-    """Check a whole matrix, and warn of counts that share the overflow token.
-
-    Raises
-    ------
-    ValueError
-        If it does not hold counts.
-
-    Warns
-    -----
-    UserWarning
-        If counts lie above 9,999.
-    """
-    beyond, largest = 0, 0.0
-    for _, block in row_blocks(matrix):
-        values = block.data if sparse.issparse(block) else block
-        check_counts(values, where)
-        if values.size:
-            beyond += int((values > LARGEST).sum())
-            largest = max(largest, float(values.max()))
-    if beyond:
-        warn_user(
-            f"{beyond} counts of {where} lie above {LARGEST:,} (largest {largest:,.0f}); the model "
-            "knows them as one value, more than that, and generates it as 10,000."
-        )
-
-
-def check_control(adata: AnnData, perturbation_key: str | None, control: str | None) -> None:
-    """Check that the column of perturbations and its control are given together and exist.
-
-    Raises
-    ------
-    ValueError
-        If they are not, or no cell is a control.
-    """
-    if perturbation_key is None:
-        if control is not None:
-            raise ValueError(
-                f"control={control!r} was given without perturbation_key=, the column that holds "
-                "it."
-            )
-        return
-    found = sorted(set(adata.obs[perturbation_key].astype(str)))
-    if control is None:
-        raise ValueError(
-            f"perturbation_key={perturbation_key!r} was given without control=; say which of "
-            f"{found[:8]} is unperturbed."
-        )
-    if control not in found:
-        raise ValueError(
-            f"adata.obs[{perturbation_key!r}] has no control {control!r}; it has {found[:8]}. "
-            "Unperturbed cells are what the model compares with."
-        )
+    return read

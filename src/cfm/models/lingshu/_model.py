@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -10,46 +11,36 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
-from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm._arguments import BELOW_1, PART, Range, checks_arguments
 from cfm._fields import PARAMS
 from cfm.data import GeneVocabulary
-from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame
+from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.data._row_order import BLOCK_SIZE
-from cfm.data._warn import warn_user
 from cfm.hub import resolve
 from cfm.hub._format import CONFIG_NAME
 from cfm.hub._replace import reads_checkpoint
-from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._base import load_weights
 from cfm.models._named_sizes import named_size
 from cfm.models._precision import Precision
 from cfm.models._run import TrainingRun
 from cfm.models._validate import validate_config
-from cfm.models.lingshu._conditions import ConditionLevels, PerturbationFeatures, shown
-from cfm.models.lingshu._count_term import NegativeBinomialTerm
-from cfm.models.lingshu._data import CountReader, check_control, check_count_matrix
-from cfm.models.lingshu._fit_count_term import LEAST_CELLS, fit_count_term
-from cfm.models.lingshu._generation import (
-    CellFile,
-    Generation,
+from cfm.models.count_model import PerturbationCountModel
+from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
+from cfm.models.count_model._data import CountReader, RegisteredCounts
+from cfm.models.count_model._module import FIRST_PART, UNKNOWN, Conditions, NegativeBinomialModule
+from cfm.models.count_model._training import fit_counts
+from cfm.models.lingshu._count_term import KIND, CountTerm
+from cfm.models.lingshu._data import (
     keep_counts,
+    library_sizes,
     read_frozen,
+    to_tokens,
     wanted_cells,
 )
-from cfm.models.lingshu._module import (
-    FIRST_PART,
-    MASK,
-    MISSING,
-    SIZES,
-    UNKNOWN,
-    Conditions,
-    LingshuModule,
-    LingshuSize,
-)
-from cfm.models.lingshu._quantiser import Dequantise
+from cfm.models.lingshu._generation import CellFile, Generation
+from cfm.models.lingshu._module import MISSING, SIZES, LingshuModule, LingshuSize
+from cfm.models.lingshu._quantiser import LARGEST, Dequantise
 from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers
 from cfm.models.lingshu._training import (
     CellStream,
@@ -58,7 +49,6 @@ from cfm.models.lingshu._training import (
     depth_quantiles,
     held_out_cells,
 )
-from cfm.pp._perturbation_parts import split_parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +76,7 @@ _GENES_FILE = "genes.txt"
 _EXACT = ("depth_quantiles",)
 
 
-class LingshuCell(PretrainedModel):
+class LingshuCell(RegisteredCounts):
     """Generative model of single cells: masked discrete diffusion over count tokens.
 
     A cell is the raw counts of all genes of the vocabulary, each one of 281 values; what is not
@@ -110,6 +100,11 @@ class LingshuCell(PretrainedModel):
         Table, targets by features, that says what each perturbation is, such as embeddings of a
         gene or a compound: any target in it can then be asked for, also one that no training cell
         had. Standardised and stored with the model. By default each has a token of its own.
+    count_model
+        A trained :class:`PerturbationCountModel` of the same genes and conditions: its
+        log-probabilities of counts are added to the network's logits, and :meth:`train` goes on
+        from there. By default :meth:`train` fits one, if the model knows depths. It is not part
+        of the published model.
     seed
         Seed of the initial weights and of the order of the genes.
     **sizes
@@ -145,6 +140,8 @@ class LingshuCell(PretrainedModel):
     (2, 3)
     """
 
+    largest_count = LARGEST
+
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -153,6 +150,7 @@ class LingshuCell(PretrainedModel):
         levels: ConditionLevels | None = None,
         size: str | LingshuSize = "mini",
         perturbation_features: pd.DataFrame | PerturbationFeatures | None = None,
+        count_model: PerturbationCountModel | None = None,
         seed: int = 0,
         **sizes: Any,
     ) -> None:
@@ -187,6 +185,8 @@ class LingshuCell(PretrainedModel):
             )
         if described is not None:
             self.module.features.copy_(torch.from_numpy(described.values))
+        if count_model is not None:
+            self.set_count_term(count_model)
         n = sum(p.numel() for p in self.module.parameters())
         self._model_summary_string = (
             f"LingshuCell: {len(self.vocabulary)} genes in groups of {self.size.group_size}, "
@@ -194,137 +194,91 @@ class LingshuCell(PretrainedModel):
             f"width {self.size.dim}, {self.size.n_layers} layers, {n:,} parameters"
         )
 
-    @classmethod
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        layer: str | None = None,
-        source_key: str | None = None,
-        perturbation_key: str | None = None,
-        control: str | None = None,
-        covariate_keys: Sequence[str] = (),
-        study_key: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Register cells for training, and check that they hold counts.
+    @property
+    def count_model(self) -> PerturbationCountModel | None:
+        """A copy of the count model beside the network, which can be used alone; or ``None``."""
+        term = self.module.count_term
+        if term is None:
+            return None
+        model = PerturbationCountModel(
+            vocabulary=self.vocabulary,
+            levels=replace(self.levels, covariates={}),
+            perturbation_features=self.perturbation_features,
+        )
+        model.module = NegativeBinomialModule(**term.sizes).to(self.device)
+        model.module.load_state_dict(term.state_dict())
+        model.provenance = {
+            key: self.provenance[key] for key in ("training_studies",) if key in self.provenance
+        }
+        model.is_trained_ = True
+        return model
+
+    def set_count_term(self, count_model: PerturbationCountModel | None) -> None:
+        """Set the count model whose log-probabilities are added to the network's logits.
+
+        The head of the network is set to zero, so that training starts from the count model
+        alone. A trained head does not fit beside another count model: what a loaded model has
+        learned of scores is lost, and it is no longer the checkpoint it came from.
 
         Parameters
         ----------
-        adata
-            Cells by genes, raw counts, any storage.
-        layer
-            Layer with the counts instead of ``X``.
-        source_key
-            Column of ``obs`` with what a cell is: cell line, donor or cell type.
-        perturbation_key
-            Column with what was done to it, combinations as ``"A+B"``.
-        control
-            Its level for unperturbed cells; needed with ``perturbation_key``.
-        covariate_keys
-            Columns with further conditions, such as a batch or a time.
-        study_key
-            Column with the study: training is judged on studies it has not seen. Without it, on
-            cells.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        count_model
+            Of the same genes and conditions; it is copied. ``None`` takes the count term away and
+            leaves the head as it is: train the model before it is used.
 
         Raises
         ------
-        KeyError
-            If the layer or a column does not exist.
-        TypeError
-            If ``adata`` is no AnnData, or ``covariate_keys`` one text.
         ValueError
-            If values are no counts, columns have missing values or are named twice, names of
-            genes are not unique, or no cell is a control.
-
-        Warns
-        -----
-        UserWarning
-            If counts lie above 9,999, the range of the quantiser.
+            If genes or conditions differ, or the model does not know depths.
         """
-        setup_method_args = cls._get_setup_method_args(**locals())
-        matrix = get_matrix(adata, layer=layer)
-        check_unique_names(adata.var_names, axis="var")
-        if isinstance(covariate_keys, str):
-            raise TypeError(f"covariate_keys={covariate_keys!r} is one text; expected a list.")
-        conditions = [k for k in (source_key, perturbation_key, *covariate_keys) if k is not None]
-        for key in [*conditions, *([] if study_key is None else [study_key])]:
-            check_column(adata, key)
-        if len(set(conditions)) < len(conditions):
-            raise ValueError(f"A column is named as two conditions: {conditions}; name each once.")
-        check_control(adata, perturbation_key, control)
-        check_count_matrix(matrix, "adata.X" if layer is None else f"adata.layers[{layer!r}]")
-        fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            CategoricalObsField("study", study_key),
-        ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        if count_model is not None:
+            self._check_count_model(count_model)
+        self._use_count_term(None if count_model is None else count_model.module)
+        known = None if count_model is None else count_model.provenance.get("training_studies")
+        if self.checkpoint_sha256 or known:
+            self.trained_here(np.array(known or [], dtype=object))
 
-    def _registered_levels(self, adata: AnnData) -> ConditionLevels:
-        given = self.adata_manager.registry["setup_args"]
-        return ConditionLevels.of(
-            in_memory_frame(adata.obs),
-            given["source_key"],
-            given["perturbation_key"],
-            given["control"],
-            given["covariate_keys"],
-        )
+    def _use_count_term(self, module: NegativeBinomialModule | None) -> None:
+        term = None if module is None else CountTerm.of(module).to(self.device)
+        self.module.set_count_term(term)
 
-    def _registered_reader(self) -> CountReader:
-        """Return a reader of the registered counts."""
-        if self.adata is None:
-            raise ValueError(
-                "The model has no data; give it some with from_pretrained(name, adata=adata) "
-                "after LingshuCell.setup_anndata(adata, …)."
+    def _check_count_model(self, count_model: PerturbationCountModel) -> None:
+        if not isinstance(count_model, PerturbationCountModel):
+            raise TypeError(
+                f"count_model= is a {type(count_model).__name__}; expected a "
+                "PerturbationCountModel."
             )
-        registered = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]
-        layer = registered.attr_key if registered.attr_name == "layers" else None
-        return CountReader(self.adata, self.vocabulary, layer)
+        self._check_depth()
+        if not count_model.is_trained_:
+            raise ValueError("count_model= is not trained; call its train() first.")
+        own, other = self.levels, count_model.levels
+        parts: dict[str, tuple[Any, Any]] = {
+            "genes": (list(self.vocabulary.genes), list(count_model.vocabulary.genes)),
+            "sources": ((own.source_key, own.sources), (other.source_key, other.sources)),
+            "perturbations": (
+                (own.perturbation_key, own.perturbations, own.control),
+                (other.perturbation_key, other.perturbations, other.control),
+            ),
+        }
+        differ = [name for name, (ours, theirs) in parts.items() if ours != theirs]
+        if differ:
+            raise ValueError(
+                f"count_model= was trained with other {' and '.join(differ)} than this model has; "
+                "train it on the same data, registered in the same way."
+            )
 
-    def _conditions_of(self, obs: pd.DataFrame) -> Conditions:
-        """Return the conditions in the registered columns of ``obs``; depths are unknown."""
-        levels = self.levels
-
-        def column(key: str | None) -> np.ndarray | None:
-            return None if key is None else obs[key].astype(str).to_numpy(dtype=object)
-
-        return levels.conditions(
-            len(obs),
-            source=column(levels.source_key),
-            perturbation=column(levels.perturbation_key),
-            covariates=obs[list(levels.covariates)].astype(str) if levels.covariates else None,
-        )
-
-    def vocabulary_share(self, adata: AnnData) -> float:
-        """Return the share of the model's genes that ``adata`` measures."""
-        return self.vocabulary.align(adata.var_names).found_share
-
-    def set_count_term(self, term: NegativeBinomialTerm | None) -> None:
-        """Set the term that is added to the network's logits, before training.
-
-        The head of the network is set to zero, so that training starts from the term alone. A
-        trained head does not fit beside another term: what a loaded model has learned of scores
-        is lost, and it is no longer the checkpoint it came from.
-
-        Parameters
-        ----------
-        term
-            The term; ``None`` takes it away, and leaves the head as it is: train the model before
-            it is used.
-        """
-        self.module.set_count_term(None if term is None else term.to(self.device))
-        if self.checkpoint_sha256:
-            self.trained_here(np.array([], dtype=object))
+    def _check_depth(self) -> None:
+        if not self.size.depth:
+            raise ValueError(
+                "A count term needs the depth of each cell; make the model with depth=True."
+            )
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         config: dict[str, Any] = {"size": vars(self.size), "levels": vars(self.levels)}
         if self.perturbation_features is not None:
             config["perturbation_features"] = self.perturbation_features.config()
         if (term := self.module.count_term) is not None:
-            config["count_term"] = {"kind": type(term).__name__, "sizes": term.sizes}
+            config["count_term"] = {"kind": KIND, "sizes": term.sizes}
         return (
             dict(self.module.state_dict()),
             config,
@@ -386,9 +340,9 @@ class LingshuCell(PretrainedModel):
                 )
             model = cls(vocabulary=genes, levels=levels, size=size, perturbation_features=described)
             if term is not None:
-                if term["kind"] != NegativeBinomialTerm.__name__:
+                if term["kind"] != KIND:
                     raise ValueError(f"a count term of kind {term['kind']!r}")
-                model.module.count_term = NegativeBinomialTerm(**term["sizes"])
+                model.module.count_term = CountTerm(**term["sizes"])
         load_weights(model.module, tensors, checkpoint.name)
         order = model.module.group.permutation
         if not torch.equal(order.sort().values, torch.arange(len(genes))):
@@ -461,8 +415,8 @@ class LingshuCell(PretrainedModel):
             conditions = self._conditions_of(obs)
         out = np.empty((n, self.module.dim), dtype=np.float32)
         for start in range(0, n, batch_size):
-            tokens, depth = reader.tokens(np.arange(start, min(start + batch_size, n)))
-            tokens = np.where(tokens == MISSING, MASK, tokens)
+            counts = reader.counts(np.arange(start, min(start + batch_size, n)))
+            tokens, depth = to_tokens(counts), library_sizes(counts)
             for first in range(0, len(tokens), sampler.cells_at_once):
                 part = slice(first, min(first + sampler.cells_at_once, len(tokens)))
                 rows = slice(start + part.start, start + part.stop)
@@ -647,45 +601,6 @@ class LingshuCell(PretrainedModel):
             raise ValueError("depth= was given, but the model was trained without.")
         return conditions, columns
 
-    def _numbered(
-        self,
-        n: int,
-        *,
-        source: np.ndarray | None,
-        perturbation: np.ndarray | None,
-        covariates: pd.DataFrame | None,
-        features: pd.Series | None,
-        depth: np.ndarray | None = None,
-    ) -> Conditions:
-        """Turn names into numbers; a perturbation may be described by features."""
-        described: list[str] = []
-        rows = None
-        if features is not None:
-            if self.perturbation_features is None:
-                raise ValueError(
-                    "features= was given, but the model was trained without perturbation_features=."
-                )
-            asked = sorted(set() if perturbation is None else set(perturbation))
-            known = {*self.levels.perturbations, self.levels.control}
-            new = [p for name in asked for p in split_parts(name) if p not in known]
-            if len(set(new)) != 1:
-                raise ValueError(
-                    f"features= describes one perturbation that the model does not know; found "
-                    f"{sorted(set(new))} in {asked}."
-                )
-            described = new[:1]
-            row = torch.from_numpy(self.perturbation_features.describe(features))
-            rows = torch.cat([self.module.features.cpu(), row[None]])
-        conditions = self.levels.conditions(
-            n,
-            source=source,
-            perturbation=perturbation,
-            covariates=covariates,
-            depth=depth,
-            described=described,
-        )
-        return conditions._replace(features=rows)
-
     def _depths(self, depth: Any, source: np.ndarray, names: list[str], seed: int) -> np.ndarray:
         """Return the depth of each cell, ``(n,)`` float32: as asked for, or as in training."""
         if depth is not None:
@@ -818,32 +733,11 @@ class LingshuCell(PretrainedModel):
         origin = (reader.counts_of, conditions.control()) if start == "cell" else None
         cells = [str(name) for name in adata.obs_names]
         blocks = how.blocks(self.module, cells, conditions, given, origin)
-        names = self.vocabulary.genes.to_numpy(dtype=object, copy=True)
-        alignment = reader.alignment
-        names[alignment.positions] = adata.var_names[alignment.columns]
         return AnnData(
             sparse.vstack(list(blocks), format="csr"),
             obs=obs[[]],
-            var=pd.DataFrame(index=pd.Index(names)),
+            var=pd.DataFrame(index=reader.names(self.vocabulary, adata.var_names)),
         )
-
-    def _sources(self, obs: pd.DataFrame, groupby: str | None) -> np.ndarray | None:
-        """Return the source of each cell."""
-        key = self.levels.source_key
-        if key is None:
-            return None
-        column = key if key in obs else groupby
-        if column is None or column not in obs:
-            raise KeyError(
-                f"The model needs the source of each cell: adata.obs has no column {key!r}, which "
-                "it was trained with; add it, or name another with groupby=."
-            )
-        return obs[column].astype(str).to_numpy(dtype=object)
-
-    def _covariates(self, obs: pd.DataFrame) -> pd.DataFrame | None:
-        """Return the covariates that ``obs`` has; the others are unknown."""
-        found = [key for key in self.levels.covariates if key in obs]
-        return obs[found].astype(str) if found else None
 
     @checks_arguments(validation_share=BELOW_1, condition_dropout=BELOW_1, least_time=PART)
     def train(
@@ -971,9 +865,10 @@ class LingshuCell(PretrainedModel):
         self._set_ranges(reader, conditions, training)
 
         def read(rows: np.ndarray) -> tuple[torch.Tensor, Conditions]:
-            tokens, depth = reader.tokens(rows)
+            counts = reader.counts(rows)
             own = conditions.rows(torch.from_numpy(rows))
-            return torch.from_numpy(tokens), own._replace(depth=torch.from_numpy(depth))
+            tokens = torch.from_numpy(to_tokens(counts, absent=MISSING))
+            return tokens, own._replace(depth=torch.from_numpy(library_sizes(counts)))
 
         settings: Any = {
             "batch_size": batch_size,
@@ -1018,14 +913,12 @@ class LingshuCell(PretrainedModel):
 
     @checks_arguments()
     def fit_count_term(self, *, seed: int = 0) -> None:
-        """Fit the distribution of counts that conditions alone give, in a minute and not in hours.
+        """Fit a count model of the registered cells beside the network, in a minute, not in hours.
 
-        Each gene's counts are negative binomial; their mean follows from the source of a cell, its
-        perturbation and its depth. Effects that were not measured in a source are learned from
-        other sources, those of perturbations that were measured nowhere from their features. The
-        network, untrained, adds nothing to it; :meth:`train` then teaches it what genes say of
-        each other. Weights that were trained without such a term do not fit beside it, so the
-        scores of the network begin anew.
+        The same as :meth:`set_count_term` of a :class:`PerturbationCountModel` that was trained on
+        the model's own data. The network, untrained, adds nothing to it; :meth:`train` then
+        teaches it what genes say of each other. Weights that were trained without a count term do
+        not fit beside it, so the scores of the network begin anew.
 
         Parameters
         ----------
@@ -1055,30 +948,9 @@ class LingshuCell(PretrainedModel):
     def _fit_count_term(
         self, reader: CountReader, conditions: Conditions, rows: np.ndarray, seed: int
     ) -> None:
-        if not self.size.depth:
-            raise ValueError(
-                "A count term needs the depth of each cell; make the model with depth=True."
-            )
-        described = self.perturbation_features
-        term = fit_count_term(
-            reader.counts,
-            rows,
-            conditions,
-            n_genes=len(self.vocabulary),
-            n_sources=len(self.levels.sources),
-            n_parts=len(self.levels.perturbations),
-            features=None if described is None else described.values.astype(np.float64),
-            seed=seed,
-        )
-        pairs = zip(self.levels.perturbations, term.measured.tolist(), strict=True)
-        silent = [name for name, measured in pairs if not measured]
-        if silent and (described is None or len(silent) == len(term.measured)):
-            warn_user(
-                f"The effects of {len(silent)} perturbations are not known, as no source has "
-                f"{LEAST_CELLS} cells of each and its parts: {shown(silent)}. Alone, the count "
-                "term takes them to do nothing; leave them out, or give perturbation_features=."
-            )
-        self.module.set_count_term(term.to(self.device))
+        self._check_depth()
+        features = self.perturbation_features
+        self._use_count_term(fit_counts(reader, rows, conditions, self.levels, features, seed=seed))
 
     def _set_ranges(self, reader: CountReader, conditions: Conditions, rows: np.ndarray) -> None:
         """Set the largest count of each gene and the library sizes to those of training cells."""

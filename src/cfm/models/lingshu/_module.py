@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm.models._named_sizes import check_sizes
+from cfm.models.count_model._module import CONTROL, FIRST_PART, UNKNOWN, Conditions
 from cfm.models.lingshu._quantiser import N_VALUES
 from cfm.nn._absorbing import absorbing_loss
 from cfm.nn._group import GroupCompression
@@ -28,13 +29,6 @@ MISSING = -1
 #: Depth has a vector at each half octave from 2**4 to 2**20, and is interpolated between.
 _DEPTH_KNOTS = 33
 _FIRST_OCTAVE, _KNOTS_PER_OCTAVE = 4.0, 2.0
-#: Number of a condition that is not known, in every slot.
-UNKNOWN = 0
-#: Number of the control among the parts of perturbations; the parts themselves follow.
-CONTROL = 1
-FIRST_PART = 2
-#: Fills up rows with fewer parts.
-NO_PART = -1
 
 
 @dataclass(frozen=True)
@@ -77,47 +71,6 @@ SIZES = {
     "default": LingshuSize(640, 13, 10, 2560, 8),
     "vcc": LingshuSize(640, 13, 10, 2560, 32),
 }
-
-
-class Conditions(NamedTuple):
-    """What is known of ``b`` cells; 0 is *unknown* in every slot.
-
-    Attributes
-    ----------
-    source
-        ``(b,)`` int64, cell line, donor or cell type: level + 1.
-    parts
-        ``(b, k)`` int64, parts of the perturbation: −1 fills up, 1 is the control, part + 2.
-    covariates
-        ``(b, n_covariates)`` int64, level + 1 of each.
-    depth
-        ``(b,)`` float32, counts of the cell over the genes of the model; ``NaN`` is unknown.
-    features
-        ``(n, n_features)`` float32 standardised features by part, or ``None`` for those of the
-        model: rows beyond its own are parts that were described when they were asked for.
-    """
-
-    source: Tensor
-    parts: Tensor
-    covariates: Tensor
-    depth: Tensor
-    features: Tensor | None = None
-
-    def rows(self, index: Tensor | slice) -> Conditions:
-        """Return the conditions of some of the cells."""
-        source, parts, covariates, depth = (part[index] for part in self[:4])
-        return Conditions(source, parts, covariates, depth, self.features)
-
-    def to(self, device: torch.device) -> Conditions:
-        """Return the same on a device."""
-        source, parts, covariates, depth = (part.to(device) for part in self[:4])
-        features = None if self.features is None else self.features.to(device)
-        return Conditions(source, parts, covariates, depth, features)
-
-    def control(self) -> Conditions:
-        """Return the null condition: the control of the same source, covariates and depth."""
-        parts = self.parts.new_full((len(self.parts), 1), CONTROL)
-        return self._replace(parts=parts, features=None)
 
 
 class LingshuModule(nn.Module):

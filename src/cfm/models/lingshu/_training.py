@@ -12,7 +12,7 @@ from torch import Tensor
 from cfm.models._lightning import held_out_studies
 from cfm.models._streams import Drawn, RowStream
 from cfm.models._training_plan import TrainingPlan
-from cfm.models.lingshu._module import UNKNOWN, Conditions
+from cfm.models.count_model._module import UNKNOWN, Conditions
 from cfm.models.lingshu._quantiser import OVERFLOW, quantise
 from cfm.nn._absorbing import draw_times
 from cfm.nn._ema import PowerAverage
@@ -20,7 +20,7 @@ from cfm.nn._ema import PowerAverage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cfm.models.lingshu._data import CountReader
+    from cfm.models.count_model._data import CountReader
     from cfm.models.lingshu._module import LingshuModule
 
 _BETAS = (0.9, 0.95)

@@ -1,4 +1,4 @@
-"""Conditions of cells by name, and as the numbers that the network reads."""
+"""Conditions of cells: by name, as the numbers that a module reads, and described by features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from cfm._arguments import check_number
-from cfm.models.lingshu._module import CONTROL, FIRST_PART, NO_PART, UNKNOWN, Conditions
+from cfm.models.count_model._module import CONTROL, FIRST_PART, NO_PART, UNKNOWN, Conditions
 from cfm.pp._perturbation_parts import split_parts
 
 if TYPE_CHECKING:
