@@ -71,6 +71,7 @@ def saved(name: str) -> Path:
         features = pd.DataFrame(np.eye(3), index=["y", "z", "x"], columns=["a", "b", "c"])
         model = PerturbationCountModel(cells, perturbation_features=features)
         model.train()
+        model.provenance = {}  # of which any value is taken
         return model.save(folder)
     if name == "Pulsar":
         return Pulsar.from_pretrained(_pulsar.GOLDEN / "PULSAR-classifier").save(folder)

@@ -596,7 +596,7 @@ def _latent(model: Callable) -> Callable:
 
 
 def _perturbed(model: Callable) -> Callable:
-    return lambda adata, **k: {"cells": model().simulate(adata, ["A"], **k).X}
+    return lambda adata, **k: {"latent": model().simulate(adata, ["A"], **k).X.toarray()}
 
 
 MODELS = [
@@ -633,7 +633,7 @@ MODELS = [
         data.counts,
         _registered(PerturbationCountModel, _perturbed(data.count_model)),
         ("layer", "source_key", "perturbation_key"),
-        bad=_BY_ROW | _WHOLE | _VAR_TWICE,
+        bad=_BY_ROW | _WHOLE | _VAR_TWICE | _OBS_TWICE,
     ),
     Tool(
         "UCE.setup_anndata",

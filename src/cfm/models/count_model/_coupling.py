@@ -59,8 +59,8 @@ def perturbed_counts(
         lower, upper = tails_of_counts(np.maximum(counts, 0), before, dispersion, uniform)
         tails = np.where(measured, lower, tails[0]), np.where(measured, upper, tails[1])
     # no count is larger than a library, however improbable the cell is as a control
-    depth = np.where(measured, counts, 0).sum(axis=1, keepdims=True)
-    return np.minimum(counts_at(tails, after, dispersion), np.maximum(depth, 1))
+    depth = np.maximum(np.where(measured, counts, 0).sum(axis=1), np.ceil(after.sum(axis=1)))
+    return np.minimum(counts_at(tails, after, dispersion), depth.astype(np.int64)[:, None])
 
 
 def tails_of_counts(

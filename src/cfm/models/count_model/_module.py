@@ -109,17 +109,17 @@ class NegativeBinomialModule(nn.Module):
         combinations: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
+        last = FIRST_PART + n_parts - 1
+        listed = [
+            [check_whole("combinations", p, FIRST_PART, last) for p in c] for c in combinations
+        ]
+        if any(len(set(parts)) < 2 for parts in listed):
+            raise ValueError("A combination has at least two parts.")
         self.sizes: dict[str, Any] = {
             "n_genes": n_genes,
             "n_sources": n_sources,
             "n_parts": n_parts,
-            "combinations": [
-                [
-                    check_whole("combinations", p, FIRST_PART, FIRST_PART + n_parts - 1)
-                    for p in parts
-                ]
-                for parts in combinations
-            ],
+            "combinations": listed,
         }
         rows = FIRST_PART + n_parts + len(combinations)
         self.register_buffer("control", torch.zeros(1 + n_sources, n_genes))

@@ -61,8 +61,6 @@ Start = Literal["cell", "noise"]
 _MAX_EPOCHS, _MAX_STEPS = 100, 4000
 #: Share of the steps that warms up, and most steps of warm-up, as published.
 _WARM_UP, _LONGEST_WARM_UP = 0.05, 1000
-#: Cells that are read at a time.
-_BLOCK = 512
 #: ``uns[GENERATION]`` of generated cells, and ``obs[DEPTH]``, the depth that was asked for.
 GENERATION, DEPTH = "generation", "depth"
 #: Steps with and without guidance, as published, and the weight of the guidance.
