@@ -87,7 +87,7 @@ class PerturbationCountModel(RegisteredCounts):
     >>> model.train()
     >>> effects = model.predict_effects("IFNB1")
     >>> effects.shape
-    (4, 200)
+    (4, 300)
     """
 
     def __init__(
