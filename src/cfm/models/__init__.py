@@ -13,6 +13,7 @@ from cfm.models._protocols import (
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 from cfm.models.cellvq import CellVQ
+from cfm.models.count_model import PerturbationCountModel
 from cfm.models.lingshu import LingshuCell
 from cfm.models.pulsar import CellProjection, Pulsar, VirtualInstrument
 from cfm.models.uce import UCE
@@ -29,6 +30,7 @@ __all__ = [
     "GeneEmbeddingModel",
     "GeneFactorModel",
     "LingshuCell",
+    "PerturbationCountModel",
     "PerturbationModel",
     "PretrainedModel",
     "Pulsar",

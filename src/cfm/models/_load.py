@@ -11,6 +11,7 @@ from cfm.models._base import PretrainedModel
 from cfm.models.bulkformer import BulkFormer
 from cfm.models.cellpulse import CellPulse
 from cfm.models.cellvq import CellVQ
+from cfm.models.count_model import PerturbationCountModel
 from cfm.models.lingshu import LingshuCell
 from cfm.models.pulsar import Pulsar, VirtualInstrument
 from cfm.models.uce import UCE
@@ -24,6 +25,7 @@ MODELS: dict[str, type[PretrainedModel]] = {
     "CellPulse": CellPulse,
     "CellVQ": CellVQ,
     "LingshuCell": LingshuCell,
+    "PerturbationCountModel": PerturbationCountModel,
     "Pulsar": Pulsar,
     "UCE": UCE,
     "VirtualInstrument": VirtualInstrument,
