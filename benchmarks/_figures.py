@@ -23,6 +23,7 @@ _NAMES = (
     "CellPulse",
     "BulkFormer",
     "Lingshu",
+    "Count model",
     "lingshu",
     "PULSAR",
     "pulsar",

@@ -1,4 +1,4 @@
-"""How the benchmarks train Lingshu-Cell: the one place to change a recipe."""
+"""How the benchmarks train Lingshu-Cell and the count model: the one place to change a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 import scanpy as sc
 
 from benchmarks._perturbation_tasks import Task, log_expression
-from cfm.models import LingshuCell
+from cfm.models import LingshuCell, PerturbationCountModel
 
 _QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
@@ -45,11 +45,14 @@ class Recipe:
 #: The recipe of the main rows, then what it consists of, one thing left out at a time.
 PERTURBED = {
     "Lingshu-Cell": Recipe(100),
-    "Lingshu-Cell, count term alone": Recipe(0, ask={"n_steps": 1}),
-    "Lingshu-Cell, count term alone, new cells": Recipe(0, ask={"n_steps": 1, "start": "noise"}),
     "Lingshu-Cell, as published": Recipe(
         400, False, {"start": "noise", "guidance": 2.0, "n_steps": 3}
     ),
+}
+#: What the count model is asked, by row.
+COUNTED: dict[str, dict[str, Any]] = {
+    "Count model": {},
+    "Count model, new cells": {"start": "noise"},
 }
 GENERATED = {
     "Lingshu-Cell": Recipe(100, ask={"n_steps": 8}),
@@ -76,6 +79,22 @@ def perturbed(recipe: Recipe, task: Task, seed: int) -> dict[str, np.ndarray]:
     sources = task.sources(seed)
     return {
         p: log_expression(model.simulate(sources, [p], groupby=source, seed=seed, **recipe.ask))
+        for p in task.asked
+    }
+
+
+def counted(ask: dict[str, Any], task: Task, seed: int) -> dict[str, np.ndarray]:
+    """Train the count model as :func:`perturbed` does Lingshu-Cell, and simulate."""
+    train = task.train.copy()
+    source = task.groupby if task.groupby == "cell_type" else None
+    PerturbationCountModel.setup_anndata(
+        train, source_key=source, perturbation_key=task.key, control=task.control
+    )
+    model = PerturbationCountModel(train, perturbation_features=task.features)
+    model.train(seed=seed)
+    sources = task.sources(seed)
+    return {
+        p: log_expression(model.simulate(sources, [p], groupby=source, seed=seed, **ask))
         for p in task.asked
     }
 

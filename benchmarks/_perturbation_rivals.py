@@ -1,4 +1,4 @@
-"""What predicts perturbed cells: baselines of cfm, latent arithmetic, Lingshu-Cell."""
+"""What predicts perturbed cells: baselines of cfm, latent arithmetic, Lingshu-Cell, counts."""
 
 from __future__ import annotations
 
@@ -271,7 +271,19 @@ def lingshu(name: str) -> Method:
     return make
 
 
-OURS, VARIANTS = next(iter(_lingshu_recipe.PERTURBED)), tuple(_lingshu_recipe.PERTURBED)
+def count_model(name: str) -> Method:
+    """Return the count model, by one of the rows of ``benchmarks/_lingshu_recipe.py``."""
+
+    def make(task: Task, seed: int) -> ad.AnnData:
+        cells = _lingshu_recipe.counted(_lingshu_recipe.COUNTED[name], task, seed)
+        return made(task, task.sources(seed), cells, log=True)
+
+    return make
+
+
+OURS = next(iter(_lingshu_recipe.PERTURBED))
+COUNT_MODELS = tuple(_lingshu_recipe.COUNTED)
+VARIANTS = (*_lingshu_recipe.PERTURBED, *COUNT_MODELS)
 BASELINES = ("control", "mean_shift", "additive", "nearest", "linear")
 _SCVI = {"gene_likelihood": "nb", "n_layers": 2, "n_latent": 30}
 METHODS: dict[str, Method] = (
@@ -281,5 +293,6 @@ METHODS: dict[str, Method] = (
         "scVI, condition as batch": scvi_condition(**_SCVI),
         "scGen-style": scgen_style,
     }
-    | {name: lingshu(name) for name in VARIANTS}
+    | {name: lingshu(name) for name in _lingshu_recipe.PERTURBED}
+    | {name: count_model(name) for name in COUNT_MODELS}
 )

@@ -101,7 +101,9 @@ def test_api_page_lists_what_is_public(room: str) -> None:
     assert f"   {room}\n" in (DOCS / "api" / "index.rst").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["bulkformer", "cellpulse", "cellvq", "lingshu", "pulsar"])
+@pytest.mark.parametrize(
+    "page", ["bulkformer", "cellpulse", "cellvq", "count_model", "lingshu", "pulsar"]
+)
 def test_page_of_a_model_says_what_it_is_and_when_not_to_use_it(page: str) -> None:
     text = (DOCS / "guide" / f"{page}.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)

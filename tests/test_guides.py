@@ -20,6 +20,7 @@ PAGES = [
     "cohorts",
     "calls",
     "contrasts",
+    "count_model",
     "donors",
     "drug_screen",
     "gene_programs",

@@ -132,6 +132,7 @@ def test_the_promised_interface_is_there():
             "CellPulse",
             "BulkFormer",
             "LingshuCell",
+            "PerturbationCountModel",
             "UCE",
             "Pulsar",
             "VirtualInstrument",

@@ -325,8 +325,8 @@ the network beside it.
 
 Not of this checkpoint, which has seen all cells, but of models of its size that were trained
 without the stimulated cells of the cell type that is scored. Their networks had {steps} steps, were
-not told donors, and did not see rare combinations more often, as this one's did. The count term was
-designed with these scores in sight. Means over the cell types:
+not told donors, and did not see rare combinations more often, as this one's did. The count model,
+which stands beside the network, was designed with these scores in sight. Means over the cell types:
 
 {scores("perturbation", "interferon")}
 

@@ -19,10 +19,26 @@ from safetensors.torch import load_file, save_file
 
 from cfm.hub._format import sha256_of_file
 from cfm.hub._safetensors import read_header
-from cfm.models import UCE, CellPulse, LingshuCell, Pulsar, VirtualInstrument
+from cfm.models import (
+    UCE,
+    CellPulse,
+    LingshuCell,
+    PerturbationCountModel,
+    Pulsar,
+    VirtualInstrument,
+)
 from tests import _bulk, _cellvq, _lingshu, _pulsar, _uce
 
-NAMES = ["BulkFormer", "CellPulse", "CellVQ", "LingshuCell", "Pulsar", "UCE", "VirtualInstrument"]
+NAMES = [
+    "BulkFormer",
+    "CellPulse",
+    "CellVQ",
+    "LingshuCell",
+    "PerturbationCountModel",
+    "Pulsar",
+    "UCE",
+    "VirtualInstrument",
+]
 #: Values that stand in for each setting in turn.
 WRONG: list[Any] = [None, -1, 0, 10**18, 1.5, True, "x", [], {}, [[]], {"a": 1}, [None]]
 #: Contents that stand in for each text file in turn.
@@ -48,6 +64,14 @@ def saved(name: str) -> Path:
         LingshuCell.setup_anndata(cells, **_lingshu.KEYS)
         features = pd.DataFrame(np.eye(3), index=["y", "z", "x"], columns=["a", "b", "c"])
         model = LingshuCell(cells, perturbation_features=features, **_lingshu.SIZES)
+        return model.save(folder)
+    if name == "PerturbationCountModel":
+        cells = _lingshu.toy_counts(n=200)
+        PerturbationCountModel.setup_anndata(cells, **_lingshu.KEYS)
+        features = pd.DataFrame(np.eye(3), index=["y", "z", "x"], columns=["a", "b", "c"])
+        model = PerturbationCountModel(cells, perturbation_features=features)
+        model.train()
+        model.provenance = {}  # of which any value is taken
         return model.save(folder)
     if name == "Pulsar":
         return Pulsar.from_pretrained(_pulsar.GOLDEN / "PULSAR-classifier").save(folder)

@@ -22,7 +22,7 @@ from cfm.models import LingshuCell, load_model
 from cfm.models.bulkformer import LocalFactorModel
 from cfm.models.bulkformer._compounds import CompoundHead
 from cfm.models.cellpulse._classifier import VirusClassifier
-from cfm.models.lingshu._count_term import NegativeBinomialTerm
+from cfm.models.lingshu._count_term import CountTerm
 from tests import _bulk, _cellvq, _lingshu
 from tests.hub._hostile import NAMES, copied, header_of, saved, write_header
 
@@ -85,7 +85,7 @@ def full(name: str, folder: Path) -> Path:
         cells = _lingshu.toy_counts(n=50)
         LingshuCell.setup_anndata(cells, **_lingshu.KEYS, covariate_keys=["batch"])
         model = LingshuCell(cells, **_lingshu.SIZES, depth=True)
-        model.module.count_term = NegativeBinomialTerm(42, 2, 2, [[2, 3]])
+        model.module.count_term = CountTerm(42, 2, 2, [[2, 3]])
     else:
         return copied(name, folder)
     return Path(model.save(folder / name))

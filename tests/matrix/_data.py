@@ -14,7 +14,15 @@ import numpy as np
 import pandas as pd
 
 from cfm.data._gene_ids import _tables
-from cfm.models import UCE, BulkFormer, CellPulse, CellVQ, LingshuCell, Pulsar
+from cfm.models import (
+    UCE,
+    BulkFormer,
+    CellPulse,
+    CellVQ,
+    LingshuCell,
+    PerturbationCountModel,
+    Pulsar,
+)
 from tests import _cellvq, _lingshu, _uce
 
 N_GENES = 50
@@ -158,6 +166,16 @@ def lingshu() -> LingshuCell:
     keys = {"source_key": "cell_type", "perturbation_key": "virus", "control": "none"}
     LingshuCell.setup_anndata(adata, **keys)
     return LingshuCell(adata, **_lingshu.SIZES)
+
+
+@cache
+def count_model() -> PerturbationCountModel:
+    """Trained on all counts, without sources."""
+    adata = counts()[:, :-2].copy()
+    PerturbationCountModel.setup_anndata(adata, perturbation_key="virus", control="none")
+    model = PerturbationCountModel(adata)
+    model.train()
+    return model
 
 
 @cache

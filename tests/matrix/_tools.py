@@ -12,7 +12,16 @@ import numpy as np
 import pandas as pd
 
 from cfm import pp, tl
-from cfm.models import UCE, BulkFormer, CellPulse, CellVQ, LingshuCell, Pulsar, VirtualInstrument
+from cfm.models import (
+    UCE,
+    BulkFormer,
+    CellPulse,
+    CellVQ,
+    LingshuCell,
+    PerturbationCountModel,
+    Pulsar,
+    VirtualInstrument,
+)
 from tests.matrix import _data as data
 
 
@@ -586,6 +595,10 @@ def _latent(model: Callable) -> Callable:
     return lambda adata, **k: {"latent": model().get_latent_representation(adata, **k)}
 
 
+def _perturbed(model: Callable) -> Callable:
+    return lambda adata, **k: {"latent": model().simulate(adata, ["A"], **k).X.toarray()}
+
+
 MODELS = [
     Tool(
         "CellPulse.setup_anndata",
@@ -614,6 +627,13 @@ MODELS = [
         _registered(LingshuCell, _latent(data.lingshu)),
         ("layer", "source_key", "perturbation_key"),
         bad=_BY_ROW | _WHOLE | _VAR_TWICE,
+    ),
+    Tool(
+        "PerturbationCountModel.setup_anndata",
+        data.counts,
+        _registered(PerturbationCountModel, _perturbed(data.count_model)),
+        ("layer", "source_key", "perturbation_key"),
+        bad=_BY_ROW | _WHOLE | _VAR_TWICE | _OBS_TWICE,
     ),
     Tool(
         "UCE.setup_anndata",

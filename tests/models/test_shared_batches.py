@@ -13,7 +13,7 @@ from cfm.models._streams import RowStream, StreamModule, n_rows_of
 from cfm.models.bulkformer._training import SampleStream
 from cfm.models.cellvq._data import CellReader
 from cfm.models.cellvq._data import CellStream as CodedStream
-from cfm.models.lingshu._conditions import Conditions
+from cfm.models.lingshu import Conditions
 from cfm.models.lingshu._training import CellStream
 from cfm.models.pulsar._data import DonorStream, PretrainingStream, read_donors
 from cfm.nn import _distributed

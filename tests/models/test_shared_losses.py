@@ -20,7 +20,7 @@ from cfm.models.cellvq._training import (
     separation_loss,
     training_losses,
 )
-from cfm.models.lingshu._conditions import Conditions
+from cfm.models.lingshu import Conditions
 from cfm.models.pulsar._module import SIZES, PulsarModule
 from cfm.models.pulsar._training import agreement_loss, pretraining_losses
 from tests import _bulk, _cellvq, _lingshu

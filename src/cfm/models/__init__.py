@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cfm.models.bulkformer import BulkFormer
     from cfm.models.cellpulse import CellPulse
     from cfm.models.cellvq import CellVQ
+    from cfm.models.count_model import PerturbationCountModel
     from cfm.models.lingshu import LingshuCell
     from cfm.models.pulsar import CellProjection, Pulsar, VirtualInstrument
     from cfm.models.uce import UCE
@@ -36,6 +37,7 @@ __all__ = [
     "GeneEmbeddingModel",
     "GeneFactorModel",
     "LingshuCell",
+    "PerturbationCountModel",
     "PerturbationModel",
     "PretrainedModel",
     "Pulsar",
@@ -57,6 +59,7 @@ _PLACES = {
     "bulkformer": ("BulkFormer",),
     "cellpulse": ("CellPulse",),
     "cellvq": ("CellVQ",),
+    "count_model": ("PerturbationCountModel",),
     "lingshu": ("LingshuCell",),
     "pulsar": ("CellProjection", "Pulsar", "VirtualInstrument"),
     "uce": ("UCE",),

@@ -19,6 +19,7 @@ _PLACES = {
     "CellPulse": "cellpulse",
     "CellVQ": "cellvq",
     "LingshuCell": "lingshu",
+    "PerturbationCountModel": "count_model",
     "Pulsar": "pulsar",
     "UCE": "uce",
     "VirtualInstrument": "pulsar",

@@ -9,26 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 from cfm.hub import save_checkpoint
 from cfm.models import LingshuCell, load_model
-from cfm.models.lingshu._terms import TERMS
 from tests._lingshu import KEYS, SIZES, toy_counts, toy_lingshu, untrained
 
 ASKED = {"source": "B", "perturbation": "x", "n_steps": 3}
-
-
-class Constant(nn.Module):
-    """A term that knows one value per gene."""
-
-    def __init__(self, n_genes: int) -> None:
-        super().__init__()
-        self.sizes = {"n_genes": n_genes}
-        self.register_buffer("value", torch.arange(n_genes) % 7)
-
-    def forward(self, conditions, rows, genes):
-        return torch.where(torch.arange(281) == self.value[genes, None], 0.0, -30.0)
 
 
 def edit(folder: Path, change) -> None:
@@ -93,19 +79,6 @@ def test_features_are_stored(tmp_path: Path) -> None:
     for asked in ({"perturbation": "z"}, {"perturbation": "w", "features": table.loc["y"]}):
         made = [m.generate(5, source="T", n_steps=2, **asked) for m in (model, loaded)]
         assert (made[0].X != made[1].X).nnz == 0
-
-
-def test_a_count_term_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TERMS, "Constant", Constant)
-    model = untrained()
-    model.set_count_term(Constant(42))
-    cells = model.generate(4, n_steps=2)
-    assert (cells.X.toarray() == np.arange(42) % 7).all()
-    loaded = LingshuCell.load(model.save(tmp_path / "x"))
-    assert (loaded.generate(4, n_steps=2).X != cells.X).nnz == 0
-    monkeypatch.delitem(TERMS, "Constant")
-    with pytest.raises(ValueError, match="lacks or garbles a setting"):
-        LingshuCell.load(tmp_path / "x")
 
 
 @pytest.mark.parametrize(

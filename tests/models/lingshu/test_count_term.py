@@ -1,4 +1,4 @@
-"""The count term: what conditions alone say of counts."""
+"""The count term: a count model beside the network."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 import cfm
 from cfm.metrics import delta_pearson
-from cfm.models import LingshuCell
-from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, Conditions
-from cfm.models.lingshu._count_term import LIBRARY, NegativeBinomialTerm
+from cfm.models import LingshuCell, PerturbationCountModel
+from cfm.models.count_model._module import CONTROL, FIRST_PART, LIBRARY, Conditions
+from cfm.models.lingshu._count_term import CountTerm
 from cfm.models.lingshu._quantiser import N_VALUES, bin_widths, representatives
 
 KEYS = {"source_key": "cell_type", "perturbation_key": "perturbation", "control": "control"}
@@ -61,8 +61,8 @@ def conditions(source: int, parts: list[int], depth: float, n: int = 1) -> Condi
     )
 
 
-def small_term() -> NegativeBinomialTerm:
-    term = NegativeBinomialTerm(3, 1, 1)
+def small_term() -> CountTerm:
+    term = CountTerm(3, 1, 1)
     control = np.array([[0.5, 2.0, 5.0]] * 2)
     effects = np.zeros((2, FIRST_PART + 1, 3))
     effects[:, FIRST_PART] = [1.0, -1.5, 0.0]
@@ -110,16 +110,6 @@ def test_cells_do_not_depend_on_their_neighbours() -> None:
     assert torch.equal(both[1:], alone)
 
 
-def test_measured_conditions_are_met(screen: ad.AnnData, held_out: LingshuCell) -> None:
-    term = held_out.module.count_term
-    levels = held_out.levels
-    source = levels.sources.index("Monocyte") + 1
-    part = levels.perturbations.index("IFNG") + FIRST_PART
-    for parts, name in (([CONTROL], "control"), ([part], "IFNG")):
-        want = log_mean(screen, np.flatnonzero(of(screen, "Monocyte", name)))
-        np.testing.assert_allclose(term.expected_log(source, parts), want, atol=1e-5)
-
-
 def test_an_effect_is_carried_to_another_cell_type(
     screen: ad.AnnData, held_out: LingshuCell
 ) -> None:
@@ -139,30 +129,6 @@ def test_an_effect_is_carried_to_another_cell_type(
     )
     assert ours > 0.8
     assert ours > delta_pearson(log_mean(plain) - before, real)
-
-
-def test_parts_of_a_combination_are_summed(held_out: LingshuCell) -> None:
-    term, levels = held_out.module.count_term, held_out.levels
-    a, b = (levels.perturbations.index(p) + FIRST_PART for p in ("IFNG", "TNF"))
-    want = term.control[2] + term.effects[2, a] + term.effects[2, b]
-    assert torch.allclose(term.expected_log(2, [a, b]), want.clamp(min=0), atol=1e-5)
-    assert torch.equal(term.log_rates(2, [a, b]), term.log_rates(2, [b, a]))
-
-
-def test_a_measured_combination_is_not_the_sum(screen: ad.AnnData) -> None:
-    hidden = of(screen, "T cell", "IFNG+TNF")
-    model = fitted(screen[~hidden].copy())
-    term, levels = model.module.count_term, model.levels
-    a, b = (levels.perturbations.index(p) + FIRST_PART for p in ("IFNG", "TNF"))
-    want = log_mean(screen, np.flatnonzero(of(screen, "Monocyte", "IFNG+TNF")))
-    source = levels.sources.index("Monocyte") + 1
-    np.testing.assert_allclose(term.expected_log(source, [a, b]), want, atol=1e-5)
-    # and what it adds elsewhere is added where it was not measured
-    source = levels.sources.index("T cell") + 1
-    real = log_mean(screen, np.flatnonzero(hidden))
-    summed = (term.control[source] + term.effects[source, [a, b]].sum(0)).numpy()
-    ours = term.expected_log(source, [b, a]).numpy()
-    assert ((ours - real) ** 2).sum() < ((summed - real) ** 2).sum()
 
 
 def test_unseen_targets_follow_from_features(screen: ad.AnnData) -> None:
@@ -263,64 +229,61 @@ def test_without_conditions() -> None:
     assert np.corrcoef(made.X.toarray().mean(axis=0), counts.mean(axis=0))[0, 1] > 0.98
 
 
-def test_a_source_without_controls_misleads_no_other(screen: ad.AnnData) -> None:
-    """What it is cannot be told from what was done to it."""
-    hidden = of(screen, "T cell", "IFNB1") | of(screen, "Monocyte", "control")
-    with_bare = fitted(screen[~hidden].copy()).module.count_term
-    assert with_bare is not None
-    hidden |= (screen.obs["cell_type"] == "Monocyte").to_numpy()
-    model = fitted(screen[~hidden].copy())
-    without = model.module.count_term
-    part = FIRST_PART + model.levels.perturbations.index("IFNB1")
-    types = sorted(set(screen.obs["cell_type"]))
-    t_cell = 1 + model.levels.sources.index("T cell")
-    seen = 1 + types.index("T cell")
-    observed = log_mean(screen, of(screen, "T cell", "IFNB1"))
-    observed -= log_mean(screen, of(screen, "T cell", "control"))
-    found = delta_pearson(observed, with_bare.effects[seen, part].numpy())
-    assert found > delta_pearson(observed, without.effects[t_cell, part].numpy()) - 0.03
-    # what was measured in the source itself is met
-    bare = 1 + types.index("Monocyte")
-    mean = log_mean(screen, of(screen, "Monocyte", "IFNB1"))
-    assert np.allclose(with_bare.expected_log(bare, [part]).numpy(), mean, atol=1e-3)
+def test_a_count_model_of_the_same_data_is_the_term(
+    screen: ad.AnnData, held_out: LingshuCell
+) -> None:
+    known = held_out.adata.copy()
+    PerturbationCountModel.setup_anndata(known, **KEYS)
+    counts = PerturbationCountModel(known)
+    counts.train()
+    LingshuCell.setup_anndata(known, **KEYS)
+    model = LingshuCell(known, **SIZES, count_model=counts)
+    source = screen[of(screen, "T cell", "control")][:10].copy()
+    a, b = (m.simulate(source, ["IFNB1"], n_steps=2) for m in (model, held_out))
+    # the largest count of each gene is known after a training alone
+    assert abs(a.X - b.X).sum() < 0.01 * b.X.sum()
+    before = {k: v.clone() for k, v in model.module.count_term.state_dict().items()}
+    model.train(max_steps=1, accelerator="cpu", enable_progress_bar=False)
+    after = model.module.count_term.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
-def test_perturbations_of_few_cells_are_named(screen: ad.AnnData) -> None:
-    kept = screen.obs["perturbation"].isin(["control", "IFNG"]).to_numpy(copy=True)
-    kept[np.flatnonzero(of(screen, "T cell", "TNF"))[:4]] = True
-    with pytest.warns(UserWarning, match=r"1 perturbations are not known.*\['TNF'\]"):
-        fitted(screen[kept].copy())
+def test_the_count_model_of_a_checkpoint_can_be_used_alone(
+    screen: ad.AnnData, held_out: LingshuCell
+) -> None:
+    alone = held_out.count_model
+    assert alone is not None
+    source = screen[of(screen, "T cell", "control")][:40].copy()
+    a, b = (log_mean(m.simulate(source, ["IFNB1"])) for m in (alone, held_out))
+    before = log_mean(source)
+    assert np.corrcoef(a - before, b - before)[0, 1] > 0.95
+    assert LingshuCell(vocabulary=["A", "B"]).count_model is None
 
 
-def test_a_term_of_ones_own_is_kept(screen: ad.AnnData, held_out: LingshuCell) -> None:
-    LingshuCell.setup_anndata(screen, **KEYS)
-    model = LingshuCell(screen, **SIZES)
-    term = held_out.module.count_term
-    assert term is not None
-    model.set_count_term(NegativeBinomialTerm(**term.sizes))
-    own = model.module.count_term
-    model.train(max_steps=1)
-    assert model.module.count_term is own
+def test_another_count_model_is_refused(screen: ad.AnnData, held_out: LingshuCell) -> None:
+    counts = held_out.count_model
+    assert counts is not None
+    known = held_out.adata
+    fewer, other = known[:, :30].copy(), known[known.obs["perturbation"] != "EPO"].copy()
+    for adata, part in ((fewer, "genes"), (other, "perturbations")):
+        LingshuCell.setup_anndata(adata, **KEYS)
+        with pytest.raises(ValueError, match=f"other {part} than"):
+            LingshuCell(adata, **SIZES, count_model=counts)
+    settings = {"vocabulary": counts.vocabulary, "levels": counts.levels} | SIZES
+    with pytest.raises(ValueError, match="depth=True"):
+        LingshuCell(**settings, depth=False, count_model=counts)
+    with pytest.raises(TypeError, match="is a str"):
+        LingshuCell(**settings, count_model="counts")
+    new = PerturbationCountModel(vocabulary=counts.vocabulary, levels=counts.levels)
+    with pytest.raises(ValueError, match="not trained"):
+        LingshuCell(**settings, count_model=new)
 
 
 def test_another_term_makes_another_model(held_out: LingshuCell, tmp_path: Path) -> None:
     held_out.save(tmp_path / "model")
-    loaded = LingshuCell.from_pretrained(tmp_path / "model", device="cpu")
-    sha256 = loaded.checkpoint_sha256
-    loaded.set_count_term(None)
-    assert not loaded.checkpoint_sha256
-    assert loaded.provenance["started_from"]["sha256"] == sha256
-
-
-def test_a_combination_is_carried_over_as_a_whole(screen: ad.AnnData) -> None:
-    obs = screen.obs
-    hidden = ((obs["cell_type"] == "Monocyte") & (obs["perturbation"] != "control")).to_numpy()
-    model = fitted(screen[~hidden].copy())
-    term, levels = model.module.count_term, model.levels
-    source = levels.sources.index("Monocyte") + 1
-    parts = [levels.perturbations.index(p) + FIRST_PART for p in ("IFNG", "TNF")]
-    real = log_mean(screen, np.flatnonzero(of(screen, "Monocyte", "IFNG+TNF")))
-    before = term.control[source].numpy()
-    whole = delta_pearson(term.expected_log(source, parts).numpy() - before, real - before)
-    summed = delta_pearson(term.effects[source, parts].sum(0).numpy(), real - before)
-    assert whole > summed + 0.05
+    for counts in (None, held_out.count_model):
+        loaded = LingshuCell.from_pretrained(tmp_path / "model", device="cpu")
+        sha256 = loaded.checkpoint_sha256
+        loaded.set_count_term(counts)
+        assert not loaded.checkpoint_sha256
+        assert loaded.provenance["started_from"]["sha256"] == sha256

@@ -91,7 +91,7 @@ def test_no_guidance_is_plain_conditional_sampling(monkeypatch: pytest.MonkeyPat
     model = toy_lingshu()
     cells = model.generate(5, guidance=0.0, **ASKED)
     # The null condition is not even looked at.
-    monkeypatch.setattr("cfm.models.lingshu._conditions.Conditions.control", lambda self: None)
+    monkeypatch.setattr("cfm.models.lingshu.Conditions.control", lambda self: None)
     assert same(model.generate(5, guidance=0.0, **ASKED), cells)
     monkeypatch.undo()
     tiny = model.generate(5, guidance=1e-12, guidance_floor=0.0, **ASKED)
@@ -209,7 +209,7 @@ def test_an_interrupted_stream_leaves_nothing(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cfm.models.lingshu._stream.CellFile.finish", stop)
+    monkeypatch.setattr("cfm.models.lingshu._generation.CellFile.finish", stop)
     with pytest.raises(KeyboardInterrupt):
         toy_lingshu().generate(4, path=tmp_path / "cells.h5ad", **ASKED)
     assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from cfm.models._named_sizes import named_size
 from cfm.models.lingshu import SIZES, ConditionLevels, Conditions, LingshuModule, LingshuSize
 from cfm.models.lingshu._module import MASK, MISSING
-from cfm.models.lingshu._sizes import get_size
 
 LEVELS = ConditionLevels("cell", ["B", "T"], "drug", ["x", "y"], "none", {"batch": ["1", "2"]})
 SMALL = {"dim": 16, "n_layers": 2, "n_heads": 2, "ff_dim": 32, "group_size": 4, "depth": True}
@@ -194,7 +194,7 @@ def test_a_network_without_conditions_has_no_prefix() -> None:
 )
 def test_impossible_sizes_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        get_size("mini", **changes)
+        named_size("mini", SIZES, changes)
     with pytest.raises(ValueError, match="Unknown size"):
-        get_size("huge")
-    assert get_size(LingshuSize(8, 1, 2, 8, 2)).dim == 8
+        named_size("huge", SIZES, {})
+    assert named_size(LingshuSize(8, 1, 2, 8, 2), SIZES, {}).dim == 8

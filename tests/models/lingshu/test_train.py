@@ -12,8 +12,8 @@ import torch
 from scipy import sparse
 
 from cfm.models import LingshuCell
-from cfm.models.lingshu._conditions import UNKNOWN
-from cfm.models.lingshu._training import CellStream, DiffusionPlan, withhold
+from cfm.models.count_model._module import UNKNOWN
+from cfm.models.lingshu._training import CellStream, DiffusionPlan, held_out_cells, withhold
 from tests._lingshu import KEYS, SIZES, TRAINING, toy_counts, toy_lingshu, untrained
 
 PLAIN = TRAINING | {"count_term": False}
@@ -119,14 +119,13 @@ def test_whole_studies_are_held_out() -> None:
     LingshuCell.setup_anndata(adata, study_key="study", **KEYS)
     model = LingshuCell(adata, **SIZES)
     studies = model.registered_categories("study")
-    held_out = model._held_out(studies, 0.1, 0)
+    held_out = held_out_cells(studies, 0.1, 0)
     assert len(set(studies[held_out])) == 1
     assert not set(studies[held_out]) & set(studies[~held_out])
     model.train(max_steps=2, validation_share=0.0, balanced=True, **PLAIN)
     assert "validation_loss" not in model.history
     assert model.provenance["training_studies"] == ["s1", "s2", "s3", "s4"]
-    alone = untrained()
-    assert alone._held_out(np.full(50, "", dtype=object), 0.1, 0).sum() == 5
+    assert held_out_cells(np.full(50, "", dtype=object), 0.1, 0).sum() == 5
 
 
 def test_steps_and_epochs() -> None:

@@ -2,24 +2,79 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import pandas as pd
 import torch
+from anndata import AnnData
+from scipy import sparse
 
-from cfm._arguments import checks_arguments
-from cfm.data._matrix import in_memory_frame
+from cfm._arguments import BELOW_1, PART, Range, checks_arguments
+from cfm._fields import PARAMS
+from cfm.data import GeneVocabulary
+from cfm.data._matrix import check_unique_names, in_memory_frame
+from cfm.data._row_order import BLOCK_SIZE
+from cfm.hub import resolve
+from cfm.hub._format import CONFIG_NAME
+from cfm.hub._replace import reads_checkpoint
+from cfm.models._base import load_weights
+from cfm.models._named_sizes import named_size
 from cfm.models._precision import Precision
-from cfm.models.lingshu._module import MASK, MISSING
-from cfm.models.lingshu._perturb import Perturbable
-from cfm.models.lingshu._reading import CountReader
-from cfm.models.lingshu._sampler import Sampler
+from cfm.models._training import TrainingRun
+from cfm.models._validate import validate_config
+from cfm.models.count_model import PerturbationCountModel
+from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
+from cfm.models.count_model._data import CountReader, RegisteredCounts
+from cfm.models.count_model._module import FIRST_PART, UNKNOWN, Conditions, NegativeBinomialModule
+from cfm.models.count_model._training import fit_counts
+from cfm.models.lingshu._count_term import KIND, CountTerm
+from cfm.models.lingshu._data import (
+    keep_counts,
+    library_sizes,
+    read_frozen,
+    to_tokens,
+    wanted_cells,
+)
+from cfm.models.lingshu._generation import CellFile, Generation
+from cfm.models.lingshu._module import MISSING, SIZES, LingshuModule, LingshuSize
+from cfm.models.lingshu._quantiser import LARGEST, Dequantise
+from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers
+from cfm.models.lingshu._training import (
+    CellStream,
+    DiffusionPlan,
+    count_ranges,
+    depth_quantiles,
+    held_out_cells,
+)
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from pathlib import Path
+
+    from cfm.hub import Checkpoint
+
+Start = Literal["cell", "noise"]
+
+#: Most epochs and steps if neither is given.
+_MAX_EPOCHS, _MAX_STEPS = 100, 4000
+#: Share of the steps that warms up, and most steps of warm-up, as published.
+_WARM_UP, _LONGEST_WARM_UP = 0.05, 1000
+#: ``uns[GENERATION]`` of generated cells, and ``obs[DEPTH]``, the depth that was asked for.
+GENERATION, DEPTH = "generation", "depth"
+#: Steps with and without guidance, as published, and the weight of the guidance.
+_GUIDED_STEPS, _PLAIN_STEPS = 3, 256
+#: Steps where a count term stands beside the network.
+_STEPS_WITH_TERM = 16
+_GUIDANCE = 2.0
+#: Text file of a checkpoint with the genes.
+_GENES_FILE = "genes.txt"
+#: Tensors that float16 has no room for.
+_EXACT = ("depth_quantiles",)
 
 
-class LingshuCell(Perturbable):
+class LingshuCell(RegisteredCounts):
     """Generative model of single cells: masked discrete diffusion over count tokens.
 
     A cell is the raw counts of all genes of the vocabulary, each one of 281 values; what is not
@@ -43,11 +98,29 @@ class LingshuCell(Perturbable):
         Table, targets by features, that says what each perturbation is, such as embeddings of a
         gene or a compound: any target in it can then be asked for, also one that no training cell
         had. Standardised and stored with the model. By default each has a token of its own.
+    count_model
+        A trained :class:`PerturbationCountModel` of the same genes and conditions: its
+        log-probabilities of counts are added to the network's logits, and :meth:`train` goes on
+        from there. By default :meth:`train` fits one, if the model knows depths. It is not part
+        of the published model.
     seed
         Seed of the initial weights and of the order of the genes.
     **sizes
-        Single numbers to change in the size: ``dim``, ``n_layers``, ``n_heads``, ``ff_dim``,
+        Single settings of the size to change: ``dim``, ``n_layers``, ``n_heads``, ``ff_dim``,
         ``group_size``, ``depth``, ``learned_positions``.
+
+    Attributes
+    ----------
+    module
+        The network.
+    vocabulary
+        Its genes.
+    levels
+        The conditions that it knows.
+    size
+        Its sizes.
+    perturbation_features
+        Features of the perturbations, ``None`` if each has a token of its own.
 
     Notes
     -----
@@ -64,6 +137,221 @@ class LingshuCell(Perturbable):
     >>> cells.shape
     (2, 3)
     """
+
+    largest_count = LARGEST
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        *,
+        vocabulary: Sequence[str] | GeneVocabulary | None = None,
+        levels: ConditionLevels | None = None,
+        size: str | LingshuSize = "mini",
+        perturbation_features: pd.DataFrame | PerturbationFeatures | None = None,
+        count_model: PerturbationCountModel | None = None,
+        seed: int = 0,
+        **sizes: Any,
+    ) -> None:
+        super().__init__(adata)
+        if vocabulary is None:
+            if adata is None:
+                raise ValueError(
+                    "LingshuCell needs adata or vocabulary for its genes; found neither. To "
+                    "use a trained model, call LingshuCell.from_pretrained(folder)."
+                )
+            vocabulary = adata.var_names
+        if not isinstance(vocabulary, GeneVocabulary):
+            vocabulary = GeneVocabulary(list(vocabulary))
+        self.vocabulary = vocabulary
+        if levels is None:
+            levels = ConditionLevels() if adata is None else self._registered_levels(adata)
+        self.levels = levels
+        self.size = named_size(size, SIZES, sizes)
+        described = perturbation_features
+        if described is not None and not isinstance(described, PerturbationFeatures):
+            described = PerturbationFeatures.of(described, levels.control)
+        self.perturbation_features = described
+        if described is not None:
+            self.levels = described.levels(levels)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = LingshuModule(
+                len(vocabulary),
+                **vars(self.size),
+                **self.levels.module_arguments(),
+                n_features=0 if described is None else described.values.shape[1],
+            )
+        if described is not None:
+            self.module.features.copy_(torch.from_numpy(described.values))
+        if count_model is not None:
+            self.set_count_term(count_model)
+        n = sum(p.numel() for p in self.module.parameters())
+        self._model_summary_string = (
+            f"LingshuCell: {len(self.vocabulary)} genes in groups of {self.size.group_size}, "
+            f"{len(self.levels.sources)} sources, {len(self.levels.perturbations)} perturbations, "
+            f"width {self.size.dim}, {self.size.n_layers} layers, {n:,} parameters"
+        )
+
+    @property
+    def count_model(self) -> PerturbationCountModel | None:
+        """A copy of the count model beside the network, which can be used alone; or ``None``."""
+        term = self.module.count_term
+        if term is None:
+            return None
+        model = PerturbationCountModel(
+            vocabulary=self.vocabulary,
+            levels=replace(self.levels, covariates={}),
+            perturbation_features=self.perturbation_features,
+        )
+        model.module = NegativeBinomialModule(**term.sizes).to(self.device)
+        model.module.load_state_dict(term.state_dict())
+        model.provenance = {
+            key: self.provenance[key] for key in ("training_studies",) if key in self.provenance
+        }
+        model.is_trained_ = True
+        return model
+
+    def set_count_term(self, count_model: PerturbationCountModel | None) -> None:
+        """Set the count model whose log-probabilities are added to the network's logits.
+
+        The head of the network is set to zero, so that training starts from the count model
+        alone. A trained head does not fit beside another count model: what a loaded model has
+        learned of scores is lost, and it is no longer the checkpoint it came from.
+
+        Parameters
+        ----------
+        count_model
+            Of the same genes and conditions; it is copied. ``None`` takes the count term away and
+            leaves the head as it is: train the model before it is used.
+
+        Raises
+        ------
+        ValueError
+            If genes or conditions differ, or the model does not know depths.
+        """
+        if count_model is not None:
+            self._check_count_model(count_model)
+        self._use_count_term(None if count_model is None else count_model.module)
+        known = None if count_model is None else count_model.provenance.get("training_studies")
+        if self.checkpoint_sha256 or known:
+            self.trained_here(np.array(known or [], dtype=object))
+
+    def _use_count_term(self, module: NegativeBinomialModule | None) -> None:
+        term = None if module is None else CountTerm.of(module).to(self.device)
+        self.module.set_count_term(term)
+
+    def _check_count_model(self, count_model: PerturbationCountModel) -> None:
+        if not isinstance(count_model, PerturbationCountModel):
+            raise TypeError(
+                f"count_model= is a {type(count_model).__name__}; expected a "
+                "PerturbationCountModel."
+            )
+        self._check_depth()
+        if not count_model.is_trained_:
+            raise ValueError("count_model= is not trained; call its train() first.")
+        own, other = self.levels, count_model.levels
+        parts: dict[str, tuple[Any, Any]] = {
+            "genes": (list(self.vocabulary.genes), list(count_model.vocabulary.genes)),
+            "sources": ((own.source_key, own.sources), (other.source_key, other.sources)),
+            "perturbations": (
+                (own.perturbation_key, own.perturbations, own.control),
+                (other.perturbation_key, other.perturbations, other.control),
+            ),
+        }
+        differ = [name for name, (ours, theirs) in parts.items() if ours != theirs]
+        if differ:
+            raise ValueError(
+                f"count_model= was trained with other {' and '.join(differ)} than this model has; "
+                "train it on the same data, registered in the same way."
+            )
+
+    def _check_depth(self) -> None:
+        if not self.size.depth:
+            raise ValueError(
+                "A count term needs the depth of each cell; make the model with depth=True."
+            )
+
+    def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+        config: dict[str, Any] = {"size": vars(self.size), "levels": vars(self.levels)}
+        if self.perturbation_features is not None:
+            config["perturbation_features"] = self.perturbation_features.config()
+        if (term := self.module.count_term) is not None:
+            config["count_term"] = {"kind": KIND, "sizes": term.sizes}
+        return (
+            dict(self.module.state_dict()),
+            config,
+            {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"},
+        )
+
+    def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        out = super()._compacted(tensors) | {k: tensors[k] for k in _EXACT if k in tensors}
+        out["group.permutation"] = out["group.permutation"].to(torch.int32)
+        return out
+
+    @classmethod
+    @reads_checkpoint
+    def from_pretrained(
+        cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
+    ) -> Self:
+        """Load a model by name, folder or ``hf://org/name``.
+
+        Parameters
+        ----------
+        source
+            Name of a bundled or registered checkpoint, or a folder that :meth:`save` wrote, here
+            or on the Hugging Face hub. The weights that the authors of Lingshu-Cell released are
+            not read: what their tensors are called is not documented.
+        adata
+            Data to attach for further training, registered with ``setup_anndata``; their
+            conditions must be known to the model.
+        device
+            Where the model runs; ``"auto"`` takes a GPU if there is one.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is damaged, is not safe to read, or belongs to another model.
+        """
+        path = resolve(source)
+        if not (path / CONFIG_NAME).is_file():
+            raise ValueError(
+                f"{path} holds no checkpoint that LingshuCell.save wrote (no {CONFIG_NAME}). The "
+                "weights that the authors of Lingshu-Cell released have a layout that is not "
+                "documented and are not read; train a model here, or load one of "
+                "cfm.hub.list_checkpoints()."
+            )
+        return super().from_pretrained(source, adata, device=device)
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+        config = dict(checkpoint.config)
+        tensors = checkpoint.tensors
+        with validate_config("LingshuCell", checkpoint.name, tensors):
+            size = LingshuSize(**config.pop("size"))
+            levels = ConditionLevels(**config.pop("levels"))
+            described = config.pop("perturbation_features", None)
+            term = config.pop("count_term", None)
+            genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
+            if described is not None:
+                described = PerturbationFeatures.from_config(
+                    described, tensors["features"].float().numpy(), levels.perturbations
+                )
+            model = cls(vocabulary=genes, levels=levels, size=size, perturbation_features=described)
+            if term is not None:
+                if term["kind"] != KIND:
+                    raise ValueError(f"a count term of kind {term['kind']!r}")
+                model.module.count_term = CountTerm(**term["sizes"])
+        load_weights(model.module, tensors, checkpoint.name)
+        order = model.module.group.permutation
+        if not torch.equal(order.sort().values, torch.arange(len(genes))):
+            raise ValueError(
+                f"The gene order of checkpoint {checkpoint.name!r} does not name each of its "
+                f"{len(genes)} genes once; it is damaged: download it again."
+            )
+        model.provenance = config
+        if adata is not None:
+            model.attach(adata)
+        return model
 
     @checks_arguments()
     @torch.inference_mode()
@@ -88,9 +376,9 @@ class LingshuCell(Perturbable):
         layer
             Layer with the counts instead of ``X``.
         use_conditions
-            Tell the model the registered conditions of each cell, from the columns of ``obs`` of
-            the same names, and its depth. By default they are unknown to it, so that cells are
-            embedded by their counts alone.
+            Give the model the registered conditions of each cell, from the columns of ``obs`` of
+            the same names, and its depth. By default they are unknown, so that cells are embedded
+            by their counts alone.
         batch_size
             Cells to read at a time; the result does not depend on it.
         precision
@@ -112,6 +400,7 @@ class LingshuCell(Perturbable):
         sampler = Sampler(self.module, self.inference_dtype(precision))
         reader = CountReader(adata, self.vocabulary, layer)
         n = adata.n_obs
+        conditions = self.levels.conditions(n)
         if use_conditions:
             obs = in_memory_frame(adata.obs)
             keys = [self.levels.source_key, self.levels.perturbation_key, *self.levels.covariates]
@@ -121,20 +410,562 @@ class LingshuCell(Perturbable):
                     f"adata.obs has no columns {missing}, which hold the model's conditions; it "
                     f"has {obs.columns.tolist()}."
                 )
-            conditions = self._conditions_of(obs, None)
-        else:
-            conditions = self.levels.conditions(n)
+            conditions = self._conditions_of(obs)
         out = np.empty((n, self.module.dim), dtype=np.float32)
         for start in range(0, n, batch_size):
-            tokens, depth = reader.tokens(np.arange(start, min(start + batch_size, n)))
-            tokens = np.where(tokens == MISSING, MASK, tokens)
+            counts = reader.counts(np.arange(start, min(start + batch_size, n)))
+            tokens, depth = to_tokens(counts), library_sizes(counts)
             for first in range(0, len(tokens), sampler.cells_at_once):
                 part = slice(first, min(first + sampler.cells_at_once, len(tokens)))
                 rows = slice(start + part.start, start + part.stop)
-                told = conditions.rows(rows)
+                own = conditions.rows(rows)
                 if use_conditions:
-                    told = told._replace(depth=torch.from_numpy(depth[part]))
+                    own = own._replace(depth=torch.from_numpy(depth[part]))
                 clean = torch.from_numpy(tokens[part]).to(self.device)
-                states = sampler.states(clean, told.to(self.device))
-                out[rows] = states.mean(1).cpu().numpy()
+                out[rows] = sampler.states(clean, own.to(self.device)).mean(1).cpu().numpy()
         return out
+
+    @checks_arguments(guidance=Range(-1), guidance_floor=BELOW_1)
+    def generate(
+        self,
+        cells: int | pd.DataFrame,
+        *,
+        source: str | None = None,
+        perturbation: str | Sequence[str] | None = None,
+        covariates: Mapping[str, str] | None = None,
+        depth: float | np.ndarray | None = None,
+        features: pd.Series | None = None,
+        frozen: Any = None,
+        guidance: float | None = None,
+        guidance_floor: float = 1e-3,
+        n_steps: int | None = None,
+        dequantise: Dequantise = "lower",
+        batch_size: int = 64,
+        precision: Precision = "float32",
+        seed: int = 0,
+        path: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> AnnData:
+        r"""Make cells from nothing but conditions.
+
+        All genes start hidden. In each of ``n_steps`` steps some, chosen at random, are drawn from
+        the network's distributions given those drawn before; how many follows a cosine. What is
+        not said of a cell is *unknown* to the network.
+
+        Parameters
+        ----------
+        cells
+            Number of cells, or a table with a row per cell: its columns named as the registered
+            ones (and ``"depth"``) are their conditions.
+        source, perturbation, covariates
+            Conditions of all cells, instead of such columns. Combinations as ``"A+B"`` or
+            ``["A", "B"]``, in any order, also such as were not in training.
+        depth
+            Counts per cell, a number or ``(n,)``, for models that know them. By default drawn from
+            those of the training cells of the source.
+        features
+            Of a perturbation that is not in the table which the model was trained with: a value
+            for each of its features. ``perturbation`` names it.
+        frozen
+            Counts that are given and stay: ``{gene: count}``, or a DataFrame of cells by genes, or
+            an array of cells by all genes of the model; ``NaN`` is drawn.
+        guidance
+            Weight :math:`w` of classifier-free guidance,
+            :math:`a_0 + (w + 1) (a_c - a_0)` with the logits :math:`a_0` of the control of the
+            same source (eq. 10). By default 2.0 as published if a perturbation is asked for, else
+            0; of a model with a count term, whose effects have their size already, always 0.
+        guidance_floor
+            Guidance leaves values alone that are less probable than this with and without the
+            perturbation; 0 is the published formula, which makes values that never occurred
+            likely where there is little data.
+        n_steps
+            By default 3 with guidance and 256 without, as published; 16 with a count term.
+        dequantise
+            What a value above 100 stands for: the ``"lower"`` edge of its bin, its ``"midpoint"``,
+            or a ``"uniform"`` draw in it.
+        batch_size
+            Cells that are held before they are written; the result does not depend on it.
+        precision
+            ``"float32"`` (``"auto"`` as well), or ``"bfloat16"``, in which close draws come out
+            otherwise on other machines.
+        seed
+            Each cell is drawn from this and its name (``"cell0"``, …, or that of the table's row),
+            whatever other cells are made.
+        path
+            A file ``.h5ad`` or ``.zarr`` to write to while cells are made, so that memory does not
+            grow with their number.
+        overwrite
+            Replace such a file.
+
+        Returns
+        -------
+        AnnData, cells by the genes of the model, with ``X`` on disk if ``path`` is given.
+
+        ``.X``
+            Counts, CSR int32.
+        ``.obs``
+            The conditions asked for, categorical, and ``'depth'`` float32 if the model knows it.
+        ``.uns['generation']['params']``
+            Arguments, model and SHA-256.
+
+        Raises
+        ------
+        KeyError
+            If a condition or gene is unknown to the model.
+        ValueError
+            If no cell is asked for, an option is out of range, or the model has no such condition.
+        FileExistsError
+            If there is a file at ``path``.
+        """
+        table = wanted_cells(cells)
+        conditions, columns = self._asked(
+            table, depth, features, seed, source, perturbation, covariates
+        )
+        guidance, n_steps = self._sampling(conditions, guidance, n_steps)
+        how = Generation(
+            n_steps=n_steps,
+            guidance=Guidance(guidance, guidance_floor),
+            dequantise=dequantise,
+            batch_size=batch_size,
+            dtype=self.inference_dtype(precision),
+            seed=seed,
+        )
+        given = read_frozen(frozen, len(table), self.vocabulary)
+        blocks = how.blocks(self.module, list(table.index), conditions, given)
+        obs = table.assign(**columns)
+        var = pd.DataFrame(index=pd.Index(self.vocabulary.genes.to_list(), name=None))
+        record = {
+            "n_steps": n_steps,
+            "guidance": guidance,
+            "guidance_floor": guidance_floor,
+            "dequantise": dequantise,
+            "seed": seed,
+            "device": str(self.device),
+        } | self.weights_record()
+        uns = {GENERATION: {PARAMS: record}}
+        if path is None:
+            x = sparse.vstack(list(blocks), format="csr")
+            return AnnData(x, obs=obs, var=var, uns=uns)
+        with (file := CellFile(path, overwrite=overwrite)):
+            for block in blocks:
+                file.append(block)
+            file.finish(obs, var, uns)
+        return file.read()
+
+    def _asked(
+        self,
+        table: pd.DataFrame,
+        depth: Any,
+        features: pd.Series | None,
+        seed: int,
+        source: str | None,
+        perturbation: str | Sequence[str] | None,
+        covariates: Mapping[str, str] | None,
+    ) -> tuple[Conditions, dict[str, Any]]:
+        """Return the conditions of cells, and as columns of ``obs``."""
+        levels, n = self.levels, len(table)
+        if perturbation is not None and not isinstance(perturbation, str):
+            perturbation = "+".join(perturbation)
+        named: dict[str, Any] = {}
+        for key, value, option in (
+            (levels.source_key, source, "source"),
+            (levels.perturbation_key, perturbation, "perturbation"),
+        ):
+            if value is not None and key is None:
+                raise ValueError(f"{option}= was given, but the model was trained without.")
+            if key is not None and value is not None:
+                named[key] = np.full(n, value, dtype=object)
+            elif key is not None and key in table:
+                named[key] = table[key].astype(str).to_numpy(dtype=object)
+        found = [key for key in levels.covariates if key in table]
+        given = table[found].astype(str).assign(**dict(covariates or {}))
+        levels.check_table(table, named=bool(named or given.shape[1]))
+        conditions = self._numbered(
+            n,
+            source=named.get(levels.source_key or ""),
+            perturbation=named.get(levels.perturbation_key or ""),
+            covariates=given if given.shape[1] else None,
+            features=features,
+        )
+        named |= {str(key): given[key].to_numpy() for key in given}
+        columns: dict[str, Any] = {key: pd.Categorical(value) for key, value in named.items()}
+        if depth is None and self.size.depth and DEPTH in table:
+            depth = table[DEPTH].to_numpy()
+        if self.size.depth:
+            depths = self._depths(depth, conditions.source.numpy(), list(table.index), seed)
+            conditions = conditions._replace(depth=torch.from_numpy(depths))
+            columns[DEPTH] = depths
+        elif depth is not None:
+            raise ValueError("depth= was given, but the model was trained without.")
+        return conditions, columns
+
+    def _depths(self, depth: Any, source: np.ndarray, names: list[str], seed: int) -> np.ndarray:
+        """Return the depth of each cell, ``(n,)`` float32: as asked for, or as in training."""
+        if depth is not None:
+            found = np.broadcast_to(np.asarray(depth, dtype=np.float32), (len(names),)).copy()
+            if not (found > 0).all():
+                raise ValueError(f"depth= must be above 0; found {found.min():.4g}.")
+            return found
+        quantiles = self.module.depth_quantiles.cpu().numpy()
+        if not quantiles.any():  # never trained
+            return np.full(len(names), np.nan, dtype=np.float32)
+        ranks = np.linspace(0.0, 1.0, quantiles.shape[1])
+        drawn = [draw_numbers([name], 0, seed).rank[0] for name in names]
+        pairs = zip(drawn, source, strict=True)
+        return np.array([np.interp(r, ranks, quantiles[s]) for r, s in pairs], dtype=np.float32)
+
+    def _sampling(
+        self, conditions: Conditions, guidance: float | None, n_steps: int | None
+    ) -> tuple[float, int]:
+        """Return guidance and steps, by default those of the class."""
+        parts = conditions.parts
+        perturbed = self.module.has_perturbation and bool((parts >= FIRST_PART).any())
+        if guidance is None:
+            guidance = _GUIDANCE if perturbed and self.module.count_term is None else 0.0
+        if guidance and (not self.module.has_perturbation or bool((parts == UNKNOWN).any())):
+            raise ValueError(
+                f"guidance={guidance} leads away from the control, towards a perturbation, and "
+                "none was asked for; leave it out or give perturbation=."
+            )
+        if n_steps is None and self.module.count_term is not None:
+            n_steps = _STEPS_WITH_TERM
+        elif n_steps is None:
+            n_steps = _GUIDED_STEPS if guidance else _PLAIN_STEPS
+        return float(guidance), min(int(n_steps), len(self.vocabulary))
+
+    @checks_arguments(guidance=Range(-1), guidance_floor=BELOW_1)
+    def simulate(
+        self,
+        adata: AnnData,
+        perturbation: Sequence[str],
+        *,
+        layer: str | None = None,
+        groupby: str | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        start: Start = "cell",
+        guidance: float | None = None,
+        guidance_floor: float = 1e-3,
+        n_steps: int | None = None,
+        keep_genes: Sequence[str] | None = None,
+        frozen: Any = None,
+        features: pd.Series | None = None,
+        dequantise: Dequantise = "lower",
+        precision: Precision = "float32",
+    ) -> AnnData:
+        """Generate a perturbed cell for each unperturbed one, with its source and covariates.
+
+        From ``"noise"``, the new cells are of the group of the old ones, not those same cells: of
+        each only its conditions are used, its depth if the model knows depths, and the counts of
+        ``keep_genes``. From the ``"cell"``, each is asked what it would have been: the model says
+        with which random numbers it would have made the old cell, and makes the new one with
+        these. A gene that is high for a cell of its kind stays high for one, and what the
+        perturbation does not change stays nearly as it was.
+
+        Parameters
+        ----------
+        adata
+            Unperturbed cells by genes, raw counts. Genes of the model that it lacks are generated.
+        perturbation
+            Parts of the perturbation, without order; also combinations that were not in training.
+        layer
+            Layer with the counts instead of ``X``.
+        groupby
+            Column of ``obs`` with the sources, where the column that was registered is not there.
+        batch_size
+            Cells that are held at a time; the result does not depend on it.
+        seed
+            Each cell is drawn from this and its name.
+        start
+            ``"cell"`` or ``"noise"``, as published; see above.
+        guidance, guidance_floor, n_steps, frozen, features, dequantise, precision
+            As for :meth:`generate`; ``frozen`` tables have a row per cell of ``adata``.
+        keep_genes
+            Genes, by the names of ``adata``, whose counts are taken from the old cell and kept.
+
+        Returns
+        -------
+        AnnData, cells by the genes of the model, CSR int32 counts; genes by the names that
+        ``adata`` has for them.
+
+        Raises
+        ------
+        KeyError
+            If the model does not know the perturbation or a source, or a gene to keep is not
+            measured or not known to it.
+        ValueError
+            If there is no cell, values are no counts, or the model knows no perturbations.
+        """
+        if isinstance(perturbation, str):
+            raise TypeError(f"perturbation={perturbation!r} is one text; expected a list of parts.")
+        if adata.n_obs == 0:
+            raise ValueError("adata has no cell to start from; pass at least one.")
+        check_unique_names(adata.obs_names, axis="obs")
+        if self.levels.perturbation_key is None:
+            raise ValueError(
+                "The model was trained without perturbation_key=, so it knows no perturbations."
+            )
+        n, obs = adata.n_obs, in_memory_frame(adata.obs)
+        reader = CountReader(adata, self.vocabulary, layer)
+        depth = reader.depths()
+        conditions = self._numbered(
+            n,
+            source=self._sources(obs, groupby),
+            perturbation=np.full(n, "+".join(perturbation), dtype=object),
+            covariates=self._covariates(obs),
+            features=features,
+            depth=np.where(depth > 0, depth, np.nan) if self.size.depth else None,
+        )
+        guidance, n_steps = self._sampling(conditions, guidance, n_steps)
+        given = read_frozen(frozen, n, self.vocabulary)
+        if keep_genes is not None:
+            given = keep_counts(given, reader, adata, keep_genes)
+        how = Generation(
+            n_steps=n_steps,
+            guidance=Guidance(guidance, guidance_floor),
+            dequantise=dequantise,
+            batch_size=batch_size,
+            dtype=self.inference_dtype(precision),
+            seed=seed,
+        )
+        origin = (reader.counts_of, conditions.control()) if start == "cell" else None
+        cells = [str(name) for name in adata.obs_names]
+        blocks = how.blocks(self.module, cells, conditions, given, origin)
+        return AnnData(
+            sparse.vstack(list(blocks), format="csr"),
+            obs=obs[[]],
+            var=pd.DataFrame(index=reader.names(self.vocabulary, adata.var_names)),
+        )
+
+    @checks_arguments(validation_share=BELOW_1, condition_dropout=BELOW_1, least_time=PART)
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        max_steps: int | None = None,
+        validation_share: float = 0.1,
+        n_validation: int = 512,
+        count_term: bool | None = None,
+        balanced: bool = False,
+        condition_dropout: float = 0.1,
+        stratified: bool = True,
+        least_time: float = 1e-3,
+        batch_size: int = 32,
+        accumulate_grad_batches: int = 1,
+        lr: float = 1e-3,
+        last_lr: float = 2e-5,
+        weight_decay: float = 0.1,
+        average_width: float | None = 0.05,
+        recompute: bool = False,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: str = "auto",
+        block_size: int = BLOCK_SIZE,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 500,
+        enable_progress_bar: bool | None = None,
+        seed: int = 0,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train on hidden counts: from scratch, or further from loaded weights.
+
+        A random share ``t`` of a cell's genes is hidden and predicted from the rest; the loss is
+        their cross-entropy weighted by ``1 / t`` (eq. 2), per measured gene: a bound of the
+        negative log likelihood of counts, in nats per gene. Genes that the data do not measure
+        are hidden in any case and not judged. AdamW with β = (0.9, 0.95), clipping at 1.0,
+        warm-up over 5 % of the steps (1,000 at most) and a cosine. Afterwards the model holds the
+        running average of its weights, not the last ones. The curves are in ``history``.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data; by default 100, and 4,000 steps at most.
+        max_steps
+            Optimiser steps at most.
+        validation_share
+            Share of the studies that is held out, at least one if there are three; without
+            ``study_key`` share of the cells.
+        n_validation
+            Held-out cells, spread over all of them, on which each epoch is judged.
+        count_term
+            Start from :meth:`fit_count_term`, which a model that knows depths, was never trained
+            and has no term does by default. Without it a model learns from its own term, if it
+            has one.
+        balanced
+            Draw cells of a combination of source, perturbation and study with ``n`` cells with a
+            weight of one over the root of ``n``.
+        condition_dropout
+            Probability that a cell is shown without any of its conditions, and that each is
+            withheld, so that cells can be embedded and generated without them. 0 as published.
+        stratified
+            Spread the shares ``t`` of a batch evenly; each alone is uniform as before.
+        least_time
+            Lower bound of ``t``.
+        batch_size
+            Cells per batch. Published: 256 over all devices.
+        accumulate_grad_batches
+            Batches per optimiser step.
+        lr, last_lr
+            Peak and last learning rate. Published: 1e-4 to 2e-4, and 2e-5.
+        weight_decay
+            Of AdamW, on matrices.
+        average_width
+            Relative width σ of the power-function average of the weights (Karras et al. 2024);
+            0.05 as published, ``None`` keeps the last weights.
+        recompute
+            Compute the layers again in the backward pass instead of keeping their activations.
+        accelerator, devices, num_nodes, strategy
+            As in Lightning: how many devices on how many machines train together, each with
+            batches of ``batch_size``; see the guide on training.
+        precision
+            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
+            ``"bfloat16"``, or a name of Lightning's.
+        block_size
+            Neighbouring rows that are shuffled together where there are more than 8,192; 1
+            shuffles each row alone, which is slow on disk.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        checkpoint_every
+            Optimiser steps between two states.
+        enable_progress_bar
+            By default as ``scvi.settings.verbosity`` says.
+        seed
+            Seed of the whole run.
+        **trainer_kwargs
+            For :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        KeyError
+            If the data have a condition that a loaded model does not know.
+        ValueError
+            If the model has no data, they are no counts, or a number is out of its range.
+        KeyboardInterrupt
+            If training is interrupted. The model then keeps what it has learned.
+        """
+        run = TrainingRun(locals())
+        reader = self._registered_reader()
+        conditions = self._conditions_of(in_memory_frame(self.adata.obs))
+        studies = self.registered_categories("study")
+        held_out = held_out_cells(studies, validation_share, seed)
+        training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        if len(validation) > n_validation:
+            spread = np.linspace(0, len(validation) - 1, n_validation)
+            validation = validation[spread.astype(np.int64)]
+        if count_term is None:
+            known = self.is_trained_ or self.module.count_term is not None
+            count_term = self.size.depth and not known
+        if count_term:
+            self._fit_count_term(reader, conditions, training, seed)
+        self._set_ranges(reader, conditions, training)
+
+        def read(rows: np.ndarray) -> tuple[torch.Tensor, Conditions]:
+            counts = reader.counts(rows)
+            own = conditions.rows(torch.from_numpy(rows))
+            tokens = torch.from_numpy(to_tokens(counts, absent=MISSING))
+            return tokens, own._replace(depth=torch.from_numpy(library_sizes(counts)))
+
+        settings: Any = {
+            "batch_size": batch_size,
+            "least_time": least_time,
+            "expect": reader.prefetch,
+            **run.layout,
+        }
+        stream = CellStream(
+            read,
+            training,
+            seed=seed,
+            stratified=stratified,
+            condition_dropout=condition_dropout,
+            weights=self._root_weights(studies, training) if balanced else None,
+            **settings,
+        )
+        checks = None
+        if len(validation):
+            checks = CellStream(
+                read, validation, seed=seed + 1, stratified=True, fixed=True, **settings
+            )
+        n_steps = run.count_steps(
+            stream.n_batches, default_epochs=_MAX_EPOCHS, default_steps=_MAX_STEPS
+        )
+        plan = DiffusionPlan(
+            self.module,
+            lr=lr,
+            last_lr=last_lr,
+            weight_decay=weight_decay,
+            warm_up=max(1, min(_LONGEST_WARM_UP, round(_WARM_UP * n_steps))),
+            n_steps=n_steps,
+            average_width=average_width,
+        )
+        self.module.trunk.recompute = recompute
+        try:
+            run.fit(plan, stream, checks)
+        finally:
+            self.module.trunk.recompute = False
+            plan.show_average(True)
+        self.trained_here(studies, training_seed=seed, max_steps=n_steps)
+        run.raise_if_interrupted()
+
+    @checks_arguments()
+    def fit_count_term(self, *, seed: int = 0) -> None:
+        """Fit a count model of the registered cells beside the network, in a minute, not in hours.
+
+        The same as :meth:`set_count_term` of a :class:`PerturbationCountModel` that was trained on
+        the model's own data. The network, untrained, adds nothing to it; :meth:`train` then
+        teaches it what genes say of each other. Weights that were trained without a count term do
+        not fit beside it, so the scores of the network begin anew.
+
+        Parameters
+        ----------
+        seed
+            Of the rows that are read where there are too many.
+
+        Raises
+        ------
+        ValueError
+            If the model has no data, does not know depths (``depth=True``), or the data are no
+            counts.
+
+        Warns
+        -----
+        UserWarning
+            If a perturbation has too few cells in every source, and no features: it is then taken
+            to do nothing.
+        """
+        reader = self._registered_reader()
+        conditions = self._conditions_of(in_memory_frame(self.adata.obs))
+        rows = np.arange(self.adata.n_obs)
+        self._fit_count_term(reader, conditions, rows, seed)
+        self._set_ranges(reader, conditions, rows)
+        self.is_trained_ = True
+        self.trained_here(self.registered_categories("study"), count_term_seed=seed)
+
+    def _fit_count_term(
+        self, reader: CountReader, conditions: Conditions, rows: np.ndarray, seed: int
+    ) -> None:
+        self._check_depth()
+        features = self.perturbation_features
+        self._use_count_term(fit_counts(reader, rows, conditions, self.levels, features, seed=seed))
+
+    def _set_ranges(self, reader: CountReader, conditions: Conditions, rows: np.ndarray) -> None:
+        """Set the largest count of each gene and the library sizes to those of training cells."""
+        limit, depth = count_ranges(reader, rows)
+        module = self.module
+        found = torch.from_numpy(limit).to(module.largest.device)
+        module.largest = torch.maximum(module.largest, found) if self.is_trained_ else found
+        known = module.depth_quantiles
+        if self.size.depth and not (self.is_trained_ and known.any()):
+            source = conditions.source.numpy()[rows]
+            quantiles = depth_quantiles(depth, source, len(known) - 1, known.shape[1])
+            known.copy_(torch.from_numpy(quantiles))
+
+    def _root_weights(self, studies: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return one over the root of the number of cells with the same conditions and study."""
+        levels = self.levels
+        keys = [k for k in (levels.source_key, levels.perturbation_key) if k is not None]
+        table = self.adata.obs[keys].astype(str).assign(**{" study": studies}).iloc[rows]
+        size = table.groupby(list(table.columns), sort=False).transform("size")
+        return 1.0 / np.sqrt(size.to_numpy(dtype=np.float64))

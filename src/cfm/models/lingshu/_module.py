@@ -1,8 +1,9 @@
-"""Lingshu-Cell, tensor side: masked discrete diffusion over count tokens."""
+"""Lingshu-Cell, tensor side: masked discrete diffusion over count tokens, and its sizes."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, UNKNOWN, Conditions
+from cfm.models._named_sizes import check_sizes
+from cfm.models.count_model._module import CONTROL, FIRST_PART, UNKNOWN, Conditions
 from cfm.models.lingshu._quantiser import N_VALUES
 from cfm.nn._absorbing import absorbing_loss
 from cfm.nn._group import GroupCompression
@@ -27,6 +29,48 @@ MISSING = -1
 #: Depth has a vector at each half octave from 2**4 to 2**20, and is interpolated between.
 _DEPTH_KNOTS = 33
 _FIRST_OCTAVE, _KNOTS_PER_OCTAVE = 4.0, 2.0
+
+
+@dataclass(frozen=True)
+class LingshuSize:
+    """Sizes of the network.
+
+    Attributes
+    ----------
+    dim, n_layers, n_heads, ff_dim
+        Width, layers, attention heads and hidden feed-forward width of the trunk.
+    group_size
+        Genes per token of the trunk.
+    depth
+        Whether the library size of a cell is one of its conditions.
+    learned_positions
+        Whether each group of genes has a learned vector beside its rotary position.
+    """
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    ff_dim: int
+    group_size: int
+    depth: bool = False
+    learned_positions: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        if self.dim % (2 * self.n_heads):
+            raise ValueError(
+                f"dim={self.dim} does not split into n_heads={self.n_heads} heads of even width."
+            )
+
+
+#: ``vcc`` and ``default`` are published (85,214,080 parameters in the trunk; 18,080 genes make 565
+#: and 2,260 groups): the first for genetic perturbations, the second for everything else. ``mini``
+#: is for laptops and small data.
+SIZES = {
+    "mini": LingshuSize(128, 4, 4, 512, 16, depth=True, learned_positions=True),
+    "default": LingshuSize(640, 13, 10, 2560, 8),
+    "vcc": LingshuSize(640, 13, 10, 2560, 32),
+}
 
 
 class LingshuModule(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cfm.models.count_model._coupling import generator_of
 from cfm.models.lingshu._module import MASK, LingshuModule, place_scores
 from cfm.models.lingshu._quantiser import N_VALUES
 from cfm.nn._absorbing import draw_tokens, guided, reveal_counts
@@ -18,7 +18,7 @@ from cfm.nn._absorbing import draw_tokens, guided, reveal_counts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cfm.models.lingshu._conditions import Conditions
+    from cfm.models.count_model._module import Conditions
 
 #: Tokens of the trunk that are worked on at a time. The numbers are fixed: what a matrix product
 #: rounds to depends on its shape, and a cell must not depend on how many others are made.
@@ -67,8 +67,7 @@ def draw_numbers(names: Sequence[str], n_genes: int, seed: int) -> Draws:
     """Draw the random numbers of cells from their names and a seed."""
     made = []
     for name in names:
-        text = name.encode()
-        rng = np.random.default_rng([seed, zlib.crc32(text), zlib.adler32(text)])
+        rng = generator_of(name, seed)
         made.append((rng.random(), rng.random((3, n_genes))))
     table = np.stack([numbers for _, numbers in made], axis=1)
     uniform, key, inside = table

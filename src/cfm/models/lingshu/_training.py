@@ -1,4 +1,4 @@
-"""Diffusion training of Lingshu-Cell in Lightning: batches and steps."""
+"""Diffusion training of Lingshu-Cell: held-out cells, batches, ranges of counts, steps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,88 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfm.models._training import held_out_studies
 from cfm.models._streams import Drawn, RowStream
 from cfm.models._training import TrainingPlan
-from cfm.models.lingshu._conditions import UNKNOWN, Conditions
+from cfm.models.count_model._module import UNKNOWN, Conditions
+from cfm.models.lingshu._quantiser import OVERFLOW, quantise
 from cfm.nn._absorbing import draw_times
 from cfm.nn._ema import PowerAverage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cfm.models.count_model._data import CountReader
     from cfm.models.lingshu._module import LingshuModule
 
 _BETAS = (0.9, 0.95)
+#: Counts that any gene may be given beyond twice the largest that was seen of it.
+_MARGIN = 5
+#: Cells that are read at a time.
+_BLOCK = 512
+
+
+def held_out_cells(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Choose validation cells, ``(n,)`` bool: whole studies, or single cells without studies.
+
+    Parameters
+    ----------
+    studies
+        ``(n,)`` object, ``""`` where there is none.
+    share
+        Share of the studies, or of the cells.
+    seed
+        Of the choice.
+    """
+    if (studies != "").any():
+        return np.isin(studies, held_out_studies(studies, share, seed))
+    n = len(studies)
+    out = np.zeros(n, dtype=bool)
+    if share and n >= 3:
+        size = min(max(1, round(share * n)), n - 1)
+        out[np.random.default_rng(seed).choice(n, size=size, replace=False)] = True
+    return out
+
+
+def count_ranges(reader: CountReader, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest value that each gene may be given, and the library size of each cell.
+
+    Parameters
+    ----------
+    reader
+        Of the training data.
+    rows
+        Training cells.
+
+    Returns
+    -------
+    largest
+        ``(n_genes,)`` int16 tokens: of twice the largest count, as a cell may be made under
+        conditions that none was seen under.
+    depth
+        ``(len(rows),)`` int64.
+    """
+    largest = np.zeros(len(reader.measured), dtype=np.int64)
+    depth = []
+    for start in range(0, len(rows), _BLOCK):
+        counts = reader.counts(rows[start : start + _BLOCK])
+        largest = np.maximum(largest, counts.max(axis=0))
+        depth.append(np.maximum(counts, 0).sum(axis=1))
+    limit = np.where(reader.measured, quantise(2 * largest + _MARGIN), OVERFLOW)
+    return limit.astype(np.int16), np.concatenate(depth)
+
+
+def depth_quantiles(
+    depth: np.ndarray, source: np.ndarray, n_sources: int, n_ranks: int
+) -> np.ndarray:
+    """Return library sizes at evenly spaced ranks, ``(1 + n_sources, n_ranks)`` float32.
+
+    Row 0 is of all cells, as is that of a source without cells.
+    """
+    ranks = np.linspace(0.0, 1.0, n_ranks)
+    groups = [depth, *(depth[source == s] for s in range(1, 1 + n_sources))]
+    rows = [np.quantile(own if len(own) else depth, ranks) for own in groups]
+    return np.stack(rows).astype(np.float32)
 
 
 class Batch(NamedTuple):
@@ -44,7 +114,7 @@ class CellStream(RowStream):
     least_time, stratified
         See :func:`cfm.nn._absorbing.draw_times`.
     condition_dropout
-        Probability that nothing is said of a cell, and that each single condition is withheld.
+        Probability that all conditions of a cell are withheld, and that each single one is.
     """
 
     def __init__(
@@ -66,7 +136,7 @@ class CellStream(RowStream):
         self.condition_dropout = condition_dropout
 
     def batch(self, drawn: Drawn, generator: torch.Generator) -> Batch:
-        """Make the batch of some cells."""
+        """Return the batch of some cells."""
         tokens, conditions = self.read(drawn.own)
         n, own = len(drawn.rows), drawn.part
         times = draw_times(n, generator, least=self.least_time, stratified=self.stratified)
@@ -153,7 +223,7 @@ class DiffusionPlan(TrainingPlan):
         return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what is trained."""
+        """Return AdamW with its schedule."""
         trained = [p for p in self.module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
@@ -171,32 +241,32 @@ class DiffusionPlan(TrainingPlan):
         return {} if self.average is None else {"average": self.average.state_dict()}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore :meth:`own_state`."""
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step on one batch."""
+        """Return the loss of a batch."""
         losses = self.module.losses(*batch)
         self.write("train", losses, batch_idx, len(batch.time))
         return losses["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Take the new weights into the average, once per optimiser step."""
+        """Add the new weights to the average, once per optimiser step."""
         if self.average is not None and self.global_step > self.average.n_steps:
             self.average.update()
         super().on_train_batch_end(outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
-        """Judge the average."""
+        """Validate the average."""
         self.show_average(True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss on cells that are not trained on."""
+        """Log the loss of a validation batch."""
         self.write("validation", self.module.losses(*batch), batch_idx, len(batch.time))
 
     def on_validation_epoch_end(self) -> None:
-        """Go on with the weights that are trained."""
+        """Put the trained weights back."""
         super().on_validation_epoch_end()
         self.show_average(False)
 
@@ -207,7 +277,7 @@ class DiffusionPlan(TrainingPlan):
             self.average.join()
 
     def show_average(self, wanted: bool) -> None:
-        """Put the average in the place of the weights, or take it away, if a step was taken."""
+        """Swap the average in for the weights, or out again, if a step was taken."""
         if self.average is not None and self.average.n_steps and wanted != self._shows_average:
             self.average.swap()
             self._shows_average = wanted

@@ -1,15 +1,16 @@
-"""The levels of a model's conditions by name, and cells' conditions as numbers."""
+"""Conditions of cells: by name, as the numbers that a module reads, and described by features."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, NO_PART, UNKNOWN, Conditions
+from cfm._arguments import check_number
+from cfm.models.count_model._module import CONTROL, FIRST_PART, NO_PART, UNKNOWN, Conditions
 from cfm.pp._perturbation_parts import split_parts
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class ConditionLevels:
             if len(set(levels)) < len(levels):
                 raise ValueError(f"Levels of a condition are named twice: {levels}.")
 
-    def check_table(self, table: pd.DataFrame, *, said: bool) -> None:
-        """Check that a table of wanted cells says something of them, if nothing else does.
+    def check_table(self, table: pd.DataFrame, *, named: bool) -> None:
+        """Check that a table of wanted cells has a condition, if nothing else names one.
 
         Raises
         ------
@@ -67,7 +68,7 @@ class ConditionLevels:
             would be of anything.
         """
         known = [k for k in (self.source_key, self.perturbation_key, *self.covariates) if k]
-        if known and not said and len(table.columns) and "depth" not in table:
+        if known and not named and len(table.columns) and "depth" not in table:
             raise ValueError(
                 f"cells= has the columns {table.columns.tolist()}, and none of those that the "
                 f"model was trained with: {known}. Rename them, or take them out."
@@ -210,6 +211,115 @@ class ConditionLevels:
         )
 
 
+@dataclass(frozen=True)
+class PerturbationFeatures:
+    """Standardised features of single perturbations.
+
+    Attributes
+    ----------
+    targets
+        Names of the rows.
+    names
+        Names of the features.
+    values
+        ``(n_targets, n_features)`` float32, ``(x - mean) / spread``.
+    mean, spread
+        ``(n_features,)`` float64.
+    """
+
+    targets: list[str]
+    names: list[str]
+    values: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, control: str | None) -> PerturbationFeatures:
+        """Standardise a table, targets by features; a row of the control is left out.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no table of finite numbers with a row per target.
+        """
+        if not isinstance(table, pd.DataFrame):
+            raise TypeError(
+                f"perturbation_features= is a {type(table).__name__}; expected a DataFrame, "
+                "targets by features."
+            )
+        table = table.loc[table.index.astype(str) != control]
+        targets = [str(t) for t in table.index]
+        if not table.size or len(set(targets)) < len(targets):
+            raise ValueError("perturbation_features= needs a row per target, each once.")
+        if len({str(name) for name in table.columns}) < table.shape[1]:
+            raise ValueError("perturbation_features= names a feature twice; name each once.")
+        values = _finite(table, "perturbation_features=")
+        mean, spread = values.mean(axis=0), values.std(axis=0)
+        spread = np.where(spread > 0, spread, 1.0)
+        scaled = ((values - mean) / spread).astype(np.float32)
+        return cls(targets, [str(c) for c in table.columns], scaled, mean, spread)
+
+    def levels(self, levels: ConditionLevels) -> ConditionLevels:
+        """Return levels with all targets of the table as perturbations, in its order.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If a perturbation of the data is not in the table, or the data have none.
+        """
+        if levels.perturbation_key is None:
+            raise ValueError("perturbation_features= was given without perturbation_key=.")
+        missing = sorted(set(levels.perturbations) - set(self.targets))
+        if missing:
+            raise KeyError(
+                f"perturbation_features= has no row for {shown(missing)}; every perturbation of "
+                "the data needs one."
+            )
+        return replace(levels, perturbations=self.targets)
+
+    def describe(self, features: pd.Series) -> np.ndarray:
+        """Standardise the features of one more target, ``(n_features,)`` float32.
+
+        Raises
+        ------
+        TypeError, ValueError, KeyError
+            If it is no Series of finite numbers, or lacks a feature.
+        """
+        if not isinstance(features, pd.Series):
+            raise TypeError(
+                f"features= is a {type(features).__name__}; expected a Series, a value per feature."
+            )
+        named = features.set_axis(features.index.astype(str))
+        missing = [name for name in self.names if name not in named.index]
+        if missing:
+            raise KeyError(f"features= lacks {shown(missing)}; it needs {shown(self.names)}.")
+        values = _finite(named[self.names].to_frame(), "features=")[:, 0]
+        return ((values - self.mean) / self.spread).astype(np.float32)
+
+    def config(self) -> dict[str, Any]:
+        """Return what a checkpoint stores beside the values."""
+        return {"names": self.names, "mean": self.mean.tolist(), "spread": self.spread.tolist()}
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], values: np.ndarray, targets: Sequence[str]
+    ) -> PerturbationFeatures:
+        """Make again what :meth:`config` stored."""
+        names = list(config["names"])
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("features whose names are no text")
+        mean, spread = (
+            np.array([check_number(k, x) for x in config[k]]) for k in ("mean", "spread")
+        )
+        if values.shape != (len(targets), len(names)) or not (
+            mean.shape == spread.shape == (len(names),)
+        ):
+            raise TypeError(f"features of shape {values.shape} do not fit their names")
+        if not (np.isfinite(mean) & (spread > 0)).all():
+            raise TypeError("features without a mean and a spread")
+        return cls(list(targets), names, values, mean, spread)
+
+
 def shown(names: Sequence[str], n: int = 8) -> str:
     """Return the first names for an error."""
     return f"{list(names[:n])}{' …' if len(names) > n else ''}"
@@ -223,3 +333,13 @@ def _numbers(names: Sequence[str] | np.ndarray | pd.Series, levels: list[str], w
             f"The model does not know the {what} {asked[found < 0][0]!r}; it knows {shown(levels)}."
         )
     return found.astype(np.int64)
+
+
+def _finite(table: pd.DataFrame, where: str) -> np.ndarray:
+    try:
+        values = table.to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} holds something else than numbers ({error}).") from error
+    if not np.isfinite(values).all():
+        raise ValueError(f"{where} holds NaN or infinite values; drop those rows or columns.")
+    return values

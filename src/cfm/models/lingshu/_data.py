@@ -1,4 +1,4 @@
-"""Counts that are given before cells are generated, and stay."""
+"""What Lingshu-Cell reads: tokens of an AnnData, the cells that are asked for, given counts."""
 
 from __future__ import annotations
 
@@ -8,21 +8,61 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cfm.models.lingshu._levels import shown
-from cfm.models.lingshu._reading import check_whole
+from cfm._arguments import check_whole
+from cfm.data._matrix import check_unique_names
+from cfm.models.count_model._conditions import shown
+from cfm.models.count_model._data import check_counts
+from cfm.models.lingshu._module import MASK
+from cfm.models.lingshu._quantiser import quantise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
+
     from cfm.data import GeneVocabulary
+    from cfm.models.count_model._data import CountReader
 
 #: In counts: a gene that is to be drawn.
 FREE = -1
 
-Frozen = Callable[[slice], np.ndarray]
+#: From cells to counts of them, ``(b, n_genes)`` int64.
+CountBlock = Callable[[slice], np.ndarray]
 
 
-def read_frozen(frozen: Any, n: int, vocabulary: GeneVocabulary) -> Frozen:
+def to_tokens(counts: np.ndarray, absent: int = MASK) -> np.ndarray:
+    """Return tokens, int64; ``absent`` for −1, a gene that is not measured or to be drawn."""
+    return np.where(counts < 0, absent, quantise(np.maximum(counts, 0))).astype(np.int64)
+
+
+def library_sizes(counts: np.ndarray) -> np.ndarray:
+    """Return the counts of cells over the measured genes, ``(b,)`` float32."""
+    return np.maximum(counts, 0).sum(axis=1).astype(np.float32)
+
+
+def wanted_cells(cells: int | pd.DataFrame) -> pd.DataFrame:
+    """Return a table with a row per cell that is asked for, named and with its conditions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither a number nor a table with a row.
+    """
+    if isinstance(cells, pd.DataFrame):
+        if not len(cells):
+            raise ValueError("cells= has no row; ask for at least one cell.")
+        table = cells.set_axis(cells.index.astype(str), axis=0)
+        check_unique_names(table.index, axis="obs")
+        return table
+    if isinstance(cells, bool) or not isinstance(cells, int | np.integer):
+        raise TypeError(
+            f"cells= is a {type(cells).__name__}; expected a number of cells, or a table with a "
+            "row for each."
+        )
+    return pd.DataFrame(index=pd.Index([f"cell{i}" for i in range(check_whole("cells", cells))]))
+
+
+def read_frozen(frozen: Any, n: int, vocabulary: GeneVocabulary) -> CountBlock:
     """Return a function from cells to their given counts, ``(b, n_genes)`` int64, −1 = free.
 
     Parameters
@@ -98,5 +138,36 @@ def gene_positions(genes: Sequence[str], vocabulary: GeneVocabulary) -> np.ndarr
 
 def _counts(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
-    check_whole(values[~np.isnan(values)], "frozen=")
+    check_counts(values[~np.isnan(values)], "frozen=")
     return np.where(np.isnan(values), FREE, values).astype(np.int64)
+
+
+def keep_counts(
+    frozen: CountBlock, reader: CountReader, adata: AnnData, genes: Sequence[str]
+) -> CountBlock:
+    """Add the counts that ``adata`` has of some genes to those that are given.
+
+    Raises
+    ------
+    KeyError, TypeError
+        If a gene is not measured or not known to the model, or ``genes`` is one text.
+    """
+    if isinstance(genes, str):
+        raise TypeError(f"keep_genes={genes!r} is a single string; give a list of gene names.")
+    alignment = reader.alignment
+    place = dict(zip(adata.var_names[alignment.columns], alignment.positions, strict=True))
+    unknown = [g for g in genes if g not in place]
+    if unknown:
+        raise KeyError(
+            f"keep_genes names {unknown[:5]}, which are not both measured and known to the model."
+        )
+    kept = np.array([place[g] for g in genes], dtype=np.int64)
+
+    def read(rows: slice) -> np.ndarray:
+        out = frozen(rows)
+        if rows.stop > rows.start and len(kept):
+            counts = reader.counts(np.arange(rows.start, rows.stop))[:, kept]
+            out[:, kept] = np.where(out[:, kept] == FREE, counts, out[:, kept])
+        return out
+
+    return read

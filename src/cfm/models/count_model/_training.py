@@ -1,4 +1,4 @@
-"""Fits the count term: means, effects and dispersions of the training cells."""
+"""Fitting of the count model: means, effects and dispersions of the training cells."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from cfm.data._warn import warn_user
 from cfm.metrics import linear_shift, mean_shift
-from cfm.models.lingshu._conditions import CONTROL, FIRST_PART, NO_PART, UNKNOWN
-from cfm.models.lingshu._count_term import LIBRARY, NegativeBinomialTerm
-from cfm.models.lingshu._response import Cases, ResponsePredictor
+from cfm.models.count_model._conditions import shown
+from cfm.models.count_model._module import (
+    CONTROL,
+    FIRST_PART,
+    LIBRARY,
+    NO_PART,
+    UNKNOWN,
+    NegativeBinomialModule,
+)
+from cfm.models.count_model._response import Cases, ResponsePredictor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from cfm.models.lingshu._conditions import Conditions
+    from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
+    from cfm.models.count_model._data import CountReader
+    from cfm.models.count_model._module import Conditions
 
     Array = NDArray[np.float64]
     #: Source and sorted parts of a perturbation.
@@ -34,18 +44,16 @@ _DISPERSION_PRIOR = 20.0
 _LEAST_DISPERSION, _MOST_DISPERSION = 0.02, 20.0
 
 
-def fit_count_term(
-    read: Read,
+def fit_counts(
+    reader: CountReader,
     rows: np.ndarray,
     conditions: Conditions,
+    levels: ConditionLevels,
+    features: PerturbationFeatures | None = None,
     *,
-    n_genes: int,
-    n_sources: int,
-    n_parts: int,
-    features: Array | None = None,
     seed: int = 0,
-) -> NegativeBinomialTerm:
-    """Fit the distribution of counts that conditions alone give.
+) -> NegativeBinomialModule:
+    """Fit the distribution of counts that source, perturbation and depth alone imply.
 
     Mean log expression of conditions that were measured is taken as it is. Effects that were not
     measured in a source are predicted from the sources where they were
@@ -54,24 +62,30 @@ def fit_count_term(
 
     Parameters
     ----------
-    read
-        Returns the counts of some cells, ``(b, n_genes)`` int64; −1 where a gene is not measured.
+    reader
+        Of the training data.
     rows
         Cells to fit on.
     conditions
         Of all cells.
-    n_genes, n_sources, n_parts
+    levels, features
         Of the model.
-    features
-        ``(n_parts, n_features)`` what describes each perturbation.
     seed
         Of :class:`ResponsePredictor`.
+
+    Warns
+    -----
+    UserWarning
+        If a perturbation has too few cells in every source, and no features.
     """
+    n_genes, n_sources = reader.alignment.n_vocabulary, len(levels.sources)
+    n_parts = len(levels.perturbations)
+    table = None if features is None else features.values.astype(np.float64)
     cell = _cells(conditions)
-    means, depths, dispersion = _moments(read, rows, cell, n_genes)
+    means, depths, dispersion = _moments(reader.counts, rows, cell, n_genes)
     control = _controls(means, n_sources, n_genes)
     combinations = sorted({parts for _, parts in means if len(parts) > 1})
-    term = NegativeBinomialTerm(n_genes, n_sources, n_parts, combinations)
+    module = NegativeBinomialModule(n_genes, n_sources, n_parts, combinations)
     effects = np.zeros((1 + n_sources, FIRST_PART + n_parts + len(combinations), n_genes))
     known = {
         (s, p): mean - control[s]
@@ -80,7 +94,7 @@ def fit_count_term(
     }
     bare = _without_controls(means)
     _fill_unknown(effects, means, control)
-    measured = _fill_parts(effects, known, control, bare, n_parts, features, seed)
+    measured = _fill_parts(effects, known, control, bare, n_parts, table, seed)
     for i, parts in enumerate(combinations):
         _fill_combination(effects, known, control, bare, parts, FIRST_PART + n_parts + i)
     every = np.concatenate(list(depths.values()))
@@ -89,14 +103,21 @@ def fit_count_term(
         unknown = effects[1:, UNKNOWN].mean(axis=0)
         effects[0] = effects[usual].mean(axis=0)
         effects[0, UNKNOWN] = unknown
-    term.fill(
+    module.fill(
         control,
         np.maximum(effects, -control[:, None]),
         dispersion,
         [every, *(depths.get(s, every) for s in range(1, 1 + n_sources))],
     )
-    term.measured.copy_(torch.from_numpy(measured))
-    return term
+    module.measured.copy_(torch.from_numpy(measured))
+    silent = [p for p, found in zip(levels.perturbations, measured, strict=True) if not found]
+    if silent and (features is None or not measured.any()):
+        warn_user(
+            f"The effects of {len(silent)} perturbations are not known, as no source has "
+            f"{LEAST_CELLS} cells of each and its parts: {shown(silent)}. Alone, the count model "
+            "takes them to do nothing; leave them out, or give perturbation_features=."
+        )
+    return module
 
 
 def _cells(conditions: Conditions) -> list[Cell]:

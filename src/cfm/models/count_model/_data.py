@@ -1,0 +1,384 @@
+"""AnnData to counts by gene of a vocabulary, and to conditions; other units are refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField
+
+from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame, row_blocks, to_dense
+from cfm.data._modality import require_anndata
+from cfm.data._row_buffer import RowBuffer
+from cfm.data._units import check_single_cells
+from cfm.data._warn import warn_user
+from cfm.models._base import PretrainedModel, check_column
+from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
+from cfm.pp._perturbation_parts import split_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from cfm.data import GeneAlignment, GeneVocabulary
+    from cfm.models.count_model._module import Conditions
+
+#: Below this share of the vocabulary a warning says so.
+LOW_SHARE = 0.25
+#: In counts: a gene that is not measured.
+NOT_MEASURED = -1
+#: Cells that are read at a time.
+_BLOCK = 512
+_REMEDY = (
+    "raw counts are expected: pass the layer that holds them with layer=, such as layer='counts'; "
+    "round expected counts first."
+)
+
+
+class CountReader:
+    """Counts of an AnnData by gene of a vocabulary, a few cells at a time.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes, any storage.
+    vocabulary
+        Genes of the model.
+    layer
+        Layer with the counts instead of ``X``.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is no AnnData.
+    KeyError
+        If the layer does not exist.
+    ValueError
+        If these are bulk samples or none of the genes is found, now; if values are no counts, when
+        they are read.
+
+    Warns
+    -----
+    UserWarning
+        If few of the model's genes are measured.
+    """
+
+    def __init__(self, adata: AnnData, vocabulary: GeneVocabulary, layer: str | None) -> None:
+        require_anndata(adata)
+        self._rows = RowBuffer(get_matrix(adata, layer=layer))
+        self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+        check_single_cells(self._rows.matrix, self._where)
+        self.alignment: GeneAlignment = vocabulary.align(adata.var_names)
+        if self.alignment.found_share < LOW_SHARE:
+            warn_user(
+                f"Only {self.alignment.found_share:.0%} of the model's {len(vocabulary)} genes are "
+                f"measured ({len(self.alignment.columns)}); what is said of so few is less certain."
+            )
+
+    @property
+    def measured(self) -> np.ndarray:
+        """Which genes of the vocabulary are measured, ``(n_genes,)`` bool."""
+        out = np.zeros(self.alignment.n_vocabulary, dtype=bool)
+        out[self.alignment.positions] = True
+        return out
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Read these cells ahead from a file; they are asked for in this order."""
+        self._rows.expect(rows)
+
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """Return ``(b, n_genes)`` int64 counts; −1 = not measured."""
+        block = self._rows[rows]
+        check_counts(block.data if sparse.issparse(block) else block, self._where)
+        out = np.full((len(rows), self.alignment.n_vocabulary), NOT_MEASURED, dtype=np.int64)
+        out[:, self.alignment.positions] = to_dense(block)[:, self.alignment.columns]
+        return out
+
+    def counts_of(self, rows: slice) -> np.ndarray:
+        """Return :meth:`counts` of neighbouring cells."""
+        return self.counts(np.arange(rows.start, rows.stop))
+
+    def names(self, vocabulary: GeneVocabulary, var_names: pd.Index) -> pd.Index:
+        """Return the genes of the vocabulary by the names that ``adata`` has for them."""
+        names = vocabulary.genes.to_numpy(dtype=object, copy=True)
+        names[self.alignment.positions] = var_names[self.alignment.columns]
+        return pd.Index(names)
+
+    def depths(self) -> np.ndarray:
+        """Return the library size of each cell over the genes of the model, ``(n,)`` float32."""
+        n = self._rows.matrix.shape[0]
+        starts = range(0, n, _BLOCK)
+        sums = [np.maximum(self.counts_of(slice(i, min(i + _BLOCK, n))), 0).sum(1) for i in starts]
+        return np.concatenate(sums).astype(np.float32)
+
+
+def check_counts(values: np.ndarray, where: str) -> None:
+    """Check that values are counts.
+
+    Raises
+    ------
+    ValueError
+        If a value is not finite, negative or not whole.
+    """
+    if not values.size:
+        return
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise ValueError(f"{where} holds NaN or infinite values; {_REMEDY}")
+        broken = values[values != np.rint(values)]
+        if broken.size:
+            raise ValueError(
+                f"{where} holds values that are not whole (such as {broken.flat[0]:.4g}), so these "
+                f"are not counts; {_REMEDY}"
+            )
+    if values.min() < 0:
+        raise ValueError(
+            f"{where} holds negative values (smallest {values.min():.4g}), so these are not "
+            f"counts; {_REMEDY}"
+        )
+
+
+def check_count_matrix(matrix: Any, where: str, *, limit: int | None = None) -> None:
+    """Check a whole matrix, and warn of counts above a limit.
+
+    Parameters
+    ----------
+    matrix
+        Any storage.
+    where
+        Its place in the AnnData, for messages.
+    limit
+        Largest count that the model tells from larger ones, if there is one.
+
+    Raises
+    ------
+    ValueError
+        If it does not hold counts.
+
+    Warns
+    -----
+    UserWarning
+        If counts lie above the limit.
+    """
+    beyond, largest = 0, 0.0
+    for _, block in row_blocks(matrix):
+        values = block.data if sparse.issparse(block) else block
+        check_counts(values, where)
+        if values.size and limit is not None:
+            beyond += int((values > limit).sum())
+            largest = max(largest, float(values.max()))
+    if beyond and limit is not None:
+        warn_user(
+            f"{beyond} counts of {where} lie above {limit:,} (largest {largest:,.0f}); the model "
+            f"knows them as one value, more than that, and generates it as {limit + 1:,}."
+        )
+
+
+def check_control(adata: AnnData, perturbation_key: str | None, control: str | None) -> None:
+    """Check that the column of perturbations and its control are given together and exist.
+
+    Raises
+    ------
+    ValueError
+        If they are not, or no cell is a control.
+    """
+    if perturbation_key is None:
+        if control is not None:
+            raise ValueError(
+                f"control={control!r} was given without perturbation_key=, the column that holds "
+                "it."
+            )
+        return
+    found = sorted(set(adata.obs[perturbation_key].astype(str)))
+    if control is None:
+        raise ValueError(
+            f"perturbation_key={perturbation_key!r} was given without control=; say which of "
+            f"{found[:8]} is unperturbed."
+        )
+    if control not in found:
+        raise ValueError(
+            f"adata.obs[{perturbation_key!r}] has no control {control!r}; it has {found[:8]}. "
+            "Unperturbed cells are what the model compares with."
+        )
+
+
+class RegisteredCounts(PretrainedModel):
+    """What models of counts under conditions share: registered data, and conditions by name."""
+
+    #: Largest count that the model tells from larger ones, if there is one.
+    largest_count: ClassVar[int | None] = None
+    vocabulary: GeneVocabulary
+    levels: ConditionLevels
+    perturbation_features: PerturbationFeatures | None
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        source_key: str | None = None,
+        perturbation_key: str | None = None,
+        control: str | None = None,
+        covariate_keys: Sequence[str] = (),
+        study_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register cells for training, and check that they hold counts.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes, raw counts, any storage.
+        layer
+            Layer with the counts instead of ``X``.
+        source_key
+            Column of ``obs`` with what a cell is: cell line, donor or cell type.
+        perturbation_key
+            Column with what was done to it, combinations as ``"A+B"``.
+        control
+            Its level for unperturbed cells; needed with ``perturbation_key``.
+        covariate_keys
+            Columns with further conditions, such as a batch or a time, for models that use them.
+        study_key
+            Column with the study: training is judged on studies it has not seen. Without it, on
+            cells.
+        **kwargs
+            For :meth:`scvi.data.AnnDataManager.register_fields`.
+
+        Raises
+        ------
+        KeyError
+            If the layer or a column does not exist.
+        TypeError
+            If ``adata`` is no AnnData, or ``covariate_keys`` one text.
+        ValueError
+            If values are no counts, columns have missing values or are named twice, names of
+            genes are not unique, or no cell is a control.
+
+        Warns
+        -----
+        UserWarning
+            If counts lie above the range of the model, 9,999 for Lingshu-Cell.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        matrix = get_matrix(adata, layer=layer)
+        check_unique_names(adata.var_names, axis="var")
+        if isinstance(covariate_keys, str):
+            raise TypeError(f"covariate_keys={covariate_keys!r} is one text; expected a list.")
+        conditions = [k for k in (source_key, perturbation_key, *covariate_keys) if k is not None]
+        for key in [*conditions, *([] if study_key is None else [study_key])]:
+            check_column(adata, key)
+        if len(set(conditions)) < len(conditions):
+            raise ValueError(f"A column is named as two conditions: {conditions}; name each once.")
+        check_control(adata, perturbation_key, control)
+        where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+        check_count_matrix(matrix, where, limit=cls.largest_count)
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
+            CategoricalObsField("study", study_key),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def _registered_levels(self, adata: AnnData) -> ConditionLevels:
+        given = self.adata_manager.registry["setup_args"]
+        return ConditionLevels.of(
+            in_memory_frame(adata.obs),
+            given["source_key"],
+            given["perturbation_key"],
+            given["control"],
+            given["covariate_keys"],
+        )
+
+    def _registered_reader(self) -> CountReader:
+        """Return a reader of the registered counts."""
+        if self.adata is None:
+            raise ValueError(
+                "The model has no data; give it some with from_pretrained(name, adata=adata) "
+                f"after {type(self).__name__}.setup_anndata(adata, …)."
+            )
+        registered = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]
+        layer = registered.attr_key if registered.attr_name == "layers" else None
+        return CountReader(self.adata, self.vocabulary, layer)
+
+    def _conditions_of(self, obs: pd.DataFrame) -> Conditions:
+        """Return the conditions in the registered columns of ``obs``; depths are unknown."""
+        levels = self.levels
+
+        def column(key: str | None) -> np.ndarray | None:
+            return None if key is None else obs[key].astype(str).to_numpy(dtype=object)
+
+        return levels.conditions(
+            len(obs),
+            source=column(levels.source_key),
+            perturbation=column(levels.perturbation_key),
+            covariates=obs[list(levels.covariates)].astype(str) if levels.covariates else None,
+        )
+
+    def vocabulary_share(self, adata: AnnData) -> float:
+        """Return the share of the model's genes that ``adata`` measures."""
+        return self.vocabulary.align(adata.var_names).found_share
+
+    def _numbered(
+        self,
+        n: int,
+        *,
+        source: np.ndarray | None,
+        perturbation: np.ndarray | None,
+        covariates: pd.DataFrame | None,
+        features: pd.Series | None,
+        depth: np.ndarray | None = None,
+    ) -> Conditions:
+        """Turn names into numbers; a perturbation may be described by features."""
+        described: list[str] = []
+        rows = None
+        if features is not None:
+            if self.perturbation_features is None:
+                raise ValueError(
+                    "features= was given, but the model was trained without perturbation_features=."
+                )
+            asked = sorted(set() if perturbation is None else set(perturbation))
+            known = {*self.levels.perturbations, self.levels.control}
+            new = [p for name in asked for p in split_parts(name) if p not in known]
+            if len(set(new)) != 1:
+                raise ValueError(
+                    f"features= describes one perturbation that the model does not know; found "
+                    f"{sorted(set(new))} in {asked}."
+                )
+            described = new[:1]
+            row = torch.from_numpy(self.perturbation_features.describe(features))
+            rows = torch.cat([torch.from_numpy(self.perturbation_features.values), row[None]])
+        conditions = self.levels.conditions(
+            n,
+            source=source,
+            perturbation=perturbation,
+            covariates=covariates,
+            depth=depth,
+            described=described,
+        )
+        return conditions._replace(features=rows)
+
+    def _sources(self, obs: pd.DataFrame, groupby: str | None) -> np.ndarray | None:
+        """Return the source of each cell."""
+        key = self.levels.source_key
+        if key is None:
+            return None
+        column = key if key in obs else groupby
+        if column is None or column not in obs:
+            raise KeyError(
+                f"The model needs the source of each cell: adata.obs has no column {key!r}, which "
+                "it was trained with; add it, or name another with groupby=."
+            )
+        return obs[column].astype(str).to_numpy(dtype=object)
+
+    def _covariates(self, obs: pd.DataFrame) -> pd.DataFrame | None:
+        """Return the covariates that ``obs`` has; the others are unknown."""
+        found = [key for key in self.levels.covariates if key in obs]
+        return obs[found].astype(str) if found else None
