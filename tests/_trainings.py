@@ -161,9 +161,9 @@ class KillAfter(pl.Callback):
 
 def kill_in_write(step: int) -> None:
     """End the process when half of the state of a step is written."""
-    from cfm.models import _checkpoint_files
+    from cfm.models import _resume
 
-    whole = _checkpoint_files._save
+    whole = _resume._save
 
     def half(checkpoint: dict[str, Any], file: Any) -> None:
         whole(checkpoint, file)
@@ -172,7 +172,7 @@ def kill_in_write(step: int) -> None:
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    _checkpoint_files._save = half
+    _resume._save = half
 
 
 def state(model: PretrainedModel) -> dict[str, torch.Tensor]:

@@ -78,7 +78,7 @@ def test_both_hold_the_same_model_and_one_has_saved_it(name: str, trained: Path)
     for kind in ("curves", "weights"):
         for key, value in first[kind].items():
             assert torch.equal(value.nan_to_num(), second[kind][key].nan_to_num()), key
-    assert first["saved"] == second["saved"] == str(trained / f"{name}-ddp-2")
+    assert first["saved"] == second["saved"] == str(trained / f"{name}-2")
     assert load_checkpoint(first["saved"]).tensors
 
 

@@ -24,6 +24,7 @@ from cfm.hub import load_checkpoint, save_checkpoint
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._not_offered import OfferedOnly, list_offered
 from cfm.models._precision import LEAST_AGREEMENT, Precision, inference_dtype
+from cfm.models._published import published_model
 from cfm.models._training import TrainingRun
 from cfm.nn._distributed import first_process_does
 
@@ -221,6 +222,11 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
                 f"Checkpoint {checkpoint.name!r} holds a {checkpoint.model or 'nameless'} model; "
                 f"expected {cls.__name__}. Load it with cfm.models.{checkpoint.model}."
             )
+        return cls._made(checkpoint, adata, device)
+
+    @classmethod
+    def _made(cls, checkpoint: Checkpoint, adata: AnnData | None, device: str) -> Self:
+        """Make a model of a checkpoint, ready for use."""
         model = cls._from_checkpoint(checkpoint, adata)
         model.checkpoint_name = checkpoint.name
         model.checkpoint_sha256 = checkpoint.sha256
@@ -235,7 +241,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Whether a folder or file holds weights as this model's authors publish them."""
-        return False
+        return published_model(path) == cls.__name__
 
     @classmethod
     def load(

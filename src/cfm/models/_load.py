@@ -9,6 +9,7 @@ from cfm.hub import load_checkpoint, resolve
 from cfm.hub._checkpoint import read_config
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel
+from cfm.models._published import published_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,9 +76,8 @@ def load_model(
     path = resolve(source)
     name = _named_in(path)
     if name is None:
-        for model in map(model_class, _PLACES):
-            if model.recognises(path):
-                return model.from_pretrained(source, device=device or "auto")
+        name = published_model(path)
+    if name is None:
         name = read_config(path)["model"] if path.is_dir() else load_checkpoint(source).model
     if name not in _PLACES:
         raise ValueError(

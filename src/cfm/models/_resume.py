@@ -54,7 +54,7 @@ class Checkpoints:
     every
         Optimiser steps between two states.
     fingerprint
-        What the training follows from; see :func:`cfm.models._fingerprint.fingerprint`.
+        What the training follows from; see :func:`fingerprint`.
     model
         Which is trained.
 

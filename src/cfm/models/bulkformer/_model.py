@@ -55,7 +55,7 @@ from cfm.models.bulkformer._module import (
     lower_genes,
     pool_genes,
 )
-from cfm.models.bulkformer._published import GENES_FILE, is_published, read_published
+from cfm.models.bulkformer._published import GENES_FILE, read_published
 from cfm.models.bulkformer._training import (
     BulkFormerRecipe,
     MaskedExpressionPlan,
@@ -930,11 +930,6 @@ class BulkFormer(PretrainedModel):
         return self.module.predict(expression).cpu()
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whether a folder or file contains weights as the authors of BulkFormer publish them."""
-        return is_published(path)
-
-    @classmethod
     @reads_checkpoint
     def from_pretrained(
         cls,
@@ -973,13 +968,7 @@ class BulkFormer(PretrainedModel):
                 raise ValueError("genes= is for weights without a gene list; this has its own.")
             return super().from_pretrained(source, adata, device=device)
         checkpoint = read_published(path, genes)
-        model = cls._from_checkpoint(checkpoint, adata)
-        model.checkpoint_name = checkpoint.name
-        model.checkpoint_sha256 = checkpoint.sha256
-        model.is_trained_ = True
-        model.to_device(device)
-        model.module.eval()
-        return model
+        return cls._made(checkpoint, adata, device)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         width = 0 if self.module.gene_embedding is not None else self.module.gene_features.shape[1]

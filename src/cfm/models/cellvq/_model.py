@@ -41,7 +41,7 @@ from cfm.models.cellvq._perturbation import (
     find_genes,
 )
 from cfm.models.cellvq._property_heads import EXPRESSION, LEVELS, PropertyHeads, check_classes
-from cfm.models.cellvq._published import GENES_FILE, is_published, read_published
+from cfm.models.cellvq._published import GENES_FILE, read_published
 from cfm.models.cellvq._training import CellVQRecipe, training_of
 
 if TYPE_CHECKING:
@@ -846,11 +846,6 @@ class CellVQ(PretrainedModel):
             yield rows, self.module.encode_cells(*tokens, dtype=dtype)
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whether a folder or file contains weights as the authors of CellVQ publish them."""
-        return is_published(path)
-
-    @classmethod
     @reads_checkpoint
     def from_pretrained(
         cls,
@@ -900,13 +895,7 @@ class CellVQ(PretrainedModel):
                 )
             return super().from_pretrained(source, adata, device=device)
         checkpoint = read_published(path, mode, genes=genes, properties=properties)
-        model = cls._from_checkpoint(checkpoint, adata)
-        model.checkpoint_name = checkpoint.name
-        model.checkpoint_sha256 = checkpoint.sha256
-        model.is_trained_ = True
-        model.to_device(device)
-        model.module.eval()
-        return model
+        return cls._made(checkpoint, adata, device)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         settings, files = self.module.property_heads.state()

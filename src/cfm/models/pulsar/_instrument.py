@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 _REP_KEY, _DONOR_KEY, _CONDITION_KEY = "donors", "donor", "condition"
 _NAMES_FILE, _TABLE, _MODULE = "conditions.txt", "conditions", "module."
-_PUBLISHED = re.compile(r".*instrument.*\.(pt|pth|ckpt|safetensors)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,11 +414,6 @@ class VirtualInstrument(PretrainedModel):
         return AnnData(made, obs=adata.obs[[]], var=adata.var[[]])
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whether a file is called as weights of a virtual instrument would be."""
-        return path.is_file() and _PUBLISHED.fullmatch(path.name) is not None
-
-    @classmethod
     @reads_checkpoint
     def from_pretrained(
         cls,
@@ -451,12 +444,7 @@ class VirtualInstrument(PretrainedModel):
         """
         path = resolve(source)
         if path.is_file():
-            checkpoint = _read_published(path)
-            model = cls._from_checkpoint(checkpoint, None)
-            model.checkpoint_name, model.checkpoint_sha256 = checkpoint.name, checkpoint.sha256
-            model.is_trained_ = True
-            model.to_device(device)
-            model.module.eval()
+            model = cls._made(_read_published(path), None, device)
         else:
             model = super().from_pretrained(source, device=device)
         if conditions is not None:

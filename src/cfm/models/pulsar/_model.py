@@ -54,7 +54,7 @@ from cfm.models.pulsar._projection import (
     projection_contents,
     stored_projection,
 )
-from cfm.models.pulsar._published import is_published, read_published
+from cfm.models.pulsar._published import read_published
 from cfm.models.pulsar._training import PulsarRecipe, label_numbers, pretraining
 
 if TYPE_CHECKING:
@@ -778,11 +778,6 @@ class Pulsar(PretrainedModel):
         self.trained_here(studies, **kept, training_seed=run.seed, **run.facts)
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whether a folder holds weights as the authors of PULSAR publish them."""
-        return is_published(path)
-
-    @classmethod
     @reads_checkpoint
     def from_pretrained(
         cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
@@ -809,13 +804,7 @@ class Pulsar(PretrainedModel):
         if not cls.recognises(path):
             return super().from_pretrained(source, adata, device=device)
         checkpoint = read_published(path, checkpoint_name(source))
-        model = cls._from_checkpoint(checkpoint, adata)
-        model.checkpoint_name, model.checkpoint_sha256 = checkpoint.name, checkpoint.sha256
-        model.card = checkpoint.card
-        model.is_trained_ = True
-        model.to_device(device)
-        model.module.eval()
-        return model
+        return cls._made(checkpoint, adata, device)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         config: dict[str, Any] = {"size": vars(self.size), "head": self.head}
