@@ -102,7 +102,9 @@ CASES = {
     "cellpulse": Case(
         _cellpulse,
         lambda m, **k: m.train(
-            30, n_linear_steps=4, **_toy.TRAINING | {"batch_size": 4, "tokens_per_profile": 16} | k
+            max_steps=30,
+            n_linear_steps=4,
+            **_toy.TRAINING | {"batch_size": 4, "tokens_per_profile": 16} | k,
         ),
         30,
         25,
