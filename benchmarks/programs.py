@@ -199,7 +199,7 @@ def planted(report: Report, seed: int) -> None:
     train, module = planted_contrasts(60, seed=seed + 1)
     CellPulse.setup_anndata(train, study_key="study")
     model = CellPulse(train, size="mini", n_tokens=256, n_factors=64, seed=seed)
-    model.train(120, n_linear_steps=40, seed=seed, enable_progress_bar=False)
+    model.train(max_steps=120, n_linear_steps=40, seed=seed, enable_progress_bar=False)
     rows = []
     for n in (1, 5, 20, 60):
         for repeat in range(3):

@@ -47,7 +47,7 @@ def toy_model() -> CellPulse:
     adata = toy_contrasts()
     CellPulse.setup_anndata(adata, labels_key="label", study_key="study", sample_key="sample")
     model = CellPulse(adata, size="mini", **SIZES)
-    model.train(40, n_linear_steps=20, **TRAINING)
+    model.train(max_steps=40, n_linear_steps=20, **TRAINING)
     model.train_classifier()
     return model
 

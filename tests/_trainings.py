@@ -102,7 +102,9 @@ CASES = {
     "cellpulse": Case(
         _cellpulse,
         lambda m, **k: m.train(
-            30, n_linear_steps=4, **_toy.TRAINING | {"batch_size": 4, "tokens_per_profile": 16} | k
+            max_steps=30,
+            n_linear_steps=4,
+            **_toy.TRAINING | {"batch_size": 4, "tokens_per_profile": 16} | k,
         ),
         30,
         25,
@@ -126,7 +128,7 @@ CASES = {
     ),
     "instrument": Case(
         _instrument,
-        lambda m, **k: m.train("none", max_epochs=2, batch_size=20, **QUIET | k),
+        lambda m, **k: m.train(control="none", max_epochs=2, batch_size=20, **QUIET | k),
         8,
         4,
     ),
@@ -161,9 +163,9 @@ class KillAfter(pl.Callback):
 
 def kill_in_write(step: int) -> None:
     """End the process when half of the state of a step is written."""
-    from cfm.models import _checkpoint_files
+    from cfm.models import _resume
 
-    whole = _checkpoint_files._save
+    whole = _resume._save
 
     def half(checkpoint: dict[str, Any], file: Any) -> None:
         whole(checkpoint, file)
@@ -172,7 +174,7 @@ def kill_in_write(step: int) -> None:
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    _checkpoint_files._save = half
+    _resume._save = half
 
 
 def state(model: PretrainedModel) -> dict[str, torch.Tensor]:

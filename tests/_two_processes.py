@@ -67,7 +67,7 @@ def cellpulse(**run: Any) -> PretrainedModel:
     adata = _toy.toy_contrasts()
     CellPulse.setup_anndata(adata, study_key="study", sample_key="sample")
     model = CellPulse(adata, **_toy.SIZES, dropout=0.0, attention_dropout=0.0)
-    model.train(30, n_linear_steps=12, tokens_per_profile=64, **run)
+    model.train(max_steps=30, n_linear_steps=12, tokens_per_profile=64, **run)
     return model
 
 
@@ -90,9 +90,9 @@ TRAININGS: dict[str, Callable[..., PretrainedModel]] = {
 }
 
 
-def settings(n_processes: int, strategy: str = "ddp") -> dict[str, Any]:
+def settings(n_processes: int) -> dict[str, Any]:
     """Arguments of a training whose batches are of one size over all processes."""
-    shared = {"devices": n_processes, "strategy": strategy} if n_processes > 1 else {}
+    shared = {"devices": n_processes, "strategy": "ddp"} if n_processes > 1 else {}
     return {
         "batch_size": 2 * ROWS // n_processes,
         "accelerator": "cpu",
@@ -146,19 +146,15 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--ddp", nargs="*", default=list(TRAININGS))
-    parser.add_argument("--fsdp", nargs="*", default=[])
     arguments = parser.parse_args(given)
     torch.set_num_threads(1)
     n_processes, folder = arguments.processes, arguments.folder
-    jobs = [(name, "ddp") for name in arguments.ddp] + [(name, "fsdp") for name in arguments.fsdp]
-    for name, strategy in jobs:
-        model = TRAININGS[name](**settings(n_processes, strategy))
+    for name, train in TRAININGS.items():
+        model = train(**settings(n_processes))
         number = os.environ.get("LOCAL_RANK", "0")
-        saved = model.save(folder / f"{name}-{strategy}-{n_processes}")
+        saved = model.save(folder / f"{name}-{n_processes}")
         torch.save(
-            found(model) | {"saved": str(saved)},
-            folder / f"{name}-{strategy}-{n_processes}-{number}.pt",
+            found(model) | {"saved": str(saved)}, folder / f"{name}-{n_processes}-{number}.pt"
         )
 
 

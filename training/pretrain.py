@@ -62,7 +62,7 @@ def pretrain(data: PretrainingData, *, max_steps: int = MAX_STEPS, seed: int = S
     sets = ad.AnnData(data.sets.matrix, var=pd.DataFrame(index=contrasts.var_names))
     CellPulse.setup_anndata(contrasts, study_key="study")
     model = CellPulse(contrasts, signed_sets=sets, size="mini", seed=seed)
-    model.train(max_steps, seed=seed)
+    model.train(max_steps=max_steps, seed=seed)
     model.provenance["training_command"] = "python -m training.pretrain"
     return model
 

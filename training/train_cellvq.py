@@ -28,11 +28,6 @@ MAX_STEPS = (600, 1200)
 PROPERTIES = ["cell_type", "condition"]
 #: Genes by which clusters are named.
 MARKERS = ["MS4A1", "CD14", "LYZ", "FCGR3A", "CD3D", "CD8A", "CD8B", "GNLY", "FCER1A", "PPBP"]
-#: Shares of the genes that cells are embedded by for the head of cell types.
-SHARES = (1.0, 0.15, 0.3, 0.5, 0.7, 0.85)
-#: Inverse penalty of that head: among 1e-5 … 0.1 the smallest that names the cells of a study left
-#: out within a standard error of the best.
-PENALTY = 1e-3
 #: Rows are drawn one by one, as when the bundled weights were made.
 _RUN = {
     "seed": SEED,
@@ -84,37 +79,19 @@ def marker_types(cells: ad.AnnData) -> np.ndarray:
 
 
 def fit_types(model: CellVQ, studies: list[ad.AnnData]) -> None:
-    """Fit the head of cell types by logistic regression on embeddings of whole and partial cells.
-
-    Each cell is embedded by all of its genes and by five random sets of 15 to 85 % of them, as new
-    data have other genes. Types weigh by the root of their cells in a study.
-    """
-    rng = np.random.default_rng(SEED)
-    names = model.vocabulary.genes
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-    offset = 0
-    for number, cells in enumerate(studies):
-        types = cells.obs["cell_type"].to_numpy(dtype=str)
-        for share in SHARES:
-            kept = set(names if share == 1 else rng.choice(names, int(share * len(names)), False))
-            part = cells[:, [gene in kept for gene in cells.var_names]].copy()
-            embedding = model.get_latent_representation(part, precision="float32")
-            usable = np.flatnonzero((types != "") & ~np.isnan(embedding).any(axis=1))
-            study = np.full(len(usable), number)
-            parts.append((embedding[usable].astype(float), types[usable], study, offset + usable))
-        offset += cells.n_obs
-    embedded, labels, study, cell = (np.concatenate(column) for column in zip(*parts, strict=True))
-    _, group, size = np.unique(
-        np.char.add(study.astype(str), labels), return_inverse=True, return_counts=True
-    )
-    weight = size[group] ** -0.5
-    model.module.property_heads.fit(
+    """Fit the head of cell types on the expression of the genes that all studies measure."""
+    index = pd.Index(model.vocabulary.genes)
+    shared = [g for g in index if all(g in cells.var_names for cells in studies)]
+    types = [cells.obs["cell_type"].to_numpy(dtype=str) for cells in studies]
+    model.module.property_heads.fit_expression(
         "cell_type",
-        embedded,
-        labels,
-        fold=rng.permutation(offset)[cell] % 5,
-        weight=weight * len(weight) / weight.sum(),
-        inverse_penalty=PENALTY,
+        np.concatenate(
+            [cells[t != "", shared].X.toarray() for cells, t in zip(studies, types, strict=True)]
+        ).astype(float),
+        np.concatenate([t[t != ""] for t in types]),
+        genes=index.get_indexer(pd.Index(shared)),
+        n_genes=len(index),
+        studies=np.concatenate([np.full((t != "").sum(), i) for i, t in enumerate(types)]),
     )
 
 

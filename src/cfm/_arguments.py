@@ -9,7 +9,21 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
+from dataclasses import fields
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 
@@ -189,6 +203,45 @@ def checks_arguments(**ranges: int | Range) -> Callable[[Callable[P, T]], Callab
         return checked
 
     return decorate
+
+
+def check_fields(settings: Any) -> None:
+    """Check the fields of a frozen dataclass by their types; NumPy numbers become plain ones.
+
+    A field ``name: Annotated[float, Range(…)]``, or ``Annotated[int, least]``, has this range;
+    other fields are checked as :func:`checks_arguments` does.
+
+    Raises
+    ------
+    ValueError
+        If one is of another type or out of its range.
+    """
+    hints = get_type_hints(type(settings), include_extras=True)
+    for field in fields(settings):
+        hint = hints[field.name]
+        bounds = None
+        if get_origin(hint) is Annotated:
+            hint, bounds = get_args(hint)
+        value = getattr(settings, field.name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if value is None and type(None) in kinds:
+            continue
+        object.__setattr__(settings, field.name, _checked(field.name, value, kinds, bounds))
+
+
+def _checked(name: str, value: Any, kinds: tuple[Any, ...], bounds: int | Range | None) -> Any:
+    """Return a value of one of these types, checked; what is of no simple type as it is."""
+    kind = [k for k in kinds if k is not type(None)]
+    if kind == [bool]:
+        return check_flag(name, value)
+    if kind == [int]:
+        return check_whole(name, value, bounds if isinstance(bounds, int) else 1)
+    if kind == [float]:
+        low, high, exclusive = bounds if isinstance(bounds, Range) else Range()
+        return check_number(name, value, low, high, exclusive=exclusive)
+    if len(kind) == 1 and get_origin(kind[0]) is Literal:
+        return check_choice(name, value, get_args(kind[0]))
+    return value
 
 
 def _check_of(

@@ -20,7 +20,7 @@ import torch
 from cfm.hub import _format as layout
 from cfm.hub import list_checkpoints, load_checkpoint, load_safetensors, load_torch, resolve
 from cfm.models import UCE, BulkFormer, CellVQ, Pulsar, VirtualInstrument, load_model
-from cfm.models._checkpoint_files import CheckpointFiles
+from cfm.models._resume import CheckpointFiles
 from cfm.models.uce._published import _offsets
 from tests import _bulk, _pulsar, _uce
 from tests.hub._hostile import copied, header_of, saved, write_header

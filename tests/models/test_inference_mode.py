@@ -91,7 +91,8 @@ def use_pulsar(model: Any, adata: ad.AnnData) -> list[np.ndarray]:
 def train_pulsar(model: Any, adata: ad.AnnData) -> None:
     type(model).setup_anndata(adata, use_rep="X_uce")
     model.attach(adata)
-    model.train(max_steps=2, n_cells=10, **QUIET)
+    with pytest.warns(UserWarning, match="its head is removed"):
+        model.train(max_steps=2, n_cells=10, **QUIET)
 
 
 def pairs() -> ad.AnnData:
@@ -106,7 +107,7 @@ def pairs() -> ad.AnnData:
 def train_instrument(model: Any, adata: ad.AnnData) -> None:
     type(model).setup_anndata(adata, "cytokine")
     model.attach(adata)
-    model.train("none", max_epochs=1, **QUIET)
+    model.train(control="none", max_epochs=1, **QUIET)
 
 
 CASES = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cfm.models._lightning import held_out_studies, training_precision
+from cfm.models._training import held_out_studies, training_precision
 
 
 @pytest.mark.parametrize(

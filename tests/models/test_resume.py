@@ -21,8 +21,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 
-from cfm.models import _checkpoint_files
-from cfm.models._checkpoint_files import CheckpointFiles, write_whole
+from cfm.models import _resume
+from cfm.models._resume import CheckpointFiles, write_whole
 from tests._trainings import CASES, StopAfter, StoppedError, state
 
 REPOSITORY = Path(__file__).parents[2]
@@ -344,8 +344,8 @@ def test_a_full_disk_costs_a_warning_and_no_state(
                 raise OSError(errno.ENOSPC, "No space left on device")
             return int(self.file.write(data))
 
-    whole = _checkpoint_files._save
-    monkeypatch.setattr(_checkpoint_files, "_save", lambda c, f: whole(c, Full(f)))
+    whole = _resume._save
+    monkeypatch.setattr(_resume, "_save", lambda c, f: whole(c, Full(f)))
     with pytest.warns(UserWarning, match=r"could not be written .*No space left.*goes on"):
         model = go_on("bulkformer", tmp_path)
     assert_same(state(model), uninterrupted("bulkformer"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +15,58 @@ import pytest
 import torch
 
 from cfm import models
-from cfm.models._run import TrainingRun, count_processes
 from cfm.models._streams import SeededStream
+from cfm.models._training import Recipe, TrainingRun, count_processes
 from tests import _bulk
 from tests._trainings import CASES
 
-TRAIN_METHODS = [
-    models.BulkFormer.train,
-    models.CellPulse.train,
-    models.CellVQ.train,
-    models.LingshuCell.train,
-    models.Pulsar.train,
-    models.Pulsar.train_head,
-    models.VirtualInstrument.train,
+TRAINED = [
+    models.BulkFormer,
+    models.CellPulse,
+    models.CellVQ,
+    models.LingshuCell,
+    models.Pulsar,
+    models.VirtualInstrument,
 ]
 
 
-def run_of(**changes: Any) -> TrainingRun:
-    given: dict[str, Any] = {
-        "self": _bulk.untrained(),
-        **{"max_epochs": None, "max_steps": None, "batch_size": 4, "accumulate_grad_batches": 1},
-        **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"},
-        **{"precision": "auto", "block_size": 64, "checkpoint_dir": None, "checkpoint_every": 5},
-        **{"enable_progress_bar": False, "seed": 0, "trainer_kwargs": {}},
-    }
-    return TrainingRun(given | changes)
+@dataclass(frozen=True, kw_only=True)
+class ThreeEpochs(Recipe):
+    """A recipe of three epochs."""
+
+    max_epochs: int | None = 3
+    block_size: int = 64
 
 
-@pytest.mark.parametrize("method", TRAIN_METHODS, ids=lambda m: m.__qualname__)
-def test_all_models_take_the_same_arguments_and_say_the_same_of_them(method: Any) -> None:
-    expected = inspect.signature(models.Pulsar.train).parameters
-    found = inspect.signature(method).parameters
-    shared = ["accelerator", "devices", "num_nodes", "strategy", "precision", "checkpoint_dir"]
-    shared += ["checkpoint_every", "enable_progress_bar", "seed"]
-    for name in shared:
-        assert found[name].default == expected[name].default, name
-        assert found[name].annotation == expected[name].annotation, name
-        assert found[name].kind is inspect.Parameter.KEYWORD_ONLY, name
-    text = inspect.getdoc(method) or ""
-    assert "Optimiser steps between two states." in text
-    assert "goes on where\n    it was after a kill" in text
+def run_of(recipe: Recipe | None = None, **changes: Any) -> TrainingRun:
+    how = {"accelerator": "cpu", "enable_progress_bar": False} | changes
+    return TrainingRun(_bulk.untrained(), recipe or ThreeEpochs(), **how)
+
+
+@pytest.mark.parametrize("model", TRAINED, ids=lambda m: m.__name__)
+def test_there_is_one_train_and_each_setting_is_documented(model: Any) -> None:
+    assert model.train is models.PretrainedModel.train
+    assert len(inspect.signature(model.train).parameters) <= 14
+    text = inspect.getdoc(model.Recipe) or ""
+    for field in fields(model.Recipe):
+        assert re.search(rf"(^|, ){field.name}(,|$)", text, re.MULTILINE), field.name
+
+
+def test_uce_is_not_trained_here() -> None:
+    with pytest.raises(TypeError, match="UCE is used as its authors trained it"):
+        models.UCE.train(object.__new__(models.UCE))
+
+
+def test_settings_are_of_the_recipe_or_of_the_trainer() -> None:
+    run = run_of(batch_size=5, validation_share=0.5, gradient_clip_val=3.0)
+    assert (run.recipe.batch_size, run.recipe.validation_share) == (5, 0.5)
+    assert run_of().recipe == ThreeEpochs()
+    with pytest.raises(TypeError, match=r"no setting 'bach_size'\. Settings of Bulk"):
+        run_of(bach_size=3)
+    with pytest.raises(ValueError, match="validation_share=1; expected a finite number"):
+        run_of(validation_share=1)
+    with pytest.raises(ValueError, match="batch_size=True; expected a whole number"):
+        run_of(batch_size=True)
 
 
 @pytest.mark.parametrize(
@@ -70,20 +84,21 @@ def test_all_models_take_the_same_arguments_and_say_the_same_of_them(method: Any
 )
 def test_steps_follow_from_epochs_and_batches(given: dict[str, Any], expected: Any) -> None:
     run = run_of(**given)
-    assert run.count_steps(5, default_epochs=3) == expected[1]
+    assert run.count_steps(5) == expected[1]
     assert (run.n_epochs, run.n_steps) == expected
 
 
 def test_default_steps_bound_default_epochs() -> None:
-    assert run_of().count_steps(5, default_epochs=3, default_steps=8) == 8
-    run = run_of()
-    assert run.count_steps(5, default_epochs=3, default_steps=80) == 15
+    assert run_of(ThreeEpochs(max_steps=8)).count_steps(5) == 8
+    run = run_of(ThreeEpochs(max_steps=80))
+    assert run.count_steps(5) == 15
     assert run.n_epochs == 3
+    # what is asked for stands alone
+    assert run_of(ThreeEpochs(max_steps=8), max_epochs=4).count_steps(5) == 20
 
 
 def test_steps_of_several_batches_can_be_asked_of_lightning() -> None:
-    run = run_of(accumulate_grad_batches=None, trainer_kwargs={"accumulate_grad_batches": 5})
-    assert run.count_steps(5, default_epochs=3) == 3
+    assert run_of(accumulate_grad_batches=5).count_steps(5) == 3
 
 
 def test_processes_are_counted_before_they_start() -> None:
@@ -92,7 +107,11 @@ def test_processes_are_counted_before_they_start() -> None:
     assert count_processes("cpu", "3", 2) == 6
     assert count_processes("cpu", "auto", 2) == 2
     assert count_processes("auto", 1, 4) == 4
-    assert run_of(devices=2, num_nodes=3).layout == {"block_size": 64, "n_processes": 6}
+    assert run_of(devices=2, num_nodes=3).layout == {
+        "batch_size": 32,
+        "block_size": 64,
+        "n_processes": 6,
+    }
 
 
 @pytest.mark.parametrize(
@@ -110,7 +129,7 @@ def test_what_cannot_be_is_refused(change: dict[str, Any], message: str) -> None
 def test_fewer_rows_than_processes_are_refused() -> None:
     run = run_of(devices=2)
     with pytest.raises(ValueError, match="no batch for 2 processes: fewer rows than processes"):
-        run.count_steps(0, default_epochs=3)
+        run.count_steps(0)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from anndata import AnnData
 from safetensors.torch import save as save_tensors
 from scvi.model.base import BaseModelClass
 
-from cfm._arguments import checks_arguments
+from cfm._arguments import ABOVE_0, checks_arguments
 from cfm._tables import check_tables, load_tables
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
@@ -24,12 +24,16 @@ from cfm.hub import load_checkpoint, save_checkpoint
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._not_offered import OfferedOnly, list_offered
 from cfm.models._precision import LEAST_AGREEMENT, Precision, inference_dtype
+from cfm.models._published import published_model
+from cfm.models._training import TrainingRun
 from cfm.nn._distributed import first_process_does
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from cfm.hub import Checkpoint
+    from cfm.models._training import Recipe, Training
 
 #: Text file of a checkpoint with the training curves, a column per curve.
 HISTORY_FILE = "history.csv"
@@ -218,6 +222,11 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
                 f"Checkpoint {checkpoint.name!r} holds a {checkpoint.model or 'nameless'} model; "
                 f"expected {cls.__name__}. Load it with cfm.models.{checkpoint.model}."
             )
+        return cls._made(checkpoint, adata, device)
+
+    @classmethod
+    def _made(cls, checkpoint: Checkpoint, adata: AnnData | None, device: str) -> Self:
+        """Make a model of a checkpoint, ready for use."""
         model = cls._from_checkpoint(checkpoint, adata)
         model.checkpoint_name = checkpoint.name
         model.checkpoint_sha256 = checkpoint.sha256
@@ -232,7 +241,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Whether a folder or file holds weights as this model's authors publish them."""
-        return False
+        return published_model(path) == cls.__name__
 
     @classmethod
     def load(
@@ -305,6 +314,93 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         self.provenance = kept | facts
         self.checkpoint_name = self.checkpoint_sha256 = ""
         self.card = None
+
+    #: Settings of a training, and their defaults; models that are not trained have none.
+    Recipe: ClassVar[type[Recipe] | None] = None
+
+    @checks_arguments(lr=ABOVE_0)
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        max_steps: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = 1,
+        precision: str = "auto",
+        checkpoint_dir: str | Path | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        """Train on the registered data: from scratch, or further from loaded weights.
+
+        What is learned, from what, and which settings there are, the ``Recipe`` of the class says,
+        such as :class:`cfm.models.BulkFormer.Recipe`. The curves are in ``history``.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data.
+        max_steps
+            Optimiser steps at most. Without either the recipe's bounds hold.
+        batch_size
+            Rows per batch and process; the recipe's by default.
+        lr
+            Peak learning rate; the recipe's by default.
+        accelerator, devices
+            As in Lightning: on what kind of device, and how many train together, each with batches
+            of ``batch_size``; see the guide on training.
+        precision
+            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
+            ``"bfloat16"``, or a name of Lightning's.
+        checkpoint_dir
+            Folder in which the state of the training is kept, so that the same call goes on where
+            it was after a kill, to the same weights; see the guide on training.
+        seed
+            Seed of the whole run.
+        **settings
+            Of the recipe, by name; and for :class:`scvi.train.Trainer`, such as ``num_nodes``,
+            ``strategy``, ``accumulate_grad_batches``, ``enable_progress_bar`` (by default as
+            ``scvi.settings.verbosity`` says) or ``callbacks``.
+
+        Raises
+        ------
+        TypeError
+            If there is no setting of a name, or the model is not trained here.
+        KeyError
+            If the data have a class or condition that a loaded model does not know.
+        ValueError
+            If the model has no data, they are not what it reads, or a setting is out of its range.
+        KeyboardInterrupt
+            If training is interrupted. The model then keeps what it has learned, and can be used,
+            saved or trained further.
+        """
+        if self.Recipe is None:
+            raise TypeError(
+                f"{type(self).__name__} is used as its authors trained it; it has no training here."
+            )
+        run = TrainingRun(
+            self,
+            self.Recipe(),
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            lr=lr,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            checkpoint_dir=checkpoint_dir,
+            seed=seed,
+            **settings,
+        )
+        with self._training(run) as training:
+            run.fit(training)
+        run.raise_if_interrupted()
+
+    def _training(self, run: TrainingRun) -> AbstractContextManager[Training]:
+        """Prepare a training, let it run, and bring the model in order after it."""
+        raise NotImplementedError
 
     @checks_arguments()
     def save(

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cfm.hub import load_checkpoint, resolve
 from cfm.hub._checkpoint import read_config
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel
-from cfm.models.bulkformer import BulkFormer
-from cfm.models.cellpulse import CellPulse
-from cfm.models.cellvq import CellVQ
-from cfm.models.count_model import PerturbationCountModel
-from cfm.models.lingshu import LingshuCell
-from cfm.models.pulsar import Pulsar, VirtualInstrument
-from cfm.models.uce import UCE
+from cfm.models._published import published_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Model classes by the name that checkpoints carry.
-MODELS: dict[str, type[PretrainedModel]] = {
-    "BulkFormer": BulkFormer,
-    "CellPulse": CellPulse,
-    "CellVQ": CellVQ,
-    "LingshuCell": LingshuCell,
-    "PerturbationCountModel": PerturbationCountModel,
-    "Pulsar": Pulsar,
-    "UCE": UCE,
-    "VirtualInstrument": VirtualInstrument,
+#: Where the models are, by the name that checkpoints carry.
+_PLACES = {
+    "BulkFormer": "bulkformer",
+    "CellPulse": "cellpulse",
+    "CellVQ": "cellvq",
+    "LingshuCell": "lingshu",
+    "PerturbationCountModel": "count_model",
+    "Pulsar": "pulsar",
+    "UCE": "uce",
+    "VirtualInstrument": "pulsar",
 }
+
+
+def model_class(name: str) -> type[PretrainedModel]:
+    """Return the class of a model by its name; its system is imported with it."""
+    found: type[PretrainedModel] = getattr(import_module(f"cfm.models.{_PLACES[name]}"), name)
+    return found
 
 
 @reads_checkpoint
@@ -75,16 +76,15 @@ def load_model(
     path = resolve(source)
     name = _named_in(path)
     if name is None:
-        for model in MODELS.values():
-            if model.recognises(path):
-                return model.from_pretrained(source, device=device or "auto")
+        name = published_model(path)
+    if name is None:
         name = read_config(path)["model"] if path.is_dir() else load_checkpoint(source).model
-    if name not in MODELS:
+    if name not in _PLACES:
         raise ValueError(
             f"Checkpoint {str(source)!r} holds a {name or 'nameless'} model; this version of cfm "
-            f"knows {sorted(MODELS)}. Update cfm-tools, or choose another checkpoint."
+            f"knows {sorted(_PLACES)}. Update cfm-tools, or choose another checkpoint."
         )
-    return MODELS[name].from_pretrained(source, device=device or "auto")
+    return model_class(name).from_pretrained(source, device=device or "auto")
 
 
 def _named_in(path: Path) -> str | None:

@@ -1,9 +1,18 @@
-"""A training that was stopped, by a kill or a power cut, goes on as if it had not been."""
+"""A training that was stopped, by a kill or a power cut, goes on as if it had not been.
+
+The state of a training is kept in files that are written whole or not at all
+(:class:`CheckpointFiles`), with what the training follows from (:func:`fingerprint`), so that only
+the same training goes on.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -11,17 +20,19 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pandas as pd
 import torch
-from scvi.train._logger import SimpleLogger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from cfm.models._checkpoint_files import CheckpointFiles, write_whole
-from cfm.models._fingerprint import LEARNED, differences
+from cfm.data._warn import warn_user
+from cfm.hub._torch import read_plain
 from cfm.nn._distributed import process_number
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from anndata import AnnData
 
     from cfm.models._base import PretrainedModel
-    from cfm.models._training_plan import TrainingPlan
+    from cfm.models._training import TrainingPlan
 
 _RECORD = "run.json"
 #: Of models whose training was interrupted: what it followed from, and how they were before.
@@ -43,7 +54,7 @@ class Checkpoints:
     every
         Optimiser steps between two states.
     fingerprint
-        What the training follows from; see :func:`cfm.models._fingerprint.fingerprint`.
+        What the training follows from; see :func:`fingerprint`.
     model
         Which is trained.
 
@@ -204,13 +215,50 @@ class Checkpoints:
         self._random = state["random"][process_number()[0]]
         self._step = checkpoint["global_step"]
         logger = plan.trainer.logger
-        if isinstance(logger, SimpleLogger) and plan.trainer.is_global_zero:
+        if isinstance(logger, CurveLogger) and plan.trainer.is_global_zero:
             for name, (kind, times, values) in state["curves"].items():
-                curve = pd.DataFrame({name: pd.Series(values, index=times, dtype=object)})
-                curve.index.name = kind
-                logger.experiment.data[name] = curve
+                logger.put(name, kind, list(zip(times, values, strict=True)))
         if state["finished"]:  # also if it was ended early
             plan.trainer.should_stop = True
+
+
+class CurveLogger(Logger):
+    """Keeps the curves of a training in memory, as scvi-tools reads them.
+
+    Attributes
+    ----------
+    history
+        By name a table with one column, a row per epoch; empty in all processes but the first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: dict[str, pd.DataFrame] = {}
+
+    name = "curves"
+    version = 0
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a point to each curve."""
+        values = dict(metrics)
+        kind = "epoch" if "step" not in values and "epoch" in values else "step"
+        time = values.pop(kind, step)
+        for name, value in values.items():
+            self.put(name, kind, [*self._points(name), (int(time or 0), float(value))])
+
+    def put(self, name: str, kind: str, points: list[tuple[int, float]]) -> None:
+        """Set a curve: what it is over, and its points; of two at a time the last one holds."""
+        times = dict(points)
+        index = pd.Index(list(times), name=kind)
+        self.history[name] = pd.DataFrame({name: list(times.values())}, index=index, dtype=float)
+
+    def _points(self, name: str) -> list[tuple[int, float]]:
+        curve = self.history.get(name)
+        return [] if curve is None else list(zip(curve.index, curve[name], strict=True))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a checkpoint of a model says how it was trained."""
 
 
 def _after_batch(loops: dict[str, Any]) -> None:
@@ -288,3 +336,241 @@ def _of_all_processes(own: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[Any] = [None] * n_processes
     torch.distributed.all_gather_object(found, own)
     return found
+
+
+_KEPT = 2
+_STATE_FILES = "step-*.ckpt"
+#: What a state has: of Lightning, and under "cfm" of the training plan and of its checkpoints.
+_PARTS = {"cfm", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
+_OWN_PARTS = {"curves", "finished", "plan", "random", "sums"}
+
+
+class CheckpointFiles(CheckpointIO):
+    """Writes and reads the states of a training in a folder.
+
+    A state is written under another name, brought to disk, and then takes its own, so that a
+    state with its name is whole whenever the machine stops. A full disk costs a warning, and the
+    states that are there stay.
+
+    Parameters
+    ----------
+    folder
+        Where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, step: int) -> Path:
+        """Return the file of the state after an optimiser step."""
+        return self.folder / f"step-{step:09d}.ckpt"
+
+    def found(self) -> list[Path]:
+        """Return the states that are there, the newest first."""
+        return sorted(self.folder.glob(_STATE_FILES), reverse=True)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a state, and remove all but the newest two.
+
+        Warns
+        -----
+        UserWarning
+            If it could not be written.
+        """
+        path = Path(path)
+        for draft in self.folder.glob(f".{_STATE_FILES}.*.partial"):  # of a run that was killed
+            draft.unlink(missing_ok=True)
+        try:
+            write_whole(path, lambda file: _save(checkpoint, file))
+        except OSError as error:
+            kept = ", ".join(p.name for p in self.found()) or "none"
+            warn_user(
+                f"The state of the training could not be written to {path} ({error}); training "
+                f"goes on. States that are there: {kept}. Make room, or a kill will cost what was "
+                "learned since."
+            )
+            return
+        for old in self.found()[_KEPT:]:
+            old.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a state, or the one before it if it is damaged; never runs code that is in it.
+
+        Raises
+        ------
+        ValueError
+            If all are damaged.
+
+        Warns
+        -----
+        UserWarning
+            If one is damaged.
+        """
+        path = Path(path)
+        for candidate in [path, *(p for p in self.found() if p.name < path.name)]:
+            try:
+                found: dict[str, Any] = read_plain(candidate)
+            except (ValueError, OSError) as error:
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                warn_user(f"{candidate.name} cannot be read ({said}).")
+                continue
+            if _is_state(found):
+                return found
+            warn_user(f"{candidate} cannot be read as a state of a training: parts are missing.")
+        raise ValueError(
+            f"No state of the training in {self.folder} can be read; delete the folder to begin "
+            "anew."
+        )
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a state."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _is_state(found: object) -> bool:
+    return (
+        isinstance(found, dict)
+        and found.keys() >= _PARTS
+        and isinstance(found["cfm"], dict)
+        and found["cfm"].keys() >= _OWN_PARTS
+    )
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Write a file so that it is there whole, or not: ``write`` is given the open file.
+
+    Raises
+    ------
+    OSError
+        If it could not be written; what was there before is there still.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with draft.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:  # where it took its name there is nothing left
+        draft.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _save(checkpoint: Mapping[str, Any], file: Any) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:  # what torch makes of a full disk
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+#: Arguments that do not change what is learned: where it is computed, and what is shown of it.
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar"),
+        *("checkpoint_dir", "checkpoint_every", "callbacks", "logger", "plugins", "profiler"),
+        *("default_root_dir", "log_every_n_steps", "enable_model_summary", "log_save_dir"),
+        *("simple_progress_bar", "progress_bar_refresh_rate", "use_distributed_sampler"),
+    }
+)
+#: Entries that a training which was interrupted has changed.
+LEARNED = ("starting weights", "sizes")
+
+
+def fingerprint(
+    model: PretrainedModel, arguments: Mapping[str, Any], n_processes: int
+) -> dict[str, Any]:
+    """Return what a training follows from, by name, all JSON types.
+
+    The values of the matrix are not looked at, only how many rows and which genes it has, and the
+    registered columns of ``obs``.
+    """
+    given = {k: v for k, v in arguments.items() if k != "trainer_kwargs"}
+    given |= arguments.get("trainer_kwargs", {})
+    out: dict[str, Any] = {"model": type(model).__name__, "version of cfm": _version()}
+    out |= {k: _described(v) for k, v in given.items() if k not in _WITHOUT_EFFECT}
+    out["number of processes"] = n_processes
+    if model.adata is not None:
+        out |= _data(model, model.adata)
+    out["sizes"], out["starting weights"] = _weights(model.module)
+    return out
+
+
+def _version() -> str:
+    try:
+        return version("cfm-tools")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "0.0.0"
+
+
+def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Name the entries that differ, with both values."""
+    return [
+        f"{name} is {_short(now.get(name))} and was {_short(kept.get(name))}"
+        for name in dict.fromkeys([*kept, *now])
+        if kept.get(name) != now.get(name)
+    ]
+
+
+def _data(model: PretrainedModel, adata: AnnData) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "number of rows": adata.n_obs,
+        "names of rows": _digest_values(adata.obs_names),
+        "genes": _digest_values(adata.var_names),
+    }
+    for name, entry in model.adata_manager.data_registry.items():
+        where, key = entry["attr_name"], entry["attr_key"]
+        if where == "obs":
+            out[f"adata.obs[{key!r}]"] = _digest_values(adata.obs[key])
+        else:
+            out[f"registered {name}"] = where if key is None else f"{where}[{key!r}]"
+    return out
+
+
+def _weights(module: torch.nn.Module) -> tuple[str, str]:
+    """Return digests of the shapes, and of the values, of all parameters and buffers."""
+    shapes, values = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        shapes.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        values.update(flat.view(torch.uint8).numpy().data)
+    return shapes.hexdigest()[:16], values.hexdigest()[:16]
+
+
+def _described(value: Any) -> Any:
+    """Say in JSON types what a value is."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.integer | np.floating):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(k): _described(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_described(v) for v in value]
+    if isinstance(value, np.ndarray | pd.Series | pd.Index):
+        return _digest_values(value)
+    if isinstance(value, pd.DataFrame):
+        return [_digest_values(value.index), *(_digest_values(value[c]) for c in value)]
+    names = getattr(value, "var_names", None)
+    kind = type(value).__qualname__
+    return kind if names is None else f"{kind} of genes {_digest_values(pd.Index(names))}"
+
+
+def _digest_values(values: np.ndarray | pd.Series | pd.Index) -> str:
+    found = values.astype(str) if values.dtype.kind not in "biuf" else values
+    hashed = pd.util.hash_array(np.asarray(found).ravel())
+    return hashlib.sha256(hashed.tobytes()).hexdigest()[:16]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch import distributed
 
-from cfm.models._lightning import quiet_lightning
+from cfm.models._training import quiet_lightning
 from cfm.nn._distributed import process_number
 
 if TYPE_CHECKING:

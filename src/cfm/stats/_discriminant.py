@@ -174,8 +174,12 @@ class GeneDiscriminant:
 
     def _scores(self, counts: np.ndarray, genes: np.ndarray) -> np.ndarray:
         """Return discriminants in units of the distance between classes, ``(n, n_classes)``."""
+        weights, offset = self._weights(genes)
         values = _log_normalised(counts, self.abundance, genes)
-        values = (values - self.centre[genes]) / self.spread[genes]
+        return ((values - self.centre[genes]) / self.spread[genes]) @ weights.T - offset
+
+    def _weights(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights ``(n_classes, n)`` of scaled expression, and what is taken off."""
         means, factors = self.means[:, genes].astype(float), self.factors[genes].astype(float)
         # Woodbury: inverse of F Fᵀ + diag(ψ), applied to the means
         scaled = means / self.noise[genes]
@@ -186,7 +190,7 @@ class GeneDiscriminant:
         square = own[:, None] + own - product - product.T
         n_pairs = max(len(own) * (len(own) - 1), 1)
         distance = np.sqrt(max(square.sum() / n_pairs, 1e-12))
-        return (values @ weights.T - own / 2) / distance
+        return weights / distance, own / (2 * distance)
 
 
 def _folds(

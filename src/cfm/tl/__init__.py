@@ -1,22 +1,29 @@
-"""Tools: call a model on an AnnData and store the result in it."""
+"""Tools: call a model on an AnnData and store the result in it; each is imported on first use."""
 
-from cfm.tl._cell_codes import cell_codes
-from cfm.tl._cell_importance import cell_importance
-from cfm.tl._embed import embed
-from cfm.tl._embed_donors import embed_donors
-from cfm.tl._evaluate_perturbation import evaluate_perturbation
-from cfm.tl._gene_programs import gene_programs
-from cfm.tl._get_knowledge_graph import get_knowledge_graph
-from cfm.tl._host_factors import host_factors
-from cfm.tl._impute import impute
-from cfm.tl._knowledge_graph import knowledge_graph
-from cfm.tl._map_reference import map_reference
-from cfm.tl._predict_properties import predict_properties
-from cfm.tl._predict_virus import predict_virus
-from cfm.tl._probe import probe
-from cfm.tl._screen_drugs import screen_drugs
-from cfm.tl._search_signatures import search_signatures
-from cfm.tl._simulate_perturbation import simulate_perturbation
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cfm._lazy import import_on_use
+
+if TYPE_CHECKING:
+    from cfm.tl._cell_codes import cell_codes
+    from cfm.tl._cell_importance import cell_importance
+    from cfm.tl._embed import embed
+    from cfm.tl._embed_donors import embed_donors
+    from cfm.tl._evaluate_perturbation import evaluate_perturbation
+    from cfm.tl._gene_programs import gene_programs
+    from cfm.tl._get_knowledge_graph import get_knowledge_graph
+    from cfm.tl._host_factors import host_factors
+    from cfm.tl._impute import impute
+    from cfm.tl._knowledge_graph import knowledge_graph
+    from cfm.tl._map_reference import map_reference
+    from cfm.tl._predict_properties import predict_properties
+    from cfm.tl._predict_virus import predict_virus
+    from cfm.tl._probe import probe
+    from cfm.tl._screen_drugs import screen_drugs
+    from cfm.tl._search_signatures import search_signatures
+    from cfm.tl._simulate_perturbation import simulate_perturbation
 
 __all__ = [
     "cell_codes",
@@ -37,3 +44,9 @@ __all__ = [
     "search_signatures",
     "simulate_perturbation",
 ]
+
+__getattr__ = import_on_use(__name__, {name: f"_{name}" for name in __all__})
+
+
+def __dir__() -> list[str]:
+    return __all__

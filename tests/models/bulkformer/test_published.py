@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cfm.models import BulkFormer, load_model
-from cfm.models.bulkformer._published import is_published, read_published
+from cfm.models.bulkformer._published import read_published
 from tests._bulk import GOLDEN, published
 
 LAYER = "module.gb_formers.0.f.0.net.layers.0."
@@ -230,8 +230,8 @@ def test_several_sizes_in_one_folder_have_to_be_told_apart(folder: Path) -> None
 
 
 def test_what_counts_as_published(tmp_path: Path) -> None:
-    assert is_published(GOLDEN)
-    assert is_published(GOLDEN / "bulkformer_tiny.pt")
-    assert not is_published(GOLDEN / "G_tcga.pt")
-    assert not is_published(tmp_path)
-    assert not is_published(tmp_path / "nowhere")
+    assert BulkFormer.recognises(GOLDEN)
+    assert BulkFormer.recognises(GOLDEN / "bulkformer_tiny.pt")
+    assert not BulkFormer.recognises(GOLDEN / "G_tcga.pt")
+    assert not BulkFormer.recognises(tmp_path)
+    assert not BulkFormer.recognises(tmp_path / "nowhere")

@@ -14,7 +14,8 @@ from scvi import REGISTRY_KEYS
 
 from cfm.models import BulkFormer
 from cfm.models._streams import Drawn
-from cfm.models.bulkformer._training import SampleStream, held_out_samples, hide
+from cfm.models._training import held_out_rows
+from cfm.models.bulkformer._training import SampleStream, hide
 from tests._bulk import TRAINING, toy_bulkformer, toy_log_tpm, untrained
 
 
@@ -94,10 +95,10 @@ def test_training_leaves_the_global_random_state_and_the_folder_alone(
 def test_whole_studies_are_held_out() -> None:
     model = untrained()
     studies = model.registered_categories(REGISTRY_KEYS.BATCH_KEY)
-    held_out = held_out_samples(studies, 0.1, 0)
+    held_out = held_out_rows(studies, 0.1, 0)
     assert len(set(studies[held_out])) == 1
     assert not set(studies[held_out]) & set(studies[~held_out])
-    assert held_out_samples(np.full(96, "", dtype=object), 0.1, 0).sum() == 10
+    assert held_out_rows(np.full(96, "", dtype=object), 0.1, 0).sum() == 10
     model.train(max_steps=2, validation_share=0.0, **TRAINING)
     assert "validation_loss" not in model.history
 

@@ -178,7 +178,7 @@ def test_loading_with_data_attaches_them(checkpoint: Path, contrasts: ad.AnnData
     model = CellPulse.from_pretrained(checkpoint, contrasts)
     assert model.adata is contrasts
     assert len(model.get_latent_representation()) == contrasts.n_obs
-    model.train(2, n_linear_steps=1, **TRAINING)
+    model.train(max_steps=2, n_linear_steps=1, **TRAINING)
 
 
 def edited(checkpoint: Path, folder: Path, edit: Callable[[dict[str, Any]], None]) -> Path:

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 import cfm
 from cfm.metrics import GeneMean, MajoritySign
 from cfm.models import CellPulse
-from cfm.models._lightning import held_out_studies
+from cfm.models._training import held_out_studies
 from tests._toy import SIZES, TRAINING, hide_half, toy_contrasts
 
 TEST_STUDY = "study3"
@@ -43,7 +43,7 @@ def split() -> tuple[ad.AnnData, ad.AnnData]:
 @cache
 def trained_without_test_study() -> CellPulse:
     model = untrained(split()[0].copy())
-    model.train(150, n_linear_steps=40, **TRAINING)
+    model.train(max_steps=150, n_linear_steps=40, **TRAINING)
     return model
 
 
@@ -98,7 +98,7 @@ def test_the_same_seed_repeats_exactly_and_another_does_not() -> None:
         torch.manual_seed(len(made))  # what went on before does not matter
         np.random.seed(len(made))  # noqa: NPY002
         model = untrained(seed=0)
-        model.train(8, n_linear_steps=3, seed=seed, **TRAINING)
+        model.train(max_steps=8, n_linear_steps=3, seed=seed, **TRAINING)
         made.append(weights(model))
     assert torch.equal(made[0], made[1])
     assert made[0].shape != made[2].shape or not torch.equal(made[0], made[2])
@@ -115,7 +115,7 @@ def test_training_leaves_the_global_random_state_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    model.train(2, n_linear_steps=1, **TRAINING)
+    model.train(max_steps=2, n_linear_steps=1, **TRAINING)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -124,13 +124,13 @@ def test_using_a_model_before_training_changes_nothing() -> None:
     models = [untrained(dropout=0.5) for _ in range(2)]
     models[1].get_latent_representation()
     for model in models:
-        model.train(8, n_linear_steps=0, **TRAINING)
+        model.train(max_steps=8, n_linear_steps=0, **TRAINING)
     assert torch.equal(weights(models[0]), weights(models[1]))
 
 
 def test_training_writes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    untrained().train(2, n_linear_steps=1, **TRAINING)
+    untrained().train(max_steps=2, n_linear_steps=1, **TRAINING)
     assert list(tmp_path.rglob("*")) == []
 
 
@@ -143,10 +143,12 @@ def toy_pairs() -> cfm.data.ContrastPairs:
 
 def test_pairs_drawn_on_the_fly_train_too() -> None:
     model = untrained()
-    model.train(12, sources={"new": toy_pairs()}, source_share=0.9, n_linear_steps=2, **TRAINING)
+    model.train(
+        max_steps=12, sources={"new": toy_pairs()}, source_share=0.9, n_linear_steps=2, **TRAINING
+    )
     assert torch.isfinite(weights(model)).all()
     without = untrained()
-    without.train(12, n_linear_steps=2, **TRAINING)
+    without.train(max_steps=12, n_linear_steps=2, **TRAINING)
     assert not torch.equal(weights(model), weights(without))
 
 
@@ -186,7 +188,7 @@ def test_signed_sets_widen_the_factors(storage: str, tmp_path: Path) -> None:
         sets = ad.read_h5ad(tmp_path / "sets.h5ad", backed="r")
     model = untrained(signed_sets=sets)
     assert model.module.gene_factors.shape[1] > untrained().module.gene_factors.shape[1]
-    model.train(6, n_linear_steps=2, **TRAINING)
+    model.train(max_steps=6, n_linear_steps=2, **TRAINING)
     assert torch.isfinite(weights(model)).all()
 
 
@@ -201,7 +203,9 @@ def test_contrasts_of_one_sample_are_made_to_agree() -> None:
             seen.append(batch.groups)
 
     model = untrained(adata)
-    model.train(4, n_linear_steps=0, validation_share=0.0, callbacks=[Watch()], **TRAINING)
+    model.train(
+        max_steps=4, n_linear_steps=0, validation_share=0.0, callbacks=[Watch()], **TRAINING
+    )
     groups = torch.cat(seen)
     assert groups.max() < adata.n_obs // 2
     agreement = model.history["train_agreement_loss"]["train_agreement_loss"]
@@ -224,7 +228,7 @@ def test_an_interrupted_training_leaves_a_usable_model(step: int, tmp_path: Path
     model = untrained()
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=f"after step {step} of 60; the model keeps"):
-        model.train(60, n_linear_steps=20, callbacks=[Interrupt(step)], **TRAINING)
+        model.train(max_steps=60, n_linear_steps=20, callbacks=[Interrupt(step)], **TRAINING)
     assert signal.getsignal(signal.SIGINT) == handler  # a second Ctrl+C is heard
     assert all(p.requires_grad for p in model.module.parameters())
     assert not model.module.training
@@ -234,7 +238,7 @@ def test_an_interrupted_training_leaves_a_usable_model(step: int, tmp_path: Path
     np.testing.assert_allclose(
         loaded.get_latent_representation(model.adata), latent, rtol=1e-4, atol=1e-5
     )
-    model.train(6, n_linear_steps=2, **TRAINING)
+    model.train(max_steps=6, n_linear_steps=2, **TRAINING)
     assert np.isfinite(model.get_latent_representation()).all()
 
 
@@ -248,7 +252,7 @@ def test_a_real_signal_is_heard() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt, match="Training was interrupted"):
-            model.train(60, n_linear_steps=2, callbacks=[Signal()], **TRAINING)
+            model.train(max_steps=60, n_linear_steps=2, callbacks=[Signal()], **TRAINING)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -261,7 +265,7 @@ def test_an_error_in_training_is_passed_on_and_nothing_stays_frozen() -> None:
 
     model = untrained()
     with pytest.raises(RuntimeError, match="disk full"):
-        model.train(60, n_linear_steps=2, callbacks=[Broken()], **TRAINING)
+        model.train(max_steps=60, n_linear_steps=2, callbacks=[Broken()], **TRAINING)
     assert all(p.requires_grad for p in model.module.parameters())
 
 
@@ -270,10 +274,10 @@ def test_a_loaded_model_trains_on_and_its_curves_begin_there(fresh: CellPulse) -
     CellPulse.setup_anndata(adata, study_key="study")
     fresh.attach(adata)
     before = weights(fresh)
-    fresh.train(10, n_linear_steps=0, **TRAINING)
+    fresh.train(max_steps=10, n_linear_steps=0, **TRAINING)
     assert len(fresh.history["train_loss"]) == 1
     assert not torch.equal(weights(fresh), before)
-    fresh.train(10, n_linear_steps=0, **TRAINING)
+    fresh.train(max_steps=10, n_linear_steps=0, **TRAINING)
     assert len(fresh.history["train_loss"]) == 2
 
 
@@ -282,7 +286,7 @@ def test_without_studies_a_warning_says_what_is_lost() -> None:
     CellPulse.setup_anndata(adata)
     model = CellPulse(adata, **SIZES)
     with pytest.warns(UserWarning, match="registered without study_key"):
-        model.train(2, n_linear_steps=1, **TRAINING)
+        model.train(max_steps=2, n_linear_steps=1, **TRAINING)
     assert "validation_loss" not in model.history
 
 
@@ -305,7 +309,7 @@ def test_numbers_out_of_range_are_refused(arguments: dict, message: str) -> None
 
 def test_a_model_without_data_cannot_train(fresh: CellPulse) -> None:
     with pytest.raises(ValueError, match="has no data"):
-        fresh.train(2)
+        fresh.train(max_steps=2)
 
 
 def test_held_out_studies() -> None:
@@ -329,7 +333,9 @@ def test_the_published_size_trains_and_reads_its_whole_context() -> None:
     assert sum(p.numel() for p in model.module.parameters()) >= 100e6
     before = model.module.blocks[-1].feed_forward[1].weight.clone()
     arguments = {"batch_size": 1, "tokens_per_profile": 256, "enable_progress_bar": False}
-    model.train(2, n_linear_steps=0, validation_share=0.0, **arguments)  # the first warms up
+    model.train(
+        max_steps=2, n_linear_steps=0, validation_share=0.0, **arguments
+    )  # the first warms up
     assert np.isfinite(model.history["train_loss"]["train_loss"].iloc[-1])
     assert all(torch.isfinite(p).all() for p in model.module.parameters())
     assert not torch.equal(model.module.blocks[-1].feed_forward[1].weight, before)
@@ -343,13 +349,13 @@ def test_the_published_size_trains_and_reads_its_whole_context() -> None:
 def test_steps_that_never_reach_the_transformer_are_refused(steps: int, linear: int) -> None:
     model = untrained()
     with pytest.raises(ValueError, match=f"n_linear_steps={linear} of max_steps={steps} leave"):
-        model.train(steps, n_linear_steps=linear, **TRAINING)
+        model.train(max_steps=steps, n_linear_steps=linear, **TRAINING)
 
 
 def test_few_steps_train_the_transformer_too() -> None:
     model = untrained()
     before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
-    model.train(10, **TRAINING)
+    model.train(max_steps=10, **TRAINING)
     after = dict(model.module.named_parameters())
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert any(name.startswith("blocks") for name in moved)

@@ -45,11 +45,11 @@ def test_rows_are_read_when_asked_for(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize("store", [lambda folder: toy_contrasts(), backed])
 def test_training_does_not_depend_on_what_is_held(store, tmp_path, monkeypatch) -> None:
     expected = model_of(toy_contrasts())
-    expected.train(3, n_linear_steps=1, **TRAINING)
+    expected.train(max_steps=3, n_linear_steps=1, **TRAINING)
     monkeypatch.setattr(module, "MAX_HELD_BYTES", 0)
     monkeypatch.setattr(CellPulse, "registered_effects", None)  # that would hold everything
     found = model_of(store(tmp_path))
-    found.train(3, n_linear_steps=1, **TRAINING)
+    found.train(max_steps=3, n_linear_steps=1, **TRAINING)
     for name, tensor in expected.module.state_dict().items():
         assert torch.equal(tensor, found.module.state_dict()[name]), name
 

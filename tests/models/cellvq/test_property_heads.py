@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
 from cfm.models import CellVQ
 from cfm.models.cellvq._property_heads import PropertyHeads
-from tests._cellvq import CLASSES, GENES, counted_cells, small_model
+from tests._cellvq import CLASSES, GENES, SIZES, counted_cells, small_model
 from tests._same import assert_unchanged
 
 
@@ -125,50 +127,84 @@ def test_normalised_values_have_to_be_declared(model: CellVQ) -> None:
     np.testing.assert_allclose(found["tissue"], expected, atol=1e-5)
 
 
-def _embedded(n_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings of cells around the centre of their class, labels, and folds of pairs of rows."""
-    rng = np.random.default_rng(seed)
-    kind = rng.integers(0, n_classes, 120)
-    centres = 2.0 * rng.standard_normal((n_classes, 6)) * [1, 1, 1, 50, 0.1, 0]
-    spread = [1.0, 1.0, 1.0, 50.0, 0.1, 0.0]  # features of any scale, and a constant one
-    embedding = centres[kind] + rng.standard_normal((120, 6)) * spread
-    return embedding, np.array(["a", "b", "c"])[kind], np.arange(120) // 2 % 5
+def two_kinds(n: int = 160) -> tuple[Any, np.ndarray]:
+    """Cells of two kinds that express different genes."""
+    cells = counted_cells(n, genes=GENES)
+    cells.X[::2, :8] = 0
+    cells.X[1::2, 8:16] = 0
+    return cells, np.tile(["even", "odd"], n // 2)
 
 
-@pytest.mark.parametrize("n_classes", [2, 3])
-def test_a_fitted_head_predicts_as_its_regression(n_classes: int) -> None:
-    embedding, labels, fold = _embedded(n_classes)
-    heads = PropertyHeads(6, {"tissue": ["x", "y"]})
-    kept = heads[0]
-    heads.fit("kind", embedding, labels, fold=fold, inverse_penalty=0.5)
-    assert heads[0] is kept
-    assert heads.classes == {"tissue": ["x", "y"], "kind": ["a", "b", "c"][:n_classes]}
-    found = heads.predict(torch.from_numpy(embedding))["kind"]
-    spread = np.where(embedding.std(axis=0) > 0, embedding.std(axis=0), 1.0)
-    expected = LogisticRegression(C=0.5, max_iter=500).fit(embedding / spread, labels)
-    np.testing.assert_allclose(found, expected.predict_proba(embedding / spread), atol=1e-4)
-    held_out = [
-        LogisticRegression(C=0.5, max_iter=500)
-        .fit((embedding / spread)[fold != k], labels[fold != k])
-        .predict_proba((embedding / spread)[fold == k])
-        .max(axis=1)
-        for k in range(5)
+def expression_model(cells: Any, truth: np.ndarray) -> CellVQ:
+    told = small_model(properties={"tissue": ["x", "y"], "kind": ["odd", "even"]})
+    index = pd.Index(told.vocabulary.genes)
+    told.module.property_heads.fit_expression(
+        "kind", cells.X, truth, genes=index.get_indexer(cells.var_names), n_genes=len(index)
+    )
+    return told
+
+
+def test_a_head_that_reads_expression_names_new_cells_of_any_genes(tmp_path: Path) -> None:
+    cells, truth = two_kinds()
+    model = expression_model(cells[:120], truth[:120])
+    assert model.properties["kind"] == ["odd", "even"]
+    new = cells[120:].copy()
+    found = model.predict_properties(new)
+    assert (found["kind"].idxmax(axis=1) == truth[120:]).mean() > 0.95
+    np.testing.assert_allclose(found["kind"].sum(axis=1), 1, atol=1e-6)
+    part = model.predict_properties(new[:, 4:20].copy(), "kind")["kind"]
+    assert (part.idxmax(axis=1) == truth[120:]).mean() > 0.95
+    backwards = model.predict_properties(new[::-1, ::-1].copy(), "kind", batch_size=3)["kind"]
+    np.testing.assert_allclose(backwards[::-1], found["kind"], atol=1e-6)
+    again = CellVQ.load(model.save(tmp_path / "heads"))
+    for name, table in again.predict_properties(new).items():
+        pd.testing.assert_frame_equal(table, found[name])
+    levels = again.module.property_heads.confidence_levels
+    assert list(levels) == ["kind"]
+    assert levels == model.module.property_heads.confidence_levels
+    assert again.weights_digest() == model.weights_digest()
+    model.set_properties({"kind": None})
+    assert list(model.properties) == ["tissue"]
+
+
+def test_a_training_reads_what_names_held_out_cells_right() -> None:
+    cells, truth = two_kinds()
+    cells.obs["kind"] = pd.Categorical(truth)
+    CellVQ.setup_anndata(cells, labels_keys=["kind"])
+    answers = {}
+    for head_input in ("best", "embedding"):
+        model = CellVQ(cells, **SIZES)
+        model.train(max_steps=2, head_input=head_input, enable_progress_bar=False)
+        answers[head_input] = model
+    kinds = {k: list(m.module.property_heads.expression()) for k, m in answers.items()}
+    assert kinds == {"best": ["kind"], "embedding": []}
+    # two steps teach the network nothing
+    right = [
+        (m.predict_properties(cells)["kind"].idxmax(axis=1) == truth).mean()
+        for m in answers.values()
     ]
-    least = heads.least_confidence("kind", 0.2)
-    assert least == pytest.approx(np.quantile(np.concatenate(held_out), 0.2))
-    assert heads.least_confidence("kind", 0.0) == heads.least_confidence("tissue", 0.2) == 0.0
+    assert right[0] > 0.95 > right[1]
+    # a head that reads expression is learned anew
+    answers["best"].train(max_steps=2, head_input="embedding", enable_progress_bar=False)
+    assert not answers["best"].module.property_heads.expression()
+
+
+def test_a_class_without_cells_is_refused() -> None:
+    cells, truth = two_kinds(40)
+    heads = PropertyHeads(6, {"kind": ["odd", "even", "prime"]})
+    with pytest.raises(ValueError, match="No cell has the classes"):
+        heads.fit_expression("kind", cells.X, truth, genes=np.arange(cells.n_vars), n_genes=99)
 
 
 def test_heads_come_back_from_their_state() -> None:
-    embedding, labels, fold = _embedded(3)
     heads = PropertyHeads(6, {"tissue": ["x", "y"]})
-    heads.fit("kind", embedding, labels, fold=fold)
+    heads.set_confidence_levels("tissue", np.linspace(0.5, 1, 20))
     settings, files = heads.state()
-    again = PropertyHeads.from_state(6, json.loads(json.dumps(settings)), files)
+    again = PropertyHeads.from_state(6, 30, json.loads(json.dumps(settings)), files)
     again.load_state_dict(heads.state_dict())
     assert again.classes == heads.classes
     assert again.confidence_levels == heads.confidence_levels
-    x = torch.from_numpy(embedding)
-    np.testing.assert_array_equal(again.predict(x)["kind"], heads.predict(x)["kind"])
-    again.change({"kind": None})
-    assert (list(again.classes), again.confidence_levels, len(again)) == (["tissue"], {}, 1)
+    x = torch.randn(4, 6)
+    np.testing.assert_array_equal(again.predict(x)["tissue"], heads.predict(x)["tissue"])
+    again.change({"tissue": None})
+    assert (list(again.classes), again.confidence_levels, len(again)) == ([], {}, 0)

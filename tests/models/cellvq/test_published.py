@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from cfm.models import CellVQ, load_model
-from cfm.models.cellvq._published import is_published, read_published
+from cfm.models.cellvq._published import read_published
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cellvq"
 HEADS = {"cell_type": 7, "tissue": 5, "disease": 6, "sex": 3, "age": 184}
@@ -155,14 +155,14 @@ def test_the_decoder_is_the_described_arithmetic() -> None:
 
 
 def test_any_way_to_name_it(folder: Path) -> None:
-    assert is_published(folder)
-    assert is_published(folder / "models.ckpt")
+    assert CellVQ.recognises(folder)
+    assert CellVQ.recognises(folder / "models.ckpt")
     for load in (CellVQ.from_pretrained, load_model):
         for source in (folder, str(folder / "models.ckpt")):
             assert isinstance(load(source), CellVQ)
     ours = model().save(folder.parent / "ours")
-    assert not is_published(ours)
-    assert not is_published(folder.parent)
+    assert not CellVQ.recognises(ours)
+    assert not CellVQ.recognises(folder.parent)
 
 
 def test_our_own_format_keeps_the_numbers(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_history_says_how_losses_and_codes_went() -> None:
 
 
 def _unseen(model: CellVQ) -> list[str]:
-    from cfm.models._lightning import held_out_studies
+    from cfm.models._training import held_out_studies
 
     return held_out_studies(model.adata.obs["study"].to_numpy(dtype=object), 0.1, 0)
 

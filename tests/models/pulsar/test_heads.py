@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cfm.models import Pulsar
-from cfm.models._run import TrainingRun
+from cfm.models._training import TrainingRun
 from cfm.models.pulsar._head import head_loss
 from tests._pulsar import GOLDEN, donors
 
@@ -139,3 +139,15 @@ def test_what_cannot_be_learned_is_refused(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="'other' in one donor only"):
         model.train_head("kind")
     assert model.head is None
+
+
+def test_a_head_does_not_outlive_the_encoder_it_was_trained_on() -> None:
+    cohort = donors((30, 20, 25, 22, 35, 27), width=10)
+    Pulsar.setup_anndata(cohort, use_rep="X_uce")
+    model = Pulsar(cohort, dim=32, encoder_layers=1, encoder_ff=64, decoder_ff=64)
+    model.train_head("disease", max_epochs=1, n_cells=10, **QUIET)
+    with pytest.warns(UserWarning, match="encoder has new weights, so its head is removed"):
+        model.train(max_steps=1, n_cells=10, **QUIET)
+    assert model.head is None
+    with pytest.raises(ValueError, match="no head"):
+        model.predict(cohort)

@@ -46,7 +46,7 @@ def trained() -> VirtualInstrument:
     VirtualInstrument.setup_anndata(adata, "cytokine")
     model = VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=64)
     model.train(
-        "none", max_epochs=30, batch_size=8, validation_share=0.2, enable_progress_bar=False
+        control="none", max_epochs=30, batch_size=8, validation_share=0.2, enable_progress_bar=False
     )
     return model
 
@@ -131,7 +131,7 @@ def test_it_trains_on_from_a_checkpoint(trained: VirtualInstrument, tmp_path: Pa
     VirtualInstrument.setup_anndata(adata, "cytokine")
     more = VirtualInstrument.from_pretrained(trained.save(tmp_path / "first"), adata)
     before = more.predict(adata.X[:3], "A")
-    more.train("none", max_epochs=2, enable_progress_bar=False)
+    more.train(control="none", max_epochs=2, enable_progress_bar=False)
     assert np.abs(more.predict(adata.X[:3], "A") - before).max() > 0
     assert more.provenance["started_from"]["name"] == "first"
 
@@ -155,7 +155,7 @@ def test_donors_without_a_pair_are_left_out_with_a_warning() -> None:
     VirtualInstrument.setup_anndata(adata, "cytokine")
     model = VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=4)
     with pytest.warns(UserWarning, match="1 of 24 donors are not there both"):
-        model.train("none", max_epochs=1, enable_progress_bar=False)
+        model.train(control="none", max_epochs=1, enable_progress_bar=False)
 
 
 def test_what_cannot_be_learned_is_refused() -> None:
@@ -163,15 +163,15 @@ def test_what_cannot_be_learned_is_refused() -> None:
     VirtualInstrument.setup_anndata(adata, "cytokine")
     model = VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=4)
     with pytest.raises(KeyError, match="control='PBS' is no condition"):
-        model.train("PBS")
+        model.train(control="PBS")
     with pytest.raises(KeyError, match=r"does not know the conditions \['C'\]"):
-        VirtualInstrument(adata, conditions=CONDITIONS.iloc[:2], hidden_dim=4).train("none")
+        VirtualInstrument(adata, conditions=CONDITIONS.iloc[:2], hidden_dim=4).train(control="none")
     with pytest.raises(ValueError, match="no data"):
-        VirtualInstrument(conditions=CONDITIONS, donor_dim=4, hidden_dim=4).train("none")
+        VirtualInstrument(conditions=CONDITIONS, donor_dim=4, hidden_dim=4).train(control="none")
     adata.obs["donor_id"] = adata.obs_names
     VirtualInstrument.setup_anndata(adata, "cytokine")
     with pytest.raises(ValueError, match="No donor is there both"):
-        VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=4).train("none")
+        VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=4).train(control="none")
     with pytest.raises(KeyError, match="no column 'dose'"):
         VirtualInstrument.setup_anndata(adata, "dose")
 

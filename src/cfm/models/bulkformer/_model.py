@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -15,7 +16,6 @@ from scvi.data.fields import CategoricalObsField, LayerField
 from cfm._arguments import (
     BELOW_1,
     NOT_NEGATIVE,
-    PART,
     SHARE,
     check_flag,
     check_whole,
@@ -23,14 +23,13 @@ from cfm._arguments import (
 )
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
-from cfm.data._row_order import BLOCK_SIZE
 from cfm.data._warn import warn_user
 from cfm.hub import resolve
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._named_sizes import named_size
 from cfm.models._precision import Precision
-from cfm.models._run import TrainingRun
+from cfm.models._training import Training, TrainingRun, held_out_rows, root_weights
 from cfm.models._validate import validate_config
 from cfm.models.bulkformer._compounds import (
     CompoundHead,
@@ -56,12 +55,11 @@ from cfm.models.bulkformer._module import (
     lower_genes,
     pool_genes,
 )
-from cfm.models.bulkformer._published import GENES_FILE, is_published, read_published
+from cfm.models.bulkformer._published import GENES_FILE, read_published
 from cfm.models.bulkformer._training import (
+    BulkFormerRecipe,
     MaskedExpressionPlan,
     SampleStream,
-    held_out_samples,
-    study_weights,
 )
 from cfm.nn._graph import check_graph
 
@@ -74,7 +72,6 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "max", "median"]
 PerturbationKind = Literal["auto", "gene", "compound"]
 
-_MAX_EPOCHS = 30
 #: Names in a checkpoint of what a model may hold beside its network.
 _LINEAR_TERM, _COMPOUNDS = "linear_term", "compounds"
 
@@ -136,6 +133,8 @@ class BulkFormer(PretrainedModel):
     >>> model.module.dim
     64
     """
+
+    Recipe = BulkFormerRecipe
 
     def __init__(
         self,
@@ -624,138 +623,45 @@ class BulkFormer(PretrainedModel):
             var=adata.var[[]].iloc[columns[predicted]],
         )
 
-    @checks_arguments(mask_share=PART, validation_share=BELOW_1, redraw_interval=0)
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        max_steps: int | None = None,
-        mask_share: float = 0.15,
-        validation_share: float = 0.1,
-        balanced: bool = False,
-        batch_size: int = 8,
-        accumulate_grad_batches: int = 1,
-        lr: float = 5e-4,
-        weight_decay: float = 0.01,
-        redraw_interval: int = 1000,
-        recompute: bool = False,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        num_nodes: int = 1,
-        strategy: str = "auto",
-        precision: str = "auto",
-        block_size: int = BLOCK_SIZE,
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int = 500,
-        enable_progress_bar: bool | None = None,
-        seed: int = 0,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train on hidden expression: from scratch, or further from loaded weights.
-
-        A part of the observed genes of each sample is hidden and predicted from the rest; the
-        loss is the mean squared error of log TPM. A model that was never trained starts as the
-        mean of each gene. The curves in ``history`` are of the network alone. A linear term is
-        not trained; fit it again (:meth:`fit_linear_term`). A compound head is removed.
-
-        Parameters
-        ----------
-        max_epochs
-            Passes over the data; 30 unless ``max_steps`` is given.
-        max_steps
-            Optimiser steps at most.
-        mask_share
-            Share of the observed genes that is hidden.
-        validation_share
-            Share of the studies that is held out, at least one if there are three; without
-            ``study_key`` share of the samples.
-        balanced
-            Draw samples of a study of ``n`` with a weight of one over the root of ``n``, so that
-            a few large studies do not fill the batches.
-        batch_size
-            Samples per batch.
-        accumulate_grad_batches
-            Batches per optimiser step.
-        lr
-            Peak learning rate; warm-up over 5 % of the steps, then linear decay. The published
-            models were trained with 1e-4.
-        weight_decay
-            Of AdamW.
-        redraw_interval
-            Steps after which the random features of the attention are drawn anew; 0 keeps them.
-        recompute
-            Compute the layers again in the backward pass instead of keeping their activations:
-            a third slower, and memory for one layer instead of all.
-        accelerator, devices, num_nodes, strategy
-            As in Lightning: how many devices on how many machines train together, each with
-            batches of ``batch_size``; see the guide on training.
-        precision
-            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
-            ``"bfloat16"``, or one of Lightning's names.
-        block_size
-            Neighbouring rows that are shuffled together where there are more than 8,192; 1
-            shuffles each row alone, which is slow on disk.
-        checkpoint_dir
-            Folder in which the state of the training is kept, so that the same call goes on where
-            it was after a kill, to the same weights; see the guide on training.
-        checkpoint_every
-            Optimiser steps between two states.
-        enable_progress_bar
-            By default according to ``scvi.settings.verbosity``.
-        seed
-            Seed of the whole run.
-        **trainer_kwargs
-            For :class:`scvi.train.Trainer`.
-
-        Raises
-        ------
-        ValueError
-            If the model has no data or too few samples, the matrix is not log TPM, or a number
-            is out of its range.
-        KeyboardInterrupt
-            If training is interrupted. The model keeps the weights of that step.
-        """
-        run = TrainingRun(locals())
+    @contextmanager
+    def _training(self, run: TrainingRun) -> Iterator[Training]:
+        recipe: BulkFormerRecipe = run.recipe
         reader = self._registered_reader()
         reader.check()
         studies = self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
-        held_out = held_out_samples(studies, validation_share, seed)
+        held_out = held_out_rows(studies, recipe.validation_share, run.seed)
         training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         if not self.is_trained_:
             self.module.start_from(torch.from_numpy(reader.mean(training)))
-        settings: Any = {
-            "batch_size": batch_size,
-            "mask_share": mask_share,
-            "expect": reader.prefetch,
-            **run.layout,
-        }
-        weights = study_weights(studies[training]) if balanced else None
-        batches = SampleStream(reader.read, training, seed=seed, weights=weights, **settings)
+        settings: Any = {"mask_share": recipe.mask_share, "expect": reader.prefetch, **run.layout}
+        weights = root_weights(studies[training]) if recipe.balanced else None
+        batches = SampleStream(reader.read, training, seed=run.seed, weights=weights, **settings)
         checks = None
         if len(validation):
-            checks = SampleStream(reader.read, validation, seed=seed + 1, fixed=True, **settings)
-        n_steps = run.count_steps(batches.n_batches, default_epochs=_MAX_EPOCHS)
+            checks = SampleStream(
+                reader.read, validation, seed=run.seed + 1, fixed=True, **settings
+            )
+        n_steps = run.count_steps(batches.n_batches)
         plan = MaskedExpressionPlan(
             self.module,
-            lr=lr,
-            weight_decay=weight_decay,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
             n_steps=n_steps,
-            redraw_interval=redraw_interval,
-            seed=seed,
+            redraw_interval=recipe.redraw_interval,
+            seed=run.seed,
         )
-        self.module.recompute = recompute
+        self.module.recompute = recipe.recompute
         try:
-            run.fit(plan, batches, checks)
+            yield Training(plan, batches, checks)
         finally:
             self.module.recompute = False
-        self.trained_here(studies, training_seed=seed, max_steps=n_steps)
+        self.trained_here(studies, training_seed=run.seed, max_steps=n_steps)
         if self.compound_head is not None:
             self.compound_head = None
             warn_user(
                 "The model has new weights, so its compound head is removed; call train_compounds "
                 "again."
             )
-        run.raise_if_interrupted()
 
     @checks_arguments(weight=SHARE, validation_share=BELOW_1)
     def fit_linear_term(
@@ -808,7 +714,7 @@ class BulkFormer(PretrainedModel):
         values = expression.masked_fill(expression == MISSING, torch.nan).numpy()
         term = LocalFactorModel.fit(values, groups, studies=studies, n_factors=n_factors, seed=seed)
         if weight is None:
-            held_out = held_out_samples(studies, validation_share, seed)
+            held_out = held_out_rows(studies, validation_share, seed)
             term.choose_weight(self._network, values, studies, held_out, seed=seed)
         else:
             term.weight.fill_(weight)
@@ -1024,11 +930,6 @@ class BulkFormer(PretrainedModel):
         return self.module.predict(expression).cpu()
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whether a folder or file contains weights as the authors of BulkFormer publish them."""
-        return is_published(path)
-
-    @classmethod
     @reads_checkpoint
     def from_pretrained(
         cls,
@@ -1067,13 +968,7 @@ class BulkFormer(PretrainedModel):
                 raise ValueError("genes= is for weights without a gene list; this has its own.")
             return super().from_pretrained(source, adata, device=device)
         checkpoint = read_published(path, genes)
-        model = cls._from_checkpoint(checkpoint, adata)
-        model.checkpoint_name = checkpoint.name
-        model.checkpoint_sha256 = checkpoint.sha256
-        model.is_trained_ = True
-        model.to_device(device)
-        model.module.eval()
-        return model
+        return cls._made(checkpoint, adata, device)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         width = 0 if self.module.gene_embedding is not None else self.module.gene_features.shape[1]

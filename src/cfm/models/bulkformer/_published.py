@@ -12,7 +12,7 @@ import torch
 
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.hub import Checkpoint, load_torch
-from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
+from cfm.hub._format import find_file, sha256_of_file
 from cfm.models.bulkformer._module import BulkFormerSize
 from cfm.nn._graph import check_graph
 from cfm.nn._performer import PERFORMER_NAMES
@@ -51,13 +51,6 @@ _OF_BLOCK = {
     "g.lin.weight": "graph.linear.weight",
 }
 _AGAIN = "download it again, or convert it with the code that wrote it."
-
-
-def is_published(path: Path) -> bool:
-    """Whether a folder or file looks like BulkFormer as its authors release it."""
-    if path.is_file():
-        return _WEIGHTS.fullmatch(path.name) is not None
-    return bool(_weight_files(path)) and not (path / WEIGHTS_NAME).is_file()
 
 
 def read_published(path: Path, genes: Sequence[str] | None = None) -> Checkpoint:

@@ -1,17 +1,18 @@
-"""Masked-expression training of BulkFormer: held-out samples, batches, loss and optimiser."""
+"""Masked-expression training of BulkFormer: settings, batches, loss and optimiser."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from cfm.models._lightning import held_out_studies
+from cfm._arguments import NOT_NEGATIVE, PART
+from cfm.data._row_order import BLOCK_SIZE
 from cfm.models._streams import Drawn, RowStream
-from cfm.models._training_plan import TrainingPlan
+from cfm.models._training import Recipe, TrainingPlan
 from cfm.models.bulkformer._module import MISSING
 
 if TYPE_CHECKING:
@@ -23,28 +24,48 @@ if TYPE_CHECKING:
 _WARM_UP = 0.05
 
 
-def held_out_samples(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose validation samples, ``(n,)`` bool: whole studies, or single samples without studies.
+@dataclass(frozen=True, kw_only=True)
+class BulkFormerRecipe(Recipe):
+    """How a BulkFormer is trained: on expression that is hidden from it.
 
-    Parameters
+    A part of the observed genes of each sample is hidden and predicted from the rest; the loss is
+    the mean squared error of log TPM. A model that was never trained starts as the mean of each
+    gene. AdamW; the learning rate rises over 5 % of the steps, then falls linearly. The curves in
+    ``history`` are of the network alone. A linear term is not trained; fit it again
+    (:meth:`cfm.models.BulkFormer.fit_linear_term`). A compound head is removed.
+
+    Attributes
     ----------
-    studies
-        ``(n,)`` object, ``""`` where there is none.
-    share
-        Share of the studies, or of the samples.
-    seed
-        Of the choice.
+    mask_share
+        Share of the observed genes that is hidden.
+    balanced
+        Draw samples of a study of ``n`` with a weight of one over the root of ``n``, so that a few
+        large studies do not fill the batches.
+    lr
+        Peak learning rate. The published models were trained with 1e-4.
+    weight_decay
+        Of AdamW.
+    redraw_interval
+        Steps after which the random features of the attention are drawn anew; 0 keeps them.
+    recompute
+        Compute the layers again in the backward pass instead of keeping their activations: a third
+        slower, and memory for one layer instead of all.
+    block_size
+        Neighbouring rows that are shuffled together where there are more than 8,192; 1 shuffles
+        each row alone, which is slow on disk.
+    max_epochs, max_steps, batch_size, validation_share, checkpoint_every
+        As for all models.
     """
-    if not (studies != "").any():
-        studies = np.arange(len(studies)).astype(str).astype(object)
-    # np.isin compares all pairs of objects
-    return pd.Index(studies).isin(held_out_studies(studies, share, seed))
 
-
-def study_weights(studies: np.ndarray) -> np.ndarray:
-    """Return one over the root of the size of each sample's study."""
-    _, which, size = np.unique(studies, return_inverse=True, return_counts=True)
-    return 1.0 / np.sqrt(size[which.ravel()])
+    max_epochs: int | None = 30
+    batch_size: int = 8
+    lr: float = 5e-4
+    mask_share: Annotated[float, PART] = 0.15
+    balanced: bool = False
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
+    redraw_interval: Annotated[int, 0] = 1000
+    recompute: bool = False
+    block_size: int = BLOCK_SIZE
 
 
 class Batch(NamedTuple):

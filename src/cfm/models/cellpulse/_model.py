@@ -15,14 +15,13 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 from scvi.utils import track
 
-from cfm._arguments import BELOW_1, SHARE, check_whole, checks_arguments
+from cfm._arguments import check_whole, checks_arguments
 from cfm._fields import NO_RESPONSE, UNINFECTED, VIRAL
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._named_sizes import named_size
-from cfm.models._run import TrainingRun
 from cfm.models._validate import validate_config
 from cfm.models.cellpulse import _attribution as attribution
 from cfm.models.cellpulse._classifier import (
@@ -51,18 +50,17 @@ from cfm.models.cellpulse._gene_factors import (
 )
 from cfm.models.cellpulse._module import PADDING, SIZES, CellPulseModule, CellPulseSize, Tokens
 from cfm.models.cellpulse._reversal import Reversal, gene_positions, reverse_genes
-from cfm.models.cellpulse._training import pretrain
+from cfm.models.cellpulse._training import CellPulseRecipe, pretraining
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
-    from cfm.data import ProfileSource
     from cfm.hub import Checkpoint
+    from cfm.models._training import Training, TrainingRun
 
 #: Registry key of the column with the infected sample.
 SAMPLE_KEY = "sample"
-_LINEAR_STEPS = 80
 _GENES_FILE = "genes.txt"
 _CLASSIFIER = "classifier."
 _MODULE = "module."
@@ -131,6 +129,7 @@ class CellPulse(PretrainedModel):
     """
 
     module: CellPulseModule
+    Recipe = CellPulseRecipe
     #: The end of a training compresses the gene factors that it began with.
     _training_can_be_repeated = False
 
@@ -296,104 +295,8 @@ class CellPulse(PretrainedModel):
         """Yield ``(rows, effects on the vocabulary, tokens)`` in batches."""
         return read_profiles(adata, self.tokenizer, layer=layer, batch_size=batch_size)
 
-    @checks_arguments(
-        source_share=SHARE,
-        signed_set_share=SHARE,
-        validation_share=BELOW_1,
-        n_linear_steps=0,
-        n_unchanged=0,
-    )
-    def train(
-        self,
-        max_steps: int = 500,
-        *,
-        sources: Mapping[str, ProfileSource] | None = None,
-        source_share: float = 0.3,
-        signed_set_share: float = 0.3,
-        validation_share: float = 0.15,
-        batch_size: int = 24,
-        tokens_per_profile: int = 256,
-        lr: float = 1e-3,
-        n_linear_steps: int | None = None,
-        n_unchanged: int = 16,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        num_nodes: int = 1,
-        strategy: str = "auto",
-        precision: str = "auto",
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int = 500,
-        enable_progress_bar: bool | None = None,
-        seed: int = 0,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Pretrain on hidden directions and magnitudes.
-
-        First the relevance of the gene factors is fitted, each profile being predicted without
-        the factors of its own study; then the transformer is fitted to what is left.
-        At the end held-out studies decide how much of the transformer's correction is used
-        (``module.correction_weight``), and the factors are compressed to the model's size. The
-        curves are in ``history``.
-
-        Parameters
-        ----------
-        max_steps
-            Training steps in all.
-        sources
-            Further profiles by name of the study, such as :class:`cfm.data.ContrastPairs`; drawn
-            on the fly.
-        source_share, signed_set_share
-            Share of the batches from ``sources`` and from the signed sets; the rest are the
-            registered contrasts.
-        validation_share
-            Share of the registered studies that is held out, at least one if there are three.
-        batch_size
-            Profiles per step.
-        tokens_per_profile
-            Tokens drawn from each profile's strongest effects per step.
-        lr
-            Peak learning rate.
-        n_linear_steps
-            Steps for the linear term, before those of the transformer; 0 leaves it as it is. By
-            default a fifth of ``max_steps``, at most 80.
-        n_unchanged
-            Genes that do not move, added to each profile.
-        accelerator, devices, num_nodes, strategy
-            As in Lightning: how many devices on how many machines train together, each with
-            batches of ``batch_size``; see the guide on training.
-        precision
-            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
-            ``"bfloat16"``, or a name of Lightning's.
-        checkpoint_dir
-            Folder in which the state of the training is kept, so that the same call goes on where
-            it was after a kill, to the same weights; see the guide on training.
-        checkpoint_every
-            Optimiser steps between two states.
-        enable_progress_bar
-            By default as ``scvi.settings.verbosity`` says.
-        seed
-            Seed of the whole run.
-        **trainer_kwargs
-            For :class:`scvi.train.Trainer`.
-
-        Raises
-        ------
-        ValueError
-            If the model has no data, a number is out of its range, or ``n_linear_steps`` leaves
-            none for the transformer, whose weights would stay random.
-        KeyboardInterrupt
-            If training is interrupted. The model then keeps what it has learned and can be used,
-            saved or trained further.
-        """
-        if n_linear_steps is None:
-            n_linear_steps = min(_LINEAR_STEPS, max_steps // 5)
-        if n_linear_steps >= max_steps:
-            raise ValueError(
-                f"n_linear_steps={n_linear_steps} of max_steps={max_steps} leave none for the "
-                "transformer, whose weights would stay random; give more steps in all, or fewer "
-                "for the linear term."
-            )
-        pretrain(self, TrainingRun(locals()), sample_key=SAMPLE_KEY)
+    def _training(self, run: TrainingRun) -> AbstractContextManager[Training]:
+        return pretraining(self, run, sample_key=SAMPLE_KEY)
 
     def compress_factors(self) -> None:
         """Reduce the gene factors to ``size.n_factors``; what reads them is rotated along."""

@@ -2,39 +2,82 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from cfm._arguments import BELOW_1, SHARE
 from cfm.data import ProfileMatrix
 from cfm.data._warn import warn_user
-from cfm.models._lightning import held_out_studies
-from cfm.models._training_plan import TrainingPlan
+from cfm.models._training import Recipe, Training, TrainingPlan, held_out_studies
 from cfm.models.cellpulse._data import ProfileStream, WeightedSource, read_signed_sets
 from cfm.models.cellpulse._gene_factors import GeneFactors
 from cfm.models.cellpulse._module import DOWN, UNCHANGED, UP, mean_or_zero
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from cfm.models._base import PretrainedModel
-    from cfm.models._run import TrainingRun
+    from cfm.models._training import TrainingRun
     from cfm.models.cellpulse._data import Batch
     from cfm.models.cellpulse._module import CellPulseModule
 
 #: Steps between two points of the training curves.
 _EPOCH = 25
 _VALIDATION_BATCHES = 16
+#: Steps for the linear term at most, by default.
+_LINEAR_STEPS = 80
 #: Peak learning rate of the linear term, and weight decay of the transformer.
 LINEAR_LR, WEIGHT_DECAY = 0.03, 0.05
 #: Weights of the losses beside the direction loss.
 LOSS_WEIGHTS = {"direction": 1.0, "magnitude": 0.2, "summary": 0.2, "agreement": 0.1}
 #: Weights of the transformer's correction that are tried on held-out studies.
 CORRECTION_GRID = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellPulseRecipe(Recipe):
+    """How a CellPulse is trained: on hidden directions and magnitudes.
+
+    First the relevance of the gene factors is fitted, each profile being predicted without the
+    factors of its own study; then the transformer is fitted to what is left. At the end held-out
+    studies decide how much of the transformer's correction is used (``module.correction_weight``),
+    and the factors are compressed to the model's size. Profiles are drawn on the fly; an epoch has
+    25 steps.
+
+    Attributes
+    ----------
+    sources
+        Further profiles by name of the study, such as :class:`cfm.data.ContrastPairs`.
+    source_share, signed_set_share
+        Share of the batches from ``sources`` and from the signed sets; the rest are the registered
+        contrasts.
+    tokens_per_profile
+        Tokens drawn from each profile's strongest effects per step.
+    n_linear_steps
+        Steps for the linear term, before those of the transformer; 0 leaves it as it is. By
+        default a fifth of all, at most 80.
+    n_unchanged
+        Genes that do not move, added to each profile.
+    max_epochs, max_steps, batch_size, lr, validation_share, checkpoint_every
+        As for all models.
+    """
+
+    max_steps: int | None = 500
+    batch_size: int = 24
+    validation_share: Annotated[float, BELOW_1] = 0.15
+    sources: Mapping[str, Any] | None = None
+    source_share: Annotated[float, SHARE] = 0.3
+    signed_set_share: Annotated[float, SHARE] = 0.3
+    tokens_per_profile: int = 256
+    n_linear_steps: Annotated[int | None, 0] = None
+    n_unchanged: Annotated[int, 0] = 16
 
 
 class PretrainingPlan(TrainingPlan):
@@ -166,21 +209,33 @@ def fit_correction_weights(module: CellPulseModule, batches: Sequence[Batch]) ->
     module.size_correction_weight.fill_(CORRECTION_GRID[int(size.argmin())])
 
 
-def pretrain(model: PretrainedModel, run: TrainingRun, *, sample_key: str) -> None:
-    """Pretrain a CellPulse on its registered contrasts; see :meth:`CellPulse.train`.
+@contextmanager
+def pretraining(model: Any, run: TrainingRun, *, sample_key: str) -> Iterator[Training]:
+    """Pretrain a CellPulse on its registered contrasts; see :class:`CellPulseRecipe`.
 
     Parameters
     ----------
     model
         A CellPulse with data.
     run
-        With the arguments of ``train``.
+        The training.
     sample_key
         Registry key of the column with the infected sample.
     """
-    given, module = run.arguments, model.module
+    recipe: CellPulseRecipe = run.recipe
+    module = model.module
+    n_steps = run.count_steps(_EPOCH)
+    n_linear_steps = recipe.n_linear_steps
+    if n_linear_steps is None:
+        n_linear_steps = min(_LINEAR_STEPS, n_steps // 5)
+    if n_linear_steps >= n_steps:
+        raise ValueError(
+            f"n_linear_steps={n_linear_steps} of max_steps={n_steps} leave none for the "
+            "transformer, whose weights would stay random; give more steps in all, or fewer "
+            "for the linear term."
+        )
     effects, studies = model.registered_profiles()
-    held_out = held_out_studies(studies, given["validation_share"], given["seed"])
+    held_out = held_out_studies(studies, recipe.validation_share, run.seed)
     validation = np.isin(studies, held_out)
     if (studies == "").all():
         warn_user(
@@ -199,29 +254,28 @@ def pretrain(model: PretrainedModel, run: TrainingRun, *, sample_key: str) -> No
         matrix = ProfileMatrix(part, genes, study=studies[rows], group=group[rows])
         return WeightedSource(matrix, model.vocabulary.align(genes), share)
 
-    further = given["sources"] or {}
-    share = 1.0 - (given["source_share"] if further else 0.0)
-    share -= given["signed_set_share"] if model.signed_sets is not None else 0.0
+    further = recipe.sources or {}
+    share = 1.0 - (recipe.source_share if further else 0.0)
+    share -= recipe.signed_set_share if model.signed_sets is not None else 0.0
     if share <= 0:
         raise ValueError("source_share and signed_set_share leave nothing for the contrasts.")
     sources = [contrasts(~validation, share)]
     for name, source in further.items():
         if name not in held_out:
             where = model.vocabulary.align(source.var_names)
-            each = given["source_share"] / len(further)
+            each = recipe.source_share / len(further)
             sources.append(WeightedSource(source, where, each, study=name))
     if model.signed_sets is not None:
         names = model.signed_sets.var_names
         matrix = ProfileMatrix(read_signed_sets(model.signed_sets), names, has_magnitude=False)
         where = model.vocabulary.align(matrix.var_names)
-        of_sets = given["signed_set_share"]
+        of_sets = recipe.signed_set_share
         sources.append(WeightedSource(matrix, where, of_sets, has_magnitude=False))
 
     settings: dict[str, Any] = {
-        "n_tokens": given["tokens_per_profile"],
-        "n_unchanged": given["n_unchanged"],
+        "n_tokens": recipe.tokens_per_profile,
+        "n_unchanged": recipe.n_unchanged,
     }
-    n_linear_steps = given["n_linear_steps"]
     factors = model.fitted_factors
     if factors is None:  # compressed ones are of no study
         values = module.gene_factors.cpu().numpy()
@@ -230,11 +284,11 @@ def pretrain(model: PretrainedModel, run: TrainingRun, *, sample_key: str) -> No
         sources,
         model.tokenizer,
         factors,
-        batch_size=given["batch_size"],
+        batch_size=recipe.batch_size,
         n_processes=run.n_processes,
         n_batches=_EPOCH,
         n_linear_batches=n_linear_steps,
-        seed=given["seed"],
+        seed=run.seed,
         **settings,
     )
     checks: list[Batch] = []
@@ -243,18 +297,16 @@ def pretrain(model: PretrainedModel, run: TrainingRun, *, sample_key: str) -> No
             [contrasts(validation)],
             model.tokenizer,
             factors,
-            batch_size=given["batch_size"] * run.n_processes,  # each process has all of it
+            batch_size=recipe.batch_size * run.n_processes,  # each process has all of it
             n_batches=_VALIDATION_BATCHES,
             n_linear_batches=_VALIDATION_BATCHES,  # whole profiles, as in use
-            seed=given["seed"] + 1,
+            seed=run.seed + 1,
             **settings,
         )
         checks = list(check)
-    n_steps = given["max_steps"]
-    run.count_steps(training.n_batches, default_epochs=1)
-    plan = PretrainingPlan(module, lr=given["lr"], n_steps=n_steps, n_linear_steps=n_linear_steps)
+    plan = PretrainingPlan(module, lr=recipe.lr, n_steps=n_steps, n_linear_steps=n_linear_steps)
     try:
-        run.fit(plan, training, checks)
+        yield Training(plan, training, checks)
     finally:
         for parameter in module.parameters():
             parameter.requires_grad_(True)
@@ -263,5 +315,4 @@ def pretrain(model: PretrainedModel, run: TrainingRun, *, sample_key: str) -> No
         fit_correction_weights(module, [batch.to(device) for batch in checks])
     model.compress_factors()
     module.eval()
-    model.trained_here(studies, training_seed=given["seed"], max_steps=n_steps)
-    run.raise_if_interrupted()
+    model.trained_here(studies, training_seed=run.seed, max_steps=n_steps)

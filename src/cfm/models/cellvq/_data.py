@@ -13,8 +13,8 @@ from torch import Tensor
 from cfm.data import GeneVocabulary
 from cfm.data._counts import TARGET_SUM, CountReader, Units, canonical, log1p_cp10k
 from cfm.data._warn import warn_user
-from cfm.models._lightning import held_out_studies
 from cfm.models._streams import Drawn, RowStream
+from cfm.models._training import held_out_rows
 from cfm.nn._distributed import numbers_of_all, process_number
 
 if TYPE_CHECKING:
@@ -430,12 +430,7 @@ def split_rows(
             f"{empty} of {len(studies)} cells express none of the model's genes and are left out "
             "of training."
         )
-    if (studies != "").any():
-        groups = studies[usable]
-    else:
-        groups = np.arange(len(usable)).astype(str).astype(object)
-    # np.isin compares each with each where they are objects
-    held_out = pd.Index(groups).isin(held_out_studies(groups, share, seed))
+    held_out = held_out_rows(studies[usable], share, seed)
     return usable[~held_out], spread_rows(usable[held_out], most)
 
 

@@ -12,18 +12,16 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
-from cfm._arguments import BELOW_1, SHARE, Range, check_whole, checks_arguments
+from cfm._arguments import SHARE, Range, check_whole, checks_arguments
 from cfm.data import GeneVocabulary
 from cfm.data._counts import Units
 from cfm.data._matrix import check_unique_names, get_matrix
-from cfm.data._row_order import BLOCK_SIZE
 from cfm.data._warn import warn_user
 from cfm.hub import resolve
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._named_sizes import named_size
 from cfm.models._precision import Precision
-from cfm.models._run import TrainingRun
 from cfm.models._validate import validate_config
 from cfm.models.cellvq._data import (
     NO_CODE,
@@ -42,17 +40,19 @@ from cfm.models.cellvq._perturbation import (
     assign_folds,
     find_genes,
 )
-from cfm.models.cellvq._property_heads import LEVELS, PropertyHeads, check_classes
-from cfm.models.cellvq._published import GENES_FILE, is_published, read_published
-from cfm.models.cellvq._training import Schedule, fit
+from cfm.models.cellvq._property_heads import EXPRESSION, LEVELS, PropertyHeads, check_classes
+from cfm.models.cellvq._published import GENES_FILE, read_published
+from cfm.models.cellvq._training import CellVQRecipe, training_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from anndata import AnnData
 
     from cfm.hub import Checkpoint
+    from cfm.models._training import Training, TrainingRun
     from cfm.models.cellvq._module import Encoded
     from cfm.models.cellvq._perturbation import Effect
 
@@ -62,6 +62,8 @@ Representation = Literal["cell", "code"]
 SUMMARY = "<summary>"
 #: Tokens at a time, padding included.
 _ON_CPU, _ON_GPU = 16_384, 131_072
+#: Cells at a time whose properties are read from expression.
+_EXPRESSION_AT_ONCE = 512
 #: Values of gene embeddings in memory at a time (128 MiB).
 _EMBEDDED_AT_ONCE = 32_000_000
 
@@ -156,6 +158,7 @@ class CellVQ(PretrainedModel):
     """
 
     module: CellVQModule
+    Recipe = CellVQRecipe
 
     def __init__(
         self,
@@ -620,10 +623,17 @@ class CellVQ(PretrainedModel):
             name: np.full((reader.n_cells, len(self.properties[name])), np.nan, dtype=np.float32)
             for name in chosen
         }
-        for rows, encoded in self._encoded(reader, batch_size, precision):
-            predicted = self.module.property_heads.predict(encoded.embedding)
-            for name, table in out.items():
-                table[rows] = predicted[name]
+        heads = self.module.property_heads
+        by_expression = {k: head for k, head in heads.expression().items() if k in chosen}
+        if len(by_expression) < len(chosen):
+            for rows, encoded in self._encoded(reader, batch_size, precision):
+                for name, predicted in heads.predict(encoded.embedding).items():
+                    if name in out:
+                        out[name][rows] = predicted
+        if by_expression:
+            for rows, cells in reader.batches(_EXPRESSION_AT_ONCE):
+                for name, head in by_expression.items():
+                    out[name][rows] = head.predict(cells.values, reader.measured)
         names = self._adata_or_own(adata).obs_names
         return {
             name: pd.DataFrame(table, index=names, columns=self.properties[name])
@@ -786,159 +796,13 @@ class CellVQ(PretrainedModel):
         rounding = Rounding([str(n) for n in adata.obs_names], seed) if units == "counts" else None
         return simulator.run(adata, reader, batch_size=batch_size, rounding=rounding)
 
-    @checks_arguments(
-        code_only_share=SHARE,
-        last_temperature=Range(0, 1, "low"),
-        anneal_share=Range(0, 1, "low"),
-        validation_share=BELOW_1,
-    )
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        max_steps: int | None = None,
-        freeze: Literal["encoder"] | None = None,
-        keep_share: float | tuple[float, float] = (0.1, 0.5),
-        code_only_share: float = 0.8,
-        schedule: Schedule = "cosine",
-        last_temperature: float = 0.02,
-        anneal_share: float = 0.8,
-        reconstruction_weight: float = 1.0,
-        separation_weight: float = 0.1,
-        balance_weight: float = 0.0,
-        property_weight: float | Mapping[str, float] = 1.0,
-        code_label_weight: float = 0.0,
-        class_weights: bool = False,
-        validation_share: float = 0.1,
-        n_validation: int = 512,
-        batch_size: int = 32,
-        accumulate_grad_batches: int = 1,
-        lr: float = 3e-3,
-        weight_decay: float = 0.01,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        num_nodes: int = 1,
-        strategy: str = "auto",
-        precision: str = "auto",
-        block_size: int = BLOCK_SIZE,
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int = 500,
-        enable_progress_bar: bool | None = None,
-        seed: int = 0,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train on hidden counts and registered properties: from scratch, or further.
-
-        The encoder sees a random part of the genes that a cell expresses. From that, and from the
-        code of the cell, the decoder predicts the rest: the counts of the hidden genes and the
-        zeros, by a zero-inflated negative binomial whose mean, in counts per 10,000, is scaled by
-        the counts of the cell. Of some cells the decoder sees the code alone, so that codes
-        represent the whole cell. The property heads are trained on the embedding of the part that
-        is seen. AdamW in one cycle (up over 10 % of the steps, then down by a cosine), clipping
-        at 1.0.
-
-        Every epoch adds to ``history`` the parts of the loss of training and validation
-        (``train_reconstruction``, ``validation_reconstruction`` in nats per count, …), and of up
-        to ``n_validation`` whole cells, validation cells if there are any, ``perplexity`` (their
-        effective number of codes), ``n_live_codes`` (the number of codes that they use) and
-        ``live_codes`` (that number as a share of all codes). The confidence of the heads in these
-        cells is stored in ``confidence_levels``, from which :func:`cfm.tl.predict_properties`
-        decides which cells are unknown.
-
-        Registered properties (``labels_keys``) that the model has no head for get one.
-
-        Parameters
-        ----------
-        max_epochs
-            Passes over the data; by default 100, and 1,000 steps at most.
-        max_steps
-            Optimiser steps at most.
-        freeze
-            ``"encoder"`` trains the property heads and the decoder only: codes and embeddings of
-            cells stay. With ``reconstruction_weight=0`` the heads alone.
-        keep_share
-            Share of the expressed genes that the encoder sees, or the bounds between which it is
-            drawn for each cell.
-        code_only_share
-            Probability that the decoder sees the code of a cell and none of its genes.
-        schedule
-            How the temperature of the quantiser falls from 1: ``"cosine"`` or ``"geometric"``.
-            The temperature is also the share of the cells that bypass the quantiser, until 0.02.
-        last_temperature
-            Final temperature.
-        anneal_share
-            Share of the steps after which it is reached.
-        reconstruction_weight, separation_weight, balance_weight
-            Weights of the three terms: the counts; the separation of codes (mean of the largest
-            cosine of a code to another); the balance of codes (1 − the entropy of the mean
-            probabilities of a batch over its largest value; not in the published model).
-        property_weight
-            Weight of the cross-entropy of the heads, or weights by name of the head.
-        code_label_weight
-            Weight of the same properties predicted from the code alone, by heads for training
-            only, so that labels shape the codes.
-        class_weights
-            Weight cells so that all classes of a property count the same, however frequent.
-        validation_share
-            Share of the studies that is held out, at least one if there are three; without
-            ``study_key`` share of the cells.
-        n_validation
-            Validation cells at most, spread over all held-out cells.
-        batch_size
-            Cells per batch.
-        accumulate_grad_batches
-            Batches per optimiser step.
-        lr, weight_decay
-            Of AdamW: peak rate, and decay of matrices.
-        accelerator, devices, num_nodes, strategy
-            As in Lightning: how many devices on how many machines train together, each with
-            batches of ``batch_size``; see the guide on training.
-        precision
-            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
-            ``"bfloat16"``, or a name of Lightning's.
-        block_size
-            Neighbouring rows that are shuffled together where there are more than 8,192; 1
-            shuffles each row alone, which is slow on disk.
-        checkpoint_dir
-            Folder in which the state of the training is kept, so that the same call goes on where
-            it was after a kill, to the same weights; see the guide on training.
-        checkpoint_every
-            Optimiser steps between two states.
-        enable_progress_bar
-            By default according to ``scvi.settings.verbosity``.
-        seed
-            Seed of the whole run.
-        **trainer_kwargs
-            For :class:`scvi.train.Trainer`.
-
-        Raises
-        ------
-        KeyError
-            If cells have a class that the head of a loaded model does not know.
-        ValueError
-            If the model has no data, no cell expresses one of its genes, there is nothing to
-            train, a number is out of its range, or the loss is no longer finite.
-        KeyboardInterrupt
-            If training is interrupted. The model keeps the weights of that step.
-
-        Warns
-        -----
-        UserWarning
-            If cells express none of the genes (they are left out), or if the codes have collapsed
-            by the end: cells of different kinds then have the same code.
-
-        Notes
-        -----
-        Published are the task, the kinds of the losses and the quantiser. The shares, the weights
-        and the schedule are ours, as is the decoder that sees the code.
-        """
-        run = TrainingRun(locals())
+    def _training(self, run: TrainingRun) -> AbstractContextManager[Training]:
         if self.adata is None:
             raise ValueError(
                 "The model has no data; give it some with from_pretrained(name, adata=adata) "
                 "after CellVQ.setup_anndata(adata, …)."
             )
-        fit(self, run)
+        return training_of(self, run)
 
     def _reader(
         self, adata: AnnData | None, layer: str | None, units: Units, total_counts: str | None
@@ -980,11 +844,6 @@ class CellVQ(PretrainedModel):
         for rows, cells in reader.batches(batch_size, most_tokens=most):
             tokens = cells.tokens().to(self.device)
             yield rows, self.module.encode_cells(*tokens, dtype=dtype)
-
-    @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whether a folder or file contains weights as the authors of CellVQ publish them."""
-        return is_published(path)
 
     @classmethod
     @reads_checkpoint
@@ -1036,13 +895,7 @@ class CellVQ(PretrainedModel):
                 )
             return super().from_pretrained(source, adata, device=device)
         checkpoint = read_published(path, mode, genes=genes, properties=properties)
-        model = cls._from_checkpoint(checkpoint, adata)
-        model.checkpoint_name = checkpoint.name
-        model.checkpoint_sha256 = checkpoint.sha256
-        model.is_trained_ = True
-        model.to_device(device)
-        model.module.eval()
-        return model
+        return cls._made(checkpoint, adata, device)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         settings, files = self.module.property_heads.state()
@@ -1060,8 +913,11 @@ class CellVQ(PretrainedModel):
             text = checkpoint.files.get(GENES_FILE)
             vocabulary = None if text is None else GeneVocabulary(text.splitlines())
             module = CellVQModule(n_genes, size=size)
-            module.property_heads = PropertyHeads.from_state(4 * size.dim, config, checkpoint.files)
-            config.pop(LEVELS, None)
+            module.property_heads = PropertyHeads.from_state(
+                4 * size.dim, n_genes, config, checkpoint.files
+            )
+            for key in (LEVELS, EXPRESSION):
+                config.pop(key, None)
         if vocabulary is not None and len(vocabulary) != n_genes:
             raise ValueError(
                 f"Found {len(vocabulary)} names of genes, but weights of {n_genes} genes in "

@@ -1,31 +1,98 @@
-"""Property heads: linear classifiers on the cell embedding, such as of cell type or tissue."""
+"""Property heads: classifiers of cells, such as of cell type or tissue.
+
+As published, a head is linear on the embedding of a cell. Ours can read expression instead
+(:class:`ExpressionHead`): in cells of another laboratory that names more of them right.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
+
+from cfm._arguments import check_whole
+from cfm.stats._discriminant import ARRAYS, GeneDiscriminant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from scipy import sparse
 
 #: Text file of a checkpoint with the classes, and setting with the confidence levels.
 CLASSES_FILE, LEVELS = "properties.json", "confidence_levels"
 #: Quantiles of the confidence that are kept: 0, 0.01, …, 0.5.
 QUANTILES = np.linspace(0.0, 0.5, 51)
-#: Iterations of the logistic regression at most.
-_MAX_ITER = 500
+#: Setting of a checkpoint: by name of a head that reads expression the number of its factors.
+EXPRESSION = "expression_heads"
+
+
+class ExpressionHead(nn.Module):
+    """A head that reads expression: linear discriminant analysis for whichever genes are measured.
+
+    Its arrays are those of :class:`cfm.stats._discriminant.GeneDiscriminant`, as buffers; genes of
+    abundance 0 were not there to learn from, and are not read.
+
+    Parameters
+    ----------
+    n_classes, n_genes, n_factors
+        Sizes.
+    """
+
+    def __init__(self, n_classes: int, n_genes: int, n_factors: int) -> None:
+        super().__init__()
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(ARRAYS, (n_genes,))
+        shapes |= {"means": (n_classes, n_genes), "factors": (n_genes, n_factors), "slope": ()}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
+        self.n_factors = n_factors
+
+    @classmethod
+    def of(cls, found: GeneDiscriminant, genes: np.ndarray, n_genes: int) -> Self:
+        """Make a head of a discriminant of some of the genes of the model."""
+        head = cls(len(found.means), n_genes, found.factors.shape[1])
+        at = torch.from_numpy(genes)
+        for name in ARRAYS:
+            array = torch.as_tensor(np.asarray(getattr(found, name)), dtype=torch.float32)
+            buffer = getattr(head, name)
+            if name == "means":
+                buffer[:, at] = array
+            elif name == "slope":
+                buffer.copy_(array)
+            else:
+                buffer[at] = array
+        return head
+
+    def predict(self, values: sparse.csr_matrix, measured: np.ndarray) -> np.ndarray:
+        """Return probabilities of cells.
+
+        Parameters
+        ----------
+        values
+            ``(b, n_genes)``, ``log1p`` of counts per 10,000.
+        measured
+            ``(n_genes,)`` bool, which genes are measured.
+
+        Returns
+        -------
+        ``(b, n_classes)`` float64.
+        """
+        arrays = {name: getattr(self, name).cpu().numpy().astype(float) for name in ARRAYS}
+        genes = np.flatnonzero(measured & (arrays["abundance"] > 0))
+        counts = np.expm1(values[:, genes].toarray().astype(float))
+        found = GeneDiscriminant(**arrays | {"slope": float(arrays["slope"])})
+        return np.exp(found.log_probabilities(counts, genes))
 
 
 class PropertyHeads(nn.ModuleList):
-    """Linear heads on the embedding of a cell, one per property, and their confidence.
+    """Heads, one per property, and their confidence.
 
-    A module of the network, because heads and encoder are trained together; :meth:`fit` fits one
-    head on fixed embeddings. Heads are ``torch.nn.Linear``, in the order of :attr:`classes`.
+    A module of the network, because linear heads and encoder are trained together. A head is a
+    ``torch.nn.Linear`` on the embedding or an :class:`ExpressionHead`, in the order of
+    :attr:`classes`.
 
     Parameters
     ----------
@@ -57,7 +124,7 @@ class PropertyHeads(nn.ModuleList):
 
     @classmethod
     def from_state(
-        cls, n_features: int, settings: Mapping[str, Any], files: Mapping[str, str]
+        cls, n_features: int, n_genes: int, settings: Mapping[str, Any], files: Mapping[str, str]
     ) -> Self:
         """Make heads, untrained, from what :meth:`state` returned.
 
@@ -68,11 +135,19 @@ class PropertyHeads(nn.ModuleList):
         """
         heads = cls(n_features, json.loads(files[CLASSES_FILE]))
         heads.confidence_levels = check_levels(settings.get(LEVELS, {}), heads.classes)
+        for name, n_factors in dict(settings.get(EXPRESSION, {})).items():
+            n_classes = len(heads.classes[name])
+            heads.put(name, ExpressionHead(n_classes, n_genes, check_whole("n_factors", n_factors)))
         return heads
 
     def state(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return settings and text files of a checkpoint; weights are in ``state_dict()``."""
-        settings = {LEVELS: self.confidence_levels} if self.confidence_levels else {}
+        settings: dict[str, Any] = {}
+        if self.confidence_levels:
+            settings[LEVELS] = self.confidence_levels
+        expression = {name: head.n_factors for name, head in self.expression().items()}
+        if expression:
+            settings[EXPRESSION] = expression
         # in a file, as there may be thousands of names
         text = json.dumps(self.classes, ensure_ascii=False, indent=0) + "\n"
         return settings, {CLASSES_FILE: text}
@@ -138,9 +213,22 @@ class PropertyHeads(nn.ModuleList):
         del self[:]
         self.extend(heads[name] for name in self.classes)
 
+    def put(self, name: str, head: nn.Module) -> None:
+        """Replace a head by another one of the same classes."""
+        self[list(self.classes).index(name)] = head
+
+    def expression(self) -> dict[str, ExpressionHead]:
+        """Return the heads that read expression, by name."""
+        found = zip(self.classes, self, strict=True)
+        return {name: head for name, head in found if isinstance(head, ExpressionHead)}
+
     def forward(self, embedding: Tensor) -> dict[str, Tensor]:
-        """Return logits ``(b, n_classes)`` by name of ``(b, n_features)`` embeddings."""
-        return {name: head(embedding) for name, head in zip(self.classes, self, strict=True)}
+        """Return logits ``(b, n_classes)`` by name of ``(b, n_features)`` embeddings.
+
+        Heads that read expression are left out.
+        """
+        heads = zip(self.classes, self, strict=True)
+        return {name: head(embedding) for name, head in heads if isinstance(head, nn.Linear)}
 
     @torch.no_grad()
     def predict(self, embedding: Tensor) -> dict[str, np.ndarray]:
@@ -150,59 +238,51 @@ class PropertyHeads(nn.ModuleList):
             for name, logits in self(embedding.float()).items()
         }
 
-    def fit(
+    def fit_expression(
         self,
         name: str,
-        embedding: np.ndarray,
+        counts: np.ndarray,
         labels: np.ndarray,
         *,
-        fold: np.ndarray,
-        weight: np.ndarray | None = None,
-        inverse_penalty: float = 1.0,
+        genes: np.ndarray,
+        n_genes: int,
+        studies: np.ndarray | None = None,
     ) -> None:
-        """Fit one head by logistic regression on embeddings; an existing one is replaced.
+        """Fit a head on expression; an existing one is replaced.
 
-        Its confidence levels are those of cells that were held out, fold by fold.
+        Its confidence levels are those of cells that were held out: a study at a time, or a fifth
+        of the cells where no two studies share classes.
 
         Parameters
         ----------
         name
             Property.
-        embedding
-            ``(n, n_features)``.
+        counts
+            ``(n, n_measured)``, counts of cells.
         labels
-            ``(n,)`` text, the class of each row.
-        fold
-            ``(n,)`` int, which rows are held out together, such as all rows of one cell.
-        weight
-            ``(n,)`` of the rows; by default they weigh the same.
-        inverse_penalty
-            ``C`` of :class:`sklearn.linear_model.LogisticRegression`, on features of unit variance.
+            ``(n,)`` text, the class of each cell.
+        genes
+            ``(n_measured,)`` int, which genes of the model these are.
+        n_genes
+            Genes of the model.
+        studies
+            ``(n,)`` study of each cell.
         """
-        spread = embedding.std(axis=0)
-        spread = np.where(spread > 0, spread, 1.0)
-        features = embedding / spread
-        weight = np.ones(len(labels)) if weight is None else weight
-
-        def fitted(rows: np.ndarray) -> LogisticRegression:
-            regression = LogisticRegression(C=inverse_penalty, max_iter=_MAX_ITER)
-            return regression.fit(features[rows], labels[rows], sample_weight=weight[rows])
-
-        held_out = np.zeros(len(labels))
-        for number in np.unique(fold):
-            rows = fold == number
-            held_out[rows] = fitted(~rows).predict_proba(features[rows]).max(axis=1)
-        regression = fitted(np.ones(len(labels), dtype=bool))
-        coefficients, intercept = regression.coef_ / spread, regression.intercept_
-        if len(intercept) == 1:  # of two classes scikit-learn keeps the log odds of the second
-            coefficients = np.concatenate([-coefficients, coefficients]) / 2
-            intercept = np.concatenate([-intercept, intercept]) / 2
-        self.change({name: [str(c) for c in regression.classes_]})
-        head: Any = self[list(self.classes).index(name)]
-        with torch.no_grad():
-            head.weight.copy_(torch.from_numpy(coefficients))
-            head.bias.copy_(torch.from_numpy(intercept))
-        self.set_confidence_levels(name, held_out)
+        names = self.classes.get(name, [])
+        if set(labels) - set(names):
+            names = sorted(set(labels))
+            self.change({name: names})
+        present, classes = np.unique(labels, return_inverse=True)
+        if len(present) < len(names):
+            raise ValueError(f"No cell has the classes {sorted(set(names) - set(present))}.")
+        order = np.argsort(np.argsort(names))
+        found, sure = GeneDiscriminant.fit(counts, classes, studies)
+        found = replace(found, means=found.means[order])
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        self.put(name, ExpressionHead.of(found, genes, n_genes).to(device))
+        self.confidence_levels.pop(name, None)
+        if len(sure):
+            self.set_confidence_levels(name, sure)
 
     def set_confidence_levels(self, name: str, confidence: np.ndarray) -> None:
         """Store the quantiles of ``(n_cells,)`` largest probabilities of held-out cells."""

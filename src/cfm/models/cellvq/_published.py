@@ -12,7 +12,7 @@ import torch
 
 from cfm.data import GeneVocabulary
 from cfm.hub import Checkpoint, load_torch
-from cfm.hub._format import WEIGHTS_NAME, find_file, sha256_of_file
+from cfm.hub._format import find_file, sha256_of_file
 from cfm.models.cellvq._module import N_COUNT_TOKENS, CellVQSize
 from cfm.models.cellvq._property_heads import CLASSES_FILE, check_classes
 from cfm.nn._performer import PERFORMER_NAMES
@@ -62,13 +62,6 @@ _UNUSED = {
 }
 _BITS = "cell_vq.embedding"
 _AGAIN = "download it again."
-
-
-def is_published(path: Path) -> bool:
-    """Whether a folder or file looks like CellVQ as its authors release it."""
-    if path.is_file():
-        return path.suffix == ".ckpt"
-    return (path / _WEIGHTS).is_file() and not (path / WEIGHTS_NAME).is_file()
 
 
 def read_published(

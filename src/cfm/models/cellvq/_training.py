@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfm._arguments import NOT_NEGATIVE, SHARE, Range, check_number
 from cfm.data._counts import TARGET_SUM
+from cfm.data._row_order import BLOCK_SIZE
 from cfm.data._warn import warn_user
-from cfm.models._training_plan import TrainingPlan
+from cfm.models._training import Recipe, Training, TrainingPlan
 from cfm.models.cellvq._additions import EPS, CentredProjection, spread_cells
 from cfm.models.cellvq._data import STUDY, Batch, CellStream, levels_of, split_rows, spread_rows
 from cfm.nn._distributed import (
@@ -28,19 +31,18 @@ from cfm.nn._distributed import (
 from cfm.nn._zinb import zinb_nll
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from cfm.models._run import TrainingRun
-    from cfm.models.cellvq._data import Tokens
+    from cfm.models._training import TrainingRun
+    from cfm.models.cellvq._data import CellReader, Tokens
     from cfm.models.cellvq._model import CellVQ
     from cfm.models.cellvq._module import CellVQModule
     from cfm.nn._soft_codes import Quantised
 
 Schedule = Literal["geometric", "cosine"]
 
-_MAX_EPOCHS = 100
-#: Optimiser steps without a number of epochs or steps.
-_MAX_STEPS = 1000
+#: Cells that a head on expression is fitted to: at least, at most, and values in memory.
+_FITTED_AT_LEAST, _FITTED_AT_MOST, _FITTED_VALUES = 500, 5000, 30_000_000
 #: Cells on which the projection to the codes is centred when training starts.
 _EXAMPLES = 256
 #: One cycle: share of the steps that warms up, and first and last rate as shares of the peak.
@@ -51,6 +53,102 @@ _LEAST_PERPLEXITY, _LEAST_SHARE, _LAST_EPOCHS = 2.0, 0.005, 3
 #: Codes whose nearest other code is searched in a step: for all 4,096 that would take longer than
 #: the rest of the step.
 _CODES_AT_ONCE = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellVQRecipe(Recipe):
+    """How a CellVQ is trained: on counts that are held back and registered properties.
+
+    The encoder sees a random part of the genes that a cell expresses. From that, and from the code
+    that the quantiser gives the cell, the decoder predicts the rest: the counts of the genes that
+    were held back and the zeros, by a zero-inflated negative binomial whose mean, in counts per
+    10,000, is scaled by the counts of the cell. Of some cells it sees the code alone, so that codes
+    carry what there is to know of a cell. The property heads read the embedding of what is seen.
+    AdamW in one cycle (up over 10 % of the steps, then down by a cosine), clipping at 1.0.
+    Registered properties (``labels_keys``) that the model has no head for get one.
+
+    Every epoch adds to ``history`` the parts of the loss of training and validation
+    (``train_reconstruction``, ``validation_reconstruction`` in nats per count, …), and of up to
+    ``n_validation`` whole cells, those of the validation if there are any, ``perplexity`` (over how
+    many codes they are spread), ``n_live_codes`` (how many they use) and ``live_codes`` (that
+    number as a share of all codes).
+
+    An open recipe: published are the task, the kinds of the losses and the quantiser. The shares,
+    the weights and the schedule are ours, as is the decoder that sees the code.
+
+    Attributes
+    ----------
+    freeze
+        ``"encoder"`` trains the property heads and the decoder only: codes and embeddings of cells
+        stay as they are. With ``reconstruction_weight=0`` the heads alone.
+    keep_share
+        Share of the expressed genes that the encoder sees, or the bounds between which it is drawn
+        for each cell.
+    code_only_share
+        Probability that the decoder sees the code of a cell and none of its genes.
+    schedule
+        How the temperature of the quantiser falls from 1: ``"cosine"`` or ``"geometric"``. The
+        temperature is also the share of the cells that bypass the quantiser, until 0.02.
+    last_temperature
+        What it falls to.
+    anneal_share
+        Share of the steps after which it is there.
+    reconstruction_weight, separation_weight, balance_weight
+        Weights of the three terms: the counts; codes that are apart (mean of the largest cosine of
+        a code to another); codes that are used alike (1 − the entropy of the mean probabilities of
+        a batch over its largest value; an addition of ours).
+    property_weight
+        Weight of the cross-entropy of the heads, or weights by name of the head.
+    code_label_weight
+        Weight of the same properties as said by the code alone, so that labels shape the codes; by
+        heads that are for training only. Those of the model read the embedding.
+    class_weights
+        Weigh cells so that the classes of a property count alike, however many cells they have.
+    head_input
+        What a property is read from after the training. ``"best"``: from expression, by linear
+        discriminant analysis of the training cells, unless the head on the embedding names more
+        held-out cells right. ``"embedding"``: by the head, as published.
+    n_validation
+        Held-out cells, spread over all of them, on which each epoch is judged.
+    weight_decay
+        Of AdamW, on matrices.
+    block_size
+        Neighbouring rows that are shuffled together where there are more than 8,192; 1 shuffles
+        each row alone, which is slow on disk.
+    max_epochs, max_steps, batch_size, lr, validation_share, checkpoint_every
+        As for all models.
+    """
+
+    max_epochs: int | None = 100
+    max_steps: int | None = 1000
+    lr: float = 3e-3
+    freeze: Literal["encoder"] | None = None
+    keep_share: float | tuple[float, float] = (0.1, 0.5)
+    code_only_share: Annotated[float, SHARE] = 0.8
+    schedule: Schedule = "cosine"
+    last_temperature: Annotated[float, Range(0, 1, "low")] = 0.02
+    anneal_share: Annotated[float, Range(0, 1, "low")] = 0.8
+    reconstruction_weight: Annotated[float, NOT_NEGATIVE] = 1.0
+    separation_weight: Annotated[float, NOT_NEGATIVE] = 0.1
+    balance_weight: Annotated[float, NOT_NEGATIVE] = 0.0
+    property_weight: float | Mapping[str, float] = 1.0
+    code_label_weight: Annotated[float, NOT_NEGATIVE] = 0.0
+    class_weights: bool = False
+    head_input: Literal["best", "embedding"] = "best"
+    n_validation: int = 512
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
+    block_size: int = BLOCK_SIZE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keep = self.keep_share
+        bounds = tuple(keep) if isinstance(keep, tuple | list) else (keep, keep)
+        if len(bounds) != 2 or not 0.0 < bounds[0] <= bounds[1] <= 1.0:
+            raise ValueError(
+                "keep_share must be a share above 0 and at most 1, or two such bounds, the smaller "
+                f"first; found {keep}."
+            )
+        object.__setattr__(self, "keep_share", bounds)
 
 
 @dataclass(frozen=True)
@@ -153,14 +251,14 @@ def training_losses(
     if weights.balance and quantised.probability is not None:
         parts["balance"] = balance_loss(quantised)
         total = total + weights.balance * parts["balance"]
-    logits = list(module.classify(encoded.embedding).values())
+    logits = module.classify(encoded.embedding)
     by_code = [head(quantised.vector) for head in code_heads] if weights.code_labels else []
     for i, name in enumerate(module.property_heads.classes):
         label = batch.labels[:, i]
         if not weights.properties[i] or not any(numbers_of_all(int((label >= 0).sum()))):
             continue
         classes = weights.classes[i] if weights.classes else None
-        loss, accuracy = property_loss(logits[i], label, classes)
+        loss, accuracy = property_loss(logits[name], label, classes)
         parts[f"property_{name}"], parts[f"accuracy_{name}"] = loss, accuracy
         total = total + weights.properties[i] * loss
         if by_code:
@@ -534,74 +632,58 @@ def without_gradients(parts: Sequence[nn.Module | nn.Parameter]) -> Iterator[Non
             parameter.requires_grad_(True)
 
 
-def check_keep_share(keep: tuple[float, float]) -> None:
-    """Check the ``keep_share`` that :meth:`CellVQ.train` takes.
-
-    Raises
-    ------
-    ValueError
-        If it is out of its range.
-    """
-    if len(keep) != 2 or not 0.0 < keep[0] <= keep[1] <= 1.0:
-        raise ValueError(
-            f"keep_share must be a share above 0 and at most 1, or two such bounds, the smaller "
-            f"first; found {keep}."
-        )
-
-
-def fit(model: CellVQ, run: TrainingRun) -> None:
-    """Train a CellVQ on its registered data; see :meth:`CellVQ.train`.
+@contextmanager
+def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
+    """Train a CellVQ on its registered data; see :class:`CellVQRecipe`.
 
     Parameters
     ----------
     model
         A CellVQ with data.
     run
-        With the arguments of ``train``.
+        The training.
     """
-    given, module = run.arguments, model.module
-    seed, batch_size, frozen = given["seed"], given["batch_size"], given["freeze"] is not None
-    keep = given["keep_share"]
-    keep = (keep, keep) if isinstance(keep, float | int) else keep
-    check_keep_share(keep)
+    recipe: CellVQRecipe = run.recipe
+    module, seed, frozen = model.module, run.seed, recipe.freeze is not None
     reader = model.registered_reader()
     labels = training_labels(model, seed)
-    weights = loss_weights(module, labels, given)
+    expression = module.property_heads.expression()  # those that are learned come back if better
+    for name in expression:
+        if (labels[:, list(model.properties).index(name)] >= 0).any():
+            model.set_properties({name: model.properties[name]}, seed=seed)
+    weights = loss_weights(module, labels, recipe)
     studies = model.registered_categories(STUDY)
     training, validation = split_rows(
-        reader.expressing(), studies, given["validation_share"], given["n_validation"], seed
+        reader.expressing(), studies, recipe.validation_share, recipe.n_validation, seed
     )
-    if given["class_weights"]:
+    if recipe.class_weights:
         n_classes = [len(names) for names in model.properties.values()]
         weights = weights.balanced(labels[training], n_classes)
     settings: dict[str, Any] = {
-        "batch_size": batch_size,
-        "keep_share": keep,
-        "code_only_share": given["code_only_share"],
+        "keep_share": recipe.keep_share,
+        "code_only_share": recipe.code_only_share,
         **run.layout,
     }
     batches = CellStream(reader, labels, training, seed=seed, **settings)
     checks = None
     if len(validation):
         checks = CellStream(reader, labels, validation, seed=seed + 1, fixed=True, **settings)
-    n_steps = run.count_steps(
-        batches.n_batches, default_epochs=_MAX_EPOCHS, default_steps=_MAX_STEPS
-    )
+    n_steps = run.count_steps(batches.n_batches)
     frozen_parts = encoder_parts(module) if frozen else []
-    counted = validation if len(validation) else spread_rows(training, given["n_validation"])
-    examples = reader.whole_cells(spread_rows(training, _EXAMPLES), batch_size)
+    counted = validation if len(validation) else spread_rows(training, recipe.n_validation)
+    examples = reader.whole_cells(spread_rows(training, _EXAMPLES), recipe.batch_size)
     plan = CellVQPlan(
         module,
         weights=weights,
         code_heads=code_heads(module, seed) if weights.code_labels else [],
         examples=examples,
-        checked=reader.whole_cells(counted, batch_size),
+        checked=reader.whole_cells(counted, recipe.batch_size),
         frozen=frozen_parts,
-        schedule=None if frozen else given["schedule"],
-        last_temperature=given["last_temperature"],
-        anneal_share=given["anneal_share"],
-        lr=given["lr"],
-        weight_decay=given["weight_decay"],
+        schedule=None if frozen else recipe.schedule,
+        last_temperature=recipe.last_temperature,
+        anneal_share=recipe.anneal_share,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
         n_steps=n_steps,
     )
     projection: Any = nullcontext()
@@ -614,16 +696,19 @@ def fit(model: CellVQ, run: TrainingRun) -> None:
             module.expression_term.start([cells.to(model.device) for cells in examples])
         projection = centred_projection(module, examples, fresh=fresh)
     with without_gradients(frozen_parts), projection:
-        run.fit(plan, batches, checks)
+        yield Training(plan, batches, checks)
     is_learned = (labels[training] >= 0).any(axis=0) & (np.array(weights.properties) > 0)
     learned = [name for name, yes in zip(model.properties, is_learned, strict=True) if yes]
-    measure_confidence(module, plan.checked, learned)
+    answers = measure_confidence(module, plan.checked, learned)
+    for name in learned if recipe.head_input == "best" else ():
+        column = labels[:, list(model.properties).index(name)]
+        right = balanced_accuracy(answers[name], column[counted]) if len(validation) else 0.0
+        read_expression_if_better(model, name, reader, column, studies, training, validation, right)
     model.trained_here(
         studies, training_seed=seed, max_steps=n_steps, n_training_cells=len(training)
     )
     if not frozen:
         warn_of_collapse(plan.perplexities, len(counted), model.size.n_codes)
-    run.raise_if_interrupted()
 
 
 def training_labels(model: CellVQ, seed: int) -> np.ndarray:
@@ -653,31 +738,30 @@ def training_labels(model: CellVQ, seed: int) -> np.ndarray:
     return out
 
 
-def loss_weights(module: CellVQModule, labels: np.ndarray, given: Mapping[str, Any]) -> Weights:
-    """Return the weights of the losses from the arguments of ``train``.
+def loss_weights(module: CellVQModule, labels: np.ndarray, recipe: CellVQRecipe) -> Weights:
+    """Return the weights of the losses of a recipe.
 
     Raises
     ------
     KeyError
         If ``property_weight`` names a head that does not exist.
     ValueError
-        If a weight is negative, or nothing is left to train.
+        If the weight of a property is negative, or nothing is left to train.
     """
-    names, by_name = list(module.property_heads.classes), given["property_weight"]
+    names, by_name = list(module.property_heads.classes), recipe.property_weight
     if isinstance(by_name, float | int):
         by_name = dict.fromkeys(names, float(by_name))
     unknown = [name for name in by_name if name not in names]
     if unknown:
         raise KeyError(f"property_weight names no heads {unknown}; there are {names}.")
     properties = tuple(by_name.get(name, 1.0) for name in names)
-    reconstruction = given["reconstruction_weight"]
+    reconstruction = recipe.reconstruction_weight
     separation, balance, code_labels = (
-        0.0 if given["freeze"] else given[name]
+        0.0 if recipe.freeze else getattr(recipe, name)
         for name in ("separation_weight", "balance_weight", "code_label_weight")
     )
-    numbers = (reconstruction, separation, balance, code_labels, *properties)
-    if not all(np.isfinite(w) and w >= 0 for w in numbers):
-        raise ValueError(f"Weights of the loss must be at least 0; found {numbers}.")
+    for weight in properties:
+        check_number("property_weight", weight, 0)
     learned = (labels >= 0).any(axis=0) & (np.array(properties) > 0)
     if not reconstruction and not learned.any():
         raise ValueError(
@@ -705,17 +789,88 @@ def encoder_parts(module: CellVQModule) -> list[nn.Module | nn.Parameter]:
 
 
 @torch.inference_mode()
-def measure_confidence(module: CellVQModule, cells: Iterable[Tokens], names: Sequence[str]) -> None:
-    """Set the confidence levels of heads from whole cells, best held-out ones; drop all others."""
+def measure_confidence(
+    module: CellVQModule, cells: Iterable[Tokens], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Set the confidence levels of heads from whole cells, best held-out ones.
+
+    Levels of heads that were not trained stay.
+
+    Returns
+    -------
+    By name the class of each cell, ``(n_cells,)`` int64.
+    """
     module.eval()
     heads, device = module.property_heads, module.position_embedding.weight.device
-    heads.confidence_levels = {}
-    if not names:
-        return
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for tokens in cells:
+    for tokens in cells if names else ():
         logits = heads(module.encode_cells(*tokens.to(device)).embedding.float())
         for name, parts in found.items():
-            parts.append(torch.softmax(logits[name], dim=-1).amax(dim=-1).cpu().numpy())
-    for name, parts in found.items():
-        heads.set_confidence_levels(name, np.concatenate(parts))
+            parts.append(torch.softmax(logits[name], dim=-1).cpu().numpy())
+    out = {name: np.concatenate(parts) for name, parts in found.items()}
+    for name, probability in out.items():
+        heads.set_confidence_levels(name, probability.max(axis=1))
+    return {name: probability.argmax(axis=1) for name, probability in out.items()}
+
+
+def balanced_accuracy(answers: np.ndarray, truth: np.ndarray) -> float:
+    """Return the share of right answers, a mean over classes; cells of −1 do not count."""
+    classes = np.unique(truth[truth >= 0])
+    return float(np.mean([(answers[truth == k] == k).mean() for k in classes] or [0.0]))
+
+
+def read_expression_if_better(
+    model: CellVQ,
+    name: str,
+    reader: CellReader,
+    labels: np.ndarray,
+    studies: np.ndarray,
+    training: np.ndarray,
+    validation: np.ndarray,
+    right: float,
+) -> None:
+    """Let a head read expression where that names as many held-out cells right as the embedding.
+
+    Parameters
+    ----------
+    model
+        A CellVQ after its training.
+    name
+        Property.
+    reader
+        Of the registered data.
+    labels, studies
+        ``(n_cells,)`` classes, −1 = unknown, and studies.
+    training, validation
+        Rows. If none are held out, expression is read.
+    right
+        Balanced accuracy of the linear head on the validation cells.
+    """
+    known = training[labels[training] >= 0]
+    genes = np.flatnonzero(reader.measured)
+    most = max(_FITTED_AT_LEAST, min(_FITTED_AT_MOST, _FITTED_VALUES // len(genes)))
+    known = spread_rows(known[np.argsort(labels[known], kind="stable")], most)
+    classes = np.array(model.properties[name])
+    if len(np.unique(labels[known])) < len(classes) or len(classes) < 2:
+        return  # a class without a cell, or nothing to tell apart
+    heads = model.module.property_heads
+    index = list(model.properties).index(name)
+    linear = heads[index]
+    levels = heads.confidence_levels.get(name)
+    heads.fit_expression(
+        name,
+        reader.counts(np.sort(known))[:, genes].toarray(),
+        classes[labels[np.sort(known)]],
+        genes=genes,
+        n_genes=model.module.n_genes,
+        studies=studies[np.sort(known)],
+    )
+    judged = validation[labels[validation] >= 0]
+    if not len(judged):
+        return
+    head: Any = heads[index]
+    answers = head.predict(reader.cells(judged).values, reader.measured).argmax(axis=1)
+    if balanced_accuracy(answers, labels[judged]) < right:
+        heads.put(name, linear)
+        if levels is not None:
+            heads.confidence_levels[name] = levels

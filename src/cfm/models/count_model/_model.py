@@ -130,7 +130,7 @@ class PerturbationCountModel(RegisteredCounts):
         return self.module.control.device
 
     @checks_arguments()
-    def train(self, *, seed: int = 0) -> None:
+    def train(self, *, seed: int = 0) -> None:  # type: ignore[override]
         """Fit means, effects and dispersions to the registered cells.
 
         Conditions with at least five cells are met as measured; the others are predicted.

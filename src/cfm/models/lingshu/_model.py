@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -12,18 +13,17 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from cfm._arguments import BELOW_1, PART, Range, checks_arguments
+from cfm._arguments import BELOW_1, Range, checks_arguments
 from cfm._fields import PARAMS
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import check_unique_names, in_memory_frame
-from cfm.data._row_order import BLOCK_SIZE
 from cfm.hub import resolve
 from cfm.hub._format import CONFIG_NAME
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import load_weights
 from cfm.models._named_sizes import named_size
 from cfm.models._precision import Precision
-from cfm.models._run import TrainingRun
+from cfm.models._training import Training, TrainingRun, root_weights
 from cfm.models._validate import validate_config
 from cfm.models.count_model import PerturbationCountModel
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
@@ -45,20 +45,20 @@ from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers
 from cfm.models.lingshu._training import (
     CellStream,
     DiffusionPlan,
+    LingshuRecipe,
     count_ranges,
     depth_quantiles,
     held_out_cells,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from cfm.hub import Checkpoint
 
 Start = Literal["cell", "noise"]
 
-#: Most epochs and steps if neither is given.
-_MAX_EPOCHS, _MAX_STEPS = 100, 4000
 #: Share of the steps that warms up, and most steps of warm-up, as published.
 _WARM_UP, _LONGEST_WARM_UP = 0.05, 1000
 #: ``uns[GENERATION]`` of generated cells, and ``obs[DEPTH]``, the depth that was asked for.
@@ -139,6 +139,8 @@ class LingshuCell(RegisteredCounts):
     """
 
     largest_count = LARGEST
+
+    Recipe = LingshuRecipe
 
     def __init__(
         self,
@@ -737,128 +739,23 @@ class LingshuCell(RegisteredCounts):
             var=pd.DataFrame(index=reader.names(self.vocabulary, adata.var_names)),
         )
 
-    @checks_arguments(validation_share=BELOW_1, condition_dropout=BELOW_1, least_time=PART)
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        max_steps: int | None = None,
-        validation_share: float = 0.1,
-        n_validation: int = 512,
-        count_term: bool | None = None,
-        balanced: bool = False,
-        condition_dropout: float = 0.1,
-        stratified: bool = True,
-        least_time: float = 1e-3,
-        batch_size: int = 32,
-        accumulate_grad_batches: int = 1,
-        lr: float = 1e-3,
-        last_lr: float = 2e-5,
-        weight_decay: float = 0.1,
-        average_width: float | None = 0.05,
-        recompute: bool = False,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        num_nodes: int = 1,
-        strategy: str = "auto",
-        precision: str = "auto",
-        block_size: int = BLOCK_SIZE,
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int = 500,
-        enable_progress_bar: bool | None = None,
-        seed: int = 0,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train on hidden counts: from scratch, or further from loaded weights.
-
-        A random share ``t`` of a cell's genes is hidden and predicted from the rest; the loss is
-        their cross-entropy weighted by ``1 / t`` (eq. 2), per measured gene: a bound of the
-        negative log likelihood of counts, in nats per gene. Genes that the data do not measure
-        are hidden in any case and not judged. AdamW with β = (0.9, 0.95), clipping at 1.0,
-        warm-up over 5 % of the steps (1,000 at most) and a cosine. Afterwards the model holds the
-        running average of its weights, not the last ones. The curves are in ``history``.
-
-        Parameters
-        ----------
-        max_epochs
-            Passes over the data; by default 100, and 4,000 steps at most.
-        max_steps
-            Optimiser steps at most.
-        validation_share
-            Share of the studies that is held out, at least one if there are three; without
-            ``study_key`` share of the cells.
-        n_validation
-            Held-out cells, spread over all of them, on which each epoch is judged.
-        count_term
-            Start from :meth:`fit_count_term`, which a model that knows depths, was never trained
-            and has no term does by default. Without it a model learns from its own term, if it
-            has one.
-        balanced
-            Draw cells of a combination of source, perturbation and study with ``n`` cells with a
-            weight of one over the root of ``n``.
-        condition_dropout
-            Probability that a cell is shown without any of its conditions, and that each is
-            withheld, so that cells can be embedded and generated without them. 0 as published.
-        stratified
-            Spread the shares ``t`` of a batch evenly; each alone is uniform as before.
-        least_time
-            Lower bound of ``t``.
-        batch_size
-            Cells per batch. Published: 256 over all devices.
-        accumulate_grad_batches
-            Batches per optimiser step.
-        lr, last_lr
-            Peak and last learning rate. Published: 1e-4 to 2e-4, and 2e-5.
-        weight_decay
-            Of AdamW, on matrices.
-        average_width
-            Relative width σ of the power-function average of the weights (Karras et al. 2024);
-            0.05 as published, ``None`` keeps the last weights.
-        recompute
-            Compute the layers again in the backward pass instead of keeping their activations.
-        accelerator, devices, num_nodes, strategy
-            As in Lightning: how many devices on how many machines train together, each with
-            batches of ``batch_size``; see the guide on training.
-        precision
-            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
-            ``"bfloat16"``, or a name of Lightning's.
-        block_size
-            Neighbouring rows that are shuffled together where there are more than 8,192; 1
-            shuffles each row alone, which is slow on disk.
-        checkpoint_dir
-            Folder in which the state of the training is kept, so that the same call goes on where
-            it was after a kill, to the same weights; see the guide on training.
-        checkpoint_every
-            Optimiser steps between two states.
-        enable_progress_bar
-            By default as ``scvi.settings.verbosity`` says.
-        seed
-            Seed of the whole run.
-        **trainer_kwargs
-            For :class:`scvi.train.Trainer`.
-
-        Raises
-        ------
-        KeyError
-            If the data have a condition that a loaded model does not know.
-        ValueError
-            If the model has no data, they are no counts, or a number is out of its range.
-        KeyboardInterrupt
-            If training is interrupted. The model then keeps what it has learned.
-        """
-        run = TrainingRun(locals())
+    @contextmanager
+    def _training(self, run: TrainingRun) -> Iterator[Training]:
+        recipe: LingshuRecipe = run.recipe
+        seed = run.seed
         reader = self._registered_reader()
         conditions = self._conditions_of(in_memory_frame(self.adata.obs))
         studies = self.registered_categories("study")
-        held_out = held_out_cells(studies, validation_share, seed)
+        held_out = held_out_cells(studies, recipe.validation_share, seed)
         training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-        if len(validation) > n_validation:
-            spread = np.linspace(0, len(validation) - 1, n_validation)
+        if len(validation) > recipe.n_validation:
+            spread = np.linspace(0, len(validation) - 1, recipe.n_validation)
             validation = validation[spread.astype(np.int64)]
-        if count_term is None:
+        fits_counts = recipe.count_term
+        if fits_counts is None:
             known = self.is_trained_ or self.module.count_term is not None
-            count_term = self.size.depth and not known
-        if count_term:
+            fits_counts = self.size.depth and not known
+        if fits_counts:
             self._fit_count_term(reader, conditions, training, seed)
         self._set_ranges(reader, conditions, training)
 
@@ -869,18 +766,20 @@ class LingshuCell(RegisteredCounts):
             return tokens, own._replace(depth=torch.from_numpy(library_sizes(counts)))
 
         settings: Any = {
-            "batch_size": batch_size,
-            "least_time": least_time,
+            "least_time": recipe.least_time,
             "expect": reader.prefetch,
             **run.layout,
         }
+        keys = [self.levels.source_key, self.levels.perturbation_key]
+        groups = self.adata.obs[[key for key in keys if key is not None]].astype(str)
+        groups = groups.assign(**{" study": studies})
         stream = CellStream(
             read,
             training,
             seed=seed,
-            stratified=stratified,
-            condition_dropout=condition_dropout,
-            weights=self._root_weights(studies, training) if balanced else None,
+            stratified=recipe.stratified,
+            condition_dropout=recipe.condition_dropout,
+            weights=root_weights(groups.iloc[training]) if recipe.balanced else None,
             **settings,
         )
         checks = None
@@ -888,26 +787,23 @@ class LingshuCell(RegisteredCounts):
             checks = CellStream(
                 read, validation, seed=seed + 1, stratified=True, fixed=True, **settings
             )
-        n_steps = run.count_steps(
-            stream.n_batches, default_epochs=_MAX_EPOCHS, default_steps=_MAX_STEPS
-        )
+        n_steps = run.count_steps(stream.n_batches)
         plan = DiffusionPlan(
             self.module,
-            lr=lr,
-            last_lr=last_lr,
-            weight_decay=weight_decay,
+            lr=recipe.lr,
+            last_lr=recipe.last_lr,
+            weight_decay=recipe.weight_decay,
             warm_up=max(1, min(_LONGEST_WARM_UP, round(_WARM_UP * n_steps))),
             n_steps=n_steps,
-            average_width=average_width,
+            average_width=recipe.average_width,
         )
-        self.module.trunk.recompute = recompute
+        self.module.trunk.recompute = recipe.recompute
         try:
-            run.fit(plan, stream, checks)
+            yield Training(plan, stream, checks)
         finally:
             self.module.trunk.recompute = False
             plan.show_average(True)
         self.trained_here(studies, training_seed=seed, max_steps=n_steps)
-        run.raise_if_interrupted()
 
     @checks_arguments()
     def fit_count_term(self, *, seed: int = 0) -> None:
@@ -961,11 +857,3 @@ class LingshuCell(RegisteredCounts):
             source = conditions.source.numpy()[rows]
             quantiles = depth_quantiles(depth, source, len(known) - 1, known.shape[1])
             known.copy_(torch.from_numpy(quantiles))
-
-    def _root_weights(self, studies: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return one over the root of the number of cells with the same conditions and study."""
-        levels = self.levels
-        keys = [k for k in (levels.source_key, levels.perturbation_key) if k is not None]
-        table = self.adata.obs[keys].astype(str).assign(**{" study": studies}).iloc[rows]
-        size = table.groupby(list(table.columns), sort=False).transform("size")
-        return 1.0 / np.sqrt(size.to_numpy(dtype=np.float64))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cfm.models._lightning import held_out_studies
+from cfm._arguments import BELOW_1, NOT_NEGATIVE, PART
+from cfm.data._row_order import BLOCK_SIZE
 from cfm.models._streams import Drawn, RowStream
-from cfm.models._training_plan import TrainingPlan
+from cfm.models._training import Recipe, TrainingPlan, held_out_studies
 from cfm.models.count_model._module import UNKNOWN, Conditions
 from cfm.models.lingshu._quantiser import OVERFLOW, quantise
 from cfm.nn._absorbing import draw_times
@@ -28,6 +30,69 @@ _BETAS = (0.9, 0.95)
 _MARGIN = 5
 #: Cells that are read at a time.
 _BLOCK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class LingshuRecipe(Recipe):
+    """How a Lingshu-Cell is trained: on counts that are hidden from it.
+
+    A random share ``t`` of a cell's genes is hidden and predicted from the rest; the loss is their
+    cross-entropy weighted by ``1 / t`` (eq. 2), per measured gene: a bound of the negative log
+    likelihood of counts, in nats per gene. Genes that the data do not measure are hidden in any
+    case and not judged. AdamW with β = (0.9, 0.95), clipping at 1.0, warm-up over 5 % of the steps
+    (1,000 at most) and a cosine. Afterwards the model holds the running average of its weights,
+    not the last ones.
+
+    Attributes
+    ----------
+    count_term
+        Start from :meth:`cfm.models.LingshuCell.fit_count_term`, which a model that knows depths,
+        was never trained and has no count term does by default. Without it a model learns from its
+        own term, if it has one.
+    n_validation
+        Held-out cells, spread over all of them, on which each epoch is judged.
+    balanced
+        Draw cells of a combination of source, perturbation and study with ``n`` cells with a
+        weight of one over the root of ``n``.
+    condition_dropout
+        Probability that a cell is shown without any of its conditions, and that each is withheld,
+        so that cells can be embedded and generated without them. 0 as published.
+    stratified
+        Spread the shares ``t`` of a batch evenly; each alone is uniform as before.
+    least_time
+        Lower bound of ``t``.
+    batch_size
+        Cells per batch. Published: 256 over all devices.
+    lr, last_lr
+        Peak and last learning rate. Published: 1e-4 to 2e-4, and 2e-5.
+    weight_decay
+        Of AdamW, on matrices.
+    average_width
+        Relative width σ of the power-function average of the weights (Karras et al. 2024); 0.05 as
+        published, ``None`` keeps the last weights.
+    recompute
+        Compute the layers again in the backward pass instead of keeping their activations.
+    block_size
+        Neighbouring rows that are shuffled together where there are more than 8,192; 1 shuffles
+        each row alone, which is slow on disk.
+    max_epochs, max_steps, validation_share, checkpoint_every
+        As for all models.
+    """
+
+    max_epochs: int | None = 100
+    max_steps: int | None = 4000
+    lr: float = 1e-3
+    n_validation: int = 512
+    count_term: bool | None = None
+    balanced: bool = False
+    condition_dropout: Annotated[float, BELOW_1] = 0.1
+    stratified: bool = True
+    least_time: Annotated[float, PART] = 1e-3
+    last_lr: Annotated[float, NOT_NEGATIVE] = 2e-5
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
+    average_width: float | None = 0.05
+    recompute: bool = False
+    block_size: int = BLOCK_SIZE
 
 
 def held_out_cells(studies: np.ndarray, share: float, seed: int) -> np.ndarray:

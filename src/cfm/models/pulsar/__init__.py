@@ -1,5 +1,6 @@
 """PULSAR: donors by their cells."""
 
+from cfm.models.pulsar._head import HeadRecipe
 from cfm.models.pulsar._instrument import VirtualInstrument
 from cfm.models.pulsar._instrument_module import InstrumentModule, InstrumentSize
 from cfm.models.pulsar._model import DonorEmbeddings, Pulsar
@@ -10,6 +11,7 @@ __all__ = [
     "SIZES",
     "CellProjection",
     "DonorEmbeddings",
+    "HeadRecipe",
     "InstrumentModule",
     "InstrumentSize",
     "Pulsar",

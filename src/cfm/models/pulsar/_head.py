@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfm._arguments import NOT_NEGATIVE
+from cfm.models._training import Recipe, Training
 from cfm.models.pulsar._data import DonorStream
 from cfm.models.pulsar._training import StepPlan, TensorStream, held_out_donors
 from cfm.nn._distributed import means_over_processes
@@ -18,12 +21,42 @@ from cfm.nn._distributed import means_over_processes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from cfm.models._run import TrainingRun
     from cfm.models._streams import SeededStream
+    from cfm.models._training import TrainingRun
     from cfm.models.pulsar._data import Donors
     from cfm.models.pulsar._module import PulsarModule
 
 Task = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRecipe(Recipe):
+    """How a head of a PULSAR is trained, beside its target.
+
+    Attributes
+    ----------
+    target, task
+        What :meth:`cfm.models.Pulsar.train_head` was given.
+    frozen_layers
+        ``"all"`` learns the head alone. A number also learns the encoder but for so many of its
+        first layers; with at least one, the input network is frozen, too.
+    n_cells
+        Cells of a draw; donors with fewer are taken whole.
+    n_draws
+        Draws of each donor that a head alone learns from; with unfrozen layers cells are drawn
+        anew every epoch.
+    max_epochs, max_steps, batch_size, lr, weight_decay, validation_share, checkpoint_every
+        As of :class:`PulsarRecipe`.
+    """
+
+    max_epochs: int | None = 50
+    batch_size: int = 16
+    target: str = ""
+    task: Task = "classification"
+    frozen_layers: int | Literal["all"] = "all"
+    n_cells: int = 1024
+    n_draws: int = 4
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
 
 
 class Targets(NamedTuple):
@@ -101,6 +134,7 @@ def read_targets(column: np.ndarray, task: Task, name: str) -> Targets:
     return Targets(task, values, [str(c) for c in classes], 0.0, 1.0)
 
 
+@contextmanager
 def fit_head(
     module: PulsarModule,
     run: TrainingRun,
@@ -110,7 +144,7 @@ def fit_head(
     *,
     n_frozen: int | None,
     embed: Callable[[list[np.ndarray]], np.ndarray],
-) -> int:
+) -> Iterator[Training]:
     """Train a new head on donor embeddings; see :meth:`cfm.models.Pulsar.train_head`.
 
     Parameters
@@ -118,7 +152,7 @@ def fit_head(
     module
         The network, with a new head.
     run
-        With the arguments of ``train_head``.
+        The training.
     donors
         Their cells.
     targets
@@ -129,23 +163,18 @@ def fit_head(
         First layers of the encoder that are frozen; ``None`` for everything but the head.
     embed
         Takes rows of draws to their embeddings ``(n_draws, dim)``, for a head alone.
-
-    Returns
-    -------
-    The number of donors that were learned from.
     """
-    given = run.arguments
-    chosen = np.flatnonzero(~np.isnan(targets.values))
-    share, seed = given["validation_share"], given["seed"]
-    held_out = held_out_donors(donors.names[chosen], studies[chosen], share, seed)
+    recipe: HeadRecipe = run.recipe
+    chosen, seed = np.flatnonzero(~np.isnan(targets.values)), run.seed
+    held_out = held_out_donors(donors.names[chosen], studies[chosen], recipe.validation_share, seed)
     sides = chosen[~held_out], chosen[held_out]
-    layout = {"batch_size": given["batch_size"], "n_processes": run.n_processes}
+    layout: dict[str, Any] = run.layout
     mean, spread = torch.zeros(module.size.dim), torch.ones(module.size.dim)
     streams: Sequence[SeededStream]
     if n_frozen is None:
         draws = [
             (donor, rows)
-            for donor, rows in donors.draws(given["n_cells"], given["n_draws"], seed)
+            for donor, rows in donors.draws(recipe.n_cells, recipe.n_draws, seed)
             if not np.isnan(targets.values[donor])
         ]
         whose = np.array([donor for donor, _ in draws], dtype=np.int64)
@@ -165,7 +194,7 @@ def fit_head(
     else:
         streams = [
             DonorStream(
-                donors, side, n_cells=given["n_cells"], seed=seed + k, fixed=bool(k), **layout
+                donors, side, n_cells=recipe.n_cells, seed=seed + k, fixed=bool(k), **layout
             )
             for k, side in enumerate(sides)
         ]
@@ -178,17 +207,15 @@ def fit_head(
         made = module.apply_head(embedding).float()
         return {"loss": loss(made, answers[batch[-1].cpu()].to(made.device))}
 
-    n_steps = run.count_steps(streams[0].n_batches, default_epochs=given["max_epochs"])
-    plan = StepPlan(
-        module, losses, lr=given["lr"], weight_decay=given["weight_decay"], n_steps=n_steps
-    )
+    n_steps = run.count_steps(streams[0].n_batches)
+    plan = StepPlan(module, losses, lr=recipe.lr, weight_decay=recipe.weight_decay, n_steps=n_steps)
     try:
         with _frozen(module, n_frozen):
-            run.fit(plan, streams[0], streams[1] if len(sides[1]) else None)
+            yield Training(plan, streams[0], streams[1] if len(sides[1]) else None)
     finally:  # also an interrupted head answers in the units of the target
         assert module.head is not None
         _rescale(module.head, mean, spread, targets)
-    return len(sides[0])
+    run.facts |= {"target": recipe.target, "n_donors": len(sides[0])}
 
 
 def check_head(head: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -14,15 +15,14 @@ from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, ObsmField
 
-from cfm._arguments import BELOW_1, checks_arguments
+from cfm._arguments import NOT_NEGATIVE, checks_arguments
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._warn import warn_user
 from cfm.hub import Checkpoint, load_safetensors, load_torch, resolve
 from cfm.hub._format import sha256_of_file
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel, check_column, load_weights
-from cfm.models._lightning import held_out_studies
-from cfm.models._run import TrainingRun
+from cfm.models._training import Recipe, Training, TrainingRun, held_out_studies
 from cfm.models._validate import validate_config
 from cfm.models.pulsar._data import read_cells
 from cfm.models.pulsar._instrument_module import (
@@ -35,11 +35,38 @@ from cfm.models.pulsar._model import Pulsar
 from cfm.models.pulsar._training import StepPlan, TensorStream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _REP_KEY, _DONOR_KEY, _CONDITION_KEY = "donors", "donor", "condition"
 _NAMES_FILE, _TABLE, _MODULE = "conditions.txt", "conditions", "module."
-_PUBLISHED = re.compile(r".*instrument.*\.(pt|pth|ckpt|safetensors)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstrumentRecipe(Recipe):
+    """How a virtual instrument is trained: on donors who are there with and without a condition.
+
+    The loss is the mean squared error of the embedding under the condition; its curves, and the
+    error of leaving the donor as it is, are in ``history``.
+
+    Attributes
+    ----------
+    control
+        Value of the registered condition that means none; must be given. A donor's rows with it
+        are averaged; donors without such a row are left out.
+    validation_share
+        Share of the donors that is held out, at least one if there are three.
+    batch_size
+        Pairs per batch.
+    lr, weight_decay
+        Of AdamW; warm-up over 5 % of the steps, then linear decay.
+    max_epochs, max_steps, checkpoint_every
+        As for all models; an epoch goes through the pairs.
+    """
+
+    max_epochs: int | None = 200
+    batch_size: int = 64
+    control: str | None = None
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
 
 
 class VirtualInstrument(PretrainedModel):
@@ -81,6 +108,7 @@ class VirtualInstrument(PretrainedModel):
     """
 
     module: InstrumentModule
+    Recipe = InstrumentRecipe
 
     def __init__(
         self,
@@ -190,102 +218,43 @@ class VirtualInstrument(PretrainedModel):
         """Return 1.0: the model reads embeddings, not genes."""
         return 1.0
 
-    @checks_arguments(validation_share=BELOW_1)
-    def train(
-        self,
-        control: str,
-        *,
-        max_epochs: int = 200,
-        validation_share: float = 0.1,
-        batch_size: int = 64,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        num_nodes: int = 1,
-        strategy: str = "auto",
-        precision: str = "auto",
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int = 500,
-        enable_progress_bar: bool | None = None,
-        seed: int = 0,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Learn what conditions do to donors who are there with and without them.
-
-        The loss is the mean squared error of the embedding under the condition; its curves, and
-        the error of leaving the donor as it is, are in ``history``.
-
-        Parameters
-        ----------
-        control
-            Value of the registered condition that means none. A donor's rows with it are
-            averaged; donors without such a row are left out.
-        max_epochs
-            Passes over the pairs.
-        validation_share
-            Share of the donors that is held out, at least one if there are three.
-        batch_size
-            Pairs per batch.
-        lr, weight_decay
-            Of AdamW; warm-up over 5 % of the steps, then linear decay.
-        accelerator, devices, num_nodes, strategy
-            As in Lightning: how many devices on how many machines train together, each with
-            batches of ``batch_size``; see the guide on training.
-        precision
-            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
-            ``"bfloat16"``, or a name of Lightning's.
-        checkpoint_dir
-            Folder in which the state of the training is kept, so that the same call goes on where
-            it was after a kill, to the same weights; see the guide on training.
-        checkpoint_every
-            Optimiser steps between two states.
-        enable_progress_bar
-            By default as ``scvi.settings.verbosity`` says.
-        seed
-            Seed of the whole run.
-        **trainer_kwargs
-            For :class:`scvi.train.Trainer`.
-
-        Raises
-        ------
-        KeyError
-            If a condition of the data is not in ``conditions``, or ``control`` is not in the data.
-        ValueError
-            If the model has no data, or no donor is there with and without a condition.
-        KeyboardInterrupt
-            If training is interrupted. The model then keeps what it has learned.
-        """
-        run = TrainingRun(locals())
-        *arrays, donors = self._pairs(control)
-        out = np.isin(donors, held_out_studies(donors, validation_share, seed))
+    @contextmanager
+    def _training(self, run: TrainingRun) -> Iterator[Training]:
+        recipe: InstrumentRecipe = run.recipe
+        *arrays, donors = self._pairs(recipe.control)
+        out = np.isin(donors, held_out_studies(donors, recipe.validation_share, run.seed))
         tensors = [torch.from_numpy(a) for a in arrays]
-        settings: dict[str, Any] = {"batch_size": batch_size, "n_processes": run.n_processes}
-        training = TensorStream(*(t[~out] for t in tensors), seed=seed, **settings)
+        settings: dict[str, Any] = {"seed": run.seed, **run.layout}
+        training = TensorStream(*(t[~out] for t in tensors), **settings)
         checks = None
         if out.any():
-            checks = TensorStream(*(t[out] for t in tensors), seed=seed, fixed=True, **settings)
-        n_steps = run.count_steps(training.n_batches, default_epochs=max_epochs)
-        losses = partial(instrument_losses, self.module)
-        plan = StepPlan(self.module, losses, lr=lr, weight_decay=weight_decay, n_steps=n_steps)
-        run.fit(plan, training, checks)
+            checks = TensorStream(*(t[out] for t in tensors), fixed=True, **settings)
+        plan = StepPlan(
+            self.module,
+            partial(instrument_losses, self.module),
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            n_steps=run.count_steps(training.n_batches),
+        )
+        yield Training(plan, training, checks)
         facts = {k: v for k, v in self.provenance.items() if k == "use_rep"}
         self.trained_here(
             np.array([], dtype=object),
             **facts,
-            training_seed=seed,
+            training_seed=run.seed,
             n_pairs=int((~out).sum()),
             training_donors=sorted(set(donors[~out].astype(str))),
         )
-        run.raise_if_interrupted()
 
-    def _pairs(self, control: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _pairs(self, control: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return donors before, condition vectors, donors after, and names of the donors."""
         if self.adata is None:
             raise ValueError(
                 "The model has no data; give it some: VirtualInstrument(adata, conditions=table) "
                 "after VirtualInstrument.setup_anndata(adata, …)."
             )
+        if control is None:
+            raise ValueError("control= must name the condition that means none.")
         embedded = read_cells(self.adata, self._registered_rep(), self.size.donor_dim)
         donor, condition = (self.registered_categories(k) for k in (_DONOR_KEY, _CONDITION_KEY))
         if control not in condition:
@@ -445,11 +414,6 @@ class VirtualInstrument(PretrainedModel):
         return AnnData(made, obs=adata.obs[[]], var=adata.var[[]])
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whether a file is called as weights of a virtual instrument would be."""
-        return path.is_file() and _PUBLISHED.fullmatch(path.name) is not None
-
-    @classmethod
     @reads_checkpoint
     def from_pretrained(
         cls,
@@ -480,12 +444,7 @@ class VirtualInstrument(PretrainedModel):
         """
         path = resolve(source)
         if path.is_file():
-            checkpoint = _read_published(path)
-            model = cls._from_checkpoint(checkpoint, None)
-            model.checkpoint_name, model.checkpoint_sha256 = checkpoint.name, checkpoint.sha256
-            model.is_trained_ = True
-            model.to_device(device)
-            model.module.eval()
+            model = cls._made(_read_published(path), None, device)
         else:
             model = super().from_pretrained(source, device=device)
         if conditions is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -12,7 +13,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 
-from cfm._arguments import BELOW_1, PART, check_whole, checks_arguments
+from cfm._arguments import check_whole, checks_arguments
 from cfm.data._warn import warn_user
 from cfm.hub import resolve
 from cfm.hub._replace import reads_checkpoint
@@ -20,7 +21,7 @@ from cfm.hub._resolve import checkpoint_name
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._named_sizes import named_size
 from cfm.models._precision import Precision
-from cfm.models._run import TrainingRun
+from cfm.models._training import Training, TrainingRun
 from cfm.models._validate import validate_config
 from cfm.models.pulsar._data import (
     Donors,
@@ -30,7 +31,14 @@ from cfm.models.pulsar._data import (
     represent,
     warn_out_of_scope,
 )
-from cfm.models.pulsar._head import Task, check_head, fit_head, head_answers, read_targets
+from cfm.models.pulsar._head import (
+    HeadRecipe,
+    Task,
+    check_head,
+    fit_head,
+    head_answers,
+    read_targets,
+)
 from cfm.models.pulsar._importance import (
     CellImportance,
     attention_importance,
@@ -46,10 +54,11 @@ from cfm.models.pulsar._projection import (
     projection_contents,
     stored_projection,
 )
-from cfm.models.pulsar._published import is_published, read_published
-from cfm.models.pulsar._training import label_numbers, pretrain
+from cfm.models.pulsar._published import read_published
+from cfm.models.pulsar._training import PulsarRecipe, label_numbers, pretraining
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from anndata import AnnData
@@ -153,6 +162,7 @@ class Pulsar(PretrainedModel):
     """
 
     module: PulsarModule
+    Recipe = PulsarRecipe
     _least_agreement = 0.99  # of differences between donors
 
     def __init__(
@@ -681,100 +691,12 @@ class Pulsar(PretrainedModel):
             self.module, donors, groups, n_cells=n_cells, n_random=n_random, seed=seed
         )
 
-    @checks_arguments(n_cells=2, keep_share=PART, mask_share=PART, validation_share=BELOW_1)
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        max_steps: int | None = None,
-        n_cells: int = 512,
-        keep_share: float = 0.15,
-        mask_share: float = 0.85,
-        reconstruction_weight: float = 1.0,
-        contrastive_weight: float = 1.0,
-        temperature: float = 0.1,
-        validation_share: float = 0.1,
-        batch_size: int = 16,
-        lr: float = 3e-4,
-        weight_decay: float = 0.01,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        num_nodes: int = 1,
-        strategy: str = "auto",
-        precision: str = "auto",
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int = 500,
-        enable_progress_bar: bool | None = None,
-        seed: int = 0,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train on donors: from scratch, or further from loaded weights.
-
-        Two draws are made of each donor. The encoder sees a few cells of a draw; of the others
-        most elements are hidden, and the decoder reconstructs them from the donor embedding and
-        what is left of each cell. The embeddings of the two draws are made to find each other
-        among those of other donors, and where donors have labels (``labels_key``) those of the
-        same label. The curves are in ``history``.
-
-        Parameters
-        ----------
-        max_epochs
-            Passes over the donors; 100 unless ``max_steps`` is given.
-        max_steps
-            Optimiser steps at most.
-        n_cells
-            Cells of a draw, fewer of donors with less than twice as many.
-        keep_share
-            Share of them that the encoder sees, at least one cell.
-        mask_share
-            Share of the elements of the other cells that is hidden.
-        reconstruction_weight, contrastive_weight
-            Weights of the two losses; the authors align to labels with 0.1 and 1.
-        temperature
-            Of the contrastive loss.
-        validation_share
-            Share of the studies that is held out, at least one if there are three; without
-            ``study_key`` share of the donors.
-        batch_size
-            Donors per batch.
-        lr, weight_decay
-            Of AdamW; warm-up over 5 % of the steps, then linear decay.
-        accelerator, devices, num_nodes, strategy
-            As in Lightning: how many devices on how many machines train together, each with
-            batches of ``batch_size``; see the guide on training.
-        precision
-            ``"auto"``: bfloat16 on a GPU that is fast at it, else float32. Or ``"float32"``,
-            ``"bfloat16"``, or a name of Lightning's.
-        checkpoint_dir
-            Folder in which the state of the training is kept, so that the same call goes on where
-            it was after a kill, to the same weights; see the guide on training.
-        checkpoint_every
-            Optimiser steps between two states.
-        enable_progress_bar
-            By default as ``scvi.settings.verbosity`` says.
-        seed
-            Seed of the whole run.
-        **trainer_kwargs
-            For :class:`scvi.train.Trainer`.
-
-        Raises
-        ------
-        ValueError
-            If the model has no data, fewer than two donors, or a number is out of its range.
-        KeyboardInterrupt
-            If training is interrupted. The model then keeps what it has learned.
-
-        Notes
-        -----
-        An open recipe: the authors published the weights of the losses and the shares, not the
-        training code. Their masks hide correlated elements together; these hide random ones.
-        """
-        run = TrainingRun(locals())
-        if min(reconstruction_weight, contrastive_weight) < 0 or not (
-            reconstruction_weight or contrastive_weight
-        ):
-            raise ValueError("The weights of the losses must not be negative, nor both 0.")
-        if reconstruction_weight and not len(self.module.decoder):
+    @contextmanager
+    def _training(self, run: TrainingRun) -> Iterator[Training]:
+        recipe: PulsarRecipe = run.recipe
+        if not (recipe.reconstruction_weight or recipe.contrastive_weight):
+            raise ValueError("The weights of the losses must not both be 0.")
+        if recipe.reconstruction_weight and not len(self.module.decoder):
             raise ValueError(
                 "This model has no decoder, so it cannot reconstruct cells; pass "
                 "reconstruction_weight=0."
@@ -790,35 +712,14 @@ class Pulsar(PretrainedModel):
             self.module.add_masked_input()
             self.size = self.module.size
             self._summarise()
-        n_donors = pretrain(self.module, run, donors, labels, studies)
-        self._record_training(studies, training_seed=seed, max_steps=run.n_steps, n_donors=n_donors)
-        run.raise_if_interrupted()
+        with pretraining(self.module, run, donors, labels, studies) as training:
+            yield training
+        self._record_training(studies, run)
+        if self.head is not None:
+            self.head = self.module.head = None
+            warn_user("The encoder has new weights, so its head is removed; call train_head again.")
 
-    @checks_arguments(validation_share=BELOW_1)
-    def train_head(
-        self,
-        target: str,
-        task: Task = "classification",
-        *,
-        frozen_layers: int | Literal["all"] = "all",
-        max_epochs: int = 50,
-        n_cells: int = 1024,
-        n_draws: int = 4,
-        validation_share: float = 0.1,
-        batch_size: int = 16,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        num_nodes: int = 1,
-        strategy: str = "auto",
-        precision: str = "auto",
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int = 500,
-        enable_progress_bar: bool | None = None,
-        seed: int = 0,
-        **trainer_kwargs: Any,
-    ) -> None:
+    def train_head(self, target: str, task: Task = "classification", **training: Any) -> None:
         """Learn to answer for donors of the registered data; :meth:`predict` then does.
 
         To know how well it answers use :func:`cfm.tl.probe` on embedded donors, which judges
@@ -831,54 +732,34 @@ class Pulsar(PretrainedModel):
         task
             ``"classification"`` (cross-entropy, classes weigh the same) or ``"regression"`` (mean
             squared error).
-        frozen_layers
-            ``"all"`` learns the head alone. A number also learns the encoder but for so many of
-            its first layers; with at least one, the input network is frozen, too.
-        max_epochs
-            Passes over the donors.
-        n_cells
-            Cells of a draw; donors with fewer are taken whole.
-        n_draws
-            Draws of each donor that a head alone learns from; with unfrozen layers cells are
-            drawn anew every epoch.
-        validation_share
-            Share of the studies, without ``study_key`` of the donors, that is held out.
-        batch_size, lr, weight_decay, accelerator, devices, num_nodes, strategy, precision
-            As for :meth:`train`.
-        checkpoint_dir
-            Folder in which the state of the training is kept, so that the same call goes on where
-            it was after a kill, to the same weights; see the guide on training.
-        checkpoint_every
-            Optimiser steps between two states.
-        enable_progress_bar
-            By default as ``scvi.settings.verbosity`` says.
-        seed
-            Seed of the whole run.
-        **trainer_kwargs
-            For :class:`scvi.train.Trainer`.
+        **training
+            Arguments of :meth:`train`, and settings of :class:`~cfm.models.pulsar.HeadRecipe`.
 
         Raises
         ------
         KeyError
             If there is no such column.
+        TypeError
+            If there is no setting of a name.
         ValueError
             If the model has no data, the target varies within a donor or does not fit the task, a
             class has one donor only, or a number is out of its range.
         KeyboardInterrupt
             If training is interrupted. The model then keeps what it has learned.
         """
-        run = TrainingRun(locals())
+        run = TrainingRun(self, HeadRecipe(target=target, task=task), **training)
+        frozen = run.recipe.frozen_layers
         n_frozen = None
-        if frozen_layers != "all":
-            n_frozen = check_whole("frozen_layers", frozen_layers, 0, self.size.encoder_layers)
+        if frozen != "all":
+            n_frozen = check_whole("frozen_layers", frozen, 0, self.size.encoder_layers)
         donors = self._registered_donors()
         targets = read_targets(constant_within(self.adata, donors, target), task, target)
         studies = self._donor_values(REGISTRY_KEYS.BATCH_KEY, donors)
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(run.seed)
             self.module.set_head(len(targets.outputs))
         self.head = {"task": task, "outputs": targets.outputs}
-        n_donors = fit_head(
+        with fit_head(
             self.module,
             run,
             donors,
@@ -886,24 +767,15 @@ class Pulsar(PretrainedModel):
             studies,
             n_frozen=n_frozen,
             embed=lambda draws: self._embed(donors, draws),
-        )
-        self._record_training(
-            studies[~np.isnan(targets.values)],
-            training_seed=seed,
-            target=target,
-            n_donors=n_donors,
-        )
+        ) as prepared:
+            run.fit(prepared)
+        self._record_training(studies[~np.isnan(targets.values)], run)
         run.raise_if_interrupted()
 
-    def _record_training(self, studies: np.ndarray, **facts: Any) -> None:
+    def _record_training(self, studies: np.ndarray, run: TrainingRun) -> None:
         """Record a training; what the registered data are called is kept."""
         kept = {k: v for k, v in self.provenance.items() if k in ("donor_key", "use_rep")}
-        self.trained_here(studies, **kept, **facts)
-
-    @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whether a folder holds weights as the authors of PULSAR publish them."""
-        return is_published(path)
+        self.trained_here(studies, **kept, training_seed=run.seed, **run.facts)
 
     @classmethod
     @reads_checkpoint
@@ -932,13 +804,7 @@ class Pulsar(PretrainedModel):
         if not cls.recognises(path):
             return super().from_pretrained(source, adata, device=device)
         checkpoint = read_published(path, checkpoint_name(source))
-        model = cls._from_checkpoint(checkpoint, adata)
-        model.checkpoint_name, model.checkpoint_sha256 = checkpoint.name, checkpoint.sha256
-        model.card = checkpoint.card
-        model.is_trained_ = True
-        model.to_device(device)
-        model.module.eval()
-        return model
+        return cls._made(checkpoint, adata, device)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         config: dict[str, Any] = {"size": vars(self.size), "head": self.head}

@@ -11,7 +11,6 @@ from cfm.hub import Checkpoint, load_safetensors
 from cfm.hub._checkpoint import read_card
 from cfm.hub._format import (
     CONFIG_NAME,
-    FORMAT,
     LARGEST_JSON,
     WEIGHTS_NAME,
     find_file,
@@ -73,21 +72,6 @@ _OF_BLOOD = re.compile(r"pbmc|peripheral blood", re.IGNORECASE)
 
 def _read_json(path: Path) -> Any:
     return json.loads(read_limited(path, LARGEST_JSON).decode("utf-8"))
-
-
-def is_published(path: Path) -> bool:
-    """Whether a folder looks like PULSAR as its authors release it."""
-    if not (path / WEIGHTS_NAME).is_file() or not (path / CONFIG_NAME).is_file():
-        return False
-    try:
-        config = _read_json(path / CONFIG_NAME)
-    except (ValueError, RecursionError):
-        return False  # load_checkpoint says what is wrong
-    return (
-        isinstance(config, dict)
-        and config.get("format") != FORMAT
-        and str(config.get("model_type")).upper() == _MODEL_TYPE
-    )
 
 
 def read_published(folder: Path, name: str) -> Checkpoint:

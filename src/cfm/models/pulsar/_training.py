@@ -2,33 +2,81 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cfm._arguments import ABOVE_0, NOT_NEGATIVE, PART
 from cfm.data._warn import warn_user
-from cfm.models._lightning import held_out_studies
 from cfm.models._streams import Drawn, RowStream
-from cfm.models._training_plan import TrainingPlan
+from cfm.models._training import Recipe, Training, TrainingPlan, held_out_studies
 from cfm.models.pulsar._data import PretrainingStream
 from cfm.nn._distributed import gathered, means_over_processes, process_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import pandas as pd
     from torch import nn
 
-    from cfm.models._run import TrainingRun
+    from cfm.models._training import TrainingRun
     from cfm.models.pulsar._data import Batch, Donors
     from cfm.models.pulsar._module import PulsarModule
 
-_MAX_EPOCHS = 100
 #: Share of the steps in which the learning rate rises.
 _WARM_UP = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class PulsarRecipe(Recipe):
+    """How a PULSAR is trained: on cells that are hidden from it, and on finding a donor again.
+
+    Two draws are made of each donor. The encoder sees a few cells of a draw; of the others most
+    elements are hidden, and the decoder reconstructs them from the donor embedding and what is left
+    of each cell. The embeddings of the two draws are made to find each other among those of other
+    donors, and where donors have labels (``labels_key``) those of the same label.
+
+    An open recipe: the authors published the weights of the losses and the shares, not the training
+    code. Their masks hide correlated elements together; these hide random ones.
+
+    Attributes
+    ----------
+    n_cells
+        Cells of a draw, fewer of donors with less than twice as many.
+    keep_share
+        Share of them that the encoder sees, at least one cell.
+    mask_share
+        Share of the elements of the other cells that is hidden.
+    reconstruction_weight, contrastive_weight
+        Weights of the two losses; the authors align to labels with 0.1 and 1.
+    temperature
+        Of the contrastive loss.
+    validation_share
+        Share of the studies that is held out, at least one if there are three; without
+        ``study_key`` share of the donors.
+    batch_size
+        Donors per batch.
+    lr, weight_decay
+        Of AdamW; warm-up over 5 % of the steps, then linear decay.
+    max_epochs, max_steps, checkpoint_every
+        As for all models; an epoch goes through the donors.
+    """
+
+    max_epochs: int | None = 100
+    batch_size: int = 16
+    lr: float = 3e-4
+    n_cells: Annotated[int, 2] = 512
+    keep_share: Annotated[float, PART] = 0.15
+    mask_share: Annotated[float, PART] = 0.85
+    reconstruction_weight: Annotated[float, NOT_NEGATIVE] = 1.0
+    contrastive_weight: Annotated[float, NOT_NEGATIVE] = 1.0
+    temperature: Annotated[float, ABOVE_0] = 0.1
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
 
 
 def pretraining_losses(
@@ -219,53 +267,51 @@ def label_numbers(labels: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def pretrain(
+@contextmanager
+def pretraining(
     module: PulsarModule, run: TrainingRun, donors: Donors, labels: np.ndarray, studies: np.ndarray
-) -> int:
-    """Train a network on donors; see :meth:`cfm.models.Pulsar.train`.
+) -> Iterator[Training]:
+    """Train a network on donors; see :class:`PulsarRecipe`.
 
     Parameters
     ----------
     module
         The network, with an input network for masked cells.
     run
-        With the arguments of ``train``.
+        The training.
     donors
         Their cells.
     labels
         ``(n_donors,)`` int64, what donors are aligned by; −1 without a label.
     studies
         ``(n_donors,)`` object, ``""`` where there is none.
-
-    Returns
-    -------
-    The number of donors that were trained on.
     """
-    given = run.arguments
-    held_out = held_out_donors(donors.names, studies, given["validation_share"], given["seed"])
+    recipe: PulsarRecipe = run.recipe
+    held_out = held_out_donors(donors.names, studies, recipe.validation_share, run.seed)
     settings: dict[str, Any] = {
-        name: given[name] for name in ("batch_size", "n_cells", "keep_share", "mask_share")
-    } | {"labels": labels, "n_processes": run.n_processes}
-    seed = given["seed"]
-    stream = PretrainingStream(donors, np.flatnonzero(~held_out), seed=seed, **settings)
+        "n_cells": recipe.n_cells,
+        "keep_share": recipe.keep_share,
+        "mask_share": recipe.mask_share,
+        "labels": labels,
+        **run.layout,
+    }
+    stream = PretrainingStream(donors, np.flatnonzero(~held_out), seed=run.seed, **settings)
     checks = None
     if held_out.any():
         checks = PretrainingStream(
-            donors, np.flatnonzero(held_out), seed=seed + 1, fixed=True, **settings
+            donors, np.flatnonzero(held_out), seed=run.seed + 1, fixed=True, **settings
         )
-    n_steps = run.count_steps(stream.n_batches, default_epochs=_MAX_EPOCHS)
 
     def losses(batch: Batch) -> dict[str, Tensor]:
         return pretraining_losses(
             module,
             batch,
-            reconstruction_weight=given["reconstruction_weight"],
-            contrastive_weight=given["contrastive_weight"],
-            temperature=given["temperature"],
+            reconstruction_weight=recipe.reconstruction_weight,
+            contrastive_weight=recipe.contrastive_weight,
+            temperature=recipe.temperature,
         )
 
-    plan = StepPlan(
-        module, losses, lr=given["lr"], weight_decay=given["weight_decay"], n_steps=n_steps
-    )
-    run.fit(plan, stream, checks)
-    return int((~held_out).sum())
+    n_steps = run.count_steps(stream.n_batches)
+    plan = StepPlan(module, losses, lr=recipe.lr, weight_decay=recipe.weight_decay, n_steps=n_steps)
+    yield Training(plan, stream, checks)
+    run.facts |= {"max_steps": n_steps, "n_donors": int((~held_out).sum())}

@@ -23,7 +23,7 @@ from cfm.models._precision import Precision
 from cfm.models._validate import validate_config
 from cfm.models.uce._data import SAMPLE_SIZE, SentenceMaker, check_genes, read_sentences
 from cfm.models.uce._module import UCEModule, UCESize
-from cfm.models.uce._published import is_published, read_published
+from cfm.models.uce._published import read_published
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -249,11 +249,6 @@ class UCE(PretrainedModel):
             "UCE is used as its authors trained it and is not trained here; train what reads its "
             "embeddings, such as cfm.models.Pulsar."
         )
-
-    @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whether a folder or file holds weights as the authors of UCE publish them."""
-        return is_published(path)
 
     @classmethod
     @checks_arguments()

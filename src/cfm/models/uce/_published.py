@@ -15,7 +15,7 @@ import torch
 
 from cfm.data import map_identifiers
 from cfm.hub import load_torch
-from cfm.hub._format import WEIGHTS_NAME, find_file, read_limited, sha256_of_file
+from cfm.hub._format import find_file, read_limited, sha256_of_file
 from cfm.models.uce._data import GENE_COLUMNS, check_genes
 from cfm.models.uce._module import UCESize
 from cfm.nn._post_norm import TORCH_NAMES
@@ -64,13 +64,6 @@ class Published:
     tensors: dict[str, Tensor]
     genes: pd.DataFrame | None
     sha256: str
-
-
-def is_published(path: Path) -> bool:
-    """Whether a folder or file looks like UCE as its authors release it."""
-    if path.is_file():
-        return path.suffix == ".torch" and path.name != _TOKENS
-    return bool(_weight_files(path)) and not (path / WEIGHTS_NAME).is_file()
 
 
 def read_published(

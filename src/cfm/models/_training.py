@@ -1,0 +1,552 @@
+"""One training of a model: its settings, its steps, its run in Lightning, and how it ends."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import signal
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
+
+import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from scvi import settings as scvi_settings
+from scvi.train import Trainer
+
+from cfm._arguments import BELOW_1, check_fields, check_whole
+from cfm.models._resume import Checkpoints, CurveLogger, fingerprint
+from cfm.models._streams import SeededStream, StreamModule, n_rows_of
+from cfm.nn._distributed import first_process_does
+from cfm.nn._linear import fast_bfloat16
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    from cfm.models._base import PretrainedModel
+
+#: These start processes that share the memory of this one; what they learn beside the weights
+#: (curves, averages) would be lost with them.
+_FORKED = ("spawn", "fork", "notebook")
+#: Names of precisions in the tools, and what Lightning calls them.
+_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+#: Loggers of Lightning that tell of its own doing.
+_TALKATIVE = (
+    "pytorch.utilities.rank_zero",
+    "fabric.utilities.rank_zero",
+    "fabric.utilities.distributed",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of a training that all models have, beside the arguments of ``train``.
+
+    Attributes
+    ----------
+    max_epochs, max_steps
+        Passes over the data and optimiser steps where ``train`` is given neither: whichever ends
+        first. ``None`` is no bound.
+    batch_size
+        Rows per batch and process.
+    lr
+        Peak learning rate.
+    validation_share
+        Share of the studies that is held out, at least one if there are three; where no studies
+        are registered, share of the rows.
+    checkpoint_every
+        Optimiser steps between two states that are kept in ``checkpoint_dir``.
+    """
+
+    max_epochs: int | None = None
+    max_steps: int | None = None
+    batch_size: int = 32
+    lr: float = 1e-3
+    validation_share: Annotated[float, BELOW_1] = 0.1
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def changed(self, **settings: Any) -> Self:
+        """Return the recipe with other settings, checked."""
+        return replace(self, **settings)
+
+
+class Training(NamedTuple):
+    """What a model prepares for a training.
+
+    Attributes
+    ----------
+    plan
+        Losses and optimiser.
+    batches, checks
+        What to learn from and to judge by; see :class:`cfm.models._streams.StreamModule`.
+    """
+
+    plan: TrainingPlan
+    batches: SeededStream
+    checks: Any
+
+
+class TrainingPlan(pl.LightningModule):
+    """Steps of a training that can be stopped after any of them, and gone on with.
+
+    Plans that override a hook which is here call it, too: ``on_train_batch_start`` first,
+    ``on_train_batch_end`` last, ``on_train_epoch_end`` and ``on_validation_epoch_end`` anywhere.
+
+    Parameters
+    ----------
+    module
+        The network.
+
+    Attributes
+    ----------
+    checkpoints
+        Keeps the state of the training, if it is to be kept.
+    """
+
+    #: Whether each step uses all weights that are trained.
+    uses_all_weights = False
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module: Any = module
+        self.checkpoints: Checkpoints | None = None
+        # Processes that train together need not exchange them, and cannot: no backend sends them.
+        self._ddp_params_and_buffers_to_ignore = [
+            name
+            for name, buffer in self.named_buffers()
+            if buffer.dtype in (torch.int8, torch.int16)
+        ]
+        # for each kind, sum and weight of each curve in the present epoch
+        self._sums: dict[str, dict[str, tuple[Tensor, int]]] = {}
+
+    def own_state(self) -> dict[str, Any]:
+        """Return what this plan must know to go on, beside what torch and Lightning keep."""
+        return {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+
+    def write(self, kind: str, values: Mapping[str, Tensor], number: int, n: int) -> None:
+        """Add values of a batch to the curves ``<kind>_<name>``, which are means over an epoch.
+
+        Parameters
+        ----------
+        kind
+            ``"train"`` or ``"validation"``.
+        values
+            By name; in several processes that of the batch of all.
+        number
+            Of the batch.
+        n
+            Rows of it that this process has; a batch counts by those of all processes.
+        """
+        n = n_rows_of(self, number, n)
+        for name, value in values.items():
+            self.add(kind, f"{kind}_{name}", value.detach(), n)
+
+    def add(self, kind: str, name: str, value: Tensor, n: int) -> None:
+        """Add a value of a batch to one curve, with this weight; as :meth:`write`."""
+        if value.dtype not in (torch.float32, torch.float64):
+            value = value.float()
+        sums = self._sums.setdefault(kind, {})
+        total, weight = sums.get(name, (torch.zeros((), device=value.device), 0))
+        sums[name] = total + value * n, weight + n
+
+    def _write_means(self, kind: str) -> None:
+        for name, (total, weight) in self._sums.pop(kind, {}).items():
+            # all processes have the same value
+            self.log(name, total / weight, on_epoch=True, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Write the validation curves."""
+        self._write_means("validation")
+
+    def on_train_epoch_end(self) -> None:
+        """Write the training curves."""
+        self._write_means("train")
+
+    def on_train_start(self) -> None:
+        """Say what the states to come are of."""
+        if self.checkpoints is not None:
+            self.checkpoints.begin(self)
+
+    def on_train_epoch_start(self) -> None:
+        """Note where the epoch begins."""
+        if self.checkpoints is not None:
+            self.checkpoints.on_epoch_start(self)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Go on with the random numbers of a training that was stopped; keep its state if due."""
+        if self.checkpoints is not None:
+            self.checkpoints.on_batch_start(self)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keep the state of the training if it is time."""
+        if self.checkpoints is not None:
+            self.checkpoints.on_batch_end(self)
+
+    def on_train_end(self) -> None:
+        """Keep the final state."""
+        if self.checkpoints is not None:
+            self.checkpoints.on_end(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know."""
+        sums = self._sums.get("train", {})
+        checkpoint["cfm"] = {
+            "plan": self.own_state(),
+            "sums": {name: [total.cpu(), weight] for name, (total, weight) in sums.items()},
+        }
+        if self.checkpoints is not None:
+            self.checkpoints.complete(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        state = checkpoint.get("cfm")
+        if state is None:
+            return
+        self.load_own_state(state["plan"])
+        sums = {name: (total.to(self.device), n) for name, (total, n) in state["sums"].items()}
+        self._sums = {"train": sums}
+        if self.checkpoints is not None:
+            self.checkpoints.restore(self, checkpoint)
+
+
+class TrainingRun:
+    """A training from its arguments to its end.
+
+    Parameters
+    ----------
+    model
+        Which is trained.
+    recipe
+        Its settings, as by default.
+    accelerator, devices, precision, checkpoint_dir, seed
+        As of :meth:`cfm.models.PretrainedModel.train`.
+    max_epochs, max_steps, batch_size, lr
+        Instead of those of the recipe, if given.
+    **settings
+        Further ones: of the recipe, and of :class:`scvi.train.Trainer`.
+
+    Attributes
+    ----------
+    recipe
+        All settings of this training.
+    n_processes
+        Processes that train together; each has batches of ``batch_size``.
+    n_epochs, n_steps
+        Passes over the data and optimiser steps, once :meth:`count_steps` knows them.
+    finished
+        Whether the training went on to its end.
+    facts
+        What the model is to record of it, JSON types.
+
+    Raises
+    ------
+    TypeError
+        If there is no setting of a name.
+    ValueError
+        If a number is out of its range, or the strategy cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: PretrainedModel,
+        recipe: Recipe,
+        *,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = 1,
+        precision: str = "auto",
+        checkpoint_dir: Any = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        self.model, self.seed = model, seed
+        given: dict[str, Any] = {"batch_size": batch_size, "lr": lr}
+        own: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        if max_epochs is not None or max_steps is not None:  # bounds go together
+            own |= {"max_epochs": max_epochs, "max_steps": max_steps}
+        extra = dict(settings)
+        known = [field.name for field in fields(recipe)]
+        own |= {name: extra.pop(name) for name in known if name in extra}
+        _check_names(type(model).__name__, extra, known)
+        self.recipe: Any = recipe.changed(**own)
+        self.accelerator, self.devices, self.precision = accelerator, devices, precision
+        self.num_nodes: int = extra.pop("num_nodes", 1)
+        self.strategy: Any = extra.pop("strategy", "auto")
+        if any(word in str(self.strategy) for word in _FORKED):
+            raise ValueError(
+                f"strategy={self.strategy!r} starts copies of this process, whose training "
+                "curves do not come back; put the call into a script, and use strategy='ddp'."
+            )
+        self.n_processes = count_processes(accelerator, devices, self.num_nodes)
+        self.n_epochs = self.n_steps = 0
+        self.finished = False
+        self.facts: dict[str, Any] = {}
+        self._step = 0
+        self._bar: bool | None = extra.pop("enable_progress_bar", None)
+        steps = extra.pop("accumulate_grad_batches", None)
+        self._accumulate = 1 if steps is None else check_whole("accumulate_grad_batches", steps)
+        self._trainer = extra
+        self.checkpoints: Checkpoints | None = None
+        if checkpoint_dir is not None:
+            follows_from = vars(self.recipe) | extra
+            follows_from |= {"precision": precision, "accumulate_grad_batches": self._accumulate}
+            self.checkpoints = Checkpoints(
+                checkpoint_dir,
+                every=self.recipe.checkpoint_every,
+                fingerprint=fingerprint(model, follows_from | {"seed": seed}, self.n_processes),
+                model=model,
+            )
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """Of a :class:`cfm.models._streams.RowStream`: batches, processes, and blocks of rows."""
+        out = {"batch_size": self.recipe.batch_size, "n_processes": self.n_processes}
+        size = getattr(self.recipe, "block_size", None)
+        return out if size is None else out | {"block_size": size}
+
+    def count_steps(self, n_batches: int) -> int:
+        """Return the number of optimiser steps that ``max_epochs`` and ``max_steps`` allow.
+
+        Parameters
+        ----------
+        n_batches
+            Batches of an epoch, over all processes.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer rows than processes.
+        """
+        if n_batches < 1:
+            raise ValueError(
+                f"There is no batch for {self.n_processes} processes: fewer rows than processes "
+                "are left to train on; use fewer devices."
+            )
+        per_epoch = -(-n_batches // self._accumulate)
+        max_epochs, max_steps = self.recipe.max_epochs, self.recipe.max_steps
+        bounds = [max_steps, None if max_epochs is None else max_epochs * per_epoch]
+        self.n_steps = min(bound for bound in bounds if bound is not None)
+        self.n_epochs = -(-self.n_steps // per_epoch)
+        return self.n_steps
+
+    def fit(self, training: Training) -> None:
+        """Run a training to its end, or until it is interrupted from the keyboard."""
+        plan, start = training.plan, None
+        extra = dict(self._trainer)
+        extra.setdefault("log_every_n_steps", 1)
+        extra.setdefault("gradient_clip_val", 1.0)
+        extra.setdefault("check_val_every_n_epoch", 1)
+        extra.setdefault("logger", CurveLogger())
+        if self.n_processes > 1:  # the streams give each process its part
+            extra.setdefault("use_distributed_sampler", False)
+        if self.checkpoints is not None:
+            plan.checkpoints = self.checkpoints
+            plugins = extra.get("plugins") or []
+            plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+            extra["plugins"] = [*plugins, self.checkpoints.files]
+            start = self.checkpoints.start
+        bar = scvi_settings.verbosity <= logging.INFO if self._bar is None else self._bar
+        with quiet_lightning():
+            trainer = Trainer(
+                max_epochs=self.n_epochs,
+                max_steps=self.n_steps,
+                accelerator=_accelerator(self.accelerator),
+                devices=1 if self.devices == "auto" else self.devices,
+                num_nodes=self.num_nodes,
+                strategy=self._strategy(plan),
+                precision=training_precision(self.precision, self.accelerator),
+                accumulate_grad_batches=self._accumulate,
+                enable_progress_bar=bar,
+                **extra,
+            )
+            try:
+                self.finished = self._run(trainer, plan, StreamModule(*training[1:]), start)
+            finally:
+                if self.checkpoints is not None:
+                    self.checkpoints.left(self.model, finished=self.finished)
+        self._step = trainer.global_step
+
+    def _strategy(self, plan: TrainingPlan) -> Any:
+        """Return the strategy for Lightning."""
+        together = self.strategy == "auto" and self.n_processes > 1
+        if not together and self.strategy != "ddp":
+            return self.strategy
+        return "ddp" if plan.uses_all_weights else "ddp_find_unused_parameters_true"
+
+    def _run(self, trainer: Trainer, plan: TrainingPlan, data: StreamModule, start: Any) -> bool:
+        """Run the training; ``False`` if it was interrupted from the keyboard."""
+        model = self.model
+        before = model.history_ or {}
+        model.module.train()  # Lightning leaves the mode as it finds it
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                trainer.fit(plan, data, ckpt_path=start)
+        except SIGTERMException as told:
+            raise SystemExit(128 + signal.SIGTERM) from told  # Lightning's own would be a success
+        except SystemExit as stopped:
+            # What Lightning makes of Ctrl+C.
+            if not isinstance(stopped.__context__, KeyboardInterrupt):
+                raise
+            finished = False
+        else:
+            finished = True
+        finally:
+            model.module.eval()
+            curves = _joined(before, getattr(trainer.logger, "history", None) or {})
+            model.history_ = curves
+        model.is_trained_ = True
+        model.trainer = trainer
+        model.to_device(trainer.strategy.root_device)
+        if finished:  # only the first process keeps curves
+            model.history_ = first_process_does(lambda: curves)
+        return finished
+
+    def raise_if_interrupted(self) -> None:
+        """Say so if the training was interrupted, once the model is in order.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If it was.
+        """
+        if not self.finished:
+            raise KeyboardInterrupt(
+                f"Training was interrupted after step {self._step} of {self.n_steps}; "
+                "the model keeps what it has learned."
+            )
+
+
+def _check_names(model: str, settings: Mapping[str, Any], known: list[str]) -> None:
+    """Refuse settings that neither the recipe nor the trainer has."""
+    trainers: tuple[Callable[..., Any], ...] = (Trainer.__init__, pl.Trainer.__init__)
+    of_trainer = {name for f in trainers for name in inspect.signature(f).parameters}
+    unknown = sorted(settings.keys() - of_trainer)
+    if unknown:
+        raise TypeError(
+            f"train() has no setting {', '.join(map(repr, unknown))}. Settings of {model} are "
+            f"{', '.join(known)}; further ones are those of scvi.train.Trainer."
+        )
+
+
+def _joined(
+    before: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
+    """Return the curves of earlier trainings, gone on with; new ones begin where this one did."""
+    out = dict(before)
+    n_before = max((len(curve) for curve in before.values()), default=0)
+    for name, curve in new.items():
+        old = before.get(name)
+        if before:
+            start = n_before if old is None else len(old)
+            index = pd.RangeIndex(start, start + len(curve), name=curve.index.name)
+            curve = curve.set_axis(index)
+        out[name] = curve if old is None else pd.concat([old, curve])
+    return out
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep from the user what Lightning says of itself: advice to install more, its own notes."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*(LeafSpec|treespec).*", FutureWarning)
+            # no validation studies: nothing to check is not an error
+            warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
+            warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
+            # scvi-tools says so of any training in several processes, asked for or not
+            warnings.filterwarnings("ignore", "early_stopping was automatically disabled")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _accelerator(accelerator: str) -> str:
+    """Return where to train; ``"auto"`` as :meth:`cfm.models.PretrainedModel.to_device` has it."""
+    if accelerator != "auto":
+        return accelerator
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def count_processes(accelerator: str, devices: Any, num_nodes: int) -> int:
+    """Return how many processes Lightning will start for these arguments, over all nodes."""
+    if devices in (1, "1", "auto"):  # scvi-tools takes one device where it may choose
+        return num_nodes
+    with quiet_lightning():
+        probe = pl.Trainer(
+            accelerator=_accelerator(accelerator),
+            devices=devices,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    return int(probe.num_devices) * num_nodes
+
+
+def training_precision(precision: str, accelerator: str) -> str:
+    """Return Lightning's name of a precision; ``"auto"`` is bfloat16 on a GPU fast at it."""
+    if precision != "auto":
+        return _PRECISIONS.get(precision, precision)
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and fast_bfloat16(torch.device("cuda")) else "32-true"
+
+
+def held_out_studies(studies: np.ndarray, share: float, seed: int) -> list[str]:
+    """Choose studies to hold out of training; none if there are fewer than three."""
+    names = sorted(set(studies) - {""})
+    if len(names) < 3 or share == 0:
+        return []
+    n = min(max(1, round(share * len(names))), len(names) - 1)
+    return list(np.random.default_rng(seed).choice(names, size=n, replace=False))
+
+
+def held_out_rows(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return which rows are held out, ``(n,)`` bool: whole studies, or rows where there are none.
+
+    Parameters
+    ----------
+    studies
+        ``(n,)`` object, ``""`` where there is none.
+    share
+        Share of the studies, or of the rows; none of fewer than three.
+    seed
+        Of the choice.
+    """
+    if not (studies != "").any():
+        studies = np.arange(len(studies)).astype(str).astype(object)
+    # np.isin compares all pairs of objects
+    return pd.Index(studies).isin(held_out_studies(studies, share, seed))
+
+
+def root_weights(groups: np.ndarray | pd.DataFrame) -> np.ndarray:
+    """Return one over the root of the size of each row's group, ``(n,)``: how often to draw it.
+
+    Parameters
+    ----------
+    groups
+        ``(n,)`` names, or a table whose rows that are alike are a group.
+    """
+    table = pd.DataFrame(groups)
+    size = table.groupby(list(table.columns), sort=False)[table.columns[0]].transform("size")
+    return 1.0 / np.sqrt(size.to_numpy(dtype=np.float64))
