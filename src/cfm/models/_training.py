@@ -330,7 +330,7 @@ class TrainingRun:
         Raises
         ------
         ValueError
-            If there are fewer rows than processes.
+            If there are fewer rows than processes, or there is no bound.
         """
         if n_batches < 1:
             raise ValueError(
@@ -339,6 +339,11 @@ class TrainingRun:
             )
         per_epoch = -(-n_batches // self._accumulate)
         max_epochs, max_steps = self.recipe.max_epochs, self.recipe.max_steps
+        if max_epochs is None and max_steps is None:
+            raise ValueError(
+                f"Neither train() nor {type(self.recipe).__name__} bounds the training; pass "
+                "max_epochs= or max_steps=."
+            )
         bounds = [max_steps, None if max_epochs is None else max_epochs * per_epoch]
         self.n_steps = min(bound for bound in bounds if bound is not None)
         self.n_epochs = -(-self.n_steps // per_epoch)

@@ -173,7 +173,7 @@ class BulkFormer(PretrainedModel):
         if graph is not None:
             self.module.set_graph(*graph_tensors(graph, len(vocabulary)))
         elif adata is not None:
-            reader = ExpressionReader(adata, vocabulary, layer=self._registered_layer())
+            reader = ExpressionReader(adata, vocabulary, layer=self.registered_layer())
             self.module.set_graph(*graph_of_data(reader))
         self.linear_term: LocalFactorModel | None = None
         self.compound_head: CompoundHead | None = None
@@ -223,11 +223,6 @@ class BulkFormer(PretrainedModel):
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
-
-    def _registered_layer(self) -> str | None:
-        """Layer that was registered, ``None`` for ``X``."""
-        registered = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]
-        return registered.attr_key if registered.attr_name == "layers" else None
 
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
@@ -869,7 +864,7 @@ class BulkFormer(PretrainedModel):
                 "The model has no data; give it some with from_pretrained(name, adata=adata) "
                 "after BulkFormer.setup_anndata(adata, …)."
             )
-        return self._reader(self.adata, self._registered_layer())
+        return self._reader(self.adata, self.registered_layer())
 
     def _positions(self, genes: Sequence[str] | None) -> np.ndarray:
         """Return the positions of genes in the vocabulary, of all by default."""
