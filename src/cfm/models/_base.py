@@ -360,8 +360,8 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     ) -> None:
         """Train on the registered data: from scratch, or further from loaded weights.
 
-        What is learned, from what, and which settings there are, the ``Recipe`` of the class says,
-        such as :class:`cfm.models.bulkformer.BulkFormerRecipe`. The curves are in ``history``.
+        The ``Recipe`` of the class, such as :class:`cfm.models.bulkformer.BulkFormerRecipe`, states
+        what is learned and lists the settings. The curves are in ``history``.
 
         Parameters
         ----------

@@ -48,7 +48,7 @@ _TALKATIVE = (
 class Recipe:
     """Settings of a training that all models have, beside the arguments of ``train``.
 
-    Attributes
+    Parameters
     ----------
     max_epochs, max_steps
         Passes over the data and optimiser steps where ``train`` is given neither: whichever ends
@@ -87,7 +87,8 @@ class Training(NamedTuple):
     plan
         Losses and optimiser.
     batches, checks
-        What to learn from and to judge by; see :class:`cfm.models._streams.StreamModule`.
+        Streams to learn from and to judge by, such as :class:`cfm.models.base.RowStream`.
+        ``checks`` may be a list of batches, or ``None`` for no validation.
     """
 
     plan: TrainingPlan
@@ -314,7 +315,7 @@ class TrainingRun:
 
     @property
     def layout(self) -> dict[str, int]:
-        """Of a :class:`cfm.models._streams.RowStream`: batches, processes, and blocks of rows."""
+        """Of a :class:`cfm.models.base.RowStream`: batches, processes, and blocks of rows."""
         out = {"batch_size": self.recipe.batch_size, "n_processes": self.n_processes}
         size = getattr(self.recipe, "block_size", None)
         return out if size is None else out | {"block_size": size}
