@@ -403,7 +403,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         """
         if self.Recipe is None:
             raise TypeError(
-                f"{type(self).__name__} is used as its authors trained it; it has no training here."
+                f"{type(self).__name__} is used as its authors trained it and is not trained here."
             )
         run = TrainingRun(
             self,
