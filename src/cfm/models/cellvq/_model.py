@@ -634,7 +634,7 @@ class CellVQ(PretrainedModel):
             for rows, cells in reader.batches(_EXPRESSION_AT_ONCE):
                 for name, head in by_expression.items():
                     out[name][rows] = head.predict(cells.values, reader.measured)
-        names = self._adata_or_own(adata).obs_names
+        names = self._given_or_own(adata)[0].obs_names
         return {
             name: pd.DataFrame(table, index=names, columns=self.properties[name])
             for name, table in out.items()
@@ -821,7 +821,7 @@ class CellVQ(PretrainedModel):
 
     def registered_reader(self) -> CellReader:
         """Return a reader of the registered data."""
-        adata = self._adata_or_own(None)
+        adata, _ = self._given_or_own(None)
         setup = self._setup_arguments()
         given = {key: setup[key] for key in ("layer", "units", "total_counts")}
         return CellReader(adata, self.vocabulary, **given)
