@@ -581,9 +581,9 @@ class CellVQ(PretrainedModel):
         Returns
         -------
         By name of a property a DataFrame, cells by classes, float32: the probabilities that the
-        head gives, which sum to 1. They are not calibrated, and a cell of a kind that the head
-        was not trained on still gets one of its classes. ``NaN`` for cells that express none
-        of the model's genes.
+        head gives, which sum to 1. Those of heads on the embedding are not calibrated, and a cell
+        of a kind that the head was not trained on gets one of its classes nonetheless. ``NaN`` for
+        cells that express none of the model's genes.
 
         Raises
         ------
