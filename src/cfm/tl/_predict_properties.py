@@ -57,8 +57,8 @@ def predict_properties(
     expression, by linear discriminant analysis for the genes that are measured, unless the head on
     the embedding named more held-out cells right; published heads read the embedding. A cell of a
     type that the head was not trained on is often called by the nearest type with as much
-    confidence (see the guide): look at cells that you know. To learn a property from your own labels, see
-    :func:`cfm.tl.probe`, or train a model with ``labels_keys=``.
+    confidence (see the guide): look at cells that you know. To learn a property from your own
+    labels, see :func:`cfm.tl.probe`, or train a model with ``labels_keys=``.
 
     Parameters
     ----------
