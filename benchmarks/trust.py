@@ -95,7 +95,8 @@ def table() -> pd.DataFrame:
             "700 blood cells of another laboratory",
             f"right {number(types['types'], 'cellvq-mini', **mean)}",
             f"{number(types['types'], linear, **mean)} {linear}",
-            "less sure than of 95 % of held-out training cells; other tissues are not recognised",
+            "less sure than of 95 % of the cells of a study left out; "
+            "other tissues are not recognised",
         ),
         (
             "`impute`, `bulkformer-mini`",

@@ -1,8 +1,8 @@
 """Training of ``cellvq-mini`` on blood cells: without labels first, then with cell types.
 
-The head of cell types is then fitted anew on the cells of both studies, so that it knows natural
-killer cells, dendritic cells and platelets too. The cells of the second study have no labels of
-their authors; they are named by marker genes of their clusters (:func:`marker_types`).
+The head of cell types is then fitted on the expression of the cells of both studies, so that it
+knows natural killer cells, dendritic cells and platelets too. The cells of the second study have no
+labels of their authors; they are named by marker genes of their clusters (:func:`marker_types`).
 
 ``python -m training.train_cellvq --data DATA --output FOLDER``
 """
@@ -35,6 +35,7 @@ _RUN = {
     "precision": "32-true",
     "enable_progress_bar": False,
     "block_size": 1,
+    "head_input": "embedding",
 }
 
 

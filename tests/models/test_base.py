@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ import cfm
 from cfm.models import CellPulse, PretrainedModel, load_model
 from cfm.models._base import check_weights, load_weights, resolve_device
 from cfm.models._not_offered import NOT_OFFERED
+from tests import _bulk, _lingshu, _toy
 from tests._toy import SIZES
 
 
@@ -147,3 +151,28 @@ def test_no_offered_method_says_that_it_is_not_implemented(model: CellPulse) -> 
         if inspect.ismethod(method) and method.__module__.startswith("scvi"):
             body = inspect.getsource(method)
             assert "raise NotImplementedError" not in body, name
+
+
+def _counts() -> tuple[PretrainedModel, Any]:
+    return _lingshu.untrained(_lingshu.toy_counts(n=60)), _lingshu.toy_counts(n=60)
+
+
+LAYERED: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "BulkFormer": lambda: (_bulk.untrained(), _bulk.toy_log_tpm()),
+    "CellPulse": lambda: (_toy.toy_model(), _toy.toy_contrasts()),
+    "LingshuCell": _counts,
+}
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_the_registered_layer_is_read_where_no_data_are_given(name: str) -> None:
+    model, adata = LAYERED[name]()
+    adata = adata[:6].copy()
+    adata.layers["right"] = adata.X.copy()
+    adata.X = adata.X[::-1].copy()
+    keys = {"source_key": "cell_type", "perturbation_key": "drug", "control": "none"}
+    type(model).setup_anndata(adata, layer="right", **(keys if name == "LingshuCell" else {}))
+    model.attach(adata)
+    own = model.get_latent_representation()
+    np.testing.assert_array_equal(own, model.get_latent_representation(adata, layer="right"))
+    assert not np.array_equal(own, model.get_latent_representation(adata))

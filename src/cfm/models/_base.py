@@ -292,11 +292,6 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
             return np.full(self.adata.n_obs, "", dtype=object)
         return self.adata.obs[state.original_key].astype(str).to_numpy(dtype=object)
 
-    def registered_layer(self) -> str | None:
-        """Return the registered layer, ``None`` for ``X``."""
-        registered = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]
-        return registered.attr_key if registered.attr_name == "layers" else None
-
     def attach(self, adata: AnnData) -> None:
         """Attach data that were registered with ``setup_anndata``, for further training."""
         manager = self._get_most_recent_anndata_manager(adata, required=True)
@@ -306,14 +301,21 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         self.registry_ = manager.registry
         self.summary_stats = manager.summary_stats
 
-    def _adata_or_own(self, adata: AnnData | None) -> AnnData:
-        """Return the given AnnData, or the model's own."""
-        if adata is None and self.adata is None:
+    def _registered_layer(self) -> str | None:
+        """Return the layer that was registered, ``None`` for ``X`` and for what is in ``obsm``."""
+        entry = self.adata_manager.data_registry.get(REGISTRY_KEYS.X_KEY)
+        return entry.attr_key if entry is not None and entry.attr_name == "layers" else None
+
+    def _given_or_own(
+        self, adata: AnnData | None, layer: str | None = None
+    ) -> tuple[AnnData, str | None]:
+        """Return the given AnnData and layer, or the model's own as they were registered."""
+        if adata is not None:
+            require_anndata(adata)
+            return adata, layer
+        if self.adata is None:
             raise ValueError("The model has no data of its own; pass adata.")
-        if adata is None:
-            return self.adata
-        require_anndata(adata)
-        return adata
+        return self.adata, self._registered_layer() if layer is None else layer
 
     def trained_here(self, studies: np.ndarray, **facts: Any) -> None:
         """Record that the weights are no longer those of the checkpoint they came from.

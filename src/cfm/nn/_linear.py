@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+#: Tokens whose hidden values stay in the cache of a core.
+CHUNK = 512
+
 
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 matrices in hardware."""
@@ -55,6 +58,35 @@ def prepare_linear(
         return out.view(*x.shape[:-1], out.shape[-1])
 
     return run
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend head by head, some queries at a time, so that their weights stay in the cache.
+
+    Parameters
+    ----------
+    q
+        ``(1, heads, n, head_dim)``.
+    k, v
+        ``(1, heads, m, head_dim)``.
+
+    Returns
+    -------
+    ``(1, heads, n, head_dim)``, without gradients.
+    """
+    product = _onednn if q.dtype == torch.float32 and prefers_onednn(q.device) else F.linear
+    q = q / q.shape[-1] ** 0.5
+    out = torch.empty_like(q)
+    step = CHUNK * torch.get_num_threads()
+    for head in range(q.shape[1]):
+        key, value = k[0, head].contiguous(), v[0, head].T.contiguous()
+        for start in range(0, q.shape[2], step):
+            part = q[0, head, start : start + step]
+            n = len(part)
+            weights = product(F.pad(part, (0, 0, 0, rounded_up(n) - n)), key, None)
+            torch.softmax(weights, dim=-1, out=weights)
+            out[0, head, start : start + n] = product(weights, value, None)[:n]
+    return out
 
 
 def rounded_up(n: int) -> int:

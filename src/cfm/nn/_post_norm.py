@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm._arguments import check_choice
-from cfm.nn._linear import prefers_onednn, prepare, prepare_linear
+from cfm.nn._linear import CHUNK, attend_by_products, prefers_onednn, prepare, prepare_linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,8 +32,6 @@ TORCH_NAMES = {
     "norm2.bias": "ff_norm.bias",
 }
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
-#: Tokens whose hidden feed-forward values stay in the cache of a core.
-_CHUNK = 512
 #: Fewer queries than this are left to the fused kernel of attention.
 _FUSED = 128
 
@@ -218,7 +216,7 @@ class _Prepared:
         attended = self._attend(q, k, v, n_queries, lengths)
         x = self.layer.attention_norm(x + self.out(attended))
         act = _ACTIVATIONS[self.layer.activation]
-        step = _CHUNK * torch.get_num_threads() if x.device.type == "cpu" else len(x)
+        step = CHUNK * torch.get_num_threads() if x.device.type == "cpu" else len(x)
         parts = [
             self.layer.ff_norm(part + self.ff_out(act(self.ff_in(part))))
             for part in x.split(max(1, step))
@@ -239,7 +237,7 @@ class _Prepared:
         parts = zip(k.split(list(lengths)), v.split(list(lengths)), n_queries, strict=True)
         for key, value, n in parts:
             rows = slice(done, done + n)
-            attend = _by_products if _slow_fused(q, n) else F.scaled_dot_product_attention
+            attend = attend_by_products if _slow_fused(q, n) else F.scaled_dot_product_attention
             attended = attend(_split(q[rows], heads), _split(key, heads), _split(value, heads))
             out[rows] = _joined(attended)[0]
             done += n
@@ -254,21 +252,6 @@ def _slow_fused(x: Tensor, n_queries: int) -> bool:
     if x.device.type != "cpu" or n_queries < _FUSED:
         return False
     return x.dtype == torch.bfloat16 or (x.dtype == torch.float32 and prefers_onednn(x.device))
-
-
-def _by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend head by head, some queries at a time, so that their weights stay in the cache."""
-    q = q / q.shape[-1] ** 0.5
-    step = _CHUNK * torch.get_num_threads()
-    out = torch.empty_like(q)
-    for i in range(q.shape[1]):
-        key = prepare_linear(k[0, i], None, q.dtype)
-        value = prepare_linear(v[0, i].transpose(0, 1), None, q.dtype)
-        for start in range(0, q.shape[2], step):
-            weights = key(q[0, i, start : start + step])
-            torch.softmax(weights, dim=-1, out=weights)
-            out[0, i, start : start + step] = value(weights)
-    return out
 
 
 def _heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:

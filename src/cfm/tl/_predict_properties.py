@@ -53,10 +53,12 @@ def predict_properties(
     """Predict properties of cells by the heads of a model.
 
     Each cell gets one of the classes that a head was trained on, or ``"unknown"`` where the head is
-    less sure than of 95 % of the cells that were held out of its training. A cell of a type that
-    the head was not trained on is often called by the nearest type with as much confidence (see
-    the guide): look at cells that you know. To learn a property from your own labels, see
-    :func:`cfm.tl.probe`, or train a model with ``labels_keys=``.
+    less sure than of 95 % of the cells that were held out of its training. Heads trained here read
+    expression, by linear discriminant analysis for the genes that are measured, unless the head on
+    the embedding named more held-out cells right; published heads read the embedding. A cell of a
+    type that the head was not trained on is often called by the nearest type with as much
+    confidence (see the guide): look at cells that you know. To learn a property from your own
+    labels, see :func:`cfm.tl.probe`, or train a model with ``labels_keys=``.
 
     Parameters
     ----------
@@ -120,7 +122,8 @@ def predict_properties(
         Categorical, the most probable class, or ``"unknown"``; missing for cells that express none
         of the model's genes.
     ``adata.obs[f'{key}_confidence']``
-        float32, the largest probability, not calibrated; ``NaN`` where the class is missing.
+        float32, the largest probability; ``NaN`` where the class is missing. Calibrated on cells
+        held out where expression is read, else not.
     ``adata.obsm[f'{key}_proba']``
         DataFrame, cells by classes, float32; rows sum to 1; ``"|"`` in place of ``"/"`` in the
         names of classes.

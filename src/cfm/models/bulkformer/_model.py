@@ -173,7 +173,7 @@ class BulkFormer(PretrainedModel):
         if graph is not None:
             self.module.set_graph(*graph_tensors(graph, len(vocabulary)))
         elif adata is not None:
-            reader = ExpressionReader(adata, vocabulary, layer=self.registered_layer())
+            reader = ExpressionReader(adata, vocabulary, layer=self._registered_layer())
             self.module.set_graph(*graph_of_data(reader))
         self.linear_term: LocalFactorModel | None = None
         self.compound_head: CompoundHead | None = None
@@ -852,7 +852,7 @@ class BulkFormer(PretrainedModel):
 
     def _reader(self, adata: AnnData | None, layer: str | None) -> ExpressionReader:
         """Return a reader of samples, by default the model's own; set the network to evaluation."""
-        adata = self._adata_or_own(adata)
+        adata, layer = self._given_or_own(adata, layer)
         self.require_genes()
         self.module.eval()
         return ExpressionReader(adata, self.vocabulary, layer=layer)
@@ -864,7 +864,7 @@ class BulkFormer(PretrainedModel):
                 "The model has no data; give it some with from_pretrained(name, adata=adata) "
                 "after BulkFormer.setup_anndata(adata, …)."
             )
-        return self._reader(self.adata, self.registered_layer())
+        return self._reader(self.adata, self._registered_layer())
 
     def _positions(self, genes: Sequence[str] | None) -> np.ndarray:
         """Return the positions of genes in the vocabulary, of all by default."""

@@ -581,9 +581,9 @@ class CellVQ(PretrainedModel):
         Returns
         -------
         By name of a property a DataFrame, cells by classes, float32: the probabilities that the
-        head gives, which sum to 1. They are not calibrated, and a cell of a kind that the head
-        was not trained on still gets one of its classes. ``NaN`` for cells that express none
-        of the model's genes.
+        head gives, which sum to 1. Those of heads on the embedding are not calibrated, and a cell
+        of a kind that the head was not trained on gets one of its classes nonetheless. ``NaN`` for
+        cells that express none of the model's genes.
 
         Raises
         ------
@@ -634,7 +634,7 @@ class CellVQ(PretrainedModel):
             for rows, cells in reader.batches(_EXPRESSION_AT_ONCE):
                 for name, head in by_expression.items():
                     out[name][rows] = head.predict(cells.values, reader.measured)
-        names = self._adata_or_own(adata).obs_names
+        names = self._given_or_own(adata)[0].obs_names
         return {
             name: pd.DataFrame(table, index=names, columns=self.properties[name])
             for name, table in out.items()
@@ -821,7 +821,7 @@ class CellVQ(PretrainedModel):
 
     def registered_reader(self) -> CellReader:
         """Return a reader of the registered data."""
-        adata = self._adata_or_own(None)
+        adata, _ = self._given_or_own(None)
         setup = self._setup_arguments()
         given = {key: setup[key] for key in ("layer", "units", "total_counts")}
         return CellReader(adata, self.vocabulary, **given)

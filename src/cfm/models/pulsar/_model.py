@@ -281,8 +281,13 @@ class Pulsar(PretrainedModel):
 
     def attach(self, adata: AnnData) -> None:
         """Attach data that were registered with ``setup_anndata``, for further training."""
+        before = self._adata, self._adata_manager
         super().attach(adata)
-        represent(adata, **self._registered_reading(self.size.input_dim))
+        try:
+            represent(adata, **self._registered_reading(self.size.input_dim))
+        except Exception:
+            self._adata, self._adata_manager = before
+            raise
         self._remember_names()
 
     def _registered_rep(self) -> str | None:
@@ -294,12 +299,6 @@ class Pulsar(PretrainedModel):
         """Return the column of ``obs`` that was registered; ``None`` if none was."""
         key = self.adata_manager.get_state_registry(registry_key).original_key
         return None if key.startswith("_scvi") else str(key)
-
-    def _registered_layer(self) -> str | None:
-        """Return the layer with counts that was registered; ``None`` for ``X``."""
-        registry = self.adata_manager.data_registry
-        counts = registry.get(REGISTRY_KEYS.X_KEY)
-        return counts.attr_key if counts is not None and counts.attr_name == "layers" else None
 
     def _remember_names(self) -> None:
         """Keep what the registered data are called, for calls that do not say."""
@@ -330,13 +329,11 @@ class Pulsar(PretrainedModel):
         layer
             Layer with counts instead of ``X``, for a model that reads them.
         """
-        own = adata is None
-        adata = self._adata_or_own(adata)
+        adata, layer = self._given_or_own(adata, layer)
         donor_key = donor_key or self.provenance.get("donor_key", USUAL_DONOR)
         if self.projection is not None:
             if use_rep is not None:
                 raise ValueError(_own_projection(use_rep))
-            layer = self._registered_layer() if own and layer is None else layer
         else:
             _refuse_layer(layer, "a representation")
             use_rep = self._rep_of(adata, use_rep)
