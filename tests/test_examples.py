@@ -14,7 +14,7 @@ import pytest
 import scvi
 
 import cfm
-from cfm.hub import _names
+from cfm.hub import _resolve
 
 ROOMS = [name for name in cfm.__all__ if name != "__version__"]
 
@@ -43,7 +43,7 @@ def _without_progress_bars():
 @pytest.mark.parametrize("name", [name for name, test in EXAMPLES.items() if test.examples])
 def test_example(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_names, "_registered", {})  # an example gives a checkpoint a name
+    monkeypatch.setattr(_resolve, "_registered", {})  # an example gives a checkpoint a name
     report: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cfm.hub import (
-    _names,
+    _resolve,
     list_checkpoints,
     load_checkpoint,
     model_card,
@@ -15,8 +15,8 @@ CARD = "---\nlicense: bsd-3-clause\n---\n# Mini\n\n> a note\n\nA small model. It
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    monkeypatch.setattr(_names, "files", lambda package: tmp_path / "package")
-    monkeypatch.setattr(_names, "_registered", {})
+    monkeypatch.setattr(_resolve, "files", lambda package: tmp_path / "package")
+    monkeypatch.setattr(_resolve, "_registered", {})
     monkeypatch.setenv("CFM_CHECKPOINTS", str(tmp_path / "site"))
     bundled = tmp_path / "package" / "checkpoints"
     save_checkpoint(
@@ -49,7 +49,7 @@ def test_a_damaged_folder_does_not_hide_the_others(site):
 
 
 def test_no_checkpoints_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(_names, "files", lambda package: tmp_path)
+    monkeypatch.setattr(_resolve, "files", lambda package: tmp_path)
     monkeypatch.delenv("CFM_CHECKPOINTS", raising=False)
     table = list_checkpoints()
     assert table.empty
@@ -67,7 +67,7 @@ def test_model_card(site):
 
 
 def test_what_ships_is_whole_small_and_documented():
-    folders = _names.bundled_folders()
+    folders = _resolve.bundled_folders()
     sizes = []
     for name, folder in folders.items():
         checkpoint = load_checkpoint(name)

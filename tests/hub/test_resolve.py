@@ -7,7 +7,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import cfm.hub
-from cfm.hub import _names, load_checkpoint, register_checkpoint, resolve, save_checkpoint
+from cfm.hub import _resolve, load_checkpoint, register_checkpoint, resolve, save_checkpoint
 from tests.hub._hub import Hub
 
 
@@ -19,8 +19,8 @@ def make(folder, **config):
 def own_names(tmp_path, monkeypatch):
     """A package with one bundled checkpoint, "mini", and no registered ones."""
     make(tmp_path / "package" / "checkpoints" / "mini", origin="bundled")
-    monkeypatch.setattr(_names, "files", lambda package: tmp_path / "package")
-    monkeypatch.setattr(_names, "_registered", {})
+    monkeypatch.setattr(_resolve, "files", lambda package: tmp_path / "package")
+    monkeypatch.setattr(_resolve, "_registered", {})
     monkeypatch.delenv("CFM_CHECKPOINTS", raising=False)
 
 
@@ -55,7 +55,7 @@ def test_site_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("CFM_CHECKPOINTS", os.pathsep.join(folders))
     assert load_checkpoint("ours").config == {"origin": "one"}
     assert load_checkpoint("mini").config == {"origin": "bundled"}
-    assert set(_names.known_names()) == {"mini", "ours"}
+    assert set(_resolve.known_names()) == {"mini", "ours"}
 
 
 def test_registered_names(tmp_path):

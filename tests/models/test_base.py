@@ -12,15 +12,14 @@ import torch
 
 import cfm
 from cfm.models import CellPulse, PretrainedModel, load_model
-from cfm.models._base import check_weights, load_weights, resolve_device
-from cfm.models._not_offered import NOT_OFFERED
+from cfm.models._base import NOT_OFFERED, check_weights, load_weights, resolve_device
 from tests import _bulk, _lingshu, _toy
 from tests._toy import SIZES
 
 
 @pytest.fixture
 def registered(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("cfm.hub._names._registered", {})
+    monkeypatch.setattr("cfm.hub._resolve._registered", {})
     cfm.hub.register_checkpoint("toy-by-name", checkpoint)
     return "toy-by-name"
 

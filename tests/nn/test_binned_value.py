@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cfm.nn._binned_value import BinnedValueEmbedding
+from cfm.nn._values import BinnedValueEmbedding
 
 
 def layer(alpha: float = 1.0) -> BinnedValueEmbedding:

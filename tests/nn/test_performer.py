@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfm.nn import PerformerAttention, PerformerLayer
-from cfm.nn._performer import orthogonal_features
-from cfm.nn._performer_stream import chunks, run_layers
+from cfm.nn._performer import chunks, orthogonal_features, run_layers
 
 
 def layers(dim: int = 32, n_heads: int = 4, n: int = 2, scale: float = 1.0) -> list[PerformerLayer]:

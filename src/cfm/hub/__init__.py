@@ -6,10 +6,9 @@ projects (``.pt``, ``.ckpt``) go through :func:`load_torch`, which runs no code 
 """
 
 from cfm.hub._checkpoint import Checkpoint, load_checkpoint
-from cfm.hub._names import register_checkpoint
+from cfm.hub._format import load_safetensors
 from cfm.hub._registry import list_checkpoints, model_card
-from cfm.hub._resolve import resolve
-from cfm.hub._safetensors import load_safetensors
+from cfm.hub._resolve import register_checkpoint, resolve
 from cfm.hub._save import save_checkpoint
 from cfm.hub._torch import load_torch
 

@@ -19,12 +19,13 @@ from cfm.hub._format import (
     WEIGHTS_NAME,
     check_file_name,
     find_file,
+    read_header,
     read_limited,
+    read_tensors,
     sha256_of_file,
 )
 from cfm.hub._replace import reads_checkpoint
 from cfm.hub._resolve import checkpoint_name, resolve
-from cfm.hub._safetensors import read_header, read_tensors
 
 
 @dataclass(frozen=True)

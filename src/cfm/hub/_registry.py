@@ -10,9 +10,8 @@ import pandas as pd
 
 from cfm.hub._checkpoint import read_card, read_config
 from cfm.hub._format import WEIGHTS_NAME, find_file
-from cfm.hub._names import named_folders
 from cfm.hub._replace import reread
-from cfm.hub._resolve import resolve
+from cfm.hub._resolve import named_folders, resolve
 
 
 def list_checkpoints() -> pd.DataFrame:

@@ -23,10 +23,11 @@ from cfm.hub._format import (
     MOST_TENSORS,
     WEIGHTS_NAME,
     check_file_name,
+    check_finite,
+    read_header,
     sha256_of_file,
 )
 from cfm.hub._replace import put_in_place, reread
-from cfm.hub._safetensors import check_finite, read_header
 
 
 def save_checkpoint(

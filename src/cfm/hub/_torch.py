@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cfm.hub._safetensors import check_finite, load_safetensors
+from cfm.hub._format import check_finite, load_safetensors
 
 # Containers in containers that a file may hold; weights have two or three.
 _DEEPEST = 50

@@ -1,4 +1,4 @@
-"""What the models share: checkpoints that load by name, devices, and reading effects."""
+"""What the models share: checkpoints that load by name, devices, training, and their own data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from io import StringIO
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,6 @@ from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.hub import load_checkpoint, resolve, save_checkpoint
 from cfm.hub._replace import reads_checkpoint
-from cfm.models._not_offered import OfferedOnly, list_offered
 from cfm.models._precision import LEAST_AGREEMENT, Precision, inference_dtype
 from cfm.models._published import FROM_OUTSIDE, Layout, published_model
 from cfm.models._training import TrainingRun
@@ -35,6 +34,54 @@ if TYPE_CHECKING:
 
     from cfm.hub import Checkpoint
     from cfm.models._training import Recipe, Training
+
+
+#: They raise NotImplementedError, read scvi-tools' own files, train without data in memory, or
+#: fail in one of the versions of scvi-tools that are tested.
+NOT_OFFERED = (
+    "convert_legacy_save",
+    "differential_abundance",
+    "get_normalized_expression",
+    "get_normalized_function_name",
+    "load_registry",
+    "setup_annbatch",
+    "update_setup_method_args",
+    "view_registry",
+    "view_setup_args",
+    "view_setup_method_args",
+)
+
+
+class NotOffered:
+    """An attribute that a class does not have, although a parent has it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise AttributeError(
+            f"{owner.__name__!r} has no attribute {self._name!r}: scvi-tools' method of this name "
+            "cannot work with this model."
+        )
+
+
+def list_offered(model: object) -> list[str]:
+    """Return what ``dir`` lists of a model."""
+    return sorted(set(object.__dir__(model)) - set(NOT_OFFERED))
+
+
+class OfferedOnly(type(BaseModelClass)):  # type: ignore[misc]
+    """Metaclass that takes what is :data:`NOT_OFFERED` away from a class."""
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+        super().__init__(name, bases, namespace)
+        if not any(isinstance(base, OfferedOnly) for base in bases):
+            for missing in NOT_OFFERED:
+                setattr(cls, missing, NotOffered(missing))
+
+    def __dir__(cls) -> list[str]:
+        return sorted(set(super().__dir__()) - set(NOT_OFFERED))
+
 
 #: Text file of a checkpoint with the training curves, a column per curve.
 HISTORY_FILE = "history.csv"

@@ -6,6 +6,7 @@ from cfm.data._row_buffer import RowBuffer
 from cfm.hub._format import sha256_of_file
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._published import Layout
+from cfm.models._sizes import validate_config
 from cfm.models._streams import Drawn, RowStream
 from cfm.models._training import (
     Recipe,
@@ -15,7 +16,6 @@ from cfm.models._training import (
     held_out_rows,
     root_weights,
 )
-from cfm.models._validate import validate_config
 
 __all__ = [
     "Drawn",

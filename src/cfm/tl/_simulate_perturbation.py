@@ -31,7 +31,7 @@ from cfm.data._matrix import (
 )
 from cfm.data._modality import on_modality, require_anndata
 from cfm.data._warn import warn_user
-from cfm.hub._names import known_names
+from cfm.hub._resolve import known_names
 from cfm.models import PerturbationModel, PretrainedModel, load_model
 from cfm.tl._perturbation_cells import LogCells
 from cfm.tl._perturbation_design import Design, draw_sources, read_design

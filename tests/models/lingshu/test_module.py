@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cfm.models._named_sizes import named_size
+from cfm.models._sizes import named_size
 from cfm.models.lingshu import SIZES, ConditionLevels, Conditions, LingshuModule, LingshuSize
 from cfm.models.lingshu._module import MASK, MISSING
 

@@ -27,10 +27,9 @@ from cfm.data._warn import warn_user
 from cfm.hub import resolve
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel, check_column, load_weights
-from cfm.models._named_sizes import named_size
 from cfm.models._precision import Precision
+from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun, held_out_rows, root_weights
-from cfm.models._validate import validate_config
 from cfm.models.bulkformer._compounds import (
     CompoundHead,
     baseline_profiles,

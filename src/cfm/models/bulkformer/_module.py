@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cfm.models._named_sizes import check_sizes
+from cfm.models._sizes import check_sizes
 from cfm.nn import (
     GraphConvolution,
     PerformerLayer,
@@ -21,7 +21,7 @@ from cfm.nn import (
 from cfm.nn._distributed import means_over_processes
 from cfm.nn._graph import check_graph, neighbours
 from cfm.nn._linear import prepare, prepare_linear
-from cfm.nn._performer_stream import chunks, run_layers
+from cfm.nn._performer import chunks, run_layers
 from cfm.nn._weight_cache import WeightCache
 
 #: Expression of a gene that is not measured, or hidden.

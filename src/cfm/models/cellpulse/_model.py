@@ -21,8 +21,7 @@ from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.models._base import PretrainedModel, check_column, load_weights
-from cfm.models._named_sizes import named_size
-from cfm.models._validate import validate_config
+from cfm.models._sizes import named_size, validate_config
 from cfm.models.cellpulse import _attribution as attribution
 from cfm.models.cellpulse._classifier import (
     Names,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._named_sizes import check_sizes
+from cfm.models._sizes import check_sizes
 from cfm.nn import DirectionBlock, LowRankLogistic, MagnitudeEmbedding
 from cfm.nn._distributed import gathered, means_over_processes
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._named_sizes import check_sizes
+from cfm.models._sizes import check_sizes
 from cfm.models.cellvq._additions import CodeTerm, ExpressionTerm
 from cfm.models.cellvq._property_heads import PropertyHeads
 from cfm.nn import PerformerLayer, PostNormLayer
-from cfm.nn._binned_value import BinnedValueEmbedding
 from cfm.nn._post_norm import PreparedStack
 from cfm.nn._soft_codes import Quantised, SoftCodes
+from cfm.nn._values import BinnedValueEmbedding
 from cfm.nn._weight_cache import WeightCache
 from cfm.nn._zinb import ZINBHeads
 

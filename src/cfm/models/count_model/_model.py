@@ -15,7 +15,7 @@ from cfm._arguments import checks_arguments
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.models._base import load_weights
-from cfm.models._validate import validate_config
+from cfm.models._sizes import validate_config
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
 from cfm.models.count_model._coupling import perturbed_counts, uniform_numbers
 from cfm.models.count_model._data import CountReader, RegisteredCounts

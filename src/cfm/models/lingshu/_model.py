@@ -21,10 +21,9 @@ from cfm.hub import resolve
 from cfm.hub._format import CONFIG_NAME
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import load_weights
-from cfm.models._named_sizes import named_size
 from cfm.models._precision import Precision
+from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun, root_weights
-from cfm.models._validate import validate_config
 from cfm.models.count_model import PerturbationCountModel
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
 from cfm.models.count_model._data import CountReader, RegisteredCounts

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._named_sizes import check_sizes
+from cfm.models._sizes import check_sizes
 from cfm.models.count_model._module import CONTROL, FIRST_PART, UNKNOWN, Conditions
 from cfm.models.lingshu._quantiser import N_VALUES
 from cfm.nn._absorbing import absorbing_loss

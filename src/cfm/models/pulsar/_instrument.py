@@ -22,8 +22,8 @@ from cfm.hub import Checkpoint, load_safetensors, load_torch, resolve
 from cfm.hub._format import sha256_of_file
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._sizes import validate_config
 from cfm.models._training import Recipe, Training, TrainingRun, held_out_studies
-from cfm.models._validate import validate_config
 from cfm.models.pulsar._data import read_cells
 from cfm.models.pulsar._instrument_module import (
     InstrumentModule,

@@ -19,10 +19,9 @@ from cfm.hub import resolve
 from cfm.hub._replace import reads_checkpoint
 from cfm.hub._resolve import checkpoint_name
 from cfm.models._base import PretrainedModel, check_column, load_weights
-from cfm.models._named_sizes import named_size
 from cfm.models._precision import Precision
+from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun
-from cfm.models._validate import validate_config
 from cfm.models.pulsar._data import (
     Donors,
     constant_within,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._named_sizes import check_sizes
+from cfm.models._sizes import check_sizes
 from cfm.nn import PostNormLayer
 from cfm.nn._linear import prepare
 from cfm.nn._post_norm import PreparedStack

@@ -20,7 +20,7 @@ from cfm.hub import resolve
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._base import PretrainedModel, load_weights
 from cfm.models._precision import Precision
-from cfm.models._validate import validate_config
+from cfm.models._sizes import validate_config
 from cfm.models.uce._data import SAMPLE_SIZE, SentenceMaker, check_genes, read_sentences
 from cfm.models.uce._module import UCEModule, UCESize
 from cfm.models.uce._published import read_published

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm._arguments import check_whole
-from cfm.models._named_sizes import check_sizes
+from cfm.models._sizes import check_sizes
 from cfm.nn import PostNormLayer
 from cfm.nn._post_norm import PreparedStack
 from cfm.nn._weight_cache import WeightCache
