@@ -115,7 +115,7 @@ def _skip_foreign(
     app: object, what: str, name: str, member: object, skip: bool, options: object
 ) -> bool | None:
     """Leave out methods that base classes of other packages put into our classes."""
-    module = getattr(member, "__module__", None) or "cfm"
+    module = getattr(getattr(member, "fget", member), "__module__", None) or "cfm"
     return True if what == "class" and not module.startswith("cfm") else None
 
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 import cfm
+from cfm.models import base
 
 ROOMS = [name for name in cfm.__all__ if name != "__version__"]
 DOCS = Path(__file__).parents[1] / "docs"
@@ -99,6 +100,38 @@ def test_api_page_lists_what_is_public(room: str) -> None:
     listed = re.findall(rf"^   {room}\.(\w+)$", text, flags=re.MULTILINE)
     assert sorted(listed) == sorted(import_module(f"cfm.{room}").__all__)
     assert f"   {room}\n" in (DOCS / "api" / "index.rst").read_text(encoding="utf-8")
+
+
+def test_recipes_and_parts_of_models_are_listed() -> None:
+    text = (DOCS / "api" / "models.rst").read_text(encoding="utf-8")
+    listed = re.findall(r"^   models\.(\w+\.\w+)$", text, flags=re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    parts = {f"base.{name}" for name in base.__all__} - {"base.PretrainedModel"}
+    recipes = {
+        f"{system}.{name}"
+        for system in (
+            "bulkformer",
+            "cellpulse",
+            "cellvq",
+            "count_model",
+            "lingshu",
+            "pulsar",
+            "uce",
+        )
+        for name in import_module(f"cfm.models.{system}").__all__
+        if name.endswith("Recipe")
+    }
+    assert set(listed) == parts | recipes
+    used = [getattr(getattr(cfm.models, name), "Recipe", None) for name in cfm.models.__all__]
+    assert {recipe.__name__ for recipe in used if recipe} <= {r.partition(".")[2] for r in recipes}
+
+
+def test_picture_of_the_rooms_is_drawn_from_the_source() -> None:
+    drawing = runpy.run_path(str(DOCS / "draw_architecture.py"))
+    assert drawing["PICTURE"].read_text(encoding="utf-8") == drawing["draw"]()
+    files = re.findall(r"`(\w+/[\w/]+(?:\.py|/))`", (DOCS / "architecture.md").read_text("utf-8"))
+    assert len(files) > 15
+    assert not [file for file in files if not (drawing["SOURCE"] / file).exists()]
 
 
 @pytest.mark.parametrize(

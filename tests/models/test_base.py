@@ -71,6 +71,21 @@ def test_models_of_a_later_version_are_refused(checkpoint: Path, tmp_path: Path)
         CellPulse.from_pretrained(folder)
 
 
+def test_installed_packages_add_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "seer-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: seer\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[cfm.models]\nSeer = seer:Seer\n")
+    (tmp_path / "seer.py").write_text(
+        "from tests._block_model import SilentModel\n\n\nclass Seer(SilentModel):\n"
+        "    @classmethod\n    def _from_checkpoint(cls, checkpoint, adata):\n"
+        "        return cls()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = cfm.hub.save_checkpoint(tmp_path / "a", {"x": torch.ones(2)}, {}, model="Seer")
+    assert type(load_model(folder)).__name__ == "Seer"
+
+
 def test_an_integer_is_a_gpu(model: CellPulse) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -132,6 +132,11 @@ def test_fewer_rows_than_processes_are_refused() -> None:
         run.count_steps(0)
 
 
+def test_a_training_without_a_bound_is_refused() -> None:
+    with pytest.raises(ValueError, match="pass max_epochs= or max_steps="):
+        run_of(Recipe()).count_steps(5)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_epoch_draws_anew_and_is_judged_alike(
     name: str, monkeypatch: pytest.MonkeyPatch

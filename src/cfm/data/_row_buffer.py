@@ -35,7 +35,7 @@ class RowBuffer:
     Parameters
     ----------
     matrix
-        What :func:`cfm.data._matrix.get_matrix` returned.
+        What :func:`cfm.models.base.get_matrix` returned.
     n_rows
         Rows of a buffer; fewer where they would take more than 128 MiB.
 

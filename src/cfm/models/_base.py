@@ -21,10 +21,10 @@ from cfm._arguments import ABOVE_0, checks_arguments
 from cfm._tables import check_tables, load_tables
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
-from cfm.hub import load_checkpoint, save_checkpoint
+from cfm.hub import load_checkpoint, resolve, save_checkpoint
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._precision import LEAST_AGREEMENT, Precision, inference_dtype
-from cfm.models._published import published_model
+from cfm.models._published import FROM_OUTSIDE, Layout, published_model
 from cfm.models._training import TrainingRun
 from cfm.nn._distributed import first_process_does
 
@@ -87,6 +87,8 @@ class OfferedOnly(type(BaseModelClass)):  # type: ignore[misc]
 HISTORY_FILE = "history.csv"
 #: What scvi-tools calls a registry, for a model that was loaded without data.
 _EMPTY_REGISTRY: dict[str, Any] = {"field_registries": {}, "setup_args": {}}
+#: All model classes that are imported, by name.
+CLASSES: dict[str, type[PretrainedModel]] = {}
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -133,6 +135,15 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     >>> cfm.models.CellPulse.load(folder).checkpoint_name
     'ours'
     """
+
+    #: Names of the files in which others publish such weights; read by :meth:`_read_published`.
+    published: ClassVar[Layout | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        CLASSES[cls.__name__] = cls
+        if (layout := vars(cls).get("published")) is not None:
+            FROM_OUTSIDE[cls.__name__] = layout
 
     def __init__(self, adata: AnnData | None = None) -> None:
         if adata is None:
@@ -264,11 +275,14 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         ValueError
             If the checkpoint is damaged, is not safe to read, or belongs to another model.
         """
+        path = resolve(source)
+        if cls.published is not None and cls.recognises(path):
+            return cls._made(cls._read_published(path), adata, device)
         checkpoint = load_checkpoint(source)
         if checkpoint.model != cls.__name__:
             raise ValueError(
                 f"Checkpoint {checkpoint.name!r} holds a {checkpoint.model or 'nameless'} model; "
-                f"expected {cls.__name__}. Load it with cfm.models.{checkpoint.model}."
+                f"expected {cls.__name__}. Load it with cfm.models.load_model."
             )
         return cls._made(checkpoint, adata, device)
 
@@ -290,6 +304,11 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     def recognises(cls, path: Path) -> bool:
         """Whether a folder or file holds weights as this model's authors publish them."""
         return published_model(path) == cls.__name__
+
+    @classmethod
+    def _read_published(cls, path: Path) -> Checkpoint:
+        """Return published weights in the form of a checkpoint of this package."""
+        raise NotImplementedError
 
     @classmethod
     def load(
@@ -390,8 +409,8 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     ) -> None:
         """Train on the registered data: from scratch, or further from loaded weights.
 
-        What is learned, from what, and which settings there are, the ``Recipe`` of the class says,
-        such as :class:`cfm.models.BulkFormer.Recipe`. The curves are in ``history``.
+        The ``Recipe`` of the class, such as :class:`cfm.models.bulkformer.BulkFormerRecipe`, states
+        what is learned and lists the settings. The curves are in ``history``.
 
         Parameters
         ----------
@@ -433,7 +452,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         """
         if self.Recipe is None:
             raise TypeError(
-                f"{type(self).__name__} is used as its authors trained it; it has no training here."
+                f"{type(self).__name__} is used as its authors trained it and is not trained here."
             )
         run = TrainingRun(
             self,

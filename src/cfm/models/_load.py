@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from cfm.hub import load_checkpoint, resolve
 from cfm.hub._checkpoint import read_config
 from cfm.hub._replace import reads_checkpoint
-from cfm.models._base import PretrainedModel
+from cfm.models._base import CLASSES, PretrainedModel
 from cfm.models._published import published_model
 
 if TYPE_CHECKING:
@@ -28,7 +29,17 @@ _PLACES = {
 
 
 def model_class(name: str) -> type[PretrainedModel]:
-    """Return the class of a model by its name; its system is imported with it."""
+    """Return the class of a model by its name; its system is imported with it.
+
+    Raises
+    ------
+    KeyError
+        If neither this package, nor an installed or imported one, has it.
+    """
+    if name not in _PLACES:
+        for point in entry_points(group="cfm.models", name=name):
+            point.load()
+        return CLASSES[name]
     found: type[PretrainedModel] = getattr(import_module(f"cfm.models.{_PLACES[name]}"), name)
     return found
 
@@ -79,12 +90,15 @@ def load_model(
         name = published_model(path)
     if name is None:
         name = read_config(path)["model"] if path.is_dir() else load_checkpoint(source).model
-    if name not in _PLACES:
+    try:
+        model = model_class(name)
+    except KeyError as error:
         raise ValueError(
             f"Checkpoint {str(source)!r} holds a {name or 'nameless'} model; this version of cfm "
-            f"knows {sorted(_PLACES)}. Update cfm-tools, or choose another checkpoint."
-        )
-    return model_class(name).from_pretrained(source, device=device or "auto")
+            f"knows {sorted(_PLACES)}. Update cfm-tools, import the package that has the model, or "
+            "choose another checkpoint."
+        ) from error
+    return model.from_pretrained(source, device=device or "auto")
 
 
 def _named_in(path: Path) -> str | None:

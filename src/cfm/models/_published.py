@@ -40,6 +40,8 @@ PUBLISHED = {
     ),
     "Pulsar": Layout(model_type="PULSAR"),
 }
+#: Those of models of other packages, by name; they come first.
+FROM_OUTSIDE: dict[str, Layout] = {}
 
 
 def published_model(path: Path) -> str | None:
@@ -52,7 +54,7 @@ def published_model(path: Path) -> str | None:
         names, said = [found.name for found in path.iterdir() if found.is_file()], ""
     else:
         return None
-    for model, layout in PUBLISHED.items():
+    for model, layout in (FROM_OUTSIDE | PUBLISHED).items():
         pattern = layout.file if path.is_file() else layout.in_folder
         if any(re.fullmatch(pattern, name, re.IGNORECASE) for name in names if pattern):
             return model

@@ -87,7 +87,7 @@ _WRONG = (
 def validate_config(model: str, name: str, tensors: Sized) -> Iterator[None]:
     """Read settings, and make modules of them on the ``meta`` device: without memory.
 
-    Fill the modules with :func:`cfm.models._base.load_weights`, which compares every shape with
+    Fill the modules with :func:`cfm.models.base.load_weights`, which compares every shape with
     that of the stored tensor.
 
     Parameters

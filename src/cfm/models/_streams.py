@@ -139,7 +139,7 @@ class RowStream(SeededStream):
     weights
         ``(len(rows),)``, how often a row is drawn (with replacement) instead of once an epoch.
     block_size
-        Rows that are shuffled together; see :func:`cfm.data._row_order.shuffled_rows`.
+        Neighbouring rows that are shuffled together; 1 shuffles each row alone.
     n_processes
         Processes that share each batch. Of a last batch with fewer rows than processes each makes
         all if ``fixed``; in training it is left out.

@@ -48,7 +48,7 @@ _TALKATIVE = (
 class Recipe:
     """Settings of a training that all models have, beside the arguments of ``train``.
 
-    Attributes
+    Parameters
     ----------
     max_epochs, max_steps
         Passes over the data and optimiser steps where ``train`` is given neither: whichever ends
@@ -87,7 +87,8 @@ class Training(NamedTuple):
     plan
         Losses and optimiser.
     batches, checks
-        What to learn from and to judge by; see :class:`cfm.models._streams.StreamModule`.
+        Streams to learn from and to judge by, such as :class:`cfm.models.base.RowStream`.
+        ``checks`` may be a list of batches, or ``None`` for no validation.
     """
 
     plan: TrainingPlan
@@ -314,7 +315,7 @@ class TrainingRun:
 
     @property
     def layout(self) -> dict[str, int]:
-        """Of a :class:`cfm.models._streams.RowStream`: batches, processes, and blocks of rows."""
+        """Of a :class:`cfm.models.base.RowStream`: batches, processes, and blocks of rows."""
         out = {"batch_size": self.recipe.batch_size, "n_processes": self.n_processes}
         size = getattr(self.recipe, "block_size", None)
         return out if size is None else out | {"block_size": size}
@@ -330,7 +331,7 @@ class TrainingRun:
         Raises
         ------
         ValueError
-            If there are fewer rows than processes.
+            If there are fewer rows than processes, or there is no bound.
         """
         if n_batches < 1:
             raise ValueError(
@@ -339,6 +340,11 @@ class TrainingRun:
             )
         per_epoch = -(-n_batches // self._accumulate)
         max_epochs, max_steps = self.recipe.max_epochs, self.recipe.max_steps
+        if max_epochs is None and max_steps is None:
+            raise ValueError(
+                f"Neither train() nor {type(self.recipe).__name__} bounds the training; pass "
+                "max_epochs= or max_steps=."
+            )
         bounds = [max_steps, None if max_epochs is None else max_epochs * per_epoch]
         self.n_steps = min(bound for bound in bounds if bound is not None)
         self.n_epochs = -(-self.n_steps // per_epoch)

@@ -3,5 +3,13 @@
 from cfm.models.bulkformer._factor_model import LocalFactorModel
 from cfm.models.bulkformer._model import BulkFormer
 from cfm.models.bulkformer._module import SIZES, BulkFormerModule, BulkFormerSize
+from cfm.models.bulkformer._training import BulkFormerRecipe
 
-__all__ = ["SIZES", "BulkFormer", "BulkFormerModule", "BulkFormerSize", "LocalFactorModel"]
+__all__ = [
+    "SIZES",
+    "BulkFormer",
+    "BulkFormerModule",
+    "BulkFormerRecipe",
+    "BulkFormerSize",
+    "LocalFactorModel",
+]

@@ -34,7 +34,7 @@ class BulkFormerRecipe(Recipe):
     ``history`` are of the network alone. A linear term is not trained; fit it again
     (:meth:`cfm.models.BulkFormer.fit_linear_term`). A compound head is removed.
 
-    Attributes
+    Parameters
     ----------
     mask_share
         Share of the observed genes that is hidden.
@@ -54,7 +54,7 @@ class BulkFormerRecipe(Recipe):
         Neighbouring rows that are shuffled together where there are more than 8,192; 1 shuffles
         each row alone, which is slow on disk.
     max_epochs, max_steps, batch_size, validation_share, checkpoint_every
-        As for all models.
+        As of :class:`cfm.models.base.Recipe`.
     """
 
     max_epochs: int | None = 30

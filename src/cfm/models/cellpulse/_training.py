@@ -51,7 +51,7 @@ class CellPulseRecipe(Recipe):
     and the factors are compressed to the model's size. Profiles are drawn on the fly; an epoch has
     25 steps.
 
-    Attributes
+    Parameters
     ----------
     sources
         Further profiles by name of the study, such as :class:`cfm.data.ContrastPairs`.
@@ -66,7 +66,7 @@ class CellPulseRecipe(Recipe):
     n_unchanged
         Genes that do not move, added to each profile.
     max_epochs, max_steps, batch_size, lr, validation_share, checkpoint_every
-        As for all models.
+        As of :class:`cfm.models.base.Recipe`.
     """
 
     max_steps: int | None = 500

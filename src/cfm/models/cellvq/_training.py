@@ -76,7 +76,7 @@ class CellVQRecipe(Recipe):
     An open recipe: published are the task, the kinds of the losses and the quantiser. The shares,
     the weights and the schedule are ours, as is the decoder that sees the code.
 
-    Attributes
+    Parameters
     ----------
     freeze
         ``"encoder"`` trains the property heads and the decoder only: codes and embeddings of cells
@@ -116,7 +116,7 @@ class CellVQRecipe(Recipe):
         Neighbouring rows that are shuffled together where there are more than 8,192; 1 shuffles
         each row alone, which is slow on disk.
     max_epochs, max_steps, batch_size, lr, validation_share, checkpoint_every
-        As for all models.
+        As of :class:`cfm.models.base.Recipe`.
     """
 
     max_epochs: int | None = 100

@@ -4,6 +4,7 @@ from cfm.models.count_model._conditions import ConditionLevels
 from cfm.models.count_model._module import Conditions
 from cfm.models.lingshu._model import LingshuCell
 from cfm.models.lingshu._module import SIZES, LingshuModule, LingshuSize
+from cfm.models.lingshu._training import LingshuRecipe
 
 __all__ = [
     "SIZES",
@@ -11,5 +12,6 @@ __all__ = [
     "Conditions",
     "LingshuCell",
     "LingshuModule",
+    "LingshuRecipe",
     "LingshuSize",
 ]

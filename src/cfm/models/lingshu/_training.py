@@ -43,7 +43,7 @@ class LingshuRecipe(Recipe):
     (1,000 at most) and a cosine. Afterwards the model holds the running average of its weights,
     not the last ones.
 
-    Attributes
+    Parameters
     ----------
     count_term
         Start from :meth:`cfm.models.LingshuCell.fit_count_term`, which a model that knows depths,
@@ -76,7 +76,7 @@ class LingshuRecipe(Recipe):
         Neighbouring rows that are shuffled together where there are more than 8,192; 1 shuffles
         each row alone, which is slow on disk.
     max_epochs, max_steps, validation_share, checkpoint_every
-        As for all models.
+        As of :class:`cfm.models.base.Recipe`.
     """
 
     max_epochs: int | None = 100

@@ -33,7 +33,7 @@ Task = Literal["classification", "regression"]
 class HeadRecipe(Recipe):
     """How a head of a PULSAR is trained, beside its target.
 
-    Attributes
+    Parameters
     ----------
     target, task
         What :meth:`cfm.models.Pulsar.train_head` was given.

@@ -48,7 +48,7 @@ class InstrumentRecipe(Recipe):
     The loss is the mean squared error of the embedding under the condition; its curves, and the
     error of leaving the donor as it is, are in ``history``.
 
-    Attributes
+    Parameters
     ----------
     control
         Value of the registered condition that means none; must be given. A donor's rows with it
@@ -60,7 +60,7 @@ class InstrumentRecipe(Recipe):
     lr, weight_decay
         Of AdamW; warm-up over 5 % of the steps, then linear decay.
     max_epochs, max_steps, checkpoint_every
-        As for all models; an epoch goes through the pairs.
+        As of :class:`cfm.models.base.Recipe`; an epoch goes through the pairs.
     """
 
     max_epochs: int | None = 200

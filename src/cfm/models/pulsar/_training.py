@@ -44,7 +44,7 @@ class PulsarRecipe(Recipe):
     An open recipe: the authors published the weights of the losses and the shares, not the training
     code. Their masks hide correlated elements together; these hide random ones.
 
-    Attributes
+    Parameters
     ----------
     n_cells
         Cells of a draw, fewer of donors with less than twice as many.
@@ -64,7 +64,7 @@ class PulsarRecipe(Recipe):
     lr, weight_decay
         Of AdamW; warm-up over 5 % of the steps, then linear decay.
     max_epochs, max_steps, checkpoint_every
-        As for all models; an epoch goes through the donors.
+        As of :class:`cfm.models.base.Recipe`; an epoch goes through the donors.
     """
 
     max_epochs: int | None = 100
