@@ -19,6 +19,7 @@ from scvi.model.base import BaseModelClass
 
 from cfm._arguments import ABOVE_0, checks_arguments
 from cfm._tables import check_tables, load_tables
+from cfm.data import GeneVocabulary
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.hub import load_checkpoint, resolve, save_checkpoint
@@ -29,6 +30,7 @@ from cfm.models._training import TrainingRun
 from cfm.nn._distributed import first_process_does
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -348,6 +350,36 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         self.registry_ = manager.registry
         self.summary_stats = manager.summary_stats
 
+    def _require_own_data(self) -> None:
+        """Raise a ``ValueError`` if the model has no data."""
+        if self.adata is None:
+            name = type(self).__name__
+            raise ValueError(
+                f"The model has no data; give it some with {name}.from_pretrained(name, "
+                f"adata=adata) after {name}.setup_anndata(adata, …)."
+            )
+
+    def _vocabulary_of(
+        self, adata: AnnData | None, vocabulary: Sequence[str] | GeneVocabulary | None
+    ) -> GeneVocabulary:
+        """Return the genes of a new model: those given, else those of its data.
+
+        Raises
+        ------
+        ValueError
+            If there are neither.
+        """
+        if isinstance(vocabulary, GeneVocabulary):
+            return vocabulary
+        names = adata.var_names if vocabulary is None and adata is not None else vocabulary
+        if names is None:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} needs adata or vocabulary for its genes; found neither. To use a trained "
+                f"model, call {name}.from_pretrained(name)."
+            )
+        return GeneVocabulary(list(names))
+
     def _registered_layer(self) -> str | None:
         """Return the layer that was registered, ``None`` for ``X`` and for what is in ``obsm``."""
         entry = self.adata_manager.data_registry.get(REGISTRY_KEYS.X_KEY)
@@ -454,6 +486,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
             raise TypeError(
                 f"{type(self).__name__} is used as its authors trained it and is not trained here."
             )
+        self._require_own_data()
         run = TrainingRun(
             self,
             self.Recipe(),

@@ -147,15 +147,7 @@ class BulkFormer(PretrainedModel):
         **sizes: Any,
     ) -> None:
         super().__init__(adata)
-        if vocabulary is None:
-            if adata is None:
-                raise ValueError(
-                    "BulkFormer needs adata or vocabulary for its genes; found neither. To "
-                    "use a trained model, call BulkFormer.from_pretrained(folder)."
-                )
-            vocabulary = adata.var_names
-        if not isinstance(vocabulary, GeneVocabulary):
-            vocabulary = GeneVocabulary(list(vocabulary))
+        vocabulary = self._vocabulary_of(adata, vocabulary)
         self.vocabulary = vocabulary
         #: Whether the vocabulary contains names; published weights may come without a gene list.
         self.knows_genes = True
@@ -858,11 +850,7 @@ class BulkFormer(PretrainedModel):
 
     def _registered_reader(self) -> ExpressionReader:
         """Return a reader of the registered data."""
-        if self.adata is None:
-            raise ValueError(
-                "The model has no data; give it some with from_pretrained(name, adata=adata) "
-                "after BulkFormer.setup_anndata(adata, …)."
-            )
+        self._require_own_data()
         return self._reader(self.adata, self._registered_layer())
 
     def _positions(self, genes: Sequence[str] | None) -> np.ndarray:

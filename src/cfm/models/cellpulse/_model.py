@@ -143,15 +143,7 @@ class CellPulse(PretrainedModel):
         **sizes: Any,
     ) -> None:
         super().__init__(adata)
-        if vocabulary is None:
-            if adata is None:
-                raise ValueError(
-                    "CellPulse needs adata or vocabulary, from which it takes its genes; found "
-                    "neither. To use a trained model, call CellPulse.from_pretrained(name)."
-                )
-            vocabulary = adata.var_names
-        if not isinstance(vocabulary, GeneVocabulary):
-            vocabulary = GeneVocabulary(list(vocabulary))
+        vocabulary = self._vocabulary_of(adata, vocabulary)
         self.vocabulary = vocabulary
         self.size = named_size(size, SIZES, sizes)
         self.tokenizer = ProfileTokenizer(vocabulary, self.size.n_tokens)
@@ -267,11 +259,7 @@ class CellPulse(PretrainedModel):
 
     def _registered(self) -> tuple[StoredEffects, np.ndarray]:
         """Return the registered contrasts, which are not read yet, and the study of each."""
-        if self.adata is None:
-            raise ValueError(
-                "The model has no data; give it some with from_pretrained(name, adata=adata) "
-                "after CellPulse.setup_anndata(adata, …)."
-            )
+        self._require_own_data()
         layer = self._registered_layer()
         alignment = align_effects(self.adata, self.vocabulary, layer=layer)
         stored = StoredEffects(get_matrix(self.adata, layer=layer), alignment)

@@ -170,15 +170,7 @@ class CellVQ(PretrainedModel):
         **sizes: Any,
     ) -> None:
         super().__init__(adata)
-        if vocabulary is None:
-            if adata is None:
-                raise ValueError(
-                    "CellVQ needs adata or vocabulary to know its genes; found neither. To use a "
-                    "trained model, call CellVQ.from_pretrained(folder)."
-                )
-            vocabulary = adata.var_names
-        if not isinstance(vocabulary, GeneVocabulary):
-            vocabulary = GeneVocabulary(list(vocabulary))
+        vocabulary = self._vocabulary_of(adata, vocabulary)
         self._vocabulary: GeneVocabulary | None = vocabulary
         found = {} if adata is None else self.registered_labels()
         levels = {key: levels_of(labels) for key, labels in found.items()}
@@ -796,11 +788,6 @@ class CellVQ(PretrainedModel):
         return simulator.run(adata, reader, batch_size=batch_size, rounding=rounding)
 
     def _training(self, run: TrainingRun) -> AbstractContextManager[Training]:
-        if self.adata is None:
-            raise ValueError(
-                "The model has no data; give it some with from_pretrained(name, adata=adata) "
-                "after CellVQ.setup_anndata(adata, …)."
-            )
         return training_of(self, run)
 
     def _reader(

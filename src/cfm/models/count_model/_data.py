@@ -299,11 +299,7 @@ class RegisteredCounts(PretrainedModel):
 
     def _registered_reader(self) -> CountReader:
         """Return a reader of the registered counts."""
-        if self.adata is None:
-            raise ValueError(
-                "The model has no data; give it some with from_pretrained(name, adata=adata) "
-                f"after {type(self).__name__}.setup_anndata(adata, …)."
-            )
+        self._require_own_data()
         return CountReader(self.adata, self.vocabulary, self._registered_layer())
 
     def _conditions_of(self, obs: pd.DataFrame) -> Conditions:

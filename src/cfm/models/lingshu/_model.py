@@ -154,15 +154,7 @@ class LingshuCell(RegisteredCounts):
         **sizes: Any,
     ) -> None:
         super().__init__(adata)
-        if vocabulary is None:
-            if adata is None:
-                raise ValueError(
-                    "LingshuCell needs adata or vocabulary for its genes; found neither. To "
-                    "use a trained model, call LingshuCell.from_pretrained(folder)."
-                )
-            vocabulary = adata.var_names
-        if not isinstance(vocabulary, GeneVocabulary):
-            vocabulary = GeneVocabulary(list(vocabulary))
+        vocabulary = self._vocabulary_of(adata, vocabulary)
         self.vocabulary = vocabulary
         if levels is None:
             levels = ConditionLevels() if adata is None else self._registered_levels(adata)

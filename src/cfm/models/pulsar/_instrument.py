@@ -248,11 +248,7 @@ class VirtualInstrument(PretrainedModel):
 
     def _pairs(self, control: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return donors before, condition vectors, donors after, and names of the donors."""
-        if self.adata is None:
-            raise ValueError(
-                "The model has no data; give it some: VirtualInstrument(adata, conditions=table) "
-                "after VirtualInstrument.setup_anndata(adata, …)."
-            )
+        self._require_own_data()
         if control is None:
             raise ValueError("control= must name the condition that means none.")
         embedded = read_cells(self.adata, self._registered_rep(), self.size.donor_dim)

@@ -362,11 +362,7 @@ class Pulsar(PretrainedModel):
 
     def _registered_donors(self) -> Donors:
         """Read the registered donors."""
-        if self.adata is None:
-            raise ValueError(
-                "The model has no data; give it some with from_pretrained(name, adata=adata) "
-                "after Pulsar.setup_anndata(adata, …)."
-            )
+        self._require_own_data()
         key = self.adata_manager.get_state_registry(_DONOR_KEY).original_key
         return read_donors(self.adata, key, **self._registered_reading(self.size.input_dim))
 
