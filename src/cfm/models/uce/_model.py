@@ -237,19 +237,6 @@ class UCE(PretrainedModel):
             out[start : start + at_once] = embedded.cpu().numpy()
         return out
 
-    def train(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: UCE is used as its authors trained it.
-
-        Raises
-        ------
-        TypeError
-            Always.
-        """
-        raise TypeError(
-            "UCE is used as its authors trained it and is not trained here; train what reads its "
-            "embeddings, such as cfm.models.Pulsar."
-        )
-
     @classmethod
     @checks_arguments()
     @reads_checkpoint
