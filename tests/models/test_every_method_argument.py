@@ -6,6 +6,7 @@ import inspect
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -712,6 +713,31 @@ def test_each_argument_changes_the_result_or_must_not(name: str, argument: str) 
         _equal(a, b, tolerance) for a, b in zip(before, after, strict=True)
     )
     assert alike != changes
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        (_bulkformer, _log_tpm),
+        (_cellpulse, _contrasts),
+        (_cellvq, _cells),
+        (_lingshu_cell, _counts),
+        (lambda: _projected()[0], _counts_of_donors),
+        (_uce_model, _uce_cells),
+    ],
+)
+def test_own_data_are_read_as_registered(model: Callable[[], Any], data: Callable[[], Any]) -> None:
+    model, adata = copy(model()), data().copy()
+    model.setup_anndata(adata, layer="other")
+    model.attach(adata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, expected, other = (
+            model.get_latent_representation(*arguments[:1], **arguments[1])
+            for arguments in ((None, {}), (adata, {"layer": "other"}), (adata, {}))
+        )
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found - other).max() > 1e-4
 
 
 #: Not about results: data, files and tables, and what is tested beside training.

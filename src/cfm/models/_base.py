@@ -14,6 +14,7 @@ import torch
 import xxhash
 from anndata import AnnData
 from safetensors.torch import save as save_tensors
+from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
 
 from cfm._arguments import ABOVE_0, checks_arguments
@@ -289,6 +290,19 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
             return self.adata
         require_anndata(adata)
         return adata
+
+    def _registered_layer(self) -> str | None:
+        """Return the layer that was registered; ``None`` for ``X``."""
+        matrix = self.adata_manager.data_registry.get(REGISTRY_KEYS.X_KEY)
+        return matrix.attr_key if matrix is not None and matrix.attr_name == "layers" else None
+
+    def _matrix_or_own(
+        self, adata: AnnData | None, layer: str | None
+    ) -> tuple[AnnData, str | None]:
+        """Return the given AnnData and layer, or the model's own as registered."""
+        if adata is None and layer is None and self.adata is not None:
+            layer = self._registered_layer()
+        return self._adata_or_own(adata), layer
 
     def trained_here(self, studies: np.ndarray, **facts: Any) -> None:
         """Record that the weights are no longer those of the checkpoint they came from.

@@ -224,11 +224,6 @@ class BulkFormer(PretrainedModel):
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
-    def _registered_layer(self) -> str | None:
-        """Layer that was registered, ``None`` for ``X``."""
-        registered = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]
-        return registered.attr_key if registered.attr_name == "layers" else None
-
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
         self.require_genes()
@@ -857,7 +852,7 @@ class BulkFormer(PretrainedModel):
 
     def _reader(self, adata: AnnData | None, layer: str | None) -> ExpressionReader:
         """Return a reader of samples, by default the model's own; set the network to evaluation."""
-        adata = self._adata_or_own(adata)
+        adata, layer = self._matrix_or_own(adata, layer)
         self.require_genes()
         self.module.eval()
         return ExpressionReader(adata, self.vocabulary, layer=layer)
@@ -869,7 +864,7 @@ class BulkFormer(PretrainedModel):
                 "The model has no data; give it some with from_pretrained(name, adata=adata) "
                 "after BulkFormer.setup_anndata(adata, …)."
             )
-        return self._reader(self.adata, self._registered_layer())
+        return self._reader(None, None)
 
     def _positions(self, genes: Sequence[str] | None) -> np.ndarray:
         """Return the positions of genes in the vocabulary, of all by default."""

@@ -329,7 +329,7 @@ class CellPulse(PretrainedModel):
         ``(n, dim)`` float32, the output of the summary token. A contrast in which nothing moves
         has the embedding of an empty profile.
         """
-        adata = self._adata_or_own(adata)
+        adata, layer = self._matrix_or_own(adata, layer)
         self.module.eval()
         out = np.empty((adata.n_obs, self.module.dim), dtype=np.float32)
         for rows, _, tokens in self.encode_blocks(adata, layer=layer, batch_size=batch_size):
@@ -356,7 +356,7 @@ class CellPulse(PretrainedModel):
         weights
             ``(layers, heads, n + 1, n + 1)`` float32; rows (queries) sum to 1.
         """
-        adata = self._adata_or_own(adata)
+        adata, layer = self._matrix_or_own(adata, layer)
         self.module.eval()
         for _, _, tokens in self.encode_blocks(adata, layer=layer, batch_size=1):
             weights = self.module.attention(tokens.to(self.device))[0].float().cpu().numpy()
@@ -591,7 +591,7 @@ class CellPulse(PretrainedModel):
     ) -> Scores:
         """Return the scores of contrasts; see :class:`Scores`."""
         classifier = self.require_classifier()
-        adata = self._adata_or_own(adata)
+        adata, layer = self._matrix_or_own(adata, layer)
         parts = []
         for _, effects, _ in self.encode_blocks(adata, layer=layer, batch_size=batch_size):
             parts.append(classifier(torch.from_numpy(effects).to(self.device)))
@@ -626,7 +626,7 @@ class CellPulse(PretrainedModel):
         See :class:`VirusPrediction`. The most probable response is ``"none"`` where that has a
         probability of at least a half, else the kind with the highest.
         """
-        adata = self._adata_or_own(adata)
+        adata, layer = self._matrix_or_own(adata, layer)
         scores = self.predict_scores(adata, layer=layer, batch_size=batch_size)
         return predict_viruses(self.require_classifier(), scores, adata.obs_names, names)
 

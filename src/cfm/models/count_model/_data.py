@@ -304,9 +304,7 @@ class RegisteredCounts(PretrainedModel):
                 "The model has no data; give it some with from_pretrained(name, adata=adata) "
                 f"after {type(self).__name__}.setup_anndata(adata, …)."
             )
-        registered = self.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]
-        layer = registered.attr_key if registered.attr_name == "layers" else None
-        return CountReader(self.adata, self.vocabulary, layer)
+        return CountReader(self.adata, self.vocabulary, self._registered_layer())
 
     def _conditions_of(self, obs: pd.DataFrame) -> Conditions:
         """Return the conditions in the registered columns of ``obs``; depths are unknown."""

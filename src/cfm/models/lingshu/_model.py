@@ -397,7 +397,7 @@ class LingshuCell(RegisteredCounts):
         ValueError
             If values are no counts, or none of the model's genes is measured.
         """
-        adata = self._adata_or_own(adata)
+        adata, layer = self._matrix_or_own(adata, layer)
         self.module.eval()
         sampler = Sampler(self.module, self.inference_dtype(precision))
         reader = CountReader(adata, self.vocabulary, layer)

@@ -295,12 +295,6 @@ class Pulsar(PretrainedModel):
         key = self.adata_manager.get_state_registry(registry_key).original_key
         return None if key.startswith("_scvi") else str(key)
 
-    def _registered_layer(self) -> str | None:
-        """Return the layer with counts that was registered; ``None`` for ``X``."""
-        registry = self.adata_manager.data_registry
-        counts = registry.get(REGISTRY_KEYS.X_KEY)
-        return counts.attr_key if counts is not None and counts.attr_name == "layers" else None
-
     def _remember_names(self) -> None:
         """Keep what the registered data are called, for calls that do not say."""
         donor = self.adata_manager.get_state_registry(_DONOR_KEY).original_key
@@ -330,13 +324,11 @@ class Pulsar(PretrainedModel):
         layer
             Layer with counts instead of ``X``, for a model that reads them.
         """
-        own = adata is None
-        adata = self._adata_or_own(adata)
+        adata, layer = self._matrix_or_own(adata, layer)
         donor_key = donor_key or self.provenance.get("donor_key", USUAL_DONOR)
         if self.projection is not None:
             if use_rep is not None:
                 raise ValueError(_own_projection(use_rep))
-            layer = self._registered_layer() if own and layer is None else layer
         else:
             _refuse_layer(layer, "a representation")
             use_rep = self._rep_of(adata, use_rep)

@@ -185,7 +185,7 @@ class UCE(PretrainedModel):
             If the model has no gene table, the matrix does not hold counts, too few genes are
             found, or a cell expresses none of them.
         """
-        adata = self._adata_or_own(adata)
+        adata, layer = self._matrix_or_own(adata, layer)
         alignment = self._align(adata)
         assert self.genes is not None
         maker = SentenceMaker.from_table(self.genes, sample_size)
