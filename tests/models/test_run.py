@@ -17,6 +17,7 @@ import torch
 from cfm import models
 from cfm.models._streams import SeededStream
 from cfm.models._training import Recipe, TrainingRun, count_processes
+from cfm.models.bulkformer._factor_model import LocalFactorModel
 from tests import _bulk
 from tests._trainings import CASES
 
@@ -215,10 +216,9 @@ def test_strategies_are_those_that_the_model_needs() -> None:
         assert run_of(strategy="deepspeed")._strategy(plan) == "deepspeed"
 
 
-def test_small_whole_numbers_stay_out_of_the_exchange() -> None:
-    from cfm.models.pulsar._training import StepPlan
-
-    module = torch.nn.BatchNorm1d(2)
-    module.register_buffer("largest", torch.zeros(2, dtype=torch.int16))
-    plan = StepPlan(module, lambda b: {}, lr=0.1, weight_decay=0.0, n_steps=1)
-    assert plan._ddp_params_and_buffers_to_ignore == ["module.largest"]
+def test_processes_can_exchange_the_state_of_every_model() -> None:
+    """Neither gloo nor NCCL sends int16."""
+    makes = (CASES[name].make for name in ("bulkformer", "lingshu", "cellvq", "cellpulse"))
+    states = [make().module.state_dict() for make in makes]
+    states.append(LocalFactorModel(4, 3, 5, 2).state_dict())
+    assert torch.int16 not in {t.dtype for state in states for t in state.values()}

@@ -200,7 +200,10 @@ def check_indices(matrix: Any, where: str) -> Any:
         If an index or the pointer of a matrix in memory is out of range.
     """
     if hasattr(matrix, "map_blocks"):
-        return matrix.map_blocks(check_sparse, f"a block of {where}", meta=matrix._meta)
+        from dask.array.utils import meta_from_array
+
+        meta = meta_from_array(matrix)
+        return matrix.map_blocks(check_sparse, f"a block of {where}", meta=meta)
     return check_sparse(matrix, where)
 
 

@@ -120,12 +120,6 @@ class TrainingPlan(pl.LightningModule):
         super().__init__()
         self.module: Any = module
         self.checkpoints: Checkpoints | None = None
-        # Processes that train together need not exchange them, and cannot: no backend sends them.
-        self._ddp_params_and_buffers_to_ignore = [
-            name
-            for name, buffer in self.named_buffers()
-            if buffer.dtype in (torch.int8, torch.int16)
-        ]
         # for each kind, sum and weight of each curve in the present epoch
         self._sums: dict[str, dict[str, tuple[Tensor, int]]] = {}
 

@@ -51,6 +51,7 @@ class GroupCompression(nn.Module):
         # Gene at each position; its inverse follows from it.
         self.register_buffer("permutation", torch.randperm(n_genes))
         self.register_buffer("position", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.register_load_state_dict_post_hook(_forget_position)
 
     def positions(self) -> Tensor:
         """Return the position of each gene in the order of the groups, ``(n_genes,)`` int64."""
@@ -60,10 +61,6 @@ class GroupCompression(nn.Module):
             with torch.inference_mode(False):  # training may use it next
                 self.position = torch.argsort(self.permutation)
         return self.position
-
-    def _load_from_state_dict(self, *args: object) -> None:
-        super()._load_from_state_dict(*args)  # type: ignore[arg-type]
-        self.position = torch.empty(0, dtype=torch.int64)  # found again when it is needed
 
     def table(self, embedding: Tensor) -> Tensor:
         """Return what each value adds from each place, ``(group_size * v, dim)``.
@@ -115,3 +112,8 @@ class GroupCompression(nn.Module):
         ``(group_size, v, dim)``: for each place, from a group's token to the head's output.
         """
         return torch.matmul(head, self.up.weight.view(self.group_size, -1, self.up.in_features))
+
+
+def _forget_position(groups: nn.Module, loaded: object) -> None:
+    """Drop what follows from the permutation; it is computed again when it is needed."""
+    groups.position = torch.empty(0, dtype=torch.int64)

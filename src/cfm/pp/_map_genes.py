@@ -237,6 +237,8 @@ def _merge_columns(matrix: Any, member: sparse.csr_matrix, aggregate: Aggregate)
     """
     dtype = _merged_dtype(matrix.dtype, aggregate)
     if hasattr(matrix, "map_blocks"):  # dask stays lazy, a block of rows at a time
+        from dask.array.utils import meta_from_array
+
         whole_rows = matrix.rechunk({1: -1})
         return whole_rows.map_blocks(
             _merge_columns,
@@ -244,7 +246,7 @@ def _merge_columns(matrix: Any, member: sparse.csr_matrix, aggregate: Aggregate)
             aggregate=aggregate,
             dtype=dtype,
             chunks=(whole_rows.chunks[0], (member.shape[1],)),
-            meta=matrix._meta,
+            meta=meta_from_array(matrix),
         )
     weights: Any = member.astype(dtype)
     if aggregate == "mean":

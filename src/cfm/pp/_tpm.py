@@ -258,8 +258,10 @@ def _sums(block: Any) -> np.ndarray:
 def _log_tpm_any(matrix: Any, weight: np.ndarray) -> Any:
     """Apply :func:`_log_tpm` to any storage; sparse stays sparse, dask stays lazy."""
     if hasattr(matrix, "map_blocks"):
+        from dask.array.utils import meta_from_array
+
         whole_rows = matrix.rechunk({1: -1})
-        meta = whole_rows._meta.astype(np.float32)
+        meta = meta_from_array(whole_rows).astype(np.float32)
         return whole_rows.map_blocks(_log_tpm, weight=weight, dtype=np.float32, meta=meta)
     blocks = [_log_tpm(block, weight) for _, block in row_blocks(matrix)]
     if not sparse.issparse(blocks[0]):

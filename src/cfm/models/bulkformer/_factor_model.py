@@ -93,7 +93,7 @@ class LocalFactorModel(nn.Module):
         self.register_buffer("usual", torch.ones(n_groups))
         self.register_buffer("scores", torch.zeros(n_rows, n_factors, dtype=torch.int8))
         self.register_buffer("score_scale", torch.ones(n_factors))
-        self.register_buffer("group", torch.zeros(n_rows, dtype=torch.int16))
+        self.register_buffer("group", torch.zeros(n_rows, dtype=torch.int32))
         #: λ, κ and τ.
         self.register_buffer("settings", torch.tensor([0.1, 0.05, 0.1]))
         #: Share of this model in a blended prediction; the rest is the network's.
@@ -188,7 +188,7 @@ class LocalFactorModel(nn.Module):
             "measured": measured,
             "scores": rounded_scores,
             "score_scale": score_scale.ravel(),
-            "group": groups.astype(np.int16),
+            "group": groups.astype(np.int32),
         }
         for name, array in filled.items():
             getattr(model, name).copy_(torch.from_numpy(np.ascontiguousarray(array)))

@@ -146,7 +146,7 @@ class LingshuModule(nn.Module):
         # Library sizes in training at evenly spaced ranks: of all cells, then of each source.
         self.register_buffer("depth_quantiles", torch.zeros(1 + n_sources, 65 if depth else 0))
         # Largest value that a gene is given when cells are made.
-        self.register_buffer("largest", torch.full((n_genes,), N_VALUES - 1, dtype=torch.int16))
+        self.register_buffer("largest", torch.full((n_genes,), N_VALUES - 1, dtype=torch.int32))
         #: Added to the logits; the network then says what conditions alone do not.
         self.count_term: Any = None
         self._initialise(0.5 / math.sqrt(dim))

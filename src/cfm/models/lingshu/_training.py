@@ -130,7 +130,7 @@ def count_ranges(reader: CountReader, rows: np.ndarray) -> tuple[np.ndarray, np.
     Returns
     -------
     largest
-        ``(n_genes,)`` int16 tokens: of twice the largest count, as a cell may be made under
+        ``(n_genes,)`` int32 tokens: of twice the largest count, as a cell may be made under
         conditions that none was seen under.
     depth
         ``(len(rows),)`` int64.
@@ -142,7 +142,7 @@ def count_ranges(reader: CountReader, rows: np.ndarray) -> tuple[np.ndarray, np.
         largest = np.maximum(largest, counts.max(axis=0))
         depth.append(np.maximum(counts, 0).sum(axis=1))
     limit = np.where(reader.measured, quantise(2 * largest + _MARGIN), OVERFLOW)
-    return limit.astype(np.int16), np.concatenate(depth)
+    return limit.astype(np.int32), np.concatenate(depth)
 
 
 def depth_quantiles(

@@ -215,7 +215,7 @@ def fit_head(
     finally:  # also an interrupted head answers in the units of the target
         assert module.head is not None
         _rescale(module.head, mean, spread, targets)
-    run.facts |= {"target": recipe.target, "n_donors": len(sides[0])}
+    run.facts |= {"target": recipe.target, "max_steps": n_steps, "n_donors": len(sides[0])}
 
 
 def check_head(head: Any) -> None:

@@ -242,6 +242,7 @@ class VirtualInstrument(PretrainedModel):
             np.array([], dtype=object),
             **facts,
             training_seed=run.seed,
+            max_steps=run.n_steps,
             n_pairs=int((~out).sum()),
             training_donors=sorted(set(donors[~out].astype(str))),
         )

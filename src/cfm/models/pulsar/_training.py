@@ -214,16 +214,16 @@ class StepPlan(TrainingPlan):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on one batch."""
-        return self._write("train", self.losses(batch))
+        return self._write("train", batch, batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Losses on what is not trained on."""
-        self._write("validation", self.losses(batch))
+        self._write("validation", batch, batch_idx)
 
-    def _write(self, kind: str, found: dict[str, Tensor]) -> Tensor:
+    def _write(self, kind: str, batch: Any, number: int) -> Tensor:
         """Add the losses of a batch to the curves, and return that which is trained on."""
-        for name, value in found.items():
-            self.add(kind, f"{kind}_{name}", value.detach(), 1)  # each batch counts once
+        found = self.losses(batch)
+        self.write(kind, found, number, len(batch[0]))
         return found["loss"]
 
 
