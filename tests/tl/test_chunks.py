@@ -273,7 +273,7 @@ def test_other_statistics_of_the_same_codes_need_no_model(
     out = tmp_path / "out.zarr"
     with pytest.raises(ValueError, match="n_groups is 60"):
         cfm.tl.cell_codes(cells, small_model(), n_groups=60, output=out, chunk_size=10)
-    monkeypatch.setattr(CellVQ, "_encode", None)
+    monkeypatch.setattr(CellVQ, "_encoded", None)
     found = cfm.tl.cell_codes(cells, small_model(), n_groups=1, output=out, chunk_size=10)
     assert found.obs["cell_code_group"].tolist() == ["0"] * 50
 

@@ -214,5 +214,5 @@ def test_the_trial_in_bfloat16_fits_into_few_positions() -> None:
 
 
 def test_it_is_not_trained(model: UCE) -> None:
-    with pytest.raises(TypeError, match="no training here"):
+    with pytest.raises(TypeError, match="used as its authors trained it"):
         model.train()
