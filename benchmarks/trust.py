@@ -95,8 +95,8 @@ def table() -> pd.DataFrame:
             "700 blood cells of another laboratory",
             f"right {number(types['types'], 'cellvq-mini', **mean)}",
             f"{number(types['types'], linear, **mean)} {linear}",
-            "less sure than of 95 % of the cells of a study left out; "
-            "other tissues are not recognised",
+            "`unknown` where less sure than of 95 % of known cells; "
+            "other tissues are often named (below)",
         ),
         (
             "`impute`, `bulkformer-mini`",

@@ -66,7 +66,7 @@ cells (minutes), or load the authors' weights. Research use only.
   another type or tissue gets one of these names, or `unknown` where the head is less sure than of
   95 % of the cells of a study left out. In another laboratory's blood it names {right:.0%} right as
   a mean over types; logistic regression on expression, fitted to the genes that both have,
-  {linear:.0%} (table below). Types are read from expression; the embedding is behind (56%).
+  {linear:.0%} (table below). Types are read from expression, not from the embedding.
 - Cells of Hao 2021, by which it knows NK cells, dendritic cells and platelets, were named by marker
   genes of their clusters and not by their authors.
 - **Codes are coarse.** A code is a neighbourhood in its space of 32 numbers, not a cell state that

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from scvi.data import AnnDataManager
+
     from cfm.hub import Checkpoint
     from cfm.models._training import Recipe, Training
 
@@ -380,9 +382,10 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
             )
         return GeneVocabulary(list(names))
 
-    def _registered_layer(self) -> str | None:
+    def _registered_layer(self, manager: AnnDataManager | None = None) -> str | None:
         """Return the layer that was registered, ``None`` for ``X`` and for what is in ``obsm``."""
-        entry = self.adata_manager.data_registry.get(REGISTRY_KEYS.X_KEY)
+        registry = (manager or self.adata_manager).data_registry
+        entry = registry.get(REGISTRY_KEYS.X_KEY)
         return entry.attr_key if entry is not None and entry.attr_name == "layers" else None
 
     def _given_or_own(

@@ -55,9 +55,10 @@ def predict_properties(
     Each cell gets one of the classes that a head was trained on, or ``"unknown"`` where the head is
     less sure than of 95 % of the cells that were held out of its training. Heads trained here read
     expression, by linear discriminant analysis for the genes that are measured, unless the head on
-    the embedding named more held-out cells right; published heads read the embedding. A cell of a
-    type that the head was not trained on is often called by the nearest type with as much
-    confidence (see the guide): look at cells that you know. To learn a property from your own
+    the embedding named more held-out cells right; published heads read the embedding. Most cells of
+    a type that the head was not trained on get the name of the nearest type, with less confidence.
+    A larger ``unknown`` leaves more of them open, and more of the known types (page *Trust* of the
+    guide has the numbers). To learn a property from your own
     labels, see :func:`cfm.tl.probe`, or train a model with ``labels_keys=``.
 
     Parameters

@@ -208,3 +208,30 @@ def test_heads_come_back_from_their_state() -> None:
     np.testing.assert_array_equal(again.predict(x)["tissue"], heads.predict(x)["tissue"])
     again.change({"tissue": None})
     assert (list(again.classes), again.confidence_levels, len(again)) == ([], {}, 0)
+
+
+def test_cells_without_the_genes_of_a_head_are_missing() -> None:
+    cells, truth = two_kinds(40)
+    told = small_model(properties={"kind": ["even", "odd"]})
+    index = pd.Index(told.vocabulary.genes)
+    own = cells[:, :20]
+    told.module.property_heads.fit_expression(
+        "kind", own.X, truth, genes=index.get_indexer(own.var_names), n_genes=len(index)
+    )
+    cells.X[3, :20] = 0  # it expresses other genes of the model
+    found = told.predict_properties(cells)["kind"].isna().any(axis=1)
+    assert found.to_numpy().nonzero()[0].tolist() == [3]
+
+
+def test_heads_that_are_not_learned_stay() -> None:
+    cells, truth = two_kinds(60)
+    cells.obs["kind"], cells.obs["other"] = pd.Categorical(truth), pd.Categorical(truth)
+    CellVQ.setup_anndata(cells, labels_keys=["kind", "other"])
+    model = expression_model(cells, truth)
+    model.attach(cells)
+    before = model.predict_properties(cells, "kind")["kind"]
+    with pytest.raises(KeyError, match="names no heads"):
+        model.train(max_steps=1, property_weight={"none": 1.0}, enable_progress_bar=False)
+    pd.testing.assert_frame_equal(model.predict_properties(cells, "kind")["kind"], before)
+    model.train(max_steps=1, property_weight={"kind": 0.0}, enable_progress_bar=False)
+    pd.testing.assert_frame_equal(model.predict_properties(cells, "kind")["kind"], before)

@@ -185,3 +185,16 @@ def test_bfloat16_is_used_only_where_donors_keep_apart(
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="float32 is used"):
         patch.setattr(model.module, "bfloat16_agreement", lambda: 0.98)
         np.testing.assert_array_equal(model.get_latent_representation(adata), exact)
+
+
+def test_data_that_do_not_fit_are_not_attached() -> None:
+    cohort = donors((30, 20, 25), width=10)
+    Pulsar.setup_anndata(cohort, use_rep="X_uce")
+    model = Pulsar(cohort, dim=32, encoder_layers=1, encoder_ff=64, decoder_ff=64)
+    before = model.adata, model.registry_, model.summary_stats
+    wide = donors((30, 20, 25), width=12)
+    Pulsar.setup_anndata(wide, use_rep="X_uce")
+    with pytest.raises(ValueError, match="12"):
+        model.attach(wide)
+    after = model.adata, model.registry_, model.summary_stats
+    assert all(old is new for old, new in zip(before, after, strict=True))

@@ -78,13 +78,15 @@ class ExpressionHead(nn.Module):
 
         Returns
         -------
-        ``(b, n_classes)`` float64.
+        ``(b, n_classes)`` float64; ``NaN`` for cells without a count of the genes of the head.
         """
         arrays = {name: getattr(self, name).cpu().numpy().astype(float) for name in ARRAYS}
         genes = np.flatnonzero(measured & (arrays["abundance"] > 0))
         counts = np.expm1(values[:, genes].toarray().astype(float))
         found = GeneDiscriminant(**arrays | {"slope": float(arrays["slope"])})
-        return np.exp(found.log_probabilities(counts, genes))
+        out = np.exp(found.log_probabilities(counts, genes))
+        out[counts.sum(axis=1) == 0] = np.nan
+        return out
 
 
 class PropertyHeads(nn.ModuleList):

@@ -647,15 +647,13 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
     module, seed, frozen = model.module, run.seed, recipe.freeze is not None
     reader = model.registered_reader()
     labels = training_labels(model, seed)
-    expression = module.property_heads.expression()  # those that are learned come back if better
-    for name in expression:
-        if (labels[:, list(model.properties).index(name)] >= 0).any():
-            model.set_properties({name: model.properties[name]}, seed=seed)
     weights = loss_weights(module, labels, recipe)
     studies = model.registered_categories(STUDY)
     training, validation = split_rows(
         reader.expressing(), studies, recipe.validation_share, recipe.n_validation, seed
     )
+    is_learned = (labels[training] >= 0).any(axis=0) & (np.array(weights.properties) > 0)
+    learned = [name for name, yes in zip(model.properties, is_learned, strict=True) if yes]
     if recipe.class_weights:
         n_classes = [len(names) for names in model.properties.values()]
         weights = weights.balanced(labels[training], n_classes)
@@ -695,10 +693,11 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
         if fresh and module.expression_term is not None:
             module.expression_term.start([cells.to(model.device) for cells in examples])
         projection = centred_projection(module, examples, fresh=fresh)
+    for name in module.property_heads.expression():
+        if name in learned:  # by a linear head; expression is tried again after the training
+            model.set_properties({name: model.properties[name]}, seed=seed)
     with without_gradients(frozen_parts), projection:
         yield Training(plan, batches, checks)
-    is_learned = (labels[training] >= 0).any(axis=0) & (np.array(weights.properties) > 0)
-    learned = [name for name, yes in zip(model.properties, is_learned, strict=True) if yes]
     answers = measure_confidence(module, plan.checked, learned)
     for name in learned if recipe.head_input == "best" else ():
         column = labels[:, list(model.properties).index(name)]

@@ -280,18 +280,14 @@ class Pulsar(PretrainedModel):
 
     def attach(self, adata: AnnData) -> None:
         """Attach data that were registered with ``setup_anndata``, for further training."""
-        before = self._adata, self._adata_manager
+        manager = self._get_most_recent_anndata_manager(adata, required=True)
+        represent(adata, **self._registered_reading(self.size.input_dim, manager))
         super().attach(adata)
-        try:
-            represent(adata, **self._registered_reading(self.size.input_dim))
-        except Exception:
-            self._adata, self._adata_manager = before
-            raise
         self._remember_names()
 
-    def _registered_rep(self) -> str | None:
+    def _registered_rep(self, manager: AnnDataManager | None = None) -> str | None:
         """Return the name in ``obsm`` that was registered; ``None`` if counts were."""
-        registry = self.adata_manager.data_registry
+        registry = (manager or self.adata_manager).data_registry
         return str(registry[_CELLS_KEY].attr_key) if _CELLS_KEY in registry else None
 
     def _registered_column(self, registry_key: str) -> str | None:
@@ -366,15 +362,17 @@ class Pulsar(PretrainedModel):
         key = self.adata_manager.get_state_registry(_DONOR_KEY).original_key
         return read_donors(self.adata, key, **self._registered_reading(self.size.input_dim))
 
-    def _registered_reading(self, width: int | None) -> dict[str, Any]:
-        """Return how the registered cells are read.
+    def _registered_reading(
+        self, width: int | None, manager: AnnDataManager | None = None
+    ) -> dict[str, Any]:
+        """Return how cells are read that were registered, by default those of the model.
 
         Raises
         ------
         ValueError
             If they were not registered as the model reads them.
         """
-        rep = self._registered_rep()
+        rep = self._registered_rep(manager)
         if rep is not None and self.projection is not None:
             raise ValueError(_own_projection(rep))
         if rep is None and self.projection is None:
@@ -387,7 +385,7 @@ class Pulsar(PretrainedModel):
             "use_rep": rep,
             "width": width,
             "projection": self.projection,
-            "layer": self._registered_layer(),
+            "layer": self._registered_layer(manager),
         }
 
     def _donor_values(self, registry_key: str, donors: Donors) -> np.ndarray:
