@@ -119,8 +119,6 @@ SCORE_COLUMNS = (
 #: Its ``method`` for half of the real perturbed cells against the other half.
 CEILING = "ceiling"
 
-#: Modality of a MuData that :func:`cfm.tl.embed_donors` adds.
-DONORS = "donors"
 #: ``obs[N_CELLS]`` and ``obs[N_CELLS_USED]`` of its donors: cells, and cells in a draw.
 N_CELLS, N_CELLS_USED = "n_cells", "n_cells_used"
 #: ``obs[key + SPREAD]``: root mean squared distance of single draws from their mean.

@@ -9,8 +9,8 @@ from scipy import sparse
 
 from cfm._arguments import check_choice
 from cfm.data._matrix import get_matrix, in_memory_frame
-from cfm.data._modality import require_anndata
 from cfm.data._row_buffer import RowBuffer
+from cfm.data._takes_anndata import require_anndata
 from cfm.data._units import check_single_cells
 from cfm.data._warn import warn_user
 

@@ -20,7 +20,6 @@ import pandas as pd
 import xxhash
 from anndata import AnnData
 from cloudpickle import Pickler  # graphs of dask hold functions of any kind
-from mudata import MuData
 from scipy import sparse
 
 from cfm.data._matrix import row_blocks
@@ -38,7 +37,7 @@ def input_files(*inputs: Any) -> list[Path]:
     Parameters
     ----------
     inputs
-        Any number of AnnData, MuData, paths, lists of them, and ``None``. Of an AnnData everything
+        Any number of AnnData, paths, lists of them, and ``None``. Of an AnnData everything
         is looked at: matrices that are backed, lazy, of dask or opened with
         :func:`cfm.data.open_files`, tables, ``raw`` and ``uns``, also through a view.
     """
@@ -47,8 +46,6 @@ def input_files(*inputs: Any) -> list[Path]:
         if isinstance(each, AnnData):
             for part in _parts(each):
                 walk.dump(part)
-        elif isinstance(each, MuData):
-            walk.files.update(input_files(each.filename, *each.mod.values()))
         elif isinstance(each, str | os.PathLike):
             walk.files.add(Path(each))
         elif isinstance(each, Sequence):

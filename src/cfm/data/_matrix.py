@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anndata import AnnData
-    from mudata import MuData
 
 #: A block of rows is cut so that its dense form stays near this many values (32 MiB in float32).
 _BLOCK_VALUES = 8_000_000
@@ -49,60 +48,6 @@ class CountSummary:
     library_size: np.ndarray
     fractional: bool
     maximum: float
-
-
-def select_modality(
-    data: AnnData | MuData, modality: str | None = None, columns: tuple[str, ...] = ()
-) -> tuple[AnnData, pd.DataFrame]:
-    """Return the AnnData to work on and its ``obs``.
-
-    Parameters
-    ----------
-    data
-        An AnnData, or a MuData of which one modality is taken.
-    modality
-        Name of the modality; may be left out where there is only one. Not for an AnnData.
-    columns
-        ``obs`` columns that will be needed. Those that only ``MuData.obs`` has (as ``column`` or
-        ``modality:column``) are added to the returned frame, matched by observation name.
-
-    Returns
-    -------
-    The AnnData, and its ``obs`` (a copy where columns were added).
-
-    Raises
-    ------
-    TypeError
-        If ``data`` is neither an AnnData nor a MuData.
-    ValueError, KeyError
-        If ``modality`` is missing, superfluous or unknown.
-    """
-    import anndata as ad
-    import mudata as md
-
-    if isinstance(data, ad.AnnData):
-        if modality is not None:
-            raise ValueError(
-                f"modality={modality!r} was given for an AnnData, which has none; "
-                "leave it out or pass the MuData."
-            )
-        return data, in_memory_frame(data.obs)
-    if not isinstance(data, md.MuData):
-        raise TypeError(f"expected an AnnData or a MuData, found {type(data).__name__}.")
-    names = list(data.mod)
-    if modality is None:
-        if len(names) != 1:
-            raise ValueError(f"the MuData has modalities {names}; choose one with modality=.")
-        modality = names[0]
-    if modality not in names:
-        raise KeyError(f"the MuData has no modality {modality!r}; it has {names}.")
-    adata = data.mod[modality]
-    obs = adata.obs
-    for column in columns:
-        for name in (column, f"{modality}:{column}"):
-            if column not in obs.columns and name in data.obs.columns:
-                obs = obs.assign(**{column: data.obs[name].reindex(obs.index)})
-    return adata, obs
 
 
 def in_memory_frame(frame: Any) -> pd.DataFrame:

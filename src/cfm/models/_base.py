@@ -21,7 +21,7 @@ from cfm._arguments import ABOVE_0, checks_arguments
 from cfm._tables import check_tables, load_tables
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import in_memory_frame
-from cfm.data._modality import require_anndata
+from cfm.data._takes_anndata import require_anndata
 from cfm.hub import load_checkpoint, resolve, save_checkpoint
 from cfm.hub._replace import reads_checkpoint
 from cfm.models._precision import LEAST_AGREEMENT, Precision, inference_dtype

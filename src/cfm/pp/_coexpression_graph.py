@@ -10,14 +10,13 @@ from scipy import sparse, stats
 from cfm._arguments import SHARE
 from cfm._fields import PARAMS
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._takes_anndata import takes_anndata
 from cfm.data._units import looks_like_counts
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from mudata import MuData
 
 #: Correlations are compared in these steps: what differs by rounding only is a tie.
 _STEPS = 1_000_000
@@ -29,9 +28,9 @@ _TILE = 2048
 _CHANCE = 0.05
 
 
-@on_modality(ranges={"min_correlation": SHARE})
+@takes_anndata(ranges={"min_correlation": SHARE})
 def coexpression_graph(
-    adata: AnnData | MuData,
+    adata: AnnData,
     *,
     layer: str | None = None,
     n_neighbors: int = 20,
@@ -39,9 +38,8 @@ def coexpression_graph(
     symmetric: bool = False,
     block_size: int = 512,
     key_added: str = "coexpression",
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     r"""Link each gene to those whose expression correlates most with its own.
 
     The weight of genes :math:`g` and :math:`h` is the absolute Pearson correlation
@@ -72,8 +70,6 @@ def coexpression_graph(
         ``n_obs × n_vars²``.
     key_added
         Where the result goes.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -117,7 +113,6 @@ def coexpression_graph(
     >>> adata.varp["coexpression"].toarray()[0].round(2).tolist()
     [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
-    require_anndata(adata)
     check_key(key_added)
     matrix = get_matrix(adata, layer=layer)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
@@ -152,7 +147,6 @@ def coexpression_graph(
             "symmetric": bool(symmetric),
             "weight": "absolute Pearson correlation",
             "n_obs": int(adata.n_obs),
-            "modality": modality or "",
         },
         "n_edges": int(graph.nnz),
         "n_constant": int(adata.n_vars - len(varies)),

@@ -19,9 +19,9 @@ from cfm.data._matrix import (
     get_matrix,
     in_memory_frame,
     read_rows,
-    select_modality,
     to_dense,
 )
+from cfm.data._takes_anndata import require_anndata
 from cfm.pp._contrast_pairs import Samples, make_pairs
 from cfm.pp._deseq2 import MIN_REPLICATES, deseq2
 from cfm.pp._design import Contrast, Skipped, build_design, check_columns, describe, find_control
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
-    from mudata import MuData
 
     from cfm.data._pairs import ContrastPairs
 
@@ -47,7 +46,7 @@ Units = Literal["counts", "log"]
 
 @checks_arguments(min_cells=0, memory_mib=ABOVE_0, prior_count=ABOVE_0)
 def contrasts(
-    adata: AnnData | MuData,
+    adata: AnnData,
     groupby: str,
     control: Any,
     *,
@@ -61,7 +60,6 @@ def contrasts(
     shrink: bool = False,
     n_cpus: int | None = 1,
     memory_mib: float = 512,
-    modality: str | None = None,
 ) -> AnnData | ContrastPairs:
     """Make one differential-expression profile per contrast.
 
@@ -107,13 +105,11 @@ def contrasts(
         For ``mode="pairs"`` with samples on disk: log2 values that take more than this many MiB
         (4 bytes per sample and gene) are left there, read when a pair needs them, and as many MiB
         of those asked for last are kept. The file has to stay open. Profiles are the same.
-    modality
-        Modality of a MuData. Columns that only ``MuData.obs`` has are found too.
 
     Returns
     -------
-    For ``"replicates"`` and ``"test"`` a new AnnData (also for a MuData, as contrasts share no
-    observations with it), one row per contrast, ordered by stratum and level:
+    For ``"replicates"`` and ``"test"`` a new AnnData, one row per contrast, ordered by stratum and
+    level:
 
     ``adata.X``
         log2 fold changes, float32, dense, no NaN. A gene without counts in the contrast has 0.
@@ -180,8 +176,9 @@ def contrasts(
     keys = [groupby, *strata]
     if sample_key is not None and sample_key not in keys:
         keys.append(sample_key)
-    adata, obs = select_modality(adata, modality, tuple(keys))
+    require_anndata(adata)
     check_tables(adata, keys)
+    obs = in_memory_frame(adata.obs)
     get_matrix(adata, layer=layer)  # that there is one, before its samples are looked at
     check_columns(obs, groupby, strata, sample_key)
     control = find_control(obs[groupby], control)
@@ -214,7 +211,6 @@ def contrasts(
         "min_cells": min_cells,
         "prior_count": float(prior_count),
         "shrink": shrink,
-        "modality": modality or "",
         "fractional_counts": fractional,
         "n_samples": int(np.unique(np.concatenate([c.rows for c in found])).size),
     }

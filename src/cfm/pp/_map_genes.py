@@ -15,8 +15,8 @@ from cfm._fields import MAP_GENES, PARAMS
 from cfm._tables import check_tables
 from cfm.data._gene_ids import Organism, map_identifiers
 from cfm.data._matrix import LOG_CEILING, row_blocks, stored_matrix
-from cfm.data._modality import require_anndata
 from cfm.data._store import keep_genes, warn_overwritten
+from cfm.data._takes_anndata import require_anndata
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:

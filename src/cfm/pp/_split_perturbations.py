@@ -11,8 +11,8 @@ import pandas as pd
 from cfm._arguments import PART
 from cfm._fields import PARAMS, params_of
 from cfm.data._matrix import check_not_empty, check_unique_names, in_memory_frame
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target
+from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
 from cfm.pp._perturbation_parts import Parts, parts_of
 
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
-    from mudata import MuData
 
 HoldOut = Literal["group", "perturbation", "combination", "cells"]
 _SHARE = {"group": 0.2, "perturbation": 0.2, "combination": 0.2, "cells": 0.5}
 
 
-@on_modality(columns=("key", "groupby"), ranges={"share": PART})
+@takes_anndata(columns=("key", "groupby"), ranges={"share": PART})
 def split_perturbations(
-    adata: AnnData | MuData,
+    adata: AnnData,
     key: str,
     *,
     control: str,
@@ -40,9 +39,8 @@ def split_perturbations(
     hold_out_controls: bool = False,
     seed: int = 0,
     key_added: str = "split",
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     """Split observations into those that a method learns from and those it is judged by.
 
     Controls are in training, since a prediction starts from them. With ``hold_out="cells"`` a share
@@ -94,8 +92,6 @@ def split_perturbations(
         Of the draw. It goes by names: the order of observations decides nothing.
     key_added
         Where the split goes.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -133,7 +129,6 @@ def split_perturbations(
     >>> bool((cells.obs.loc[held, "virus"] == "none").any())
     False
     """
-    require_anndata(adata)
     check_key(key_added)
     if key_added in (key, groupby):
         raise ValueError(f"key_added={key_added!r} would replace what the split is made of.")
@@ -170,7 +165,6 @@ def split_perturbations(
         "share": float(part),
         "hold_out_controls": bool(hold_out_controls or hold_out == "cells"),
         "seed": seed,
-        "modality": modality,
         "held_out_groups": np.array(where, dtype=object) if groupby else None,
         "held_out_perturbations": np.array(what, dtype=object),
     }

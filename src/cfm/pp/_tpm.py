@@ -13,13 +13,12 @@ from cfm._fields import GENE_LENGTH, PARAMS
 from cfm.data._gene_ids import map_identifiers
 from cfm.data._gene_lengths import gene_lengths as shipped_lengths
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, keep_genes, target, warn_overwritten
+from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from mudata import MuData
 
 MissingLength = Literal["one_kb", "drop", "error"]
 
@@ -28,17 +27,16 @@ _SHORTEST_MEDIAN = 50.0
 _NOT_COUNTS = ("tpm", "fpkm", "rpkm", "cpm", "log")
 
 
-@on_modality()
+@takes_anndata()
 def tpm(
-    adata: AnnData | MuData,
+    adata: AnnData,
     *,
     gene_lengths: pd.Series | Mapping[str, float] | str | None = None,
     layer: str | None = None,
     missing_length: MissingLength = "one_kb",
     key_added: str = "log_tpm",
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     r"""Turn counts into log transcripts per million, the input of BulkFormer.
 
     .. math:: \ln\Bigl(1 + 10^6 \frac{y_{ig} / l_g}{\sum_h y_{ih} / l_h}\Bigr)
@@ -63,8 +61,6 @@ def tpm(
         ``"error"`` refuses.
     key_added
         Name of the layer.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -89,7 +85,7 @@ def tpm(
     ValueError
         If the values are no counts (negative, logarithms, TPM, CPM), a sample has no counts at
         all, lengths are not positive, no gene has a length, the genes are those of the mouse and
-        no lengths were given, or genes of a MuData are to be dropped.
+        no lengths were given.
 
     Warns
     -----
@@ -111,13 +107,7 @@ def tpm(
     >>> np.expm1(adata.layers["log_tpm"]).round().tolist()
     [[500000.0, 500000.0], [0.0, 1000000.0]]
     """
-    require_anndata(adata)
     check_key(key_added)
-    if modality is not None and missing_length == "drop":
-        raise ValueError(
-            "missing_length='drop' changes the genes, which a MuData does not follow; call tpm on "
-            f"mdata[{modality!r}] with copy=True, and make a MuData of the result."
-        )
     if adata.isbacked and missing_length == "drop" and not copy:
         raise ValueError(
             "adata is backed, and missing_length='drop' would rewrite its file; use copy=True, "
@@ -146,7 +136,6 @@ def tpm(
             "layer": layer or "",
             "gene_lengths": source,
             "missing_length": missing_length,
-            "modality": modality or "",
             "units": "ln(TPM + 1)",
         },
         "n_without_length": int(unknown.sum()),

@@ -21,8 +21,8 @@ from cfm._fields import (
     params_of,
 )
 from cfm.data._matrix import get_matrix
-from cfm.data._modality import on_modality
 from cfm.data._store import check_key
+from cfm.data._takes_anndata import takes_anndata
 from cfm.models import CodeModel, PretrainedModel, load_model
 from cfm.models.cellvq import CellCodes
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from mudata import MuData
 
     from cfm.tl._chunk_input import Data
 
@@ -60,9 +59,9 @@ _OF_CELLS = ("code", "similarity", "margin", "embedding")
 _FURTHER = "further_columns"
 
 
-@on_modality(
+@takes_anndata(
+    others=True,
     columns=("groupby", "total_counts"),
-    also=("reference",),
     ranges={"n_markers": 0, "min_cells": 2},
 )
 def cell_codes(
@@ -87,9 +86,8 @@ def cell_codes(
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     r"""Give each cell a code out of a fixed set, and say what the cells of a code are.
 
     A code is a number, the same for like cells of any data that the model reads: unlike clusters,
@@ -146,8 +144,6 @@ def cell_codes(
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -283,7 +279,7 @@ def cell_codes(
         "batch_size": batch_size,
     }
     book = network.get_codebook()
-    record = _record(network, run, reading | {"modality": modality}, key_added)
+    record = _record(network, run, reading, key_added)
     record["fingerprint"] = fingerprint(network, book)
     if known is not None:
         known.check_same_model(record)

@@ -9,8 +9,8 @@ import pandas as pd
 
 from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS, PARAMS
 from cfm.data._matrix import in_memory_frame
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._takes_anndata import takes_anndata
 from cfm.models import Pulsar
 from cfm.tl._donor_rows import load_donor_model
 from cfm.tl._store import run_record
@@ -19,15 +19,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from mudata import MuData
 
     from cfm.models import PretrainedModel
     from cfm.models.pulsar._data import Donors
 
 
-@on_modality(columns=("donor_key", "groupby"))
+@takes_anndata(columns=("donor_key", "groupby"))
 def cell_importance(
-    adata: AnnData | MuData,
+    adata: AnnData,
     donor_key: str = "donor_id",
     model: str | Path | PretrainedModel = "pulsar-mini",
     *,
@@ -41,9 +40,8 @@ def cell_importance(
     seed: int = 0,
     key_added: str = CELL_IMPORTANCE_KEY,
     device: str | None = None,
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     """Say which cells, and which groups of them, a donor's embedding or call comes from.
 
     Parameters
@@ -77,8 +75,6 @@ def cell_importance(
         Name of the result.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -132,7 +128,6 @@ def cell_importance(
     >>> cells.uns["cell_importance"]["groups"]["group"].tolist()
     ['B', 'T', 'B', 'T']
     """
-    require_anndata(adata)
     check_key(key_added)
     loaded = load_donor_model(model, device=device)
     if not isinstance(loaded, Pulsar):
@@ -164,7 +159,6 @@ def cell_importance(
         n_cells=n_cells,
         n_random=n_random,
         seed=seed,
-        modality=modality,
         key_added=key_added,
     )
     result: dict[str, Any] = {PARAMS: record}

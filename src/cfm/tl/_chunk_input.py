@@ -11,15 +11,14 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from mudata import MuData
 
 from cfm.data._inputs import describe_files, matrix_identity, table_identity
 from cfm.data._matrix import by_rows, get_matrix, in_memory_frame, read_rows
-from cfm.data._modality import require_anndata
+from cfm.data._takes_anndata import require_anndata
 from cfm.models import PretrainedModel
 
 #: What tools take as their first argument.
-Data: TypeAlias = AnnData | MuData | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Data: TypeAlias = AnnData | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class Chunk(NamedTuple):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cfm._fields import EMBEDDING_PREFIX, PARAMS
-from cfm.data._modality import on_modality
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._takes_anndata import takes_anndata
 from cfm.models import DonorModel, GeneEmbeddingModel, load_model
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
 from cfm.tl._store import model_record, refuse_other_model, run_record
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from mudata import MuData
 
     from cfm.models import PretrainedModel
     from cfm.tl._chunk_input import Data
@@ -28,7 +27,7 @@ _SLOTS = {"observation": "obsm", "gene": "varm"}
 _SUFFIXES = {"gene": "_genes"}
 
 
-@on_modality()
+@takes_anndata(others=True)
 def embed(
     adata: Data,
     model: str | Path | PretrainedModel = "cellpulse-mini",
@@ -44,10 +43,9 @@ def embed(
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
-    modality: str | None = None,
     copy: bool = False,
     **model_kwargs: Any,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     """Embed observations with a model.
 
     Parameters
@@ -88,8 +86,6 @@ def embed(
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
     **model_kwargs
@@ -157,8 +153,8 @@ def embed(
         refuse_other_model(run.whole, key, model)
     arguments = {"layer": layer, "batch_size": batch_size} | model_kwargs
     if level == "gene":
-        return _embed_genes(model, run, key, arguments, modality)
-    told = arguments | {"modality": modality}
+        return _embed_genes(model, run, key, arguments)
+    told = arguments
     loaded = model
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
@@ -186,7 +182,6 @@ def _embed_genes(
     run: ChunkRun,
     key: str,
     arguments: dict[str, Any],
-    modality: str | None,
 ) -> AnnData | None:
     """Embed the genes of all rows, which gives a row per gene and no chunks."""
     if run.output is not None or not run.how.alone:
@@ -196,7 +191,7 @@ def _embed_genes(
         )
     adata = run.whole
     latent = _mean_gene_embeddings(model, adata, arguments)
-    told = arguments | {"modality": modality}
+    told = arguments
     record = run_record(model, adata, key_added=key, level="gene", **told)
     adata = target(adata, copy=run.copy)
     warn_overwritten(adata, key, {"varm": [key]})

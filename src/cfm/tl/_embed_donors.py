@@ -7,14 +7,12 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, issparse
 
 from cfm._arguments import checks_arguments
 from cfm._fields import (
-    DONORS,
     EMBEDDING_PREFIX,
     MEAN,
     N_CELLS,
@@ -25,10 +23,10 @@ from cfm._fields import (
     VARYING,
 )
 from cfm._tables import check_tables
-from cfm.data._matrix import get_matrix, in_memory_frame, row_blocks, select_modality, to_dense
-from cfm.data._modality import quiet_mudata
+from cfm.data._matrix import get_matrix, in_memory_frame, row_blocks, to_dense
 from cfm.data._result_store import check_output
 from cfm.data._store import check_key
+from cfm.data._takes_anndata import require_anndata
 from cfm.data._warn import warn_user
 from cfm.models import DonorModel
 from cfm.tl._chunk_input import Rows
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from mudata import MuData
 
     from cfm.models import PretrainedModel
     from cfm.tl._chunk_input import Data
@@ -62,7 +59,6 @@ def embed_donors(
     n_cells: int | None = 1024,
     n_draws: int = 1,
     seed: int = 0,
-    modality: str | None = None,
     key_added: str | None = None,
     batch_size: int = 16,
     device: str | None = None,
@@ -79,9 +75,8 @@ def embed_donors(
     Parameters
     ----------
     adata
-        Cells with raw counts, or with the representation in ``obsm`` that the model reads; or a
-        MuData, which gains the donors as a modality; or one or more paths of ``.h5ad`` and
-        ``.zarr`` files, opened with :func:`cfm.data.open_files`.
+        Cells with raw counts, or with the representation in ``obsm`` that the model reads; or
+        one or more paths of ``.h5ad`` and ``.zarr`` files, opened with :func:`cfm.data.open_files`.
     donor_key
         Column of ``obs`` with the donor; take donor and condition together where samples of one
         donor are to be told apart.
@@ -102,8 +97,6 @@ def embed_donors(
         Draws to average over.
     seed
         Seed of the draws, which depend on it and on the names of donor and cells only.
-    modality
-        Modality of a MuData with the cells; may be left out where there is only one.
     key_added
         Name of the result, by default ``X_<model>``, such as ``X_pulsar``.
     batch_size
@@ -127,8 +120,7 @@ def embed_donors(
 
     Returns
     -------
-    AnnData of donors, by sorted names, with ``output`` opened from there. In a MuData it is stored
-    as ``mdata.mod["donors"]`` too, without ``X``, unless it is written.
+    AnnData of donors, by sorted names, with ``output`` opened from there.
 
     ``obsm['X_pulsar' | key_added]``
         ``(n_donors, dim)`` float32, the mean over draws.
@@ -157,7 +149,7 @@ def embed_donors(
     Raises
     ------
     TypeError
-        If ``adata`` is neither AnnData nor MuData, or the model does not embed donors.
+        If ``adata`` is no AnnData, or the model does not embed donors.
     KeyError
         If the column, the layer or the representation does not exist.
     ValueError
@@ -195,12 +187,11 @@ def embed_donors(
     data: Any = adata
     given = not isinstance(adata, str | PathLike | Sequence)
     if not given:  # paths
-        if modality is not None:
-            raise ValueError(f"modality={modality!r} goes with a MuData; files hold an AnnData.")
         data = Rows.of(data).whole
-    cells, obs = select_modality(data, modality, (donor_key,))
+    require_anndata(data)
+    cells, obs = data, in_memory_frame(data.obs)
     check_tables(cells, [donor_key])
-    if donor_key not in obs and donor_key not in cells.obs:
+    if donor_key not in obs:
         raise KeyError(f"adata.obs has no column {donor_key!r}; it has {obs.columns.tolist()}.")
     if key_added is not None:
         check_key(key_added)
@@ -211,10 +202,6 @@ def embed_donors(
             "cfm.tl.embed for observations."
         )
     key = key_added or EMBEDDING_PREFIX + type(loaded).__name__.lower()
-    reader = cells
-    if donor_key not in cells.obs:  # only MuData.obs has it
-        slots = {"obsm": dict(cells.obsm), "layers": dict(cells.layers)}
-        reader = ad.AnnData(cells.X, obs=obs, var=cells.var, **slots)
     reading: dict[str, Any] = {
         "donor_key": donor_key,
         "use_rep": use_rep,
@@ -228,7 +215,7 @@ def embed_donors(
     alone = how.alone and output is None and given
     counted = getattr(loaded, "projection", None) is not None
     rep = use_rep or getattr(loaded, "provenance", {}).get("use_rep", "X_uce")
-    run = ChunkRun(DonorRows(reader, donor_key, None if counted else rep, given=alone), how)
+    run = ChunkRun(DonorRows(cells, donor_key, None if counted else rep, given=alone), how)
     of_donors = (*_OF_DONORS, "unknown", "mean") if counted else _OF_DONORS
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
@@ -238,7 +225,7 @@ def embed_donors(
 
     def store() -> None:
         names = pd.Index(run.results.take("donors").astype(object), name=donor_key)
-        table, varying = donor_table(in_memory_frame(obs), donor_key, names)
+        table, varying = donor_table(obs, donor_key, names)
         columns = {N_CELLS: "n_cells", N_CELLS_USED: "n_used", key + SPREAD: "spread"}
         if counted:
             columns[key + UNKNOWN_SHARE] = "unknown"
@@ -252,10 +239,10 @@ def embed_donors(
             obsm[key + MEAN] = run.results.take("mean")
         donors = ad.AnnData(obs=table, obsm=obsm)
         if alone and (layer is not None or cells.X is not None) and cells.n_vars:
-            ids = pd.Index(in_memory_frame(obs)[donor_key].astype(str))
+            ids = pd.Index(obs[donor_key].astype(str))
             bulk = _pseudobulk(get_matrix(cells, layer=layer), names.get_indexer(ids), len(names))
             donors = ad.AnnData(bulk, obs=table, var=cells.var.copy(), obsm=obsm)
-        record = run_record(loaded, cells, modality=modality, key_added=key, **reading)
+        record = run_record(loaded, cells, key_added=key, **reading)
         donors.uns[key] = {PARAMS: record, VARYING: varying}
         run.target = donors
 
@@ -269,8 +256,6 @@ def embed_donors(
     )
     donors = run.target if output is None else opened
     assert donors is not None
-    if isinstance(adata, md.MuData) and output is None:
-        _add_modality(adata, donors)
     return donors
 
 
@@ -351,14 +336,3 @@ def _pseudobulk(matrix: Any, which: np.ndarray, n_donors: int) -> np.ndarray:
 
 def _others(columns: list[str]) -> str:
     return f" (nor are {', '.join(map(repr, columns[1:4]))})" if len(columns) > 1 else ""
-
-
-def _add_modality(mdata: MuData, donors: AnnData) -> None:
-    """Store donors beside the other modalities; they share no observations with them."""
-    if DONORS in mdata.mod:
-        warn_user(f"The modality {DONORS!r} of the MuData is replaced.")
-    # without expression: no gene is in two modalities
-    parts = {"obs": donors.obs, "obsm": dict(donors.obsm), "uns": donors.uns}
-    mdata.mod[DONORS] = ad.AnnData(**parts).copy()
-    with quiet_mudata():
-        mdata.update()

@@ -11,7 +11,7 @@ import numpy as np
 from cfm._arguments import ABOVE_0, check_choice
 from cfm._fields import BASELINES, CEILING
 from cfm._units import units_of
-from cfm.data._modality import on_modality
+from cfm.data._takes_anndata import takes_anndata
 from cfm.tl._evaluation_cell_eval import CELL_EVAL, known_cell_eval_metrics, score_by_cell_eval
 from cfm.tl._evaluation_conditions import (
     read_conditions,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     import anndata as ad
     import pandas as pd
-    from mudata import MuData
 
     from cfm._units import Units
     from cfm.tl._evaluation_conditions import Simulation
@@ -42,13 +41,12 @@ if TYPE_CHECKING:
 _REAL = "real"
 
 
-@on_modality(
+@takes_anndata(
     columns=("key", "groupby", "split_key"),
-    also=("simulated",),
     ranges={"alpha": ABOVE_0, "max_cells": 2, "n_halves": 0},
 )
 def evaluate_perturbation(
-    real: ad.AnnData | MuData,
+    real: ad.AnnData,
     simulated: ad.AnnData | Mapping[str, ad.AnnData],
     *,
     key: str,
@@ -68,7 +66,6 @@ def evaluate_perturbation(
     min_cells: int = 10,
     max_cells: int = 1000,
     seed: int = 0,
-    modality: str | None = None,
 ) -> pd.DataFrame:
     """Judge simulated perturbations by observed ones, beside baselines and the data's own ceiling.
 
@@ -139,9 +136,6 @@ def evaluate_perturbation(
         part of more, drawn by their names. Effects of what was observed and simulated take all.
     seed
         Of draws and halves.
-    modality
-        Modality of a MuData, of ``real`` and where ``simulated`` is one too; may be left out where
-        there is only one.
 
     Returns
     -------

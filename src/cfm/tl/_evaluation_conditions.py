@@ -12,7 +12,7 @@ import pandas as pd
 
 from cfm._fields import CEILING, SIMULATED, SIMULATED_BY, SIMULATED_FROM
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame
-from cfm.data._modality import require_anndata
+from cfm.data._takes_anndata import require_anndata
 from cfm.data._warn import warn_user
 from cfm.pp._perturbation_parts import Parts, parts_of
 from cfm.tl._perturbation_design import Design, read_design

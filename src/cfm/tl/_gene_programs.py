@@ -22,8 +22,8 @@ from cfm._fields import (
     PROGRAMS,
 )
 from cfm.data._matrix import get_matrix
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
 from cfm.models import AttentionModel, GeneFactorModel, load_model
 from cfm.tl._factor_scores import ProgressTicks
@@ -41,12 +41,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from mudata import MuData
 
     from cfm.models import PretrainedModel
 
 
-@on_modality(
+@takes_anndata(
     columns=("groupby",),
     ranges={
         "n_genes": 2,
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
     },
 )
 def gene_programs(
-    adata: AnnData | MuData,
+    adata: AnnData,
     model: str | Path | PretrainedModel = "cellpulse-mini",
     *,
     groupby: str | None = None,
@@ -74,9 +73,8 @@ def gene_programs(
     seed: int = 0,
     key_added: str = GENE_PROGRAMS_KEY,
     device: str | None = None,
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     r"""Find programs: modules of genes that a model relates and that move together.
 
     In each group of observations the ``n_genes`` genes that are most often among the model's
@@ -142,8 +140,6 @@ def gene_programs(
         Name of the results.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -226,7 +222,6 @@ def gene_programs(
     >>> contrasts.uns["gene_programs"]["programs"].index[0]
     'P1'
     """
-    require_anndata(adata)
     check_key(key_added)
     if min_size > n_genes:
         raise ValueError(f"min_size={min_size} is more than n_genes={n_genes}.")
@@ -286,7 +281,6 @@ def gene_programs(
         n_null=n_null,
         min_count=MIN_COUNT if MEAN_COUNT in adata.layers else None,
         seed=seed,
-        modality=modality,
         key_added=key_added,
         n_gene_sets=None if sets is None else len(sets),
     )

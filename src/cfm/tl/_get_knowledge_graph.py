@@ -8,17 +8,14 @@ import pandas as pd
 
 from cfm._fields import GRAPH_EDGES, GRAPH_NODES, KNOWLEDGE_GRAPH_KEY
 from cfm.data import KnowledgeGraph
-from cfm.data._modality import on_modality, require_anndata
+from cfm.data._takes_anndata import takes_anndata
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from mudata import MuData
 
 
-@on_modality()
-def get_knowledge_graph(
-    adata: AnnData | MuData, *, key: str = KNOWLEDGE_GRAPH_KEY, modality: str | None = None
-) -> KnowledgeGraph:
+@takes_anndata()
+def get_knowledge_graph(adata: AnnData, *, key: str = KNOWLEDGE_GRAPH_KEY) -> KnowledgeGraph:
     """Return the graph that :func:`cfm.tl.knowledge_graph` stored.
 
     Parameters
@@ -27,8 +24,6 @@ def get_knowledge_graph(
         The data, also read from a file.
     key
         ``key_added`` of that call.
-    modality
-        Modality of a MuData; may be left out where there is only one.
 
     Returns
     -------
@@ -52,7 +47,6 @@ def get_knowledge_graph(
     >>> graph.query("code:Monocyte", k=3, kind="gene")["edge"].tolist()
     ['importance', 'importance', 'importance']
     """
-    require_anndata(adata)
     stored = adata.uns.get(key)
     tables = [
         _table(stored.get(name)) if hasattr(stored, "get") else None

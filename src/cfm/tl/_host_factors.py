@@ -12,8 +12,8 @@ from scipy.stats import false_discovery_control
 
 from cfm._fields import CONTRASTS, HOST_FACTORS_KEY, PARAMS, RESULTS, VIRUS_KEY, params_of
 from cfm.data._matrix import in_memory_frame
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
 from cfm.metrics import pooled_p_values
 from cfm.models import CellPulse, load_model
@@ -40,12 +40,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from mudata import MuData
 
 
-@on_modality(columns=("groupby",), ranges={"n_permutations": 0})
+@takes_anndata(columns=("groupby",), ranges={"n_permutations": 0})
 def host_factors(
-    adata: AnnData | MuData,
+    adata: AnnData,
     groupby: str | None = None,
     method: Method = "consensus",
     *,
@@ -60,9 +59,8 @@ def host_factors(
     key_added: str = HOST_FACTORS_KEY,
     seed: int = 0,
     device: str | None = None,
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     r"""Rank the genes that carry the call of each group of contrasts.
 
     What is explained is what :func:`cfm.tl.predict_virus` answered for most contrasts of a group:
@@ -120,8 +118,6 @@ def host_factors(
         Seed of the permutations.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -182,7 +178,6 @@ def host_factors(
     >>> sorted(table["group"].unique())
     ['virus_A', 'virus_B', 'virus_C', 'virus_D']
     """
-    require_anndata(adata)
     check_key(key_added)
     if known is not None and method != "guided":
         raise ValueError(f"known= goes with method='guided'; found method={method!r}.")
@@ -238,7 +233,6 @@ def host_factors(
         null=null,
         n_permutations=n_permutations,
         layer=layer,
-        modality=modality,
         key_added=key_added,
         seed=seed,
         # Lists and not a dict by group: a name with "/" cannot be a key in a file.

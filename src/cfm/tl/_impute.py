@@ -10,8 +10,8 @@ import pandas as pd
 from cfm._arguments import check_layer
 from cfm._fields import PARAMS
 from cfm.data._matrix import get_matrix, read_rows, to_dense
-from cfm.data._modality import on_modality
 from cfm.data._store import check_key
+from cfm.data._takes_anndata import takes_anndata
 from cfm.models import BulkFormer, load_model
 from cfm.models.bulkformer._data import check_mask
 from cfm.models.bulkformer._module import MISSING
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from mudata import MuData
 
     from cfm.tl._chunk_input import Data
 
 
-@on_modality()
+@takes_anndata(others=True)
 def impute(
     adata: Data,
     model: str | Path | BulkFormer,
@@ -47,9 +46,8 @@ def impute(
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     """Fill in missing expression; what was observed stays as it is.
 
     Parameters
@@ -87,8 +85,6 @@ def impute(
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -195,7 +191,6 @@ def impute(
         record = model_record(
             filler,
             run.rows.vocabulary_share(filler),
-            modality=modality,
             key_added=key_added,
             layer=layer,
             mask=mask if isinstance(mask, str) else mask is not None,

@@ -17,8 +17,8 @@ from cfm._fields import (
 )
 from cfm.data._counts import Units
 from cfm.data._matrix import check_unique_names
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
 from cfm.datasets import ligand_receptor as bundled_pairs
 from cfm.tl._knowledge_graph_annotations import enrichment, read_annotations
@@ -49,14 +49,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from mudata import MuData
 
     from cfm.models import AttentionModel, PretrainedModel
 
 _NO_COLUMNS = np.empty(0, dtype=np.int64)
 
 
-@on_modality(
+@takes_anndata(
     columns=("codes", "annotations", "total_counts"),
     ranges={
         "n_relations": 0,
@@ -67,7 +66,7 @@ _NO_COLUMNS = np.empty(0, dtype=np.int64)
     },
 )
 def knowledge_graph(
-    adata: AnnData | MuData,
+    adata: AnnData,
     model: str | Path | PretrainedModel | AttentionModel | None = "cellvq-mini",
     *,
     codes: str = CELL_CODE_KEY,
@@ -91,9 +90,8 @@ def knowledge_graph(
     seed: int = 0,
     key_added: str = KNOWLEDGE_GRAPH_KEY,
     device: str | None = None,
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     r"""Join codes of cells, their genes, and annotations in a graph (CellVQ-Graph).
 
     Nodes are codes, genes, levels of annotations and, if given, drugs. Edges are of five kinds:
@@ -177,8 +175,6 @@ def knowledge_graph(
         Name of the result.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -246,7 +242,6 @@ def knowledge_graph(
     >>> sorted(edges["kind"].unique())
     ['communication', 'importance']
     """
-    require_anndata(adata)
     check_key(key_added)
     check_unique_names(adata.var_names, axis="var")
     labels = read_annotations(adata, annotations, codes, RESERVED)
@@ -350,7 +345,6 @@ def knowledge_graph(
         "units": units,
         "total_counts": total_counts,
         "seed": seed,
-        "modality": modality,
         "key_added": key_added,
         "ligand_receptor": None if pairs is None else _origin(ligand_receptor),
         "n_pairs": None if pairs is None else len(pairs.table),

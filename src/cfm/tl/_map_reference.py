@@ -21,24 +21,22 @@ from cfm._fields import (
 )
 from cfm.data import Reference
 from cfm.data._matrix import check_not_empty, check_unique_names
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._takes_anndata import require_anndata, takes_anndata
 
 if TYPE_CHECKING:
-    from mudata import MuData
     from numpy.typing import ArrayLike
 
 
 _PRIORS = ("uniform", "reference", "estimated")
 
 
-@on_modality(
+@takes_anndata(
     columns=("exclude_key",),
-    also=("reference",),
     ranges={"sharpness": NOT_NEGATIVE, "unknown": BELOW_1},
 )
 def map_reference(
-    query: AnnData | MuData,
+    query: AnnData,
     reference: AnnData | Reference | str | Path,
     label_key: str | None = None,
     *,
@@ -51,9 +49,8 @@ def map_reference(
     exclude_key: str | None = None,
     centre: bool = False,
     key_added: str = MAP_REFERENCE_KEY,
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     """Find the nearest donors (samples, contrasts) of a reference, and take over their label.
 
     Parameters
@@ -92,8 +89,6 @@ def map_reference(
         is most of an embedding; the published search does not take it off.
     key_added
         Name of the result.
-    modality
-        Modality of MuData, both of query and reference; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``query``.
 
@@ -188,7 +183,6 @@ def map_reference(
             "sharpness": float(sharpness),
             "centre": index.centre,
             "n_reference": index.n,
-            "modality": modality or "",
             "unknown": float(unknown),
             "unknown_below": float(limit),
         },

@@ -9,8 +9,8 @@ import pandas as pd
 
 from cfm._arguments import Range
 from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX, UNKNOWN
-from cfm.data._modality import on_modality
 from cfm.data._store import check_key
+from cfm.data._takes_anndata import takes_anndata
 from cfm.models import CellVQ, load_model
 from cfm.models._precision import Precision
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from anndata import AnnData
-    from mudata import MuData
 
     from cfm.tl._chunk_input import Data
 
 
-@on_modality(columns=("total_counts",), ranges={"unknown": Range(0, 0.5)})
+@takes_anndata(others=True, columns=("total_counts",), ranges={"unknown": Range(0, 0.5)})
 def predict_properties(
     adata: Data,
     model: str | Path | CellVQ = "cellvq-mini",
@@ -47,9 +46,8 @@ def predict_properties(
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     """Predict properties of cells by the heads of a model.
 
     Each cell gets one of the classes that a head was trained on, or ``"unknown"`` where the head is
@@ -107,8 +105,6 @@ def predict_properties(
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -189,7 +185,7 @@ def predict_properties(
     def store() -> None:
         made = run.target
         share = run.rows.vocabulary_share(loaded)
-        told = arguments | {"modality": modality}
+        told = arguments
         record = model_record(loaded, share, key_added=key_added, **told)
         for name in chosen:
             key = key_added + name

@@ -28,9 +28,9 @@ from cfm._fields import (
 )
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix, in_memory_frame
-from cfm.data._modality import on_modality
 from cfm.data._result_store import check_output
 from cfm.data._store import check_key
+from cfm.data._takes_anndata import takes_anndata
 from cfm.datasets import response_library
 from cfm.models import CellPulse, load_model
 from cfm.pp import contrasts
@@ -42,8 +42,6 @@ from cfm.tl._store import model_record
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    from mudata import MuData
 
     from cfm.models.cellpulse._classifier import Names
     from cfm.tl._chunk_input import Data
@@ -62,7 +60,7 @@ _MATCH_COLUMNS = (
 )
 
 
-@on_modality(made_from="groupby", ranges={"n_matches": 0})
+@takes_anndata(others=True, ranges={"n_matches": 0})
 def predict_virus(
     adata: Data,
     model: str | Path | CellPulse = "cellpulse-virus",
@@ -82,10 +80,9 @@ def predict_virus(
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
-    modality: str | None = None,
     copy: bool = False,
     **contrast_kwargs: Any,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     """Tell the kind of response of contrasts, and the virus where studies support a name.
 
     The first answer is the kind of response, then the public contrasts that are most like it, and
@@ -135,8 +132,6 @@ def predict_virus(
     devices, num_nodes, strategy
         Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
         that ``torchrun`` or SLURM started. New ones run the program from its first line.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
     **contrast_kwargs
@@ -235,7 +230,6 @@ def predict_virus(
                 "cfm.pp.contrasts(…, mode='pairs').to_adata(n=…) and predict on that."
             )
         counts = data.whole if isinstance(data, Rows) else data
-        contrast_kwargs["modality"] = modality
         data = contrasts(counts, groupby, control, by=by, layer=layer, **contrast_kwargs)
         record = {"groupby": groupby, "control": str(control), "mode": mode}
         record["by"] = [] if by is None else [by] if isinstance(by, str) else list(by)
@@ -276,7 +270,7 @@ def predict_virus(
             into.obsm[key_added + part] = pd.DataFrame(
                 take(part.removeprefix("_")), index=into.obs_names, columns=names_of
             )
-        told: dict[str, Any] = {"key_added": key_added, "layer": layer, "modality": modality}
+        told: dict[str, Any] = {"key_added": key_added, "layer": layer}
         told |= {"batch_size": batch_size, "names": names, "n_matches": n_matches}
         share = run.rows.vocabulary_share(caller)
         params = model_record(caller, share, **(record | told))

@@ -27,9 +27,9 @@ from cfm._fields import (
     RISK_GROUP,
     params_of,
 )
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, warn_overwritten
 from cfm.data._store import target as destination
+from cfm.data._takes_anndata import takes_anndata
 from cfm.metrics._fold_scores import group_draws
 from cfm.tl._probe_cv import Plan, Prediction, make_splits, out_of_fold, trivial
 from cfm.tl._probe_features import read_features, recorded_layer
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
-    from mudata import MuData
 
     from cfm.tl._probe_target import ProbeTarget
 
@@ -51,12 +50,12 @@ _HORIZONS = (0.25, 0.5, 0.75)
 _SEED_STEP = 7919
 
 
-@on_modality(
+@takes_anndata(
     columns=("target", "groups"),
     ranges={"n_folds": 2, "n_inner_folds": 2, "confidence": PART},
 )
 def probe(
-    adata: AnnData | MuData,
+    adata: AnnData,
     target: str | Sequence[str],
     task: Task = "classification",
     *,
@@ -77,9 +76,8 @@ def probe(
     confidence: float = 0.95,
     seed: int = 0,
     key_added: str = PROBE_KEY,
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     """Predict a target from embeddings, from plain expression and from nothing, side by side.
 
     Nested cross-validation: in each outer fold, small heads are fitted on the other folds, their
@@ -145,8 +143,6 @@ def probe(
         Seed of folds, forests and draws.
     key_added
         Where results go.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -219,7 +215,6 @@ def probe(
     >>> sorted(adata.uns["probe"]["results"]["representation"].unique())
     ['X_cellpulse', 'expression PCA', 'none']
     """
-    require_anndata(adata)
     check_key(key_added)
     found = read_target(adata, target, task, groups, n_folds, (train_on, test_on))
     if layer is None:
@@ -290,7 +285,6 @@ def probe(
         "n_boot": n_boot,
         "confidence": confidence,
         "seed": seed,
-        "modality": modality or "",
         "n_obs": len(found.rows),
         "n_train": n_train,
         "n_left_out": adata.n_obs - n_train - len(found.rows),

@@ -12,8 +12,8 @@ from scvi.utils import track
 
 from cfm._arguments import NOT_NEGATIVE
 from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
 from cfm.models import CellPulse, load_model
 from cfm.models.cellpulse._data import align_effects, effect_blocks
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from mudata import MuData
 
 #: A gene enters a group's mean profile if this share of its profiles measures it.
 MIN_MEASURED = 0.5
@@ -45,9 +44,9 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-@on_modality(columns=("groupby",), ranges={"weight": NOT_NEGATIVE})
+@takes_anndata(columns=("groupby",), ranges={"weight": NOT_NEGATIVE})
 def screen_drugs(
-    adata: AnnData | MuData,
+    adata: AnnData,
     signatures: str | PathLike[str] | pd.DataFrame | AnnData | None = None,
     targets: pd.DataFrame | None = None,
     *,
@@ -64,9 +63,8 @@ def screen_drugs(
     seed: int = 0,
     key_added: str = DRUG_SCREEN_KEY,
     device: str | None = None,
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     r"""Rank compounds by how well they reverse profiles, and by their targets.
 
     A compound is read in two ways, for each group of profiles: what its signature does to the
@@ -159,8 +157,6 @@ def screen_drugs(
         Name of the result.
     device
         Where the model runs: ``"auto"``, ``"cpu"``, ``"cuda"`` …
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -226,7 +222,6 @@ def screen_drugs(
     1
     """
     check_key(key_added)
-    require_anndata(adata)
     _check_given(signatures, targets, host_factors)
     chosen = _readings(readings, with_model=signatures is None or model is not None)
     if groupby is None:
@@ -242,7 +237,7 @@ def screen_drugs(
     record: dict[str, Any] = {
         "groupby": groupby, "groups": list(rows), "layer": layer, "readings": chosen,
         "weight": float(weight), "n_genes": n_genes, "n_permutations": n_permutations,
-        "seed": seed, "modality": modality, "key_added": key_added,
+        "seed": seed, "key_added": key_added,
     }  # fmt: skip
     record = {k: v for k, v in record.items() if v is not None}
     scorer, profiles, queries = None, None, None

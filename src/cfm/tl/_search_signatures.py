@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,8 @@ from cfm.data._matrix import (
     read_rows,
     to_dense,
 )
-from cfm.data._modality import on_modality, require_anndata
 from cfm.data._store import check_key, target, warn_overwritten
+from cfm.data._takes_anndata import require_anndata, takes_anndata
 from cfm.data._warn import warn_user
 from cfm.datasets import response_library
 from cfm.models.cellpulse._data import check_effects, check_not_scaled
@@ -42,9 +42,6 @@ from cfm.stats._similarity import (
     study_weights,
 )
 from cfm.tl._signatures import read_signatures, symbols
-
-if TYPE_CHECKING:
-    from mudata import MuData
 
 Method = Literal["auto", "cosine", "centered", "leading", "kernel", "spearman", "connectivity"]
 
@@ -70,9 +67,9 @@ _ANIMALS = {"MUS": "mouse", "MMU": "macaque", "MFA": "macaque", "RNO": "rat", "M
 _RESULT_COLUMNS = ("query", "match", "rank", "similarity", "p_value", "fdr", "duplicate")
 
 
-@on_modality(columns=("study_key",))
+@takes_anndata(others=True, columns=("study_key",))
 def search_signatures(
-    adata: AnnData | MuData | pd.DataFrame | str | PathLike[str],
+    adata: AnnData | pd.DataFrame | str | PathLike[str],
     library: AnnData | pd.DataFrame | str | PathLike[str] | None = None,
     *,
     method: Method = "auto",
@@ -84,9 +81,8 @@ def search_signatures(
     exclude_studies: Sequence[str] | None = None,
     n_genes: int = 20,
     key_added: str = SIGNATURE_SEARCH_KEY,
-    modality: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> AnnData | None:
     r"""Find the contrasts of a library that are most like each contrast.
 
     All similarities are over the genes that query and match both measure, and do not depend on the
@@ -143,8 +139,6 @@ def search_signatures(
         Evidence genes of a match at most.
     key_added
         Name of the result.
-    modality
-        Modality of a MuData to read and to write to; may be left out where there is only one.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -236,7 +230,7 @@ def search_signatures(
         "method": chosen, "direction": direction, "n": n, "n_genes": n_genes, "layer": layer,
         "library_layer": library_layer, "study_key": study_key, "key_added": key_added,
         "exclude_studies": None if exclude_studies is None else list(map(str, exclude_studies)),
-        "library": "response_library" if library is None else "given", "modality": modality,
+        "library": "response_library" if library is None else "given",
         "library_contrasts": len(source.rows), "shared_genes": len(shared.columns),
         "gene_share": len(shared.columns) / len(source.genes), "references": search.n_references,
     }  # fmt: skip

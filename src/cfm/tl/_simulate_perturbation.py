@@ -29,7 +29,7 @@ from cfm.data._matrix import (
     read_rows,
     to_dense,
 )
-from cfm.data._modality import on_modality, require_anndata
+from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
 from cfm.hub._resolve import known_names
 from cfm.models import PerturbationModel, PretrainedModel, load_model
@@ -42,15 +42,14 @@ from cfm.tl._store import run_record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mudata import MuData
 
 #: Observations that a baseline shifts at a time.
 _BLOCK = 512
 
 
-@on_modality(columns=("key", "groupby"))
+@takes_anndata(columns=("key", "groupby"))
 def simulate_perturbation(
-    adata: ad.AnnData | MuData,
+    adata: ad.AnnData,
     perturbation: str | Sequence[str],
     *,
     model: str | Path | PretrainedModel | PerturbationModel,
@@ -63,7 +62,6 @@ def simulate_perturbation(
     batch_size: int = 64,
     device: str | None = None,
     seed: int = 0,
-    modality: str | None = None,
     **options: Any,
 ) -> ad.AnnData:
     """Simulate a perturbation of cells, samples or profiles.
@@ -124,8 +122,6 @@ def simulate_perturbation(
         Where a model runs: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     seed
         Of the draw of observations, of rounding to counts, and of what is random in a model.
-    modality
-        Modality of a MuData; may be left out where there is only one.
     **options
         For a model those of its ``simulate``. For a baseline:
 
@@ -196,7 +192,6 @@ def simulate_perturbation(
     >>> infected.uns["simulation"]["params"]["units"]
     'counts'
     """
-    require_anndata(adata)
     check_unique_names(adata.obs_names, axis="obs")
     check_unique_names(adata.var_names, axis="var")
     get_matrix(adata, layer=layer)
@@ -214,7 +209,6 @@ def simulate_perturbation(
         "n_cells": n_cells,
         "layer": layer,
         "seed": seed,
-        "modality": modality,
     }
     tables: dict[str, pd.DataFrame] = {}
     if isinstance(model, str) and model in BASELINES:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from cfm.data._matrix import by_rows, get_matrix, read_rows, row_blocks, to_dense
-from cfm.data._modality import require_anndata
 from cfm.data._profiles import draw_part
+from cfm.data._takes_anndata import require_anndata
 from cfm.data._warn import warn_user
 from cfm.models._streams import Drawn, SeededStream, own_part
 from cfm.models.cellpulse._module import (

@@ -13,8 +13,8 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame, row_blocks, to_dense
-from cfm.data._modality import require_anndata
 from cfm.data._row_buffer import RowBuffer
+from cfm.data._takes_anndata import require_anndata
 from cfm.data._units import check_single_cells
 from cfm.data._warn import warn_user
 from cfm.models._base import PretrainedModel, check_column

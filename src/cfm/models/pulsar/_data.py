@@ -24,7 +24,7 @@ from cfm.data._matrix import (
     row_blocks,
     to_dense,
 )
-from cfm.data._modality import require_anndata
+from cfm.data._takes_anndata import require_anndata
 from cfm.data._warn import warn_user
 from cfm.models._base import check_column
 from cfm.models._streams import Drawn, RowStream

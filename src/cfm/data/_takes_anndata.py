@@ -1,0 +1,74 @@
+"""What every tool checks first: its arguments, the type of its data, and their tables."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from anndata import AnnData
+
+from cfm._arguments import checks_arguments
+from cfm._tables import check_tables
+
+if TYPE_CHECKING:
+    from cfm._arguments import Range
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def takes_anndata(
+    *,
+    columns: Iterable[str] = (),
+    ranges: Mapping[str, int | Range] | None = None,
+    others: bool = False,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Check the arguments of a tool by their annotations, and the tables of its AnnData.
+
+    Parameters
+    ----------
+    columns
+        Arguments that name columns of ``obs``; see :func:`cfm._tables.check_tables`.
+    ranges
+        Ranges of the tool's numbers; see :func:`cfm._arguments.checks_arguments`.
+    others
+        Whether the first argument may be something else than an AnnData, such as a path.
+    """
+
+    def decorate(tool: Callable[P, R]) -> Callable[P, R]:
+        checked = checks_arguments(**(ranges or {}))(tool)
+
+        @functools.wraps(tool)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            data = args[0] if args else next(iter(kwargs.values()), None)
+            if not others and (args or kwargs):
+                require_anndata(data)
+            if isinstance(data, AnnData):
+                check_tables(data, map(kwargs.get, columns))
+            return checked(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+def require_anndata(adata: object) -> None:
+    """Check that something is an AnnData.
+
+    Raises
+    ------
+    TypeError
+        If it is not. For a MuData the message names ``mdata["rna"]``, for a path how to read it.
+    """
+    if isinstance(adata, str | PathLike):
+        raise TypeError(
+            f"Found the path {str(adata)!r}; expected an AnnData: read it with anndata.read_h5ad, "
+            "or open it with cfm.data.open_files."
+        )
+    if not isinstance(adata, AnnData):
+        raise TypeError(
+            f"Found a {type(adata).__name__}; expected an AnnData. Of a MuData, pass "
+            "one modality: mdata['rna']."
+        )
