@@ -10,6 +10,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from cfm._settings import settings
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -31,6 +33,7 @@ __all__ = [
     "nn",
     "pl",
     "pp",
+    "settings",
     "tl",
 ]
 

@@ -18,10 +18,8 @@ from cfm.data._matrix import (
     get_matrix,
     read_rows,
     row_blocks,
-    select_modality,
     to_dense,
 )
-from tests._mudata import mudata
 
 VALUES = np.random.default_rng(0).poisson(2.0, size=(13, 7)).astype(np.float32)
 
@@ -149,25 +147,3 @@ def test_names():
         check_unique_names(pd.Index(["a", "a"]), axis="obs")
     with pytest.raises(ValueError, match="empty"):
         check_unique_names(pd.Index(["a", " "]), axis="var")
-
-
-def test_select_modality():
-    rna = ad.AnnData(VALUES, obs=pd.DataFrame({"lane": range(13)}, index=list("abcdefghijklm")))
-    prot = ad.AnnData(VALUES[:, :2], obs=pd.DataFrame(index=rna.obs_names))
-    mdata, one = mudata({"rna": rna, "prot": prot}), mudata({"rna": rna})
-    mdata.obs["virus"] = ["none"] * 13
-    adata, obs = select_modality(mdata, "rna", ("virus", "lane"))
-    assert adata.n_vars == 7
-    assert obs["virus"].tolist() == ["none"] * 13
-    assert obs["lane"].tolist() == list(range(13))
-    assert "virus" not in rna.obs
-    assert select_modality(one)[0].n_vars == 7
-    assert select_modality(rna)[0] is rna
-    with pytest.raises(ValueError, match="choose one with modality="):
-        select_modality(mdata)
-    with pytest.raises(KeyError, match="no modality 'atac'"):
-        select_modality(mdata, "atac")
-    with pytest.raises(ValueError, match="given for an AnnData"):
-        select_modality(rna, "rna")
-    with pytest.raises(TypeError, match="found DataFrame"):
-        select_modality(pd.DataFrame())

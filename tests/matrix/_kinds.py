@@ -11,7 +11,6 @@ import mudata as md
 import numpy as np
 import pandas as pd
 
-from tests._mudata import mudata
 from tests._storages import stored
 from tests.matrix._data import genes
 
@@ -115,7 +114,9 @@ def in_mudata(adata: ad.AnnData) -> md.MuData:
         obs=pd.DataFrame(index=adata.obs_names),
         var=pd.DataFrame(index=["p1", "p2"]),
     )
-    return mudata({"rna": adata, "prot": other})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "From 0.4", FutureWarning)  # of mudata 0.3
+        return md.MuData({"rna": adata, "prot": other})
 
 
 def in_file(adata: ad.AnnData, folder: Path) -> Path:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +13,7 @@ from scipy import sparse
 
 SLOTS = ("obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
 #: What says how a result was made or which AnnData was registered, not what it is.
-ASIDE = ("modality", "_scvi")
+ASIDE = ("_scvi",)
 
 
 def flat(value: Any, name: str = "", *, skip: bool = False) -> dict[str, Any]:
@@ -28,8 +27,6 @@ def flat(value: Any, name: str = "", *, skip: bool = False) -> dict[str, Any]:
         for slot in SLOTS:
             found |= flat(getattr(value, slot), slot, skip=skip)
         return found
-    if isinstance(value, md.MuData):
-        return flat(value["rna"], skip=skip)
     if hasattr(value, "to_memory"):  # of a file, or lazy
         value = value.to_memory()
     if hasattr(value, "compute"):

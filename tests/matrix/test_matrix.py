@@ -8,13 +8,11 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
-import mudata as md
 import numpy as np
 import pytest
 
@@ -43,10 +41,9 @@ def _untouched(tool: Tool, data: Any) -> dict[str, np.ndarray]:
 
 def run(tool: Tool, data: Any, **kwargs: Any) -> dict[str, np.ndarray]:
     """Return what a call made; what it gives back leaves the data as they were."""
-    modality = data["rna"] if isinstance(data, md.MuData) else data
-    before = _outcome.flat(modality, skip=True)
+    before = _outcome.flat(data, skip=True)
     made = tool.call(data, **kwargs)
-    after = _outcome.flat(modality, skip=True)
+    after = _outcome.flat(data, skip=True)
     if made is None:
         return _outcome.changed(after, before)
     _outcome.assert_untouched(after, before)
@@ -165,14 +162,6 @@ def test_what_does_not_exist_is_a_key_error(name: str) -> None:
         refused(tool, tool.make(), kind, "nowhere", **{argument: "nowhere"})
 
 
-def _alone(adata: ad.AnnData) -> ad.AnnData:
-    return adata
-
-
-def _containers(tool: Tool) -> list[Callable]:
-    return [_alone, _kinds.in_mudata] if tool.mudata else [_alone]
-
-
 #: Told apart by value: a level that does not exist, and what only goes with other units.
 ODD = {
     ("pp.contrasts", "control"),
@@ -185,25 +174,12 @@ def test_a_modality_gives_what_it_gives_alone(name: str) -> None:
     tool = TOOLS[name]
     data = _kinds.in_mudata(tool.make())
     other = _outcome.flat(data["prot"])
-    _outcome.assert_alike(run(tool, data, modality="rna"), expected(name))
+    _outcome.assert_alike(run(tool, data["rna"]), expected(name))
     _outcome.assert_untouched(_outcome.flat(data["prot"]), other)
 
 
-@pytest.mark.parametrize("name", OF_MUDATA)
-def test_a_modality_is_needed_where_there_are_two_and_for_a_mudata_only(name: str) -> None:
-    tool = TOOLS[name]
-    data = _kinds.in_mudata(tool.make())
-    before = _outcome.flat(data["rna"])
-    with pytest.raises(ValueError, match="choose one with modality="):
-        tool.call(data)
-    with pytest.raises(KeyError, match="no modality 'atac'"):
-        tool.call(data, modality="atac")
-    _outcome.assert_untouched(_outcome.flat(data["rna"]), before)
-    refused(tool, tool.make(), ValueError, "'rna' was given for an AnnData", modality="rna")
-
-
-@pytest.mark.parametrize("name", [tool.name for tool in MODELS])
-def test_a_model_registers_one_modality(name: str) -> None:
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_mudata_is_refused(name: str) -> None:
     data = _kinds.in_mudata(TOOLS[name].make())
     with pytest.raises(TypeError, match=r"Found a MuData; .* one modality: mdata\['rna'\]"):
         TOOLS[name].call(data)
@@ -217,23 +193,17 @@ def test_paths_where_they_are_taken(name: str, tmp_path: Path) -> None:
     if tool.paths:
         found = _outcome.flat(tool.call(path), skip=True)
         _outcome.assert_alike({k: found[k] for k in expected(name)}, expected(name))
-        with pytest.raises(ValueError, match="goes with a MuData; files hold an AnnData"):
-            tool.call(path, modality="rna")
     else:
         with pytest.raises(TypeError, match=r"expected an AnnData"):
             tool.call(path)
     assert path.read_bytes() == held
 
 
-@pytest.mark.parametrize(
-    ("name", "put"),
-    [(tool.name, put) for tool in TABLE if tool.copy for put in _containers(tool)],
-)
-def test_a_copy_is_changed_and_the_data_are_not(name: str, put: Callable) -> None:
+@pytest.mark.parametrize("name", [tool.name for tool in TABLE if tool.copy])
+def test_a_copy_is_changed_and_the_data_are_not(name: str) -> None:
     tool = TOOLS[name]
-    data = put(tool.make())
-    kwargs = {"modality": "rna"} if isinstance(data, md.MuData) else {}
-    made = tool.call(data, copy=True, **kwargs)
+    data = tool.make()
+    made = tool.call(data, copy=True)
     assert type(made) is type(data)
     before = _outcome.flat(tool.make(), skip=True)
     _outcome.assert_untouched(_outcome.flat(data, skip=True), before)

@@ -19,9 +19,14 @@ import pytest
 import cfm
 from cfm.data import _matrix, _result_store
 from cfm.models import CellVQ
-from cfm.tl import _chunk_input, _chunks
+from cfm.tl import _run
 from tests._cellvq import counted_cells, small_model
 from tests._toy import toy_checkpoint, toy_contrasts, toy_model
+
+
+@pytest.fixture(autouse=True)
+def chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cfm.settings, "chunk_size", 10)
 
 
 class Counting(CellVQ):
@@ -66,12 +71,12 @@ def test_a_stopped_run_goes_on(
     out = tmp_path / f"out{suffix}"
     counting.stop = 3, stop
     with pytest.raises(type(stop)) as caught:
-        cfm.tl.embed(cells, counting, output=out, chunk_size=10)
+        cfm.tl.embed(cells, counting, output=out)
     if isinstance(stop, KeyboardInterrupt):
         assert "repeat the call to go on" in caught.value.__notes__[0]
     assert not out.exists()
     counting.stop = None
-    found = cfm.tl.embed(cells, counting, output=out, chunk_size=10)
+    found = cfm.tl.embed(cells, counting, output=out)
     assert counting.seen == [10] * 5
     np.testing.assert_allclose(found.obsm["X_cellvq"][:], expected, rtol=1e-5, atol=1e-6)
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
@@ -86,9 +91,9 @@ def test_a_run_that_only_lacked_its_name_computes_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(_result_store, "write_results", full)
         with pytest.raises(OSError, match="No room left") as caught:
-            cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr", chunk_size=10)
+            cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr")
     assert caught.value.errno == errno.ENOSPC
-    found = cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr", chunk_size=10)
+    found = cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr")
     assert counting.seen == [10] * 5
     assert found.obsm["X_cellvq"].shape[0] == 50
 
@@ -97,7 +102,6 @@ def test_a_run_that_only_lacked_its_name_computes_nothing(
     ("change", "named"),
     [
         ({"batch_size": 8}, "batch_size was 64 and is now 8"),
-        ({"chunk_size": 20}, "chunk_size was 10 and is now 20"),
         ({"representation": "code"}, "representation was None and is now 'code'"),
         ({"values": True}, "X changed"),
         ({"names": True}, "obs_names changed"),
@@ -110,7 +114,7 @@ def test_another_run_does_not_go_on_with_it(
     out = tmp_path / "out.h5ad"
     counting.stop = 3, KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        cfm.tl.embed(cells, counting, output=out, chunk_size=10)
+        cfm.tl.embed(cells, counting, output=out)
     counting.stop = None
     if change.pop("values", False):
         cells.X[-1, 5] += 1
@@ -118,7 +122,7 @@ def test_another_run_does_not_go_on_with_it(
         cells.obs_names = [f"{name}b" for name in cells.obs_names]
     if change.pop("weights", False):
         next(counting.module.parameters()).data.view(-1)[7] += 1e-3
-    arguments = {"output": out, "chunk_size": 10} | change
+    arguments = {"output": out} | change
     with pytest.raises(ValueError, match=f"another run .*{named}"):
         cfm.tl.embed(cells, counting, **arguments)
     found = cfm.tl.embed(cells, counting, **arguments, overwrite=True)
@@ -140,7 +144,7 @@ def test_a_file_that_was_written_anew_is_another_input(
     cells.write_h5ad(source)
     counting.stop = 3, KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        cfm.tl.embed(source, counting, output=out, chunk_size=10)
+        cfm.tl.embed(source, counting, output=out)
     counting.stop = None
     (tmp_path / "linked").mkdir()
     linked = tmp_path / "linked" / "in.h5ad"
@@ -148,9 +152,9 @@ def test_a_file_that_was_written_anew_is_another_input(
     stamp = source.stat()
     os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
     with pytest.raises(ValueError, match=r"input 1 \(in\.h5ad\) was"):
-        cfm.tl.embed(source, counting, output=out, chunk_size=10)
+        cfm.tl.embed(source, counting, output=out)
     os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    cfm.tl.embed(linked, counting, output=out, chunk_size=10)
+    cfm.tl.embed(linked, counting, output=out)
     assert counting.seen == [10] * 5
 
 
@@ -162,8 +166,9 @@ def test_a_killed_program_goes_on(tmp_path: Path) -> None:
     script.write_text(
         "import logging, sys, cfm\n"
         "logging.basicConfig(level=logging.INFO, stream=sys.stderr)\n"
+        "cfm.settings.chunk_size = 1\n"
         f"model = {str(toy_checkpoint())!r}\n"
-        "cfm.tl.embed('in.h5ad', model, output='out.zarr', chunk_size=1)\n"
+        "cfm.tl.embed('in.h5ad', model, output='out.zarr')\n"
     )
     command = [sys.executable, str(script)]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -196,26 +201,34 @@ def test_only_a_chunk_is_read_at_a_time(
         n_read.append(len(rows))
         return _matrix.read_rows(matrix, rows)
 
-    monkeypatch.setattr(_chunk_input, "read_rows", read)
-    cfm.tl.embed(tmp_path / "in.h5ad", counting, output=tmp_path / "out.zarr", chunk_size=10)
+    monkeypatch.setattr(_run, "read_rows", read)
+    cfm.tl.embed(tmp_path / "in.h5ad", counting, output=tmp_path / "out.zarr")
     assert n_read == [10] * 5
 
 
-def test_the_next_chunk_is_read_meanwhile() -> None:
-    events: list[str] = []
+def test_the_next_chunk_is_read_meanwhile(
+    counting: Counting, cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_read: list[int] = []
 
-    def read(number: int) -> Any:
-        events.append(f"read {number}")
-        return number
+    def read(matrix: Any, rows: np.ndarray) -> Any:
+        n_read.append(int(rows[0]))
+        return _matrix.read_rows(matrix, rows)
 
-    for number, part in _chunks._read_ahead([3, 5, 8], read):
-        assert number == part
+    ahead = []
+    plain = counting.get_latent_representation
+
+    def slow(adata: Any, **kwargs: Any) -> np.ndarray:
         deadline = time.monotonic() + 10
-        following = {3: "read 5", 5: "read 8", 8: "read 8"}[number]
-        while following not in events and time.monotonic() < deadline:
+        while len(n_read) < min(len(ahead) + 2, 5) and time.monotonic() < deadline:
             time.sleep(0.001)
-        events.append(f"used {number}")
-    assert events == ["read 3", "read 5", "used 3", "read 8", "used 5", "used 8"]
+        ahead.append(len(n_read))
+        return plain(adata, **kwargs)
+
+    monkeypatch.setattr(_run, "read_rows", read)
+    monkeypatch.setattr(counting, "get_latent_representation", slow)
+    cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr")
+    assert (ahead, n_read) == ([2, 3, 4, 5, 5], [0, 10, 20, 30, 40])
 
 
 def test_an_error_of_reading_reaches_the_caller(
@@ -223,7 +236,7 @@ def test_an_error_of_reading_reaches_the_caller(
 ) -> None:
     cells.X[33, 4] = 0.5
     with pytest.raises(ValueError, match="values that are not whole"):
-        cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr", chunk_size=10)
+        cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr")
 
 
 def test_warnings_are_said_once_and_counts_added_up(tmp_path: Path) -> None:
@@ -231,7 +244,7 @@ def test_warnings_are_said_once_and_counts_added_up(tmp_path: Path) -> None:
     cells = counted_cells(50, genes=[*model.vocabulary.genes[:10], "X1"])
     cells.X[[2, 3, 31], :10] = 0
     with pytest.warns(UserWarning) as raised:
-        cfm.tl.embed(cells, model, output=tmp_path / "out.zarr", chunk_size=10)
+        cfm.tl.embed(cells, model, output=tmp_path / "out.zarr")
     caught = [w for w in raised if w.category is UserWarning]
     texts = [str(w.message) for w in caught]
     assert len(texts) == 2
@@ -247,7 +260,7 @@ def test_a_warning_that_is_an_error_stops_at_the_first_chunk(tmp_path: Path) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         with pytest.raises(UserWarning, match="Only 22%"):
-            cfm.tl.embed(few, model, output=tmp_path / "out.zarr", chunk_size=10)
+            cfm.tl.embed(few, model, output=tmp_path / "out.zarr")
     assert len(model.seen) == 1
 
 
@@ -257,13 +270,20 @@ def test_chunks_are_logged(
     counting.stop = 2, KeyboardInterrupt()
     with caplog.at_level(logging.INFO, logger="cfm"):
         with pytest.raises(KeyboardInterrupt):
-            cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr", chunk_size=15)
+            cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr")
         counting.stop = None
-        cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr", chunk_size=15)
+        cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr")
     told = [(r.event, r.done) for r in caplog.records if hasattr(r, "event")]
-    assert told == [("chunk", 1), ("chunk", 2), ("resumed", 2), ("chunk", 3), ("chunk", 4)]
+    assert told == [
+        ("chunk", 1),
+        ("chunk", 2),
+        ("resumed", 2),
+        ("chunk", 3),
+        ("chunk", 4),
+        ("chunk", 5),
+    ]
     last = caplog.records[-1]
-    assert (last.total, last.rows) == (4, 5)
+    assert (last.total, last.rows) == (5, 10)
     assert last.seconds > 0
 
 
@@ -272,17 +292,33 @@ def test_other_statistics_of_the_same_codes_need_no_model(
 ) -> None:
     out = tmp_path / "out.zarr"
     with pytest.raises(ValueError, match="n_groups is 60"):
-        cfm.tl.cell_codes(cells, small_model(), n_groups=60, output=out, chunk_size=10)
+        cfm.tl.cell_codes(cells, small_model(), n_groups=60, output=out)
     monkeypatch.setattr(CellVQ, "_encoded", None)
-    found = cfm.tl.cell_codes(cells, small_model(), n_groups=1, output=out, chunk_size=10)
+    found = cfm.tl.cell_codes(cells, small_model(), n_groups=1, output=out)
     assert found.obs["cell_code_group"].tolist() == ["0"] * 50
 
 
 def test_text_of_any_length_is_joined() -> None:
-    joined = _chunks._joined([np.array(["a"]), np.array(["longer", "b"])])
+    joined = _run._joined([np.array(["a"]), np.array(["longer", "b"])])
     assert joined.tolist() == ["a", "longer", "b"]
 
 
-def test_one_process_that_is_asked_for_runs_here(counting: Counting, cells: ad.AnnData) -> None:
-    cfm.tl.embed(cells, counting, devices="1", num_nodes=1)
-    assert counting.seen == [50]
+def test_chunks_of_another_size_are_another_run(
+    counting: Counting, cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.h5ad"
+    counting.stop = 3, KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        cfm.tl.embed(cells, counting, output=out)
+    counting.stop = None
+    monkeypatch.setattr(cfm.settings, "chunk_size", 20)
+    with pytest.raises(ValueError, match="chunk_size was 10 and is now 20"):
+        cfm.tl.embed(cells, counting, output=out)
+    assert cfm.tl.embed(cells, counting, output=out, overwrite=True).n_obs == 50
+    assert counting.seen[3:] == [20, 20, 10]
+
+
+@pytest.mark.parametrize("value", [0, 2.5, True, "8"])
+def test_a_chunk_has_a_whole_number_of_rows(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"chunk_size=.*; expected a whole number"):
+        cfm.settings.chunk_size = value

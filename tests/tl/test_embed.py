@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pytest
 import scanpy as sc
@@ -193,19 +192,6 @@ def test_few_genes_warn(model: CellPulse, contrasts: ad.AnnData) -> None:
     with pytest.warns(UserWarning, match="Only 12% of the model's 800 genes"):
         cfm.tl.embed(few, model)
     assert few.uns["X_cellpulse"]["params"]["vocabulary_share"] == 0.125
-
-
-def test_of_mudata_one_modality_is_embedded(
-    model: CellPulse, contrasts: ad.AnnData, tmp_path: Path
-) -> None:
-    both = md.MuData({"rna": contrasts, "other": contrasts[:, :3].copy()})
-    cfm.tl.embed(both, model, modality="rna")
-    assert both["rna"].uns["X_cellpulse"]["params"]["modality"] == "rna"
-    written = cfm.tl.embed(both, model, modality="rna", output=tmp_path / "out.h5ad")
-    assert isinstance(written, ad.AnnData)
-    np.testing.assert_array_equal(written.obsm["X_cellpulse"][:], both["rna"].obsm["X_cellpulse"])
-    with pytest.raises(ValueError, match="copy=True does not go with output="):
-        cfm.tl.embed(both, model, modality="rna", copy=True, output=tmp_path / "new.h5ad")
 
 
 @pytest.mark.parametrize("data", [None, np.ones((3, 800)), [None], []])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,25 +92,6 @@ def test_expression_of_donors_is_that_of_their_cells(model: Pulsar, adata: ad.An
             pd.testing.assert_frame_equal(found.var, genes)
 
 
-def test_a_mudata_gains_a_modality(model: Pulsar, adata: ad.AnnData) -> None:
-    cells = ad.AnnData(
-        np.ones((adata.n_obs, 2), dtype=np.float32), obs=adata.obs, obsm=dict(adata.obsm)
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        mdata = md.MuData({"rna": cells})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        found = cfm.tl.embed_donors(mdata, "donor_id", model)
-    assert list(mdata.mod) == ["rna", "donors"]
-    np.testing.assert_array_equal(mdata["donors"].obsm["X_pulsar"], found.obsm["X_pulsar"])
-    assert mdata.n_obs == adata.n_obs + 6
-    with pytest.raises(ValueError, match="choose one with modality="):
-        cfm.tl.embed_donors(mdata, "donor_id", model)
-    with pytest.warns(UserWarning, match="'donors' of the MuData is replaced"):
-        cfm.tl.embed_donors(mdata, "donor_id", model, modality="rna")
-
-
 def test_a_column_that_should_be_constant_is_reported(model: Pulsar, adata: ad.AnnData) -> None:
     first = adata.obs_names[adata.obs["donor_id"] == "donor2"][0]
     adata.obs.loc[first, "age"] = 31.0
@@ -142,7 +121,7 @@ def test_what_cannot_be_embedded_is_refused(model: Pulsar, adata: ad.AnnData) ->
         cfm.tl.embed_donors(adata, "person", model)
     with pytest.raises(TypeError, match="CellPulse does not embed donors"):
         cfm.tl.embed_donors(adata, "donor_id", CellPulse.from_pretrained("cellpulse-mini"))
-    with pytest.raises(TypeError, match="expected an AnnData or a MuData"):
+    with pytest.raises(TypeError, match="expected an AnnData"):
         cfm.tl.embed_donors({"a": 1}, "donor_id", model)
     with pytest.raises(ValueError, match="without '/'"):
         cfm.tl.embed_donors(adata, "donor_id", model, key_added="a/b")

@@ -8,7 +8,6 @@ from typing import Any
 
 import anndata as ad
 import dask.array as da
-import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,10 +15,16 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 import cfm
 from cfm.models import Pulsar
+from cfm.tl import _donor_rows
 from tests._pulsar import donors
 from tests._same import assert_unchanged
 
 ARGUMENTS: dict[str, Any] = {"n_cells": 20, "n_draws": 2, "precision": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def donors_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_donor_rows, "DONORS_AT_ONCE", 5)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +113,7 @@ def test_files_and_output(
     data = ad.read_h5ad(path, backed="r") if kind == "backed" else path
     _assert_same(cfm.tl.embed_donors(data, "donor_id", model, **ARGUMENTS), expected)
     out = tmp_path / "out.h5ad"
-    found = cfm.tl.embed_donors(data, "donor_id", model, output=out, chunk_size=5, **ARGUMENTS)
+    found = cfm.tl.embed_donors(data, "donor_id", model, output=out, **ARGUMENTS)
     _assert_same(found, expected)
     _assert_same(ad.read_h5ad(out), expected)
 
@@ -125,7 +130,7 @@ def test_a_stopped_run_goes_on_with_the_same_counts_only(
         return plain(self, adata, **kwargs)
 
     monkeypatch.setattr(Pulsar, "get_donor_embeddings", stopping)
-    shared: dict[str, Any] = ARGUMENTS | {"output": tmp_path / "out.zarr", "chunk_size": 5}
+    shared: dict[str, Any] = ARGUMENTS | {"output": tmp_path / "out.zarr"}
     with pytest.raises(KeyboardInterrupt):
         cfm.tl.embed_donors(cells, "donor_id", model, **shared)
     changed = cells.copy()
@@ -134,13 +139,6 @@ def test_a_stopped_run_goes_on_with_the_same_counts_only(
         cfm.tl.embed_donors(changed, "donor_id", model, **shared)
     cfm.tl.embed_donors(cells, "donor_id", model, **shared)
     assert len(calls) == 4
-
-
-def test_a_mudata(cells: ad.AnnData, model: Pulsar, expected: ad.AnnData) -> None:
-    rna = ad.AnnData(cells.X, obs=cells.obs.drop(columns="donor_id"), var=cells.var)
-    mdata = md.MuData({"rna": rna})
-    mdata.obs["donor_id"] = cells.obs["donor_id"]  # only the MuData knows
-    _assert_same(cfm.tl.embed_donors(mdata, "donor_id", model, **ARGUMENTS), expected)
 
 
 def test_the_three_lines_separate_what_was_planted() -> None:

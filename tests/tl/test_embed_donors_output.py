@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pytest
 
 import cfm
 from cfm.models import Pulsar
+from cfm.tl import _donor_rows
 from tests._pulsar import donors
 from tests.tl.test_output import assert_close
 
 ARGUMENTS: dict[str, Any] = {"n_cells": 12, "n_draws": 2, "precision": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def donors_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_donor_rows, "DONORS_AT_ONCE", 2)
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def test_from_a_file_to_a_file(
     out = tmp_path / f"out{suffix}"
     for data in (source, cells):
         found = cfm.tl.embed_donors(
-            data, "donor_id", model, **ARGUMENTS, output=out, chunk_size=2, overwrite=True
+            data, "donor_id", model, **ARGUMENTS, output=out, overwrite=True
         )
         _assert_same(found, expected)
     back = ad.read_zarr(out) if suffix == ".zarr" else ad.read_h5ad(out)
@@ -80,7 +85,7 @@ def test_a_stopped_run_goes_on(
         return plain(self, adata, **kwargs)
 
     monkeypatch.setattr(Pulsar, "get_donor_embeddings", stopping)
-    shared: dict[str, Any] = ARGUMENTS | {"output": tmp_path / "out.zarr", "chunk_size": 2}
+    shared: dict[str, Any] = ARGUMENTS | {"output": tmp_path / "out.zarr"}
     with pytest.raises(KeyboardInterrupt):
         cfm.tl.embed_donors(cells, "donor_id", model, **shared)
     changed = cells.copy()
@@ -93,15 +98,6 @@ def test_a_stopped_run_goes_on(
     _assert_same(found, expected)
 
 
-def test_a_mudata_is_left_as_it_was_if_donors_are_written(
-    cells: ad.AnnData, model: Pulsar, tmp_path: Path
-) -> None:
-    both = md.MuData({"rna": cells})
-    found = cfm.tl.embed_donors(both, "donor_id", model, output=tmp_path / "out.h5ad")
-    assert found.n_obs == 6
-    assert list(both.mod) == ["rna"]
-
-
 def test_what_does_not_go_together_is_refused(
     cells: ad.AnnData, model: Pulsar, tmp_path: Path
 ) -> None:
@@ -111,7 +107,5 @@ def test_what_does_not_go_together_is_refused(
             cfm.tl.embed_donors(
                 data, "donor_id", model, output=tmp_path / "in.h5ad", overwrite=True
             )
-    with pytest.raises(ValueError, match="goes with a MuData; files hold"):
-        cfm.tl.embed_donors(tmp_path / "in.h5ad", "donor_id", model, modality="rna")
     with pytest.raises(KeyError, match="no column 'patient'"):
         cfm.tl.embed_donors(tmp_path / "in.h5ad", "patient", model)

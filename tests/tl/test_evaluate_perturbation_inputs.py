@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,9 +53,6 @@ def test_bad_arguments_are_named(arguments, error, message) -> None:
 
 def test_only_anndata() -> None:
     cells, made = perturbed_cells(n=10), simulated(n=10)
-    mudata = md.MuData({"rna": cells})
-    of_one = evaluate(mudata, {"x": md.MuData({"rna": made})})
-    pd.testing.assert_frame_equal(of_one, evaluate(cells, {"x": made}))
     for real, other in ((cells.X, made), (cells, made.X), (cells, {"x": made.X}), (cells, "x")):
         with pytest.raises(TypeError, match="expected an AnnData"):
             evaluate(real, other)

@@ -12,7 +12,6 @@ from typing import Any
 import anndata as ad
 import dask.array as da
 import h5py
-import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -155,7 +154,6 @@ def test_other_tools_and_what_they_read_besides(tmp_path: Path) -> None:
     calls: list[Callable[..., Any]] = [
         lambda **k: cfm.tl.predict_virus(opened, groupby="donor", control="a", **k),
         lambda **k: cfm.tl.embed_donors(opened, "donor", use_rep="X_pca", **k),
-        lambda **k: cfm.tl.embed_donors(md.MuData({"rna": opened}), "donor", **k),
         lambda **k: cfm.tl.cell_codes(_data(), reference=opened, **k),
         lambda **k: cfm.tl.impute(opened, "bulkformer-mini", **k),
         lambda **k: cfm.tl.predict_properties(opened, "cellvq-mini", **k),

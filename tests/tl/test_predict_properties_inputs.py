@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pytest
 
@@ -61,14 +60,6 @@ def test_calls_that_fail_leave_the_data_alone(case: str) -> None:
     with pytest.raises(error, match=words):
         cfm.tl.predict_properties(adata, **({"model": MODEL} | arguments))
     assert_unchanged(adata, before)
-
-
-def test_it_takes_one_modality() -> None:
-    both = md.MuData({"rna": counted_cells()})
-    cfm.tl.predict_properties(both, MODEL)
-    alone = counted_cells()
-    cfm.tl.predict_properties(alone, MODEL)
-    assert both["rna"].obs["predicted_tissue"].equals(alone.obs["predicted_tissue"])
 
 
 def test_few_genes_warn() -> None:

@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -230,10 +229,6 @@ def test_from_counts_further_arguments_reach_the_contrasts(
         log, model, groupby="virus", control="none", by=BY, layer="log", units="log"
     )
     assert made.n_obs == 48
-    both = md.MuData({"rna": counts})
-    made = cfm.tl.predict_virus(both, model, groupby="virus", control="none", by=BY, modality="rna")
-    assert isinstance(made, ad.AnnData)
-    assert made.n_obs == 48
 
 
 def test_duplicated_observation_names_are_no_matter(
@@ -324,17 +319,6 @@ def test_calls_that_fail_leave_the_data_alone(
     with pytest.raises(error, match=words):
         cfm.tl.predict_virus(adata, **({"model": model} | arguments))
     assert_unchanged(adata, before)
-
-
-def test_a_modality_without_a_design_is_called_in_place(
-    model: CellPulse, contrasts: ad.AnnData
-) -> None:
-    both = md.MuData({"rna": contrasts})
-    assert cfm.tl.predict_virus(both, model) is None
-    assert both["rna"].uns[KEY]["params"]["modality"] == "rna"
-    assert both["rna"].obs[KEY].notna().all()
-    with pytest.raises(TypeError, match="Found a NoneType; expected an AnnData"):
-        cfm.tl.predict_virus(None, model)
 
 
 def test_the_bundled_model_on_real_counts_of_a_study_that_it_has_not_seen() -> None:

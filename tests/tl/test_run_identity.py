@@ -17,12 +17,17 @@ from scipy import sparse
 
 import cfm
 from cfm.data import open_files
-from cfm.tl._chunk_input import Rows
+from cfm.tl._run import Rows
 from tests._cellvq import counted_cells, small_model
 from tests._storages import stored
 from tests.tl.test_chunks import Counting, _counting
 
 N, ROW = 200, 101  # a row that no evenly spaced sample of 32 has
+
+
+@pytest.fixture(autouse=True)
+def chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cfm.settings, "chunk_size", 40)
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def cells() -> ad.AnnData:
 def _stopped(data: Any, model: Counting, out: Path) -> None:
     model.stop = 2, KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        cfm.tl.embed(data, model, output=out, chunk_size=40)
+        cfm.tl.embed(data, model, output=out)
     model.stop = None
 
 
@@ -64,8 +69,8 @@ def test_one_value_in_memory(
     changed = cells.copy()
     changed.X[ROW, 5] += 1
     with pytest.raises(ValueError, match=r"2 finished chunks of another run .*\(X changed\)"):
-        cfm.tl.embed(stored(changed, kind, tmp_path), counting, output=out, chunk_size=40)
-    cfm.tl.embed(stored(cells, kind, tmp_path), counting, output=out, chunk_size=40)
+        cfm.tl.embed(stored(changed, kind, tmp_path), counting, output=out)
+    cfm.tl.embed(stored(cells, kind, tmp_path), counting, output=out)
     assert counting.seen == [40] * 5
 
 
@@ -89,9 +94,9 @@ def test_one_value_in_a_file(
     if suffix == ".h5ad":
         root.close()
     with pytest.raises(ValueError, match=r"\((X changed|input 1 \(in\.\w+\) was '\d+ files?, )"):
-        cfm.tl.embed(opened(source), counting, output=out, chunk_size=40)
+        cfm.tl.embed(opened(source), counting, output=out)
     counting.seen = []
-    found = cfm.tl.embed(opened(source), counting, output=out, chunk_size=40, overwrite=True)
+    found = cfm.tl.embed(opened(source), counting, output=out, overwrite=True)
     assert counting.seen == [40] * 5
     expected = small_model().get_latent_representation(open_files(source).to_memory())
     np.testing.assert_allclose(found.obsm["X_cellvq"][:], expected, rtol=1e-5, atol=1e-6)
@@ -107,7 +112,7 @@ def test_a_file_of_zarr_that_was_replaced(
     shutil.copy2(chunk, tmp_path / "copy")
     os.replace(tmp_path / "copy", chunk)
     with pytest.raises(ValueError, match=r"input 1 \(in\.zarr\) was"):
-        cfm.tl.embed(source, counting, output=out, chunk_size=40)
+        cfm.tl.embed(source, counting, output=out)
 
 
 def test_a_file_that_nothing_happened_to(
@@ -120,7 +125,7 @@ def test_a_file_that_nothing_happened_to(
         (tmp_path / f"linked{i}").mkdir()
         linked = tmp_path / f"linked{i}" / source.name
         linked.symlink_to(source)
-        cfm.tl.embed(linked, counting, output=out, chunk_size=40)
+        cfm.tl.embed(linked, counting, output=out)
         assert counting.seen == [40] * 5
         shutil.rmtree(out)
 
@@ -132,7 +137,7 @@ def test_what_the_data_are_told_from_others_by(cells: ad.AnnData) -> None:
 
     def identity() -> dict[str, str]:
         arguments = {"layer": None, "total_counts": "n_counts", "batch_size": 4}
-        return Rows.of(cells).identity([None, "log"], arguments)
+        return Rows(cells).identity([None, "log"], arguments)
 
     before = identity()
     assert identity() == before
@@ -172,9 +177,9 @@ def test_an_output_that_appears_during_the_run_stays(
 
     counting.get_latent_representation = meanwhile  # type: ignore[method-assign]
     with pytest.raises(FileExistsError, match=r"appeared during the run .*overwrite=True"):
-        cfm.tl.embed(cells, counting, output=out, chunk_size=40)
+        cfm.tl.embed(cells, counting, output=out)
     assert (out if suffix == ".h5ad" else out / "theirs").read_text() == "theirs"
-    found = cfm.tl.embed(cells, counting, output=out, chunk_size=40, overwrite=True)
+    found = cfm.tl.embed(cells, counting, output=out, overwrite=True)
     assert counting.seen == [40] * 5
     assert found.obsm["X_cellvq"].shape[0] == N
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
@@ -189,9 +194,9 @@ def test_a_refused_call_is_not_in_the_way(
     for data in (cells, tmp_path / "in.h5ad"):
         for wrong in ({"layer": "log"}, {"layer": "none"}, {"representation": "no such"}):
             with pytest.raises((ValueError, KeyError)):
-                cfm.tl.embed(data, counting, output=out, chunk_size=40, **wrong)
+                cfm.tl.embed(data, counting, output=out, **wrong)
             assert [p.name for p in tmp_path.iterdir()] == ["in.h5ad"]
-        assert cfm.tl.embed(data, counting, output=out, chunk_size=40).n_obs == N
+        assert cfm.tl.embed(data, counting, output=out).n_obs == N
         out.unlink()
 
 
@@ -202,12 +207,12 @@ def test_a_call_that_is_refused_later_says_what_is_there(
     cells.layers["late"][150, 3] = 0.5
     out = tmp_path / "out.h5ad"
     with pytest.raises(ValueError, match="not whole"):
-        cfm.tl.embed(cells, counting, layer="late", output=out, chunk_size=40)
+        cfm.tl.embed(cells, counting, layer="late", output=out)
     with pytest.raises(
         ValueError, match=r"3 finished chunks .*layer was 'late' and is now None.*overwrite=True"
     ):
-        cfm.tl.embed(cells, counting, output=out, chunk_size=40)
-    assert cfm.tl.embed(cells, counting, output=out, chunk_size=40, overwrite=True).n_obs == N
+        cfm.tl.embed(cells, counting, output=out)
+    assert cfm.tl.embed(cells, counting, output=out, overwrite=True).n_obs == N
 
 
 def test_no_rows(counting: Counting, cells: ad.AnnData, tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from cfm.data._store import check_key
 from cfm.data._takes_anndata import takes_anndata
 from cfm.models import CodeModel, PretrainedModel, load_model
 from cfm.models.cellvq import CellCodes
-from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
 from cfm.tl._code_checks import (
     check_use,
     obs_columns,
@@ -42,6 +41,7 @@ from cfm.tl._code_tables import (
     neighbour_table,
     vector_table,
 )
+from cfm.tl._run import Run
 from cfm.tl._store import model_record
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from cfm.tl._chunk_input import Data
+    from cfm.tl._run import Data
 
 #: What a model says of single cells, the largest last.
 _OF_CELLS = ("code", "similarity", "margin", "embedding")
@@ -82,10 +82,6 @@ def cell_codes(
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
-    chunk_size: int = CHUNK_SIZE,
-    devices: int | str | list[int] = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
     copy: bool = False,
 ) -> AnnData | None:
     r"""Give each cell a code out of a fixed set, and say what the cells of a code are.
@@ -137,13 +133,6 @@ def cell_codes(
         made again.
     overwrite
         Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    chunk_size
-        Rows that are read, and written, at a time, with ``output``, paths or several devices; two
-        chunks are in memory. For bit-identical results choose a multiple of 2,048 and of
-        ``batch_size``.
-    devices, num_nodes, strategy
-        Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
-        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -259,8 +248,7 @@ def cell_codes(
     >>> bool(new.uns["cell_code"]["reference"]["known"].all())
     True
     """
-    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
-    run = ChunkRun(adata, how, copy=copy, also_read=reference)
+    run = Run(adata, output, overwrite=overwrite, copy=copy, also_read=reference)
     check_key(key_added)
     annotations = read_annotations(run.whole, groupby)
     known = None if reference is None else ReferenceCodes.read(reference, key_added)
@@ -289,9 +277,15 @@ def cell_codes(
         found = loaded.get_cell_codes(part, **reading)
         return {name: getattr(found, name) for name in _OF_CELLS}
 
-    def store() -> None:
+    with run.compute(
+        compute,
+        network,
+        tool="cell_codes",
+        layers=[layer],
+        arguments=reading | {"fingerprint": record["fingerprint"]},
+    ) as results:
         # what is small; embeddings go by as they are written
-        small = {name: run.results.take(name) for name in _OF_CELLS[:-1]}
+        small = {name: results.take(name) for name in _OF_CELLS[:-1]}
         none = np.empty((len(small["code"]), 0), dtype=np.float32)
         found = CellCodes(embedding=none, latent=none, **small)
         used = UsedCodes.of(found.code, readable_cells(found))
@@ -349,15 +343,7 @@ def cell_codes(
         into.uns[key_added] = {
             PARAMS: record | {k: v for k, v in own.items() if v is not None}
         } | stored
-
-    return run.run(
-        compute,
-        store,
-        network,
-        tool="cell_codes",
-        layers=[layer],
-        arguments=reading | {"fingerprint": record["fingerprint"]},
-    )
+    return run.result
 
 
 def _made_before(adata: AnnData, key: str) -> set[str]:
@@ -366,9 +352,7 @@ def _made_before(adata: AnnData, key: str) -> set[str]:
     return set(map(str, made)) & set(map(str, adata.obs.columns))
 
 
-def _record(
-    model: Any, run: ChunkRun, reading: Mapping[str, Any], key_added: str
-) -> dict[str, Any]:
+def _record(model: Any, run: Run, reading: Mapping[str, Any], key_added: str) -> dict[str, Any]:
     share = run.rows.vocabulary_share(model)
     if isinstance(model, PretrainedModel):
         # codes are discrete: in float32 they are the same on every machine

@@ -13,14 +13,14 @@ from cfm.data._inputs import describe_files, matrix_identity
 from cfm.data._matrix import by_rows, check_unique_names, in_memory_frame
 from cfm.models import load_model
 from cfm.models._base import check_column
-from cfm.tl._chunk_input import Chunk, Rows
+from cfm.tl._run import Chunk, Rows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cfm.models import PretrainedModel
 
-#: Donors of a chunk, unless said otherwise.
+#: Donors of a chunk.
 DONORS_AT_ONCE = 64
 
 
@@ -55,21 +55,19 @@ class DonorRows(Rows):
         Column of ``obs`` with the donor.
     use_rep
         Name in ``obsm`` of what represents a cell; ``None`` if counts do.
-    given
-        Whether all donors are to be embedded at once.
     """
 
-    def __init__(self, cells: AnnData, donor_key: str, use_rep: str | None, *, given: bool) -> None:
-        super().__init__(cells, [cells], [], given)
+    def __init__(self, cells: AnnData, donor_key: str, use_rep: str | None) -> None:
+        super().__init__(cells)
         self._donor_key = donor_key
         self._use_rep = use_rep
         self._cells: list[np.ndarray] | None = None
 
-    def chunks(self, size: int) -> list[Chunk]:
+    def chunks(self) -> list[Chunk]:
         """Cut the donors into chunks."""
         n = len(self._rows_of_donors())
-        starts = range(0, n, size)
-        return [Chunk(0, *[slice(i, min(i + size, n))] * 2) for i in starts]
+        starts = range(0, n, DONORS_AT_ONCE)
+        return [Chunk(0, *[slice(i, min(i + DONORS_AT_ONCE, n))] * 2) for i in starts]
 
     def read(self, chunk: Chunk, layers: Sequence[str | None]) -> AnnData:
         """Return the cells of some donors; what lies in a file stays there until it is drawn."""

@@ -10,7 +10,7 @@ from cfm._fields import EMBEDDING_PREFIX, PARAMS
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
 from cfm.models import DonorModel, GeneEmbeddingModel, load_model
-from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
+from cfm.tl._run import Run
 from cfm.tl._store import model_record, refuse_other_model, run_record
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cfm.models import PretrainedModel
-    from cfm.tl._chunk_input import Data
+    from cfm.tl._run import Data
 
 #: Where embeddings of each level are stored.
 _SLOTS = {"observation": "obsm", "gene": "varm"}
@@ -39,10 +39,6 @@ def embed(
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
-    chunk_size: int = CHUNK_SIZE,
-    devices: int | str | list[int] = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
     copy: bool = False,
     **model_kwargs: Any,
 ) -> AnnData | None:
@@ -79,13 +75,6 @@ def embed(
         made again.
     overwrite
         Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    chunk_size
-        Rows that are read, and written, at a time, with ``output``, paths or several devices; two
-        chunks are in memory. For bit-identical results choose a multiple of 2,048 and of
-        ``batch_size``.
-    devices, num_nodes, strategy
-        Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
-        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     copy
         Return a changed copy instead of writing to ``adata``.
     **model_kwargs
@@ -138,8 +127,7 @@ def embed(
     >>> contrasts.obsm["X_cellpulse"].shape[0] == contrasts.n_obs
     True
     """
-    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
-    run = ChunkRun(adata, how, copy=copy)
+    run = Run(adata, output, overwrite=overwrite, copy=copy)
     if key_added is not None:
         check_key(key_added)
     model = load_model(model, device=device)
@@ -154,50 +142,40 @@ def embed(
     arguments = {"layer": layer, "batch_size": batch_size} | model_kwargs
     if level == "gene":
         return _embed_genes(model, run, key, arguments)
-    told = arguments
     loaded = model
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
         return {"embedding": loaded.get_latent_representation(part, **arguments)}
 
-    def store() -> None:
-        made = run.target
+    with run.compute(compute, model, tool="embed", layers=[layer], arguments=arguments):
         run.warn_overwritten(key, {"obsm": [key]})
         run.put("obsm", key, "embedding")
         share = run.rows.vocabulary_share(loaded)
-        made.uns[key] = {PARAMS: model_record(loaded, share, key_added=key, level=level, **told)}
-
-    return run.run(
-        compute,
-        store,
-        model,
-        tool="embed",
-        layers=[layer],
-        arguments=arguments,
-    )
+        record = model_record(loaded, share, key_added=key, level=level, **arguments)
+        run.target.uns[key] = {PARAMS: record}
+    return run.result
 
 
 def _embed_genes(
     model: PretrainedModel,
-    run: ChunkRun,
+    run: Run,
     key: str,
     arguments: dict[str, Any],
 ) -> AnnData | None:
     """Embed the genes of all rows, which gives a row per gene and no chunks."""
-    if run.output is not None or not run.how.alone:
+    if run.output is not None:
         raise ValueError(
-            "level='gene' makes one table of genes out of all rows: leave output= and devices= "
-            "out, and write the AnnData yourself."
+            "level='gene' makes one table of genes out of all rows: leave output= out, and write "
+            "the AnnData yourself."
         )
     adata = run.whole
     latent = _mean_gene_embeddings(model, adata, arguments)
-    told = arguments
-    record = run_record(model, adata, key_added=key, level="gene", **told)
+    record = run_record(model, adata, key_added=key, level="gene", **arguments)
     adata = target(adata, copy=run.copy)
     warn_overwritten(adata, key, {"varm": [key]})
     adata.varm[key] = latent
     adata.uns[key] = {PARAMS: record}
-    return adata if run.copy or not run.rows.given else None
+    return adata if run.copy or run.rows.paths else None
 
 
 def _mean_gene_embeddings(

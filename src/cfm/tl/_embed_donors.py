@@ -29,9 +29,8 @@ from cfm.data._store import check_key
 from cfm.data._takes_anndata import require_anndata
 from cfm.data._warn import warn_user
 from cfm.models import DonorModel
-from cfm.tl._chunk_input import Rows
-from cfm.tl._chunks import Chunking, ChunkRun
-from cfm.tl._donor_rows import DONORS_AT_ONCE, DonorRows, load_donor_model
+from cfm.tl._donor_rows import DonorRows, load_donor_model
+from cfm.tl._run import Rows, Run
 from cfm.tl._store import run_record
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cfm.models import PretrainedModel
-    from cfm.tl._chunk_input import Data
+    from cfm.tl._run import Data
 
 #: What a model says of donors.
 _OF_DONORS = ("embedding", "spread", "n_cells", "n_used")
@@ -64,10 +63,6 @@ def embed_donors(
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
-    chunk_size: int = DONORS_AT_ONCE,
-    devices: int | str | list[int] = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
     **model_kwargs: Any,
 ) -> AnnData:
     """Embed donors, each by all of its cells or draws of them.
@@ -109,12 +104,6 @@ def embed_donors(
         made again.
     overwrite
         Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    chunk_size
-        Donors that are embedded, and written, at a time, with ``output``, paths or several
-        devices.
-    devices, num_nodes, strategy
-        Processes that share the donors, as of :class:`lightning.fabric.Fabric`: new ones, or those
-        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     **model_kwargs
         Further arguments of the model's ``get_donor_embeddings``, such as ``precision``.
 
@@ -181,13 +170,12 @@ def embed_donors(
     >>> donors.obs["disease"].tolist(), donors.obsm["X_pulsar"].shape
     (['healthy', 'ill', 'healthy', 'ill'], (4, 64))
     """
-    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
     if output is not None:
         check_output(output, adata, overwrite=overwrite)
     data: Any = adata
     given = not isinstance(adata, str | PathLike | Sequence)
     if not given:  # paths
-        data = Rows.of(data).whole
+        data = Rows(data).whole
     require_anndata(data)
     cells, obs = data, in_memory_frame(data.obs)
     check_tables(cells, [donor_key])
@@ -212,10 +200,10 @@ def embed_donors(
     } | model_kwargs
     if layer is not None:
         reading["layer"] = layer
-    alone = how.alone and output is None and given
+    alone = output is None and given
     counted = getattr(loaded, "projection", None) is not None
     rep = use_rep or getattr(loaded, "provenance", {}).get("use_rep", "X_uce")
-    run = ChunkRun(DonorRows(cells, donor_key, None if counted else rep, given=alone), how)
+    run = Run(DonorRows(cells, donor_key, None if counted else rep), output, overwrite=overwrite)
     of_donors = (*_OF_DONORS, "unknown", "mean") if counted else _OF_DONORS
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
@@ -223,8 +211,15 @@ def embed_donors(
         names = found.donors.to_numpy(dtype=str)
         return {"donors": names} | {name: getattr(found, name) for name in of_donors}
 
-    def store() -> None:
-        names = pd.Index(run.results.take("donors").astype(object), name=donor_key)
+    with run.compute(
+        compute,
+        loaded,
+        tool="embed_donors",
+        layers=[layer] if counted else [],
+        arguments=reading,
+        once=alone,
+    ) as results:
+        names = pd.Index(results.take("donors").astype(object), name=donor_key)
         table, varying = donor_table(obs, donor_key, names)
         columns = {N_CELLS: "n_cells", N_CELLS_USED: "n_used", key + SPREAD: "spread"}
         if counted:
@@ -233,10 +228,10 @@ def embed_donors(
         if taken:
             warn_user(f"Columns {taken} of adata.obs are replaced by what this tool counts.")
         for column, name in columns.items():
-            table[column] = run.results.take(name)
-        obsm = {key: run.results.take("embedding")}
+            table[column] = results.take(name)
+        obsm = {key: results.take("embedding")}
         if counted:
-            obsm[key + MEAN] = run.results.take("mean")
+            obsm[key + MEAN] = results.take("mean")
         donors = ad.AnnData(obs=table, obsm=obsm)
         if alone and (layer is not None or cells.X is not None) and cells.n_vars:
             ids = pd.Index(obs[donor_key].astype(str))
@@ -245,18 +240,11 @@ def embed_donors(
         record = run_record(loaded, cells, key_added=key, **reading)
         donors.uns[key] = {PARAMS: record, VARYING: varying}
         run.target = donors
-
-    opened = run.run(
-        compute,
-        store,
-        loaded,
-        tool="embed_donors",
-        layers=[layer] if counted else [],
-        arguments=reading,
-    )
-    donors = run.target if output is None else opened
-    assert donors is not None
-    return donors
+    if output is None:
+        return donors
+    written = run.result
+    assert written is not None
+    return written
 
 
 def donor_table(

@@ -15,7 +15,7 @@ from cfm.data._takes_anndata import takes_anndata
 from cfm.models import BulkFormer, load_model
 from cfm.models.bulkformer._data import check_mask
 from cfm.models.bulkformer._module import MISSING
-from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
+from cfm.tl._run import Run
 from cfm.tl._store import model_record
 
 #: Names of the columns of an array of genes that the data do not have.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from cfm.tl._chunk_input import Data
+    from cfm.tl._run import Data
 
 
 @takes_anndata(others=True)
@@ -42,10 +42,6 @@ def impute(
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
-    chunk_size: int = CHUNK_SIZE,
-    devices: int | str | list[int] = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
     copy: bool = False,
 ) -> AnnData | None:
     """Fill in missing expression; what was observed stays as it is.
@@ -78,13 +74,6 @@ def impute(
         made again.
     overwrite
         Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    chunk_size
-        Rows that are read, and written, at a time, with ``output``, paths or several devices; two
-        chunks are in memory. For bit-identical results choose a multiple of 2,048 and of
-        ``batch_size``.
-    devices, num_nodes, strategy
-        Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
-        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -137,9 +126,8 @@ def impute(
     >>> bool(np.isfinite(adata.layers["imputed"]).all())
     True
     """
-    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
     check_key(key_added)
-    run = ChunkRun(adata, how, copy=copy)
+    run = Run(adata, output, overwrite=overwrite, copy=copy)
     filler = load_model(model, device=device)
     if not isinstance(filler, BulkFormer):
         raise TypeError(f"model= is a {type(filler).__name__}; expected BulkFormer.")
@@ -176,11 +164,18 @@ def impute(
             ).to_numpy()
         return made
 
-    def store() -> None:
-        n_missing = int(run.results.take("n_missing").sum())
-        n_left = int(run.results.take("n_left").sum())
+    arguments = {
+        "layer": layer,
+        "mask": mask,
+        "absent_genes": absent_genes,
+        "batch_size": batch_size,
+    }
+    layers = list(dict.fromkeys([layer, mask] if isinstance(mask, str) else [layer]))
+    with run.compute(compute, filler, tool="impute", layers=layers, arguments=arguments) as results:
+        n_missing = int(results.take("n_missing").sum())
+        n_left = int(results.take("n_left").sum())
         if not n_missing and not len(names):
-            run.discard()
+            results.discard()
             raise ValueError(
                 "Nothing is missing (NaN or −10) and no mask hides anything, so there is nothing "
                 "to fill in; pass mask=, or absent_genes=True for genes that adata does not have."
@@ -203,25 +198,12 @@ def impute(
         if len(names) and run.output is None:
             columns = names.rename(None)
             made.obsm[key_added] = pd.DataFrame(
-                run.results.take("absent"), index=made.obs_names, columns=columns
+                results.take("absent"), index=made.obs_names, columns=columns
             )
         elif len(names):
             made.uns[key_added][ABSENT_GENES] = names.to_numpy(dtype=object)
             run.put("obsm", key_added, "absent")
-
-    return run.run(
-        compute,
-        store,
-        filler,
-        tool="impute",
-        layers=list(dict.fromkeys([layer, mask] if isinstance(mask, str) else [layer])),
-        arguments={
-            "layer": layer,
-            "mask": mask,
-            "absent_genes": absent_genes,
-            "batch_size": batch_size,
-        },
-    )
+    return run.result
 
 
 def _mask(

@@ -13,7 +13,7 @@ from cfm.data._store import check_key
 from cfm.data._takes_anndata import takes_anndata
 from cfm.models import CellVQ, load_model
 from cfm.models._precision import Precision
-from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
+from cfm.tl._run import Run
 from cfm.tl._store import model_record
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from cfm.tl._chunk_input import Data
+    from cfm.tl._run import Data
 
 
 @takes_anndata(others=True, columns=("total_counts",), ranges={"unknown": Range(0, 0.5)})
@@ -42,10 +42,6 @@ def predict_properties(
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
-    chunk_size: int = CHUNK_SIZE,
-    devices: int | str | list[int] = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
     copy: bool = False,
 ) -> AnnData | None:
     """Predict properties of cells by the heads of a model.
@@ -98,13 +94,6 @@ def predict_properties(
         made again.
     overwrite
         Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    chunk_size
-        Rows that are read, and written, at a time, with ``output``, paths or several devices; two
-        chunks are in memory. For bit-identical results choose a multiple of 2,048 and of
-        ``batch_size``.
-    devices, num_nodes, strategy
-        Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
-        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -159,10 +148,9 @@ def predict_properties(
     >>> cells.obsm["predicted_tissue_proba"].columns.tolist()
     ['blood', 'lung']
     """
-    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
     if not isinstance(key_added, str):
         raise TypeError(f"key_added is a {type(key_added).__name__}; expected text, a prefix.")
-    run = ChunkRun(adata, how, copy=copy)
+    run = Run(adata, output, overwrite=overwrite, copy=copy)
     model = load_model(model, device=device)
     if not isinstance(model, CellVQ):
         raise TypeError(f"model= is a {type(model).__name__}; expected CellVQ.")
@@ -182,17 +170,22 @@ def predict_properties(
         tables = loaded.predict_properties(part, chosen, **arguments)
         return {name: table.to_numpy() for name, table in tables.items()}
 
-    def store() -> None:
+    with run.compute(
+        compute,
+        loaded,
+        tool="predict_properties",
+        layers=[layer],
+        arguments=arguments | {"properties": list(chosen)},
+    ) as results:
         made = run.target
         share = run.rows.vocabulary_share(loaded)
-        told = arguments
-        record = model_record(loaded, share, key_added=key_added, **told)
+        record = model_record(loaded, share, key_added=key_added, **arguments)
         for name in chosen:
             key = key_added + name
             columns = [key, key + CONFIDENCE]
             run.warn_overwritten(key, {"obs": columns, "obsm": [key + PROBABILITIES]})
             table = pd.DataFrame(
-                run.results.take(name), index=made.obs_names, columns=loaded.properties[name]
+                results.take(name), index=made.obs_names, columns=loaded.properties[name]
             )
             least = loaded.least_confidence(name, unknown)
             call, confidence = _called(table, least)
@@ -204,15 +197,7 @@ def predict_properties(
             made.obsm[key + PROBABILITIES] = table
             own = {"property": name, "unknown": unknown, "unknown_below": least}
             made.uns[key] = {PARAMS: record | own, "classes": classes}
-
-    return run.run(
-        compute,
-        store,
-        loaded,
-        tool="predict_properties",
-        layers=[layer],
-        arguments=arguments | {"properties": list(chosen)},
-    )
+    return run.result
 
 
 def _called(table: pd.DataFrame, least: float) -> tuple[pd.Categorical, np.ndarray]:

@@ -34,8 +34,7 @@ from cfm.data._takes_anndata import takes_anndata
 from cfm.datasets import response_library
 from cfm.models import CellPulse, load_model
 from cfm.pp import contrasts
-from cfm.tl._chunk_input import Rows
-from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
+from cfm.tl._run import Rows, Run
 from cfm.tl._search_signatures import MIN_GENES, search_signatures
 from cfm.tl._store import model_record
 
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cfm.models.cellpulse._classifier import Names
-    from cfm.tl._chunk_input import Data
+    from cfm.tl._run import Data
 
 _SUPPORT_COLUMNS = ["level", "answer", "n_contrasts", "n_studies", "share"]
 #: Columns of the search that are kept of each match.
@@ -76,10 +75,6 @@ def predict_virus(
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
-    chunk_size: int = CHUNK_SIZE,
-    devices: int | str | list[int] = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
     copy: bool = False,
     **contrast_kwargs: Any,
 ) -> AnnData | None:
@@ -125,13 +120,6 @@ def predict_virus(
         made again.
     overwrite
         Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    chunk_size
-        Rows that are read, and written, at a time, with ``output``, paths or several devices; two
-        chunks are in memory. For bit-identical results choose a multiple of 2,048 and of
-        ``batch_size``.
-    devices, num_nodes, strategy
-        Processes that share the rows, as of :class:`lightning.fabric.Fabric`: new ones, or those
-        that ``torchrun`` or SLURM started. New ones run the program from its first line.
     copy
         Return a changed copy instead of writing to ``adata``.
     **contrast_kwargs
@@ -208,13 +196,12 @@ def predict_virus(
             f"Found groupby={groupby!r} and control={control!r}; give both to make contrasts of "
             "counts, or neither for contrasts."
         )
-    how = Chunking(output, overwrite, chunk_size, devices, num_nodes, strategy)
     # before contrasts are made for nothing
     if output is not None:
         check_output(output, adata, overwrite=overwrite)
     data: Any = adata
     if groupby is None or not hasattr(adata, "obs"):
-        data = Rows.of(data)
+        data = Rows(data)
     caller = load_model(model, device=device)
     if not isinstance(caller, CellPulse):
         raise TypeError(f"model= is a {type(caller).__name__}; expected CellPulse.")
@@ -237,7 +224,7 @@ def predict_virus(
     elif by is not None or contrast_kwargs:
         extra = sorted(contrast_kwargs) + (["by"] if by is not None else [])
         raise TypeError(f"{extra} only go with groupby= and control=.")
-    run = ChunkRun(data, how, copy=copy)
+    run = Run(data, output, overwrite=overwrite, copy=copy)
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
         found = caller.predict(part, layer=layer, names=names, batch_size=batch_size)
@@ -252,8 +239,12 @@ def predict_virus(
             **matches,
         }
 
-    def store() -> None:
-        into, take = run.target, run.results.take
+    arguments = record | {"layer": layer, "names": names, "n_matches": n_matches}
+    arguments["batch_size"] = batch_size
+    with run.compute(
+        compute, caller, tool="predict_virus", layers=[layer], arguments=arguments
+    ) as results:
+        into, take = run.target, results.take
         columns = [key_added + part for part in ("", RESPONSE, INFECTED, SUPPORT_SUFFIX)]
         tables = {PROBABILITIES: classes, RESPONSE_PROBABILITIES: kinds}
         run.warn_overwritten(key_added, {"obs": columns, "obsm": [key_added + t for t in tables]})
@@ -270,10 +261,8 @@ def predict_virus(
             into.obsm[key_added + part] = pd.DataFrame(
                 take(part.removeprefix("_")), index=into.obs_names, columns=names_of
             )
-        told: dict[str, Any] = {"key_added": key_added, "layer": layer}
-        told |= {"batch_size": batch_size, "names": names, "n_matches": n_matches}
         share = run.rows.vocabulary_share(caller)
-        params = model_record(caller, share, **(record | told))
+        params = model_record(caller, share, key_added=key_added, **arguments)
         into.uns[key_added] = {
             PARAMS: params,
             "classes": classes,
@@ -281,17 +270,8 @@ def predict_virus(
             SUPPORT: pd.DataFrame(classifier.support, columns=_SUPPORT_COLUMNS),
             MATCHES: _match_table(into.obs_names, take, n_matches),
         }
-
-    found = run.run(
-        compute,
-        store,
-        caller,
-        tool="predict_virus",
-        layers=[layer],
-        arguments=record
-        | {"layer": layer, "names": names, "n_matches": n_matches, "batch_size": batch_size},
-    )
-    return run.whole if made and found is None else found
+    found = run.result
+    return data if made and found is None else found
 
 
 def _matches(part: AnnData, layer: str | None, n: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,116 @@
+"""Chunks of rows that the workers of a ``dask.distributed`` client compute."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import xxhash
+from distributed import Client, as_completed
+from distributed.client import FutureCancelledError
+
+from cfm.tl._run import Chunk, Made, make_chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from anndata import AnnData
+
+    from cfm.tl._run import Compute, Rows
+
+#: Chunks for each worker that are sent ahead, so that none waits for the next.
+_AHEAD = 2
+#: On a worker, the latest payload; a model is unpickled once.
+_LOADED: dict[str, tuple[Any, ...]] = {}
+_LOADING = threading.Lock()
+
+
+def computed_by_workers(
+    client: Client,
+    rows: Rows,
+    left: Mapping[int, Chunk],
+    function: Compute,
+    model: Any,
+    layers: Sequence[str | None],
+) -> Iterator[Made]:
+    """Compute chunks by the workers of a client; yield each when it is there.
+
+    Function and model are sent to each worker once. Workers read the rows of paths themselves; the
+    rows of an AnnData are sent. A chunk of a worker that is lost is computed by another one.
+
+    Parameters
+    ----------
+    client
+        The active client.
+    rows, left
+        Rows, and the chunks to compute by number.
+    function
+        From rows to arrays.
+    model
+        The model that ``function`` calls; on a worker it runs on the worker's device.
+    layers
+        Matrices to read.
+    """
+    device = str(getattr(model, "device", "cpu")).split(":")[0]
+    payload = _pickled((function, model, rows if rows.paths else None, list(layers)), model)
+    digest = xxhash.xxh3_128_hexdigest(payload)
+    sent: Any = None
+    running: Any = as_completed(loop=client.loop)
+    waiting = list(left.items())[::-1]
+    chunk_of: dict[Any, tuple[int, Chunk]] = {}
+    try:
+        while waiting or chunk_of:
+            n_workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+            while waiting and len(chunk_of) < _AHEAD * n_workers:
+                if sent is None:
+                    sent = client.scatter(payload, broadcast=True, hash=False)
+                number, chunk = waiting.pop()
+                part = None if rows.paths else rows.read(chunk, layers)
+                future = client.submit(
+                    _on_worker, sent, digest, device, number, chunk, part, pure=False
+                )
+                chunk_of[future] = number, chunk
+                running.add(future)
+            future = next(running)
+            number, chunk = chunk_of.pop(future)
+            try:
+                made = future.result()
+            except FutureCancelledError:  # the payload was lost with all workers that had it
+                sent = None
+                waiting.append((number, chunk))
+                continue
+            yield made
+    finally:
+        client.cancel(list(chunk_of))
+
+
+def _on_worker(
+    payload: bytes, digest: str, device: str, number: int, chunk: Chunk, part: AnnData | None
+) -> Made:
+    """Compute a chunk on a worker; one at a time, since threads would share the model."""
+    started = time.monotonic()
+    with _LOADING:
+        if digest not in _LOADED:
+            _LOADED.clear()
+            _LOADED[digest] = cloudpickle.loads(payload)
+            model = _LOADED[digest][1]
+            if device != "cpu" and hasattr(model, "to_device"):
+                model.to_device(device)
+        function, _, rows, layers = _LOADED[digest]
+        if part is None:
+            part = rows.read(chunk, layers)
+        return make_chunk(number, chunk, part, function, started)
+
+
+def _pickled(payload: tuple[Any, ...], model: Any) -> bytes:
+    """Pickle with the model on the processor, where every worker can unpickle it."""
+    device = getattr(model, "device", None)
+    if device is None or device.type == "cpu":
+        return cloudpickle.dumps(payload)
+    model.to_device("cpu")
+    try:
+        return cloudpickle.dumps(payload)
+    finally:
+        model.to_device(device)

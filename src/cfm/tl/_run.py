@@ -1,0 +1,564 @@
+"""Rows to results: in memory at once; from paths and to files chunk by chunk.
+
+A tool that treats each row by itself gives :class:`Run` a function from some rows to arrays. For an
+AnnData in memory it is called once. With paths or ``output=`` it is called chunk by chunk: the next
+chunk is read meanwhile, finished chunks are written, and a stopped call that is repeated goes on
+behind them. While a ``dask.distributed`` client is active, its workers compute the chunks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from cfm._arguments import check_flag
+from cfm._fields import PARAMS
+from cfm._settings import settings
+from cfm.data import open_files
+from cfm.data._heap import give_back
+from cfm.data._inputs import describe_files, matrix_identity, table_identity
+from cfm.data._matrix import by_rows, check_not_empty, get_matrix, in_memory_frame, read_rows
+from cfm.data._result_store import ResultStore, Streamed, check_output
+from cfm.data._store import target, warn_overwritten
+from cfm.data._takes_anndata import require_anndata
+from cfm.data._warn import warn_user
+from cfm.models import PretrainedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+logger = logging.getLogger(__name__)
+
+#: What these tools take as their first argument.
+Data: TypeAlias = AnnData | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+#: From an AnnData of some rows, and which rows of all they are, to arrays by name.
+Compute: TypeAlias = "Callable[[AnnData, slice], Mapping[str, np.ndarray]]"
+
+#: A warning that counts rows; the counts of all chunks are added up.
+_COUNTED = re.compile(r"^(\d+) of (\d+) ")
+#: Warnings of AnnData about names, of which a chunk has no more than the whole.
+_OF_NAMES = ("Observation names", "Variable names")
+
+
+class Chunk(NamedTuple):
+    """Rows of one part: ``rows`` counted over all parts, ``own`` within it."""
+
+    part: int
+    rows: slice
+    own: slice
+
+
+class Rows:
+    """The rows of an AnnData, or of files one after the other.
+
+    Parameters
+    ----------
+    data
+        An AnnData, or one or more paths.
+
+    Attributes
+    ----------
+    whole
+        All rows as one AnnData, whose matrices stay where they are.
+    parts
+        AnnDatas whose rows follow each other, each with the genes that it has.
+    paths
+        Files that were given; none if an AnnData was.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self.paths: list[Path] = []
+        if isinstance(data, str | os.PathLike):
+            data = [data]
+        if isinstance(data, AnnData) or not isinstance(data, Sequence):
+            require_anndata(data)
+            self.parts = [data]
+            self.whole: AnnData = data
+        else:
+            wrong = [type(p).__name__ for p in data if not isinstance(p, str | os.PathLike)]
+            if wrong or not data:
+                raise TypeError(
+                    f"Found a list of {wrong[0] if wrong else 'nothing'}; expected an AnnData, a "
+                    "path, or a list of paths that end in .h5ad or .zarr."
+                )
+            self.paths = [Path(p) for p in data]
+            self.parts = [open_files(path) for path in self.paths]
+            self.whole = self.parts[0] if len(self.parts) == 1 else open_files(self.paths)
+        self._matrices: dict[tuple[int, str | None], Any] = {}
+        self._obs: dict[int, pd.DataFrame] = {}
+
+    def chunks(self) -> list[Chunk]:
+        """Cut the rows into chunks, none of which is of two parts."""
+        chunks, first, size = [], 0, settings.chunk_size
+        for number, part in enumerate(self.parts):
+            for start in range(0, part.n_obs, size):
+                stop = min(start + size, part.n_obs)
+                chunks.append(Chunk(number, slice(first + start, first + stop), slice(start, stop)))
+            first += part.n_obs
+        return chunks
+
+    def read(self, chunk: Chunk, layers: Sequence[str | None]) -> AnnData:
+        """Read the rows of a chunk, and only the matrices that are needed."""
+        rows = np.arange(chunk.own.start, chunk.own.stop)
+        blocks = {name: read_rows(self._matrix(chunk.part, name), rows) for name in layers}
+        return AnnData(
+            blocks.pop(None, None),
+            obs=self._obs_of(chunk.part).iloc[chunk.own],
+            var=pd.DataFrame(index=self.parts[chunk.part].var_names),
+            layers=blocks,
+        )
+
+    def identity(
+        self, layers: Sequence[str | None], arguments: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """Return digests that tell these rows from others, by name.
+
+        Parameters
+        ----------
+        layers
+            Matrices that are read, ``None`` for ``X``.
+        arguments
+            Arguments of the tool; columns of ``obs`` that they name are read, too.
+        """
+        found: dict[str, str] = {}
+        files = [path.resolve() for path in self.paths]
+        columns = {name for name in arguments.values() if isinstance(name, str)}
+        for number, part in enumerate(self.parts):
+            of = f" of part {number + 1}" if len(self.parts) > 1 else ""
+            found[f"obs_names{of}"] = table_identity(part.obs_names)
+            found[f"var_names{of}"] = table_identity(part.var_names)
+            for name in columns & set(part.obs.columns):
+                found[f"obs[{name!r}]{of}"] = table_identity(self._obs_of(number)[name])
+            for layer in layers:
+                name = "X" if layer is None else f"layers[{layer!r}]"
+                found[name + of], read = matrix_identity(self._matrix(number, layer))
+                files += [path.resolve() for path in read]
+        return found | describe_files(files)
+
+    def vocabulary_share(self, model: Any) -> float:
+        """Return the share of the model's genes that are measured, on average over the rows."""
+        share = [
+            model.vocabulary_share(part)
+            if isinstance(model, PretrainedModel)
+            else model.vocabulary.align(part.var_names).found_share
+            for part in self.parts
+        ]
+        return float(np.average(share, weights=[max(1, part.n_obs) for part in self.parts]))
+
+    def _matrix(self, part: int, layer: str | None) -> Any:
+        """Return a matrix of a part, as it can be cut by rows."""
+        if (part, layer) not in self._matrices:
+            self._matrices[part, layer] = by_rows(get_matrix(self.parts[part], layer=layer))
+        return self._matrices[part, layer]
+
+    def _obs_of(self, part: int) -> pd.DataFrame:
+        """Return ``obs`` of a part, with the names that its rows have among all."""
+        if part not in self._obs:
+            frame = in_memory_frame(self.parts[part].obs)
+            if len(self.parts) > 1:
+                first = sum(p.n_obs for p in self.parts[:part])
+                frame = frame.set_axis(self.whole.obs_names[first : first + len(frame)], axis=0)
+            self._obs[part] = frame
+        return self._obs[part]
+
+
+class Results:
+    """Arrays by name, chunk after chunk; in memory or in files."""
+
+    def __init__(self, n_chunks: int, store: ResultStore | None = None) -> None:
+        self.n_chunks = n_chunks
+        self.store = store
+        self.held: dict[int, dict[str, np.ndarray]] = {}
+
+    def keep(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the arrays of a chunk."""
+        if self.store is None:
+            self.held[number] = dict(arrays)
+        else:
+            self.store.write(number, arrays)
+
+    def take(self, name: str) -> np.ndarray:
+        """Return an array as a whole, once: what is in memory is freed."""
+        return _joined(list(self._blocks(name)))
+
+    def streamed(self, name: str) -> Streamed:
+        """Return a matrix that is read from its files as it is written."""
+        assert self.store is not None
+        first = self.store.read_one(0, name)
+        return Streamed(first.shape[1], first.dtype, self._blocks(name))
+
+    def discard(self) -> None:
+        """Remove the files of the chunks."""
+        if self.store is not None:
+            self.store.discard()
+
+    def _blocks(self, name: str) -> Iterator[np.ndarray]:
+        for number in range(self.n_chunks):
+            if self.store is None:
+                yield self.held[number].pop(name)
+            else:
+                yield self.store.read_one(number, name)
+
+
+class Run:
+    """One call of a tool.
+
+    Parameters
+    ----------
+    data
+        An AnnData, one or more paths, or :class:`Rows`.
+    output, overwrite
+        File to write results to instead of the AnnData, and whether one that exists is replaced.
+    copy
+        Return a changed copy of the AnnData.
+    also_read
+        An AnnData that the tool reads besides, which ``output`` must not be.
+
+    Attributes
+    ----------
+    rows, whole
+        What is read, and all of its rows as one AnnData.
+    target
+        AnnData to write small results into.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        output: str | os.PathLike[str] | None = None,
+        *,
+        overwrite: bool = False,
+        copy: bool = False,
+        also_read: Any = None,
+    ) -> None:
+        self.output: Path | None = None
+        self.overwrite = check_flag("overwrite", overwrite)
+        self.copy = copy
+        if output is None and overwrite:
+            raise ValueError("overwrite=True only goes with output=; name the file, or drop it.")
+        if output is not None:
+            if copy:
+                raise ValueError(
+                    "copy=True does not go with output=, which leaves adata as it is; choose one."
+                )
+            read = (data.whole, data.paths) if isinstance(data, Rows) else (data,)
+            self.output = check_output(output, *read, also_read, overwrite=overwrite)
+        self.rows = data if isinstance(data, Rows) else Rows(data)
+        self.whole: AnnData = self.rows.whole
+        self._streamed: dict[tuple[str, str], Streamed] = {}
+        self._results = Results(0)
+        self._target: AnnData | None = None
+
+    @contextmanager
+    def compute(
+        self,
+        function: Compute,
+        model: Any,
+        *,
+        tool: str,
+        layers: Sequence[str | None],
+        arguments: Mapping[str, Any],
+        once: bool = True,
+    ) -> Iterator[Results]:
+        """Compute all arrays; behind the block that stores them, ``output`` is finished.
+
+        Parameters
+        ----------
+        function
+            Returns arrays of some rows, which do not depend on other rows.
+        model
+            The model that ``function`` calls.
+        tool
+            Name of the tool.
+        layers
+            Matrices to read, ``None`` for ``X``.
+        arguments
+            Further values that the results depend on.
+        once
+            Whether an AnnData in memory is computed at once.
+        """
+        store = None if self.output is None else ResultStore(self.output)
+        try:
+            if self.rows.paths or store is not None or not once or _dask_client(self.whole.n_obs):
+                check_not_empty(self.whole)
+                chunks = self.rows.chunks()
+                self._results = Results(len(chunks), store)
+                done: set[int] = set()
+                if store is not None:
+                    wanted = self._fingerprint(model, tool, layers, arguments)
+                    done = _begun(store, wanted, overwrite=self.overwrite)
+                left = {i: chunk for i, chunk in enumerate(chunks) if i not in done}
+                with _kept(store):
+                    self._compute_chunks(left, function, model, layers)
+            else:  # models go through data of any storage a few rows at a time
+                self._results = Results(1)
+                self._results.keep(0, function(self.whole, slice(0, self.whole.n_obs)))
+            yield self._results
+            if store is not None:
+                give_back()
+                store.finish(self.target, self._streamed, overwrite=self.overwrite)
+        finally:
+            if store is not None:
+                store.release()
+
+    @property
+    def target(self) -> AnnData:
+        """AnnData to write small results into."""
+        if self._target is None:
+            if self.output is None:
+                self._target = target(self.whole, copy=self.copy)
+            else:
+                self._target = AnnData(
+                    obs=in_memory_frame(self.whole.obs).copy(deep=False),
+                    var=in_memory_frame(self.whole.var).copy(deep=False),
+                    uns=dict(self.whole.uns),
+                )
+        return self._target
+
+    @target.setter
+    def target(self, adata: AnnData) -> None:
+        self._target = adata
+
+    @property
+    def result(self) -> AnnData | None:
+        """What the tool returns."""
+        if self.output is None:
+            return self.target if self.copy or self.rows.paths else None
+        # names of millions of rows need not be there twice
+        del self._target, self._streamed, self.whole, self.rows
+        give_back()
+        return open_files(self.output)
+
+    def warn_overwritten(self, key: str, fields: Mapping[str, Sequence[str]]) -> None:
+        """Warn of fields of others that are replaced; an output has ``obs`` and ``uns`` only."""
+        record = self.target.uns.get(key)
+        if self.output is not None and isinstance(record, Mapping) and PARAMS in record:
+            return
+        warn_overwritten(self.target, key, fields)
+
+    def put(self, slot: str, key: str, name: str) -> None:
+        """Store a matrix of the results in ``obsm`` or ``layers``."""
+        if self.output is None:
+            getattr(self.target, slot)[key] = self._results.take(name)
+        else:
+            self._streamed[slot, key] = self._results.streamed(name)
+
+    def _fingerprint(
+        self,
+        model: Any,
+        tool: str,
+        layers: Sequence[str | None],
+        arguments: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Return what results depend on, to tell whether chunks are of the same run."""
+        values = {
+            name: table_identity(value) if isinstance(value, np.ndarray) else value
+            for name, value in arguments.items()
+        }
+        return (
+            values
+            | self.rows.identity(layers, arguments)
+            | {
+                "tool": tool,
+                "cfm": _version(),
+                "model": type(model).__name__,
+                "weights": model.weights_digest() if isinstance(model, PretrainedModel) else "",
+                "n_obs": int(self.whole.n_obs),
+                "chunk_size": settings.chunk_size,
+            }
+        )
+
+    def _compute_chunks(
+        self,
+        left: Mapping[int, Chunk],
+        function: Compute,
+        model: Any,
+        layers: Sequence[str | None],
+    ) -> None:
+        """Compute chunks, here or by the workers of a dask client, and keep each."""
+        client = _dask_client(self.whole.n_obs)
+        if client is None:
+            made = _computed_here(self.rows, left, function, layers)
+        else:
+            from cfm.tl._dask import computed_by_workers
+
+            made = computed_by_workers(client, self.rows, left, function, model, layers)
+        log = WarningLog(sum(chunk.rows.stop - chunk.rows.start for chunk in left.values()))
+        n_done, total = self._results.n_chunks - len(left), self._results.n_chunks
+        for one in made:
+            n_done += 1
+            self._results.keep(one.number, one.arrays)
+            if self._results.store is not None:
+                give_back()
+            log.collect(one.warnings)
+            told = {"event": "chunk", "done": n_done, "total": total}
+            told |= {"rows": one.n_rows, "seconds": one.seconds}
+            text = "Chunk %d of %d: %d rows in %.1f s."
+            logger.info(text, n_done, total, one.n_rows, one.seconds, extra=told)
+        log.issue_counted()
+
+
+class Caught(NamedTuple):
+    """A warning, and the line that it points at."""
+
+    category: type[Warning]
+    text: str
+    filename: str
+    line: int
+
+
+class Made(NamedTuple):
+    """A chunk of results."""
+
+    number: int
+    n_rows: int
+    seconds: float
+    arrays: dict[str, np.ndarray]
+    warnings: list[Caught]
+
+
+def make_chunk(number: int, chunk: Chunk, part: AnnData, function: Compute, started: float) -> Made:
+    """Call a function on the rows of a chunk; its warnings are recorded."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        arrays = dict(function(part, chunk.rows))
+    found = [Caught(w.category, str(w.message), w.filename, w.lineno) for w in caught]
+    n_rows = chunk.rows.stop - chunk.rows.start
+    return Made(number, n_rows, time.monotonic() - started, arrays, found)
+
+
+def _computed_here(
+    rows: Rows, left: Mapping[int, Chunk], function: Compute, layers: Sequence[str | None]
+) -> Iterator[Made]:
+    """Compute chunks in order; the next is read in a thread while the present one is computed."""
+    waiting = iter(left.items())
+    with ThreadPoolExecutor(1, thread_name_prefix="cfm-read") as pool:
+
+        def read_next() -> Any:
+            number, chunk = next(waiting, (-1, None))
+            return number, chunk, chunk and pool.submit(rows.read, chunk, layers)
+
+        number, chunk, pending = read_next()
+        while chunk is not None:
+            started, part = time.monotonic(), pending.result()
+            present = number, chunk
+            number, chunk, pending = read_next()
+            yield make_chunk(*present, part, function, started)
+
+
+class WarningLog:
+    """Warnings of many chunks, each issued once.
+
+    Parameters
+    ----------
+    n_rows
+        Rows of all chunks.
+    """
+
+    def __init__(self, n_rows: int) -> None:
+        self.n_rows = n_rows
+        self._issued: set[str] = set()
+        self._counted: dict[str, int] = {}
+
+    def collect(self, found: Iterable[Caught]) -> None:
+        """Issue what is new; counts of rows are added up until the end."""
+        for warning in found:
+            text = warning.text
+            counted = _COUNTED.match(text)
+            if counted is not None:
+                rest = text[counted.end() :]
+                self._counted[rest] = self._counted.get(rest, 0) + int(counted[1])
+            elif text not in self._issued and not text.startswith(_OF_NAMES):
+                self._issued.add(text)
+                if warning.category is UserWarning:
+                    warn_user(text)
+                else:  # of another package, whose module the user's filters look at
+                    warnings.warn_explicit(text, warning.category, warning.filename, warning.line)
+
+    def issue_counted(self) -> None:
+        """Issue what was counted."""
+        for rest, n in self._counted.items():
+            warn_user(f"{n} of {self.n_rows} {rest}")
+
+
+def _dask_client(n_rows: int) -> Any:
+    """Return the active dask client if there is more than one chunk; ``None`` within a worker."""
+    if n_rows <= settings.chunk_size:
+        return None
+    import sys
+
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import default_client, get_worker
+
+    try:
+        get_worker()
+    except ValueError:
+        pass
+    else:
+        return None
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def _begun(store: ResultStore, wanted: Mapping[str, Any], *, overwrite: bool) -> set[int]:
+    """Return the numbers of chunks that an earlier call finished."""
+    store.begin(wanted, overwrite=overwrite)
+    done = store.done()
+    if done:
+        told = {"event": "resumed", "done": len(done)}
+        logger.info("Going on with %s: %d chunks are there.", store.folder, len(done), extra=told)
+    return done
+
+
+@contextmanager
+def _kept(store: ResultStore | None) -> Iterator[None]:
+    """Keep the finished chunks of a stopped run, if there are any."""
+    try:
+        yield
+    except BaseException as stopped:
+        if store is not None and not store.done():
+            store.discard()
+        elif store is not None and isinstance(stopped, KeyboardInterrupt):
+            stopped.add_note(
+                f"What is done is kept in {store.folder}; repeat the call to go on from there."
+            )
+        raise
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Join arrays, freeing each as it is copied; text takes the widest type."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].dtype.kind in "OU":
+        return np.concatenate(parts)
+    out = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    start = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        out[start : start + len(part)] = part
+        start += len(part)
+    return out
+
+
+def _version() -> str:
+    try:
+        return version("cfm-tools")
+    except PackageNotFoundError:
+        return ""
