@@ -266,3 +266,43 @@ def test_the_precision_that_was_used_is_recorded(
     np.testing.assert_array_equal(cells.obsm["predicted_cell_type_proba"], expected["cell_type"])
     exact = model.get_cell_codes(cells, precision="float32", **reading)
     np.testing.assert_array_equal(cells.obs["cell_code_similarity"], exact.similarity)
+
+
+class MeanOfGenes:
+    """A model of another package."""
+
+    def get_latent_representation(self, adata: ad.AnnData, *, scale: float = 1.0) -> np.ndarray:
+        return np.asarray(adata.X[:, :3] * scale)
+
+
+def test_any_model_that_embeds(contrasts: ad.AnnData, tmp_path: Path) -> None:
+    cfm.tl.embed(contrasts, MeanOfGenes(), scale=2.0)
+    np.testing.assert_array_equal(contrasts.obsm["X_meanofgenes"], contrasts.X[:, :3] * 2)
+    params = contrasts.uns["X_meanofgenes"]["params"]
+    assert (params["model"], params["sha256"], params["scale"]) == ("MeanOfGenes", "", 2.0)
+    made = cfm.tl.embed(contrasts, MeanOfGenes(), key_added="X_own", copy=True)
+    assert "X_own" in made.obsm
+    assert "X_own" not in contrasts.obsm
+    for wrong in (
+        {"layer": "a"},
+        {"level": "gene"},
+        {"device": "cpu"},
+        {"output": tmp_path / "o.zarr"},
+    ):
+        with pytest.raises(ValueError, match=r"models of cfm"):
+            cfm.tl.embed(contrasts, MeanOfGenes(), **wrong)
+
+
+def test_a_trained_scvi_model() -> None:
+    import scvi
+
+    cells = cfm.datasets.toy_infection_cells()[::8].copy()
+    scvi.model.SCVI.setup_anndata(cells)
+    model = scvi.model.SCVI(cells, n_latent=4, n_hidden=16)
+    model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    new = cells.copy()
+    cfm.tl.embed(new, model)
+    np.testing.assert_allclose(
+        new.obsm["X_scvi"], model.get_latent_representation(cells), rtol=1e-5
+    )
+    assert new.uns["X_scvi"]["params"]["module"].startswith("scvi.")

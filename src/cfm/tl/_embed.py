@@ -9,7 +9,7 @@ import numpy as np
 from cfm._fields import EMBEDDING_PREFIX, PARAMS
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
-from cfm.models import DonorModel, GeneEmbeddingModel, load_model
+from cfm.models import DonorModel, GeneEmbeddingModel, PretrainedModel, load_model
 from cfm.tl._run import Run
 from cfm.tl._store import model_record, refuse_other_model, run_record
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from cfm.models import PretrainedModel
     from cfm.tl._run import Data
 
 #: Where embeddings of each level are stored.
@@ -27,15 +26,18 @@ _SLOTS = {"observation": "obsm", "gene": "varm"}
 _SUFFIXES = {"gene": "_genes"}
 
 
+_BATCH_SIZE = 64
+
+
 @takes_anndata(others=True)
 def embed(
     adata: Data,
-    model: str | Path | PretrainedModel = "cellpulse-mini",
+    model: str | Path | PretrainedModel | Any = "cellpulse-mini",
     *,
     level: Literal["observation", "gene"] = "observation",
     layer: str | None = None,
     key_added: str | None = None,
-    batch_size: int = 64,
+    batch_size: int = _BATCH_SIZE,
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -55,7 +57,8 @@ def embed(
         :func:`cfm.data.open_files` and embedded one by one: genes may differ between them.
     model
         A model, the name of a checkpoint (:func:`cfm.hub.list_checkpoints`), a folder, or
-        ``hf://org/name``.
+        ``hf://org/name``; or any object with ``get_latent_representation(adata)``, such as a
+        trained :class:`scvi.model.SCVI`, for an AnnData in memory.
     level
         What is embedded: ``"observation"``, or ``"gene"``: each gene by the mean of its embeddings
         in the context of these observations, from models that have such
@@ -130,6 +133,15 @@ def embed(
     run = Run(adata, output, overwrite=overwrite, copy=copy)
     if key_added is not None:
         check_key(key_added)
+    if not isinstance(model, PretrainedModel) and hasattr(model, "get_latent_representation"):
+        if level == "gene" or layer is not None or device is not None:
+            raise ValueError(
+                f"level=, layer= and device= go with models of cfm; {type(model).__name__} reads "
+                "what it was set up with."
+            )
+        if batch_size != _BATCH_SIZE:
+            model_kwargs["batch_size"] = batch_size
+        return _embed_with_other(model, run, key_added, model_kwargs)
     model = load_model(model, device=device)
     if isinstance(model, DonorModel):
         raise TypeError(
@@ -153,6 +165,31 @@ def embed(
         share = run.rows.vocabulary_share(loaded)
         record = model_record(loaded, share, key_added=key, level=level, **arguments)
         run.target.uns[key] = {PARAMS: record}
+    return run.result
+
+
+def _embed_with_other(
+    model: Any, run: Run, key_added: str | None, arguments: dict[str, Any]
+) -> AnnData | None:
+    """Embed with a model of another package, which reads the AnnData by itself."""
+    name = type(model).__name__
+    if run.output is not None or run.rows.paths:
+        raise ValueError(
+            f"Paths and output= go with models of cfm; pass {name} an AnnData, and write it "
+            "yourself."
+        )
+    key = key_added or EMBEDDING_PREFIX + name.lower()
+    latent = np.asarray(model.get_latent_representation(run.whole, **arguments))
+    if latent.ndim != 2 or len(latent) != run.whole.n_obs:
+        raise ValueError(
+            f"{name}.get_latent_representation returned an array of shape {latent.shape}; expected "
+            f"({run.whole.n_obs}, dim)."
+        )
+    adata = run.target
+    run.warn_overwritten(key, {"obsm": [key]})
+    adata.obsm[key] = latent
+    record = {"model": name, "module": type(model).__module__, "sha256": "", "key_added": key}
+    adata.uns[key] = {PARAMS: record | arguments}
     return run.result
 
 
