@@ -180,6 +180,11 @@ BENCHMARKS = {
         ),
         data=False,
     ),
+    "workers": Benchmark(
+        "tools on the workers of dask: two against one, and what a chunk costs",
+        panels=(Dots("workers", "cells/s", ("how",), title="embedding"),),
+        data=False,
+    ),
     "settings": Benchmark(
         "what bfloat16, torch.compile and batches of like length bring on this processor",
         panels=(Dots("compile", "speed-up", ("case",), title="torch.compile"),),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _AHEAD = 2
 #: On a worker, the latest payload; a model is unpickled once.
 _LOADED: dict[str, tuple[Any, ...]] = {}
-_LOADING = threading.Lock()
+_LOADING, _COMPUTING = threading.Lock(), threading.Lock()
 
 
 def computed_by_workers(
@@ -89,7 +89,7 @@ def computed_by_workers(
 def _on_worker(
     payload: bytes, digest: str, device: str, number: int, chunk: Chunk, part: AnnData | None
 ) -> Made:
-    """Compute a chunk on a worker; one at a time, since threads would share the model."""
+    """Compute a chunk on a worker; threads read by turns and share the model one at a time."""
     started = time.monotonic()
     with _LOADING:
         if digest not in _LOADED:
@@ -101,6 +101,7 @@ def _on_worker(
         function, _, rows, layers = _LOADED[digest]
         if part is None:
             part = rows.read(chunk, layers)
+    with _COMPUTING:
         return make_chunk(number, chunk, part, function, started)
 
 
