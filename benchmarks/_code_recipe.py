@@ -155,7 +155,7 @@ def read_codes(model: CellVQ, cells: Cells, **arguments: Any) -> ad.AnnData:
         model,
         units=cells.units,
         total_counts=cells.total_counts,
-        n_markers=0,
+        min_cells=len(adata) + 1,  # no markers
         groupby=[LABEL] if LABEL in adata.obs else None,
         **arguments,
     )

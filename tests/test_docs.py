@@ -21,7 +21,7 @@ import yaml
 import cfm
 from cfm.models import base
 
-ROOMS = [name for name in cfm.__all__ if name != "__version__"]
+ROOMS = [name for name in cfm.__all__ if name not in ("__version__", "settings")]
 DOCS = Path(__file__).parents[1] / "docs"
 ALT = "A line that falls from left to right"
 ALT_IS = {"mystnb": {"image": {"alt": ALT}}}

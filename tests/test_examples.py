@@ -16,7 +16,7 @@ import scvi
 import cfm
 from cfm.hub import _resolve
 
-ROOMS = [name for name in cfm.__all__ if name != "__version__"]
+ROOMS = [name for name in cfm.__all__ if name not in ("__version__", "settings")]
 
 
 def _modules() -> Iterator[ModuleType]:

@@ -19,7 +19,7 @@ import cfm
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cfm"
-ROOMS = [name for name in cfm.__all__ if name != "__version__"]
+ROOMS = [name for name in cfm.__all__ if name not in ("__version__", "settings")]
 
 
 def _public() -> Iterator[tuple[str, object]]:

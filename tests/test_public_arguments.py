@@ -17,7 +17,7 @@ ROOMS = (cfm.pp, cfm.tl, cfm.pl, cfm.metrics, cfm.datasets)
 #: What a function is called with: each check is the first thing that it does.
 NOTHING = object()
 #: Checked where they are used: by the runs in chunks, and by what a name means.
-ELSEWHERE = {"chunk_size", "num_nodes", "join"}
+ELSEWHERE = {"num_nodes", "join"}
 #: Text that stands for a path or a name in the same parameter.
 _UNIONS = {"label", "contrast", "frozen_layers", "effect"}
 

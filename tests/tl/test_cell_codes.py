@@ -61,7 +61,7 @@ def test_what_is_written(adata: ad.AnnData, model: NearestCode) -> None:
 
 
 def test_planted_types_and_their_genes_are_found(adata: ad.AnnData, model: NearestCode) -> None:
-    cfm.tl.cell_codes(adata, model, groupby=BOTH, n_markers=N_OWN)
+    cfm.tl.cell_codes(adata, model, groupby=BOTH)
     stored = adata.uns["cell_code"]
     large = stored["codes"][stored["codes"]["n_cells"] >= 10]
     assert large["cell_type_majority"].tolist() == list(TYPES)
@@ -73,7 +73,7 @@ def test_planted_types_and_their_genes_are_found(adata: ad.AnnData, model: Neare
     assert agreement.loc["cell_type", "ari"] > 0.7
     assert abs(agreement.loc["donor", "ami"]) < 0.05
     for kind, code in enumerate(large.index):
-        own = stored["markers"][stored["markers"]["code"] == code]
+        own = stored["markers"][stored["markers"]["code"] == code].head(N_OWN)
         assert set(own["gene"]) == set(GENES[N_OWN * kind : N_OWN * (kind + 1)])
         assert own["rank"].tolist() == list(range(1, N_OWN + 1))
         assert (own["fdr"] < 1e-3).all()
@@ -84,7 +84,7 @@ def test_planted_types_and_their_genes_are_found(adata: ad.AnnData, model: Neare
 def test_markers_are_those_of_scanpy(adata: ad.AnnData, model: NearestCode) -> None:
     import scanpy as sc
 
-    cfm.tl.cell_codes(adata, model, n_markers=60)
+    cfm.tl.cell_codes(adata, model)
     plain = adata.copy()
     plain.X = plain.X.astype(np.float64)
     sc.pp.normalize_total(plain, target_sum=1e4)

@@ -31,10 +31,8 @@ def refused() -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
         "layer": ({"layer": "raw"}, KeyError, "raw"),
         "key": ({"key_added": "a/b"}, ValueError, "cannot be stored in a file"),
         "no text": ({"key_added": 3}, TypeError, "key_added is a int"),
-        "markers": ({"n_markers": -1}, ValueError, "n_markers=-1"),
         "cells": ({"min_cells": 1}, ValueError, "min_cells=1; expected a whole number of at"),
-        "neighbours": ({"n_neighbors": 0}, ValueError, "n_neighbors=0"),
-        "fraction": ({"n_neighbors": 2.5}, ValueError, "n_neighbors=2.5"),
+        "fraction": ({"n_groups": 2.5}, ValueError, "n_groups=2.5"),
         "model": ({"model": 3}, TypeError, "model= is a int"),
         "no codes": ({"model": "cellpulse-mini"}, TypeError, "CellPulse gives cells no codes"),
         "name": ({"model": "nobody"}, ValueError, "nobody"),
@@ -191,6 +189,6 @@ def test_dense_and_sparse_storage_give_the_same(adata: ad.AnnData) -> None:
 def test_of_a_repeated_annotation_one_is_kept(adata: ad.AnnData) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        cfm.tl.cell_codes(adata, NearestCode(), groupby=["donor", "donor"], n_markers=0)
+        cfm.tl.cell_codes(adata, NearestCode(), groupby=["donor", "donor"], min_cells=1000)
     assert adata.uns["cell_code"]["annotations"].index.tolist() == ["donor"]
     assert adata.uns["cell_code"]["markers"].empty

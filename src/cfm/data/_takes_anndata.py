@@ -38,18 +38,16 @@ def takes_anndata(
     """
 
     def decorate(tool: Callable[P, R]) -> Callable[P, R]:
-        checked = checks_arguments(**(ranges or {}))(tool)
-
         @functools.wraps(tool)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
             data = args[0] if args else next(iter(kwargs.values()), None)
             if not others and (args or kwargs):
                 require_anndata(data)
             if isinstance(data, AnnData):
                 check_tables(data, map(kwargs.get, columns))
-            return checked(*args, **kwargs)
+            return tool(*args, **kwargs)
 
-        return wrapper
+        return checks_arguments(**(ranges or {}))(guarded)
 
     return decorate
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,6 +52,10 @@ if TYPE_CHECKING:
 
     from cfm.tl._run import Data
 
+#: Marker genes of a code: as many as its name needs; more come from scanpy.tl.rank_genes_groups.
+_N_MARKERS = 10
+#: Neighbouring codes of a code by either measure, which the knowledge graph and its plot draw.
+_N_NEIGHBOURS = 5
 #: What a model says of single cells, the largest last.
 _OF_CELLS = ("code", "similarity", "margin", "embedding")
 #: Names of the columns of ``obs`` that not every run makes, in the parameters: a run that does not
@@ -62,7 +66,7 @@ _FURTHER = "further_columns"
 @takes_anndata(
     others=True,
     columns=("groupby", "total_counts"),
-    ranges={"n_markers": 0, "min_cells": 2},
+    ranges={"min_cells": 2},
 )
 def cell_codes(
     adata: Data,
@@ -70,19 +74,15 @@ def cell_codes(
     *,
     groupby: str | Sequence[str] | None = None,
     layer: str | None = None,
-    units: Literal["counts", "log1p_cp10k"] = "counts",
-    total_counts: str | None = None,
     reference: AnnData | Mapping[str, Any] | None = None,
     n_groups: int | None = None,
-    n_markers: int = 10,
     min_cells: int = 10,
-    n_neighbors: int = 5,
     key_added: str = CELL_CODE_KEY,
-    batch_size: int = 64,
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     copy: bool = False,
+    **model_kwargs: Any,
 ) -> AnnData | None:
     r"""Give each cell a code out of a fixed set, and say what the cells of a code are.
 
@@ -93,7 +93,7 @@ def cell_codes(
     Parameters
     ----------
     adata
-        Cells by genes with raw counts, or normalised as ``units`` says. Genes as symbols or
+        Cells by genes with raw counts, or normalised as ``units=`` says. Genes as symbols or
         Ensembl ids; genes that are absent are taken as not measured.
         Or one or more paths of ``.h5ad`` and ``.zarr`` files, which are opened with
         :func:`cfm.data.open_files`; markers are of the genes that all have.
@@ -105,26 +105,15 @@ def cell_codes(
         described by. Cells in which one is missing or ``""`` do not count for it.
     layer
         Layer to read instead of ``X``.
-    units
-        What is read: ``"counts"``, or ``"log1p_cp10k"``, the natural logarithm of one plus counts
-        per 10,000. Declared, not guessed.
-    total_counts
-        Column of ``obs`` with the counts of a cell, for ``units="log1p_cp10k"``.
     reference
         Other cells with codes by the same model, or their ``uns['cell_code']``.
     n_groups
         Merge the codes that cells have into so many groups, by the vectors of the codes weighted by
         their cells (Ward's method). Groups are made anew for each dataset, as clusters are.
-    n_markers
-        At most so many marker genes of a code, 0 for none.
     min_cells
         Codes with fewer cells get no markers.
-    n_neighbors
-        Neighbouring codes of a code by either measure.
     key_added
         Name of the result.
-    batch_size
-        Cells at a time; the result does not depend on it.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     output
@@ -135,6 +124,11 @@ def cell_codes(
         Replace ``output`` if it exists, and what a stopped run of another call left of it.
     copy
         Return a changed copy instead of writing to ``adata``.
+    **model_kwargs
+        Further arguments of the model's ``get_cell_codes``: of :class:`cfm.models.CellVQ` ``units``
+        (``"counts"``, or ``"log1p_cp10k"``, the natural logarithm of one plus counts per 10,000),
+        ``total_counts`` (column of ``obs`` with the counts of a cell, for such values) and
+        ``batch_size``.
 
     Returns
     -------
@@ -169,16 +163,16 @@ def cell_codes(
         levels), all float64. Purity and NMI grow with the number of codes; the adjusted ones are
         0 on average for codes dealt out at random.
     ``adata.uns[key]['markers']``
-        DataFrame, a row per code and gene: ``code``, ``rank`` int64, ``gene`` (name in
-        ``var_names``), and float64 ``score`` (Welch's t statistic of the code's cells against all
-        others on log-normalised counts), ``log_fold_change`` (difference of these means, divided
+        DataFrame, a row per code and gene, at most ten of a code: ``code``, ``rank`` int64,
+        ``gene`` (name in ``var_names``), and float64 ``score`` (Welch's t statistic of the code's
+        cells against all others on log-normalised counts), ``log_fold_change`` (difference of these means, divided
         by ln 2), ``share_inside`` and ``share_outside`` (cells with a value above 0), ``p_value``
         (one-sided) and ``fdr`` (Benjamini & Hochberg over the genes of a code). Codes were made
         from the same expression, so p-values rank genes but are too small as evidence.
     ``adata.uns[key]['neighbours']``
         DataFrame, a row per code and neighbour, of the codes that cells have: ``code``,
         ``neighbour``, ``cosine`` float64 of their vectors, ``hamming`` int64 (bits that differ),
-        ``cosine_rank`` and ``hamming_rank`` int64. A row stands for one of the ``n_neighbors``
+        ``cosine_rank`` and ``hamming_rank`` int64. A row stands for one of the five
         nearest by either.
     ``adata.uns[key]['vectors']``
         DataFrame float32, codes by dimensions, of unit length.
@@ -260,12 +254,7 @@ def cell_codes(
             f"{type(network).__name__} gives cells no codes; pass a model that does, such as a "
             "cfm.models.CellVQ."
         )
-    reading: dict[str, Any] = {
-        "layer": layer,
-        "units": units,
-        "total_counts": total_counts,
-        "batch_size": batch_size,
-    }
+    reading: dict[str, Any] = {"layer": layer, "units": "counts", "batch_size": 64} | model_kwargs
     book = network.get_codebook()
     record = _record(network, run, reading, key_added)
     record["fingerprint"] = fingerprint(network, book)
@@ -297,11 +286,11 @@ def cell_codes(
                 used.place,
                 used.names,
                 run.whole.var_names,
-                counts=units == "counts",
-                n_markers=n_markers,
+                counts=reading["units"] == "counts",
+                n_markers=_N_MARKERS,
                 min_cells=min_cells,
             ),
-            NEIGHBOURS: neighbour_table(used, book, n_neighbors),
+            NEIGHBOURS: neighbour_table(used, book, _N_NEIGHBOURS),
             VECTORS: vector_table(used, book),
         }
         obs = obs_columns(found, used, key_added)
@@ -321,9 +310,7 @@ def cell_codes(
         obsm_key = EMBEDDING_PREFIX + type(loaded).__name__.lower()
         own = {
             "groupby": list(annotations) or None,
-            "n_markers": n_markers,
             "min_cells": min_cells,
-            "n_neighbors": n_neighbors,
             "n_codes": len(book.vectors),
             "n_used": len(used.names),
             "n_unread": int((used.place < 0).sum()),

@@ -59,7 +59,6 @@ def embed_donors(
     n_draws: int = 1,
     seed: int = 0,
     key_added: str | None = None,
-    batch_size: int = 16,
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -94,8 +93,6 @@ def embed_donors(
         Seed of the draws, which depend on it and on the names of donor and cells only.
     key_added
         Name of the result, by default ``X_<model>``, such as ``X_pulsar``.
-    batch_size
-        Donors at a time; the result does not depend on it.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     output
@@ -105,7 +102,8 @@ def embed_donors(
     overwrite
         Replace ``output`` if it exists, and what a stopped run of another call left of it.
     **model_kwargs
-        Further arguments of the model's ``get_donor_embeddings``, such as ``precision``.
+        Further arguments of the model's ``get_donor_embeddings``, such as ``batch_size`` and
+        ``precision``.
 
     Returns
     -------
@@ -196,7 +194,6 @@ def embed_donors(
         "n_cells": n_cells,
         "n_draws": n_draws,
         "seed": seed,
-        "batch_size": batch_size,
     } | model_kwargs
     if layer is not None:
         reading["layer"] = layer

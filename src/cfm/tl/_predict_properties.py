@@ -12,14 +12,12 @@ from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX, UNKN
 from cfm.data._store import check_key
 from cfm.data._takes_anndata import takes_anndata
 from cfm.models import CellVQ, load_model
-from cfm.models._precision import Precision
 from cfm.tl._run import Run
 from cfm.tl._store import model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from typing import Literal
 
     from anndata import AnnData
 
@@ -33,16 +31,13 @@ def predict_properties(
     *,
     properties: str | Sequence[str] | None = None,
     layer: str | None = None,
-    units: Literal["counts", "log1p_cp10k"] = "counts",
-    total_counts: str | None = None,
     unknown: float = 0.05,
     key_added: str = PROPERTY_PREFIX,
-    batch_size: int = 64,
-    precision: Precision = "float32",
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     copy: bool = False,
+    **model_kwargs: Any,
 ) -> AnnData | None:
     """Predict properties of cells by the heads of a model.
 
@@ -52,8 +47,8 @@ def predict_properties(
     the embedding named more held-out cells right; published heads read the embedding. Most cells of
     a type that the head was not trained on get the name of the nearest type, with less confidence.
     A larger ``unknown`` leaves more of them open, and more of the known types (page *Trust* of the
-    guide has the numbers). To learn a property from your own
-    labels, see :func:`cfm.tl.probe`, or train a model with ``labels_keys=``.
+    guide has the numbers). To learn a property from your own labels, see :func:`cfm.tl.probe`, or
+    train a model with ``labels_keys=``.
 
     Parameters
     ----------
@@ -69,23 +64,12 @@ def predict_properties(
         training data.
     layer
         Layer to read instead of ``X``.
-    units
-        What is read: ``"counts"``, raw counts, or ``"log1p_cp10k"``, the natural ``log1p`` of
-        counts per 10,000. Declared, never guessed.
-    total_counts
-        Column of ``obs`` with the counts of each cell, for ``"log1p_cp10k"``; without it cells are
-        taken to have 10,000.
     unknown
         Share of held-out training cells (of training cells, if ``validation_share=0``) that would
         be called ``"unknown"``, 0 to 0.5; 0 names every cell. Heads of published weights have no
         such record, and name every cell.
     key_added
         Prefix of the results. The default keeps them apart from the columns with the truth.
-    batch_size
-        Cells at a time; the result does not depend on it.
-    precision
-        ``"float32"``, by which classes are the same on every machine, ``"bfloat16"``, or
-        ``"auto"``; see :meth:`cfm.models.CellVQ.get_latent_representation`.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     output
@@ -96,6 +80,9 @@ def predict_properties(
         Replace ``output`` if it exists, and what a stopped run of another call left of it.
     copy
         Return a changed copy instead of writing to ``adata``.
+    **model_kwargs
+        Further arguments of :meth:`cfm.models.CellVQ.predict_properties`: ``units``,
+        ``total_counts``, ``batch_size`` and ``precision``.
 
     Returns
     -------
@@ -157,13 +144,13 @@ def predict_properties(
     chosen = model.choose_properties(properties)
     for name in chosen:
         check_key(key_added + name)
+    # in float32 classes are the same on every machine
     arguments: dict[str, Any] = {
         "layer": layer,
-        "units": units,
-        "total_counts": total_counts,
-        "batch_size": batch_size,
-        "precision": precision,
-    }
+        "units": "counts",
+        "batch_size": 64,
+        "precision": "float32",
+    } | model_kwargs
     loaded = model
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:

@@ -39,7 +39,6 @@ from cfm.tl._search_signatures import MIN_GENES, search_signatures
 from cfm.tl._store import model_record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from cfm.models.cellpulse._classifier import Names
@@ -66,12 +65,10 @@ def predict_virus(
     *,
     groupby: str | None = None,
     control: Any = None,
-    by: str | Sequence[str] | None = None,
     layer: str | None = None,
     names: Names = "supported",
     n_matches: int = 5,
     key_added: str = VIRUS_KEY,
-    batch_size: int = 64,
     device: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -93,9 +90,9 @@ def predict_virus(
         :func:`cfm.data.open_files`.
     model
         A CellPulse with a classifier, the name of one, a folder, or ``hf://org/name``.
-    groupby, control, by
-        Condition column of ``obs``, its control level, and columns to match samples on; see
-        :func:`cfm.pp.contrasts`. Leave out for contrasts.
+    groupby, control
+        Condition column of ``obs`` and its control level; see :func:`cfm.pp.contrasts`. Leave out
+        for contrasts.
     layer
         Layer to read instead of ``X``.
     names
@@ -110,8 +107,6 @@ def predict_virus(
     key_added
         Prefix of the results. The default is not ``"virus"``, because that column usually holds
         the truth.
-    batch_size
-        Contrasts at a time; the result does not depend on it.
     device
         ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     output
@@ -123,7 +118,8 @@ def predict_virus(
     copy
         Return a changed copy instead of writing to ``adata``.
     **contrast_kwargs
-        Further arguments of :func:`cfm.pp.contrasts`, with ``groupby`` only.
+        Further arguments of :func:`cfm.pp.contrasts`, with ``groupby`` only, such as ``by``, the
+        columns to match samples on.
 
     Returns
     -------
@@ -217,17 +213,17 @@ def predict_virus(
                 "cfm.pp.contrasts(…, mode='pairs').to_adata(n=…) and predict on that."
             )
         counts = data.whole if isinstance(data, Rows) else data
-        data = contrasts(counts, groupby, control, by=by, layer=layer, **contrast_kwargs)
+        data = contrasts(counts, groupby, control, layer=layer, **contrast_kwargs)
         record = {"groupby": groupby, "control": str(control), "mode": mode}
+        by = contrast_kwargs.get("by")
         record["by"] = [] if by is None else [by] if isinstance(by, str) else list(by)
         layer = None
-    elif by is not None or contrast_kwargs:
-        extra = sorted(contrast_kwargs) + (["by"] if by is not None else [])
-        raise TypeError(f"{extra} only go with groupby= and control=.")
+    elif contrast_kwargs:
+        raise TypeError(f"{sorted(contrast_kwargs)} only go with groupby= and control=.")
     run = Run(data, output, overwrite=overwrite, copy=copy)
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
-        found = caller.predict(part, layer=layer, names=names, batch_size=batch_size)
+        found = caller.predict(part, layer=layer, names=names)
         matches = _matches(part, layer, n_matches)
         return {
             "call": np.asarray(found.call, dtype=str),
@@ -240,7 +236,6 @@ def predict_virus(
         }
 
     arguments = record | {"layer": layer, "names": names, "n_matches": n_matches}
-    arguments["batch_size"] = batch_size
     with run.compute(
         compute, caller, tool="predict_virus", layers=[layer], arguments=arguments
     ) as results:
