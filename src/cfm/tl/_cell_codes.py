@@ -166,7 +166,8 @@ def cell_codes(
         DataFrame, a row per code and gene, at most ten of a code: ``code``, ``rank`` int64,
         ``gene`` (name in ``var_names``), and float64 ``score`` (Welch's t statistic of the code's
         cells against all others on log-normalised counts), ``log_fold_change`` (difference of
-        these means, divided by ln 2), ``share_inside`` and ``share_outside`` (cells with a value above 0), ``p_value``
+        these means, divided by ln 2), ``share_inside`` and ``share_outside`` (cells with a value
+        above 0), ``p_value``
         (one-sided) and ``fdr`` (Benjamini & Hochberg over the genes of a code). Codes were made
         from the same expression, so p-values rank genes but are too small as evidence.
     ``adata.uns[key]['neighbours']``
