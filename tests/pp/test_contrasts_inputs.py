@@ -3,12 +3,10 @@
 import anndata as ad
 import dask.array as da
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import sparse
 
 from cfm.pp import contrasts
-from tests._mudata import mudata
 
 
 @pytest.fixture
@@ -65,18 +63,6 @@ def test_layer(counts, expected):
     assert result.uns["contrasts"]["params"]["layer"] == "counts"
     with pytest.raises(KeyError, match="no layer 'raw'"):
         contrasts(counts, "virus", "none", layer="raw")
-
-
-def test_mudata(counts, expected):
-    bare = ad.AnnData(counts.X, obs=pd.DataFrame(index=counts.obs_names), var=counts.var)
-    mdata = mudata({"rna": bare, "prot": bare[:, :3].copy()})
-    mdata.obs[["virus", "study"]] = counts.obs[["virus", "study"]]
-    result = contrasts(mdata, "virus", "none", by="study", modality="rna")
-    assert isinstance(result, ad.AnnData)
-    assert np.allclose(result.X, expected["replicates"], atol=1e-5)
-    assert list(mdata.mod) == ["rna", "prot"]
-    with pytest.raises(ValueError, match="choose one with modality="):
-        contrasts(mdata, "virus", "none")
 
 
 @pytest.mark.parametrize(
