@@ -129,21 +129,21 @@ def test_settings_are_chosen_by_the_partial_likelihood_of_cox():
     from sksurv.linear_model import CoxPHSurvivalAnalysis
     from sksurv.util import Surv
 
-    from cfm.tl._probe._cross_validation import _partial_likelihood
+    from cfm.metrics._fold_scores import partial_likelihood
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 2))
     time = rng.exponential(np.exp(-x[:, 0])).round(1)  # with ties
     outcome = Surv.from_arrays(rng.random(50) < 0.7, time)
     fitted = CoxPHSurvivalAnalysis().fit(x, outcome).coef_
-    best = _partial_likelihood(outcome, x @ fitted)
+    best = partial_likelihood(outcome, x @ fitted)
     for step in ([0.05, 0], [-0.05, 0], [0, 0.05], [0, -0.05]):
-        assert _partial_likelihood(outcome, x @ (fitted + step)) < best
+        assert partial_likelihood(outcome, x @ (fitted + step)) < best
     # by hand: three subjects, the first two with events
     outcome = Surv.from_arrays([True, True, False], [1.0, 2.0, 3.0])
     hazard = np.array([2.0, 3.0, 5.0])
     expected = np.log(2 / 10) + np.log(3 / 8)
-    assert _partial_likelihood(outcome, np.log(hazard)) == pytest.approx(expected)
+    assert partial_likelihood(outcome, np.log(hazard)) == pytest.approx(expected)
 
 
 def test_an_event_at_a_horizon_has_happened_by_then():

@@ -17,6 +17,8 @@ from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from cfm.metrics._fold_scores import partial_likelihood
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -361,8 +363,8 @@ def _inner_score(
         try:
             model.fit(x, y)
             fitted = model.predict(x)
-            score = _partial_likelihood(np.append(y, truth), np.append(fitted, model.predict(z)))
-            return np.array([score - _partial_likelihood(y, fitted)])
+            score = partial_likelihood(np.append(y, truth), np.append(fitted, model.predict(z)))
+            return np.array([score - partial_likelihood(y, fitted)])
         except (ArithmeticError, ValueError):  # a penalty too weak for the fit to end
             return np.array([np.nan])
     model.fit(x, y)
@@ -373,15 +375,6 @@ def _inner_score(
     own = np.log(np.clip(proba[np.arange(len(truth)), truth], 1e-3, 1))
     # classes weigh alike, as in the scores that are reported
     return np.array([np.mean([own[truth == c].mean() for c in np.unique(truth)])])
-
-
-def _partial_likelihood(outcome: np.ndarray, log_hazard: np.ndarray) -> float:
-    """Cox's log partial likelihood, Breslow's form for ties."""
-    event, time = outcome["event"], outcome["time"]
-    order = np.argsort(-time, kind="stable")
-    at_risk = np.logaddexp.accumulate(log_hazard[order])
-    last = np.searchsorted(-time[order], -time[event], side="right") - 1
-    return float((log_hazard[event] - at_risk[last]).sum())
 
 
 def _survival_at(model: Any, z: np.ndarray, horizons: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -132,7 +132,17 @@ def read_target(
         check(replace(found.part(np.flatnonzero(~tested)), grouped=False), 2)
         found = replace(found, trains=~tested)
     else:
-        _check_groups(found, groups, n_folds, check)
+        n_groups = len(np.unique(members))
+        if groups is not None and n_groups == 1:
+            raise ValueError(
+                f"obs[{groups!r}] has one level, {str(members[0])!r}: nothing is left to "
+                "train on; leave groups= out, or name the column of patients or samples."
+            )
+        check(found, n_folds)
+        what = "observations with a target" if groups is None else f"groups in obs[{groups!r}]"
+        two_cohorts = groups is not None and n_groups == 2  # each is predicted by the other
+        if n_groups < max(n_folds, 3) and not two_cohorts:
+            raise ValueError(f"there are {n_groups} {what}, but {n_folds} folds; use fewer folds.")
     if groups is None:
         _warn_of_groups(obs.iloc[rows].drop(columns=targets, errors="ignore"), found)
     n_dropped = adata.n_obs - len(rows)
@@ -229,20 +239,6 @@ def _tested(found: Target, groups: str | None, test_on: str | Sequence[str]) -> 
             "with a target."
         )
     return np.isin(found.groups, sorted(named))
-
-
-def _check_groups(found: Target, groups: str | None, n_folds: int, check: Any) -> None:
-    n_groups = len(np.unique(found.groups))
-    if groups is not None and n_groups == 1:
-        raise ValueError(
-            f"obs[{groups!r}] has one level, {str(found.groups[0])!r}: nothing is left to "
-            "train on; leave groups= out, or name the column of patients or samples."
-        )
-    check(found, n_folds)
-    what = "observations with a target" if groups is None else f"groups in obs[{groups!r}]"
-    two_cohorts = groups is not None and n_groups == 2  # each is predicted by the other
-    if n_groups < max(n_folds, 3) and not two_cohorts:
-        raise ValueError(f"there are {n_groups} {what}, but {n_folds} folds; use fewer folds.")
 
 
 def _warn_of_groups(obs: pd.DataFrame, found: Target) -> None:

@@ -45,7 +45,7 @@ from cfm.tl._representation import representation_name, representation_record
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cfm.tl._probe._cross_validation import Prediction, Split
+    from cfm.tl._probe._cross_validation import Prediction
     from cfm.tl._probe._data import Target
     from cfm.tl._representation import LatentModel
 
@@ -242,21 +242,22 @@ def probe(
             for s, splits in zip(seeds, splits_of, strict=True)
         ]
     predictions[NO_FEATURES, _TRIVIAL[task]] = [trivial(found, s, horizons) for s in splits_of]
+    folds = np.zeros((len(seeds), len(found.rows)), dtype=np.int64)
+    for fold, splits in zip(folds, splits_of, strict=True):
+        for number, (_, test) in enumerate(splits):
+            fold[test] = number
     n_train = 0
     if found.trains is not None:  # only what was predicted is scored
         n_train, tested = int(found.trains.sum()), splits_of[0][0][1]
-        found = found.part(tested)
+        found, folds = found.part(tested), folds[:, tested]
         predictions = {m: [p.part(tested) for p in of] for m, of in predictions.items()}
-        splits_of = [[(np.empty(0, dtype=np.int64), np.arange(len(tested)))]] * len(seeds)
     few = n_train > 0 or (found.grouped and len(np.unique(found.groups)) == 2)
     weights = group_draws(found.groups, _N_BOOT, seeds[0], within=few)
-    scores = {
-        method: _score(found, repeats, splits_of, horizons, weights)
-        for method, repeats in predictions.items()
-    }
+    scores = {m: _score(found, of, folds, horizons, weights) for m, of in predictions.items()}
+    results, comparisons = _tables(found, scores)
 
     adata = destination(adata, copy=copy)
-    fields = _fields(adata, found, predictions, splits_of[0], key_added)
+    fields = _fields(adata, found, predictions, folds[0], key_added)
     warn_overwritten(adata, key_added, {slot: list(new) for slot, new in fields.items()})
     _remove_former(adata, key_added)
     for slot, new in fields.items():
@@ -266,9 +267,7 @@ def probe(
         "target": found.names,
         "task": task,
         "groups": groups or "",
-        "test_on": [test_on]
-        if isinstance(test_on, str)
-        else [str(level) for level in test_on or ()],
+        "test_on": [] if test_on is None else np.atleast_1d(test_on).astype(str).tolist(),
         "use_rep": [n for n in representations if n != PLAIN_EXPRESSION],
         "layer": layer or "",
         "heads": chosen,
@@ -289,7 +288,6 @@ def probe(
         record["classes"] = found.classes
     if task == "survival":
         record |= {"horizons": horizons, "n_events": int(found.values[:, 1].sum())}
-    results, comparisons = _tables(found, scores)
     adata.uns[key_added] = {PARAMS: record, RESULTS: results, COMPARISONS: comparisons}
     return adata if copy else None
 
@@ -310,13 +308,12 @@ def _fields(
     adata: AnnData,
     found: Target,
     predictions: dict[tuple[str, str], list[Prediction]],
-    splits: list[Split],
+    folds: np.ndarray,
     key: str,
 ) -> dict[str, dict[str, Any]]:
     """Everything that is written beside ``uns``, over all observations."""
     fold: np.ndarray = np.full(adata.n_obs, -1, dtype=np.int64)
-    for number, (_, test) in enumerate(splits):
-        fold[found.rows[test]] = number
+    fold[found.rows] = folds
     obs: dict[str, Any] = {key + FOLD: fold}
     obsm: dict[str, Any] = {}
     methods = [method for method in predictions if method[0] != NO_FEATURES]
@@ -357,7 +354,7 @@ def _fields(
 def _score(
     target: Target,
     repeats: Sequence[Prediction],
-    splits_of: Sequence[Sequence[Split]],
+    folds: np.ndarray,
     horizons: np.ndarray,
     weights: np.ndarray,
 ) -> dict[tuple[str, str], np.ndarray]:
@@ -368,10 +365,7 @@ def _score(
     _, member, size = np.unique(target.groups, return_inverse=True, return_counts=True)
     mass = 1.0 / size[member.ravel()]
     found: list[dict[str, np.ndarray]] = []
-    for prediction, splits in zip(repeats, splits_of, strict=True):
-        fold = np.empty(len(target.rows), dtype=np.int64)
-        for number, (_, test) in enumerate(splits):
-            fold[test] = number
+    for prediction, fold in zip(repeats, folds, strict=True):
         if target.task == "classification":
             one = class_scores(target.strata, prediction.main, fold, weights, mass)
         elif target.task == "regression":
@@ -391,11 +385,7 @@ def _score(
     for metric in found[0]:
         values = np.mean([one[metric] for one in found], axis=0)  # (n_draws, n_targets)
         if values.shape[1] > 1:
-            known = np.isfinite(values)
-            n_known = known.sum(axis=1)
-            total = np.where(known, values, 0.0).sum(axis=1)
-            nothing = np.full(len(values), np.nan)
-            scores[metric, MEAN_TARGET] = np.divide(total, n_known, out=nothing, where=n_known > 0)
+            scores[metric, MEAN_TARGET] = pd.DataFrame(values).mean(axis=1).to_numpy()
         for name, draws in zip(target.scored_names, values.T, strict=True):
             scores[metric, name] = draws
     return scores
@@ -411,16 +401,13 @@ def _tables(target: Target, scores: Scores) -> tuple[pd.DataFrame, pd.DataFrame]
     results, comparisons = [], []
     for (representation, head), own in scores.items():
         for (metric, name), draws in own.items():
-            row = (representation, head, name, metric, *_summary(draws), *counts[name])
-            results.append(row)
+            results.append((representation, head, name, metric, *_summary(draws), *counts[name]))
         for (baseline, other_head), others in scores.items():
             is_plain = baseline == PLAIN_EXPRESSION and other_head == head
-            if representation in (baseline, NO_FEATURES) or not (
-                is_plain or baseline == NO_FEATURES
-            ):
+            is_baseline = is_plain or baseline == NO_FEATURES
+            if not is_baseline or representation in (baseline, NO_FEATURES):
                 continue
-            for (metric, name), draws in own.items():
-                # paired over the draws
+            for (metric, name), draws in own.items():  # paired over the draws
                 difference = _summary(draws - others[metric, name])
                 comparisons.append((representation, baseline, head, name, metric, *difference))
     key, interval = ["head", "target", "metric"], ["low", "high"]
