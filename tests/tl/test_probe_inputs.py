@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import anndata as ad
-import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
 
 from cfm.tl import probe
 from tests._same import assert_unchanged
@@ -86,13 +84,6 @@ def test_bad_input(target, task, arguments, error, message):
     assert_unchanged(adata, before)
 
 
-def test_names_of_observations_must_be_unique():
-    adata = cohort()
-    adata.obs_names = ["a"] * adata.n_obs
-    with pytest.raises(ValueError, match="obs_names_make_unique"):
-        probe(adata, "disease", **QUICK)
-
-
 def test_missing_features_are_filled_and_pointed_out():
     adata = cohort()
     adata.obsm["X_emb"][::9, 0] = np.nan
@@ -149,22 +140,6 @@ def test_expression_is_of_the_layer_that_was_embedded():
     adata.uns["X_emb"]["params"]["layer"] = "gone"
     probe(adata, "disease", **QUICK)
     assert adata.uns["probe"]["params"]["layer"] == ""
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [None, sparse.csr_matrix, sparse.csc_matrix, lambda x: da.from_array(x, chunks=(20, 10))],
-)
-def test_storages(wrap, tmp_path):
-    expected, adata = cohort(), cohort()
-    if wrap is None:
-        adata.write_h5ad(tmp_path / "a.h5ad")
-        adata = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    else:
-        adata.X = wrap(adata.X)
-    for a in (expected, adata):
-        probe(a, "disease", **QUICK)
-    pd.testing.assert_frame_equal(adata.uns["probe"]["results"], expected.uns["probe"]["results"])
 
 
 def test_other_fields_are_not_replaced_in_silence():
