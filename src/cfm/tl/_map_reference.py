@@ -70,7 +70,7 @@ def map_reference(
     use_rep
         Name of the embedding in ``query.obsm`` and ``reference.obsm``; or a model with
         ``get_latent_representation(adata)``, of cfm, scvi-tools or elsewhere, that embeds both,
-        and whose embeddings are not stored.
+        and whose embeddings are not stored (a model may register both, as those of scvi-tools do).
     n_neighbors
         Neighbours of each observation; all of a smaller reference.
     prior

@@ -113,7 +113,8 @@ def probe(
     use_rep
         One or more representations: ``obsm`` keys, or models with
         ``get_latent_representation(adata)``, of cfm, scvi-tools or elsewhere, whose representation
-        is named ``X_<class>`` and not stored. The first one's predictions are stored in ``obs``.
+        is named ``X_<class>`` and not stored (a model may register ``adata``, as those of
+        scvi-tools do). The first one's predictions are stored in ``obs``.
         ``None`` takes the expression of all genes.
     layer
         Layer with the expression instead of ``X``; by default the layer that ``use_rep`` was made
