@@ -126,7 +126,7 @@ def kirc(folder: Path) -> Cohort:
         "Survival, TCGA kidney cancer",
         adata,
         "rescaled samples",
-        {"target": ("time_days", "event"), "task": "survival", "n_repeats": 5},
+        {"target": ("time_days", "event"), "task": "survival", "seed": range(5)},
         ("c_index", "auroc_t", "brier_t"),
         "50 patients chosen as 25 dead and 25 alive, 620 genes; five-fold, five times. The values "
         f"are not TPM: for {BULK_MODEL}, which was not trained on tumours, they are brought to the "
@@ -225,7 +225,7 @@ def contrasts(folder: Path) -> list[Cohort]:
             "Which virus, studies left out",
             viruses,
             "contrasts",
-            {"target": "virus", "groups": "study", "n_folds": 4, "n_repeats": 5},
+            {"target": "virus", "groups": "study", "n_folds": 4, "seed": range(5)},
             ("balanced_accuracy", "macro_f1", "auroc"),
             f"{viruses.n_obs} signatures of {viruses.obs['virus'].nunique()} viruses with at least "
             f"two studies ({viruses.obs['study'].nunique()} in all); four-fold, five times. {seen}",
@@ -269,7 +269,7 @@ def cohorts(folder: Path) -> list[Cohort]:
     ]
 
 
-def run(cohort: Cohort, n_boot: int) -> ad.AnnData:
+def run(cohort: Cohort) -> ad.AnnData:
     """Embed and probe a cohort; missing genes are left to the probe, which fills them in folds."""
     adata = cohort.adata
     keys = []
@@ -279,7 +279,7 @@ def run(cohort: Cohort, n_boot: int) -> ad.AnnData:
             keys.append(representation.key)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* is missing .NaN.", UserWarning)
-        cfm.tl.probe(adata, use_rep=keys or None, n_boot=n_boot, **cohort.arguments)
+        cfm.tl.probe(adata, use_rep=keys or None, **cohort.arguments)
     return adata
 
 
@@ -318,7 +318,6 @@ def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
-    parser.add_argument("--n-boot", type=int, default=1000)
     parser.add_argument("--only", nargs="*", help="names of cohorts")
     args = parser.parse_args()
     settings.verbosity = 30  # no progress bars between the tables
@@ -334,7 +333,7 @@ def main() -> None:
     )
     for cohort in cohorts(folder):
         if args.only is None or cohort.name in args.only:
-            report_cohort(report, cohort, run(cohort, args.n_boot))
+            report_cohort(report, cohort, run(cohort))
     report.finish(args.write)
 
 

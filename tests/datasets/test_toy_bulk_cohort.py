@@ -1,6 +1,3 @@
-import time
-
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,14 +90,6 @@ def test_every_gene_has_a_length():
     assert np.allclose(np.expm1(adata.layers["log_tpm"]).sum(axis=1), 1e6, rtol=1e-3)
 
 
-def test_seeds():
-    first, again, other = toy_bulk_cohort(3), toy_bulk_cohort(3), toy_bulk_cohort(4)
-    assert (first.X == again.X).all()
-    pd.testing.assert_frame_equal(first.obs, again.obs)
-    assert (first.X != other.X).mean() > 0.5
-    pd.testing.assert_frame_equal(first.uns["truth"], other.uns["truth"])
-
-
 @settings(max_examples=8)
 @given(n_studies=st.integers(1, 6), more=st.integers(0, 20))
 def test_size_follows_the_arguments(n_studies, more):
@@ -108,31 +97,3 @@ def test_size_follows_the_arguments(n_studies, more):
     assert adata.n_obs == 3 * n_studies + more
     assert adata.obs["study"].nunique() == n_studies
     assert np.ptp(adata.obs["study"].value_counts()) <= 1
-
-
-@pytest.mark.parametrize("arguments", [{"n_studies": 0}, {"n_patients": 8}])
-def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match=r"at least (1|one study)"):
-        toy_bulk_cohort(**arguments)
-
-
-@pytest.mark.parametrize("form", ["h5ad", "zarr"])
-def test_survives_files(tmp_path, form):
-    adata = toy_bulk_cohort()
-    path = tmp_path / f"toy.{form}"
-    if form == "h5ad":
-        adata.write_h5ad(path)
-        back = ad.read_h5ad(path)
-    else:
-        adata.write_zarr(path)
-        back = ad.read_zarr(path)
-    assert (back.X == adata.X).all()
-    pd.testing.assert_frame_equal(back.obs, adata.obs)
-    assert (back.uns["truth"]["log2_fc"] == adata.uns["truth"]["log2_fc"]).all()
-    assert back.uns["params"]["n_studies"] == 3
-
-
-def test_quick():
-    start = time.perf_counter()
-    toy_bulk_cohort()
-    assert time.perf_counter() - start < 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -71,36 +69,8 @@ def test_the_truth_is_what_the_cells_show(seed: int) -> None:
     assert by_batch["one"].between(0.4, 0.6).all()  # no effect
 
 
-def test_seeds(toy: ad.AnnData) -> None:
-    again, other = toy_communication(), toy_communication(3)
-    assert (toy.X != again.X).nnz == 0
-    pd.testing.assert_frame_equal(toy.obs, again.obs)
-    assert list(toy.var_names) == list(other.var_names)
-    assert not toy.uns["truth"]["links"].equals(other.uns["truth"]["links"])
-    assert toy.uns["params"] == {"seed": 0, "n_cells": 600, "n_types": 5, "n_links": 12}
-
-
 @pytest.mark.parametrize("n", [40])
 def test_as_many_links_as_are_asked_for(n: int) -> None:
     toy = toy_communication(n_types=8, n_links=n)
     assert len(toy.uns["truth"]["links"]) == n
     assert toy.obs["cell_type"].nunique() == 8
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"n_types": 1}, {"n_types": 9}, {"n_links": 0}, {"n_links": 41}, {"n_cells": 49}]
-)
-def test_bad_arguments(arguments: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"at least (1\.|10 cells each)"):
-        toy_communication(**arguments)
-
-
-@pytest.mark.parametrize("form", ["h5ad", "zarr"])
-def test_survives_files(toy: ad.AnnData, tmp_path: Path, form: str) -> None:
-    path = tmp_path / f"toy.{form}"
-    getattr(toy, f"write_{form}")(path)
-    back = getattr(ad, f"read_{form}")(path)
-    pd.testing.assert_frame_equal(back.obs, toy.obs)
-    for name in ("links", "markers"):
-        found, expected = back.uns["truth"][name], toy.uns["truth"][name]
-        np.testing.assert_array_equal(found.astype(object), expected.astype(object))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -48,26 +46,3 @@ def test_the_truth_is_what_the_cells_show(seed: int) -> None:
     level = np.log2(interferon.groupby(toy.obs["donor_id"].to_numpy()).mean())
     assert np.corrcoef(level, truth["response"])[0, 1] > 0.9
     assert (truth.loc[~ill, "response"] == 0).all()
-
-
-def test_seeds(toy: ad.AnnData) -> None:
-    again, other = toy_donors(), toy_donors(3)
-    assert (toy.X != again.X).nnz == 0
-    pd.testing.assert_frame_equal(toy.obs, again.obs)
-    assert not toy.uns["truth"].equals(other.uns["truth"])
-    pd.testing.assert_frame_equal(toy.var, other.var)
-
-
-@pytest.mark.parametrize("arguments", [{"n_donors": 1}, {"n_cells": 7}])
-def test_bad_arguments(arguments: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="at least 2 donors of 8 cells"):
-        toy_donors(**arguments)
-
-
-@pytest.mark.parametrize("form", ["h5ad", "zarr"])
-def test_survives_files(toy: ad.AnnData, tmp_path: Path, form: str) -> None:
-    path = tmp_path / f"toy.{form}"
-    getattr(toy, f"write_{form}")(path)
-    back = getattr(ad, f"read_{form}")(path)
-    pd.testing.assert_frame_equal(back.obs, toy.obs)
-    np.testing.assert_array_equal(back.uns["truth"].to_numpy(), toy.uns["truth"].to_numpy())

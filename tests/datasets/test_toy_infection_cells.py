@@ -1,6 +1,3 @@
-import time
-
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -67,39 +64,3 @@ def test_markers_mark_their_type(marker, cell_type):
     means = pd.Series(counts).groupby(adata.obs["cell_type"].to_numpy()).mean()
     assert means.idxmax() == cell_type
     assert means[cell_type] > 10 * means.drop(cell_type).max()
-
-
-def test_seeds():
-    first, again, other = (toy_infection_cells(seed, n_cells=30) for seed in (3, 3, 4))
-    assert (first.X != again.X).nnz == 0
-    pd.testing.assert_frame_equal(first.obs, again.obs)
-    assert (first.X != other.X).nnz > 1000
-    pd.testing.assert_frame_equal(first.uns["truth"], other.uns["truth"])
-
-
-@pytest.mark.parametrize("arguments", [{"n_donors": 0}, {"n_cells": 0}])
-def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match="at least 1"):
-        toy_infection_cells(**arguments)
-
-
-@pytest.mark.parametrize("form", ["h5ad", "zarr"])
-def test_survives_files(tmp_path, form):
-    adata = toy_infection_cells(n_cells=20)
-    path = tmp_path / f"toy.{form}"
-    if form == "h5ad":
-        adata.write_h5ad(path)
-        back = ad.read_h5ad(path)
-    else:
-        adata.write_zarr(path)
-        back = ad.read_zarr(path)
-    assert (back.X != adata.X).nnz == 0
-    pd.testing.assert_frame_equal(back.obs, adata.obs)
-    assert (back.uns["truth"][TYPES] == adata.uns["truth"][TYPES]).all().all()
-    assert back.uns["params"]["n_cells"] == 20
-
-
-def test_quick():
-    start = time.process_time()
-    toy_infection_cells()
-    assert time.process_time() - start < 2

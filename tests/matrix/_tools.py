@@ -209,8 +209,7 @@ def _programs(adata: Any, **kwargs: Any) -> Any:
 
 
 def _probed(adata: Any, **kwargs: Any) -> Any:
-    quick = {"n_folds": 2, "n_inner_folds": 2, "n_components": 3, "n_boot": 5}
-    return tl.probe(adata, **({"target": "virus", "heads": "logistic"} | quick | kwargs))
+    return tl.probe(adata, **({"target": "virus", "heads": "logistic", "n_folds": 2} | kwargs))
 
 
 def _registered(model: Any, use: Callable, **keys: Any) -> Callable:
@@ -463,9 +462,7 @@ TABLE = [
     Tool(
         "tl.cell_importance",
         data.embedded,
-        lambda x, **k: tl.cell_importance(
-            x, model=data.pulsar(), **({"groupby": "cell_type", "n_random": 1} | k)
-        ),
+        lambda x, **k: tl.cell_importance(x, model=data.pulsar(), **({"groupby": "cell_type"} | k)),
         ("donor_key", "use_rep", "groupby"),
         bad=_CELLS,
     ),

@@ -107,7 +107,7 @@ def test_a_figure_is_of_one_modality(name: str) -> None:
 def test_names_with_slashes_are_stored(tmp_path: Path) -> None:
     data = _data.logs()
     data.obs["kind"] = data.obs["virus"].cat.rename_categories({"A": "H1/N1"})
-    cfm.tl.probe(data, "kind", heads="logistic", n_folds=2, n_inner_folds=2, n_boot=5)
+    cfm.tl.probe(data, "kind", heads="logistic", n_folds=2)
     data.write_zarr(tmp_path / "x.zarr")
     back = ad.read_zarr(tmp_path / "x.zarr")
     assert list(back.obsm["probe_proba"]) == ["B", "H1|N1", "none"]

@@ -100,7 +100,7 @@ def test_a_part_of_a_draw(counts, tmp_path) -> None:
 
 
 def test_samples_are_read_when_they_are_needed_only(counts, tmp_path, monkeypatch) -> None:
-    import cfm.pp._contrast_pairs as module
+    import cfm.pp._contrasts as module
 
     asked: list[int] = []
     original = module.read_rows

@@ -27,32 +27,19 @@ def backed(counts, matrix, path):
 
 
 STORAGE = {
-    "int64": lambda a, path: with_matrix(a, a.X.astype(np.int64)),
-    "float64": lambda a, path: with_matrix(a, a.X.astype(np.float64)),
-    "csr": lambda a, path: with_matrix(a, sparse.csr_matrix(a.X)),
-    "csc": lambda a, path: with_matrix(a, sparse.csc_matrix(a.X)),
     "csr_array": lambda a, path: with_matrix(a, sparse.csr_array(a.X)),
     "dask": lambda a, path: with_matrix(a, da.from_array(a.X, chunks=(5, 20))),
     "backed": lambda a, path: backed(a, a.X, path),
-    "backed_csr": lambda a, path: backed(a, sparse.csr_matrix(a.X), path),
     "backed_csc": lambda a, path: backed(a, sparse.csc_matrix(a.X), path),
     "view": lambda a, path: ad.concat([a, a], keys=["x", "y"], index_unique="-")[:12],
-    "csr_view": lambda a, path: with_matrix(a, sparse.csr_matrix(a.X))[::-1],
 }
 
 
 @pytest.mark.parametrize("storage", STORAGE)
-def test_storage(counts, expected, storage, tmp_path):
+def test_pairs_of_any_storage(counts, expected, storage, tmp_path):
     adata = STORAGE[storage](counts, tmp_path / "a.h5ad")
-    was_view = adata.is_view
-    found = contrasts(adata, "virus", "none", by="study")
-    assert np.allclose(found.X, expected["replicates"], atol=1e-5)
     pairs = contrasts(adata, "virus", "none", by="study", mode="pairs")
-    if storage == "csr_view":
-        assert np.allclose(pairs[:9].mean(axis=0), expected["pairs"][:9].mean(axis=0), atol=1e-5)
-    else:
-        assert np.allclose(pairs[:], expected["pairs"], atol=1e-5)
-    assert adata.is_view == was_view
+    assert np.allclose(pairs[:], expected["pairs"], atol=1e-5)
 
 
 def test_layer(counts, expected):
@@ -159,29 +146,11 @@ def test_one_sample(counts):
         contrasts(counts[0], "virus", "none")
 
 
-@pytest.mark.filterwarnings("ignore:(Variable|Observation) names are not unique")
-def test_duplicate_names(counts):
-    genes = counts.copy()
-    genes.var_names = ["GENE0", *genes.var_names[:-1]]
-    with pytest.raises(ValueError, match=r"1 var_names .* cfm\.pp\.map_genes"):
-        contrasts(genes, "virus", "none")
-    counts.obs_names = ["sample0", *counts.obs_names[:-1]]
-    with pytest.raises(ValueError, match="obs_names_make_unique"):
-        contrasts(counts, "virus", "none")
-
-
-@pytest.mark.parametrize("wrap", [np.asarray, sparse.csr_matrix])
-@pytest.mark.parametrize(
-    ("bad", "message"), [(-1, "negative"), (np.nan, "1 NaN"), (np.inf, "1 infinite")]
-)
-def test_bad_values(counts, wrap, bad, message):
+@pytest.mark.parametrize(("bad", "message"), [(np.nan, "1 NaN"), (np.inf, "1 infinite")])
+def test_bad_log_values(counts, bad, message):
     counts.X[2, 3] = bad
-    adata = with_matrix(counts, wrap(counts.X))
     with pytest.raises(ValueError, match=message):
-        contrasts(adata, "virus", "none")
-    if bad != -1:
-        with pytest.raises(ValueError, match=message):
-            contrasts(adata, "virus", "none", units="log")
+        contrasts(counts, "virus", "none", units="log")
 
 
 def test_values_in_the_wrong_units(counts):
@@ -229,18 +198,3 @@ def test_no_sample_has_any_count(counts):
     counts.X[:] = 0
     with pytest.raises(ValueError, match="none of the 12 samples has any count"):
         contrasts(counts, "virus", "none", by="study")
-
-
-def test_no_observation(counts):
-    with pytest.raises(ValueError, match="the matrix is empty: 0 × 60"):
-        contrasts(counts[:0].copy(), "virus", "none")
-
-
-def test_read_lazily_from_a_file(counts, expected, tmp_path):
-    pytest.importorskip("xarray")
-    from anndata.experimental import read_lazy
-
-    counts.write_zarr(tmp_path / "x.zarr")
-    found = contrasts(read_lazy(tmp_path / "x.zarr"), "virus", "none", by="study")
-    np.testing.assert_array_equal(found.X, expected["replicates"])
-    found.write_h5ad(tmp_path / "found.h5ad")

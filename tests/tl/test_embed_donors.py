@@ -111,7 +111,7 @@ def test_donors_go_on_to_probe(model: Pulsar) -> None:
     counts = np.random.default_rng(0).poisson(5.0 + 20 * sick * [1, 0, 0, 0, 0, 0])
     cells = ad.AnnData(counts.astype(np.float32), obs=cells.obs, obsm=dict(cells.obsm))
     found = cfm.tl.embed_donors(cells, "donor_id", model)
-    cfm.tl.probe(found, "disease", use_rep="X_pulsar", n_folds=4, n_boot=50, heads="logistic")
+    cfm.tl.probe(found, "disease", use_rep="X_pulsar", n_folds=4, heads="logistic")
     table = found.uns["probe"]["results"].set_index(["representation", "metric"])["score"]
     assert table["expression PCA", "auroc"] > 0.9
 

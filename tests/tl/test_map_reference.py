@@ -158,8 +158,8 @@ def test_what_cannot_be_mapped_is_refused(query: ad.AnnData, reference: ad.AnnDa
         call(ad.concat([query, query]), reference, "disease")
     with pytest.raises(KeyError, match=r"query.obsm has no 'X_umap'"):
         call(query, reference, use_rep="X_umap")
-    with pytest.raises(KeyError, match=r"reference's obsm has no 'X_umap'"):
-        call(query, reference, reference_rep="X_umap")
+    with pytest.raises(KeyError, match=r"reference.obsm has no 'X_pulsar'"):
+        call(query, ad.AnnData(obs=reference.obs))
     with pytest.raises(KeyError, match="no column 'sex'"):
         call(query, reference, "sex")
     with pytest.raises(KeyError, match=r"query.obs has no column 'site'"):
@@ -171,9 +171,10 @@ def test_what_cannot_be_mapped_is_refused(query: ad.AnnData, reference: ad.AnnDa
         call(query, reference, sharpness=-1)
     with pytest.raises(ValueError, match="was indexed without"):
         call(query, Reference.from_anndata(reference, "X_pulsar"), centre=True)
-    reference.obsm["X_wide"] = np.ones((60, 9))
     with pytest.raises(ValueError, match="same model"):
-        call(query, reference, reference_rep="X_wide")
+        call(query, Reference(np.ones((60, 9)), reference.obs))
+    with pytest.raises(TypeError, match="use_rep is a int; expected"):
+        call(query, reference, use_rep=3)
     assert_unchanged(query, before)
 
 

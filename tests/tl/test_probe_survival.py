@@ -13,12 +13,13 @@ from tests.tl.test_probe import cohort, scores
 pytest.importorskip("sksurv")
 
 TARGET = ("days", "died")
-QUICK = {"groups": "patient", "use_rep": "X_emb", "n_boot": 40, "n_folds": 3}
+QUICK = {"groups": "patient", "use_rep": "X_emb", "n_folds": 3}
 
 
 @pytest.fixture(autouse=True)
 def _small_forests(monkeypatch):
-    monkeypatch.setattr("cfm.tl._probe_heads._N_TREES", 30)
+    monkeypatch.setattr("cfm.tl._probe._cross_validation._N_TREES", 30)
+    monkeypatch.setattr("cfm.tl._probe._probe._N_BOOT", 40)
 
 
 def test_risk_is_found_by_every_head():
@@ -54,13 +55,16 @@ def test_predictions_and_risk_groups():
     assert params["n_events"] == adata.obs["died"].sum()
 
 
-def test_events_as_numbers_and_own_horizons():
+def test_events_are_bools_or_numbers():
     adata = cohort()
     adata.obs["event"] = adata.obs["died"].astype(float)
-    probe(adata, ["days", "event"], "survival", heads="cox", horizons=[0.5], **QUICK)
-    assert adata.uns["probe"]["params"]["horizons"].tolist() == [0.5]
-    with pytest.raises(ValueError, match=r"horizons=\[1000\]; times from"):
-        probe(adata, TARGET, "survival", horizons=[1000], **QUICK)
+    found = [
+        probe(adata, ["days", event], "survival", heads="cox", copy=True, **QUICK)
+        for event in ("died", "event")
+    ]
+    pd.testing.assert_series_equal(found[0].obs["probe"], found[1].obs["probe"])
+    with pytest.raises(ValueError, match=r"target=\('time', 'event'\)"):
+        probe(adata, "days", "survival", **QUICK)
 
 
 @pytest.mark.parametrize("task", ["classification", "survival", "regression"])
@@ -115,13 +119,8 @@ def test_fewer_events_than_folds_and_equal_times():
         probe(adata, TARGET, "survival", **QUICK)
 
 
-def test_survival_needs_two_columns():
-    with pytest.raises(ValueError, match=r"target=\('time', 'event'\)"):
-        probe(cohort(), "days", "survival", **QUICK)
-
-
 def test_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr("cfm.tl._probe_heads.find_spec", lambda _: None)
+    monkeypatch.setattr("cfm.tl._probe._cross_validation.find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"cfm-tools\[survival\]"):
         probe(cohort(), TARGET, "survival", **QUICK)
 
@@ -130,28 +129,28 @@ def test_settings_are_chosen_by_the_partial_likelihood_of_cox():
     from sksurv.linear_model import CoxPHSurvivalAnalysis
     from sksurv.util import Surv
 
-    from cfm.tl._probe_cv import _partial_likelihood
+    from cfm.metrics._fold_scores import partial_likelihood
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 2))
     time = rng.exponential(np.exp(-x[:, 0])).round(1)  # with ties
     outcome = Surv.from_arrays(rng.random(50) < 0.7, time)
     fitted = CoxPHSurvivalAnalysis().fit(x, outcome).coef_
-    best = _partial_likelihood(outcome, x @ fitted)
+    best = partial_likelihood(outcome, x @ fitted)
     for step in ([0.05, 0], [-0.05, 0], [0, 0.05], [0, -0.05]):
-        assert _partial_likelihood(outcome, x @ (fitted + step)) < best
+        assert partial_likelihood(outcome, x @ (fitted + step)) < best
     # by hand: three subjects, the first two with events
     outcome = Surv.from_arrays([True, True, False], [1.0, 2.0, 3.0])
     hazard = np.array([2.0, 3.0, 5.0])
     expected = np.log(2 / 10) + np.log(3 / 8)
-    assert _partial_likelihood(outcome, np.log(hazard)) == pytest.approx(expected)
+    assert partial_likelihood(outcome, np.log(hazard)) == pytest.approx(expected)
 
 
 def test_an_event_at_a_horizon_has_happened_by_then():
     from sksurv.linear_model import CoxPHSurvivalAnalysis
     from sksurv.util import Surv
 
-    from cfm.tl._probe_cv import _survival_at
+    from cfm.tl._probe._cross_validation import _survival_at
 
     x = np.random.default_rng(0).normal(size=(6, 1))
     time = np.arange(1.0, 7.0)
@@ -166,10 +165,10 @@ def test_an_event_at_a_horizon_has_happened_by_then():
 def test_one_cohort_is_predicted_by_the_other():
     adata = cohort()
     adata.obs["study"] = np.where(np.arange(adata.n_obs) < 60, "first", "second")
-    arguments = {"use_rep": "X_emb", "heads": "cox", "n_boot": 40, "groups": "study"}
+    arguments = {"use_rep": "X_emb", "heads": "cox", "groups": "study"}
     probe(adata, TARGET, "survival", **arguments)
     assert scores(adata, "c_index").iloc[0] > 0.7
-    probe(adata, TARGET, "survival", **arguments, train_on="first")
+    probe(adata, TARGET, "survival", **arguments, test_on="second")
     assert scores(adata, "c_index").iloc[0] > 0.65
     assert adata.obs["probe"].notna().tolist() == [False] * 60 + [True] * 30
     assert adata.obs["probe_risk_group"].notna().sum() == 30

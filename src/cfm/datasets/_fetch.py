@@ -1,3 +1,5 @@
+"""Public studies that are downloaded once, and the list of them."""
+
 from __future__ import annotations
 
 import difflib

@@ -1,3 +1,5 @@
+"""Simulated cells that communicate, with a known answer."""
+
 from __future__ import annotations
 
 import anndata as ad
@@ -6,7 +8,7 @@ import pandas as pd
 from scipy import sparse
 
 from cfm._arguments import checks_arguments
-from cfm.datasets._ligand_receptor import ligand_receptor
+from cfm.datasets._bundled import ligand_receptor
 from cfm.datasets._toy_genes import negative_binomial, toy_genes
 
 _N_GENES = 400
@@ -33,7 +35,7 @@ _DISPERSION = 0.3
 def toy_communication(
     seed: int = 0, *, n_cells: int = 600, n_types: int = 5, n_links: int = 12
 ) -> ad.AnnData:
-    r"""Simulated cells with a known answer: which types speak to which, and by which genes.
+    r"""Simulated cells with a known answer: which types signal to which, and by which genes.
 
     Genes have real names; what they do is invented. Each planted link is a pair of
     :func:`cfm.datasets.ligand_receptor` whose ligand is raised in one type and whose receptor (all

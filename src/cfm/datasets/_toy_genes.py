@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -50,3 +51,28 @@ def negative_binomial(
     """Counts of the given mean and variance mean + dispersion · mean², as float32."""
     rate = rng.standard_gamma(np.broadcast_to(1 / dispersion, mean.shape)) * (mean * dispersion)
     return rng.poisson(rate).astype(np.float32)
+
+
+def type_abundance(genes: pd.DataFrame, types: Sequence[str]) -> np.ndarray:
+    """Share of each gene in the counts of an unchanged cell of each type, for every seed.
+
+    Parameters
+    ----------
+    genes
+        With ``log2_cpm`` and ``marker_of``, the type that a gene is a marker of, or "".
+    types
+        Names of the types.
+
+    Returns
+    -------
+    ``(n_types, n_genes)``, rows sum to 1.
+    """
+    markers = genes["marker_of"].to_numpy()
+    shares = []
+    for number, cell_type in enumerate(types):
+        rng = np.random.default_rng(100 + number)
+        level = genes["log2_cpm"].to_numpy() + 0.4 * rng.standard_normal(len(genes))
+        level[markers == cell_type] = 9.0
+        level[(markers != "") & (markers != cell_type)] = 2.0
+        shares.append(np.exp2(level) / np.exp2(level).sum())
+    return np.stack(shares)

@@ -1,3 +1,5 @@
+"""Simulated cytokine screen of single cells with a known answer."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -8,8 +10,8 @@ import pandas as pd
 from scipy import sparse
 
 from cfm._arguments import checks_arguments
-from cfm.datasets._hallmark import hallmark
-from cfm.datasets._toy_genes import negative_binomial, toy_genes
+from cfm.datasets._bundled import hallmark
+from cfm.datasets._toy_genes import negative_binomial, toy_genes, type_abundance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -156,7 +158,7 @@ def toy_perturbation(
 
     obs = _design(n_cells, n_donors, levels, rng)
     codes = {name: obs[name].cat.codes.to_numpy() for name in obs}
-    abundance = _abundance(genes)  # (types, genes), rows sum to 1
+    abundance = type_abundance(genes, types)  # (types, genes), rows sum to 1
     donor_effect = 0.15 * rng.standard_normal((n_donors, n_genes))
     planted = np.stack([truth[t].reindex(columns=levels, fill_value=0.0).T for t in types])
     change = donor_effect[codes["donor"]] + planted[codes["cell_type"], codes["perturbation"]]
@@ -278,16 +280,3 @@ def _truth(genes: pd.DataFrame) -> dict[str, pd.DataFrame]:
             index=pd.Index(genes.index, name=None),
         )
     return truth
-
-
-def _abundance(genes: pd.DataFrame) -> Array:
-    """Share of each gene in the counts of an untouched cell of each type, for every seed."""
-    markers = genes["marker_of"].to_numpy()
-    shares = []
-    for number, cell_type in enumerate(_CELL_TYPES):
-        rng = np.random.default_rng(100 + number)
-        level = genes["log2_cpm"].to_numpy() + 0.4 * rng.standard_normal(len(genes))
-        level[markers == cell_type] = 9.0
-        level[(markers != "") & (markers != cell_type)] = 2.0
-        shares.append(np.exp2(level) / np.exp2(level).sum())
-    return np.stack(shares)

@@ -225,6 +225,25 @@ def pair_auroc(
     return _mean_over_folds(shares)
 
 
+def partial_likelihood(outcome: np.ndarray, log_hazard: np.ndarray) -> float:
+    r"""Cox's log partial likelihood, Breslow's form for ties.
+
+    .. math:: \sum_{i: \mathrm{event}} \Bigl(h_i - \log \sum_{j: t_j \ge t_i} e^{h_j}\Bigr)
+
+    Parameters
+    ----------
+    outcome
+        ``(n,)`` records with ``event`` bool and ``time``, as scikit-survival's.
+    log_hazard
+        ``(n,)`` :math:`h`.
+    """
+    event, time = outcome["event"], outcome["time"]
+    order = np.argsort(-time, kind="stable")
+    at_risk = np.logaddexp.accumulate(log_hazard[order])
+    last = np.searchsorted(-time[order], -time[event], side="right") - 1
+    return float((log_hazard[event] - at_risk[last]).sum())
+
+
 def _concordance(
     time: np.ndarray,
     event: np.ndarray,

@@ -108,9 +108,7 @@ def probe(
     >>> import cfm
     >>> adata = cfm.datasets.toy_bulk_cohort()
     >>> cfm.pp.tpm(adata)
-    >>> cfm.tl.probe(
-    ...     adata, "disease", groups="study", n_folds=3, n_inner_folds=2, layer="log_tpm", n_boot=50
-    ... )
+    >>> cfm.tl.probe(adata, "disease", groups="study", n_folds=3, layer="log_tpm")
     >>> ax = cfm.pl.probe(adata, show=False)
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['expression', 'expression PCA']

@@ -101,8 +101,6 @@ def survival(
     ...     n_folds=3,
     ...     heads="cox",
     ...     layer="log_tpm",
-    ...     n_inner_folds=2,
-    ...     n_boot=50,
     ... )
     >>> cfm.pl.survival(adata, show=False).get_xlabel()
     'time days'

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from cfm._arguments import ABOVE_0, checks_arguments
 from cfm._fields import CONTRASTS, MEAN_COUNT
@@ -19,29 +22,38 @@ from cfm.data._matrix import (
     get_matrix,
     in_memory_frame,
     read_rows,
+    row_blocks,
     to_dense,
 )
+from cfm.data._pairs import ContrastPairs
+from cfm.data._row_cache import RowCache
 from cfm.data._takes_anndata import require_anndata
-from cfm.pp._contrast_pairs import Samples, make_pairs
-from cfm.pp._deseq2 import MIN_REPLICATES, deseq2
-from cfm.pp._design import Contrast, Skipped, build_design, check_columns, describe, find_control
-from cfm.pp._hints import (
+from cfm.pp._contrast_design import (
+    Contrast,
+    Skipped,
+    build_design,
+    check_columns,
+    describe,
+    find_control,
     hints_about_cells,
     hints_about_counts,
     hints_about_logs,
     hints_about_pooling,
+    pseudobulk,
 )
-from cfm.pp._pseudobulk import pseudobulk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
 
-    from cfm.data._pairs import ContrastPairs
+logger = logging.getLogger(__name__)
 
 Mode = Literal["replicates", "pairs", "test"]
 Units = Literal["counts", "log"]
+
+#: Replicates that a dispersion needs in each arm.
+_MIN_REPLICATES = 2
 
 
 @checks_arguments(min_cells=0, memory_mib=ABOVE_0, prior_count=ABOVE_0)
@@ -58,7 +70,6 @@ def contrasts(
     min_cells: int = 10,
     prior_count: float = 2.0,
     shrink: bool = False,
-    n_cpus: int | None = 1,
     memory_mib: float = 512,
 ) -> AnnData | ContrastPairs:
     """Make one differential-expression profile per contrast.
@@ -82,7 +93,8 @@ def contrasts(
         ``"replicates"``: difference of the mean log2 CPM of cases and controls, where low counts
         are shrunken towards no change by a prior count that scales with the library. Any number
         of replicates, also one. ``"test"``: PyDESeq2's Wald test on counts; needs two cases and
-        two controls, and up to a minute per contrast of 20,000 genes on one core. ``"pairs"``:
+        two controls, and up to a minute per contrast of 20,000 genes on one core
+        (``scanpy.settings.n_jobs`` says how many processes share it). ``"pairs"``:
         every (case, control) pair, made when asked for, from samples on disk too.
     layer
         Layer to use instead of ``X``.
@@ -99,8 +111,6 @@ def contrasts(
         ``prior.count``); larger shrinks more. Not for ``mode="test"`` nor ``units="log"``.
     shrink
         In ``mode="test"``, shrink fold changes by PyDESeq2's apeglm prior.
-    n_cpus
-        Processes for ``mode="test"``; ``None`` for all.
     memory_mib
         For ``mode="pairs"`` with samples on disk: log2 values that take more than this many MiB
         (4 bytes per sample and gene) are left there, read when a pair needs them, and as many MiB
@@ -217,7 +227,7 @@ def contrasts(
     uns = {"params": params, "skipped": skipped.frame()}
     table = describe(found, samples.obs, groupby, control, strata)
     if mode == "pairs":
-        return make_pairs(samples, found, table, uns, memory_mib=memory_mib)
+        return _make_pairs(samples, found, table, uns, memory_mib=memory_mib)
 
     import anndata as ad
 
@@ -235,10 +245,76 @@ def contrasts(
         for i, contrast in enumerate(found):
             result.X[i] = _mean_difference(samples, contrast)
     else:
-        _fill_tests(result, samples, found, shrink, n_cpus)
+        _fill_tests(result, samples, found, shrink)
     if samples.library_size is not None:
         result.layers[MEAN_COUNT] = np.stack([_mean_count(samples, c) for c in found])
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Samples to compare: their matrix, table, genes, and library sizes (``None``: log2 values)."""
+
+    matrix: Any
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    library_size: np.ndarray | None
+    prior_count: float
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the matrix is."""
+        return isinstance(self.matrix, np.ndarray) or sparse.issparse(self.matrix)
+
+    def prior(self, rows: np.ndarray) -> float:
+        """Prior as a share of a library, from the samples that are compared and no others."""
+        if self.library_size is None:
+            return 0.0
+        return self.prior_count / float(self.library_size[rows].mean())
+
+    def log2(self, block: Any, rows: np.ndarray, prior: float | np.ndarray) -> np.ndarray:
+        """Return log2 expression (float64) of a block that holds the given rows."""
+        if self.library_size is None:
+            return to_dense(block)
+        return _log2_cpm(to_dense(block), self.library_size[rows], prior)
+
+
+def _log2_cpm(
+    counts: np.ndarray, library_size: np.ndarray, prior: float | np.ndarray
+) -> np.ndarray:
+    r"""Return log2 counts per million, shrunken at low counts.
+
+    .. math:: \log_2 \frac{y_{ig} / N_i + c}{1 + 2c} \cdot 10^6
+
+    with :math:`y_{ig}` the count of gene :math:`g` in sample :math:`i`, :math:`N_i` its library
+    size and :math:`c` the prior as a share of a library. It equals ``cpm(log=TRUE)`` of edgeR for
+    :math:`c` = ``prior.count`` / mean library size: the prior count is scaled with each library,
+    so a gene without counts has the same value in every sample and no fold change.
+
+    Parameters
+    ----------
+    counts
+        ``(n, n_genes)`` counts.
+    library_size
+        ``(n,)`` their row sums, above 0.
+    prior
+        :math:`c`, above 0; one for all, or ``(n,)``.
+
+    Returns
+    -------
+    ``(n, n_genes)`` float64.
+
+    Notes
+    -----
+    Robinson, McCarthy and Smyth (2010), edgeR; the moderated fold changes made from it are in the
+    spirit of its ``predFC`` (Phipson 2013).
+    """
+    values = np.asarray(counts, dtype=np.float64) / library_size[:, None]
+    if isinstance(prior, np.ndarray):
+        prior = prior[:, None]
+    values += prior
+    values *= 1e6 / (1.0 + 2.0 * prior)
+    return np.log2(values, out=values)
 
 
 def _read_samples(
@@ -301,7 +377,7 @@ def _enough_replicates(found: list[Contrast], skipped: Skipped) -> list[Contrast
     kept, left_out = [], []
     for contrast in found:
         n_cases, n_controls = len(contrast.cases), len(contrast.controls)
-        if min(n_cases, n_controls) >= MIN_REPLICATES:
+        if min(n_cases, n_controls) >= _MIN_REPLICATES:
             kept.append(contrast)
         else:
             reason = f"mode='test' needs 2 cases and 2 controls, found {n_cases} and {n_controls}"
@@ -332,10 +408,9 @@ def _mean_count(samples: Samples, contrast: Contrast) -> np.ndarray:
     return np.maximum(*means).astype(np.float32)
 
 
-def _fill_tests(
-    result: AnnData, samples: Samples, found: list[Contrast], shrink: bool, n_cpus: int | None
-) -> None:
+def _fill_tests(result: AnnData, samples: Samples, found: list[Contrast], shrink: bool) -> None:
     """Write fold changes and the layers of the test."""
+    import scanpy as sc
     from scvi import settings
     from scvi.utils import track
 
@@ -344,15 +419,128 @@ def _fill_tests(
         result.layers[layer] = np.full(result.shape, np.nan, dtype=np.float32)
     steps = track(range(len(found)), description="PyDESeq2", disable=settings.verbosity > 20)
     for i in steps:
-        rows = found[i].rows
-        is_case = np.arange(len(rows)) < len(found[i].cases)
-        table = deseq2(
-            to_dense(read_rows(samples.matrix, rows)),
-            is_case,
-            result.var_names,
-            shrink=shrink,
-            n_cpus=n_cpus,
-        )
+        counts = to_dense(read_rows(samples.matrix, found[i].rows))
+        is_case = np.arange(len(counts)) < len(found[i].cases)
+        n_cpus = sc.settings.n_jobs  # of the user, 1 by default
+        table = _deseq2(counts, is_case, result.var_names, shrink=shrink, n_cpus=n_cpus)
         result.X[i] = table["lfc"]
         for layer in layers:
             result.layers[layer][i] = table[layer]
+
+
+def _deseq2(
+    counts: np.ndarray,
+    is_case: np.ndarray,
+    genes: pd.Index,
+    *,
+    shrink: bool,
+    n_cpus: int,
+) -> pd.DataFrame:
+    """Test every gene for a difference between cases and controls.
+
+    Parameters
+    ----------
+    counts
+        ``(n, n_genes)`` counts; fractional ones are rounded.
+    is_case
+        ``(n,)`` bool.
+    genes
+        Names of the columns.
+    shrink
+        Whether to shrink fold changes by PyDESeq2's apeglm prior.
+    n_cpus
+        Processes.
+
+    Returns
+    -------
+    DataFrame (genes × ``lfc``, ``stat``, ``pval``, ``padj``): Wald test. A gene without any count
+    has ``lfc`` 0 and is not tested (NaN); outliers and low counts have no ``padj``, as in DESeq2.
+
+    Notes
+    -----
+    Love, Huber and Anders (2014), Genome Biology 15:550, as implemented by PyDESeq2 (Muzellec
+    2023). What PyDESeq2 warns of goes to the log.
+    """
+    from pydeseq2.dds import DeseqDataSet
+    from pydeseq2.ds import DeseqStats
+
+    names = [f"s{i}" for i in range(len(counts))]
+    table = pd.DataFrame(np.rint(counts).astype(np.int64), index=names, columns=genes)
+    # names of our own, so that no level can upset the design formula
+    condition = pd.Categorical(np.where(is_case, "case", "ctrl"), categories=["ctrl", "case"])
+    metadata = pd.DataFrame({"condition": condition}, index=names)
+    # the median of ratios needs a gene that every sample has
+    size_factors = "ratio" if (table.to_numpy() > 0).all(axis=0).any() else "poscounts"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dds = DeseqDataSet(
+            counts=table,
+            metadata=metadata,
+            design="~condition",
+            size_factors_fit_type=size_factors,
+            quiet=True,
+            n_cpus=n_cpus,
+        )
+        dds.deseq2()
+        stats = DeseqStats(dds, contrast=["condition", "case", "ctrl"], quiet=True, n_cpus=n_cpus)
+        stats.summary()
+        if shrink:
+            stats.lfc_shrink(coeff="condition[T.case]")
+    for warning in caught:
+        logger.info("PyDESeq2: %s", warning.message)
+    result = stats.results_df.rename(columns={"log2FoldChange": "lfc", "pvalue": "pval"})[
+        ["lfc", "stat", "pval", "padj"]
+    ]
+    result["lfc"] = result["lfc"].fillna(0.0)
+    return result
+
+
+def _make_pairs(
+    samples: Samples,
+    found: list[Contrast],
+    table: pd.DataFrame,
+    uns: dict[str, Any],
+    *,
+    memory_mib: float,
+) -> ContrastPairs:
+    """Make each sample known once as log2 values, with the prior of its stratum.
+
+    Samples on disk whose values do not fit into ``memory_mib`` are left there.
+    """
+    used = np.unique(np.concatenate([contrast.rows for contrast in found]))
+    members: dict[int, list[np.ndarray]] = {}
+    for contrast in found:
+        members.setdefault(contrast.number, []).append(contrast.rows)
+    prior = np.zeros(len(samples.obs))
+    for rows_of in members.values():
+        rows = np.unique(np.concatenate(rows_of))
+        prior[rows] = samples.prior(rows)
+
+    position = np.full(len(samples.obs), -1, dtype=np.int64)
+    position[used] = np.arange(len(used))
+    shape = len(used), len(samples.var)
+    max_bytes = int(memory_mib * 2**20)
+    values: np.ndarray | RowCache
+    if samples.in_memory or 4 * shape[0] * shape[1] <= max_bytes:
+        values = np.empty(shape, dtype=np.float32)
+        for block_rows, block in row_blocks(samples.matrix):
+            rows = np.arange(block_rows.start, block_rows.stop)
+            wanted = position[rows] >= 0
+            rows = rows[wanted]
+            values[position[rows]] = samples.log2(block[wanted], rows, prior[rows])
+    else:
+
+        def read(numbers: np.ndarray) -> np.ndarray:
+            rows = used[numbers]
+            return samples.log2(read_rows(samples.matrix, rows), rows, prior[rows]).astype("f4")
+
+        values = RowCache(read, shape, max_bytes=max_bytes)
+    return ContrastPairs(
+        values,
+        [position[contrast.cases] for contrast in found],
+        [position[contrast.controls] for contrast in found],
+        contrasts=table,
+        var=samples.var.copy(),
+        sample_names=samples.obs.index[used].astype(str),
+        uns=uns,
+    )

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from cfm.models import PretrainedModel
     from cfm.models.pulsar._data import Donors
 
+#: Draws of random cells: their mean is a scale for the removal of a group, no null distribution.
+_N_RANDOM = 3
+
 
 @takes_anndata(columns=("donor_key", "groupby"))
 def cell_importance(
@@ -36,10 +39,8 @@ def cell_importance(
     method: Literal["attention", "gradient"] = "attention",
     output: str | None = None,
     n_cells: int = 1024,
-    n_random: int = 3,
     seed: int = 0,
     key_added: str = CELL_IMPORTANCE_KEY,
-    device: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Say which cells, and which groups of them, a donor's embedding or call comes from.
@@ -52,7 +53,8 @@ def cell_importance(
     donor_key
         Column of ``obs`` with the donor.
     model
-        A :class:`cfm.models.Pulsar`, the name of a checkpoint, a folder, or ``hf://org/name``.
+        A :class:`cfm.models.Pulsar`, the name of a checkpoint, a folder, or ``hf://org/name``;
+        :func:`cfm.models.load_model` takes the device.
     groupby
         Column of ``obs`` with groups, such as cell types; cells without one are in no group.
     use_rep
@@ -67,14 +69,10 @@ def cell_importance(
         what sets the donor apart from the others.
     n_cells
         Cells of a donor looked at together.
-    n_random
-        Draws of as many random cells that the removal of a group is compared with.
     seed
         Seed of parts and draws.
     key_added
         Name of the result.
-    device
-        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -95,7 +93,8 @@ def cell_importance(
         ``share_cells`` float64 of the donor's cells; ``share_importance`` float64 of the sum of
         absolute importance; ``enrichment`` float64, the second over the first share;
         ``mean_importance`` float64; ``removal`` float64, how far the donor's embedding moves
-        without the group (Euclidean), and ``removal_random``, without as many random cells.
+        without the group (Euclidean), and ``removal_random``, without as many random cells, the
+        mean of three draws.
         Attention and gradients can be high where removal changes nothing: trust a group whose
         ``removal`` is well above ``removal_random``.
 
@@ -129,7 +128,7 @@ def cell_importance(
     ['B', 'T', 'B', 'T']
     """
     check_key(key_added)
-    loaded = load_donor_model(model, device=device)
+    loaded = load_donor_model(model)
     if not isinstance(loaded, Pulsar):
         raise TypeError(
             f"{type(loaded).__name__} does not read the cells of donors; pass a cfm.models.Pulsar."
@@ -137,11 +136,9 @@ def cell_importance(
     obs = in_memory_frame(adata.obs)
     if groupby is not None and groupby not in obs:
         raise KeyError(f"adata.obs has no column {groupby!r}; it has {obs.columns.tolist()}.")
+    donors = loaded.read_donors(adata, donor_key, use_rep, layer)
     found = loaded.get_cell_importance(
-        adata,
-        donor_key=donor_key,
-        use_rep=use_rep,
-        layer=layer,
+        donors,
         method=method,
         output=output,
         n_cells=n_cells,
@@ -157,17 +154,15 @@ def cell_importance(
         method=method,
         output=output,
         n_cells=n_cells,
-        n_random=n_random,
         seed=seed,
         key_added=key_added,
     )
     result: dict[str, Any] = {PARAMS: record}
     if groupby is not None:
-        donors = loaded.read_donors(adata, donor_key, use_rep, layer)
         values = obs[groupby].astype(object)
         groups = values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
         moved = loaded.get_removal_effects(
-            donors, groups, n_cells=n_cells, n_random=n_random, seed=seed
+            donors, groups, n_cells=n_cells, n_random=_N_RANDOM, seed=seed
         )
         result[IMPORTANCE_GROUPS] = _table(donors, groups, found.cells, moved)
     adata = target(adata, copy=copy)

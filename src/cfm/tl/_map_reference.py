@@ -23,10 +23,14 @@ from cfm.data import Reference
 from cfm.data._matrix import check_not_empty, check_unique_names
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import require_anndata, takes_anndata
+from cfm.tl._representation import (
+    read_representation,
+    representation_name,
+    representation_record,
+)
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
+    from cfm.tl._representation import LatentModel
 
 _PRIORS = ("uniform", "reference", "estimated")
 
@@ -40,8 +44,7 @@ def map_reference(
     reference: AnnData | Reference | str | Path,
     label_key: str | None = None,
     *,
-    use_rep: str = "X_pulsar",
-    reference_rep: str | None = None,
+    use_rep: str | LatentModel = "X_pulsar",
     n_neighbors: int = 10,
     sharpness: float = 10.0,
     prior: Literal["uniform", "reference", "estimated"] | Mapping[str, float] = "uniform",
@@ -56,18 +59,18 @@ def map_reference(
     Parameters
     ----------
     query
-        Observations with an embedding in ``obsm``.
+        Observations with an embedding in ``obsm``, or of the kind that a model reads.
     reference
-        AnnData with an embedding by the same model; a parquet file or folder with the columns
-        ``donor_id`` and ``embedding``, as DONORxEMBED is published; or a
-        :class:`cfm.data.Reference`, which is indexed once for many searches.
+        AnnData of the same kind; a parquet file or folder with the columns ``donor_id`` and
+        ``embedding``, as DONORxEMBED is published; or a :class:`cfm.data.Reference`, which is
+        indexed once for many searches and takes an embedding of any name.
     label_key
         Column of the reference with the label, such as ``"disease_label"``. Without it only
         neighbours are found. Those without a label do not vote.
     use_rep
-        Name of the embedding in ``query.obsm``.
-    reference_rep
-        Name in ``reference.obsm``; by default the same.
+        Name of the embedding in ``query.obsm`` and ``reference.obsm``; or a model with
+        ``get_latent_representation(adata)``, of cfm, scvi-tools or elsewhere, that embeds both,
+        and whose embeddings are not stored (a model may register both, as those of scvi-tools do).
     n_neighbors
         Neighbours of each observation; all of a smaller reference.
     prior
@@ -101,7 +104,8 @@ def map_reference(
         1, ``reference`` str (its name), ``similarity`` float64 (cosine), and ``label`` str, ``""``
         where it has none.
     ``query.uns[key_added]['params']``
-        The arguments, and the size of the reference.
+        The arguments, the size of the reference, and what made the embedding, if recorded:
+        ``model``, ``module`` of its class, ``sha256`` or ``""``.
 
     With ``label_key`` also
 
@@ -124,7 +128,7 @@ def map_reference(
     Raises
     ------
     TypeError
-        If ``query`` is no AnnData, or the reference none of the above.
+        If ``query`` is no AnnData, or the reference or ``use_rep`` none of the above.
     KeyError
         If an embedding or a column does not exist.
     ValueError
@@ -154,29 +158,36 @@ def map_reference(
     check_not_empty(query)
     check_unique_names(query.obs_names, axis="obs")
     check_key(key_added)
-    if use_rep not in query.obsm:
-        raise KeyError(f"query.obsm has no {use_rep!r}; it has {sorted(query.obsm)}.")
-    index = _as_reference(reference, reference_rep or use_rep, centre)
+    if exclude_key is not None and exclude_key not in query.obs:
+        raise KeyError(
+            f"query.obs has no column {exclude_key!r}; it has {query.obs.columns.tolist()}."
+        )
+    embedding_name = representation_name(use_rep)
+    embedding = read_representation(query, use_rep, "query")
+    index = _as_reference(reference, use_rep, centre)
     for key in (label_key, exclude_key):
         if key is not None and key not in index.table:
             raise KeyError(
                 f"The reference has no column {key!r}; it has {index.table.columns.tolist()}."
             )
-    own = None if exclude_key is None else _own_column(query, exclude_key)
     labels = None if label_key is None else _texts(index.table[label_key])
     known: dict[str, float] = {}
     if labels is not None:
         kinds, times = np.unique(labels[labels != ""].astype(str), return_counts=True)
         known = dict(zip(kinds.tolist(), (times / max(1, times.sum())).tolist(), strict=True))
         _check_prior(prior, known)
-    similarity, place = _search(index, query.obsm[use_rep], n_neighbors, exclude_key, own)
+    exclude: list[np.ndarray | None] | None = None
+    if exclude_key is not None:
+        own, values = _texts(query.obs[exclude_key]), _texts(index.table[exclude_key])
+        masks = {value: values == value for value in set(own) - {""}}
+        exclude = [masks.get(value) for value in own]
+    similarity, place = index.search(embedding, n_neighbors, exclude)
     limit = index.typical_similarity(unknown, exclude_key) if unknown else -np.inf
     names = query.obs_names.astype(str).to_numpy(dtype=object)
     neighbours = _neighbours(index, names, similarity, place, labels)
     result: dict[str, Any] = {
         PARAMS: {
-            "use_rep": use_rep,
-            "reference_rep": reference_rep or use_rep,
+            "use_rep": embedding_name,
             "label_key": label_key or "",
             "exclude_key": exclude_key or "",
             "n_neighbors": n_neighbors,
@@ -185,7 +196,8 @@ def map_reference(
             "n_reference": index.n,
             "unknown": float(unknown),
             "unknown_below": float(limit),
-        },
+        }
+        | representation_record(query, use_rep),
         NEIGHBOURS: neighbours,
     }
     if labels is not None:
@@ -215,7 +227,7 @@ def map_reference(
     return query if copy else None
 
 
-def _as_reference(reference: Any, use_rep: str, centre: bool) -> Reference:
+def _as_reference(reference: Any, use_rep: str | LatentModel, centre: bool) -> Reference:
     """Return an index of what a user passes as ``reference=``."""
     if isinstance(reference, Reference):
         if centre and not reference.centre:
@@ -225,7 +237,8 @@ def _as_reference(reference: Any, use_rep: str, centre: bool) -> Reference:
             )
         return reference
     if isinstance(reference, AnnData):
-        return Reference.from_anndata(reference, use_rep, centre=centre)
+        embedding = read_representation(reference, use_rep, "reference")
+        return Reference(embedding, reference.obs, centre=centre)
     if isinstance(reference, str | Path):
         return Reference.from_parquet(reference, centre=centre)
     raise TypeError(
@@ -234,28 +247,10 @@ def _as_reference(reference: Any, use_rep: str, centre: bool) -> Reference:
     )
 
 
-def _own_column(query: AnnData, key: str) -> np.ndarray:
-    if key not in query.obs:
-        raise KeyError(f"query.obs has no column {key!r}; it has {query.obs.columns.tolist()}.")
-    return _texts(query.obs[key])
-
-
 def _texts(column: pd.Series) -> np.ndarray:
     """Return a column as text, ``""`` where it is missing."""
     values = column.astype(object)
     return values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
-
-
-def _search(
-    index: Reference, embedding: Any, k: int, key: str | None, own: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Search, without what an observation shares a value with."""
-    exclude: list[ArrayLike | None] | None = None
-    if key is not None and own is not None:
-        values = _texts(index.table[key])
-        masks = {value: values == value for value in set(own) - {""}}
-        exclude = [masks.get(value) for value in own]
-    return index.search(np.asarray(embedding), k, exclude)
 
 
 def _neighbours(

@@ -57,9 +57,7 @@ def test_probe_reads_the_embedding(model: CellVQ) -> None:
     cells.obs["kind"] = pd.Categorical(["even", "odd"] * 30)
     cells.layers["log"] = np.log1p(cells.X)
     cfm.tl.embed(cells, model)
-    cfm.tl.probe(
-        cells, "kind", use_rep="X_cellvq", layer="log", heads="logistic", n_folds=3, n_boot=20
-    )
+    cfm.tl.probe(cells, "kind", use_rep="X_cellvq", layer="log", heads="logistic", n_folds=3)
     table = cells.uns["probe"]["results"]
     auroc = table[table["metric"] == "auroc"].set_index("representation")["score"]
     assert auroc["X_cellvq"] > 0.8

@@ -587,7 +587,7 @@ class Pulsar(PretrainedModel):
     @checks_arguments()
     def get_cell_importance(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | Donors | None = None,
         *,
         donor_key: str | None = None,
         use_rep: str | None = None,
@@ -602,7 +602,7 @@ class Pulsar(PretrainedModel):
         Parameters
         ----------
         adata, donor_key, use_rep, layer
-            As for :meth:`get_donor_embeddings`.
+            As for :meth:`get_donor_embeddings`; or donors that :meth:`read_donors` read.
         method
             ``"attention"`` is what the donor's token attends to, the mean over heads and layers.
             ``"gradient"`` is gradient times input, from the mean of all cells: of an output of
@@ -629,7 +629,9 @@ class Pulsar(PretrainedModel):
             If the method is unknown, or ``output`` does not go with it.
         """
         place = self._output_place(output, method)
-        donors = self.read_donors(adata, donor_key, use_rep, layer)
+        donors = adata
+        if not isinstance(donors, Donors):
+            donors = self.read_donors(donors, donor_key, use_rep, layer)
         if method == "attention":
             cells = attention_importance(self.module, donors, n_cells, seed)
         else:

@@ -1,11 +1,21 @@
+"""Simulated bulk samples with a known answer: infections, and a cohort with an outcome."""
+
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
 from cfm._arguments import checks_arguments
-from cfm.datasets._toy_genes import negative_binomial, toy_genes
+from cfm.datasets._toy_genes import (
+    INTERFERON_STRENGTH,
+    STIMULUS,
+    negative_binomial,
+    planted_effects,
+    toy_genes,
+)
 
 #: Which programme of the toy genes each invented disease raises, and the one behind the outcome.
 _DISEASE_PROGRAMME = {"disease_A": "virus_A", "disease_B": "virus_B", "disease_C": "virus_C"}
@@ -17,6 +27,146 @@ _MAIN_DISEASE_SHARE = 0.6
 _N_FACTORS = 5
 #: Median survival in days at average risk, log hazard per standard deviation, and follow-up.
 _MEDIAN_DAYS, _LOG_HAZARD, _FOLLOW_UP = 700.0, 1.0, (300.0, 2000.0)
+
+
+@checks_arguments()
+def toy_infection(
+    seed: int = 0,
+    *,
+    n_studies: int = 4,
+    n_donors: int = 2,
+    times: Sequence[float] = (6.0, 24.0),
+    stimulus: bool = False,
+) -> ad.AnnData:
+    r"""Simulated bulk RNA-seq counts of infected and mock-infected cells, with a known answer.
+
+    Real human gene symbols, invented viruses. Study *s* has, for every donor and time, one mock
+    sample and one sample for each of two neighbouring viruses of *virus_A* … *virus_D*, so that
+    with four studies each virus occurs in two of them and can be tested across studies.
+
+    The count of gene :math:`g` in sample :math:`i` is negative binomial with mean
+
+    .. math:: N_i \, p_g \, 2^{\,a_{s(i)g} + d_{d(i)g} + c_i t_{v(i)g}}
+
+    with library size :math:`N_i` (log-normal, median five million reads on these genes), base
+    abundance :math:`p_g` (as in mock-infected cells of Blanco-Melo et al. 2020), study effect
+    :math:`a` and donor effect :math:`d` (normal, standard deviations 0.5 and 0.25), the planted
+    log2 fold change :math:`t_{vg}` of virus :math:`v` and the strength
+    :math:`c_i = (1 - e^{-\mathrm{time}/10\,\mathrm{h}})` times a log-normal factor (standard
+    deviation 0.1). Dispersions lie between 0.02 and about 0.4. As in real data, reads of raised
+    genes enlarge the library: log2 fold changes per million lie about 0.2 below the planted ones
+    at full strength; subtract the median over all genes.
+
+    Parameters
+    ----------
+    seed
+        Seed of the random draw. The same seed gives the same counts; the planted effects are the
+        same for every seed, so that one seed can train and another one test.
+    n_studies
+        Number of studies.
+    n_donors
+        Donors per study.
+    times
+        Hours after infection; each donor has all of them.
+    stimulus
+        Also add, in every study, samples treated with interferon beta (virus "IFN-beta"), which
+        raise the interferon programme and nothing else: uninfected, but not at rest.
+
+    Returns
+    -------
+    anndata.AnnData
+        Samples × 3,000 genes (48 samples by default), `X` dense float32 of whole numbers, and
+
+        `adata.obs` : ``study``, ``donor``, ``virus`` ("none" for mock), ``condition``
+        ("control", "infected" or "stimulated") as categories, ``time_h`` and ``strength``
+        (:math:`c_i`; 0 for mock) as float64.
+        `adata.uns["truth"]` : DataFrame, genes × (``programme`` and one float32 column per
+        virus): log2 fold change at strength 1. 80 genes of an interferon programme rise with
+        every virus (by 1, 0.7, 0.4 and 1 of their full effect for A to D); 50 others rise and 30
+        fall with one virus only.
+        `adata.uns["params"]` : the arguments.
+
+    Raises
+    ------
+    ValueError
+        If a number is below one or a time is not positive.
+
+    Notes
+    -----
+    Symbols come from the MSigDB hallmark sets 7.5.1 (Liberzon et al. 2015, CC BY 4.0) and the
+    interferon-stimulated genes listed in the package qusage. The assignment of hallmark sets to
+    the invented viruses is arbitrary: nothing here says what a real virus does.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> adata = cfm.datasets.toy_infection()
+    >>> adata.shape
+    (48, 3000)
+    """
+    if len(times) < 1 or not all(time > 0 for time in times):
+        raise ValueError(f"times is {list(times)}; give one or more positive numbers of hours.")
+    rng = np.random.default_rng(seed)
+    genes = toy_genes()
+    viruses = list(INTERFERON_STRENGTH)
+    conditions = [*viruses, STIMULUS] if stimulus else viruses
+    effects = planted_effects(genes, conditions)
+
+    obs = _design(n_studies, n_donors, times, viruses, stimulus)
+    jitter = np.exp(0.1 * rng.standard_normal(len(obs)))
+    treated = (obs["virus"] != "none").to_numpy()
+    obs["strength"] = np.where(treated, (1 - np.exp(-obs["time_h"] / 10)) * jitter, 0.0)
+
+    log_mean = np.tile(genes["log2_cpm"].to_numpy(), (len(obs), 1))  # (samples, genes)
+    for column, deviation in (("study", 0.5), ("donor", 0.25)):
+        codes, levels = pd.factorize(obs[column])
+        log_mean += deviation * rng.standard_normal((len(levels), len(genes)))[codes]
+    change = effects.T.reindex(obs["virus"]).fillna(0.0).to_numpy()  # mock has no column
+    share = np.exp2(log_mean)
+    share /= share.sum(axis=1, keepdims=True)
+    # After the division, so that means change by exactly the planted fold changes.
+    share *= np.exp2(obs["strength"].to_numpy()[:, None] * change)
+    library = 5e6 * np.exp(0.4 * rng.standard_normal(len(obs)))
+    dispersion = 0.02 + 0.05 * rng.standard_exponential(len(genes))
+    counts = negative_binomial(library[:, None] * share, dispersion, rng)
+
+    categories = ["study", "donor", "virus", "condition"]
+    adata = ad.AnnData(
+        X=counts,
+        obs=obs.astype(dict.fromkeys(categories, "category")),
+        var=pd.DataFrame(index=pd.Index(genes.index, name=None)),
+    )
+    truth = effects.rename_axis(None)
+    truth.insert(0, "programme", genes["programme"].to_numpy())
+    adata.uns["truth"] = truth
+    adata.uns["params"] = {
+        "seed": seed,
+        "n_studies": n_studies,
+        "n_donors": n_donors,
+        "times": np.asarray(times, dtype=np.float64),
+        "stimulus": stimulus,
+    }
+    return adata
+
+
+def _design(
+    n_studies: int, n_donors: int, times: Sequence[float], viruses: list[str], stimulus: bool
+) -> pd.DataFrame:
+    rows = []
+    for number in range(n_studies):
+        pair = [viruses[number % len(viruses)], viruses[(number + 1) % len(viruses)]]
+        treatments = {"none": "control", **dict.fromkeys(pair, "infected")}
+        if stimulus:
+            treatments[STIMULUS] = "stimulated"
+        study = f"study{number + 1}"
+        for donor in range(n_donors):
+            for time in times:
+                for virus, condition in treatments.items():
+                    name = f"{study}_donor{donor + 1}"
+                    rows.append((f"{name}_{time:g}h_{virus}", study, name, virus, condition, time))
+    columns = ["sample", "study", "donor", "virus", "condition", "time_h"]
+    obs = pd.DataFrame(rows, columns=columns).set_index("sample").rename_axis(None)
+    return obs.astype({"time_h": np.float64})
 
 
 @checks_arguments()
@@ -88,7 +238,7 @@ def toy_bulk_cohort(seed: int = 0, *, n_patients: int = 84, n_studies: int = 3) 
         )
     rng = np.random.default_rng(seed)
     genes = toy_genes()
-    truth = _truth(genes)
+    truth = _cohort_truth(genes)
 
     diseases = list(_DISEASE_PROGRAMME)
     study = np.sort(np.arange(n_patients) % n_studies)
@@ -128,7 +278,7 @@ def toy_bulk_cohort(seed: int = 0, *, n_patients: int = 84, n_studies: int = 3) 
     return adata
 
 
-def _truth(genes: pd.DataFrame) -> pd.DataFrame:
+def _cohort_truth(genes: pd.DataFrame) -> pd.DataFrame:
     names = {programme: disease for disease, programme in _DISEASE_PROGRAMME.items()}
     names[_RISK_PROGRAMME] = "risk"
     programme = genes["programme"].map(names).fillna("")

@@ -1,21 +1,27 @@
-"""Which samples are compared with which: strata, their levels, and what is left out and why."""
+"""Which samples are compared with which, what is left out and why, and what speaks against it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from cfm._fields import SET_SEPARATOR
+from cfm.data._matrix import row_blocks
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from anndata import AnnData
 
 #: Columns of the result that a ``groupby`` or ``by`` column must not be named like.
 RESERVED = ("control", "n_cases", "n_controls", "n_pairs", "case", "control_sample")
+#: Single cells are recognised by being at least so many, of fewer counts than a bulk sample has.
+_MANY = 100
+_CELL_LIBRARY = 20_000.0
 
 
 @dataclass
@@ -220,3 +226,149 @@ def describe(
         for c in contrasts
     ]
     return frame.set_axis(make_index_unique(pd.Index(names, dtype=str)), axis=0)
+
+
+def pseudobulk(
+    matrix: Any,
+    obs: pd.DataFrame,
+    keys: Sequence[str],
+    *,
+    min_cells: int,
+    skipped: Skipped,
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Sum the counts of the cells that agree in all ``keys``.
+
+    The cells are read in blocks, so the matrix may be on disk or dask-backed; each block is summed
+    by :func:`decoupler.pp.pseudobulk` and the sums are added.
+
+    Parameters
+    ----------
+    matrix
+        ``(n_cells, n_genes)`` counts of any storage.
+    obs
+        Their table.
+    keys
+        Its columns that define a pseudobulk sample; cells with a missing value are left out.
+    min_cells
+        Smaller samples are left out and recorded.
+    skipped
+        Where they are recorded.
+
+    Returns
+    -------
+    ``(n_samples, n_genes)`` float64 sums, and a table of ``keys`` and ``n_cells`` whose index
+    names the samples.
+
+    Raises
+    ------
+    ValueError
+        If no sample has enough cells.
+    """
+    import anndata as ad
+    import decoupler as dc
+
+    groups = obs.groupby(list(keys), observed=True, sort=True, dropna=True)
+    number = groups.ngroup().fillna(-1).to_numpy(dtype=np.int64)
+    n_missing = int((number < 0).sum())
+    if n_missing:
+        skipped.add("", "", f"{n_missing} cells have a missing value in one of {list(keys)}")
+        skipped.note(n_missing, "cell(s) with a missing value in one of", list(keys))
+    n_cells = np.bincount(number[number >= 0])
+    _, first = np.unique(number, return_index=True)
+    table = obs.iloc[first[-len(n_cells) :] if len(n_cells) else []][list(keys)].copy()
+    table["n_cells"] = n_cells
+    table.index = pd.Index(["|".join(map(str, row)) for row in table[list(keys)].to_numpy()])
+
+    enough = n_cells >= min_cells
+    if not enough.any():
+        raise ValueError(
+            f"no combination of {list(keys)} has min_cells={min_cells} cells (largest: "
+            f"{n_cells.max(initial=0)}); lower min_cells or choose coarser columns."
+        )
+    small = table.index[~enough]
+    for name, found in zip(small, n_cells[~enough], strict=True):
+        skipped.add("", "", f"pseudobulk {name!r} has {found} cells, fewer than {min_cells}")
+    if len(small):
+        skipped.note(len(small), f"pseudobulk(s) of fewer than {min_cells} cells", list(small))
+
+    codes = np.array([f"{i:09d}" for i in range(len(n_cells))])
+    sums = np.zeros((len(n_cells), matrix.shape[1]))
+    for rows, block in row_blocks(matrix):
+        wanted = np.flatnonzero((number[rows] >= 0) & enough[number[rows]])
+        if not len(wanted):
+            continue
+        part = block[wanted].astype(np.float64)
+        cells = ad.AnnData(
+            X=part if sparse.issparse(part) else np.asarray(part),
+            obs=pd.DataFrame({"sample": codes[number[rows][wanted]]}, index=wanted.astype(str)),
+        )
+        # negative and non-count values were refused before, and expected counts are fine here
+        summed = dc.pp.pseudobulk(
+            cells, sample_col="sample", groups_col=None, mode="sum", empty=False, skip_checks=True
+        )
+        sums[summed.obs_names.astype(int)] += summed.X
+    return sums[enough], table[enough]
+
+
+def hints_about_logs(adata: AnnData) -> list[str]:
+    """What ``uns`` says against ``X`` holding log2 expression."""
+    scanpy = adata.uns.get("log1p")
+    if not (isinstance(scanpy, Mapping) and scanpy.get("base") in (None, np.e)):
+        return []
+    return [
+        "adata.uns['log1p'] says that X holds natural logarithms, but units='log' expects "
+        "log2 values; divide X by np.log(2), or pass the counts."
+    ]
+
+
+def hints_about_counts(adata: AnnData) -> list[str]:
+    """What ``uns`` says against ``X`` holding counts."""
+    stated = adata.uns.get("units")
+    if not isinstance(stated, str) or "count" in stated.lower():
+        return []
+    return [
+        f"adata.uns['units'] calls the values of X {stated!r}, but counts are expected: low "
+        "expression may not be told from noise; pass counts, or log2 values with units='log'."
+    ]
+
+
+def hints_about_cells(library_size: np.ndarray) -> list[str]:
+    """What ``(n_obs,)`` sums of counts say against each observation being a sample."""
+    typical = float(np.median(library_size))
+    if len(library_size) < _MANY or not 0 < typical < _CELL_LIBRARY:
+        return []
+    return [
+        f"{len(library_size)} observations with a median of {typical:.0f} counts look like single "
+        "cells, but each is taken for a sample; name the column that says which sample a cell is "
+        "of by sample_key=, so that their counts are summed."
+    ]
+
+
+def hints_about_pooling(
+    obs: pd.DataFrame, contrasts: Sequence[Contrast], groupby: str
+) -> list[str]:
+    """Columns whose levels the pooled controls have and the cases of a contrast lack.
+
+    Such controls are of another study, treatment or time than the cases. Columns that name single
+    samples (more levels than half the samples) or are another name of the condition (no level in
+    common) say nothing.
+    """
+    found: dict[str, str] = {}
+    for column in obs.columns.drop(groupby):
+        values = obs[column].astype(str).where(obs[column].notna(), "").to_numpy(dtype=str)
+        if 2 * len(np.unique(values)) > len(values):
+            continue
+        for contrast in contrasts:
+            cases, controls = set(values[contrast.cases]), set(values[contrast.controls])
+            if controls & cases and controls - cases:
+                level = repr(str(min(controls - cases)))
+                found[str(column)] = f"{column!r} (controls of {level} for {contrast.level})"
+                break
+    if not found:
+        return []
+    names = list(found)
+    return [
+        f"the pooled controls differ from the cases in {', '.join(found.values())}, and what that "
+        f"changes would look like an effect of {groupby!r}. Compare within by={names!r}, or drop "
+        "those controls."
+    ]
