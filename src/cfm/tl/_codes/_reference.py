@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cfm.models import CodeModel
     from cfm.models.cellvq import Codebook
-    from cfm.tl._code_tables import UsedCodes
+    from cfm.tl._codes._tables import UsedCodes
 
 #: With fewer of the cells in codes that the reference has, it says little of them.
 _FEW = 0.5
