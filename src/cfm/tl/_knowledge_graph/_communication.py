@@ -114,9 +114,9 @@ def liana_links(
 ) -> pd.DataFrame:
     r"""Score the same triples by the consensus of liana's methods (Dimitrov et al. 2022).
 
-    ``p_value`` is liana's ``specificity_rank``: the robust rank aggregate of CellPhoneDB's
-    permutation test, Connectome, logFC and NATMI; ``weight`` is :math:`-\log_{10}` of it. Cells in
-    none of the codes are left out.
+    ``weight`` is :math:`-\log_{10}` of liana's ``specificity_rank``, the robust rank aggregate of
+    CellPhoneDB, Connectome, logFC and NATMI, which orders links but is no calibrated p-value:
+    ``p_value`` is that of CellPhoneDB's permutation test. Cells in none of the codes are left out.
 
     Parameters
     ----------
@@ -179,12 +179,13 @@ def liana_links(
             "receiver": found["target"].astype(int),
             "ligand": found["ligand_complex"].astype(str),
             "receptor": found["receptor_complex"].astype(str),
-            "p_value": found["specificity_rank"].clip(np.finfo(float).tiny, 1.0),
+            "weight": -np.log10(found["specificity_rank"].clip(np.finfo(float).tiny, 1.0)),
+            # CellPhoneDB counts the permutations that reach the score; the real labelling is one.
+            "p_value": (found["cellphone_pvals"] * n_permutations + 1.0) / (n_permutations + 1.0),
         }
     )
-    links = scores.drop(columns=["p_value"]).merge(theirs, on=_TRIPLE)
-    p_value = links["p_value"].to_numpy()
-    return links.assign(weight=-np.log10(p_value), fdr=false_discovery_control(p_value))
+    links = scores.drop(columns=["weight", "p_value"]).merge(theirs, on=_TRIPLE)
+    return links.assign(fdr=false_discovery_control(links["p_value"]))
 
 
 def strongest_links(

@@ -147,9 +147,9 @@ def knowledge_graph(
         How pairs are scored. ``"permutation"``: :math:`\sqrt{L_a R_b}` with the mean expression of
         the ligand in the sender and of the receptor in the receiver, each the least over a complex;
         the weight is this minus that of the average cell; tested by permuting the codes of cells.
-        ``"liana"``: the consensus of liana's methods (needs ``cfm-tools[communication]``); the
-        p-value is its ``specificity_rank``, the weight :math:`-\log_{10}` of it. ``None``: no such
-        edges.
+        ``"liana"``: the weight is :math:`-\log_{10}` of the consensus of liana's methods
+        (``specificity_rank``), the test that of CellPhoneDB (needs ``cfm-tools[communication]``).
+        ``None``: no such edges.
     layer, units
         Layer to read instead of ``X``, and what it holds: ``"counts"``, or ``"log1p_cp10k"``, the
         natural ``log1p`` of counts per 10,000. Declared, and checked. Without either, what
@@ -236,7 +236,7 @@ def knowledge_graph(
     units = units or "counts"
     matrix = get_matrix(adata, layer=layer)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    tables = read_knowledge(knowledge or {})
+    tables = read_knowledge({} if knowledge is None else knowledge)
     networks = {
         name: read_network(tables[name], adata, name) for name in NETWORKS if name in tables
     }
