@@ -291,11 +291,10 @@ def importance(
     change, share = expression.log2_fold_change, expression.share
     fdr = false_discovery_control(expression.p_value, axis=1)
     attention = np.full_like(change, np.nan) if attention is None else attention
-    others = (attention.sum(axis=0) - attention) / max(1, len(attention) - 1)
     fields = {
         "weight": change,
         "attention": attention,
-        "attention_lift": np.log2((attention + _PRIOR) / (others + _PRIOR)),
+        "attention_lift": attention_lift(attention),
         "log2_fold_change": change,
         "share": share,
         "p_value": expression.p_value,
@@ -306,6 +305,18 @@ def importance(
     code, gene = code[order], gene[order]
     table = pd.DataFrame({name: values[code, gene] for name, values in fields.items()})
     return table.assign(code=code, gene=gene).groupby("code").head(n_genes).reset_index(drop=True)
+
+
+def attention_lift(attention: np.ndarray) -> np.ndarray:
+    """Return the log2 ratio of a code's attention to the mean of the other codes'.
+
+    Parameters
+    ----------
+    attention
+        ``(n_codes, n_genes)``.
+    """
+    others = (attention.sum(axis=0) - attention) / max(1, len(attention) - 1)
+    return np.log2((attention + _PRIOR) / (others + _PRIOR))
 
 
 def enrichment(cells: CodedCells, annotations: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -9,7 +9,6 @@ import pandas as pd
 
 from cfm._fields import (
     CELL_CODE_KEY,
-    CODES,
     GRAPH_EDGES,
     GRAPH_NODES,
     KNOWLEDGE_GRAPH_KEY,
@@ -230,7 +229,8 @@ def knowledge_graph(
     check_unique_names(adata.var_names, axis="var")
     labels = read_annotations(adata, annotations, codes, RESERVED)
     cells = read_codes(adata, codes, MIN_CELLS)
-    made = params_of(adata.uns, codes) if CODES in adata.uns.get(codes, ()) else {}
+    made = params_of(adata.uns, codes)
+    made = made if "fingerprint" in made else {}  # written by cell_codes alone
     if layer is None and units is None:
         layer, units = made.get("layer"), made.get("units")
     units = units or "counts"
