@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-from unittest import mock
 
 import anndata as ad
 import numpy as np
@@ -23,6 +22,7 @@ from cfm.models import (
     Pulsar,
     VirtualInstrument,
 )
+from tests._graphs import limits
 from tests.matrix import _data as data
 
 
@@ -201,7 +201,7 @@ def _graphed() -> ad.AnnData:
 
 def _graph(adata: Any, **kwargs: Any) -> Any:
     quick = {"N_PERMUTATIONS": 5, "MIN_CELLS": 2, "N_CELLS_PER_CODE": 3}
-    with mock.patch.multiple("cfm.tl._knowledge_graph._tool", **quick):
+    with limits(**quick):
         return tl.knowledge_graph(adata, data.cellvq(), communication=None, **kwargs)
 
 

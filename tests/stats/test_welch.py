@@ -14,21 +14,9 @@ from cfm.tl._codes._markers import marker_table
 
 
 def sums_of(*groups: np.ndarray) -> Sums:
-    n = np.array([[len(values)] for values in groups], dtype=float)
-    parts = ([f(values) for values in groups] for f in (_total, _squares, _positive))
-    return Sums(n, *map(np.array, parts))
-
-
-def _total(values: np.ndarray) -> np.ndarray:
-    return values.sum(axis=0)
-
-
-def _squares(values: np.ndarray) -> np.ndarray:
-    return (values**2).sum(axis=0)
-
-
-def _positive(values: np.ndarray) -> np.ndarray:
-    return (values > 0).sum(axis=0)
+    n = np.array([[float(len(values))] for values in groups])
+    sums = [[part.sum(axis=0) for part in (x, x**2, x > 0)] for x in groups]
+    return Sums(n, *np.array(sums, dtype=float).swapaxes(0, 1))
 
 
 def test_it_is_the_test_of_the_values() -> None:

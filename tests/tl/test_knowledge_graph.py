@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import anndata as ad
 import numpy as np
@@ -18,15 +17,10 @@ from sklearn.metrics import average_precision_score
 import cfm
 from cfm.tl._knowledge_graph._attention import support_test
 from tests._codes import NearestCode, typed_cells
-from tests._graphs import PAIRS, PlantedAttention, coded_cells
-from tests._same import assert_same, assert_unchanged
+from tests._graphs import PAIRS, PlantedAttention, coded_cells, limits
+from tests._same import assert_unchanged
 
 RELATED = [("G21", "G22"), ("G30", "G31")]
-
-
-def limits(**constants: float) -> Any:
-    """Other numbers of edges than the tool's own."""
-    return mock.patch.multiple("cfm.tl._knowledge_graph._tool", **constants)
 
 
 def run(adata: ad.AnnData, model: Any = None, **arguments: Any) -> pd.DataFrame:
@@ -286,13 +280,6 @@ def test_the_order_of_cells_and_genes_changes_nothing() -> None:
         found.append(data.uns["knowledge_graph"])
     pd.testing.assert_frame_equal(found[1]["nodes"], found[0]["nodes"])
     pd.testing.assert_frame_equal(found[1]["edges"], found[0]["edges"], rtol=1e-6)
-
-
-def test_two_runs_are_the_same() -> None:
-    first, again = coded_cells(), coded_cells()
-    for data in (first, again):
-        run(data, PlantedAttention(["R3"], RELATED))
-    assert_same(dict(again.uns), dict(first.uns))
 
 
 def test_storage_layers_units_and_copies(tmp_path: Path) -> None:

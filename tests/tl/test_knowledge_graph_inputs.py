@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from unittest import mock
 
 import anndata as ad
 import numpy as np
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 import cfm
 from tests._block_model import SilentModel
-from tests._graphs import PAIRS, PlantedAttention, coded_cells
+from tests._graphs import PAIRS, PlantedAttention, coded_cells, limits
 from tests._same import assert_unchanged
 
 KNOWN = {"ligand_receptor": PAIRS}
@@ -24,11 +23,6 @@ KNOWN = {"ligand_receptor": PAIRS}
 def run(adata: ad.AnnData, **arguments: Any) -> dict[str, Any]:
     cfm.tl.knowledge_graph(adata, **({"model": None, "knowledge": KNOWN} | arguments))
     return adata.uns["knowledge_graph"]
-
-
-def limits(**constants: float) -> Any:
-    """Other numbers than the tool's own."""
-    return mock.patch.multiple("cfm.tl._knowledge_graph._tool", **constants)
 
 
 def refused(adata: ad.AnnData, error: type[Exception], words: str, **arguments: Any) -> None:
@@ -96,6 +90,11 @@ def test_no_anndata() -> None:
         ),
         (TypeError, "SilentModel has no attention", {"model": SilentModel()}),
         (TypeError, "expected a cfm model", {"model": 3}),
+        (
+            TypeError,
+            "get_attention takes no units=",
+            {"model": PlantedAttention([], []), "units": "log1p_cp10k", "layer": "log"},
+        ),
         (ValueError, "maps of 30 of 60 cells", {"model": HalfOfThem([], [])}),
         (ValueError, "None of the 49 genes", {"model": OtherNames([], [])}),
     ],
@@ -109,6 +108,7 @@ def test_refusals(error: type[Exception], words: str, arguments: dict[str, Any])
         nothing=pd.Categorical([None] * 120),
         each=[f"c{i}" for i in range(120)],
     )
+    cells.layers["log"] = cells.X.log1p()
     refused(cells, error, words, **arguments)
 
 
@@ -217,15 +217,6 @@ def test_existing_keys() -> None:
     cells.uns["mine"] = {"something": 1}
     with pytest.warns(UserWarning, match="was not written by this tool"):
         run(cells, key_added="mine")
-
-
-def test_models_that_read_other_units() -> None:
-    cells = coded_cells()
-    cells.layers["log"] = cells.X.copy()
-    cells.layers["log"].data = np.log1p(cells.X.data)
-    words = "get_attention takes no units="
-    model = PlantedAttention([], [])
-    refused(cells, TypeError, words, model=model, units="log1p_cp10k", layer="log")
 
 
 @settings(max_examples=8)
