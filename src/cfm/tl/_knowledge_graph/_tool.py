@@ -286,11 +286,11 @@ def knowledge_graph(
     labels = {name: labels[name] for name in enriched["annotation"].unique()}
     enriched = enriched[(enriched["fdr"] <= MAX_FDR) & (enriched["log_odds"] > 0)]
     parts.append(enrichment_edges(enriched, cells.names))
-    edges = edge_table(parts)
     if acting is not None:
-        present = set(edges["source"]) | set(edges["target"])
-        shown = acting[[f"gene:{names[g]}" in present for g in acting["gene"]]]
-        edges = edge_table([*parts, target_edges(shown, names)])
+        ends = {end for part in parts if len(part) for end in (*part["source"], *part["target"])}
+        acting = acting[[f"gene:{names[g]}" in ends for g in acting["gene"]]]
+        parts.append(target_edges(acting, names))
+    edges = edge_table(parts)
     nodes = node_table(adata, cells, expression, labels, edges)
     if not len(edges):
         warn_user(
