@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from typing import Any
+from unittest import mock
 
 import anndata as ad
 import numpy as np
@@ -13,9 +14,12 @@ from scipy import sparse, stats
 from sklearn.metrics import average_precision_score
 
 import cfm
+from cfm.tl._knowledge_graph._attention import attention_options, read_attention
+from cfm.tl._knowledge_graph._codes import attention_lift, read_codes, read_expression
+from cfm.tl._knowledge_graph._tool import MIN_CELLS, N_CELLS_PER_CODE, SEED
 
 #: Every link and every gene, whatever its test says.
-EVERYTHING: dict[str, Any] = {"n_links": 100_000, "n_genes": 100_000, "max_fdr": 1.0}
+EVERYTHING: dict[str, Any] = {"N_LINKS": 100_000, "N_GENES": 100_000, "MAX_FDR": 1.0}
 TRIPLE = ["source", "target", "ligand", "receptor"]
 LIANA = {
     "liana, magnitude rank": ("magnitude_rank", False),
@@ -31,12 +35,35 @@ def has_liana() -> bool:
     return importlib.util.find_spec("liana") is not None
 
 
-def all_edges(adata: ad.AnnData, model: Any, codes: str, **arguments: Any) -> pd.DataFrame:
-    """Return every edge of a graph, tested or not."""
-    made = cfm.tl.knowledge_graph(
-        adata, model, codes=codes, copy=True, **(EVERYTHING | {"n_relations": 0} | arguments)
-    )
+def all_edges(adata: ad.AnnData, codes: str, communication: Any = "permutation") -> pd.DataFrame:
+    """Return every edge of a graph without a model, tested or not."""
+    with mock.patch.multiple("cfm.tl._knowledge_graph._tool", **EVERYTHING):
+        made = cfm.tl.knowledge_graph(
+            adata, None, codes=codes, communication=communication, copy=True
+        )
     return made.uns["knowledge_graph"]["edges"]
+
+
+def gene_scores(adata: ad.AnnData, model: Any, codes: str) -> pd.DataFrame:
+    """Return the attention to genes of each code, and its sum with expression, where above 0."""
+    cells = read_codes(adata, codes, MIN_CELLS)
+    columns = np.empty(0, dtype=np.int64)
+    expression, _ = read_expression(adata.X, "adata.X", "counts", cells, columns)
+    drawn = cells.sample(N_CELLS_PER_CODE, SEED)
+    options = attention_options(model, None, "counts", None)
+    found = read_attention(model, adata, drawn, expression.share, 1.1, 0, options)
+    lift = attention_lift(found.attention)
+    both = expression.log2_fold_change + lift
+    code, gene = np.nonzero((both > 0) & (expression.share > 0))
+    return pd.DataFrame(
+        {
+            "source": [f"code:{cells.names[i]}" for i in code],
+            "target": "gene:" + adata.var_names[gene].astype(str),
+            "kind": "importance",
+            "attention_lift": lift[code, gene],
+            "weight": both[code, gene],
+        }
+    )
 
 
 def own_links(edges: pd.DataFrame) -> pd.DataFrame:

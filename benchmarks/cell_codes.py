@@ -45,7 +45,7 @@ from benchmarks._code_recipe import (
 )
 from benchmarks._report import REPOSITORY, Report, add_arguments, data_folder
 from cfm.models import CellVQ
-from cfm.tl._code_groups import merge_codes
+from cfm.stats._ward import weighted_ward
 
 MODELS = REPOSITORY / "benchmarks" / "models"
 BUNDLED = "cellvq-mini"
@@ -96,7 +96,7 @@ def rivals(cells: Cells, plain: ad.AnnData, coded: Coded) -> dict[str, np.ndarra
     n_types = len(set(cells.truth) - {""})
     if 0 < n_types < n_used:
         size = stored["codes"]["n_cells"].to_numpy()
-        group = merge_codes(stored["vectors"].to_numpy(), size, n_types)
+        group = weighted_ward(stored["vectors"].to_numpy(), size, n_types)
         place = stored["codes"].index.get_indexer(coded.codes)
         found["codes, merged to as many as types"] = np.where(place < 0, -1, group[place])
         found["k-means on PCA, as many as types"] = k_means(plain.obsm["X_pca"], n_types)

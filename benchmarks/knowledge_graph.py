@@ -11,6 +11,7 @@ import logging
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import anndata as ad
 import pandas as pd
@@ -25,6 +26,7 @@ from benchmarks._communication import (
     UniformAttention,
     all_edges,
     coexpressed,
+    gene_scores,
     has_liana,
     interval,
     known_pairs,
@@ -45,6 +47,7 @@ OURS, SCORE, P_VALUE = "cfm, weight", "cfm, score alone", "cfm, p-value alone"
 ATTENTION, UNIFORM = "attention of CellVQ", "attention that is uniform"
 PLAIN = "expression (default)"
 N_RELATIONS = 100
+TOOL = "cfm.tl._knowledge_graph._tool"
 
 
 def trained(name: str, adata: ad.AnnData, folder: Path, max_steps: int, seed: int) -> CellVQ:
@@ -66,7 +69,7 @@ def score_links(
     types = adata.obs["cell_type"].cat.categories
     panel = set(adata.var_names)
     n_pairs = sum(set("_".join(p).split("_")) <= panel for p in pairs.itertuples(index=False))
-    links = own_links(all_edges(adata, None, codes))
+    links = own_links(all_edges(adata, codes))
     rankings = {OURS: (links, links["weight"]), SCORE: (links, links["score"])}
     rankings[P_VALUE] = (links, -links["p_value"])
     if has_liana():
@@ -85,15 +88,15 @@ def score_links(
 
 def score_markers(adata: ad.AnnData, model: CellVQ | None) -> dict[str, float]:
     """Score what recovers planted markers, with the true types as codes."""
-    everything: dict[str, Any] = {"n_links": 0, "min_share": 0.0, "importance_by": "combined"}
     out = {}
     for name, one in ((ATTENTION, model), (UNIFORM, UniformAttention())):
         if one is None:
             continue
-        found = all_edges(adata, one, "cell_type", **everything)
+        found = gene_scores(adata, one, "cell_type")
         out[name] = marker_precision(adata, found, "attention_lift")
         out[f"{name} + expression"] = marker_precision(adata, found, "weight")
-    plain = all_edges(adata, None, "cell_type", n_links=0, min_share=0.0)
+    with mock.patch(f"{TOOL}.MIN_SHARE", 0.0):
+        plain = all_edges(adata, "cell_type", communication=None)
     out[PLAIN] = marker_precision(adata, plain, "weight")
     prevalence = (adata.var["marker_of"] != "").mean() / adata.obs["cell_type"].nunique()
     return out | {"random (prevalence)": float(prevalence)}
@@ -190,7 +193,7 @@ def real_links(report: Report, adata: ad.AnnData) -> None:
         report.text("liana is not installed: no comparison with it.")
         return
     pairs = cfm.datasets.ligand_receptor()
-    ours = own_links(all_edges(adata, None, "cell_type"))
+    ours = own_links(all_edges(adata, "cell_type"))
     both = ours.merge(liana_links(adata, "cell_type", pairs), on=TRIPLE)
     rows = []
     for name, (column, larger) in LIANA.items():
@@ -225,13 +228,13 @@ def relations(report: Report, adata: ad.AnnData, folder: Path, args: argparse.Na
         "protein": pd.read_csv(folder / "networks" / "reactome_fi.csv.gz"),
     }
     columns = {"tf": ("source", "target"), "protein": ("gene1", "gene2")}
-    settings = {"codes": "cell_type", "n_links": 0, "n_relations": N_RELATIONS, "copy": True}
-    settings |= {f"{k}_network": table for k, table in networks.items()}
+    settings = {"codes": "cell_type", "communication": None, "knowledge": networks, "copy": True}
     untrained = CellVQ(vocabulary=model.vocabulary.genes.tolist(), size="mini")
     untrained.module.eval()
     found, records = {}, {}
     for who, one in (("attention", model), ("untrained model", untrained)):
-        made = cfm.tl.knowledge_graph(adata, one, **settings)
+        with mock.patch(f"{TOOL}.N_RELATIONS", N_RELATIONS):
+            made = cfm.tl.knowledge_graph(adata, one, **settings)
         records[who] = made.uns["knowledge_graph"]["params"]["support"]
         edges = made.uns["knowledge_graph"]["edges"]
         edges = edges[edges["kind"] == "relation"]
@@ -247,7 +250,7 @@ def relations(report: Report, adata: ad.AnnData, folder: Path, args: argparse.Na
     rows = []
     for key, label in (("tf", "DoRothEA A-C"), ("protein", "Reactome FI")):
         known = known_pairs(networks[key], columns[key])
-        test, blind = (records[who][f"{key}_network"] for who in found)
+        test, blind = (records[who][key] for who in found)
         rows.append(
             {
                 "network": label,

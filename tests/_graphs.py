@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import anndata as ad
 import numpy as np
@@ -83,3 +84,8 @@ PAIRS = pd.DataFrame(
         "receptor": ["R0", "RA_RB", "R2", "R3", "R0"],
     }
 )
+
+
+def limits(**constants: float) -> Any:
+    """Other constants of :func:`cfm.tl.knowledge_graph` than its own, as a context."""
+    return mock.patch.multiple("cfm.tl._knowledge_graph._tool", **constants)

@@ -1,37 +1,15 @@
-"""Groups of codes are those of Ward's method, weighted by use."""
+"""Groups of codes: of planted types, in files, and where they are refused."""
 
 from __future__ import annotations
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 import pytest
-from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import adjusted_rand_score
 
 import cfm
-from cfm.tl._code_groups import merge_codes
 from tests._codes import NearestCode, typed_cells
 from tests._same import assert_unchanged
-
-
-@pytest.mark.parametrize("k", [1, 2, 5, 25])
-def test_with_equal_weights_it_is_wards_method(k: int) -> None:
-    vectors = np.random.default_rng(0).normal(size=(25, 6))
-    ours = merge_codes(vectors, np.ones(25), k)
-    theirs = fcluster(linkage(vectors, "ward"), k, "maxclust")
-    assert adjusted_rand_score(ours, theirs) == 1.0
-    assert len(set(ours)) == k
-
-
-def test_a_code_of_weight_two_is_two_codes_in_one_place() -> None:
-    vectors = np.random.default_rng(0).normal(size=(25, 6))
-    twice = np.vstack([vectors, vectors[:10]])
-    weight = np.where(np.arange(25) < 10, 2, 1)
-    ours = merge_codes(vectors, weight, 4)
-    assert adjusted_rand_score(ours, merge_codes(twice, np.ones(35), 4)[:25]) == 1.0
-    size = np.bincount(ours, weights=weight)
-    assert (np.diff(size) <= 0).all()  # the first group has most cells
 
 
 def test_codes_of_planted_types_become_a_group_each() -> None:

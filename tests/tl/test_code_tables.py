@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score
 
 from cfm.models.cellvq import CellCodes, Codebook
-from cfm.tl._code_markers import marker_table
-from cfm.tl._code_tables import (
+from cfm.tl._codes._markers import marker_table
+from cfm.tl._codes._tables import (
     Annotation,
     UsedCodes,
     agreement_table,
@@ -133,14 +133,3 @@ def test_markers_of_any_counts_are_numbers(drawn: tuple[np.random.Generator, int
         gene = genes.get_loc(row.gene)
         change = log[inside, gene].mean() - log[known & ~inside, gene].mean()
         np.testing.assert_allclose(row.log_fold_change, change / np.log(2), atol=1e-4)
-
-
-def test_a_gene_that_never_varies_in_either_group() -> None:
-    counts = np.array([[5, 5], [5, 5], [0, 10], [0, 10]], dtype=np.float32)
-    table = marker_table(
-        counts, np.array([0, 0, 1, 1]), np.array(["a", "b"]), pd.Index(["G", "H"]),
-        counts=True, n_markers=2, min_cells=2,
-    )  # fmt: skip
-    assert table["gene"].tolist() == ["G", "H"]
-    assert np.isinf(table["score"]).all()
-    assert (table["p_value"] == 0).all()

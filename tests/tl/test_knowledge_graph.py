@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ from scipy.stats import fisher_exact
 from sklearn.metrics import average_precision_score
 
 import cfm
-from cfm.tl._knowledge_graph_networks import support_test
-from tests._graphs import PAIRS, PlantedAttention, coded_cells
-from tests._same import assert_same, assert_unchanged
+from cfm.tl._knowledge_graph._attention import support_test
+from tests._codes import NearestCode, typed_cells
+from tests._graphs import PAIRS, PlantedAttention, coded_cells, limits
+from tests._same import assert_unchanged
 
-QUICK: dict[str, Any] = {"n_permutations": 200, "ligand_receptor": PAIRS}
 RELATED = [("G21", "G22"), ("G30", "G31")]
 
 
 def run(adata: ad.AnnData, model: Any = None, **arguments: Any) -> pd.DataFrame:
-    cfm.tl.knowledge_graph(adata, model, **(QUICK | arguments))
+    known = {"ligand_receptor": PAIRS} | arguments.pop("knowledge", {})
+    cfm.tl.knowledge_graph(adata, model, knowledge=known, **arguments)
     return adata.uns[arguments.get("key_added", "knowledge_graph")]["edges"]
 
 
@@ -39,27 +41,23 @@ def genes_of(edges: pd.DataFrame, code: str) -> set[str]:
 @pytest.fixture(scope="module")
 def toy() -> ad.AnnData:
     cells = cfm.datasets.toy_communication(3)
-    cfm.tl.knowledge_graph(
-        cells, None, codes="cell_type", n_genes=400, n_links=400, max_fdr=1.0, min_share=0.0
-    )
+    with limits(N_GENES=400, N_LINKS=400, MAX_FDR=1.0, MIN_SHARE=0.0):
+        cfm.tl.knowledge_graph(cells, None, codes="cell_type")
     return cells
+
+
+def planted_links(links: pd.DataFrame, cells: ad.AnnData) -> np.ndarray:
+    truth = cells.uns["truth"]["links"]
+    ends = ["code:" + truth["sender"], "code:" + truth["receiver"]]
+    wanted = set(zip(*ends, truth["ligand"], truth["receptor"], strict=True))
+    found = links[["source", "target", "ligand", "receptor"]].itertuples(index=False, name=None)
+    return np.array([row in wanted for row in found])
 
 
 def test_planted_links_rank_first(toy: ad.AnnData) -> None:
     links = of_kind(toy.uns["knowledge_graph"]["edges"], "communication")
-    truth = toy.uns["truth"]["links"]
-    wanted = set(
-        zip(
-            "code:" + truth["sender"],
-            "code:" + truth["receiver"],
-            truth["ligand"],
-            truth["receptor"],
-            strict=True,
-        )
-    )
-    found = list(links[["source", "target", "ligand", "receptor"]].itertuples(index=False))
-    is_link = np.array([tuple(row) in wanted for row in found])
-    assert is_link.sum() == len(truth)
+    is_link = planted_links(links, toy)
+    assert is_link.sum() == len(toy.uns["truth"]["links"])
     assert is_link.mean() < 0.1
     assert average_precision_score(is_link, links["weight"]) > 0.85
     assert (links.loc[is_link, "fdr"] < 0.05).mean() > 0.9
@@ -77,7 +75,7 @@ def test_planted_markers_rank_first(toy: ad.AnnData) -> None:
 
 def test_links_and_complexes_by_hand() -> None:
     cells = coded_cells()
-    links = of_kind(run(cells, n_links=10), "communication")
+    links = of_kind(run(cells), "communication")
     strong = links[links["weight"] > 0.5]
     assert set(
         zip(strong["source"], strong["target"], strong["ligand"], strong["receptor"], strict=True)
@@ -86,7 +84,7 @@ def test_links_and_complexes_by_hand() -> None:
         ("code:0", "code:1", "L1", "RA_RB"),
     }
     assert not links["ligand"].isin(["L3", "nothing"]).any()
-    assert (strong["p_value"] == 1 / 201).all()
+    assert (strong["p_value"] == 1 / 1001).all()
     log = np.log1p(cells.X.toarray() / cells.X.sum(axis=1).A1[:, None] * 1e4)
     mean = (
         pd.DataFrame(log, columns=cells.var_names).groupby(cells.obs["cell_code"].to_numpy()).mean()
@@ -101,13 +99,15 @@ def test_links_and_complexes_by_hand() -> None:
     assert row["weight"] == pytest.approx(row["score"] - usual)
     # one gene of the complex missing: no receptor
     cells.X = sparse.csr_matrix(cells.X.toarray() * (cells.var_names != "RB"))
-    assert "L1" not in set(of_kind(run(cells, n_links=10), "communication")["ligand"])
+    assert "L1" not in set(of_kind(run(cells), "communication")["ligand"])
 
 
 def test_importance_by_hand() -> None:
     cells = coded_cells()
-    edges = run(cells, n_genes=12)
-    assert genes_of(edges, "0") == {f"G{i:02d}" for i in range(10)} | {"L0", "L1"}
+    edges = run(cells)
+    assert genes_of(edges, "0") < {f"G{i:02d}" for i in range(10)} | {"L0", "L1"}
+    assert genes_of(edges, "0") > {"L0", "L1"}
+    assert len(genes_of(edges, "0")) == 10
     row = of_kind(edges, "importance").set_index(["source", "target"]).loc[("code:1", "gene:R0")]
     cpm = cells.X.toarray() / cells.X.sum(axis=1).A1[:, None] * 1e4
     gene = cpm[:, cells.var_names.get_loc("R0")]
@@ -123,17 +123,16 @@ def test_importance_by_hand() -> None:
 
 def test_attention_of_a_model_that_is_not_ours() -> None:
     cells = coded_cells()
-    # R3 is in one code only, and the model looks at it; G25 it looks at in all codes alike.
-    model = PlantedAttention(["R3", "G25"], RELATED)
-    edges = run(cells, model, importance_by="attention", n_relations=2, n_cells_per_code=15)
+    # R3 is in one code only, and the model looks at it; G10 it looks at in all codes alike.
+    model = PlantedAttention(["R3", "G10"], RELATED)
+    with limits(N_RELATIONS=2, N_CELLS_PER_CODE=15):
+        edges = run(cells, model)
     assert model.n_read == 45
     own = of_kind(edges, "importance").set_index(["source", "target"])
-    first = of_kind(edges, "importance").groupby("source").first()
-    assert first.loc["code:1", "target"] == "gene:R3"
     assert own.loc[("code:1", "gene:R3"), "attention"] > 5
-    assert ("code:1", "gene:G25") not in own.index or (
-        own.loc[("code:1", "gene:G25"), "attention_lift"] < 0.5
-    )
+    assert own.loc[("code:1", "gene:R3"), "attention_lift"] > 2
+    assert own.loc[("code:1", "gene:G10"), "attention"] > 5
+    assert own.loc[("code:1", "gene:G10"), "attention_lift"] < 0.5
     related = of_kind(edges, "relation")
     assert set(zip(related["source"], related["target"], strict=True)) == {
         (f"gene:{a}", f"gene:{b}") for a, b in RELATED
@@ -145,30 +144,26 @@ def test_attention_of_a_model_that_is_not_ours() -> None:
     assert params["n_cells_read"] == 45
 
 
+@limits(N_RELATIONS=2)
 def test_networks_mark_and_test_relations() -> None:
     cells = coded_cells()
     model = PlantedAttention([], RELATED)
     tf = pd.DataFrame({"source": ["G22", "G05"], "target": ["G21", "G06"], "mor": [1.0, -1.0]})
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, 20, (60, 2))
-    proteins = pd.DataFrame(
-        {"gene1": [f"G{i:02d}" for i, _ in drawn], "gene2": [f"G{i:02d}" for _, i in drawn]}
-    )
     known = pd.DataFrame({"gene1": ["G30", "G21"], "gene2": ["G31", "G22"]})
-    related = of_kind(
-        run(cells, model, n_relations=2, tf_network=tf, protein_network=known), "relation"
-    )
+    related = of_kind(run(cells, model, knowledge={"protein": known, "tf": tf}), "relation")
     mark = dict(zip(related["source"], related["support"], strict=True))
     assert mark == {"gene:G21": "tf|protein", "gene:G30": "protein"}
     support = cells.uns["knowledge_graph"]["params"]["support"]
-    assert support["protein_network"]["n_supported"] == support["protein_network"]["n_edges"] == 2
-    assert support["protein_network"]["p_value"] == pytest.approx(1 / 201)
-    assert support["protein_network"]["expected"] < 0.1
-    assert support["tf_network"]["n_supported"] == 1
-    run(cells, model, n_relations=2, protein_network=proteins)
-    other = cells.uns["knowledge_graph"]["params"]["support"]["protein_network"]
-    assert other["n_supported"] == 0
-    assert other["p_value"] == 1.0
+    assert support["protein"]["n_supported"] == support["protein"]["n_edges"] == 2
+    assert support["protein"]["p_value"] < 0.01
+    assert support["protein"]["expected"] < 0.1
+    assert support["tf"]["n_supported"] == 1
+    drawn = np.random.default_rng(0).integers(0, 20, (60, 2))
+    other = pd.DataFrame([[f"G{i:02d}" for i in row] for row in drawn], columns=["gene1", "gene2"])
+    run(cells, model, knowledge={"protein": other})
+    found = cells.uns["knowledge_graph"]["params"]["support"]["protein"]
+    assert found["n_supported"] == 0
+    assert found["p_value"] == 1.0
 
 
 def test_support_is_beyond_that_of_genes_as_much_expressed() -> None:
@@ -224,7 +219,8 @@ def test_drugs_act_on_genes_of_the_graph() -> None:
     drugs = pd.DataFrame(
         {"compound": ["x", "x", "y", "z"], "gene": ["G01", "none", "L0", "G25"], "action": ""}
     )
-    edges = of_kind(run(cells, drugs=drugs, n_genes=12), "target")
+    with limits(N_GENES=12):
+        edges = of_kind(run(cells, knowledge={"drugs": drugs}), "target")
     assert set(zip(edges["source"], edges["target"], strict=True)) == {
         ("drug:x", "gene:G01"),
         ("drug:y", "gene:L0"),
@@ -234,7 +230,7 @@ def test_drugs_act_on_genes_of_the_graph() -> None:
 
 def test_what_is_written_holds_together() -> None:
     cells = coded_cells()
-    edges = run(cells, PlantedAttention([], RELATED), annotations=["tissue"], n_relations=5)
+    edges = run(cells, PlantedAttention([], RELATED), annotations=["tissue"])
     nodes = cells.uns["knowledge_graph"]["nodes"]
     assert nodes.index.is_unique
     assert set(edges["source"]) | set(edges["target"]) <= set(nodes.index)
@@ -261,7 +257,7 @@ def test_the_result_survives_a_file(tmp_path: Path, kind: str) -> None:
         cells,
         PlantedAttention([], RELATED),
         annotations=["tissue"],
-        tf_network=pd.DataFrame({"source": ["G22"], "target": ["G21"]}),
+        knowledge={"tf": pd.DataFrame({"source": ["G22"], "target": ["G21"]})},
     )
     path = tmp_path / f"x.{kind}"
     getattr(cells, f"write_{kind}")(path)
@@ -269,7 +265,7 @@ def test_the_result_survives_a_file(tmp_path: Path, kind: str) -> None:
     before, after = (cfm.tl.get_knowledge_graph(x) for x in (cells, back))
     pd.testing.assert_frame_equal(after.nodes, before.nodes, check_index_type=False)
     pd.testing.assert_frame_equal(after.edges, before.edges, check_index_type=False)
-    assert back.uns["knowledge_graph"]["params"]["support"]["tf_network"]["n_supported"] == 1
+    assert back.uns["knowledge_graph"]["params"]["support"]["tf"]["n_supported"] == 1
     assert back.uns["knowledge_graph"]["params"]["codes"] == "cell_code"
 
 
@@ -280,22 +276,10 @@ def test_the_order_of_cells_and_genes_changes_nothing() -> None:
     found = []
     for data in (cells, shuffled):
         model = PlantedAttention(["R3"], RELATED)
-        run(data, model, annotations=["tissue"], n_relations=3, n_cells_per_code=10)
+        run(data, model, annotations=["tissue"])
         found.append(data.uns["knowledge_graph"])
     pd.testing.assert_frame_equal(found[1]["nodes"], found[0]["nodes"])
     pd.testing.assert_frame_equal(found[1]["edges"], found[0]["edges"], rtol=1e-6)
-
-
-def test_seeds() -> None:
-    first, again, other = (coded_cells() for _ in range(3))
-    for data, seed in ((first, 0), (again, 0), (other, 1)):
-        run(data, PlantedAttention(["R3"], RELATED), seed=seed, n_cells_per_code=5, max_fdr=1.0)
-    assert_same(dict(again.uns), dict(first.uns))
-    p_values = [
-        of_kind(x.uns["knowledge_graph"]["edges"], "communication")["p_value"]
-        for x in (first, other)
-    ]
-    assert not np.array_equal(*p_values)
 
 
 def test_storage_layers_units_and_copies(tmp_path: Path) -> None:
@@ -313,15 +297,22 @@ def test_storage_layers_units_and_copies(tmp_path: Path) -> None:
     logged.layers["log"] = sparse.csr_matrix(np.log1p(logged.X.toarray() / total[:, None] * 1e4))
     logged.X = np.abs(np.random.default_rng(0).standard_normal(logged.shape))
     before = logged.copy()
+    known = {"ligand_receptor": PAIRS}
     made = cfm.tl.knowledge_graph(
-        logged, None, layer="log", units="log1p_cp10k", key_added="mine", copy=True, **QUICK
+        logged,
+        None,
+        knowledge=known,
+        layer="log",
+        units="log1p_cp10k",
+        key_added="mine",
+        copy=True,
     )
     assert_unchanged(logged, before)
     pd.testing.assert_frame_equal(made.uns["mine"]["edges"], expected, rtol=1e-6)
     cells.write_h5ad(tmp_path / "x.h5ad")
     backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
     model = PlantedAttention(["R3"], RELATED)
-    made = cfm.tl.knowledge_graph(backed, model, copy=True, **QUICK)
+    made = cfm.tl.knowledge_graph(backed, model, knowledge=known, copy=True)
     in_memory = run(cells, model)
     pd.testing.assert_frame_equal(made.uns["knowledge_graph"]["edges"], in_memory)
 
@@ -332,9 +323,56 @@ def test_ensembl_ids_are_found_and_read_as_symbols() -> None:
     names = cells.var_names.to_series().replace({"L0": "ENSG00000169245", "R0": "ENSG00000186810"})
     cells.var_names = names.to_list()
     pairs = pd.DataFrame({"ligand": ["CXCL10"], "receptor": ["CXCR3"]})
-    links = of_kind(run(cells, ligand_receptor=pairs), "communication")
+    links = of_kind(run(cells, knowledge={"ligand_receptor": pairs}), "communication")
     assert ("code:0", "code:1") in set(zip(links["source"], links["target"], strict=True))
     graph = cfm.tl.get_knowledge_graph(cells)
     assert graph.nodes.loc["gene:ENSG00000169245", "label"] == "CXCL10"
     assert "gene:ENSG00000169245" in graph.query("code:0", 50).index
     assert len(graph.query("CXCL10")) > 0
+
+
+def test_what_is_read_is_what_the_codes_were_made_from() -> None:
+    cells = typed_cells()
+    total = cells.X.sum(axis=1).A1
+    cells.obs["total"] = total
+    cells.layers["log"] = cells.X.multiply(1e4 / total[:, None]).log1p().tocsr()
+    expected = cells.copy()
+    cfm.tl.cell_codes(cells, NearestCode(), layer="log", units="log1p_cp10k", total_counts="total")
+    expected.obs["cell_code"] = cells.obs["cell_code"]
+    cells.X = cells.X * 0.5  # neither counts nor logarithms
+    for data in (cells, expected):
+        with pytest.warns(UserWarning, match="fewer than 10 cells"):
+            cfm.tl.knowledge_graph(data, None, communication=None)
+    made, usual = (x.uns["knowledge_graph"] for x in (cells, expected))
+    assert (made["params"]["layer"], made["params"]["units"]) == ("log", "log1p_cp10k")
+    assert (usual["params"]["units"], "layer" in usual["params"]) == ("counts", False)
+    pd.testing.assert_frame_equal(made["edges"], usual["edges"], rtol=1e-6)
+
+
+def test_liana_finds_the_planted_links(toy: ad.AnnData) -> None:
+    pytest.importorskip("liana")
+    cells = cfm.datasets.toy_communication(3)
+    cfm.tl.knowledge_graph(cells, None, codes="cell_type", communication="liana")
+    links = of_kind(cells.uns["knowledge_graph"]["edges"], "communication")
+    assert (links["fdr"] <= 0.05).all()
+    ends = ["source", "target", "ligand", "receptor"]
+    both = links.merge(of_kind(toy.uns["knowledge_graph"]["edges"], "communication"), on=ends)
+    assert len(both) == len(links)
+    np.testing.assert_allclose(both["score_x"], both["score_y"])
+    is_link = planted_links(links, cells)
+    assert is_link.sum() == len(cells.uns["truth"]["links"])
+    assert average_precision_score(is_link, links["weight"]) > 0.85
+    again = cfm.datasets.toy_communication(3)[::-1].copy()
+    cfm.tl.knowledge_graph(again, None, codes="cell_type", communication="liana")
+    pd.testing.assert_frame_equal(
+        of_kind(again.uns["knowledge_graph"]["edges"], "communication"), links
+    )
+
+
+def test_without_liana_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "liana", None)
+    cells = coded_cells()
+    before = cells.copy()
+    with pytest.raises(ImportError, match=r"pip install 'cfm-tools\[communication\]'"):
+        run(cells, communication="liana")
+    assert_unchanged(cells, before)

@@ -1,4 +1,4 @@
-"""A graph of two tables: nodes and edges, with questions to ask of it."""
+"""A graph of two tables, nodes and edges, and queries of it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,6 @@ if TYPE_CHECKING:
 #: What a table of nodes and one of edges has at least.
 NODE_COLUMNS = ("kind", "label")
 EDGE_COLUMNS = ("source", "target", "kind", "weight", "strength", "directed")
-_NEIGHBOUR_COLUMNS = {
-    "kind": object,
-    "edge": object,
-    "direction": object,
-    "weight": np.float64,
-    "strength": np.float64,
-    "n_edges": np.int64,
-    "evidence": object,
-}
-_STEP_COLUMNS = {
-    "source": object,
-    "target": object,
-    "edge": object,
-    "direction": object,
-    "weight": np.float64,
-    "strength": np.float64,
-    "length": np.float64,
-    "evidence": object,
-}
 #: Characters that XML cannot hold.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
@@ -205,25 +186,17 @@ class KnowledgeGraph:
         if edge_kind is not None:
             edges = edges[edges["kind"] == edge_kind]
         out = (edges["source"] == name).to_numpy()
-        table = pd.DataFrame(
-            {
-                "neighbour": np.where(out, edges["target"], edges["source"]),
-                "edge": edges["kind"].to_numpy(dtype=object),
-                "direction": np.where(~edges["directed"], "both", np.where(out, "out", "in")),
-                "weight": edges["weight"].to_numpy(),
-                "strength": edges["strength"].to_numpy(),
-                "evidence": self._evidence(edges),
-            }
-        )
-        table["kind"] = self.nodes["kind"].reindex(table["neighbour"]).to_numpy(dtype=object)
+        table = self._described(edges, out)
+        table.index = pd.Index(np.where(out, edges["target"], edges["source"]), name="neighbour")
+        table.insert(0, "kind", self.nodes["kind"].reindex(table.index))
         if kind is not None:
             table = table[table["kind"] == kind]
-        table["n_edges"] = table.groupby("neighbour")["neighbour"].transform("size")
+        table["n_edges"] = table.groupby("neighbour")["edge"].transform("size").astype(np.int64)
         table = table.sort_values(
             ["strength", "weight", "neighbour"], ascending=[False, False, True], kind="stable"
         )
-        table = table.drop_duplicates("neighbour").head(k).set_index("neighbour")
-        return table[list(_NEIGHBOUR_COLUMNS)].astype(_NEIGHBOUR_COLUMNS)
+        evidence = table.pop("evidence")
+        return table.assign(evidence=evidence)[~table.index.duplicated()].head(k)
 
     def shortest_path(
         self, start: str, end: str, *, edge_kinds: Iterable[str] | None = None
@@ -266,34 +239,34 @@ class KnowledgeGraph:
         )
         graph = nx.Graph()
         graph.add_nodes_from(self.nodes.index)
-        for row, (a, b, strength) in enumerate(
-            edges[["source", "target", "strength"]].itertuples(index=False, name=None)
-        ):
+        ends = edges[["source", "target", "strength"]].itertuples(index=False, name=None)
+        for row, (a, b, strength) in enumerate(ends):
             if not graph.has_edge(a, b):
                 graph.add_edge(a, b, length=1.0 / strength, row=row)
         steps: list[str] = []
         if nx.has_path(graph, first, last):
             steps = nx.dijkstra_path(graph, first, last, weight="length")
-        pairs = list(itertools.pairwise(steps))
-        walked = edges.iloc[[graph.edges[pair]["row"] for pair in pairs]]
-        ahead = np.array([a for a, _ in pairs], dtype=object) == walked["source"].to_numpy()
-        table = pd.DataFrame(
-            {
-                "source": [a for a, _ in pairs],
-                "target": [b for _, b in pairs],
-                "edge": walked["kind"].to_numpy(dtype=object),
-                "direction": np.where(~walked["directed"], "both", np.where(ahead, "out", "in")),
-                "weight": walked["weight"].to_numpy(),
-                "strength": walked["strength"].to_numpy(),
-                "length": 1.0 / walked["strength"].to_numpy(),
-                "evidence": self._evidence(walked),
-            }
-        )
-        return table.astype(_STEP_COLUMNS)
+        walked = edges.iloc[[graph.edges[pair]["row"] for pair in itertools.pairwise(steps)]]
+        table = self._described(walked, walked["source"].to_numpy() == np.array(steps[:-1], object))
+        table.insert(0, "source", np.array(steps[:-1], dtype=object))
+        table.insert(1, "target", np.array(steps[1:], dtype=object))
+        table.insert(6, "length", 1.0 / table["strength"])
+        return table.reset_index(drop=True)
 
     @staticmethod
-    def _evidence(edges: pd.DataFrame) -> Any:
-        return edges["evidence"].to_numpy(dtype=object) if "evidence" in edges else ""
+    def _described(edges: pd.DataFrame, ahead: np.ndarray) -> pd.DataFrame:
+        """Return what is reported of edges, those of ``ahead`` as they are stored."""
+        direction = np.where(~edges["directed"], "both", np.where(ahead, "out", "in"))
+        return pd.DataFrame(
+            {
+                "edge": edges["kind"].astype(object),
+                "direction": direction.astype(object),
+                "weight": edges["weight"].astype(np.float64),
+                "strength": edges["strength"].astype(np.float64),
+                "evidence": edges.get("evidence", ""),
+            },
+            index=edges.index,
+        ).astype({"evidence": object})
 
     def _find(self, node: str) -> str:
         """Return the id of a node that was named by its id or label."""
@@ -308,7 +281,7 @@ class KnowledgeGraph:
         raise KeyError(f"The graph has no node {name!r}; {self._near(name)}")
 
     def _near(self, name: str) -> str:
-        """Say which nodes are called something like it, in any case and by id or label."""
+        """Name the nodes that are called something like it, in any case and by id or label."""
         ids = self.nodes.index.tolist()
         spelled: dict[str, list[str]] = {}
         for node, label in zip(ids, self.nodes["label"], strict=True):

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from cfm.tl._embed_donors import embed_donors
     from cfm.tl._evaluate_perturbation import evaluate_perturbation
     from cfm.tl._gene_programs import gene_programs
-    from cfm.tl._get_knowledge_graph import get_knowledge_graph
     from cfm.tl._host_factors import host_factors
     from cfm.tl._impute import impute
-    from cfm.tl._knowledge_graph import knowledge_graph
+    from cfm.tl._knowledge_graph._tool import get_knowledge_graph, knowledge_graph
     from cfm.tl._map_reference import map_reference
     from cfm.tl._predict_properties import predict_properties
     from cfm.tl._predict_virus import predict_virus
@@ -45,7 +44,13 @@ __all__ = [
     "simulate_perturbation",
 ]
 
-__getattr__ = import_on_use(__name__, {name: f"_{name}" for name in __all__})
+#: Tools whose parts fill a folder: its private name hides no function.
+_FOLDERS = {
+    "get_knowledge_graph": "_knowledge_graph._tool",
+    "knowledge_graph": "_knowledge_graph._tool",
+}
+
+__getattr__ = import_on_use(__name__, {name: f"_{name}" for name in __all__} | _FOLDERS)
 
 
 def __dir__() -> list[str]:

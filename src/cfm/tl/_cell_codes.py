@@ -25,20 +25,19 @@ from cfm.data._store import check_key
 from cfm.data._takes_anndata import takes_anndata
 from cfm.models import CodeModel, PretrainedModel, load_model
 from cfm.models.cellvq import CellCodes
-from cfm.tl._code_checks import (
+from cfm.stats._ward import weighted_ward
+from cfm.tl._codes._markers import marker_table
+from cfm.tl._codes._reference import ReferenceCodes, check_new_columns, fingerprint
+from cfm.tl._codes._tables import (
+    UsedCodes,
+    agreement_table,
     check_use,
+    code_table,
+    group_column,
+    neighbour_table,
     obs_columns,
     read_annotations,
     readable_cells,
-)
-from cfm.tl._code_groups import group_column, merge_codes
-from cfm.tl._code_markers import marker_table
-from cfm.tl._code_reference import ReferenceCodes, check_new_columns, fingerprint
-from cfm.tl._code_tables import (
-    UsedCodes,
-    agreement_table,
-    code_table,
-    neighbour_table,
     vector_table,
 )
 from cfm.tl._run import Run
@@ -299,7 +298,7 @@ def cell_codes(
             stored[ANNOTATIONS] = agreement_table(annotations, used)
         further: dict[str, Any] = {}
         if n_groups is not None:
-            group = merge_codes(book.vectors[used.numbers], used.size, n_groups)
+            group = weighted_ward(book.vectors[used.numbers], used.size, n_groups)
             stored[CODES]["group"] = group.astype(str)
             further[key_added + GROUP] = group_column(used, group)
         if known is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cfm.models import CodeModel
     from cfm.models.cellvq import Codebook
-    from cfm.tl._code_tables import UsedCodes
+    from cfm.tl._codes._tables import UsedCodes
 
 #: With fewer of the cells in codes that the reference has, it says little of them.
 _FEW = 0.5
@@ -106,16 +106,13 @@ class ReferenceCodes:
             if record[name] and record[name] == self.params.get(name):
                 return
         theirs, ours = (
-            str(p.get("sha256") or p.get("fingerprint"))[:12] for p in self._both(record)
+            str(p.get("sha256") or p.get("fingerprint"))[:12] for p in (self.params, record)
         )
         raise ValueError(
             f"The codes of the reference come from another model ({self.params.get('model')!r}, "
             f"SHA-256 {theirs}…) than this one ({record['model']!r}, {ours}…), so that equal "
             "numbers mean nothing; run cfm.tl.cell_codes on both with one model."
         )
-
-    def _both(self, record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        return self.params, record
 
     def compare(self, used: UsedCodes, book: Codebook) -> pd.DataFrame:
         """Return a row per code of these cells, as :func:`cfm.tl.cell_codes` stores it."""
@@ -163,12 +160,9 @@ class ReferenceCodes:
             labels = compared[name + MAJORITY].to_numpy(dtype=object)
             purity = compared[name + PURITY].to_numpy(dtype=np.float64)
             levels = sorted(set(labels) - {""})
-            code_of = {level: i for i, level in enumerate(levels)}
-            codes = np.array([code_of.get(label, -1) for label in labels] + [-1], dtype=np.int64)
             # place −1, a cell without a code, takes the last element
-            columns[f"{key}_{name}"] = pd.Categorical.from_codes(
-                codes[used.place], categories=pd.Index(levels)
-            )
+            of_cell = np.append(labels, "")[used.place]
+            columns[f"{key}_{name}"] = pd.Categorical(of_cell, categories=levels)
             columns[f"{key}_{name}{PURITY}"] = np.append(purity, np.nan)[used.place]
         return columns
 

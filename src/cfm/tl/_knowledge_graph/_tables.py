@@ -13,7 +13,7 @@ from cfm.data import map_identifiers
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cfm.tl._knowledge_graph_cells import CodedCells, CodeExpression
+    from cfm.tl._knowledge_graph._codes import CodedCells, CodeExpression
 
 #: Kinds of nodes beside the annotations, and of edges.
 CODE, GENE, DRUG = "code", "gene", "drug"
@@ -99,11 +99,10 @@ def communication_edges(table: pd.DataFrame, codes: list[str]) -> pd.DataFrame:
         f"{row.receptor_mean:.2f} in the receiver"
         for row in table.itertuples()
     ]
-    return table.drop(columns=["sender", "receiver", "excess", "reached"]).assign(
+    return table.drop(columns=["sender", "receiver"]).assign(
         source=[node_id(CODE, codes[c]) for c in table["sender"]],
         target=[node_id(CODE, codes[c]) for c in table["receiver"]],
         kind=COMMUNICATION,
-        weight=table["excess"],
         evidence=evidence,
     )
 

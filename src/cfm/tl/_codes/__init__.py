@@ -1,0 +1,1 @@
+"""Parts of :func:`cfm.tl.cell_codes`."""

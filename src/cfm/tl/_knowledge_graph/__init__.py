@@ -1,0 +1,1 @@
+"""Parts of :func:`cfm.tl.knowledge_graph`."""
