@@ -23,7 +23,7 @@ from cfm.metrics import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cfm.metrics._discrimination import Distance
+    from cfm.metrics._perturbation_scores import Distance
     from cfm.tl._evaluation_conditions import Condition
     from cfm.tl._evaluation_methods import Answer
     from cfm.tl._perturbation_cells import Array
