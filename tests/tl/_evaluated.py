@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
 from cfm.tl import evaluate_perturbation
+from cfm.tl._perturbation import _evaluate, _scores
 from tests.tl._perturbed import ARGUMENTS, EFFECTS, perturbed_cells
 
 BASELINES = ("control", "mean_shift", "additive", "nearest", "linear")
 FIVE = ["delta_pearson", "e_distance", "mmd", "direction_accuracy", "discrimination_score"]
 #: Each treatment moves five of the genes of these cells.
-OPTIONS: dict[str, Any] = ARGUMENTS | {"n_top": 5, "n_halves": 4}
+N_TOP, N_HALVES = 5, 4
 
 
 def simulated(
@@ -32,9 +34,20 @@ def simulated(
     return kept
 
 
-def evaluate(real: ad.AnnData, made: Any, **options: Any) -> pd.DataFrame:
-    """The table, for the columns of these cells."""
-    return evaluate_perturbation(real, made, **(OPTIONS | options))
+def evaluate(
+    real: ad.AnnData,
+    made: Any,
+    *,
+    n_top: int = N_TOP,
+    n_halves: int = N_HALVES,
+    max_cells: int = 1000,
+    n_components: int = 50,
+    **options: Any,
+) -> pd.DataFrame:
+    """The table, for the columns and the few genes of these cells."""
+    constants = {"N_HALVES": n_halves, "MAX_CELLS": max_cells, "N_COMPONENTS": n_components}
+    with mock.patch.multiple(_evaluate, **constants), mock.patch.object(_scores, "N_TOP", n_top):
+        return evaluate_perturbation(real, made, **(ARGUMENTS | options))
 
 
 def values(table: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from tests._same import assert_unchanged
 from tests.tl._evaluated import evaluate, simulated, values
 from tests.tl._perturbed import ARGUMENTS, AddsOne, perturbed_cells, without
 
-QUICK = {"metrics": "delta_pearson", "baselines": ["control"], "n_halves": 1}
+QUICK = {"metrics": "delta_pearson", "baselines": ["control", "ceiling"], "n_halves": 1}
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,7 @@ QUICK = {"metrics": "delta_pearson", "baselines": ["control"], "n_halves": 1}
         ({"metrics": "cell_eval:nonsense"}, ValueError, "['cell_eval:nonsense'] are not known"),
         ({"baselines": ["mean"]}, ValueError, "['mean'] are not known"),
         ({"baselines": "control"}, TypeError, "one text"),
-        ({"baseline_units": "tpm"}, ValueError, "baseline_units='tpm'"),
-        ({"baseline_units": "counts"}, ValueError, "are no counts"),
-        ({"features": [1]}, TypeError, "expected a DataFrame"),
-        ({"alpha": 0}, ValueError, "alpha=0"),
-        ({"n_top": 0}, ValueError, "n_top=0"),
-        ({"n_components": 1.5}, ValueError, "n_components=1.5"),
-        ({"n_halves": -1}, ValueError, "n_halves=-1"),
         ({"min_cells": 0}, ValueError, "min_cells=0"),
-        ({"max_cells": 1}, ValueError, "max_cells=1"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message) -> None:
@@ -55,9 +47,8 @@ def test_bad_arguments_are_named(arguments, error, message) -> None:
 def test_only_anndata() -> None:
     cells, made = perturbed_cells(n=10), simulated(n=10)
     mudata = md.MuData({"rna": cells})
-    of_one = evaluate(mudata, {"x": md.MuData({"rna": made})})
-    pd.testing.assert_frame_equal(of_one, evaluate(cells, {"x": made}))
-    for real, other in ((cells.X, made), (cells, made.X), (cells, {"x": made.X}), (cells, "x")):
+    pairs = (cells.X, made), (mudata, made), (cells, made.X), (cells, {"x": made.X}), (cells, "x")
+    for real, other in pairs:
         with pytest.raises(TypeError, match="expected an AnnData"):
             evaluate(real, other)
     with pytest.raises(ValueError, match="is empty"):
@@ -153,9 +144,7 @@ def test_a_group_without_controls_is_left_out() -> None:
     cells = without(perturbed_cells(n=12), "NK", "ctrl")
     with pytest.warns(UserWarning) as caught:
         table = evaluate(cells, {"mine": simulated(n=12)}, **QUICK)
-    said = " ".join(str(w.message) for w in caught)
-    assert "['NK'] of 'cell_type' have no observation of the control" in said
-    assert "3 simulated condition(s) have no controls" in said
+    assert "3 simulated condition(s) have no controls" in " ".join(str(w.message) for w in caught)
     assert set(table["group"]) == {"B", "T"}
 
 
@@ -206,9 +195,10 @@ def test_missing_labels_belong_to_nothing() -> None:
 
 def test_a_control_in_a_combination_is_the_single_perturbation() -> None:
     cells, made = perturbed_cells(n=12), simulated(n=12)
-    expected = evaluate(cells, {"mine": made}, **(QUICK | {"n_halves": 0}))
+    options = QUICK | {"baselines": ["control"]}
+    expected = evaluate(cells, {"mine": made}, **options)
     cells.obs["treatment"] = cells.obs["treatment"].cat.rename_categories({"A": "A+ctrl"})
-    found = evaluate(cells, {"mine": made}, **(QUICK | {"n_halves": 0}))
+    found = evaluate(cells, {"mine": made}, **options)
     assert set(found["method"]) == {"mine", "control"}
     assert set(found["perturbation"]) == {"A+ctrl", "B", "A+B"}
     np.testing.assert_allclose(sorted(found["value"]), sorted(expected["value"]), atol=1e-6)
@@ -220,6 +210,6 @@ def test_the_bundled_toy_cells_work(recwarn: pytest.WarningsRecorder) -> None:
     cells = cfm.datasets.toy_infection_cells()
     columns = {"key": "virus", "control": "none", "groupby": "cell_type"}
     made = simulate_perturbation(cells, "virus_A", model="mean_shift", **columns)
-    table = evaluate_perturbation(cells, made, **columns, n_halves=1, baselines=["control"])
+    table = evaluate_perturbation(cells, made, **columns, baselines=["control"])
     assert table["value"].notna().any()
     assert not [w for w in recwarn if w.category is UserWarning]

@@ -9,7 +9,7 @@ import pytest
 
 import cfm
 from cfm.tl import simulate_perturbation
-from cfm.tl._perturbation_design import read_parts
+from cfm.tl._perturbation._conditions import read_perturbation
 from tests._same import assert_unchanged
 from tests.tl._perturbed import ARGUMENTS, AddsOne, perturbed_cells, without
 
@@ -29,13 +29,13 @@ KEYS = {"key": "treatment", "control": "ctrl"}
     ],
 )
 def test_perturbations_are_read(given, parts) -> None:
-    assert read_parts(given) == parts
+    assert read_perturbation(given, "ctrl") == parts
 
 
 @pytest.mark.parametrize("given", [3, None, [1], {"A"}])
 def test_a_perturbation_is_text(given) -> None:
     with pytest.raises(TypeError, match="expected a name"):
-        read_parts(given)
+        read_perturbation(given, "ctrl")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_perturbation_is_text(given) -> None:
 )
 def test_a_perturbation_names_something_once(given, message) -> None:
     with pytest.raises(ValueError, match=message):
-        read_parts(given)
+        read_perturbation(given, "ctrl")
 
 
 def test_a_level_with_the_control_in_it_is_a_single_perturbation() -> None:
