@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -46,10 +47,13 @@ class Design:
 
     def rows(self, group: str, parts: Parts = frozenset()) -> np.ndarray:
         """Return the observations of a group with a perturbation; by default its controls."""
-        if parts not in self.levels:
-            return np.zeros(0, dtype=np.int64)
-        wanted = self.level == list(self.levels).index(parts)
-        return np.flatnonzero(wanted & self.in_group & (self.group == group))
+        return self._rows.get((group, parts), np.zeros(0, dtype=np.int64))
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, Parts], np.ndarray]:
+        used, levels = self.used, list(self.levels)
+        parts = pd.Series(used).groupby([self.group[used], self.level[used]])
+        return {(group, levels[level]): rows.to_numpy() for (group, level), rows in parts}
 
     @property
     def used(self) -> np.ndarray:

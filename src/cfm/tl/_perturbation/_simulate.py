@@ -469,18 +469,16 @@ class KnownEffects:
                 )
             if name == "mean_shift":
                 return mean_shift(list(others.values())), f"{len(others)} other perturbations"
-            table = self._gene_table if self._features is None else self._features
-            described = set(table.index)
-            usable = [q for q in others if q <= described]
-            if not parts <= described or not usable:
+            described = self._described
+            usable = [q for q in others if q <= described.keys()]
+            if not parts <= described.keys() or not usable:
                 raise KeyError(
                     f"No other group has {label!r}, so model={name!r} needs similar perturbations: "
                     f"give features=, a table with a row for {sorted(parts)} and for other "
                     "perturbations. (Without it they are taken as genes.)"
                 )
             query, *cases = (
-                table.loc[sorted(q)].to_numpy(dtype=np.float64).sum(axis=0)
-                for q in (parts, *usable)
+                np.sum([described[part] for part in sorted(q)], axis=0) for q in (parts, *usable)
             )
             effects = [others[q] for q in usable]
             source = f"{len(usable)} other perturbations by their features"
@@ -549,8 +547,11 @@ class KnownEffects:
         return found
 
     @cached_property
-    def _gene_table(self) -> pd.DataFrame:
-        """Genes by how they vary with each other over the controls, ``(genes, components)``."""
+    def _described(self) -> dict[str, Array]:
+        """Features of perturbations; by default how genes vary together over the controls."""
+        if self._features is not None:
+            values = self._features.to_numpy(dtype=np.float64)
+            return dict(zip(self._features.index, values, strict=True))
         rows = np.concatenate([self._design.rows(g) for g in self._design.groups])
         rows = draw_rows(self._cells.names, rows, _MOST_CONTROLS, 0, "gene features")
         values = self._cells.read(rows)
@@ -559,4 +560,4 @@ class KnownEffects:
         # The sign of a component is arbitrary, and must not depend on the order of rows.
         size = size * np.sign(loading[np.arange(len(loading)), np.abs(loading).argmax(axis=1)])
         table = (loading[:_N_COMPONENTS] * size[:_N_COMPONENTS, None]).T / np.sqrt(len(rows))
-        return pd.DataFrame(table, index=self._cells.genes)
+        return dict(zip(self._cells.genes, table, strict=True))
