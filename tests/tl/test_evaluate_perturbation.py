@@ -15,8 +15,16 @@ from cfm.metrics import e_distance, mean_squared_distance, mmd
 from cfm.pp import split_perturbations
 from cfm.tl import simulate_perturbation
 from tests._same import assert_unchanged
-from tests.tl._evaluated import BASELINES, FIVE, evaluate, simulated, values
-from tests.tl._perturbed import ARGUMENTS, N_GENES, perturbed_cells
+from tests.tl._perturbed import (
+    ARGUMENTS,
+    BASELINES,
+    FIVE,
+    N_GENES,
+    evaluate,
+    perturbed_cells,
+    simulated,
+    values,
+)
 
 
 def _counts(adata: ad.AnnData, seed: int = 0) -> ad.AnnData:

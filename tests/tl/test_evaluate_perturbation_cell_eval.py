@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from tests.tl._evaluated import evaluate, simulated, values
-from tests.tl._perturbed import N_GENES, perturbed_cells
+from tests.tl._perturbed import N_GENES, evaluate, perturbed_cells, simulated, values
 
 cell_eval = pytest.importorskip("cell_eval")
 

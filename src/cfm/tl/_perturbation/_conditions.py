@@ -52,7 +52,7 @@ class Design:
     @cached_property
     def _rows(self) -> dict[tuple[str, Parts], np.ndarray]:
         used, levels = self.used, list(self.levels)
-        parts = pd.Series(used).groupby([self.group[used], self.level[used]])
+        parts: Any = pd.Series(used).groupby([self.group[used], self.level[used]])
         return {(group, levels[level]): rows.to_numpy() for (group, level), rows in parts}
 
     @property
