@@ -71,7 +71,7 @@ def delta_pearson(effect: ArrayLike, predicted: ArrayLike, *, n_top: int | None 
 def delta_cosine(effect: ArrayLike, predicted: ArrayLike, *, n_top: int | None = None) -> float:
     """Return the cosine of the angle between an observed and a predicted effect.
 
-    Unlike :func:`delta_pearson` it sees a shift that all genes share.
+    Unlike :func:`delta_pearson` it depends on a shift that all genes share.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def discrimination_score(
     distance: Distance = "l1",
     excluded: Sequence[ArrayLike] | None = None,
 ) -> NDArray[np.float64]:
-    r"""Score how well each predicted effect tells its perturbation from the others.
+    r"""Score whether each predicted effect is nearest to that of its own perturbation.
 
     .. math:: 1 - \frac{r_p}{T}
 
@@ -198,7 +198,7 @@ def discrimination_score(
     Returns
     -------
     ``(T,)`` float64; NaN where nothing was predicted, or if there is a single perturbation and
-    nothing to tell apart.
+    no other to compare with.
 
     Raises
     ------
@@ -252,9 +252,9 @@ def e_distance(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> float:
 
     .. math:: 2 \, E \lVert X - Y \rVert - E \lVert X - X' \rVert - E \lVert Y - Y' \rVert
 
-    with Euclidean distances. It is 0 if, and only if, the distributions are the same, and sees
-    differences in spread and shape. (With squared distances, which scPerturb takes, it would be
-    twice the squared distance of the means, and blind to all else.)
+    with Euclidean distances. It is 0 if, and only if, the distributions are the same: spread and
+    shape count as well. (With squared distances, which scPerturb takes, it would be
+    twice the squared distance of the means, and nothing else.)
 
     Parameters
     ----------

@@ -139,8 +139,8 @@ class VirusLogisticRegression(_VirusBaseline):
     clip
         Largest absolute centred effect.
     min_measured
-        Use genes that at least this share of the training profiles measures. The others would
-        say which study a profile is from rather than which virus.
+        Use genes that at least this share of the training profiles measures. The others
+        distinguish studies rather than viruses.
 
     Attributes
     ----------

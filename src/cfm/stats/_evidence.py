@@ -67,7 +67,7 @@ def standardize(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
     values = np.asarray(observed, dtype=np.float64)
     reference = np.asarray(null, dtype=np.float64)
     spread = reference.std()
-    # A null without spread but for rounding says nothing.
+    # A null whose spread is rounding gives no scale.
     if spread <= 1e-12 * max(1.0, float(np.abs(reference).max())):
         return np.where(np.isnan(values), np.nan, 0.0)
     return (values - reference.mean()) / spread
@@ -126,8 +126,7 @@ def tail_p_values(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
     if curvature <= 1e-9 * first:  # equal values have no tail
         return counted
     beyond = np.maximum(values - threshold, 0.0)
-    # A shape below 0 is a tail with an end. The end is not believed: an exponential errs to the
-    # safe side.
+    # A shape below 0 is a tail with an end; the exponential in its place errs to the safe side.
     shape = 2 - first / curvature
     scale = 2 * first * second / curvature if shape > 0 else first
     share = genpareto.sf(beyond, max(shape, 0.0), scale=scale)
