@@ -325,27 +325,18 @@ def test_libraries_are_of_the_genes_that_are_compared_unless_a_logarithm_was_tak
     assert np.allclose(found, same, atol=1e-5) == made_counts
 
 
-@pytest.mark.parametrize("kind", ["csr", "csc", "layer", "view", "backed", "float64"])
-def test_storage_does_not_matter(kind: str, tmp_path) -> None:
+@pytest.mark.parametrize("kind", ["csc", "view", "backed"])
+def test_storage_of_what_was_simulated_does_not_matter(kind: str, tmp_path) -> None:
     cells, made = perturbed_cells(n=12), simulated(n=12)
     expected = evaluate(cells, {"mine": made})
-    options = {}
-    if kind in ("csr", "csc"):
-        convert = sp.csr_matrix if kind == "csr" else sp.csc_matrix
-        cells.X, made.X = convert(cells.X), convert(made.X)
-    elif kind == "layer":
-        cells.layers["log"], cells.X = cells.X, np.zeros_like(cells.X)
-        options = {"layer": "log", "units": "log"}
+    if kind == "csc":
+        made.X = sp.csc_matrix(made.X, dtype=np.float64)
     elif kind == "view":
-        cells, made = cells[:], made[:]
-    elif kind == "float64":
-        cells.X, made.X = cells.X.astype(np.float64), made.X.astype(np.float64)
+        made = made[:]
     else:
-        for name, adata in (("real", cells), ("made", made)):
-            adata.write_h5ad(tmp_path / f"{name}.h5ad")
-        cells, made = (ad.read_h5ad(tmp_path / f"{n}.h5ad", backed="r") for n in ("real", "made"))
-    found = evaluate(cells, {"mine": made}, **options)
-    pd.testing.assert_frame_equal(found, expected, atol=1e-5)
+        made.write_h5ad(tmp_path / "made.h5ad")
+        made = ad.read_h5ad(tmp_path / "made.h5ad", backed="r")
+    pd.testing.assert_frame_equal(evaluate(cells, {"mine": made}), expected, atol=1e-5)
 
 
 def test_two_spellings_of_a_combination_are_one() -> None:
