@@ -10,10 +10,9 @@ from scipy.spatial.distance import cdist
 
 from benchmarks._perturbation_tasks import Task
 from cfm.metrics import delta_pearson
-from cfm.tl._perturbation_cells import Components, LogCells
+from cfm.tl._perturbation._evaluate import N_COMPONENTS
+from cfm.tl._perturbation._expression import Components, LogCells
 
-#: As :func:`cfm.tl.evaluate_perturbation` takes by default, whose components these are.
-N_COMPONENTS = 50
 METRICS = ("delta_pearson", "e_distance")
 
 

@@ -43,8 +43,7 @@ from benchmarks._drug_scores import (
 )
 from benchmarks._report import Report, add_arguments, data_folder
 from benchmarks._studies import load_signatures
-from cfm.metrics import auroc, paired_bootstrap
-from cfm.metrics._ranking import enrichment_factor
+from cfm.metrics import auroc, enrichment_factor, paired_bootstrap
 from training.build_cmap_signatures import consensus, strongest
 
 COMBINED = "cosine + factor scores"

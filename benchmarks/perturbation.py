@@ -114,7 +114,7 @@ def score(task: Task, cells: dict[str, ad.AnnData]) -> pd.DataFrame:
             groupby=task.groupby,
             split_key="split",
             units="log",
-            baselines=(),
+            baselines=("ceiling",),
         )
 
 

@@ -123,7 +123,6 @@ ASKED: dict[str, Any] = {
     "control": "none",
     "metrics": "delta_pearson",
     "baselines": ["control"],
-    "n_halves": 0,
 }
 
 

@@ -507,8 +507,8 @@ TABLE = [
             x,
             _simulated().copy(),
             **(
-                {"key": "virus", "control": "none", "min_cells": 2, "n_halves": 2, "n_top": 5}
-                | {"baselines": ["control", "mean_shift"], "n_components": 3}
+                {"key": "virus", "control": "none", "min_cells": 2}
+                | {"baselines": ["control", "mean_shift", "ceiling"]}
                 | k
             ),
         ),

@@ -10,7 +10,6 @@ from sklearn.linear_model import LogisticRegression
 
 from cfm.metrics import (
     InterferonRule,
-    VirusGradientBoosting,
     VirusLogisticRegression,
     VirusNeighbors,
     center_effects,
@@ -20,7 +19,6 @@ GENES = [f"G{i}" for i in range(54)] + ["IFI27", "IFI44L", "ISG15", "MX1", "IFIT
 MODELS = [
     VirusLogisticRegression(),
     VirusNeighbors(),
-    VirusGradientBoosting(n_genes=40, max_iter=10),
     InterferonRule(GENES),
 ]
 
@@ -93,27 +91,20 @@ def test_center_effects_by_hand() -> None:
     assert np.isnan(x[0, 3]), "the input is left alone"
 
 
-def test_logistic_regression_equals_the_direct_fit() -> None:
+@pytest.mark.parametrize("classes", [2, 3])
+def test_logistic_regression_equals_the_direct_fit(classes: int) -> None:
     """The rotation is lossless, and sample weights are relative to their mean."""
     x, y = planted(30, 0)
-    weight = np.random.default_rng(0).uniform(0.5, 2.0, 30)
+    x, y = x[y != "zika"] if classes == 2 else x, y[y != "zika"] if classes == 2 else y
+    weight = np.random.default_rng(0).uniform(0.5, 2.0, len(y))
     model = VirusLogisticRegression(C=1.0).fit(x, y, 10 * weight)
     rows = center_effects(x).astype(float)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     direct = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000)
-    direct.fit(rows, y, sample_weight=weight * 30 / weight.sum())
+    direct.fit(rows, y, sample_weight=weight * len(y) / weight.sum())
     np.testing.assert_allclose(model.predict_proba(x), direct.predict_proba(rows), atol=1e-3)
-    np.testing.assert_allclose(model.coef_, direct.coef_, atol=5e-3)
-
-
-def test_logistic_regression_with_two_classes() -> None:
-    x, y = planted(30, 0)
-    x, y = x[y != "zika"], y[y != "zika"]
-    model = VirusLogisticRegression(C=1.0).fit(x, y)
-    rows = center_effects(x).astype(float)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    direct = LogisticRegression(C=1.0, tol=1e-8).fit(rows, y)
-    np.testing.assert_allclose(model.predict_proba(x), direct.predict_proba(rows), atol=1e-3)
+    if classes == 3:  # of two classes scikit-learn keeps one row
+        np.testing.assert_allclose(model.coef_, direct.coef_, atol=5e-3)
 
 
 def test_logistic_regression_ignores_strength_shift_and_rare_genes() -> None:

@@ -104,7 +104,7 @@ def test_the_table_of_the_tool_is_drawn():
     toy = cfm.datasets.toy_perturbation()
     asked = {"key": "perturbation", "control": "control", "groupby": "cell_type"}
     made = cfm.tl.simulate_perturbation(toy, "TNF", model="mean_shift", **asked)
-    scores = cfm.tl.evaluate_perturbation(toy, {"mine": made}, n_halves=2, **asked)
+    scores = cfm.tl.evaluate_perturbation(toy, {"mine": made}, **asked)
     axes = cfm.pl.perturbation(scores, show=False)
     assert list(axes) == ["delta_pearson", "e_distance", "mmd", "direction_accuracy"]
     names = ["mine", "control", "mean_shift", "additive", "nearest", "linear", "ceiling"]

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from tests.tl._evaluated import evaluate, simulated, values
-from tests.tl._perturbed import N_GENES, perturbed_cells
+from tests.tl._perturbed import N_GENES, evaluate, perturbed_cells, simulated, values
 
 cell_eval = pytest.importorskip("cell_eval")
 
@@ -58,7 +57,11 @@ def test_ours_are_those_of_cell_eval(sparse: bool) -> None:
 @pytest.mark.slow
 def test_everything_that_cell_eval_scores_is_there() -> None:
     table = evaluate(
-        _many(0), {"mine": _many(1)}, groupby=None, metrics="cell_eval", baselines=["control"]
+        _many(0),
+        {"mine": _many(1)},
+        groupby=None,
+        metrics="cell_eval",
+        baselines=["control", "ceiling"],
     )
     names = set(table["metric"])
     assert {f"cell_eval:{m}" for m in ("mae", "overlap_at_N", "de_spearman_sig", "pr_auc")} <= names

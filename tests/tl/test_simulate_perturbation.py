@@ -165,37 +165,6 @@ def test_results_repeat_and_do_not_depend_on_the_order_of_observations() -> None
     assert set(other.obs_names) != set(first.obs_names)
 
 
-@pytest.mark.parametrize("storage", ["view", "csr", "csc", "layer", "backed", "dask"])
-def test_any_storage_gives_the_same(storage: str, tmp_path: Path) -> None:
-    cells = perturbed_cells()
-    expected = simulate_perturbation(cells, "A", model="linear", **ARGUMENTS)
-    options = {}
-    if storage == "view":
-        given = ad.concat(
-            [cells, cells[:5].copy()], index_unique="-", merge="same", uns_merge="same"
-        )[:360]
-        given = given.copy()[:]
-        given.obs_names = cells.obs_names
-    elif storage in ("csr", "csc"):
-        given = cells.copy()
-        given.X = sp.csr_matrix(cells.X) if storage == "csr" else sp.csc_matrix(cells.X)
-    elif storage == "layer":
-        given, options = cells.copy(), {"layer": "log", "units": "log"}
-        given.layers["log"] = given.X.copy()
-        given.X = np.full(given.shape, np.nan, dtype=np.float32)
-    elif storage == "backed":
-        cells.write_h5ad(tmp_path / "cells.h5ad")
-        given = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    else:
-        import dask.array as da
-
-        given = cells.copy()
-        given.X = da.from_array(cells.X, chunks=(50, N_GENES))
-    made = simulate_perturbation(given, "A", model="linear", **options, **ARGUMENTS)
-    np.testing.assert_array_equal(made.X, expected.X)
-    assert_same(made.obs, expected.obs)
-
-
 def test_the_input_is_not_changed_and_the_result_can_be_written(tmp_path: Path) -> None:
     cells = perturbed_cells()
     before = cells.copy()

@@ -1,7 +1,7 @@
 r"""Scores of out-of-fold predictions under many weightings at once.
 
 Every function takes ``weights`` of shape ``(n_draws, n)``: a row of ones gives the plain score, a
-row that says how often a bootstrap drew each observation gives the score of that draw. All draws
+row of how often a bootstrap drew each observation gives the score of that draw. All draws
 are scored by a few matrix products.
 
 What ranks (AUROC, concordance, correlations) is compared *within* a fold only. The folds of a
@@ -33,8 +33,8 @@ def group_draws(groups: np.ndarray, n_draws: int, seed: int, *, within: bool = F
     seed
         Seed; the draws depend on the sorted names of the groups, not on the order of rows.
     within
-        Draw observations within each group instead, for so few groups that drawing them says
-        nothing.
+        Draw observations within each group instead, for so few groups that their draws hardly
+        differ.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What is predicted of a perturbation without a model: shifts of expression from known effects."""
+"""Baselines of perturbation: shifts of expression, computed from known effects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def mean_shift(effects: ArrayLike) -> Array:
     """Return the mean of known effects.
 
     Of one perturbation in other cell types this is the mean shift; of all other perturbations it
-    is the perturbation mean, which is hard to beat for perturbations that were never seen.
+    is the perturbation mean, which is hard to beat for perturbations that are not in the data.
 
     Parameters
     ----------
@@ -71,12 +71,12 @@ def additive_shift(effects: ArrayLike) -> Array:
 
 
 def nearest_shift(query: ArrayLike, profiles: ArrayLike, effects: ArrayLike) -> Array:
-    """Return the effect of the known case that is most like the one asked for.
+    """Return the effect of the known case that is most similar to a query.
 
     Parameters
     ----------
     query
-        ``(d,)`` what describes the case: its control profile, or features of the perturbation.
+        ``(d,)`` description of a case: its control profile, or features of the perturbation.
     profiles
         ``(k, d)`` the same of the known cases.
     effects

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.validation import check_is_fitted
 
 from cfm._arguments import checks_arguments
-from cfm.metrics._checks import as_labels, as_weights
+from cfm.metrics._classes import as_labels, as_weights
 
 INTERFERON_GENES = ("IFI27", "IFI44L", "ISG15", "MX1", "IFIT1", "RSAD2")
 
@@ -101,8 +102,7 @@ class _VirusBaseline(ClassifierMixin, BaseEstimator, ABC):
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return ``(n, classes)`` probabilities, columns in the order of ``classes_``."""
-        if not hasattr(self, "classes_"):
-            raise ValueError(f"{type(self).__name__} is not fitted; call fit first.")
+        check_is_fitted(self, "classes_")
         x = np.asarray(X, dtype=np.float32)
         centred = center_effects(x)
         if x.shape[1] != self.n_features_in_:
@@ -139,8 +139,8 @@ class VirusLogisticRegression(_VirusBaseline):
     clip
         Largest absolute centred effect.
     min_measured
-        Use genes that at least this share of the training profiles measures. The others would
-        say which study a profile is from rather than which virus.
+        Use genes that at least this share of the training profiles measures. The others
+        distinguish studies rather than viruses.
 
     Attributes
     ----------
@@ -190,7 +190,7 @@ class VirusLogisticRegression(_VirusBaseline):
         return self._rows(X) @ self.coef_[:, self.genes_].T.astype(np.float64) + self.intercept_
 
     def _proba(self, raw: NDArray, x: NDArray) -> NDArray[np.float64]:
-        return _softmax(self.decision_function(raw))
+        return np.asarray(softmax(self.decision_function(raw), axis=1))
 
 
 class VirusNeighbors(_VirusBaseline):
@@ -236,56 +236,6 @@ class VirusNeighbors(_VirusBaseline):
             out[:] = np.bincount(self.labels_[nearest], weights=vote, minlength=len(out))
             out += self.smoothing * max(out.sum(), 1e-12) / len(out)
         return proba / proba.sum(axis=1, keepdims=True)
-
-
-class VirusGradientBoosting(_VirusBaseline):
-    """Histogram gradient boosting on the genes that vary most between training profiles.
-
-    Parameters
-    ----------
-    n_genes
-        Number of genes, by weighted variance of the centred effects.
-    max_iter
-        Number of boosting rounds.
-    learning_rate
-        Shrinkage of a round.
-    seed
-        Seed of scikit-learn's estimator.
-
-    Examples
-    --------
-    >>> from cfm.metrics import VirusGradientBoosting
-    >>> effects = [[2.0, 0.0, -1.0], [4.0, 0.0, -2.0], [-1.0, 0.0, 2.0], [-2.0, 0.0, 3.0]]
-    >>> model = VirusGradientBoosting(max_iter=5).fit(effects, ["IAV", "IAV", "RSV", "RSV"])
-    >>> model.classes_.tolist(), model.predict_proba(effects).shape
-    (['IAV', 'RSV'], (4, 2))
-    """
-
-    def __init__(
-        self, n_genes: int = 500, max_iter: int = 30, learning_rate: float = 0.1, seed: int = 0
-    ) -> None:
-        self.n_genes = n_genes
-        self.max_iter = max_iter
-        self.learning_rate = learning_rate
-        self.seed = seed
-
-    def _fit(self, raw: NDArray, x: NDArray, y: NDArray, weight: NDArray) -> None:
-        mean = weight @ x / weight.sum()
-        variance = weight @ (x - mean) ** 2
-        self.genes_ = np.sort(np.argsort(-variance, kind="stable")[: self.n_genes])
-        self.model_ = HistGradientBoostingClassifier(
-            max_iter=self.max_iter,
-            learning_rate=self.learning_rate,
-            max_leaf_nodes=7,
-            min_samples_leaf=2,
-            max_bins=32,
-            early_stopping=False,
-            random_state=self.seed,
-        )
-        self.model_.fit(x[:, self.genes_], y, sample_weight=weight)
-
-    def _proba(self, raw: NDArray, x: NDArray) -> NDArray[np.float64]:
-        return np.asarray(self.model_.predict_proba(x[:, self.genes_]))
 
 
 class InterferonRule(_VirusBaseline):
@@ -358,8 +308,3 @@ class InterferonRule(_VirusBaseline):
         proba = infected[:, None] * (share / share.sum())
         proba[:, healthy] = (1.0 - infected)[:, None]
         return proba
-
-
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True), dtype=np.float64)

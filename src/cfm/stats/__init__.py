@@ -1,4 +1,4 @@
-"""Mathematics on plain arrays: similarities of contrasts, and what chance gives.
+"""Mathematics on plain arrays: similarities of contrasts, and null models.
 
-Nothing here is public; :mod:`cfm.tl` calls it.
+Nothing here is public; :mod:`cfm.tl`, :mod:`cfm.models` and :mod:`cfm.metrics` call it.
 """

@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from cfm.tl._cell_importance import cell_importance
     from cfm.tl._embed import embed
     from cfm.tl._embed_donors import embed_donors
-    from cfm.tl._evaluate_perturbation import evaluate_perturbation
     from cfm.tl._gene_programs import gene_programs
     from cfm.tl._host_factors import host_factors
     from cfm.tl._impute import impute
     from cfm.tl._knowledge_graph._tool import get_knowledge_graph, knowledge_graph
     from cfm.tl._map_reference import map_reference
+    from cfm.tl._perturbation._evaluate import evaluate_perturbation
+    from cfm.tl._perturbation._simulate import simulate_perturbation
     from cfm.tl._predict_properties import predict_properties
     from cfm.tl._predict_virus import predict_virus
     from cfm.tl._probe import probe
     from cfm.tl._screen_drugs import screen_drugs
     from cfm.tl._search_signatures import search_signatures
-    from cfm.tl._simulate_perturbation import simulate_perturbation
 
 __all__ = [
     "cell_codes",
@@ -46,8 +46,10 @@ __all__ = [
 
 #: Tools whose parts fill a folder: its private name hides no function.
 _FOLDERS = {
+    "evaluate_perturbation": "_perturbation._evaluate",
     "get_knowledge_graph": "_knowledge_graph._tool",
     "knowledge_graph": "_knowledge_graph._tool",
+    "simulate_perturbation": "_perturbation._simulate",
 }
 
 __getattr__ = import_on_use(__name__, {name: f"_{name}" for name in __all__} | _FOLDERS)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cfm.metrics._evidence import (
+from cfm.stats._evidence import (
     standardize,
     sum_of_correlated,
     tail_p_values,

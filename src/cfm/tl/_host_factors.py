@@ -15,8 +15,8 @@ from cfm.data._matrix import in_memory_frame
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
-from cfm.metrics import pooled_p_values
 from cfm.models import CellPulse, load_model
+from cfm.stats._evidence import pooled_p_values
 from cfm.tl._factor_scores import (
     SINGLE,
     GeneScorer,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cfm.metrics._evidence import upper_p_values
+from cfm.stats._evidence import upper_p_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

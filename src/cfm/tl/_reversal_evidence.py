@@ -14,15 +14,17 @@ from cfm._fields import SET_SEPARATOR
 from cfm.models.cellpulse._reversal import signature_scores
 from cfm.stats._connectivity import (
     Ranking,
+    clean_profile,
     connectivity_scores,
     enrichment_scores,
     leading_edge,
+    mean_signature,
     random_signed_sets,
     rank_profile,
+    signed_cosines,
     size_classes,
     summarize_replicates,
 )
-from cfm.stats._signed_cosine import clean_profile, mean_signature, signed_cosines
 from cfm.tl._signatures import signed_rows
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from cfm._fields import RESULTS, SET_SEPARATOR
 from cfm.data._warn import warn_user
-from cfm.metrics._evidence import random_set_means, rank_shares
+from cfm.stats._evidence import random_set_means, rank_shares
 from cfm.tl._signatures import symbols
 
 if TYPE_CHECKING:

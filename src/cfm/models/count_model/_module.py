@@ -10,7 +10,7 @@ from scipy.special import gammaln
 from torch import Tensor, nn
 
 from cfm._arguments import check_whole
-from cfm.metrics._perturbation_baselines import linear_shift
+from cfm.metrics import linear_shift
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,10 +1,10 @@
-"""Evidence against its null: permutation p-values, target enrichment, and sums of evidence."""
+"""Evidence against a null: permutation p-values, means of random sets, and sums of evidence."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.stats import rankdata
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import genpareto, rankdata
 
 
 def rank_shares(scores: ArrayLike) -> np.ndarray:
@@ -67,7 +67,7 @@ def standardize(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
     values = np.asarray(observed, dtype=np.float64)
     reference = np.asarray(null, dtype=np.float64)
     spread = reference.std()
-    # A null without spread but for rounding says nothing.
+    # A null whose spread is rounding gives no scale.
     if spread <= 1e-12 * max(1.0, float(np.abs(reference).max())):
         return np.where(np.isnan(values), np.nan, 0.0)
     return (values - reference.mean()) / spread
@@ -126,13 +126,10 @@ def tail_p_values(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
     if curvature <= 1e-9 * first:  # equal values have no tail
         return counted
     beyond = np.maximum(values - threshold, 0.0)
-    # In Hosking and Wallis' signs: k < 0 is a heavy tail, k > 0 one with an end. The end is not
-    # believed, since the exponential, k = 0, errs to the safe side.
-    k = first / curvature - 2
-    if k > -1e-9:
-        share = np.exp(-beyond / first)
-    else:
-        share = (1 - k * beyond * curvature / (2 * first * second)) ** (1 / k)
+    # A shape below 0 is a tail with an end; the exponential in its place errs to the safe side.
+    shape = 2 - first / curvature
+    scale = 2 * first * second / curvature if shape > 0 else first
+    share = genpareto.sf(beyond, max(shape, 0.0), scale=scale)
     extended = np.clip(share * m / n, 0.01 / (1 + n), counted)
     return np.where(counted * (1 + n) > 11, counted, extended)
 
@@ -164,3 +161,58 @@ def sum_of_correlated(scores: ArrayLike, correlation: ArrayLike) -> np.ndarray:
     variance = np.einsum("i...,ij,j...->...", known, rho, known)
     total = np.nan_to_num(z).sum(axis=0)
     return np.where(variance > 0, total / np.sqrt(np.maximum(variance, 1.0)), np.nan)
+
+
+def pooled_p_values(
+    observed: NDArray[np.floating], null: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    r"""One-sided p-values of scores against permutations of the same scores.
+
+    The scores as observed count as one more permutation, number 0. Each gene's scores are
+    standardised by their mean and standard deviation over all of them, and pooled over genes:
+
+    .. math:: p_j = \frac{1}{(B + 1) G} \sum_{b=0}^{B} \sum_{k=1}^{G} [z_{bk} \ge z_{0j}]
+
+    so that a few permutations resolve small p-values (the pooled null of Storey & Tibshirani
+    2003). A score that does not vary over the permutations has nothing to be standardised by; its
+    p-value is 1.
+
+    Parameters
+    ----------
+    observed
+        ``(n_genes,)`` scores, larger = more extreme.
+    null
+        ``(n_permutations, n_genes)`` scores of the permuted data, at least two permutations.
+
+    Returns
+    -------
+    ``(n_genes,)`` p-values in (0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.stats._evidence import pooled_p_values
+    >>> null = np.random.default_rng(0).normal(size=(100, 3))
+    >>> pooled_p_values(np.array([5.0, 0.0, -1.0]), null).round(3).tolist()
+    [0.003, 0.482, 0.845]
+    """
+    if null.ndim != 2 or null.shape[1:] != observed.shape or len(null) < 2:
+        raise ValueError(
+            f"observed has shape {observed.shape} and null {null.shape}; expected (n,) and "
+            "(permutations, n) with at least two permutations."
+        )
+    scores = np.vstack([observed, null]).astype(np.float64)
+    mean, spread = scores.mean(axis=0), scores.std(axis=0)
+    # Rounding leaves a spread where there is none.
+    varies = spread > 1e-9 * np.abs(scores).max(axis=0)
+    z = np.where(varies, (scores - mean) / np.where(varies, spread, 1.0), -np.inf)
+    pool = np.sort(z.ravel())
+    # A hair below: a permutation that rearranges nothing has the observed score exactly.
+    edge = z[0] - 1e-9 * (1.0 + np.abs(z[0]))
+    reached = len(pool) - np.searchsorted(pool, edge, side="left")
+    return np.where(varies, reached / len(pool), 1.0)

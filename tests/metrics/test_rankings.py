@@ -1,4 +1,4 @@
-"""Scores of rankings against counting by hand, and what chance does to them."""
+"""Rankings against counting by hand and against chance; the bootstrap draws units."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cfm.metrics import (
     enrichment_factor,
     hits_at,
     odds_ratio_at,
+    paired_bootstrap,
     permutation_interval,
 )
 
@@ -78,22 +79,68 @@ def test_interval_repeats_with_its_seed() -> None:
     assert first == permutation_interval(average_precision, scores, hits, n_permutations=20, seed=3)
 
 
+def test_the_bootstrap_takes_means_over_units() -> None:
+    result = paired_bootstrap([1, 1, 1, 0], [0, 0, 0, 0], ["u", "u", "u", "v"], n_boot=200)
+    assert result["diff"] == pytest.approx(0.5)
+    assert result["n_units"] == 2
+    assert (result["low"], result["high"]) == (0.0, 1.0)
+
+
+def test_interval_matches_the_normal_one() -> None:
+    rng = np.random.default_rng(0)
+    delta = rng.normal(0.2, 1.0, 400)
+    result = paired_bootstrap(delta, np.zeros(400), np.arange(400))
+    half = 1.96 * delta.std() / 20
+    assert result["low"] == pytest.approx(delta.mean() - half, abs=0.01)
+    assert result["high"] == pytest.approx(delta.mean() + half, abs=0.01)
+    assert result["p"] < 0.01
+
+
+def test_the_bootstrap_is_symmetric() -> None:
+    a, b = np.array([0.9, 0.8, 0.7, 0.9]), np.array([0.5, 0.6, 0.6, 0.4])
+    forward = paired_bootstrap(a, b, range(4))
+    backward = paired_bootstrap(b, a, range(4))
+    assert forward["diff"] == -backward["diff"]
+    assert forward["low"] == pytest.approx(-backward["high"])
+    assert forward["p"] == backward["p"] == pytest.approx(2 / 10_001)
+
+
+def test_equal_scores_have_p_one() -> None:
+    result = paired_bootstrap([0.1, 0.2], [0.1, 0.2], ["u", "v"])
+    assert (result["diff"], result["low"], result["high"], result["p"]) == (0, 0, 0, 1)
+
+
+def test_one_unit_says_nothing_about_spread() -> None:
+    result = paired_bootstrap([1.0, 0.0], [0.0, 0.0], ["u", "u"])
+    assert result["diff"] == 0.5
+    assert np.isnan([result["low"], result["high"], result["p"]]).all()
+
+
+def test_the_bootstrap_repeats_whatever_the_order() -> None:
+    rng = np.random.default_rng(1)
+    a, b, unit = rng.random(30), rng.random(30), np.repeat(np.arange(10), 3)
+    order = rng.permutation(30)
+    first = paired_bootstrap(a, b, unit, 500, seed=3)
+    assert first == pytest.approx(paired_bootstrap(a[order], b[order], unit[order], 500, seed=3))
+    assert first != paired_bootstrap(a, b, unit, 500, seed=4)
+
+
 @pytest.mark.parametrize(
-    ("scores", "hits", "message"),
+    ("call", "message"),
     [
-        ([1.0, np.nan], [True, False], "NaN"),
-        ([1.0, 2.0], [True, True], "2 of 2 are positive"),
-        ([1.0, 2.0], [False, False], "0 of 2 are positive"),
-        ([1.0, 2.0], [True], "same length"),
+        (lambda: average_precision([1.0, np.nan], [True, False]), "NaN"),
+        (lambda: average_precision([1.0, 2.0], [True, True]), "2 of 2 are positive"),
+        (lambda: average_precision([1.0, 2.0], [False, False]), "0 of 2 are positive"),
+        (lambda: average_precision([1.0, 2.0], [True]), "same length"),
+        (lambda: hits_at([1.0, 2.0], [True, False], 3), "k is 3; expected 1 to 2"),
+        (lambda: enrichment_factor([1.0, 2.0], [True, False], 0), "share=0;"),
+        (lambda: paired_bootstrap([1.0], [1.0, 2.0], ["u"]), "equally long"),
+        (lambda: paired_bootstrap([], [], []), "no samples"),
+        (lambda: paired_bootstrap([np.nan], [1.0], ["u"]), "NaN"),
+        (lambda: paired_bootstrap([1.0], [1.0], ["u"], 0), "n_boot=0"),
+        (lambda: paired_bootstrap([1.0], [1.0], ["u"], confidence=1.5), "confidence"),
     ],
 )
-def test_bad_input(scores: list[float], hits: list[bool], message: str) -> None:
+def test_bad_input_is_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        average_precision(scores, hits)
-
-
-def test_bad_list_lengths() -> None:
-    with pytest.raises(ValueError, match="k is 3; expected 1 to 2"):
-        hits_at([1.0, 2.0], [True, False], 3)
-    with pytest.raises(ValueError, match="share=0;"):
-        enrichment_factor([1.0, 2.0], [True, False], 0)
+        call()

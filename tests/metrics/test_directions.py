@@ -1,10 +1,12 @@
-"""Masked-direction baselines recover planted signal and say what is wrong with bad input."""
+"""Hidden directions: baselines recover planted signal; scores agree with those of libraries."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import scipy.stats
+import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,8 +19,9 @@ from cfm.metrics import (
     NearestProfiles,
     SignedSetSVD,
     direction_scores,
+    size_scores,
 )
-from cfm.metrics._direction_base import graded_directions
+from cfm.stats._similarity import grade_effects
 
 ALL = [
     GeneMean(n_top=20),
@@ -107,7 +110,7 @@ def test_constant_kernel_is_the_majority() -> None:
 def test_kernel_formula() -> None:
     """Against K_HO (K_OO + λ I)^-1 y written out, in both the gene and the row system."""
     train, test = planted(30, 1, missing=0.0), planted(1, 4, missing=0.0)
-    z = graded_directions(train, 20)
+    z = grade_effects(train, 20)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     weight = np.random.default_rng(0).random(30)
     rows = np.sqrt(weight / weight.sum())[:, None] * z
@@ -205,27 +208,68 @@ def test_one_or_two_training_profiles(one: int) -> None:
         assert np.isfinite(model.predict(observed, hidden)[0][hidden]).all()
 
 
-def test_bad_input() -> None:
-    train = planted(10, 1)
-    observed, hidden = hide(planted(2, 2))
-    with pytest.raises(ValueError, match="not fitted"):
-        GeneMean().predict(observed, hidden)
-    with pytest.raises(ValueError, match="infinite"):
-        GeneMean().fit(np.where(np.isnan(train), np.inf, train))
-    with pytest.raises(ValueError, match="expected \\(profiles, genes\\)"):
-        GeneMean().fit(train[0])
-    with pytest.raises(ValueError, match="signed_sets has 4 genes"):
-        CorrelationKernel().fit(train, signed_sets=sp.csr_matrix((1, 4)))
-    with pytest.raises(ValueError, match="-1, 0 and 1"):
-        CorrelationKernel().fit(train, signed_sets=sp.csr_matrix(np.full((1, GENES), 0.5)))
-    with pytest.raises(ValueError, match="ridge=0"):
-        CorrelationKernel(ridge=0).fit(train)
-    with pytest.raises(ValueError, match="weight above 0"):
-        CorrelationKernel(effect_weight=0).fit(train)
-    with pytest.raises(ValueError, match="empty"):
-        CorrelationKernel().fit(np.zeros((3, GENES)))
-    model = GeneMean().fit(train)
-    with pytest.raises(ValueError, match="hidden gene has an observed value"):
-        model.predict(planted(2, 2), hidden)
-    with pytest.raises(ValueError, match="must both have 120 genes"):
-        model.predict(observed[:, :5], hidden[:, :5])
+def test_direction_scores_by_hand() -> None:
+    effects = np.array([2.0, 1.0, -1.0, -3.0, np.nan, 0.0, 5.0])
+    score = np.array([0.5, -0.1, -0.2, 0.0, 1.0, 1.0, -1.0])
+    hidden = np.array([True] * 6 + [False])
+    result = direction_scores(effects, score, hidden)
+    assert result["accuracy"] == pytest.approx((1 + 0 + 1 + 0.5) / 4)
+    assert result["balanced_accuracy"] == pytest.approx((0.5 + 0.75) / 2)
+    assert result["auroc"] == pytest.approx(3 / 4)
+
+
+def test_direction_scores_agree_with_sklearn() -> None:
+    rng = np.random.default_rng(0)
+    effects, score = rng.normal(size=200), rng.normal(size=200)
+    result = direction_scores(effects, score)
+    up = effects > 0
+    assert result["auroc"] == pytest.approx(sk.roc_auc_score(up, score))
+    assert result["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(up, score > 0))
+
+
+def test_effects_that_go_one_way_and_no_effects() -> None:
+    result = direction_scores([1.0, 2.0], [1.0, -1.0])
+    assert result["accuracy"] == 0.5
+    assert np.isnan([result["balanced_accuracy"], result["auroc"]]).all()
+    assert np.isnan(list(direction_scores([0.0, np.nan], [1.0, 1.0]).values())).all()
+    assert np.isnan(list(size_scores([np.nan], [1.0]).values())).all()
+
+
+def test_size_scores_agree_with_scipy() -> None:
+    rng = np.random.default_rng(0)
+    effects, size = rng.normal(size=50), rng.integers(0, 5, 50).astype(float)
+    result = size_scores(effects, size)
+    assert result["mae"] == pytest.approx(np.abs(np.abs(effects) - size).mean())
+    assert result["spearman"] == pytest.approx(scipy.stats.spearmanr(np.abs(effects), size)[0])
+    assert np.isnan(size_scores([1.0, 2.0], [1.0, 1.0])["spearman"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t, o, h: GeneMean().predict(o, h), "not fitted"),
+        (lambda t, o, h: GeneMean().fit(np.where(t > 0, np.inf, t)), "infinite"),
+        (lambda t, o, h: GeneMean().fit(t[0]), "expected .profiles, genes."),
+        (
+            lambda t, o, h: CorrelationKernel().fit(t, signed_sets=sp.csr_matrix((1, 4))),
+            "signed_sets has 4 genes",
+        ),
+        (
+            lambda t, o, h: CorrelationKernel().fit(t, signed_sets=sp.csr_matrix(t[:1] / 9)),
+            "-1, 0 and 1",
+        ),
+        (lambda t, o, h: CorrelationKernel(ridge=0).fit(t), "ridge=0"),
+        (lambda t, o, h: CorrelationKernel(effect_weight=0).fit(t), "weight above 0"),
+        (lambda t, o, h: CorrelationKernel().fit(np.zeros((3, GENES))), "empty"),
+        (lambda t, o, h: GeneMean().fit(t).predict(t[:2], h), "hidden gene has an observed value"),
+        (lambda t, o, h: GeneMean().fit(t).predict(o[:, :5], h[:, :5]), "must both have 120"),
+        (lambda t, o, h: direction_scores([1.0, 2.0], [1.0]), "2 true and 1 predicted"),
+        (lambda t, o, h: direction_scores([1.0, 2.0], [1.0, np.nan]), "NaN or infinite"),
+        (lambda t, o, h: direction_scores([1.0, 2.0], [1.0, 1.0], [True]), "hidden has 1"),
+    ],
+)
+def test_bad_input_is_named(call, message: str) -> None:
+    train = planted(10, 1, missing=0.0)
+    observed, hidden = hide(train[:2])
+    with pytest.raises(ValueError, match=message):
+        call(train, observed, hidden)

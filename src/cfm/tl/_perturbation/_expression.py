@@ -1,4 +1,4 @@
-"""Log expression of observations, read in parts, and points that stand for them."""
+"""Log expression of observations, read in blocks; random draws of them; and shifts of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from cfm._units import decide_units
+from cfm._units import LIBRARY, decide_units
 from cfm.data._matrix import by_rows, get_matrix, read_rows, to_dense
-from cfm.tl._perturbation_units import to_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -65,11 +64,11 @@ class LogCells:
     ) -> None:
         self.genes = adata.var_names if genes is None else genes
         self.names = adata.obs_names.to_numpy(dtype=object)
-        self._matrix = by_rows(get_matrix(adata, layer=layer))
         self.counts = counts
+        self._matrix = by_rows(get_matrix(adata, layer=layer))
         self._whole = whole_library
-        same = genes is None or genes.equals(adata.var_names)
-        self._columns = None if same else adata.var_names.get_indexer(self.genes)
+        same = self.genes.equals(adata.var_names)
+        self._columns = slice(None) if same else adata.var_names.get_indexer(self.genes)
 
     def read(self, rows: np.ndarray) -> Array:
         """Return ``(n, genes)`` float64 of some observations, in the order given.
@@ -79,30 +78,10 @@ class LogCells:
         ValueError
             If a value is not finite, or a count is negative.
         """
-        return self.log(self.stored(rows))
-
-    def stored(self, rows: np.ndarray) -> Array:
-        """Return values as they are stored, of all genes whose sum is the library size."""
         block = read_rows(self._matrix, rows)
-        return to_dense(block if self._all_stored else block[:, self._columns])
-
-    def log(self, stored: Array) -> Array:
-        """Return ``(n, genes)`` log expression of values such as :meth:`stored` returns."""
-        values = to_log(stored, counts=self.counts)
-        cut = self._all_stored and self._columns is not None
-        return values[:, self._columns] if cut else values
-
-    def widened(self, shift: Array) -> Array:
-        """Return a ``(genes,)`` shift for what :meth:`stored` returns: 0 for the other genes."""
-        if not self._all_stored or self._columns is None:
-            return shift
-        wide = np.zeros(self._matrix.shape[1])
-        wide[self._columns] = shift
-        return wide
-
-    @property
-    def _all_stored(self) -> bool:
-        return self._columns is None or (self.counts and self._whole)
+        if self.counts and self._whole:
+            return to_log(to_dense(block), counts=True)[:, self._columns]
+        return to_log(to_dense(block[:, self._columns]), counts=self.counts)
 
     def blocks(self, rows: np.ndarray) -> Iterator[tuple[slice, Array]]:
         """Yield the places in ``rows`` and the expression of a block of them at a time."""
@@ -118,7 +97,7 @@ class LogCells:
         return total
 
     def mean(self, rows: np.ndarray) -> Array:
-        """Return ``(genes,)`` mean over at least one observation."""
+        """Return the ``(genes,)`` mean over at least one observation."""
         return self.weighted(rows, np.full((1, len(rows)), 1.0 / len(rows)))[0]
 
 
@@ -128,9 +107,9 @@ class Components:
     Parameters
     ----------
     cells
-        What they are fitted on.
+        Observations to fit.
     rows
-        Its observations to fit; of many, a random part.
+        Which of them; of many, a random part.
     n_components
         Number of components; fewer where there are fewer genes or observations.
     seed
@@ -198,3 +177,60 @@ def rows_hold_counts(
     blocks = (read_rows(matrix, rows[start : start + _BLOCK]) for start in starts)
     uns = adata.uns if layer is None else None
     return decide_units(blocks, units, where=where, uns=uns) == "counts"
+
+
+def to_log(values: Array, *, counts: bool) -> Array:
+    """Return log expression: as it is, or log1p of counts per 10,000.
+
+    Raises
+    ------
+    ValueError
+        If a value is not finite, or a count is negative.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError(
+            "The matrix holds NaN or infinite values, and means of expression cannot be formed; "
+            "drop those genes or observations."
+        )
+    if not counts:
+        return values
+    if (values < 0).any():
+        raise ValueError("The matrix holds negative values, so these are not counts.")
+    total = values.sum(axis=1, keepdims=True)
+    return np.log1p(values * (LIBRARY / np.where(total > 0, total, 1.0)))
+
+
+def shift_log(values: Array, shift: Array) -> Array:
+    """Add a change to log expression; observations without negative values stay at 0 or above.
+
+    Parameters
+    ----------
+    values
+        ``(n, genes)`` log expression.
+    shift
+        ``(genes,)`` or ``(n, genes)`` change.
+    """
+    signed = (values < 0).any(axis=1, keepdims=True)
+    moved = values + shift
+    return np.where(signed, moved, np.maximum(moved, 0.0))
+
+
+def shift_counts(values: Array, shift: Array, names: Iterable[str], seed: int) -> Array:
+    """Shift log1p of counts per 10,000, and turn it into counts of the same library size.
+
+    Parameters
+    ----------
+    values
+        ``(n, genes)`` counts.
+    shift
+        ``(genes,)`` or ``(n, genes)`` change of log expression.
+    names, seed
+        ``(n,)`` names of the new observations: with the seed the source of the rounding, up or
+        down at random so that the mean stays.
+    """
+    expected = np.expm1(np.maximum(to_log(values, counts=True) + shift, 0.0))
+    total = expected.sum(axis=1, keepdims=True)
+    expected *= values.sum(axis=1, keepdims=True) / np.where(total > 0, total, 1.0)
+    whole = np.floor(expected)
+    draws = (np.random.default_rng([seed, zlib.crc32(name.encode())]) for name in names)
+    return whole + (np.stack([d.random(values.shape[1]) for d in draws]) < expected - whole)

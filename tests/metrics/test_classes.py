@@ -1,4 +1,4 @@
-"""Class scores against hand-computed values and scikit-learn."""
+"""Class scores against hand-computed values and scikit-learn; units that weigh the same."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfm.metrics import (
-    accuracy,
     auroc,
     brier_score,
     expected_calibration_error,
-    macro_f1,
-    recall_per_class,
     top_k_accuracy,
+    unit_weights,
 )
 
 CLASSES = np.array(["a", "b", "c"])
+Case = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @st.composite
-def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def predictions(draw: st.DrawFn) -> Case:
     """Labels, probabilities and weights of a few samples."""
     n = draw(st.integers(2, 25))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -31,17 +30,11 @@ def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @settings(deadline=None)
 @given(predictions())
-def test_agrees_with_sklearn(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_agrees_with_sklearn(case: Case) -> None:
     y, p, w = case
-    pred = CLASSES[p.argmax(1)]
-    np.testing.assert_allclose(accuracy(y, pred, w), sk.accuracy_score(y, pred, sample_weight=w))
     np.testing.assert_allclose(
         top_k_accuracy(y, p, CLASSES, 2, w),
         sk.top_k_accuracy_score(y, p, k=2, labels=CLASSES, sample_weight=w),
-    )
-    np.testing.assert_allclose(
-        macro_f1(y, pred, w, labels=CLASSES),
-        sk.f1_score(y, pred, labels=CLASSES, average="macro", sample_weight=w, zero_division=0),
     )
     one_hot = y[:, None] == CLASSES
     np.testing.assert_allclose(
@@ -57,36 +50,24 @@ def test_agrees_with_sklearn(case: tuple[np.ndarray, np.ndarray, np.ndarray]) ->
 
 @settings(deadline=None)
 @given(predictions(), st.floats(0.1, 100), st.integers(0, 1000))
-def test_order_and_scale_of_weights_do_not_matter(
-    case: tuple[np.ndarray, np.ndarray, np.ndarray], factor: float, seed: int
+def test_order_and_scale_of_weights_do_not_matter_and_repeats_are_weights(
+    case: Case, factor: float, seed: int
 ) -> None:
     y, p, w = case
-    order = np.random.default_rng(seed).permutation(len(y))
-    columns = np.random.default_rng(seed).permutation(3)
+    rng = np.random.default_rng(seed)
+    order, columns, times = rng.permutation(len(y)), rng.permutation(3), np.arange(len(y)) % 3 + 1
     for score in (expected_calibration_error, brier_score, top_k_accuracy):
+        moved = y[order], p[order][:, columns], CLASSES[columns]
         np.testing.assert_allclose(
             score(y, p, CLASSES, sample_weight=w),
-            score(
-                y[order], p[order][:, columns], CLASSES[columns], sample_weight=w[order] * factor
-            ),
+            score(*moved, sample_weight=w[order] * factor),
             atol=1e-12,
         )
-
-
-@given(predictions())
-@settings(deadline=None)
-def test_integer_weights_are_repeats(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    y, p, _ = case
-    times = np.arange(len(y)) % 3 + 1
-    yy, pp = np.repeat(y, times), np.repeat(p, times, axis=0)
-    pred, ppred = CLASSES[p.argmax(1)], CLASSES[pp.argmax(1)]
-    np.testing.assert_allclose(accuracy(y, pred, times), accuracy(yy, ppred))
-    np.testing.assert_allclose(macro_f1(y, pred, times), macro_f1(yy, ppred))
-    np.testing.assert_allclose(
-        expected_calibration_error(y, p, CLASSES, sample_weight=times),
-        expected_calibration_error(yy, pp, CLASSES),
-        atol=1e-12,
-    )
+        np.testing.assert_allclose(
+            score(y, p, CLASSES, sample_weight=times),
+            score(np.repeat(y, times), np.repeat(p, times, axis=0), CLASSES),
+            atol=1e-12,
+        )
 
 
 def test_calibration_error_by_hand() -> None:
@@ -99,50 +80,57 @@ def test_calibration_error_by_hand() -> None:
     assert expected_calibration_error(["b"], [[1.0, 0.0]], ["a", "b"]) == 1.0
 
 
-def test_label_without_a_column() -> None:
+def test_labels_without_a_column_ties_and_single_classes() -> None:
     p = [[0.5, 0.5], [1.0, 0.0]]
     assert top_k_accuracy(["new", "a"], p, ["a", "b"], k=2) == 0.5
     assert brier_score(["new", "a"], p, ["a", "b"]) == pytest.approx((0.5 + 1.0) / 2)
-
-
-def test_a_constant_prediction_gains_nothing_from_ties() -> None:
     constant = np.full((3, 3), 1 / 3)
     assert top_k_accuracy(CLASSES, constant, CLASSES, k=2) == 0.0
     assert top_k_accuracy(CLASSES, constant, CLASSES, k=3) == 1.0
-
-
-def test_recall_and_f1_of_a_missed_class() -> None:
-    y, pred = ["a", "a", "b"], ["a", "b", "c"]
-    assert recall_per_class(y, pred) == {"a": 0.5, "b": 0.0}
-    assert macro_f1(y, pred) == pytest.approx((2 / 3 + 0.0) / 2)
-    assert np.isnan(recall_per_class(y, pred, [1.0, 1.0, 0.0])["b"])
-
-
-def test_one_sample_one_class() -> None:
-    assert accuracy(["a"], ["a"]) == 1.0
-    assert macro_f1(["a"], ["a"]) == 1.0
     assert np.isnan(auroc([True], [0.3]))
     assert np.isnan(auroc([True, False], [0.3, 0.2], [1.0, 0.0]))
+
+
+def test_unit_weights_by_hand() -> None:
+    labels, groups = ["flu", "flu", "flu", "zika"], ["s1", "s1", "s2", "s1"]
+    np.testing.assert_allclose(unit_weights(labels, groups), [1 / 6, 1 / 6, 1 / 3, 1 / 3])
+    balanced = unit_weights(labels, groups, balance_labels=True)
+    np.testing.assert_allclose(balanced, [1 / 8, 1 / 8, 1 / 4, 1 / 2])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), min_size=1, max_size=30))
+def test_units_and_labels_weigh_the_same(pairs: list[tuple[str, int]]) -> None:
+    labels, groups = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+    units = np.array([f"{a}|{b}" for a, b in pairs])
+    plain = unit_weights(labels, groups)
+    balanced = unit_weights(labels, groups, balance_labels=True)
+    np.testing.assert_allclose([plain.sum(), balanced.sum()], 1.0)
+    for weight, of in ((plain, units), (balanced, labels)):
+        each = [weight[of == name].sum() for name in np.unique(of)]
+        np.testing.assert_allclose(each, each[0])
+    order = np.random.default_rng(0).permutation(len(pairs))
+    np.testing.assert_allclose(unit_weights(labels[order], groups[order]), plain[order])
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: accuracy([], []), "no samples"),
-        (lambda: accuracy(["a"], ["a", "b"]), "2 entries, expected 1"),
-        (lambda: accuracy([["a"]], ["a"]), "one dimension"),
-        (lambda: accuracy(["a"], ["a"], [-1.0]), "not negative"),
-        (lambda: accuracy(["a"], ["a"], [np.nan]), "finite"),
-        (lambda: accuracy(["a"], ["a"], [0.0]), "positive sum"),
-        (lambda: accuracy(["a"], ["a"], [1.0, 1.0]), "shape"),
+        (lambda: auroc([], []), "no samples"),
+        (lambda: auroc([0], [0.1, 0.2]), "2 entries, expected 1"),
+        (lambda: auroc([[0]], [0.1]), "one dimension"),
+        (lambda: auroc([0, 1], [0, 1], [-1.0, 2.0]), "not negative"),
+        (lambda: auroc([0, 1], [0, 1], [np.nan, 1.0]), "finite"),
+        (lambda: auroc([0, 1], [0, 1], [0.0, 0.0]), "positive sum"),
+        (lambda: auroc([0, 1], [0, 1], [1.0]), "shape"),
+        (lambda: auroc([0, 1], [0.1, np.inf]), "infinite"),
+        (lambda: auroc([0, 2], [0.1, 0.2]), "boolean"),
         (lambda: top_k_accuracy(["a"], [[np.nan, 1]], ["a", "b"]), "NaN"),
         (lambda: top_k_accuracy(["a"], [[0.5, 0.5]], ["a", "a"]), "twice"),
         (lambda: top_k_accuracy(["a"], [[0.5, 0.5]], ["a", "b"], k=0), "k=0"),
         (lambda: brier_score(["a"], [[1.0]], ["a", "b"]), "shape"),
         (lambda: expected_calibration_error(["a"], [[1.0]], ["a"], n_bins=0), "n_bins"),
-        (lambda: auroc([0, 1], [0.1, np.inf]), "infinite"),
-        (lambda: auroc([0, 2], [0.1, 0.2]), "boolean"),
-        (lambda: macro_f1(["a"], ["a"], labels=[]), "empty"),
+        (lambda: unit_weights(["a", "b"], ["s"]), "2 labels and 1 groups"),
+        (lambda: unit_weights([], []), "no samples"),
     ],
 )
 def test_bad_input_is_named(call, message: str) -> None:

@@ -1,0 +1,1 @@
+"""Simulation of perturbations, and its evaluation against observed data."""
