@@ -9,6 +9,7 @@ from cfm._lazy import import_on_use
 if TYPE_CHECKING:
     from cfm.tl._cell_codes import cell_codes
     from cfm.tl._cell_importance import cell_importance
+    from cfm.tl._drug_screen import screen_drugs
     from cfm.tl._embed import embed
     from cfm.tl._embed_donors import embed_donors
     from cfm.tl._evaluate_perturbation import evaluate_perturbation
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from cfm.tl._predict_properties import predict_properties
     from cfm.tl._predict_virus import predict_virus
     from cfm.tl._probe import probe
-    from cfm.tl._screen_drugs import screen_drugs
     from cfm.tl._search_signatures import search_signatures
     from cfm.tl._simulate_perturbation import simulate_perturbation
 
@@ -45,7 +45,9 @@ __all__ = [
     "simulate_perturbation",
 ]
 
-__getattr__ = import_on_use(__name__, {name: f"_{name}" for name in __all__})
+__getattr__ = import_on_use(
+    __name__, {name: f"_{name}" for name in __all__} | {"screen_drugs": "_drug_screen"}
+)
 
 
 def __dir__() -> list[str]:

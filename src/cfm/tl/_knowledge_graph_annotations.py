@@ -10,8 +10,8 @@ from scipy.stats import hypergeom
 
 from cfm.data._matrix import in_memory_frame
 from cfm.data._warn import warn_user
+from cfm.stats._enrichment import benjamini_hochberg
 from cfm.tl._knowledge_graph_cells import category_texts
-from cfm.tl._program_enrichment import benjamini_hochberg
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cfm.stats._gene_modules import AttentionMean, attention_excess
 from cfm.tl._knowledge_graph_cells import gene_columns
-from cfm.tl._program_graph import AttentionMean, attention_excess
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import sparse
 
 from cfm.data._warn import warn_user
+from cfm.stats._enrichment import benjamini_hochberg
 from cfm.tl._knowledge_graph_cells import gene_columns
-from cfm.tl._program_enrichment import benjamini_hochberg
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from cfm.tl._program_enrichment import benjamini_hochberg
+from cfm.stats._enrichment import benjamini_hochberg
 
 if TYPE_CHECKING:
     from cfm.tl._knowledge_graph_attention import Attended

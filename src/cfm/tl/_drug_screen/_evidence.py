@@ -1,16 +1,20 @@
-"""Signature reversal of one group after another, in several readings with one null."""
+"""Evidence for compounds in one group: their signatures, and their targets."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scvi import settings
 from scvi.utils import track
 
-from cfm._fields import SET_SEPARATOR
+from cfm._fields import RESULTS, SET_SEPARATOR
+from cfm.data._warn import warn_user
+from cfm.metrics._evidence import random_set_means, rank_shares
 from cfm.models.cellpulse._reversal import signature_scores
 from cfm.stats._connectivity import (
     Ranking,
@@ -23,17 +27,26 @@ from cfm.stats._connectivity import (
     summarize_replicates,
 )
 from cfm.stats._signed_cosine import clean_profile, mean_signature, signed_cosines
-from cfm.tl._signatures import signed_rows
+from cfm.tl._signatures import SignatureTable, compound_key, signed_rows, symbols
 
 if TYPE_CHECKING:
-    from cfm.models import CellPulse
-    from cfm.tl._signatures import SignatureTable
+    from anndata import AnnData
 
+    from cfm.models import CellPulse
+
+#: Readings of a signature, and the columns of their values.
+READINGS = {
+    "cosine": "cosine_reversal",
+    "connectivity": "reversal",
+    "model": "embedding_reversal",
+}
 #: Most genes that are named as evidence of a compound.
 MAX_GENES = 25
 #: Compounds from which on they have a mean signature that is worth removing. What a handful has in
 #: common may be what they were chosen for.
 MIN_LIBRARY = 100
+#: Targets in this upper share of the host factors are named as evidence.
+TOP_SHARE = 0.1
 #: Ratio of neighbouring size classes of random sets: for running sums, and for the model.
 _FINE, _COARSE = 1.1, 1.5
 #: From this many profiles to embed on there is a progress bar.
@@ -41,29 +54,24 @@ _LONG = 500
 
 
 @dataclass(frozen=True)
-class GroupReversal:
-    """Reversal of one group by compounds, and what random signatures reach.
+class Evidence:
+    """Evidence of one kind in one group, and what chance reaches.
 
     Attributes
     ----------
-    readings
-        ``(c,)`` each: ``"cosine"``, ``"connectivity"`` and, with a model, ``"model"``, all with
-        their signs turned so that above 0 is reversal; NaN = none.
-    genes
-        ``(c,)`` str, reversed genes of the leading edge, strongest first.
-    n_signatures
-        ``(c,)`` int64, signatures with a measured gene.
+    table
+        A row per compound key. Of signatures: the columns of :data:`READINGS` (above 0 is
+        reversal, ``NaN`` = none), ``n_signatures`` and ``reversal_genes`` as in
+        :func:`cfm.tl.screen_drugs`, and ``null_class``, the row of the nulls that fits the sizes
+        of the compound's signatures. Of targets: ``target_score``, ``n_targets`` and
+        ``target_genes``.
     nulls
-        ``(k, n_permutations)`` each: the same of random signatures, by class.
-    null_class
-        ``(c,)`` int64, row of the null that fits the sizes of a compound's signatures.
+        ``(k, n_permutations)`` of each reading, by class; of ``"target"`` the means of random sets
+        of 1, 2, … targets.
     """
 
-    readings: dict[str, np.ndarray]
-    genes: np.ndarray
-    n_signatures: np.ndarray
+    table: pd.DataFrame
     nulls: dict[str, np.ndarray]
-    null_class: np.ndarray
 
 
 @dataclass
@@ -78,8 +86,6 @@ class ReversalScorer:
         ``(g,)`` names of the background genes: those that are ranked and drawn from.
     n_permutations, seed
         Of the random signatures.
-    weight
-        Exponent of the size of an effect in the running sum.
     model
         Adds the reversal in its space.
     positions
@@ -90,7 +96,6 @@ class ReversalScorer:
     labels: np.ndarray
     n_permutations: int
     seed: int
-    weight: float = 1.0
     model: CellPulse | None = None
     positions: np.ndarray | None = None
     _class: np.ndarray = field(init=False)
@@ -117,7 +122,7 @@ class ReversalScorer:
         if self.model is not None and self.positions is not None:
             self._embed(self.model, self.positions)
 
-    def __call__(self, effects: np.ndarray, query: np.ndarray | None = None) -> GroupReversal:
+    def __call__(self, effects: np.ndarray, query: np.ndarray | None = None) -> Evidence:
         """Score all compounds for a profile.
 
         Parameters
@@ -128,7 +133,7 @@ class ReversalScorer:
             ``(n_vocabulary,)`` the profile on the model's vocabulary.
         """
         measured = np.isfinite(effects)
-        ranking = rank_profile(effects[measured], self.weight)
+        ranking = rank_profile(effects[measured])
         place = np.full(len(effects) + 1, -1, dtype=np.int64)  # the last entry is for "no gene"
         place[np.flatnonzero(measured)] = np.arange(len(ranking))
         up, down = place[self.table.up], place[self.table.down]
@@ -147,12 +152,16 @@ class ReversalScorer:
             scores["model"] = np.where(known, -(self._placed @ z), np.nan)
             nulls["model"] = np.stack([-(p @ z) for p in self._null_placed])[self._null_of]
         compound = self.table.compound
-        return GroupReversal(
-            {name: summarize_replicates(values, compound) for name, values in scores.items()},
-            self._evidence(ranking, np.flatnonzero(measured), up, down, e_up, e_down, each),
-            np.bincount(compound, weights=np.isfinite(each)).astype(np.int64),
+        table = {READINGS[k]: summarize_replicates(v, compound) for k, v in scores.items()}
+        table["n_signatures"] = np.bincount(compound, weights=np.isfinite(each)).astype(np.int64)
+        table["reversal_genes"] = self._evidence(
+            ranking, np.flatnonzero(measured), up, down, e_up, e_down, each
+        )
+        table["null_class"] = self._null_class
+        keys = compound_key(pd.Series(self.table.compounds, dtype=object)).to_numpy()
+        return Evidence(
+            pd.DataFrame(table, index=keys),
             {name: self._of_compounds(null) for name, null in nulls.items()},
-            self._null_class,
         )
 
     def _embed(self, model: CellPulse, positions: np.ndarray) -> None:
@@ -237,3 +246,102 @@ class ReversalScorer:
             order = np.lexsort((genes, -ranking.strength[genes]))[:MAX_GENES]
             out[compound] = SET_SEPARATOR.join(self.labels[background[genes[order]]])
         return out
+
+
+def host_factor_scores(
+    adata: AnnData, given: str | pd.Series | pd.DataFrame, groups: Sequence[str]
+) -> dict[str, pd.Series]:
+    """Return the score of every gene symbol, by group.
+
+    Parameters
+    ----------
+    adata
+        Profiles with the host factors.
+    given
+        The key where :func:`cfm.tl.host_factors` stored them, or a Series or DataFrame.
+    groups
+        Names of the groups.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If there are none, or they lack a column or all the groups.
+    """
+    if isinstance(given, str):
+        record = adata.uns.get(given)
+        if not isinstance(record, Mapping) or RESULTS not in record:
+            raise KeyError(
+                f"targets= needs host factors, and adata.uns[{given!r}] holds none; run "
+                "cfm.tl.host_factors(adata, …) first, or pass host_factors=."
+            )
+        given = record[RESULTS]
+    if isinstance(given, pd.Series):
+        given = pd.DataFrame({"gene": given.index.astype(str), "score": given.to_numpy()})
+    if not isinstance(given, pd.DataFrame):
+        raise TypeError(
+            f"host_factors= is a {type(given).__name__}; expected a Series of scores by gene, or a "
+            "DataFrame with gene, score and perhaps group."
+        )
+    missing = [c for c in ("gene", "score") if c not in given]
+    if missing:
+        raise KeyError(f"The host factors lack {missing}; they have {given.columns.tolist()}.")
+    table = pd.DataFrame({"gene": given["gene"], "score": given["score"].astype(np.float64)})
+    table["group"] = given["group"].astype(str) if "group" in given else ""
+    table = table[np.isfinite(table["score"]) & table["gene"].notna()]
+    if table.empty:
+        raise ValueError("The host factors hold no gene with a finite score.")
+    table["gene"] = symbols(table["gene"].astype(str))
+    scores = table.groupby(["group", "gene"])["score"].mean()
+    if "group" not in given:
+        return {group: scores[""] for group in groups}
+    known = set(table["group"])
+    absent = [group for group in groups if group not in known]
+    if len(absent) == len(groups):
+        raise ValueError(
+            f"The host factors are of {sorted(known)[:5]}, none of which is among the groups "
+            f"{list(groups)[:5]}; run cfm.tl.host_factors with the same groupby=."
+        )
+    if absent:
+        warn_user(f"There are no host factors of {absent}; these groups get no target evidence.")
+    return {group: scores[group] for group in groups if group in known}
+
+
+def score_targets(
+    targets: pd.DataFrame, scores: pd.Series, *, n_permutations: int, seed: int
+) -> Evidence:
+    """Score compounds by their targets.
+
+    Parameters
+    ----------
+    targets
+        Unique pairs of ``key`` and ``gene``.
+    scores
+        Score by gene symbol, larger = more important.
+    n_permutations, seed
+        Of the random sets, which are drawn from genes that are targets of some compound.
+
+    Raises
+    ------
+    ValueError
+        If no target has a score.
+    """
+    places = pd.Series(rank_shares(scores), index=scores.index)
+    found = targets.assign(place=places.reindex(targets["gene"]).to_numpy()).dropna()
+    if found.empty:
+        raise ValueError(
+            f"None of the {targets['gene'].nunique()} targets (such as {targets['gene'].iloc[0]}) "
+            f"is among the {len(scores)} host factors (such as {scores.index[0]}); check that both "
+            "hold gene symbols or Ensembl ids."
+        )
+    by_compound = found.groupby("key")["place"]
+    n_targets = by_compound.size()
+    pool = found.drop_duplicates("gene")["place"].sort_values()  # whatever the genes are called
+    null = random_set_means(pool, int(n_targets.max()), n_permutations, seed)
+    top = found[found["place"] > 1 - TOP_SHARE].sort_values(
+        ["place", "gene"], ascending=[False, True]
+    )
+    genes = top.groupby("key")["gene"].agg(SET_SEPARATOR.join)
+    table = pd.DataFrame(
+        {"target_score": by_compound.mean(), "n_targets": n_targets, "target_genes": genes}
+    )
+    return Evidence(table, {"target": null.T})
