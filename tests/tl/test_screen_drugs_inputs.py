@@ -89,10 +89,12 @@ def test_of_values_the_largest_are_taken() -> None:
     genes = profiles().var_names
     value = np.linspace(3, -3, len(genes))
     whole = pd.DataFrame({"compound": "drug", "gene": genes, "value": value})
-    ends = pd.concat([whole.head(25), whole.tail(25)])
-    found, expected = table_of(whole, n_genes=25), table_of(ends)
-    np.testing.assert_allclose(found["reversal"], expected["reversal"])
-    assert found["reversal"].iloc[0] != table_of(whole, n_genes=60)["reversal"].iloc[0]
+    found, ends, fewer = (
+        table_of(part)["reversal"].to_numpy()
+        for part in (whole, *(pd.concat([whole.head(n), whole.tail(n)]) for n in (100, 60)))
+    )
+    np.testing.assert_allclose(found, ends)
+    assert (found != fewer).any()
 
 
 def test_duplicates_and_genes_of_both_lists_change_nothing() -> None:
@@ -180,8 +182,6 @@ def test_ensembl_ids_and_symbols_meet() -> None:
 
 def test_groups() -> None:
     everything = table_of(signatures())
-    one = table_of(signatures(), groups=["B"])
-    assert set(one["group"]) == {"B"}
     pooled = table_of(signatures(), groupby=None)
     assert set(pooled["group"]) == {"all"}
     first = profiles()[:1].copy()
@@ -222,7 +222,7 @@ def test_a_flat_profile_in_the_model(model: CellPulse, contrasts: ad.AnnData) ->
     contrasts.X[:] = 0
     genes = contrasts.var_names[:20]
     table = pd.DataFrame({"compound": "a", "gene": genes, "direction": [1, -1] * 10})
-    cfm.tl.screen_drugs(contrasts, table, model=model, n_permutations=20, groups=["virus_A"])
+    cfm.tl.screen_drugs(contrasts, table, model=model, n_permutations=20)
     found = results(contrasts, "virus_A")
     assert found.loc["a", ["reversal", "embedding_reversal", "score"]].tolist() == [0, 0, 0]
 
@@ -307,13 +307,9 @@ def failing() -> dict[str, tuple[dict, type, str]]:
         "infinite": ({"adata": infinite}, ValueError, "infinite values"),
         "counts": ({"adata": counts}, ValueError, "looks like expression or counts"),
         "column": ({"groupby": "strain"}, KeyError, "no column 'strain'"),
-        "level": ({"groups": ["Z"]}, KeyError, r"has no \['Z'\]"),
-        "groups alone": ({"groupby": None, "groups": ["A"]}, ValueError, "needs groupby="),
         "layer": ({"layer": "lfc"}, KeyError, "no layer 'lfc'"),
         "key": ({"key_added": "a/b"}, ValueError, "cannot be stored"),
         "permutations": ({"n_permutations": 0}, ValueError, "n_permutations=0"),
-        "weight": ({"weight": -1.0}, ValueError, "weight=-1.0"),
-        "genes per side": ({"n_genes": 0}, ValueError, "n_genes=0"),
         "model": ({"model": object()}, TypeError, "model= is a object"),
         "genes of the model": ({"model": "cellpulse-mini"}, ValueError, "of the model's"),
         "no anndata": ({"adata": pd.DataFrame()}, TypeError, "expected an AnnData"),

@@ -124,9 +124,7 @@ def test_chosen_readings_make_the_score_and_the_others_stay(
     chosen = ["cosine", "connectivity", "model", ("model", "cosine", "connectivity")]
     found = []
     for readings in chosen:
-        cfm.tl.screen_drugs(
-            contrasts, table, model=model, groups=["virus_A"], n_permutations=200, readings=readings
-        )
+        cfm.tl.screen_drugs(contrasts, table, model=model, n_permutations=200, readings=readings)
         found.append(results(contrasts, "virus_A").sort_index())
     for other in found[1:]:
         pd.testing.assert_frame_equal(other[VALUES], found[0][VALUES])

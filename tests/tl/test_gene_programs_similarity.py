@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfm.tl._program_run import (
+from cfm.tl._gene_programs._find import (
     MAX_BLOCKS,
     PRIOR_PROFILES,
-    ProgramSettings,
     SimilarityOf,
     Source,
     choose_genes,
@@ -32,11 +31,10 @@ def similarity_of(
 ) -> SimilarityOf:
     _, block, genes = block_data()
     model = (ShiftedModel if shifted else FactorModel)(genes, block)
-    settings = ProgramSettings(source, n_genes, 8, 1.0, 5, 0, 0, 0)
     part = profiles_of(adata, np.arange(adata.n_obs), None)
     tokens_of = [names[1:] for names, _ in model.get_attention(part)]
-    tokens, _, effects = choose_genes(part, tokens_of, settings, "all")
-    return SimilarityOf(model, part, tokens, effects, settings, lambda n: None)
+    tokens, _, effects = choose_genes(part, tokens_of, n_genes, "all")
+    return SimilarityOf(model, part, tokens, effects, source, lambda n: None)
 
 
 def test_a_factor_that_all_genes_share_does_not_count() -> None:
@@ -94,11 +92,9 @@ def test_the_genes_that_are_tokens_most_often_are_taken_then_the_strongest() -> 
     part = profiles_of(adata, np.arange(adata.n_obs), None)
     model = FactorModel(genes, block_data()[1])
     tokens_of = [names[1:] for names, _ in model.get_attention(part)]
-    settings = ProgramSettings("interaction", 59, 8, 1.0, 5, 0, 0, 0)
-    tokens, columns, effects = choose_genes(part, tokens_of, settings, "all")
+    tokens, columns, effects = choose_genes(part, tokens_of, 59, "all")
     assert "G05" not in tokens
     assert tokens.tolist() == sorted(tokens)
     assert adata.var_names[columns].tolist() == tokens.tolist()
     np.testing.assert_array_equal(effects, part[:, tokens.astype(str)].X)
-    few = ProgramSettings("interaction", 5, 8, 1.0, 5, 0, 0, 0)
-    assert "G07" in choose_genes(part, tokens_of, few, "all")[0]
+    assert "G07" in choose_genes(part, tokens_of, 5, "all")[0]
