@@ -218,7 +218,7 @@ def gene_programs(
     network = load_model(model)
     chosen = _choose_source(network, source)
     settings = Settings(chosen, n_genes, float(resolution), n_permutations, seed)
-    found = _find(network, adata, rows_of, settings, layer)
+    found = _find_in_groups(network, adata, rows_of, settings, layer)
     stored: dict[str, Any] = {}
     if sets is not None:
         found, stored[ENRICHMENT] = _enriched_first(found, prefixes, sets, adata.var_names)
@@ -281,7 +281,7 @@ def _choose_source(
     return source  # type: ignore[return-value]
 
 
-def _find(
+def _find_in_groups(
     model: Any,
     adata: AnnData,
     rows_of: Mapping[str, np.ndarray],
