@@ -137,6 +137,8 @@ def test_both_kinds_of_evidence_join_whatever_the_case_of_the_name() -> None:
     assert np.isnan(found.loc["random0", "target_score"]) and found.loc["random0", "n_targets"] == 0
     assert np.isnan(found.loc["blocker", "reversal"])
     assert adata.uns["drug_screen"]["params"]["host_factors"] == "host_factors"
+    adata.uns["mine"] = adata.uns.pop("host_factors")
+    assert_same(results(screened(adata, targets=targets(), host_factors="mine")), found)
 
 
 def test_host_factors_of_any_form_and_of_some_groups() -> None:

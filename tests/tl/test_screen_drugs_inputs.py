@@ -238,6 +238,11 @@ def failing() -> dict[str, tuple[dict, type, str]]:
     counts.X[:] = np.arange(400) + 1
     holding = profiles()
     holding.uns["host_factors"] = {"params": {}, "results": host_factors(("C",))}
+    both_ways = pd.concat([table.assign(direction=side) for side in ("up", "down")])
+    one_missing = table.assign(direction=[None, *["up"] * (len(table) - 1)])
+    nan_scores = host_factors().assign(score=np.nan)
+    infinite_values = as_values(table).assign(value=np.inf)
+    # fmt: off
     return {
         "neither": ({"signatures": None}, ValueError, "Found neither signatures= nor targets="),
         "host factors alone": ({"host_factors": host_factors()}, ValueError, "only used with"),
@@ -245,64 +250,26 @@ def failing() -> dict[str, tuple[dict, type, str]]:
         "other groups": (hits | {"adata": holding}, ValueError, r"are of \['C'\], none of which"),
         "kind of host factors": (hits | {"host_factors": [1]}, TypeError, "is a list"),
         "no score": (hits | {"host_factors": pairs}, KeyError, r"lack \['score'\]"),
-        "nan scores": (
-            hits | {"host_factors": host_factors().assign(score=np.nan)},
-            ValueError,
-            "no gene with a finite score",
-        ),
-        "no target scored": (
-            hits | {"host_factors": pd.Series({"ISG15": 1.0})},
-            ValueError,
-            "None of the 35 targets",
-        ),
+        "nan scores": (hits | {"host_factors": nan_scores}, ValueError, "no gene with a finite"),
+        "no target scored": (hits | {"host_factors": pd.Series({"ISG15": 1.0})}, ValueError,
+                             "None of the 35 targets"),
         "kind of targets": ({"targets": ["a"]}, TypeError, "targets= is a list"),
-        "no compound": (
-            {"targets": pairs.drop(columns="drug")},
-            KeyError,
-            "no column 'compound' or 'drug'",
-        ),
+        "no compound": ({"targets": pairs.drop(columns="drug")}, KeyError,
+                        "no column 'compound' or 'drug'"),
         "empty targets": ({"targets": pairs[:0]}, ValueError, "no row with a compound"),
         "kind of signatures": ({"signatures": 3}, TypeError, "signatures= is a int"),
         "empty": ({"signatures": table[:0]}, ValueError, "no gene that goes up or down"),
-        "no gene column": (
-            {"signatures": table.drop(columns="gene")},
-            KeyError,
-            "no column 'gene'",
-        ),
-        "no direction": (
-            {"signatures": table.drop(columns="direction")},
-            KeyError,
-            "neither a column 'direction'",
-        ),
-        "odd direction": (
-            {"signatures": table.assign(direction="sideways")},
-            ValueError,
-            r"the directions \['sideways'\]",
-        ),
-        "missing direction": (
-            {"signatures": table.assign(direction=[None, *["up"] * (len(table) - 1)])},
-            ValueError,
-            "1 rows of signatures= have no direction",
-        ),
-        "infinite value": (
-            {"signatures": as_values(table).assign(value=np.inf)},
-            ValueError,
-            "signatures= holds infinite",
-        ),
-        "both ways": (
-            {
-                "signatures": pd.concat(
-                    [table.assign(direction="up"), table.assign(direction="down")]
-                )
-            },
-            ValueError,
-            "in the up and in the down list",
-        ),
-        "no overlap": (
-            {"signatures": table.assign(gene="X" + table["gene"])},
-            ValueError,
-            "None of the .* genes of the signatures",
-        ),
+        "no gene": ({"signatures": table.drop(columns="gene")}, KeyError, "no column 'gene'"),
+        "no direction": ({"signatures": table.drop(columns="direction")}, KeyError,
+                         "neither a column 'direction'"),
+        "odd direction": ({"signatures": table.assign(direction="sideways")}, ValueError,
+                          r"the directions \['sideways'\]"),
+        "missing direction": ({"signatures": one_missing}, ValueError,
+                              "1 rows of signatures= have no direction"),
+        "infinite value": ({"signatures": infinite_values}, ValueError, "holds infinite"),
+        "both ways": ({"signatures": both_ways}, ValueError, "in the up and in the down list"),
+        "no overlap": ({"signatures": table.assign(gene="X" + table["gene"])}, ValueError,
+                       "None of the .* genes of the signatures"),
         "unmeasured group": ({"adata": unmeasured}, ValueError, "Group 'B' measures none"),
         "infinite": ({"adata": infinite}, ValueError, "infinite values"),
         "counts": ({"adata": counts}, ValueError, "looks like expression or counts"),
@@ -312,8 +279,12 @@ def failing() -> dict[str, tuple[dict, type, str]]:
         "permutations": ({"n_permutations": 0}, ValueError, "n_permutations=0"),
         "model": ({"model": object()}, TypeError, "model= is a object"),
         "genes of the model": ({"model": "cellpulse-mini"}, ValueError, "of the model's"),
+        "no reading": ({"readings": ()}, ValueError, "expected any of cosine, connectivity, model"),
+        "reading": ({"readings": "cos"}, ValueError, "readings='cos', expected any of"),
+        "reading of no model": ({"readings": ("cosine", "model")}, ValueError, "model= is None"),
         "no anndata": ({"adata": pd.DataFrame()}, TypeError, "expected an AnnData"),
     }
+    # fmt: on
 
 
 @pytest.mark.parametrize("case", list(failing()))

@@ -147,21 +147,6 @@ def test_a_profile_in_which_nothing_moves_says_nothing() -> None:
     assert [name.lower() for name in found.index] == sorted(name.lower() for name in found.index)
 
 
-@pytest.mark.parametrize(
-    ("readings", "words"),
-    [
-        ((), "expected any of cosine, connectivity, model"),
-        ("cos", "readings='cos', expected any of"),
-        (("cosine", "model"), "model= is None"),
-    ],
-)
-def test_readings_that_are_not_there(readings: str | tuple, words: str) -> None:
-    adata = profiles()
-    with pytest.raises(ValueError, match=words):
-        screened(adata, readings=readings)
-    assert not adata.uns
-
-
 def modules(n: int, seed: int) -> tuple[ad.AnnData, pd.DataFrame]:
     """A profile and ``n`` signatures of genes that move together, with nothing to do with it."""
     rng = np.random.default_rng(seed)

@@ -136,16 +136,13 @@ class ReversalScorer:
         ranking = rank_profile(effects[measured])
         place = np.full(len(effects) + 1, -1, dtype=np.int64)  # the last entry is for "no gene"
         place[np.flatnonzero(measured)] = np.arange(len(ranking))
-        up, down = place[self.table.up], place[self.table.down]
-        e_up, e_down = enrichment_scores(ranking, up), enrichment_scores(ranking, down)
-        each = -connectivity_scores(e_up, e_down)
+        sides = place[self.table.up], place[self.table.down]
+        enriched = [enrichment_scores(ranking, side) for side in sides]
+        each = -connectivity_scores(*enriched)
         common = None if self.common is None else self.common[measured]
         cleaned = clean_profile(effects[measured], common)
-        scores = {"cosine": -signed_cosines(cleaned, up, down), "connectivity": each}
-        nulls = {
-            "cosine": self._null_cosine(cleaned, place),
-            "connectivity": self._null_reversal(ranking, place),
-        }
+        scores = {"cosine": -signed_cosines(cleaned, *sides), "connectivity": each}
+        nulls = self._nulls(ranking, cleaned, place)
         if self.model is not None and query is not None:
             z = signature_scores(self.model, [query])[0]
             known = np.abs(self._placed).any(axis=1) & np.isfinite(each)
@@ -154,9 +151,8 @@ class ReversalScorer:
         compound = self.table.compound
         table = {READINGS[k]: summarize_replicates(v, compound) for k, v in scores.items()}
         table["n_signatures"] = np.bincount(compound, weights=np.isfinite(each)).astype(np.int64)
-        table["reversal_genes"] = self._evidence(
-            ranking, np.flatnonzero(measured), up, down, e_up, e_down, each
-        )
+        background = self.labels[measured]
+        table["reversal_genes"] = self._leading_genes(ranking, background, sides, enriched, each)
         table["null_class"] = self._null_class
         keys = compound_key(pd.Series(self.table.compounds, dtype=object)).to_numpy()
         return Evidence(
@@ -183,22 +179,22 @@ class ReversalScorer:
             for n_up, n_down in coarse
         ]
 
-    def _null_reversal(self, ranking: Ranking, place: np.ndarray) -> np.ndarray:
-        """Score random signatures of each class, ``(classes, n_permutations)``."""
-        sides = []
-        for drawn, sizes in ((self._up, self._sizes[:, 0]), (self._down, self._sizes[:, 1])):
-            sets = place[drawn]
-            sides.append({n: enrichment_scores(ranking, sets[:, :n]) for n in np.unique(sizes)})
-        pairs = zip(self._sizes[:, 0], self._sizes[:, 1], strict=True)
-        scores = [connectivity_scores(sides[0][a], sides[1][b]) for a, b in pairs]
-        # A random set may fall on genes that this group does not measure.
-        return -np.nan_to_num(np.stack(scores))
-
-    def _null_cosine(self, cleaned: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """Score random signatures of each class by their cosine, ``(classes, n_permutations)``."""
+    def _nulls(
+        self, ranking: Ranking, cleaned: np.ndarray, place: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Score random signatures of each class, ``(classes, n_permutations)`` by reading."""
         up, down = place[self._up], place[self._down]
-        scores = [signed_cosines(cleaned, up[:, :a], down[:, :b]) for a, b in self._sizes[:, :2]]
-        return -np.nan_to_num(np.stack(scores))
+        sizes = self._sizes[:, :2].tolist()
+        e_up, e_down = (
+            {n: enrichment_scores(ranking, drawn[:, :n]) for n in set(of_side)}
+            for drawn, of_side in zip((up, down), zip(*sizes, strict=True), strict=True)
+        )
+        scores = {
+            "cosine": [signed_cosines(cleaned, up[:, :a], down[:, :b]) for a, b in sizes],
+            "connectivity": [connectivity_scores(e_up[a], e_down[b]) for a, b in sizes],
+        }
+        # A random set may fall on genes that this group does not measure.
+        return {name: -np.nan_to_num(np.stack(rows)) for name, rows in scores.items()}
 
     def _compound_classes(self) -> tuple[list[tuple[int, ...]], np.ndarray]:
         """Return the different combinations of classes, and that of each compound."""
@@ -219,32 +215,27 @@ class ReversalScorer:
             [summarize_replicates(null[list(c)], group.repeat(len(c))) for c in self._combinations]
         )
 
-    def _evidence(
+    def _leading_genes(
         self,
         ranking: Ranking,
         background: np.ndarray,
-        up: np.ndarray,
-        down: np.ndarray,
-        e_up: np.ndarray,
-        e_down: np.ndarray,
+        sides: tuple[np.ndarray, np.ndarray],
+        enriched: Sequence[np.ndarray],
         each: np.ndarray,
     ) -> np.ndarray:
         """Name the genes that the best signature of each compound reverses."""
-        best: dict[int, int] = {}
-        for i in np.flatnonzero(np.nan_to_num(each) > 0).tolist():
-            compound = int(self.table.compound[i])
-            if compound not in best or each[i] > each[best[compound]]:
-                best[compound] = i
-        out = np.full(len(self.table.compounds), "", dtype=object)
-        for compound, k in best.items():
+        reached = np.nan_to_num(each)
+        best = pd.Series(reached).groupby(self.table.compound).idxmax().to_numpy()
+        out = np.full(len(best), "", dtype=object)
+        for compound, k in enumerate(best):
             found = [
-                leading_edge(ranking, side[side >= 0])
-                for side, score, sign in ((up[k], e_up[k], -1), (down[k], e_down[k], 1))
-                if score * sign > 0
+                leading_edge(ranking, side[k][side[k] >= 0])
+                for side, score, sign in zip(sides, enriched, (-1, 1), strict=True)
+                if reached[k] > 0 and score[k] * sign > 0
             ]
-            genes = np.concatenate(found)
+            genes = np.concatenate([np.empty(0, dtype=np.int64), *found])
             order = np.lexsort((genes, -ranking.strength[genes]))[:MAX_GENES]
-            out[compound] = SET_SEPARATOR.join(self.labels[background[genes[order]]])
+            out[compound] = SET_SEPARATOR.join(background[genes[order]])
         return out
 
 
