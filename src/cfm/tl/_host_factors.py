@@ -130,17 +130,15 @@ def host_factors(
     ``adata.uns['host_factors' | key_added]['results']``
         DataFrame, a row per group and gene that the group measures, sorted by group and rank:
         ``group``, ``explained`` (``"response"`` or a virus), ``gene`` (symbol in the model's
-        vocabulary), ``score`` (float64, larger = more
-        important: mean attention in units of an average token, absolute mean change of the
-        log-odds, the consensus, or standard deviations along the direction of known factors),
-        ``rank`` (int64, from 1), ``direction`` (``"up"``,
-        ``"down"``, ``"unchanged"``), ``effect`` (mean log2 fold change), ``concordance`` (share
-        of the contrasts that measure the gene in which it moves in that direction),
-        ``call_effect`` (natural-log odds that the gene's effect adds to the call, by
-        reversal), ``p_value``, ``fdr`` (Benjamini & Hochberg within
-        the group), ``n_profiles``. With ``"consensus"`` also ``score_attention``,
-        ``score_integrated_gradients`` and ``score_reversal``, with ``"guided"`` also ``known``
-        (bool).
+        vocabulary), ``score`` (float64, larger = more important: mean attention in units of an
+        average token, absolute mean change of the log-odds, the consensus, or standard deviations
+        along the direction of known factors), ``rank`` (int64, from 1), ``direction`` (``"up"``,
+        ``"down"``, ``"unchanged"``), ``effect`` (mean log2 fold change), ``concordance`` (share of
+        the contrasts that measure the gene in which it moves in that direction), ``call_effect``
+        (natural-log odds that the gene's effect adds to the call, by reversal), ``p_value``,
+        ``fdr`` (Benjamini & Hochberg within the group), ``n_profiles``. With ``"consensus"`` also
+        ``score_attention``, ``score_integrated_gradients`` and ``score_reversal``, with
+        ``"guided"`` also ``known`` (bool).
     ``adata.uns['host_factors' | key_added]['params']``
         The arguments, the model, its SHA-256, the share of its genes found, and in the order of
         ``groups`` what was explained (``targets``) and permuted (``nulls``).
@@ -208,7 +206,12 @@ def host_factors(
         tables = [job.guided(group, rows, target, known) for group, rows, target in groups]
     else:
         nulls = [_choose_null(null, len(rows), len(everyone)) for rows in members]
-        job.check_labels(groups, nulls)
+        for (group, rows, _), kind in zip(groups, nulls, strict=True):
+            if kind == "labels" and len(rows) == len(everyone) and n_permutations:
+                raise ValueError(
+                    f"null='labels' cannot permute anything: all {len(rows)} contrasts are in "
+                    f"group {group!r}. Use null='effects', or add contrasts of other groups."
+                )
         n_steps = [job.n_steps(len(rows), n) for rows, n in zip(members, nulls, strict=True)]
         methods = SINGLE if method == "consensus" else (method,)
         quiet = settings.verbosity > 20
@@ -263,17 +266,6 @@ class _Job:
         if null == "labels" and self.n_permutations:
             return len(self.everyone)
         return n_profiles * (1 + self.n_permutations)
-
-    def check_labels(
-        self, groups: Sequence[tuple[str, np.ndarray, str]], nulls: Sequence[str]
-    ) -> None:
-        """Refuse to permute labels where all contrasts have the same."""
-        for (group, rows, _), null in zip(groups, nulls, strict=True):
-            if null == "labels" and len(rows) == len(self.everyone) and self.n_permutations:
-                raise ValueError(
-                    f"null='labels' cannot permute anything: all {len(rows)} contrasts are in "
-                    f"group {group!r}. Use null='effects', or add contrasts of other groups."
-                )
 
     def explained(
         self,

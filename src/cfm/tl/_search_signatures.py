@@ -114,10 +114,10 @@ def search_signatures(
     the library, spread over its studies and none of the match's own study, cut to the query's
     size where that is a list (its numbers of up and down genes) and to its genes where it measures
     few. Their similarities with the match give the centre (median) and, below it, the spread, as
-    related contrasts lie above; the tail is Student's. So they say that the query is more like
-    the match than contrasts that have nothing to do with it are, also where genes move together;
-    they do not say which of two related contrasts is meant. ``fdr`` is Benjamini-Hochberg
-    over the matches of a query.
+    related contrasts lie above; the tail is Student's. A small one means that the query is more
+    like the match than contrasts that have nothing to do with it are, also where genes move
+    together, and not which of two related contrasts is meant. ``fdr`` is Benjamini-Hochberg over
+    the matches of a query.
 
     Parameters
     ----------
@@ -348,10 +348,11 @@ class _Search:
             found[:, chosen] = np.round(similarity.compare(queries, matches).astype(float), 6)
             for null, into in zip(nulls, reached, strict=True):
                 into[:, chosen] = similarity.compare_references(null, matches)
-            near = np.flatnonzero((found[:, chosen] >= 0.9 * SAME_CONTRAST).any(axis=0))
-            if len(near):
-                alike = pairwise_cosines(graded, grade_effects(block[near]))
-                same[:, chosen[near]] = alike >= SAME_CONTRAST
+            near = found[:, chosen] >= 0.9 * SAME_CONTRAST
+            some = np.flatnonzero(near.any(axis=0))
+            if len(some):
+                alike = np.round(pairwise_cosines(graded, grade_effects(block[some])), 6)
+                same[:, chosen[some]] = near[:, some] & (alike >= SAME_CONTRAST)
 
         quiet = len(blocks) < 12 or settings.verbosity > 20
         with ThreadPoolExecutor(2) as pool:  # NumPy works outside of Python's lock
