@@ -17,9 +17,8 @@ from cfm.stats._connectivity import (
     rank_profile,
     signed_cosines,
 )
-from cfm.tl._drug_ranking import rank_compounds
-from cfm.tl._reversal_evidence import ReversalScorer
-from cfm.tl._signatures import compound_key
+from cfm.tl._drug_screen import compound_names, rank_compounds
+from cfm.tl._drug_screen._evidence import ReversalScorer
 
 COSINE = "cosine"
 CENTRED = "cosine, library mean removed"
@@ -119,14 +118,14 @@ def tool_scores(
     scorer = ReversalScorer(
         compounds.sets, genes.to_numpy(), n_permutations, 0, model=space.model, positions=positions
     )
-    keys = compound_key(pd.Series(compounds.sets.compounds, dtype=object))
+    names = compound_names(compounds.sets.compounds, None)
     out = {joined(r): np.full((len(weights), len(weights)), np.nan) for r in READINGS}
     for query in queries:
         placed = space.alignment.apply(weights[[query]])[0]
         found = scorer(weights[query], placed)
         for readings in READINGS:
-            ranked, _ = rank_compounds(compounds.sets.compounds, None, found, None, readings)
-            out[joined(readings)][query] = ranked["score"].reindex(keys).to_numpy()
+            ranked, _ = rank_compounds(names, found, None, readings)
+            out[joined(readings)][query] = ranked["score"].reindex(names.index).to_numpy()
     return out
 
 

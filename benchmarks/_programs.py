@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom
 
-from cfm.tl._program_enrichment import benjamini_hochberg
-from cfm.tl._program_graph import leiden, modules, nearest_neighbour_graph
-from cfm.tl._program_run import PRIOR_PROFILES
-from cfm.tl._program_statistics import concordance
+from cfm.stats._enrichment import benjamini_hochberg
+from cfm.stats._gene_modules import concordance, leiden, modules, nearest_neighbour_graph
+from cfm.tl._gene_programs._find import PRIOR_PROFILES
 
 #: Sizes, among the genes of a graph, of the gene sets that are tried.
 SET_SIZES = (5, 500)

@@ -210,11 +210,12 @@ def viruses(report: Report, data, compounds: Compounds, space: Space) -> None:
     )
     table = cfm.datasets.cmap_signatures()
     five = ["SARS-CoV-2", "IAV", "RSV", "HIV-1", "ZIKV"]
+    theirs = adata[adata.obs["virus"].isin(five)].copy()
     torch.set_num_threads(1)
     seconds = {}
     for label, model in (("with the model", "cellpulse-mini"), ("without", None)):
         start = time.perf_counter()
-        cfm.tl.screen_drugs(adata, table, groups=five, model=model)
+        cfm.tl.screen_drugs(theirs, table, model=model)
         seconds[label] = time.perf_counter() - start
     report.value("seconds", seconds)
     cfm.tl.screen_drugs(adata, table)

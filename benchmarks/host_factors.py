@@ -24,8 +24,8 @@ from benchmarks._report import Report, add_arguments, data_folder
 from benchmarks._studies import load_signatures
 from cfm.metrics import auroc, average_precision, odds_ratio_at, permutation_interval
 from cfm.models import CellPulse
+from cfm.stats._gene_scores import gene_folds, guided_scores, unit_rows
 from cfm.tl import host_factors
-from cfm.tl._guided_factors import gene_folds, guided_scores, unit_rows
 
 METHODS = ("attention", "integrated_gradients", "reversal", "consensus")
 GUIDED = "guided by other viruses' hits"
@@ -186,8 +186,7 @@ def main() -> None:
     known = model.require_classifier().classes
     for virus in viruses:
         explain = virus if virus in known else "response"
-        options = {"explain": explain, "groups": [virus], "n_permutations": 0}
-        host_factors(adata, "virus", model=model, **options)
+        host_factors(adata, "virus", model=model, explain={virus: explain}, n_permutations=0)
         parts.append(adata.uns["host_factors"]["results"])
     table = pd.concat(parts, ignore_index=True)
     guided = guided_rankings(model, folder, screens, viruses, expression)

@@ -36,21 +36,23 @@ from benchmarks.masked_direction import MODELS, fold_model
 from cfm.metrics import paired_bootstrap
 from cfm.models import CellPulse
 from cfm.tl import gene_programs
-from cfm.tl._program_run import ProgramSettings, SimilarityOf, choose_genes, profiles_of
+from cfm.tl._gene_programs._find import (
+    MIN_SIZE,
+    N_NEIGHBORS,
+    SimilarityOf,
+    choose_genes,
+    profiles_of,
+)
 from training.pretrain import MAX_STEPS, PretrainingData, load_pretraining
 
 #: Numbers of modules that every method is cut into, so that they can be compared.
 N_MODULES = (20, 40)
-N_GENES, N_NEIGHBORS, MIN_SIZE = 2000, 15, 10
+N_GENES = 2000
 SOURCES = ("attention", "interaction", "combined")
 CORRELATION, SIGNED = "correlation", "correlation × same direction"
 RANDOM = "random genes"
 OURS = "interaction"
 SIGNIFICANT = 0.05
-
-
-def settings(source: str) -> ProgramSettings:
-    return ProgramSettings(source, N_GENES, N_NEIGHBORS, 1.0, MIN_SIZE, 0, 0, 0)
 
 
 def similarities(
@@ -59,11 +61,8 @@ def similarities(
     """Return the genes that the tool takes, their effects, and similarities by method."""
     part = profiles_of(adata, np.arange(adata.n_obs), None)
     tokens_of = [tokens[1:] for tokens, _ in model.get_attention(part)]
-    tokens, _, effects = choose_genes(part, tokens_of, settings(OURS), "group")
-    found = {
-        s: SimilarityOf(model, part, tokens, effects, settings(s), lambda n: None)()
-        for s in SOURCES
-    }
+    tokens, _, effects = choose_genes(part, tokens_of, N_GENES, "group")
+    found = {s: SimilarityOf(model, part, tokens, effects, s, lambda n: None)() for s in SOURCES}
     if len(effects) > 2:
         found[CORRELATION] = correlation(effects)
         found[SIGNED] = np.maximum(found[CORRELATION], 0.0) * same_direction(effects)
@@ -182,7 +181,7 @@ def defaults(report: Report, human: Signatures, sets: dict) -> None:
     shown = shown.rename_axis("program").reset_index()
     fifty = as_contrasts(human, np.arange(50))
     start, cpu = time.perf_counter(), time.process_time()
-    gene_programs(fifty, device="cpu")
+    gene_programs(fifty)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     report.value("seconds_50_profiles", {"wall": seconds, "cpu": cpu})
     report.text(

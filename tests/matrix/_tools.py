@@ -206,7 +206,7 @@ def _graph(adata: Any, **kwargs: Any) -> Any:
 
 
 def _programs(adata: Any, **kwargs: Any) -> Any:
-    quick = {"n_genes": 48, "min_size": 3, "n_neighbors": 4, "n_bootstraps": 1, "n_null": 2}
+    quick = {"n_genes": 48, "resolution": 0.3, "n_permutations": 2}
     return tl.gene_programs(adata, data.cellpulse(), **quick, **kwargs)
 
 
@@ -308,7 +308,7 @@ TABLE = [
             **{"groupby": "virus"} | k,
             model=data.cellpulse(),
             n_permutations=2,
-            groups=["A"],
+            explain={"A": "response"},
             null="effects",
         ),
         ("layer", "groupby"),

@@ -9,13 +9,19 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import cfm
 from cfm.data._gene_ids import _tables
 from tests._block_model import BLOCK, BlockModel, FactorModel, SilentModel, block_data
 from tests._same import assert_unchanged
 
-QUICK: dict[str, Any] = {"n_bootstraps": 2, "n_null": 2, "min_size": 5, "n_neighbors": 8}
+QUICK: dict[str, Any] = {"n_permutations": 2}
+
+
+@pytest.fixture(autouse=True)
+def _few_bootstraps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfm.tl._gene_programs._find.N_BOOTSTRAPS", 3)
 
 
 @pytest.fixture
@@ -41,12 +47,12 @@ def test_one_profile_has_programs_without_stability(
     assert programs[["cohesion", "p_value", "fdr"]].notna().all(axis=None)
 
 
-def test_without_bootstraps_and_null_there_are_no_numbers(
+def test_without_permutations_there_are_no_p_values(
     adata: ad.AnnData, attending: BlockModel
 ) -> None:
-    cfm.tl.gene_programs(adata, attending, **(QUICK | {"n_bootstraps": 0, "n_null": 0}))
+    cfm.tl.gene_programs(adata, attending, n_permutations=0)
     programs = adata.uns["gene_programs"]["programs"]
-    assert programs[["stability", "p_value", "fdr"]].isna().all(axis=None)
+    assert programs[["p_value", "fdr"]].isna().all(axis=None)
 
 
 def test_silent_rows_and_genes_not_measured(adata: ad.AnnData, attending: BlockModel) -> None:
@@ -114,7 +120,7 @@ def test_a_group_without_a_program_is_named(attending: BlockModel) -> None:
     few = np.concatenate([np.flatnonzero(block == b)[:3] for b in np.unique(block)])
     others = np.setdiff1d(np.arange(len(block)), few)
     adata.X[np.ix_(rows, others)] = 0.0  # twelve genes move, no more than three together
-    with pytest.warns(UserWarning, match=r"Groups \['A'\] have no module of 5 genes"):
+    with pytest.warns(UserWarning, match=r"Groups \['A'\] have no module of 10 genes"):
         cfm.tl.gene_programs(adata, attending, groupby="virus", **QUICK)
     assert set(adata.uns["gene_programs"]["programs"]["group"]) == {"B/x"}
 
@@ -130,23 +136,17 @@ def failing() -> dict[str, tuple[dict[str, Any], type, str]]:
         "combined": ({"source": "combined"}, TypeError, "use source='attention'"),
         "source": ({"source": "both"}, ValueError, "source='both'; expected one of"),
         "column": ({"groupby": "study"}, KeyError, "no column 'study'"),
-        "level": ({"groupby": "virus", "groups": ["C"]}, KeyError, r"has no \['C'\]"),
-        "text": ({"groupby": "virus", "groups": "A"}, TypeError, "groups='A' is one text"),
-        "groups alone": ({"groups": ["A"]}, TypeError, "only goes with groupby="),
         "layer": ({"layer": "lfc"}, KeyError, "no layer 'lfc'"),
         "key": ({"key_added": "a/b"}, ValueError, "cannot be stored in a file"),
-        "min_size": ({"min_size": 1}, ValueError, "min_size=1; expected .* at least 2"),
-        "large": ({"min_size": 70}, ValueError, "60 genes that move .* at least min_size=70"),
-        "n_genes": ({"n_genes": 4}, ValueError, "min_size=5 is more than n_genes=4"),
-        "neighbours": ({"n_neighbors": 0}, ValueError, "n_neighbors=0"),
+        "n_genes": ({"n_genes": 9}, ValueError, "n_genes=9; expected .* at least 10"),
         "resolution": (
             {"resolution": 0.0},
             ValueError,
             "resolution=0.0; expected",
         ),
-        "bootstraps": ({"n_bootstraps": -1}, ValueError, "n_bootstraps=-1"),
-        "null": ({"n_null": 2.5}, ValueError, "n_null=2.5; expected a whole number"),
-        "empty sets": ({"gene_sets": {}}, ValueError, "holds 0 sets"),
+        "null": ({"n_permutations": 2.5}, ValueError, "n_permutations=2.5; expected a whole"),
+        "empty sets": ({"gene_sets": {"a": []}}, ValueError, "holds 1 sets and none with a gene"),
+        "text": ({"gene_sets": {"a": "MX1"}}, TypeError, r"gene_sets\['a'\] is a text"),
         "no file": ({"gene_sets": "no.gmt"}, FileNotFoundError, "'no.gmt' is no file"),
         "sets": ({"gene_sets": 5}, TypeError, "gene_sets is a int"),
         "other genes": (
@@ -154,7 +154,7 @@ def failing() -> dict[str, tuple[dict[str, Any], type, str]]:
             ValueError,
             r"None of the 2 genes of gene_sets \(such as MX1, MX2\) .* \(such as G00",
         ),
-        "no module": ({"resolution": 1e4}, ValueError, "No module has at least min_size=5"),
+        "no module": ({"resolution": 1e4}, ValueError, "No module has at least 10"),
     } | {"_": (({"model": attending}), ValueError, "")}
 
 
@@ -176,7 +176,6 @@ def test_a_group_in_which_nothing_moves_is_refused(
     with pytest.raises(ValueError, match=r"Group 'A' \(4 observations\) has 0 genes that move"):
         cfm.tl.gene_programs(adata, attending, groupby="virus", **QUICK)
     assert_unchanged(adata, before)
-    cfm.tl.gene_programs(adata, attending, groupby="virus", groups=["B/x"], **QUICK)
 
 
 def test_groups_that_cannot_be_told_apart(adata: ad.AnnData, attending: BlockModel) -> None:
@@ -203,3 +202,28 @@ def test_a_source_may_be_asked_for_by_name(adata: ad.AnnData) -> None:
     _, block, genes = block_data()
     cfm.tl.gene_programs(adata, FactorModel(genes, block), source="attention", **QUICK)
     assert adata.uns["gene_programs"]["params"]["source"] == "attention"
+
+
+def test_gene_sets_of_a_dictionary_and_of_a_file(
+    adata: ad.AnnData, attending: BlockModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "sets.gmt"
+    path.write_text("one\tabout one\tG00\tG01\tG00\ntwo\t\tG20\n\nnone\twithout genes\n")
+    found = []
+    for sets in (path, str(path), {"one": ("G00", "G01", "G00"), "two": {"G20"}, "none": []}):
+        cfm.tl.gene_programs(adata, attending, n_permutations=0, gene_sets=sets)
+        found.append(adata.uns["gene_programs"]["enrichment"])
+        assert adata.uns["gene_programs"]["params"]["n_gene_sets"] == 2
+    assert sorted(found[0]["term"]) == ["one", "two"]
+    for other in found[1:]:
+        pd.testing.assert_frame_equal(other, found[0])
+
+
+def test_the_threads_of_torch_stay(adata: ad.AnnData, attending: BlockModel) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        cfm.tl.gene_programs(adata, attending, n_permutations=0)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

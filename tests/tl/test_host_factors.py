@@ -13,9 +13,8 @@ from scipy.stats import rankdata
 import cfm
 from cfm.metrics import auroc
 from cfm.models import CellPulse
-from cfm.tl._guided_factors import guided_scores
 from tests._same import assert_unchanged
-from tests._toy import SIZES, toy_checkpoint, toy_contrasts
+from tests._toy import SIZES, toy_checkpoint
 
 KEY = "host_factors"
 COLUMNS = [
@@ -33,6 +32,8 @@ COLUMNS = [
     "n_profiles",
 ]
 VIRUSES = ["virus_A", "virus_B", "virus_C", "virus_D"]
+#: Explain one group alone.
+A = {"virus_A": "response"}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,9 @@ def test_planted_genes_of_the_virus_come_first(
     model: CellPulse, contrasts: ad.AnnData, method: str
 ) -> None:
     truth = answered(contrasts, model).varm["truth"]
-    cfm.tl.host_factors(contrasts, "virus", method, model=model, groups=VIRUSES, n_permutations=20)
+    cfm.tl.host_factors(
+        contrasts, "virus", method, model=model, explain={v: v for v in VIRUSES}, n_permutations=20
+    )
     for virus in VIRUSES:
         genes = of(contrasts, virus)
         own = truth.index[(truth[virus] != 0)]
@@ -111,34 +114,21 @@ def test_what_is_written(model: CellPulse, contrasts: ad.AnnData) -> None:
     assert_unchanged(contrasts, before)
 
 
-def test_consensus_is_the_mean_log_rank_of_the_three(
-    model: CellPulse, contrasts: ad.AnnData
-) -> None:
-    cfm.tl.host_factors(contrasts, "virus", model=model, groups=["virus_A"], n_permutations=0)
-    found = table(contrasts)
-    ranks = [
-        rankdata(-found[f"score_{m}"]) for m in ("attention", "integrated_gradients", "reversal")
-    ]
-    expected = -np.log10(np.array(ranks) / len(found)).mean(axis=0)
-    np.testing.assert_allclose(found["score"], expected)
-    assert found["p_value"].isna().all()
-    assert found["fdr"].isna().all()
-
-
 def test_single_methods_score_as_in_the_consensus(model: CellPulse, contrasts: ad.AnnData) -> None:
-    arguments = {"model": model, "groups": ["virus_B"], "n_permutations": 0}
+    arguments = {"model": model, "explain": {"virus_B": "response"}, "n_permutations": 0}
     cfm.tl.host_factors(contrasts, "virus", **arguments)
     together = of(contrasts, "virus_B")
+    assert together[["p_value", "fdr"]].isna().all(axis=None)
+    ranks = []
     for method in ("attention", "integrated_gradients", "reversal"):
         cfm.tl.host_factors(contrasts, "virus", method, key_added=method, **arguments)
-        single = table(contrasts, method).set_index("gene")
+        single = table(contrasts, method).set_index("gene").loc[together.index]
         assert not [c for c in single if c.startswith("score_")]
-        np.testing.assert_allclose(
-            single.loc[together.index, "score"], together[f"score_{method}"], rtol=1e-6
-        )
-        np.testing.assert_allclose(
-            single.loc[together.index, "call_effect"], together["call_effect"], rtol=1e-6
-        )
+        np.testing.assert_allclose(single["score"], together[f"score_{method}"], rtol=1e-6)
+        np.testing.assert_allclose(single["call_effect"], together["call_effect"], rtol=1e-6)
+        ranks.append(rankdata(-single["score"]))
+    expected = -np.log10(np.array(ranks) / len(together)).mean(axis=0)
+    np.testing.assert_allclose(together["score"], expected)
 
 
 @pytest.mark.parametrize("null", ["labels", "effects", "directions"])
@@ -151,7 +141,13 @@ def test_p_values_do_not_reject_what_is_random(null: str, model: CellPulse) -> N
         var=pd.DataFrame(index=genes.astype(str)),
     )
     cfm.tl.host_factors(
-        noise, "virus", "reversal", model=model, groups=["x"], null=null, n_permutations=40
+        noise,
+        "virus",
+        "reversal",
+        model=model,
+        explain={"x": "response"},
+        null=null,
+        n_permutations=40,
     )
     found = table(noise)
     # Only "effects" permutes genes apart; else what all genes share moves them together.
@@ -164,7 +160,7 @@ def test_labels_find_what_only_this_group_does(model: CellPulse, contrasts: ad.A
     truth = answered(contrasts, model).varm["truth"]
     shared = truth.index[(truth[VIRUSES] != 0).all(axis=1)]
     own = truth.index[(truth["virus_A"] != 0) & (truth[VIRUSES[1:]] == 0).all(axis=1)]
-    arguments = {"model": model, "groups": ["virus_A"], "n_permutations": 40}
+    arguments = {"model": model, "explain": {"virus_A": "virus_A"}, "n_permutations": 40}
     cfm.tl.host_factors(contrasts, "virus", "reversal", null="labels", **arguments)
     genes = of(contrasts, "virus_A")
     assert (genes.loc[own, "fdr"] < 0.05).mean() > 0.5
@@ -174,7 +170,12 @@ def test_labels_find_what_only_this_group_does(model: CellPulse, contrasts: ad.A
 def test_seeds_repeat_and_neither_names_nor_order_of_rows_matter(
     model: CellPulse, contrasts: ad.AnnData, rng: np.random.Generator
 ) -> None:
-    arguments = {"model": model, "groups": ["virus_C"], "n_permutations": 4, "copy": True}
+    arguments = {
+        "model": model,
+        "explain": {"virus_C": "response"},
+        "n_permutations": 4,
+        "copy": True,
+    }
     for null in ("labels", "effects", "directions"):
         first = cfm.tl.host_factors(contrasts, "virus", "reversal", null=null, **arguments)
         turned = contrasts[rng.permutation(contrasts.n_obs)][:, ::-1].copy()
@@ -232,7 +233,7 @@ def test_guided_finds_genes_that_respond_like_known_ones(
     truth = contrasts.varm["truth"]
     planted = truth.index[(truth["virus_A"] > 0) & (truth["IFN-beta"] == 0)]
     known = rng.permutation(planted)[: len(planted) // 2]
-    cfm.tl.host_factors(contrasts, "virus", "guided", model=model, groups=["virus_A"], known=known)
+    cfm.tl.host_factors(contrasts, "virus", "guided", model=model, explain=A, known=known)
     genes = of(contrasts, "virus_A")
     assert genes["known"].sum() == len(known)
     hidden = planted.difference(known)
@@ -248,24 +249,10 @@ def test_guided_finds_genes_that_respond_like_known_ones(
     assert contrasts.uns[KEY]["params"]["nulls"] == ["known"]
     # A rule that has seen a gene must not judge it: known genes gain nothing by being known.
     shuffled = dict(virus_A=rng.permutation(contrasts.var_names)[:60].tolist())
-    arguments = {"model": model, "groups": ["virus_A"]}
-    cfm.tl.host_factors(contrasts, "virus", "guided", known=shuffled, **arguments)
+    cfm.tl.host_factors(contrasts, "virus", "guided", model=model, explain=A, known=shuffled)
     found = of(contrasts, "virus_A")
     assert 0.3 < auroc(found["known"].to_numpy(), found["score"].to_numpy()) < 0.62
     assert (found["fdr"] < 0.05).mean() < 0.02
-
-
-def test_guided_scores_in_closed_form(rng: np.random.Generator) -> None:
-    vectors, known = rng.normal(size=(300, 4)), rng.random((300, 3)) < 0.3
-    fold = rng.integers(0, 3, 300)
-    found = guided_scores(vectors, known, fold, ridge=0.5)
-    train = fold != 1
-    x = vectors[train]
-    covariance = np.cov(x.T, bias=True)
-    shrunken = covariance + 0.5 * np.trace(covariance) / 4 * np.eye(4)
-    w = np.linalg.solve(shrunken, x[known[train, 2]].mean(0) - x.mean(0))
-    expected = (vectors[~train] - x.mean(0)) @ w / np.sqrt(w @ covariance @ w)
-    np.testing.assert_allclose(found[~train, 2], expected)
 
 
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
@@ -304,7 +291,7 @@ def test_what_is_explained_can_be_chosen(model: CellPulse, contrasts: ad.AnnData
     for explain in ("response", "virus_A", "virus_B"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            cfm.tl.host_factors(contrasts, explain=explain, groups=["virus_A"], **arguments)
+            cfm.tl.host_factors(contrasts, explain={"virus_A": explain}, **arguments)
         found = table(contrasts).set_index("gene")
         assert set(found["explained"]) == {explain}
         scores[explain] = found["score"].sort_index()
@@ -336,12 +323,10 @@ def test_bad_input(model: CellPulse, contrasts: ad.AnnData) -> None:
         (KeyError, "no column 'disease'", {"groupby": "disease"}),
         (ValueError, "groupby= is missing", {"groupby": None}),
         (ValueError, "explain='Ebola'; expected 'response' or a virus", {"explain": "Ebola"}),
-        (KeyError, r"has no \['Ebola'\]", {"groups": ["Ebola"]}),
-        (TypeError, "expected a list", {"groups": "virus_A"}),
-        (ValueError, "each once", {"groups": ["virus_A", "virus_A"]}),
-        (ValueError, "at least one level", {"groups": []}),
+        (ValueError, "explain='Ebola'; expected", {"explain": {"virus_A": "Ebola"}}),
+        (KeyError, r"has no \['Ebola'\]", {"explain": {"Ebola": "response"}}),
+        (ValueError, "No group .* is chosen", {"explain": {}}),
         (ValueError, "method='saliency'; expected one of", {"method": "saliency"}),
-        (ValueError, "reversal='off'", {"reversal": "off"}),
         (ValueError, "null='genes'", {"null": "genes"}),
         (ValueError, "expected 0, or 2 or more", {"n_permutations": 1}),
         (ValueError, "n_permutations=2.5; expected", {"n_permutations": 2.5}),
@@ -378,11 +363,7 @@ def test_a_field_of_another_tool_is_replaced_with_a_warning(
     model: CellPulse, contrasts: ad.AnnData
 ) -> None:
     contrasts.uns[KEY] = "mine"
-    arguments = {"model": model, "groups": ["virus_A"], "n_permutations": 0}
+    arguments = {"model": model, "explain": A, "n_permutations": 0}
     with pytest.warns(UserWarning, match="not written by this tool"):
         cfm.tl.host_factors(contrasts, "virus", "reversal", **arguments)
     cfm.tl.host_factors(contrasts, "virus", "reversal", **arguments)
-
-
-def test_toy_contrasts_are_shared_unharmed() -> None:
-    assert KEY not in toy_contrasts().uns

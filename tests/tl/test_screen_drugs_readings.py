@@ -124,9 +124,7 @@ def test_chosen_readings_make_the_score_and_the_others_stay(
     chosen = ["cosine", "connectivity", "model", ("model", "cosine", "connectivity")]
     found = []
     for readings in chosen:
-        cfm.tl.screen_drugs(
-            contrasts, table, model=model, groups=["virus_A"], n_permutations=200, readings=readings
-        )
+        cfm.tl.screen_drugs(contrasts, table, model=model, n_permutations=200, readings=readings)
         found.append(results(contrasts, "virus_A").sort_index())
     for other in found[1:]:
         pd.testing.assert_frame_equal(other[VALUES], found[0][VALUES])
@@ -147,21 +145,6 @@ def test_a_profile_in_which_nothing_moves_says_nothing() -> None:
     assert (many["score"] == 0).all() and (many["p_value"] == 1).all()
     assert found["cosine_reversal"].tolist() == [0.0] * len(found)
     assert [name.lower() for name in found.index] == sorted(name.lower() for name in found.index)
-
-
-@pytest.mark.parametrize(
-    ("readings", "words"),
-    [
-        ((), "expected any of cosine, connectivity, model"),
-        ("cos", "readings='cos', expected any of"),
-        (("cosine", "model"), "model= is None"),
-    ],
-)
-def test_readings_that_are_not_there(readings: str | tuple, words: str) -> None:
-    adata = profiles()
-    with pytest.raises(ValueError, match=words):
-        screened(adata, readings=readings)
-    assert not adata.uns
 
 
 def modules(n: int, seed: int) -> tuple[ad.AnnData, pd.DataFrame]:

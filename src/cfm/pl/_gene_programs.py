@@ -107,7 +107,7 @@ def gene_programs(
     --------
     >>> import cfm
     >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
-    >>> cfm.tl.gene_programs(contrasts, n_genes=400, n_bootstraps=2, n_null=2)
+    >>> cfm.tl.gene_programs(contrasts, n_genes=400, n_permutations=2)
     >>> ax = cfm.pl.gene_programs(contrasts, groupby="virus", show=False)
     >>> [label.get_text() for label in ax.get_xticklabels()][:2]
     ['study1|virus_A_vs_none', 'study4|virus_A_vs_none']

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import genpareto, rankdata
@@ -216,3 +218,35 @@ def pooled_p_values(
     edge = z[0] - 1e-9 * (1.0 + np.abs(z[0]))
     reached = len(pool) - np.searchsorted(pool, edge, side="left")
     return np.where(varies, reached / len(pool), 1.0)
+
+
+def inflation(z: np.ndarray, nulls: Sequence[np.ndarray], min_scores: int) -> float:
+    r"""Return how much wider standard scores lie than those of a null.
+
+    .. math:: \max\left(1, \frac{q_{0.9}(z) - q_{0.1}(z)}{q_{0.9}(z^0) - q_{0.1}(z^0)}\right)
+
+    Random signatures hold genes that have nothing to do with each other; those of compounds hold
+    genes that move together, and hit or miss a profile together. Most compounds of a library do
+    nothing for the profile, so the spread of their middle shows what such signatures reach by
+    chance (the empirical null of Efron 2004; as genomic control, it never narrows).
+
+    Parameters
+    ----------
+    z
+        ``(c,)`` standard scores, NaN = none.
+    nulls
+        Standard scores of the null, in parts.
+    min_scores
+        Scores that it takes to measure the spread; fewer may have been chosen for the profile.
+
+    Returns
+    -------
+    The ratio; 1 without any score, and ``NaN`` for fewer than ``min_scores``.
+    """
+    known = z[~np.isnan(z)]
+    if not len(known):
+        return 1.0
+    if len(known) < min_scores:
+        return float("nan")
+    ranges = [np.quantile(x, 0.9) - np.quantile(x, 0.1) for x in (known, np.concatenate(nulls))]
+    return max(1.0, float(ranges[0] / ranges[1])) if ranges[1] > 0 else 1.0

@@ -9,6 +9,7 @@ from cfm._lazy import import_on_use
 if TYPE_CHECKING:
     from cfm.tl._cell_codes import cell_codes
     from cfm.tl._cell_importance import cell_importance
+    from cfm.tl._drug_screen import screen_drugs
     from cfm.tl._embed import embed
     from cfm.tl._embed_donors import embed_donors
     from cfm.tl._gene_programs import gene_programs
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from cfm.tl._predict_properties import predict_properties
     from cfm.tl._predict_virus import predict_virus
     from cfm.tl._probe import probe
-    from cfm.tl._screen_drugs import screen_drugs
     from cfm.tl._search_signatures import search_signatures
 
 __all__ = [
@@ -49,6 +49,7 @@ _FOLDERS = {
     "evaluate_perturbation": "_perturbation._evaluate",
     "get_knowledge_graph": "_knowledge_graph._tool",
     "knowledge_graph": "_knowledge_graph._tool",
+    "screen_drugs": "_drug_screen",
     "simulate_perturbation": "_perturbation._simulate",
 }
 

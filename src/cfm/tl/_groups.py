@@ -33,20 +33,16 @@ def profile_groups(
     ------
     KeyError
         If the column or a level does not exist.
-    TypeError
-        If ``groups`` is a single text.
     ValueError
-        If there is no group, or one is asked for twice.
+        If there is no group.
     """
     check_not_empty(adata)
     obs = in_memory_frame(adata.obs)
     if groupby not in obs:
         raise KeyError(
-            f"adata.obs has no column {groupby!r}; it has {obs.columns.tolist()}. Say with "
-            "groupby= which column holds the groups."
+            f"adata.obs has no column {groupby!r}; it has {obs.columns.tolist()}. Name the "
+            "one with the groups by groupby=."
         )
-    if isinstance(groups, str):
-        raise TypeError(f"groups={groups!r} is one text; expected a list, such as [{groups!r}].")
     column = obs[groupby]
     present = column.notna().to_numpy()
     values = column.astype(str).to_numpy(dtype=object)
@@ -57,8 +53,8 @@ def profile_groups(
     unknown = [g for g in wanted if g not in levels]
     if unknown:
         raise KeyError(f"adata.obs[{groupby!r}] has no {unknown}; it has {levels}.")
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise ValueError(f"groups={wanted}; expected at least one level, each once.")
+    if not wanted:
+        raise ValueError(f"No group of adata.obs[{groupby!r}] is chosen; it has {levels}.")
     return {g: np.flatnonzero(present & (values == g)) for g in wanted}
 
 

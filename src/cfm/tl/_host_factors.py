@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
+from scvi import settings
+from tqdm.auto import tqdm
 
 from cfm._fields import CONTRASTS, HOST_FACTORS_KEY, PARAMS, RESULTS, VIRUS_KEY, params_of
+from cfm.data import map_identifiers
 from cfm.data._matrix import in_memory_frame
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
 from cfm.models import CellPulse, load_model
 from cfm.stats._evidence import pooled_p_values
-from cfm.tl._factor_scores import (
-    SINGLE,
-    GeneScorer,
-    Method,
-    Null,
-    ProgressTicks,
-    choose_null,
+from cfm.stats._gene_scores import (
+    gene_folds,
+    guided_scores,
     importance,
-    mean_over_profiles,
-    permuted_labels,
-    permuted_profiles,
+    mean_known,
+    permute_effects,
+    unit_rows,
 )
 from cfm.tl._groups import content_hash, profile_groups
-from cfm.tl._guided_factors import gene_folds, guided_scores, known_genes, unit_rows
 from cfm.tl._store import run_record
-
-#: What is explained where no virus is.
-RESPONSE_TARGET = "response"
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+
+Method = Literal["attention", "integrated_gradients", "reversal", "consensus", "guided"]
+Null = Literal["auto", "labels", "directions", "effects"]
+
+#: Methods that look at a profile on its own; the consensus joins them.
+SINGLE = ("attention", "integrated_gradients", "reversal")
+#: What is explained where no virus is.
+RESPONSE_TARGET = "response"
+#: With fewer ways than these to choose the profiles of a group, labels are not permuted.
+MIN_ARRANGEMENTS = 100
+#: A direction in gene space needs at least so many known genes.
+MIN_KNOWN = 5
+#: Profiles that are scored together.
+_BLOCK = 8
 
 
 @takes_anndata(columns=("groupby",), ranges={"n_permutations": 0})
@@ -49,23 +59,20 @@ def host_factors(
     method: Method = "consensus",
     *,
     model: str | Path | CellPulse = "cellpulse-virus",
-    explain: str | None = None,
-    groups: Sequence[str] | None = None,
+    explain: str | Mapping[str, str] | None = None,
     known: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
-    reversal: Literal["neutral", "flip"] = "neutral",
-    null: Literal["auto", "labels", "directions", "effects"] = "auto",
+    null: Null = "auto",
     n_permutations: int = 50,
     layer: str | None = None,
     key_added: str = HOST_FACTORS_KEY,
     seed: int = 0,
-    device: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Rank the genes that carry the call of each group of contrasts.
 
     What is explained is what :func:`cfm.tl.predict_virus` answered for most contrasts of a group:
-    the log-odds of the virus that it named, else of a response against none. These are genes whose
-    *response* tells the model what it sees. They are candidates for host factors, not proof of
+    the log-odds of the virus that it named, else of a response against none. The genes are those
+    by whose *response* the model recognises it. They are candidates for host factors, not proof of
     one: genes that a virus depends on are often not regulated at all (see the benchmarks).
 
     Parameters
@@ -77,26 +84,23 @@ def host_factors(
         :func:`cfm.pp.contrasts` compared.
     method
         ``"attention"``: how much the model's summary attends to the gene (rollout).
-        ``"integrated_gradients"``: the gene's share of the log-odds. ``"reversal"``: the gene's
-        effect is taken away in silico, and the log-odds measured again. ``"consensus"``: the mean
-        of :math:`-\log_{10}` of the rank fractions under all three. ``"guided"``: how much the
-        gene responds, over all that the model was pretrained on, like host factors that are known
+        ``"integrated_gradients"``: the gene's share of the log-odds. ``"reversal"``: the change of
+        the log-odds when the gene's effect is set to 0 in silico. ``"consensus"``: the mean of
+        :math:`-\log_{10}` of the rank fractions under all three. ``"guided"``: how much the gene
+        responds, over all that the model was pretrained on, like host factors that are known
         already; the score does not depend on the contrasts of the group.
     model
-        A CellPulse with a classifier, the name of one, a folder, or ``hf://org/name``.
+        A CellPulse with a classifier, which runs where it was loaded, the name of one, a folder,
+        or ``hf://org/name``.
     explain
-        ``"response"``, or a virus of the classifier, to be explained in all groups. By default
-        what :func:`cfm.tl.predict_virus` wrote into ``obs["predicted_virus"]``, or the response
-        where it was not run.
-    groups
-        Levels of ``groupby`` to explain; all by default.
+        ``"response"``, or a virus of the classifier, to be explained in all groups; or a
+        dictionary of these by group, to explain only the groups in it. By default what
+        :func:`cfm.tl.predict_virus` wrote into ``obs["predicted_virus"]``, or the response where
+        it was not run.
     known
         For ``"guided"``: genes known as host factors, such as the hits of a CRISPR screen of this
         or other viruses; a list, or a dict of lists by group. They are scored by a rule that was
         fitted without them.
-    reversal
-        What an effect becomes in the experiment: nothing (``"neutral"``) or its opposite
-        (``"flip"``).
     null
         What is permuted for the p-values; the whole of the pipeline is scored again.
         ``"labels"``: which contrasts make up the group; small p: the gene carries the call of
@@ -116,8 +120,6 @@ def host_factors(
         Name of the result.
     seed
         Seed of the permutations.
-    device
-        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -128,17 +130,15 @@ def host_factors(
     ``adata.uns['host_factors' | key_added]['results']``
         DataFrame, a row per group and gene that the group measures, sorted by group and rank:
         ``group``, ``explained`` (``"response"`` or a virus), ``gene`` (symbol in the model's
-        vocabulary), ``score`` (float64, larger = more
-        important: mean attention in units of an average token, absolute mean change of the
-        log-odds, the consensus, or standard deviations along the direction of known factors),
-        ``rank`` (int64, from 1), ``direction`` (``"up"``,
-        ``"down"``, ``"unchanged"``), ``effect`` (mean log2 fold change), ``concordance`` (share
-        of the contrasts that measure the gene in which it moves in that direction),
-        ``call_effect`` (natural-log odds that the gene's effect brings to the call, by reversal
-        to neutral; positive speaks for it), ``p_value``, ``fdr`` (Benjamini & Hochberg within
-        the group), ``n_profiles``. With ``"consensus"`` also ``score_attention``,
-        ``score_integrated_gradients`` and ``score_reversal``, with ``"guided"`` also ``known``
-        (bool).
+        vocabulary), ``score`` (float64, larger = more important: mean attention in units of an
+        average token, absolute mean change of the log-odds, the consensus, or standard deviations
+        along the direction of known factors), ``rank`` (int64, from 1), ``direction`` (``"up"``,
+        ``"down"``, ``"unchanged"``), ``effect`` (mean log2 fold change), ``concordance`` (share of
+        the contrasts that measure the gene in which it moves in that direction), ``call_effect``
+        (natural-log odds that the gene's effect adds to the call, by reversal), ``p_value``,
+        ``fdr`` (Benjamini & Hochberg within the group), ``n_profiles``. With ``"consensus"`` also
+        ``score_attention``, ``score_integrated_gradients`` and ``score_reversal``, with
+        ``"guided"`` also ``known`` (bool).
     ``adata.uns['host_factors' | key_added]['params']``
         The arguments, the model, its SHA-256, the share of its genes found, and in the order of
         ``groups`` what was explained (``targets``) and permuted (``nulls``).
@@ -183,53 +183,50 @@ def host_factors(
         raise ValueError(f"known= goes with method='guided'; found method={method!r}.")
     if n_permutations == 1:
         raise ValueError(f"n_permutations={n_permutations!r}; expected 0, or 2 or more.")
-    caller = load_model(model, device=device)
+    caller = load_model(model)
     if not isinstance(caller, CellPulse):
         raise TypeError(f"model= is a {type(caller).__name__}; expected CellPulse.")
     caller.require_classifier()
     groupby = _recorded_groupby(adata) if groupby is None else groupby
-    rows_of = profile_groups(adata, groupby, groups)
-    labelled = in_memory_frame(adata.obs)[groupby].notna().to_numpy()
-    everyone = np.flatnonzero(labelled)
-    nulls: dict[str, Null] = {
-        g: choose_null(len(rows), len(everyone)) if null == "auto" else null
-        for g, rows in rows_of.items()
-    }
-    effects = np.concatenate([e for _, e, _ in caller.encode_blocks(adata, layer=layer)])
-    streams = np.array([content_hash(row) for row in effects], dtype=np.uint64)
+    rows_of = profile_groups(
+        adata, groupby, list(explain) if isinstance(explain, Mapping) else None
+    )
     explained = _explained(adata, caller, rows_of, explain)
-    job = _Job(caller, effects, streams, _sorted(everyone, streams), n_permutations, seed)
+    everyone = np.flatnonzero(in_memory_frame(adata.obs)[groupby].notna().to_numpy())
+    effects = np.concatenate([e for _, e, _ in caller.encode_blocks(adata, layer=layer)])
+    hashes = np.array([content_hash(row) for row in effects], dtype=np.uint64)
+    # Sorted by what rows hold, so that neither their order nor their names change a permutation.
+    everyone, *members = (
+        rows[np.argsort(hashes[rows], kind="stable")] for rows in (everyone, *rows_of.values())
+    )
+    job = _Job(caller, effects, hashes, everyone, n_permutations, seed)
+    groups = list(zip(rows_of, members, explained, strict=True))
     if method == "guided":
-        tables = [
-            job.guided(g, _sorted(rows, streams), explained[g], known)
-            for g, rows in rows_of.items()
-        ]
+        nulls = ["known"] * len(groups)
+        tables = [job.guided(group, rows, target, known) for group, rows, target in groups]
     else:
-        _check_labels(nulls, rows_of, len(everyone), n_permutations)
+        nulls = [_choose_null(null, len(rows), len(everyone)) for rows in members]
+        for (group, rows, _), kind in zip(groups, nulls, strict=True):
+            if kind == "labels" and len(rows) == len(everyone) and n_permutations:
+                raise ValueError(
+                    f"null='labels' cannot permute anything: all {len(rows)} contrasts are in "
+                    f"group {group!r}. Use null='effects', or add contrasts of other groups."
+                )
+        n_steps = [job.n_steps(len(rows), n) for rows, n in zip(members, nulls, strict=True)]
         methods = SINGLE if method == "consensus" else (method,)
-        steps = {
-            g: len(everyone)
-            if nulls[g] == "labels" and n_permutations
-            else len(rows) * (1 + n_permutations)
-            for g, rows in rows_of.items()
-        }
-        bar = ProgressTicks(sum(steps.values()), "Scoring genes")
-        scorer = GeneScorer(caller, reversal, bar)
-        try:
+        quiet = settings.verbosity > 20
+        with tqdm(total=sum(n_steps), desc="Scoring genes", disable=quiet) as bar:
             tables = [
-                job.explained(g, _sorted(rows, streams), explained[g], scorer, methods, nulls[g])
-                for g, rows in rows_of.items()
+                job.explained(*each, methods, kind, bar.update)
+                for each, kind in zip(groups, nulls, strict=True)
             ]
-        finally:
-            bar.close()
     results = pd.concat(tables, ignore_index=True)
     results.index = results.index.astype(str)
-    record: dict[str, Any] = run_record(
+    record = run_record(
         caller,
         adata,
         groupby=groupby,
         method=method,
-        reversal=reversal,
         null=null,
         n_permutations=n_permutations,
         layer=layer,
@@ -237,14 +234,13 @@ def host_factors(
         seed=seed,
         # Lists and not a dict by group: a name with "/" cannot be a key in a file.
         groups=list(rows_of),
-        targets=list(explained.values()),
-        nulls=["known" if method == "guided" else nulls[g] for g in rows_of],
+        targets=explained,
+        nulls=nulls,
     )
     alignment = caller.vocabulary.align(adata.var_names)
     column = pd.Series(alignment.columns, index=caller.vocabulary.genes[alignment.positions])
     scores = np.zeros((adata.n_vars, len(rows_of)), dtype=np.float32)
-    for j, group in enumerate(rows_of):
-        part = results[results["group"] == group]
+    for j, part in enumerate(tables):
         scores[column[part["gene"]].to_numpy(), j] = part["score"]
     adata = target(adata, copy=copy)
     warn_overwritten(adata, key_added, {"varm": [key_added]})
@@ -260,44 +256,52 @@ class _Job:
 
     model: CellPulse
     effects: np.ndarray
-    streams: np.ndarray
+    hashes: np.ndarray
     everyone: np.ndarray
     n_permutations: int
     seed: int
+
+    def n_steps(self, n_profiles: int, null: str) -> int:
+        """Return how many profiles are scored for a group."""
+        if null == "labels" and self.n_permutations:
+            return len(self.everyone)
+        return n_profiles * (1 + self.n_permutations)
 
     def explained(
         self,
         group: str,
         rows: np.ndarray,
         target: str,
-        scorer: GeneScorer,
-        methods: Sequence[Method],
-        null: Null,
+        methods: Sequence[str],
+        null: str,
+        tick: Callable[[int], object],
     ) -> pd.DataFrame:
         """Score the genes of one group by what carries its call."""
         own = self.effects[rows]
         seen = np.flatnonzero(~np.isnan(own).all(axis=0))
         draws = []
         if null == "labels" and self.n_permutations:
-            every = scorer(self.effects[self.everyone], target, methods)[:, :, seen]
+            every = self._scores(self.effects[self.everyone], target, methods, tick)[:, :, seen]
             scores = every[:, np.isin(self.everyone, rows)]
             rng = np.random.default_rng([self.seed, len(rows)])
-            draws = list(permuted_labels(every, len(rows), self.n_permutations, rng))
+            for _ in range(self.n_permutations):
+                drawn = rng.choice(every.shape[1], size=len(rows), replace=False)
+                draws.append(importance(every[:, drawn])[-1])
         else:
-            scores = scorer(own, target, methods)[:, :, seen]
+            scores = self._scores(own, target, methods, tick)[:, :, seen]
             for b in range(self.n_permutations):
-                shuffled = permuted_profiles(own, self.streams[rows].tolist(), null, b, self.seed)
-                again = scorer(shuffled, target, methods)[:, :, seen]
-                draws.append(importance(mean_over_profiles(again)))
-        found = importance(mean_over_profiles(scores))
+                seeds = [(self.seed, b, number) for number in self.hashes[rows].tolist()]
+                shuffled = permute_effects(own, null, seeds)  # type: ignore[arg-type]
+                again = self._scores(shuffled, target, methods, tick)[:, :, seen]
+                draws.append(importance(again)[-1])
+        found = importance(scores)
         call = None
-        if "reversal" in methods and scorer.mode == "neutral":
-            call = mean_over_profiles(scores[methods.index("reversal")])
-        permuted = np.stack([d[-1] for d in draws]) if draws else None
+        if "reversal" in methods:
+            call = mean_known(scores[list(methods).index("reversal")])
         extra = {}
-        if len(found) > 1:
+        if len(methods) > 1:
             extra = {f"score_{m}": found[i] for i, m in enumerate(methods)}
-        return self._table(group, rows, target, seen, found[-1], permuted, call, extra)
+        return self._table(group, rows, target, seen, found[-1], draws, call, extra)
 
     def guided(
         self,
@@ -309,16 +313,35 @@ class _Job:
         """Score the genes of one group by their likeness to known host factors."""
         genes = self.model.vocabulary.genes
         seen = np.flatnonzero(~np.isnan(self.effects[rows]).all(axis=0))
-        is_known = known_genes(known, group, genes)[seen]
+        is_known = _known_genes(known, group, genes)[seen]
         rng = np.random.default_rng(self.seed)
         lists = [is_known, *(rng.permutation(is_known) for _ in range(self.n_permutations))]
         vectors = unit_rows(self.model.get_gene_factors()[1][seen])
         folds = gene_folds(genes[seen].tolist())
-        scores = guided_scores(vectors, np.column_stack(lists), folds).T
-        permuted = scores[1:] if self.n_permutations else None
-        return self._table(
-            group, rows, target, seen, scores[0], permuted, None, {"known": is_known}
-        )
+        score, *draws = guided_scores(vectors, np.column_stack(lists), folds).T
+        return self._table(group, rows, target, seen, score, draws, None, {"known": is_known})
+
+    def _scores(
+        self,
+        effects: np.ndarray,
+        target: str,
+        methods: Sequence[str],
+        tick: Callable[[int], object],
+    ) -> np.ndarray:
+        """Return ``(methods, n, n_vocabulary)`` float32, NaN where not measured."""
+        out = np.empty((len(methods), *effects.shape), dtype=np.float32)
+        for start in range(0, len(effects), _BLOCK):
+            block = effects[start : start + _BLOCK]
+            for i, method in enumerate(methods):
+                if method == "attention":
+                    found = self.model.summary_attention(block)
+                elif method == "integrated_gradients":
+                    found = self.model.integrated_gradients(block, target)
+                else:
+                    found = self.model.reversal(block, target)
+                out[i, start : start + _BLOCK] = found
+            tick(len(block))
+        return out
 
     def _table(
         self,
@@ -327,22 +350,18 @@ class _Job:
         target: str,
         seen: np.ndarray,
         score: np.ndarray,
-        permuted: np.ndarray | None,
+        draws: Sequence[np.ndarray],
         call: np.ndarray | None,
         extra: Mapping[str, np.ndarray],
     ) -> pd.DataFrame:
         """Put the genes ``seen`` of one group in order, with what else is known of them."""
-        p = np.full(len(score), np.nan)
-        fdr = p.copy()
-        if permuted is not None:
-            p = pooled_p_values(score, permuted)
-            fdr = false_discovery_control(p)
+        p_value = pooled_p_values(score, np.stack(draws)) if draws else np.full(len(score), np.nan)
         own = self.effects[rows][:, seen]
-        effect = mean_over_profiles(own)
+        effect = mean_known(own)
         with np.errstate(invalid="ignore"):
             same = (np.sign(own) == np.sign(effect)).sum(axis=0)
         if call is None:
-            call = mean_over_profiles(self.model.reversal(self.effects[rows], target))[seen]
+            call = mean_known(self.model.reversal(self.effects[rows], target))[seen]
         columns = {
             "group": group,
             "explained": target,
@@ -353,8 +372,8 @@ class _Job:
             "effect": effect,
             "concordance": same / (~np.isnan(own)).sum(axis=0),
             "call_effect": call,
-            "p_value": p,
-            "fdr": fdr,
+            "p_value": p_value,
+            "fdr": false_discovery_control(p_value) if draws else p_value,
             "n_profiles": len(rows),
         }
         table = pd.DataFrame(columns | dict(extra))
@@ -377,44 +396,79 @@ def _recorded_groupby(adata: AnnData) -> str:
 
 
 def _explained(
-    adata: AnnData, model: CellPulse, rows_of: Mapping[str, np.ndarray], explain: str | None
-) -> dict[str, str]:
+    adata: AnnData,
+    model: CellPulse,
+    rows_of: Mapping[str, np.ndarray],
+    explain: str | Mapping[str, str] | None,
+) -> list[str]:
     """Return what is explained in each group."""
     viruses = model.require_classifier().classes
     if explain is not None:
-        if explain not in (RESPONSE_TARGET, *viruses):
+        chosen = list(explain.values()) if isinstance(explain, Mapping) else [explain]
+        unknown = [name for name in chosen if name not in (RESPONSE_TARGET, *viruses)]
+        if unknown:
             raise ValueError(
-                f"explain={explain!r}; expected {RESPONSE_TARGET!r} or a virus of the classifier: "
-                f"{viruses}."
+                f"explain={unknown[0]!r}; expected {RESPONSE_TARGET!r} or a virus of the "
+                f"classifier: {viruses}."
             )
-        return dict.fromkeys(rows_of, explain)
+        return chosen if isinstance(explain, Mapping) else chosen * len(rows_of)
     called = in_memory_frame(adata.obs).get(VIRUS_KEY)
     out: dict[str, str] = {}
     for group, rows in rows_of.items():
         first = "" if called is None else str(called.iloc[rows].astype(str).mode()[0])
         out[group] = first if first in viruses else RESPONSE_TARGET
-    other = {g: said for g, said in out.items() if g in viruses and said != g}
+    other = {g: name for g, name in out.items() if g in viruses and name != g}
     if other and called is not None:
-        said = ", ".join(f"{g!r} ({name})" for g, name in other.items())
+        listed = ", ".join(f"{g!r} ({name})" for g, name in other.items())
         warn_user(
-            f"What is explained is not the virus of the group in {said}: predict_virus answered "
+            f"What is explained is not the virus of the group in {listed}: predict_virus answered "
             "something else for most of its contrasts. explain= names a virus to explain."
         )
-    return out
+    return list(out.values())
 
 
-def _sorted(rows: np.ndarray, streams: np.ndarray) -> np.ndarray:
-    """Sort rows by what they hold, so that neither order nor names change a permutation."""
-    return rows[np.argsort(streams[rows], kind="stable")]
+def _choose_null(null: Null, n_profiles: int, n_all: int) -> str:
+    """Take labels if they can be permuted in enough ways, else effects."""
+    if null != "auto":
+        return null
+    ways = math.comb(n_all, n_profiles) if n_profiles < n_all else 1
+    return "labels" if ways >= MIN_ARRANGEMENTS else "effects"
 
 
-def _check_labels(
-    nulls: Mapping[str, Null], rows_of: Mapping[str, np.ndarray], n_all: int, n_permutations: int
-) -> None:
-    """Refuse to permute labels where all contrasts have the same."""
-    for group, rows in rows_of.items():
-        if nulls[group] == "labels" and len(rows) == n_all and n_permutations:
-            raise ValueError(
-                f"null='labels' cannot permute anything: all {n_all} contrasts are in group "
-                f"{group!r}. Use null='effects', or add contrasts of other groups."
-            )
+def _known_genes(
+    known: Sequence[str] | Mapping[str, Sequence[str]] | None, group: str, genes: pd.Index
+) -> np.ndarray:
+    """Find the known host factors of a group among the model's genes: ``(n_vocabulary,)`` bool.
+
+    Raises
+    ------
+    KeyError
+        If ``known`` is by group, and there is none for this one.
+    TypeError
+        If ``known`` is a single text.
+    ValueError
+        If there are none, or too few of them are genes of the model.
+    """
+    if known is None:
+        raise ValueError(
+            "method='guided' needs known=: host factors that are known already, such as the hits "
+            "of a screen, as a list or as a dict by group."
+        )
+    if isinstance(known, Mapping):
+        if group not in known:
+            raise KeyError(f"known has no host factors for group {group!r}; it has {list(known)}.")
+        known = known[group]
+    if isinstance(known, str):
+        raise TypeError(f"known={known!r} is one text; expected a list of gene names.")
+    names = list(dict.fromkeys(str(g) for g in known))
+    found = genes.isin(names)
+    rest = [g for g in names if g not in genes]
+    if rest:
+        found |= genes.isin(map_identifiers(rest).symbol)
+    if found.sum() < MIN_KNOWN:
+        raise ValueError(
+            f"Found {found.sum()} of {len(names)} known host factors among the model's "
+            f"{len(genes)} genes; at least {MIN_KNOWN} are needed. Give human gene symbols or "
+            "Ensembl ids."
+        )
+    return np.asarray(found)

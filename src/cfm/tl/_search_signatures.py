@@ -35,13 +35,15 @@ from cfm.models.cellpulse._data import check_effects, check_not_scaled
 from cfm.stats._similarity import (
     MIN_REFERENCES,
     Similarity,
+    as_rows,
     cut_to_lists,
     grade_effects,
+    pairwise_cosines,
     reference_p_values,
     spread_over_studies,
     study_weights,
 )
-from cfm.tl._signatures import read_signatures, symbols
+from cfm.tl._signatures import read_signatures, signed_rows, symbols
 
 Method = Literal["auto", "cosine", "centered", "leading", "kernel", "spearman", "connectivity"]
 
@@ -64,7 +66,14 @@ _LIST_SHARE = 0.25
 _BLOCK = 6_000_000
 _ANIMAL_ID = re.compile(r"^ENS(?P<species>[A-Z]{3})G\d+")
 _ANIMALS = {"MUS": "mouse", "MMU": "macaque", "MFA": "macaque", "RNO": "rat", "MPU": "ferret"}
-_RESULT_COLUMNS = ("query", "match", "rank", "similarity", "p_value", "fdr", "duplicate")
+_RESULTS = {
+    "query": object, "match": object, "rank": np.int64, "similarity": np.float64,
+    "p_value": np.float64, "fdr": np.float64, "duplicate": bool,
+}  # fmt: skip
+_EVIDENCE = {
+    "query": object, "match": object, "gene": object, "var_name": object,
+    "query_effect": np.float64, "match_effect": np.float64,
+}  # fmt: skip
 
 
 @takes_anndata(others=True, columns=("study_key",))
@@ -105,10 +114,10 @@ def search_signatures(
     the library, spread over its studies and none of the match's own study, cut to the query's
     size where that is a list (its numbers of up and down genes) and to its genes where it measures
     few. Their similarities with the match give the centre (median) and, below it, the spread, as
-    related contrasts lie above; the tail is Student's. So they say that the query is more like
-    the match than contrasts that have nothing to do with it are, also where genes move together;
-    they do not say which of two related contrasts is meant. ``fdr`` is Benjamini-Hochberg
-    over the matches of a query.
+    related contrasts lie above; the tail is Student's. A small one means that the query is more
+    like the match than contrasts that have nothing to do with it are, also where genes move
+    together, and not which of two related contrasts is meant. ``fdr`` is Benjamini-Hochberg over
+    the matches of a query.
 
     Parameters
     ----------
@@ -207,9 +216,8 @@ def search_signatures(
     check_not_scaled(get_matrix(queries, layer=layer))
     chosen = BEST_METHOD if method == "auto" else method
     own_studies = _query_studies(queries, study_key)
-    source = _read_library(library, library_layer, exclude_studies, study_key)
-    shared = _shared_genes(queries, source)
-    effects = _query_effects(queries, layer, shared)
+    source = _read_library(library, library_layer, exclude_studies, study_key, queries)
+    effects = _query_effects(queries, layer, source.query_columns)
     silent = ~(np.nan_to_num(effects) != 0).any(axis=1)
     if silent.any():
         names = queries.obs_names[silent][:3].tolist()
@@ -217,22 +225,40 @@ def search_signatures(
             f"{int(silent.sum())} of {len(effects)} contrasts move no gene of the library (such as "
             f"{names}) and have no matches."
         )
-    search = _Search(source, shared, chosen)
-    similarity, p_value, same = search(effects, direction == "opposite")
+    search = _Search(source, chosen)
+    sign = -1 if direction == "opposite" else 1
+    similarity, p_value, same = search(effects, sign)
     allowed = np.isfinite(similarity)
     if own_studies is not None:
         allowed &= own_studies[:, None] != source.studies[None, :]
-    results, evidence = _tables(
-        queries, source, shared, effects, (similarity, p_value, same, allowed), n, n_genes,
-        -1 if direction == "opposite" else 1,
-    )  # fmt: skip
+    tables = []
+    by_name = np.argsort(source.names.astype(str), kind="stable")
+    for i, query in enumerate(queries.obs_names.astype(str)):
+        usable = by_name[allowed[i, by_name]]
+        order = usable[np.argsort(-sign * similarity[i, usable], kind="stable")]
+        fdr = false_discovery_control(p_value[i, order]) if len(order) else np.empty(0)
+        kept = order[:n]
+        table = pd.DataFrame({
+            "query": query, "match": source.names[kept], "rank": np.arange(1, len(kept) + 1),
+            "similarity": similarity[i, kept], "p_value": p_value[i, kept],
+            "fdr": fdr[: len(kept)], "duplicate": same[i, kept],
+        })  # fmt: skip
+        proof, genes = _evidence(queries, i, effects[i], source, kept[:N_EXPLAINED], n_genes, sign)
+        genes += [""] * (len(kept) - len(genes))
+        tables.append((table.join(_described(source, kept)).assign(evidence=genes), proof))
+    results, evidence = (
+        pd.concat(parts, ignore_index=True).astype(kinds)
+        for parts, kinds in zip(zip(*tables, strict=True), (_RESULTS, _EVIDENCE), strict=True)
+    )
+    for frame in (results, evidence):
+        frame.index = frame.index.astype(str)
     record: dict[str, Any] = {
         "method": chosen, "direction": direction, "n": n, "n_genes": n_genes, "layer": layer,
         "library_layer": library_layer, "study_key": study_key, "key_added": key_added,
         "exclude_studies": None if exclude_studies is None else list(map(str, exclude_studies)),
         "library": "response_library" if library is None else "given",
-        "library_contrasts": len(source.rows), "shared_genes": len(shared.columns),
-        "gene_share": len(shared.columns) / len(source.genes), "references": search.n_references,
+        "library_contrasts": len(source.rows), "shared_genes": len(source.genes),
+        "gene_share": len(source.genes) / source.matrix.shape[1], "references": search.n_references,
     }  # fmt: skip
     record = {name: value for name, value in record.items() if value is not None}
     queries = target(queries, copy=copy and not signed)
@@ -245,7 +271,10 @@ def search_signatures(
 
 @dataclass
 class _Library:
-    """Contrasts that are searched: rows of a matrix, with what is known of them."""
+    """Contrasts that are searched: rows of a matrix, with what is known of them.
+
+    ``columns`` and ``genes`` are those that the queries have too, at ``query_columns``.
+    """
 
     matrix: Any
     rows: np.ndarray
@@ -253,15 +282,17 @@ class _Library:
     studies: np.ndarray
     obs: pd.DataFrame
     genes: np.ndarray
+    columns: np.ndarray
+    query_columns: np.ndarray
 
-    def read(self, chosen: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def read(self, chosen: np.ndarray) -> np.ndarray:
         """Read some of the rows, numbered from 0, as float32."""
-        rows = self.rows[chosen]
-        order = np.argsort(rows, kind="stable")
-        block = np.asarray(to_dense(read_rows(self.matrix, rows[order]), np.float32))
-        out = block if len(columns) == block.shape[1] else block[:, columns]
-        if (order[1:] < order[:-1]).any():
-            out = out[np.argsort(order, kind="stable")]
+        # Rows of a file are read in its order.
+        rows, place = np.unique(self.rows[chosen], return_inverse=True)
+        block = np.asarray(to_dense(read_rows(self.matrix, rows), np.float32))
+        out = block if len(self.columns) == block.shape[1] else block[:, self.columns]
+        if (place[1:] <= place[:-1]).any():
+            out = out[place]
         if np.isinf(out).any():
             raise ValueError(
                 "library= holds infinite values; expected log2 fold changes, finite or NaN where a "
@@ -270,23 +301,14 @@ class _Library:
         return out
 
 
-@dataclass
-class _Shared:
-    """Genes of both: columns of the queries and of the library, and their names."""
-
-    columns: np.ndarray
-    library_columns: np.ndarray
-    names: np.ndarray
-
-
 class _Search:
     """Compares queries with all contrasts of a library, and both with references."""
 
-    def __init__(self, library: _Library, shared: _Shared, method: str) -> None:
-        self.library, self.columns = library, shared.library_columns
+    def __init__(self, library: _Library, method: str) -> None:
+        self.library = library
         most = N_RANKED_REFERENCES if method == "connectivity" else N_REFERENCES
         some = spread_over_studies(library.studies, library.names, 4 * most)
-        effects = library.read(some, self.columns)
+        effects = library.read(some)
         dense = np.count_nonzero(np.nan_to_num(effects), axis=1) >= _LIST_SHARE * effects.shape[1]
         chosen = [
             part[spread_over_studies(library.studies[some[part]], library.names[some[part]], size)]
@@ -306,38 +328,37 @@ class _Search:
                 "cfm.datasets.response_library()."
             )
 
-    def __call__(
-        self, effects: np.ndarray, opposite: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(self, effects: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return similarities, p-values and whether two are one contrast, all queries × library."""
         similarity = self.similarity
         classes = [self._null_class(row) for row in effects]
         kinds = list(dict.fromkeys(classes))
         nulls = [similarity.transform(self._null_rows(kind, effects, classes)) for kind in kinds]
-        queries, graded = similarity.transform(effects), grade_effects(effects)
+        queries, graded = similarity.transform(effects), as_rows(grade_effects(effects))
         shape = (len(effects), len(self.library.rows))
         found, same = np.empty(shape), np.zeros(shape, dtype=bool)
         reached = [np.empty((self.n_references, shape[1]), dtype=np.float32) for _ in kinds]
-        size = max(1, _BLOCK // max(1, len(self.columns)))
+        size = max(1, _BLOCK // max(1, len(self.library.columns)))
         blocks = [np.arange(i, min(shape[1], i + size)) for i in range(0, shape[1], size)]
 
         def compare(chosen: np.ndarray) -> None:
-            block = self.library.read(chosen, self.columns)
+            block = self.library.read(chosen)
             matches = similarity.transform(block)
             # Rounded, so that products of other blocks of rows give the same.
             found[:, chosen] = np.round(similarity.compare(queries, matches).astype(float), 6)
             for null, into in zip(nulls, reached, strict=True):
                 into[:, chosen] = similarity.compare_references(null, matches)
             near = found[:, chosen] >= 0.9 * SAME_CONTRAST
-            if near.any():
-                same[:, chosen] = near & self._same(graded, block, near)
+            some = np.flatnonzero(near.any(axis=0))
+            if len(some):
+                alike = np.round(pairwise_cosines(graded, grade_effects(block[some])), 6)
+                same[:, chosen[some]] = near[:, some] & (alike >= SAME_CONTRAST)
 
         quiet = len(blocks) < 12 or settings.verbosity > 20
         with ThreadPoolExecutor(2) as pool:  # NumPy works outside of Python's lock
             done = pool.map(compare, blocks)
             for _ in track(done, description="Library", total=len(blocks), disable=quiet):
                 pass
-        sign = -1 if opposite else 1
         p_value = np.full(shape, np.nan)
         for kind, null in zip(kinds, reached, strict=True):
             rows = np.array([each == kind for each in classes])
@@ -347,18 +368,6 @@ class _Search:
                 sign * found[rows], sign * np.round(null, 6), self.other, self.dense, floor
             )
         return found, p_value, same
-
-    def _same(self, graded: np.ndarray, block: np.ndarray, near: np.ndarray) -> np.ndarray:
-        """Whether query and match are one contrast, of the pairs that are near."""
-        out = np.zeros(near.shape, dtype=bool)
-        for j in np.flatnonzero(near.any(axis=0)):
-            rows = np.flatnonzero(near[:, j])
-            match = grade_effects(block[j : j + 1])
-            both = np.isfinite(graded[rows]) & np.isfinite(match)
-            a, b = (np.where(both, v, 0) for v in (graded[rows], match))
-            length = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-            out[rows, j] = (a * b).sum(axis=1) >= SAME_CONTRAST * np.maximum(length, 1e-12)
-        return out
 
     def _null_class(self, row: np.ndarray) -> tuple[Any, ...]:
         """Return what random contrasts have to agree in with a query."""
@@ -393,15 +402,9 @@ def _is_lists(data: object) -> bool:
 def _lists(signatures: Any) -> AnnData:
     """Read signed gene lists as an AnnData, lists by genes."""
     table = read_signatures(signatures, n_genes=2**31 - 1)
-    rows, columns, signs = [], [], []
-    for side, sign in ((table.up, 1.0), (table.down, -1.0)):
-        row, place = np.nonzero(side >= 0)
-        rows.append(row)
-        columns.append(side[row, place])
-        signs.append(np.full(len(row), sign, dtype=np.float32))
-    shape = (len(table), len(table.genes))
-    places = (np.concatenate(rows), np.concatenate(columns))
-    x = sparse.csr_matrix((np.concatenate(signs), places), shape=shape)
+    n_genes = len(table.genes)
+    rows = signed_rows(table.up, table.down, np.arange(n_genes), n_genes)
+    x = sparse.vstack([sparse.csr_matrix(row) for row in rows], format="csr")
     compounds = table.compounds[table.compound]
     several = pd.Series(table.compound).duplicated(keep=False).to_numpy()
     names = [
@@ -422,7 +425,11 @@ def _query_studies(adata: AnnData, study_key: str | None) -> np.ndarray | None:
 
 
 def _read_library(
-    library: Any, layer: str | None, exclude: Sequence[str] | None, study_key: str | None
+    library: Any,
+    layer: str | None,
+    exclude: Sequence[str] | None,
+    study_key: str | None,
+    queries: AnnData,
 ) -> _Library:
     if library is None:
         library = response_library()
@@ -465,12 +472,19 @@ def _read_library(
         if not len(rows):
             raise ValueError("exclude_studies= leaves no contrast of the library.")
     genes = symbols(library.var_names.astype(str))
+    query_columns, columns = _shared_genes(queries, genes)
     matrix = get_matrix(library, layer=layer)
-    return _Library(matrix, rows, names[rows], studies[rows], obs.iloc[rows], genes)
+    return _Library(
+        matrix, rows, names[rows], studies[rows], obs.iloc[rows], genes[columns], columns,
+        query_columns,
+    )  # fmt: skip
 
 
-def _shared_genes(adata: AnnData, library: _Library) -> _Shared:
-    """Find the genes of both; refuse names of another species."""
+def _shared_genes(adata: AnnData, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns of the genes of both in the data and in the library.
+
+    Names of another species are refused.
+    """
     names = adata.var_names.astype(str)
     animals = [found["species"] for name in names[:2000] if (found := _ANIMAL_ID.match(name))]
     if len(animals) > 0.5 * min(len(names), 2000):
@@ -485,106 +499,72 @@ def _shared_genes(adata: AnnData, library: _Library) -> _Shared:
             f"var_names are mouse symbols (such as {names[0]}), and the library has human genes; "
             "map them first: cfm.pp.map_genes(adata, organism='mouse')."
         )
-    first = ~pd.Index(library.genes).duplicated() & (library.genes.astype(str) != "")
-    kept = np.flatnonzero(first)
-    alignment = GeneVocabulary(library.genes[kept].tolist()).align(names, min_genes=0)
+    kept = np.flatnonzero(~pd.Index(genes).duplicated() & (genes.astype(str) != ""))
+    alignment = GeneVocabulary(genes[kept].tolist()).align(names, min_genes=0)
     # In the order of the library, whatever that of the data.
     order = np.argsort(alignment.positions, kind="stable")
-    library_columns = kept[alignment.positions[order]]
     if len(order) < MIN_GENES:
         raise ValueError(
-            f"Found {len(order)} of the library's {len(library.genes)} genes (such as "
-            f"{library.genes[0]}) among the {len(names)} genes of the data (such as {names[0]}); "
-            f"at least {MIN_GENES} are needed. Check that both hold human symbols or Ensembl ids, "
-            "and map them with cfm.pp.map_genes."
+            f"Found {len(order)} of the library's {len(genes)} genes (such as {genes[0]}) among "
+            f"the {len(names)} genes of the data (such as {names[0]}); at least {MIN_GENES} are "
+            "needed. Check that both hold human symbols or Ensembl ids, and map them with "
+            "cfm.pp.map_genes."
         )
-    return _Shared(
-        alignment.columns[order].astype(np.int64), library_columns, library.genes[library_columns]
-    )
+    return alignment.columns[order].astype(np.int64), kept[alignment.positions[order]]
 
 
-def _query_effects(adata: AnnData, layer: str | None, shared: _Shared) -> np.ndarray:
+def _query_effects(adata: AnnData, layer: str | None, columns: np.ndarray) -> np.ndarray:
     """Return ``(queries, shared genes)`` float32; refuse what are no fold changes."""
     matrix = get_matrix(adata, layer=layer)
-    out = np.empty((adata.n_obs, len(shared.columns)), dtype=np.float32)
+    out = np.empty((adata.n_obs, len(columns)), dtype=np.float32)
     size = max(1, _BLOCK // adata.n_vars)
     for start in range(0, adata.n_obs, size):
         rows = np.arange(start, min(adata.n_obs, start + size))
         block = np.asarray(to_dense(read_rows(matrix, rows), np.float32))
         check_effects(block)
-        out[rows] = block[:, shared.columns]
+        out[rows] = block[:, columns]
     return out
 
 
-def _tables(
+def _evidence(
     adata: AnnData,
-    library: _Library,
-    shared: _Shared,
+    i: int,
     effects: np.ndarray,
-    found: tuple[np.ndarray, ...],
-    n: int | None,
+    library: _Library,
+    matches: np.ndarray,
     n_genes: int,
     sign: int,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rank the matches and name the genes that make them."""
-    similarity, p_value, same, allowed = found
-    by_name = np.argsort(library.names.astype(str), kind="stable")
-    queries = adata.obs_names.astype(str).to_numpy(dtype=object)
-    own_names = adata.var_names.astype(str).to_numpy(dtype=object)[shared.columns]
-    graded = np.nan_to_num(grade_effects(effects))
-    parts: list[tuple[Any, ...]] = []
-    proofs: list[tuple[Any, ...]] = []
-    for i, query in enumerate(queries):
-        usable = by_name[allowed[i, by_name]]
-        if not len(usable):
-            continue
-        order = usable[np.argsort(-sign * similarity[i, usable], kind="stable")]
-        fdr = false_discovery_control(p_value[i, order])
-        kept = order if n is None else order[:n]
-        genes = np.full(len(kept), "", dtype=object)
-        explained = kept[:N_EXPLAINED]
-        matches = library.read(explained, shared.library_columns)
-        product = sign * graded[i] * np.nan_to_num(grade_effects(matches))
-        for j, (row, match) in enumerate(zip(product, matches, strict=True)):
-            take = min(n_genes, len(row))
-            top = np.argpartition(-row, take - 1)[:take]
-            top = top[np.lexsort((top, -row[top]))]
-            top = top[row[top] > 0]
-            genes[j] = SET_SEPARATOR.join(shared.names[top])
-            name = library.names[explained[j]]
-            proofs.append((np.full(len(top), query, dtype=object),
-                           np.full(len(top), name, dtype=object),
-                           shared.names[top], own_names[top], effects[i, top],
-                           match[top]))  # fmt: skip
-        parts.append(
-            (np.full(len(kept), query, dtype=object), library.names[kept],
-             np.arange(1, len(kept) + 1), similarity[i, kept], p_value[i, kept],
-             fdr[: len(kept)], same[i, kept], genes, kept)
-        )  # fmt: skip
-    table = _stacked((*_RESULT_COLUMNS, "evidence", "_row"), parts)
-    rows = table.pop("_row").to_numpy(dtype=np.int64)
-    genes_of_matches = table.pop("evidence").astype(object)
-    for name in library.obs:
-        column = library.obs[name]
-        values = column.iloc[rows].reset_index(drop=True)
-        if not pd.api.types.is_numeric_dtype(column):
-            values = values.astype(object).where(values.notna(), "").astype(str).astype(object)
-        taken = name in _RESULT_COLUMNS or name == "evidence"
-        table[f"library_{name}" if taken else str(name)] = values
-    table["evidence"] = genes_of_matches
-    kinds = {"query": object, "match": object, "rank": np.int64, "duplicate": bool}
-    table = table.astype(kinds | dict.fromkeys(("similarity", "p_value", "fdr"), np.float64))
-    columns = ("query", "match", "gene", "var_name", "query_effect", "match_effect")
-    evidence = _stacked(columns, proofs)
-    evidence = evidence.astype(
-        dict.fromkeys(columns[:4], object) | dict.fromkeys(columns[4:], float)
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the genes that make the matches of query ``i``: a table, and a text for each match."""
+    theirs = library.read(matches)
+    product = (
+        sign * np.nan_to_num(grade_effects(effects[None])) * np.nan_to_num(grade_effects(theirs))
     )
-    for frame in (table, evidence):
-        frame.index = frame.index.astype(str)
-    return table, evidence
+    take = min(n_genes, len(effects))
+    top = np.argpartition(-product, take - 1, axis=1)[:, :take]
+    top = np.take_along_axis(
+        top, np.lexsort((top, -np.take_along_axis(product, top, axis=1)), axis=1), axis=1
+    )
+    match, place = np.nonzero(np.take_along_axis(product, top, axis=1) > 0)
+    gene = top[match, place]
+    table = pd.DataFrame(
+        {
+            "query": str(adata.obs_names[i]),
+            "match": library.names[matches[match]],
+            "gene": library.genes[gene],
+            "var_name": adata.var_names[library.query_columns[gene]].astype(str),
+            "query_effect": effects[gene],
+            "match_effect": theirs[match, gene],
+        }
+    )
+    listed = [SET_SEPARATOR.join(library.genes[gene[match == m]]) for m in range(len(matches))]
+    return table, listed
 
 
-def _stacked(names: Sequence[str], parts: list[tuple[Any, ...]]) -> pd.DataFrame:
-    """Put columns that come in parts below each other."""
-    columns = zip(*parts, strict=True) if parts else ((np.empty(0, dtype=object),) for _ in names)
-    return pd.DataFrame({n: np.concatenate(list(c)) for n, c in zip(names, columns, strict=True)})
+def _described(library: _Library, rows: np.ndarray) -> pd.DataFrame:
+    """Return the columns of the library's ``obs``, texts as text and no name taken twice."""
+    out = library.obs.iloc[rows].reset_index(drop=True)
+    for name in out.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in out.dtypes]]:
+        values = out[name].astype(object)
+        out[name] = values.where(values.notna(), "").astype(str).astype(object)
+    return out.rename(columns=lambda n: f"library_{n}" if n in (*_RESULTS, "evidence") else str(n))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,17 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from cfm.data import map_identifiers
+from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: With fewer measured genes than these in all signatures, ranks are among all genes of the data.
+MIN_BACKGROUND = 1000
+#: Share of the signatures' genes below which a warning says that few are measured.
+LOW_SHARE = 0.25
 
 _SIDE = re.compile(r"^(?P<name>.*\S)[\s_.:|-]+(?P<side>up|dn|down)$", re.IGNORECASE)
 _DIRECTIONS = {"up": 1, "down": -1, "dn": -1, "1": 1, "-1": -1, "+1": 1, "0": 0}
@@ -316,3 +321,46 @@ def signed_rows(
             columns = positions[genes[genes >= 0]]
             row[columns[columns >= 0]] = sign
         yield row
+
+
+def on_genes(
+    table: SignatureTable, adata: AnnData
+) -> tuple[SignatureTable, np.ndarray, np.ndarray, float]:
+    """Put signatures on the genes of the data.
+
+    Returns the signatures with positions in the background genes, the names of these, their
+    columns in ``adata``, and the share of the signatures' genes that are measured.
+    """
+    alignment = GeneVocabulary(table.genes.tolist()).align(adata.var_names, min_genes=0)
+    if not len(alignment.columns):
+        raise ValueError(
+            f"None of the {len(table.genes)} genes of the signatures (such as {table.genes[0]}) is "
+            f"among the {adata.n_vars} genes of the data (such as {adata.var_names[0]}); check "
+            "that both hold gene symbols or Ensembl ids."
+        )
+    if alignment.found_share < LOW_SHARE:
+        warn_user(
+            f"Only {alignment.found_share:.0%} of the {len(table.genes)} genes of the signatures "
+            "are in the data; reversal from so few is less certain."
+        )
+    columns = alignment.columns
+    if len(columns) < MIN_BACKGROUND:
+        others = np.setdiff1d(np.arange(adata.n_vars), columns)
+        columns = np.concatenate([columns, others])
+    labels = symbols(adata.var_names.astype(str))[columns]
+    # By name, so that random draws do not depend on the order of the columns.
+    order = np.argsort(labels.astype(str), kind="stable")
+    columns, labels = columns[order], labels[order]
+    place = np.full(adata.n_vars, -1, dtype=np.int64)
+    place[columns] = np.arange(len(columns))
+    moved = np.full(len(table.genes) + 1, -1, dtype=np.int64)  # the last entry is for "no gene"
+    moved[alignment.positions] = place[alignment.columns]
+    placed = replace(table, up=moved[table.up], down=moved[table.down])
+    sides = ((placed.up >= 0).any(axis=1), (placed.down >= 0).any(axis=1))
+    alone = int((sides[0] ^ sides[1]).sum())
+    if alone:
+        warn_user(
+            f"{alone} of {len(table)} signatures have measured genes on one side only; they are "
+            "scored by that side."
+        )
+    return placed, labels, columns, alignment.found_share

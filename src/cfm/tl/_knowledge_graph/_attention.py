@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from cfm.models import AttentionModel, PretrainedModel, load_model
+from cfm.stats._gene_modules import AttentionMean, attention_excess
 from cfm.tl._knowledge_graph._knowledge import gene_columns
-from cfm.tl._program_graph import AttentionMean, attention_excess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

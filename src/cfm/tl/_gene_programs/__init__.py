@@ -1,14 +1,18 @@
-"""Modules of genes that move together."""
+"""Programs: modules of genes that a model relates and that move together."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
+from scvi import settings as scvi_settings
+from tqdm.auto import tqdm
 
 from cfm._arguments import ABOVE_0
 from cfm._fields import (
@@ -20,59 +24,46 @@ from cfm._fields import (
     PROGRAM_EDGES,
     PROGRAM_GENES,
     PROGRAMS,
+    SET_SEPARATOR,
 )
-from cfm.data._matrix import get_matrix
+from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
 from cfm.models import AttentionModel, GeneFactorModel, load_model
-from cfm.tl._factor_scores import ProgressTicks
+from cfm.stats._enrichment import overrepresentation, univariate_linear_model
+from cfm.tl._gene_programs._find import MIN_COUNT, MIN_SIZE, FoundPrograms, Settings, find_programs
 from cfm.tl._groups import profile_groups
-from cfm.tl._program_enrichment import activities, enrichment, read_gene_sets
-from cfm.tl._program_run import MIN_COUNT, FoundPrograms, ProgramSettings, find_programs
-from cfm.tl._program_tables import ALL, edge_table, gene_table, program_names, program_table
 from cfm.tl._store import run_record
 
-#: False discovery rate of a gene set up to which its programs go first.
-ENRICHED = 0.05
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from anndata import AnnData
 
     from cfm.models import PretrainedModel
 
+#: Name of the one group where there is no ``groupby``.
+ALL = "all"
+#: False discovery rate of a gene set up to which its programs go first.
+ENRICHED = 0.05
+
 
 @takes_anndata(
     columns=("groupby",),
-    ranges={
-        "n_genes": 2,
-        "min_size": 2,
-        "n_bootstraps": 0,
-        "n_null": 0,
-        "resolution": ABOVE_0,
-    },
+    ranges={"n_genes": MIN_SIZE, "n_permutations": 0, "resolution": ABOVE_0},
 )
 def gene_programs(
     adata: AnnData,
     model: str | Path | PretrainedModel = "cellpulse-mini",
     *,
     groupby: str | None = None,
-    groups: Sequence[str] | None = None,
     layer: str | None = None,
     gene_sets: Mapping[str, Iterable[str]] | str | os.PathLike[str] | None = None,
     source: Literal["auto", "attention", "interaction", "combined"] = "auto",
     n_genes: int = 2000,
-    n_neighbors: int = 15,
     resolution: float = 1.0,
-    min_size: int = 10,
-    n_bootstraps: int = 20,
-    n_null: int = 50,
+    n_permutations: int = 50,
     seed: int = 0,
     key_added: str = GENE_PROGRAMS_KEY,
-    device: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Find programs: modules of genes that a model relates and that move together.
@@ -84,11 +75,10 @@ def gene_programs(
     .. math:: \tfrac12 \left( 1 + \frac{1}{n + 5} \sum_{i=1}^{n} s_{ia} s_{ib} \right)
 
     with :math:`s` the signs of their effects in the group's :math:`n` observations (0 if not
-    measured): near 1 if the genes always move the same way. Each gene is linked to the
-    ``n_neighbors`` genes most similar to it, and the graph is cut into modules by the Leiden
-    algorithm. Genes with fewer than ten counts in cases and in controls
-    (``layers["mean_count"]`` of :func:`cfm.pp.contrasts`) have no effect to speak of and count as
-    not measured.
+    measured): near 1 if the genes always move the same way. Each gene is linked to the 15 genes
+    most similar to it, and the Leiden algorithm cuts the graph into modules, of which those with
+    at least 10 genes are programs. Genes with fewer than ten counts in cases and in controls
+    (``layers["mean_count"]`` of :func:`cfm.pp.contrasts`) count as not measured.
 
     Programs are in the order of how far they move (``effect``), with ``gene_sets`` those first
     that hold a set (FDR of at most 0.05).
@@ -101,12 +91,11 @@ def gene_programs(
         Counts or expression have no direction. ``NaN`` = not measured. Genes as symbols or
         Ensembl ids.
     model
-        A model with attention (:class:`cfm.models.AttentionModel`), the name of a checkpoint, a
-        folder, or ``hf://org/name``.
-    groupby, groups
-        Column of ``obs``, and its levels to take (all by default): programs are found in each
-        group by itself. Rows in which it is missing take no part. Without it all rows are one
-        group.
+        A model with attention (:class:`cfm.models.AttentionModel`), which runs where it was
+        loaded, the name of a checkpoint, a folder, or ``hf://org/name``.
+    groupby
+        Column of ``obs``: programs are found in each group by itself, and a group does not depend
+        on the others. Rows in which it is missing take no part. Without it all rows are one group.
     layer
         Layer to read instead of ``X``.
     gene_sets
@@ -122,15 +111,9 @@ def gene_programs(
         studies. In simulated contrasts correlation was better from 60 observations on.
     n_genes
         Largest number of genes in the graph of a group. Memory grows with its square.
-    n_neighbors
-        Genes that each gene is linked to; an edge stands if either end asks for it.
     resolution
         Of the Leiden algorithm: larger values give more and smaller programs.
-    min_size
-        Smaller modules are dropped.
-    n_bootstraps
-        Number of times that the observations are drawn anew for the stability, 0 for none.
-    n_null
+    n_permutations
         Number of permutations of the effects for the p-values, 0 for none. Programs are found in
         each: quick for ``"interaction"``, but with attention the model reads all observations
         again.
@@ -138,8 +121,6 @@ def gene_programs(
         Seed of all random steps.
     key_added
         Name of the results.
-    device
-        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -154,9 +135,9 @@ def gene_programs(
         ``size`` (int64), ``direction`` (``"up"`` or ``"down"`` if at least 80 % of the genes have
         that sign, else ``"mixed"``), ``effect`` (absolute mean effect of its genes in a profile, a
         mean over the group: 0 where ups and downs cancel), ``coherence`` (share of gene pairs that
-        move the same way in a profile, a mean over the group), ``stability`` (mean over bootstraps
-        of the Jaccard index with the most similar module found again; ``NaN`` with one observation
-        or without bootstraps), ``cohesion`` (share of the weight of its genes' edges that stays
+        move the same way in a profile, a mean over the group), ``stability`` (mean over 20
+        bootstraps of the Jaccard index with the most similar module found again; ``NaN`` with one
+        observation), ``cohesion`` (share of the weight of its genes' edges that stays
         inside), ``p_value`` (share of the programs found in permuted effects that move as far for
         their size; ``NaN`` if there are none) and ``fdr`` (Benjamini & Hochberg within the group),
         all float64.
@@ -187,15 +168,15 @@ def gene_programs(
     ------
     TypeError
         If ``adata``, ``model`` or ``gene_sets`` is of another type, the model has no attention, or
-        no linear gene-gene term that ``source`` asks for.
+        lacks the linear gene-gene term of ``source``.
     KeyError
-        If the layer, the column or a group does not exist.
+        If the layer or the column does not exist.
     FileNotFoundError
         If the gmt file does not exist.
     ValueError
-        If an argument is out of range, in a group fewer than ``min_size`` genes move, no module
-        is that large, the gene sets are empty or share no gene with the programs' graphs, or the
-        matrix is not what the model reads. Whatever is raised, ``adata`` is left as it was.
+        If an argument is out of range, in a group fewer than 10 genes move, no module is that
+        large, the gene sets are empty or share no gene with the programs' graphs, or the matrix is
+        not what the model reads. Whatever is raised, ``adata`` is left as it was.
 
     Warns
     -----
@@ -210,7 +191,7 @@ def gene_programs(
     graph and modules are made again. All modules of all permutations are compared with a program
     by :math:`\frac{1}{n} \sum_i |\sum_a e_{ia}| / (\sigma_i \sqrt k)`, with the root mean square
     :math:`\sigma_i` of an observation and the :math:`k` genes of a module, less its trend with
-    :math:`k`. A small p-value says that genes which the *model* relates move together here, not
+    :math:`k`. A small p-value means that genes which the *model* relates move together here, not
     that the infection is why. The coherence of random genes is not 0 but about a half. For the
     stability more than 12 observations are drawn in 12 blocks.
 
@@ -218,53 +199,43 @@ def gene_programs(
     --------
     >>> import cfm
     >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
-    >>> cfm.tl.gene_programs(contrasts, n_genes=400, n_bootstraps=2, n_null=2)
+    >>> cfm.tl.gene_programs(contrasts, n_genes=400, n_permutations=2)
     >>> contrasts.uns["gene_programs"]["programs"].index[0]
     'P1'
     """
     check_key(key_added)
-    if min_size > n_genes:
-        raise ValueError(f"min_size={min_size} is more than n_genes={n_genes}.")
     sets = None if gene_sets is None else read_gene_sets(gene_sets)
     matrix = get_matrix(adata, layer=layer)
     rows_of = {ALL: np.arange(adata.n_obs)}
     if groupby is not None:
-        rows_of = profile_groups(adata, groupby, groups)
-    elif groups is not None:
-        raise TypeError(f"groups={list(groups)} only goes with groupby=.")
-    names = {group: _prefix(group, grouped=groupby is not None) for group in rows_of}
-    if len(set(names.values())) < len(names):
+        rows_of = profile_groups(adata, groupby)
+    # "/" cannot stand in the name of a column in a file.
+    prefixes = {g: "" if groupby is None else g.replace("/", "|") + ":" for g in rows_of}
+    if len(set(prefixes.values())) < len(prefixes):
         raise ValueError(
             f"Groups {list(rows_of)} have the same name once '/' is replaced by '|'; rename one."
         )
-    network = load_model(model, device=device)
+    network = load_model(model)
     chosen = _choose_source(network, source)
-    settings = ProgramSettings(
-        chosen, n_genes, n_neighbors, float(resolution), min_size, n_bootstraps, n_null, seed
-    )
-    found = _find(network, adata, rows_of, settings, layer)
-    enriched = None
+    settings = Settings(chosen, n_genes, float(resolution), n_permutations, seed)
+    found = _find_in_groups(network, adata, rows_of, settings, layer)
+    stored: dict[str, Any] = {}
     if sets is not None:
-        enriched = _enrich(found, names, sets, adata.var_names)
-        found, enriched = _enriched_first(found, names, enriched)
-    tables = {
-        PROGRAMS: [program_table(names[g], g, f) for g, f in found.items()],
-        PROGRAM_GENES: [gene_table(names[g], f, adata.var_names) for g, f in found.items()],
-        PROGRAM_EDGES: [edge_table(names[g], g, f, adata.var_names) for g, f in found.items()],
-    }
-    stored: dict[str, Any] = {PROGRAMS: pd.concat(tables[PROGRAMS])}
-    for key in (PROGRAM_GENES, PROGRAM_EDGES):
-        table = pd.concat(tables[key], ignore_index=True)
+        found, stored[ENRICHMENT] = _enriched_first(found, prefixes, sets, adata.var_names)
+    names = {g: _names(prefixes[g], f) for g, f in found.items()}
+    stored[PROGRAMS] = pd.concat(
+        [f.table.set_axis(pd.Index(names[g], dtype=object)) for g, f in found.items()]
+    )
+    for key, table_of in ((PROGRAM_GENES, _gene_table), (PROGRAM_EDGES, _edge_table)):
+        tables = [table_of(names[g], g, f, adata.var_names) for g, f in found.items()]
+        table = pd.concat(tables, ignore_index=True)
         stored[key] = table.set_axis(table.index.astype(str))
     programs = stored[PROGRAMS].index
-    if enriched is not None:
-        stored[ENRICHMENT] = enriched
     weights = np.zeros((adata.n_vars, len(programs)), dtype=np.float32)
-    start = 0
-    for f in found.values():
-        for members, own in zip(f.programs, f.signed_weights(), strict=True):
-            weights[f.columns[members], start] = own
-            start += 1
+    each = [(f, i) for f in found.values() for i in range(len(f.programs))]
+    for column, (f, i) in zip(weights.T, each, strict=True):
+        members = f.programs[i]
+        column[f.columns[members]] = f.weights[i] * f.sign[members]
     activity = activities(matrix, weights)
     record = run_record(
         network,
@@ -274,11 +245,8 @@ def gene_programs(
         layer=layer,
         source=chosen,
         n_genes=n_genes,
-        n_neighbors=n_neighbors,
         resolution=float(resolution),
-        min_size=min_size,
-        n_bootstraps=n_bootstraps,
-        n_null=n_null,
+        n_permutations=n_permutations,
         min_count=MIN_COUNT if MEAN_COUNT in adata.layers else None,
         seed=seed,
         key_added=key_added,
@@ -293,15 +261,10 @@ def gene_programs(
     return adata if copy else None
 
 
-def _prefix(group: str, *, grouped: bool) -> str:
-    # "/" cannot stand in the name of a column in a file.
-    return group.replace("/", "|") + ":" if grouped else ""
-
-
 def _choose_source(
     model: PretrainedModel, source: str
 ) -> Literal["attention", "interaction", "combined"]:
-    """Check that a model has what is asked of it, and choose for ``"auto"``."""
+    """Check that a model has what ``source`` needs, and choose for ``"auto"``."""
     if not isinstance(model, AttentionModel):
         raise TypeError(
             f"{type(model).__name__} has no attention (no get_attention method), which gene "
@@ -310,10 +273,6 @@ def _choose_source(
     linear = isinstance(model, GeneFactorModel)
     if source == "auto":
         return "interaction" if linear else "attention"
-    if source not in ("attention", "interaction", "combined"):
-        raise ValueError(
-            f"source={source!r}; expected 'auto', 'attention', 'interaction' or 'combined'."
-        )
     if source != "attention" and not linear:
         raise TypeError(
             f"source={source!r} needs a linear gene-gene term, and {type(model).__name__} has none "
@@ -322,71 +281,149 @@ def _choose_source(
     return source  # type: ignore[return-value]
 
 
-def _find(
+def _find_in_groups(
     model: Any,
     adata: AnnData,
     rows_of: Mapping[str, np.ndarray],
-    settings: ProgramSettings,
+    settings: Settings,
     layer: str | None,
 ) -> dict[str, FoundPrograms]:
-    """Find the programs of every group; what the model warns of is said once."""
-    bar = ProgressTicks(
-        sum(settings.n_steps(len(rows)) for rows in rows_of.values()), "Gene programs"
-    )
+    """Find the programs of every group; each warning of the model is given once."""
     found = {}
-    with warnings.catch_warnings(record=True) as caught:
+    total = sum(settings.n_steps(len(rows)) for rows in rows_of.values())
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        tqdm(total=total, desc="Gene programs", disable=scvi_settings.verbosity > 20) as bar,
+    ):
         warnings.simplefilter("always")
-        try:
-            for group, rows in rows_of.items():
-                found[group] = find_programs(
-                    model, adata, rows, settings, group=group, layer=layer, tick=bar
-                )
-        finally:
-            bar.close()
+        for group, rows in rows_of.items():
+            found[group] = find_programs(
+                model, adata, rows, settings, group=group, layer=layer, tick=bar.update
+            )
     for message in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
         warn_user(message)
-    if not any((f.effects < 0).any() for f in found.values()):
+    if not any(f.has_negative for f in found.values()):
         warn_user(
-            "No effect is negative, so every program goes up and coherence says nothing; give "
+            "No effect is negative, so every program goes up and coherence has no meaning; give "
             "signed effects: contrasts, or expression minus that of controls."
         )
     empty = [group for group, f in found.items() if not f.programs]
     if len(empty) == len(found):
-        raise ValueError(
-            f"No module has at least min_size={settings.min_size} genes in any group; lower "
-            "min_size or resolution, or raise n_neighbors."
-        )
+        raise ValueError(f"No module has at least {MIN_SIZE} genes in any group; lower resolution.")
     if empty:
-        warn_user(f"Groups {empty} have no module of {settings.min_size} genes and no program.")
+        warn_user(f"Groups {empty} have no module of {MIN_SIZE} genes and no program.")
     return found
 
 
-def _enriched_first(
-    found: Mapping[str, FoundPrograms], names: Mapping[str, str], table: pd.DataFrame
-) -> tuple[dict[str, FoundPrograms], pd.DataFrame]:
-    """Put programs that hold a gene set first, here and in the table of their sets."""
-    held = set(table.loc[table["fdr"] <= ENRICHED, "program"])
-    ordered: dict[str, FoundPrograms] = {}
-    place: dict[str, int] = {}
-    renamed: dict[str, str] = {}
-    for group, f in found.items():
-        old = program_names(names[group], f)
-        order = sorted(range(len(old)), key=lambda i: old[i] not in held)
-        ordered[group] = f.reordered(order)
-        for new, i in zip(old, order, strict=True):
-            renamed[old[i]], place[old[i]] = new, len(place)
-    table = table.sort_values("program", key=lambda column: column.map(place), kind="stable")
-    table = table.assign(program=table["program"].map(renamed).astype(object))
-    return ordered, table.set_axis(np.arange(len(table)).astype(str))
+def _names(prefix: str, found: FoundPrograms) -> list[str]:
+    """Name programs by their order: P1 is the first."""
+    return [f"{prefix}P{i + 1}" for i in range(len(found.programs))]
 
 
-def _enrich(
-    found: Mapping[str, FoundPrograms],
-    names: Mapping[str, str],
-    sets: Mapping[str, Sequence[str]],
-    var_names: pd.Index,
+def _gene_table(
+    names: list[str], _: str, found: FoundPrograms, var_names: pd.Index
 ) -> pd.DataFrame:
-    """Test gene sets under the names, the model's or those of the data, that they use."""
+    """Return a row per program and gene, the genes of a program by falling weight, then name."""
+    genes = var_names[found.columns].astype(str).to_numpy(dtype=object)
+    parts = [pd.DataFrame()]
+    for program, members, weight in zip(names, found.programs, found.weights, strict=True):
+        order = np.lexsort((genes[members].astype(str), -weight))
+        nodes = members[order]
+        columns = {
+            "program": program,
+            "gene": genes[nodes],
+            "weight": weight[order],
+            "sign": found.sign[nodes],
+            "effect": found.effect[nodes],
+            "rank": np.arange(1, len(nodes) + 1, dtype=np.int64),
+        }
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts[1:] or parts)
+
+
+def _edge_table(
+    names: list[str], group: str, found: FoundPrograms, var_names: pd.Index
+) -> pd.DataFrame:
+    """Return a row per edge of which both ends are in a program."""
+    genes = var_names[found.columns].astype(str).to_numpy(dtype=object)
+    program = np.full(len(genes), "", dtype=object)
+    for name, members in zip(names, found.programs, strict=True):
+        program[members] = name
+    kept = (program[found.edges.a] != "") & (program[found.edges.b] != "")
+    a, b = found.edges.a[kept], found.edges.b[kept]
+    return pd.DataFrame(
+        {
+            "gene_a": genes[a],
+            "gene_b": genes[b],
+            "weight": found.edges.weight[kept],
+            "program_a": program[a],
+            "program_b": program[b],
+            "group": np.full(len(a), group, dtype=object),
+        }
+    )
+
+
+def read_gene_sets(
+    gene_sets: Mapping[str, Iterable[str]] | str | os.PathLike[str],
+) -> dict[str, list[str]]:
+    """Return gene sets by name, from a mapping or a gmt file.
+
+    Raises
+    ------
+    TypeError
+        If it is neither, or a set is a text instead of a list of genes.
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If there is no set, or none has a gene.
+    """
+    if isinstance(gene_sets, Mapping):
+        texts = [name for name, genes in gene_sets.items() if isinstance(genes, str)]
+        if texts:
+            raise TypeError(
+                f"gene_sets[{texts[0]!r}] is a text; expected a list of gene names for each set."
+            )
+        sets = {str(name): [str(gene) for gene in genes] for name, genes in gene_sets.items()}
+    elif isinstance(gene_sets, str | os.PathLike):
+        path = Path(gene_sets)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"gene_sets={str(gene_sets)!r} is no file; give the path of a gmt file or a "
+                "dictionary of gene lists (nothing is downloaded)."
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"gene_sets={str(gene_sets)!r} is no text file; expected a gmt file, unpacked: a "
+                "set in each line, its name, a note and genes, separated by tabs."
+            ) from error
+        rows = [line.split("\t") for line in text.splitlines()]
+        sets = {row[0]: [gene for gene in row[2:] if gene] for row in rows if row[0]}
+    else:
+        raise TypeError(
+            f"gene_sets is a {type(gene_sets).__name__}; expected a dictionary of gene lists or "
+            "the path of a gmt file."
+        )
+    filled = {name: list(dict.fromkeys(genes)) for name, genes in sets.items() if genes}
+    if not filled:
+        raise ValueError(
+            f"gene_sets holds {len(sets)} sets and none with a gene; give at least one set of gene "
+            "names."
+        )
+    return filled
+
+
+def _enriched_first(
+    found: Mapping[str, FoundPrograms],
+    prefixes: Mapping[str, str],
+    sets: Mapping[str, list[str]],
+    var_names: pd.Index,
+) -> tuple[dict[str, FoundPrograms], pd.DataFrame]:
+    """Test gene sets, and put programs that hold one first, here and in the table of the sets.
+
+    Sets may name genes as the model does or as the data do.
+    """
     listed = {gene for genes in sets.values() for gene in genes}
     own = {g: var_names[f.columns].astype(str).to_numpy() for g, f in found.items()}
     by_model = sum(len(listed.intersection(f.tokens)) for f in found.values())
@@ -398,10 +435,40 @@ def _enrich(
             f"None of the {len(listed)} genes of gene_sets (such as {example}) is among the genes "
             f"that programs are made of (such as {known}); use the same kind of gene names."
         )
-    programs, background = {}, {}
+    ordered: dict[str, FoundPrograms] = {}
+    tables = []
     for group, f in found.items():
         genes = f.tokens if by_model >= by_data else own[group]
-        for name, members in zip(program_names(names[group], f), f.programs, strict=True):
-            programs[name] = genes[members].tolist()
-            background[name] = genes.tolist()
-    return enrichment(programs, background, sets)
+        each = [overrepresentation(genes[m].tolist(), genes.tolist(), sets) for m in f.programs]
+        order = sorted(range(len(each)), key=lambda i: not (each[i]["fdr"] <= ENRICHED).any())
+        ordered[group] = f.reordered(order)
+        for name, i in zip(_names(prefixes[group], f), order, strict=True):
+            each[i].insert(0, "program", np.full(len(each[i]), name, dtype=object))
+            tables.append(each[i])
+    filled = [table for table in tables if len(table)] or tables[:1]
+    out = pd.concat(filled, ignore_index=True)
+    out["genes"] = out["genes"].map(SET_SEPARATOR.join).astype(object)
+    return ordered, out.set_axis(out.index.astype(str))
+
+
+def activities(matrix: Any, weights: np.ndarray) -> np.ndarray:
+    """Return the activity of programs in observations, block by block.
+
+    Parameters
+    ----------
+    matrix
+        ``(n_obs, n_genes)``: numpy, sparse, dask or on disk; ``NaN`` = not measured.
+    weights
+        ``(n_genes, n_programs)`` signed weights, 0 outside.
+
+    Returns
+    -------
+    ``(n_obs, n_programs)`` float32, see :func:`cfm.stats._enrichment.univariate_linear_model`.
+    """
+    out = np.empty((matrix.shape[0], weights.shape[1]), dtype=np.float32)
+    # numba's start changes OpenMP's threads for all: on a busy machine later models would crawl.
+    n_threads = torch.get_num_threads()
+    for rows, block in row_blocks(matrix):
+        out[rows] = univariate_linear_model(np.asarray(to_dense(block, np.float32)), weights)
+    torch.set_num_threads(n_threads)
+    return out

@@ -1,75 +1,76 @@
-"""Programs of one group of observations: from the model's maps to modules and their statistics."""
+"""Programs of one group of observations: genes, their similarity, modules, and statistics."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from cfm._fields import MEAN_COUNT
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.models import AttentionModel, GeneFactorModel
-from cfm.tl._groups import content_hash
-from cfm.tl._program_graph import (
+from cfm.stats._enrichment import benjamini_hochberg
+from cfm.stats._evidence import upper_p_values
+from cfm.stats._gene_modules import (
     AttentionMean,
     Edges,
     attention_excess,
     attention_similarity,
-    cosine,
-    leiden,
-    modules,
-    nearest_neighbour_graph,
-    standardise,
-)
-from cfm.tl._program_statistics import (
     best_jaccard,
     centrality,
     cohesion,
-    mean_effects,
-    null_p_values,
-    program_effects,
-    program_strengths,
+    concordance,
+    cosine,
+    leiden,
+    module_effects,
+    module_strengths,
+    modules,
+    nearest_neighbour_graph,
+    standardise,
+    without_size_trend,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from anndata import AnnData
+from cfm.stats._gene_scores import mean_known
+from cfm.tl._groups import content_hash
 
 Source = Literal["attention", "interaction", "combined"]
 
-#: Profiles without a say that are added to those in which two genes may move the same way: one
-#: profile cannot cut every tie between genes that it has on different sides.
-PRIOR_PROFILES = 5.0
-
-#: Of fewer counts in cases and in controls a fold change is noise (``min.count`` of edgeR).
-MIN_COUNT = 10.0
-
+#: Genes that each gene is linked to.
+N_NEIGHBORS = 15
+#: Smaller modules are dropped.
+MIN_SIZE = 10
+#: Draws of the observations for the stability: it varies by about a tenth of its spread.
+N_BOOTSTRAPS = 20
 #: A bootstrap draws profiles in at most so many blocks, each of which takes n_genes² numbers.
 MAX_BLOCKS = 12
+#: Profiles that are added to those in which two genes may move the same way, and in which they do
+#: not: one profile cannot cut every tie between genes that it has on different sides.
+PRIOR_PROFILES = 5.0
+#: Of fewer counts in cases and in controls a fold change is noise (``min.count`` of edgeR).
+MIN_COUNT = 10.0
+#: A program in which at least this share of the genes moves one way has that direction.
+_DIRECTED = 0.8
 
 
 @dataclass(frozen=True)
-class ProgramSettings:
+class Settings:
     """The arguments of :func:`cfm.tl.gene_programs` that decide what is found."""
 
     source: Source
     n_genes: int
-    n_neighbors: int
     resolution: float
-    min_size: int
-    n_bootstraps: int
-    n_null: int
+    n_permutations: int
     seed: int
 
     def n_steps(self, n_profiles: int) -> int:
         """Return how many ticks a group of that many profiles takes."""
-        passes = 1 if self.source == "interaction" else 2 + self.n_null
-        resamples = self.n_bootstraps if n_profiles > 1 else 0
-        return passes * n_profiles + resamples + self.n_null
+        passes = 1 if self.source == "interaction" else 2 + self.n_permutations
+        resamples = N_BOOTSTRAPS if n_profiles > 1 else 0
+        return passes * n_profiles + resamples + self.n_permutations
 
 
 @dataclass(frozen=True)
@@ -82,123 +83,141 @@ class FoundPrograms:
         ``(n,)`` names of the genes of the graph, as the model has them, sorted.
     columns
         ``(n,)`` int64 columns of those genes in the data.
-    effects
-        ``(profiles, n)`` float32, ``NaN`` = not measured.
+    effect, sign
+        ``(n,)`` mean effect of each gene, float64, and its sign, int64; of a mean of 0 it is 1.
+    has_negative
+        Whether any effect is below 0.
     edges
         The graph.
     programs
         Genes of each program, positions in ``tokens``; largest effect first.
-    effect, cohesion, stability, p_value
-        Of each program, ``(n_programs,)`` float64.
+    weights
+        Weight of each of those genes in its program.
+    table
+        A row per program: its statistics as :func:`cfm.tl.gene_programs` stores them.
     """
 
     tokens: np.ndarray
     columns: np.ndarray
-    effects: np.ndarray
+    effect: np.ndarray
+    sign: np.ndarray
+    has_negative: bool
     edges: Edges
     programs: list[np.ndarray]
-    effect: np.ndarray
-    cohesion: np.ndarray
-    stability: np.ndarray
-    p_value: np.ndarray
+    weights: list[np.ndarray]
+    table: pd.DataFrame
 
     def reordered(self, order: Sequence[int]) -> FoundPrograms:
         """Return them in another order."""
         return replace(
             self,
             programs=[self.programs[i] for i in order],
-            effect=self.effect[order],
-            cohesion=self.cohesion[order],
-            stability=self.stability[order],
-            p_value=self.p_value[order],
+            weights=[self.weights[i] for i in order],
+            table=self.table.iloc[list(order)],
         )
-
-    def signs(self) -> np.ndarray:
-        """Return the sign of each gene's mean effect, ``(n,)`` int64; of a mean of 0 it is 1."""
-        return np.where(mean_effects(self.effects) < 0, -1, 1).astype(np.int64)
-
-    def signed_weights(self) -> list[np.ndarray]:
-        """Return the weight times the sign of the genes of each program."""
-        signs = self.signs()
-        return [centrality(self.edges, members) * signs[members] for members in self.programs]
 
 
 def find_programs(
     model: AttentionModel,
     adata: AnnData,
     rows: np.ndarray,
-    settings: ProgramSettings,
+    settings: Settings,
     *,
     group: str,
     layer: str | None,
-    tick: Callable[[int], None],
+    tick: Callable[[int], object],
 ) -> FoundPrograms:
     """Find the programs of some observations; the result does not depend on their order.
 
     Raises
     ------
     ValueError
-        If fewer than ``min_size`` genes move in them.
+        If fewer than :data:`MIN_SIZE` genes move in them.
     """
     part = profiles_of(adata, rows, layer)
     tokens_of = []
     for names, _ in model.get_attention(part):
         tokens_of.append(names[1:])
         tick(1)
-    tokens, columns, effects = choose_genes(part, tokens_of, settings, group)
-    graph = SimilarityOf(model, part, tokens, effects, settings, tick)
+    tokens, columns, effects = choose_genes(part, tokens_of, settings.n_genes, group)
+    graph = SimilarityOf(model, part, tokens, effects, settings.source, tick)
     edges, programs = _cut(graph(), settings)
-    effect = program_effects(effects, programs)
+    effect = module_effects(effects, programs)
     # Equal effects go by size, then by the first gene, in which order the programs are already.
     order = np.argsort(-effect, kind="stable")
     effect, programs = effect[order], [programs[i] for i in order]
+    p_value = _p_values(model, part, tokens, columns, effects, programs, settings, tick)
+    mean = mean_known(effects)
+    sign = np.where(mean < 0, -1, 1).astype(np.int64)
+    up = np.array([(sign[m] > 0).mean() for m in programs])
+    table = pd.DataFrame(
+        {
+            "group": np.full(len(programs), group, dtype=object),
+            "size": np.array([len(m) for m in programs], dtype=np.int64),
+            "direction": np.select(
+                [up >= _DIRECTED, 1 - up >= _DIRECTED], ["up", "down"], "mixed"
+            ).astype(object),
+            "effect": effect,
+            "coherence": np.array([concordance(effects[:, m]) for m in programs], dtype=np.float64),
+            "stability": _stability(graph, programs, settings, tick),
+            "cohesion": cohesion(edges, programs),
+            "p_value": p_value,
+            "fdr": benjamini_hochberg(p_value),
+        }
+    )
+    weights = [centrality(edges, members) for members in programs]
+    negative = bool((effects < 0).any())
+    return FoundPrograms(tokens, columns, mean, sign, negative, edges, programs, weights, table)
 
-    # Profiles are resampled in blocks, so that no map has to be kept or made again.
+
+def _cut(similarity: np.ndarray, settings: Settings) -> tuple[Edges, list[np.ndarray]]:
+    """Return the graph of the genes and its modules, largest first."""
+    edges = nearest_neighbour_graph(similarity, N_NEIGHBORS)
+    membership = leiden(edges, resolution=settings.resolution, seed=settings.seed)
+    return edges, modules(membership, MIN_SIZE)
+
+
+def _stability(
+    graph: SimilarityOf,
+    programs: list[np.ndarray],
+    settings: Settings,
+    tick: Callable[[int], object],
+) -> np.ndarray:
+    """Return the mean Jaccard index of each program with the one most like it in bootstraps.
+
+    Profiles are drawn in blocks, so that no map has to be kept or made again.
+    """
     rng = np.random.default_rng(settings.seed)
     n_blocks = graph.n_blocks
-    jaccard = np.full((settings.n_bootstraps, len(programs)), np.nan)
-    for i in range(settings.n_bootstraps if len(rows) > 1 else 0):
+    jaccard = np.full((N_BOOTSTRAPS, len(programs)), np.nan)
+    for i in range(N_BOOTSTRAPS if len(graph.block_of) > 1 else 0):
         times = rng.multinomial(n_blocks, np.full(n_blocks, 1.0 / n_blocks))
-        again = nearest_neighbour_graph(graph(times), settings.n_neighbors)
+        again = nearest_neighbour_graph(graph(times), N_NEIGHBORS)
         found = leiden(again, resolution=settings.resolution, seed=settings.seed)
         jaccard[i] = best_jaccard(programs, np.where(graph.drawn(times), found, -1))
         tick(1)
-    stability = jaccard.mean(axis=0) if settings.n_bootstraps else np.full(len(programs), np.nan)
-    permuted = list(_permuted(model, part, tokens, columns, effects, settings, tick))
-    null_sizes, null_strengths = np.concatenate([np.empty((2, 0)), *permuted], axis=1)
-    sizes = np.array([len(m) for m in programs], dtype=float)
-    strengths = program_strengths(effects, programs)
-    p_value = null_p_values(sizes, strengths, null_sizes, null_strengths)
-    own = cohesion(edges, programs)
-    return FoundPrograms(tokens, columns, effects, edges, programs, effect, own, stability, p_value)
+    return jaccard.mean(axis=0)
 
 
-def _cut(similarity: np.ndarray, settings: ProgramSettings) -> tuple[Edges, list[np.ndarray]]:
-    """Return the graph of the genes and its modules, largest first."""
-    edges = nearest_neighbour_graph(similarity, settings.n_neighbors)
-    membership = leiden(edges, resolution=settings.resolution, seed=settings.seed)
-    return edges, modules(membership, settings.min_size)
-
-
-def _permuted(
+def _p_values(
     model: AttentionModel,
     part: AnnData,
     tokens: np.ndarray,
     columns: np.ndarray,
     effects: np.ndarray,
-    settings: ProgramSettings,
-    tick: Callable[[int], None],
-) -> Iterator[np.ndarray]:
-    """Yield the sizes and strengths of the programs that the same steps find in permuted effects.
+    programs: list[np.ndarray],
+    settings: Settings,
+    tick: Callable[[int], object],
+) -> np.ndarray:
+    """Compare programs with those that the same steps find in permuted effects, ``(n,)``.
 
     The genes of the graph swap their effects in all profiles together: effects that go together
-    in the data stay so, but have nothing to do with what the model knows of the genes.
+    in the data stay so, but have nothing to do with how the model relates the genes.
     """
-    from anndata import AnnData
-
     place = np.argsort(part.var["column"].to_numpy())[columns]
     rng = np.random.default_rng([settings.seed, 1])
-    for _ in range(settings.n_null):
+    null = [np.empty((2, 0))]
+    for _ in range(settings.n_permutations):
         order = rng.permutation(len(tokens))
         other = part
         if settings.source != "interaction":  # attention is made from the effects too
@@ -206,22 +225,26 @@ def _permuted(
             index[place] = place[order]
             other = AnnData(part.X[:, index], obs=part.obs, var=part.var)
         swapped = effects[:, order]
-        similarity = SimilarityOf(model, other, tokens, swapped, settings, tick)()
-        _, programs = _cut(similarity, settings)
+        graph = SimilarityOf(model, other, tokens, swapped, settings.source, tick)
+        _, found = _cut(graph(), settings)
+        null.append(np.stack([[len(m) for m in found], module_strengths(swapped, found)]))
         tick(1)
-        yield np.stack([[len(m) for m in programs], program_strengths(swapped, programs)])
+    null_sizes, null_strengths = np.concatenate(null, axis=1)
+    if not len(null_sizes):
+        return np.full(len(programs), np.nan)
+    sizes = np.array([len(m) for m in programs], dtype=float)
+    strengths = module_strengths(effects, programs)
+    return upper_p_values(*without_size_trend(sizes, strengths, null_sizes, null_strengths))
 
 
 def profiles_of(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
     """Return observations by themselves: rows in an order that their values decide, genes by name.
 
     What a model makes of them is then the same to the last digit, however they were ordered;
-    near ties between neighbours would else fall either way. ``var["column"]`` says where the genes
-    were. Genes of few counts (``layers["mean_count"]`` of :func:`cfm.pp.contrasts`, if it is there)
-    are not measured.
+    near ties between neighbours would else fall either way. ``var["column"]`` is the place of a
+    gene in ``adata``. Genes of few counts (``layers["mean_count"]`` of :func:`cfm.pp.contrasts`,
+    if it is there) are not measured.
     """
-    from anndata import AnnData
-
     names = adata.var_names.astype(str)
     by_name = np.argsort(names.to_numpy(), kind="stable")
     matrix = read_rows(get_matrix(adata, layer=layer), rows)[:, by_name]
@@ -241,7 +264,7 @@ def profiles_of(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
 
 
 def choose_genes(
-    part: AnnData, tokens_of: list[pd.Index], settings: ProgramSettings, group: str
+    part: AnnData, tokens_of: list[pd.Index], n_genes: int, group: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose the genes that are tokens most often, the stronger mean effect first among equals.
 
@@ -254,25 +277,32 @@ def choose_genes(
         alignment = GeneVocabulary(names.tolist()).align(part.var_names, min_genes=0)
         names, count = names[alignment.positions], count[alignment.positions]
         columns = alignment.columns
-    if len(names) < settings.min_size:
+    if len(names) < MIN_SIZE:
         raise ValueError(
             f"Group {group!r} ({part.n_obs} observations) has {len(names)} genes that move and "
             f"that the model reads ({MIN_COUNT:g} counts or more, where counts are known); a "
-            f"program has at least min_size={settings.min_size}. Lower min_size, or leave the "
-            "group out with groups=."
+            f"program has at least {MIN_SIZE}. Leave the group's rows out."
         )
     effects = to_dense(part.X[:, columns], np.float32)
     known = np.isfinite(effects)
     strength = np.abs(np.where(known, effects, 0.0)).sum(axis=0, dtype=np.float64)
     strength /= np.maximum(known.sum(axis=0), 1)
-    best = np.lexsort((names, -strength, -count))[: settings.n_genes]
+    best = np.lexsort((names, -strength, -count))[:n_genes]
     best = best[np.argsort(names[best])]
     places = part.var["column"].to_numpy()[columns[best]]
     return names[best].astype(object), places, effects[:, best]
 
 
 class SimilarityOf:
-    """Similarity of genes in a group, also with its profiles drawn anew."""
+    """Similarity of genes in a group, also with its profiles drawn anew.
+
+    Parameters
+    ----------
+    model, part, source, tick
+        As in :func:`find_programs`; profiles are of :func:`profiles_of`.
+    tokens, effects
+        Names of the genes and their effects, of :func:`choose_genes`.
+    """
 
     def __init__(
         self,
@@ -280,21 +310,21 @@ class SimilarityOf:
         part: AnnData,
         tokens: np.ndarray,
         effects: np.ndarray,
-        settings: ProgramSettings,
-        tick: Callable[[int], None],
+        source: Source,
+        tick: Callable[[int], object],
     ) -> None:
-        self.source = settings.source
+        self.source = source
         self.n_blocks = min(part.n_obs, MAX_BLOCKS)
         self.block_of = np.arange(part.n_obs) % self.n_blocks
         self.signs = np.sign(np.nan_to_num(effects))
-        if self.source != "attention":
-            genes, factors = _factors(model)
-            place = genes.get_indexer(pd.Index(tokens))
+        index = pd.Index(tokens)
+        if source != "attention" and isinstance(model, GeneFactorModel):
+            genes, factors = model.get_gene_factors()
+            place = genes.get_indexer(index)
             own = np.where((place >= 0)[:, None], factors[place], 0.0)
             self.interaction = cosine(own - own.mean(axis=0))
-        if self.source != "interaction":
+        if source != "interaction":
             self.attention = AttentionMean(len(tokens), self.n_blocks)
-            index = pd.Index(tokens)
             for i, (names, weights) in enumerate(model.get_attention(part)):
                 node = index.get_indexer(names[1:].astype(str))
                 self.attention.add(int(self.block_of[i]), node, attention_excess(weights))
@@ -303,12 +333,10 @@ class SimilarityOf:
     def __call__(self, times: np.ndarray | None = None) -> np.ndarray:
         """Return ``(n, n)`` float32 similarities, with each block counted ``times`` times."""
         if self.source != "interaction":
-            attention = attention_similarity(self.attention.mean(times))
-        if self.source == "attention":
-            similarity = attention
-        elif self.source == "interaction":
+            similarity = attention = attention_similarity(self.attention.mean(times))
+        if self.source == "interaction":
             similarity = self.interaction
-        else:
+        elif self.source == "combined":
             similarity = standardise(attention) + standardise(self.interaction)
         weight = self._profile_weight(times).astype(np.float32)
         # Pairs that always move the same way count fully, those that never do hardly.
@@ -326,9 +354,3 @@ class SimilarityOf:
 
     def _profile_weight(self, times: np.ndarray | None) -> np.ndarray:
         return np.ones(len(self.block_of)) if times is None else times[self.block_of]
-
-
-def _factors(model: AttentionModel) -> tuple[pd.Index, np.ndarray]:
-    if not isinstance(model, GeneFactorModel):  # checked before, see gene_programs
-        raise TypeError(f"{type(model).__name__} has no linear gene-gene term.")
-    return model.get_gene_factors()

@@ -1,6 +1,9 @@
-"""Attention maps to a graph of genes, and the graph to modules."""
+"""Attention maps to a graph of genes, the graph to modules, and what is measured of these."""
 
 from __future__ import annotations
+
+import random
+from itertools import combinations
 
 import igraph
 import numpy as np
@@ -10,17 +13,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import adjusted_rand_score
 
-from cfm.tl._program_graph import (
+from cfm.stats._gene_modules import (
     AttentionMean,
     Edges,
     attention_excess,
     attention_similarity,
-    by_size,
+    best_jaccard,
+    centrality,
+    cohesion,
+    concordance,
     cosine,
     leiden,
+    module_effects,
+    module_strengths,
     modules,
     nearest_neighbour_graph,
     standardise,
+    without_size_trend,
 )
 
 
@@ -51,10 +60,6 @@ def test_excess_does_not_see_the_summary(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(
         attention_excess(softmax(louder)), attention_excess(softmax(logits)), atol=1e-4
     )
-
-
-def test_excess_of_an_empty_profile() -> None:
-    assert attention_excess(np.ones((1, 2, 1, 1), dtype=np.float32)).shape == (0, 0)
 
 
 def test_means_are_over_the_profiles_in_which_both_genes_occur() -> None:
@@ -139,8 +144,6 @@ def test_leiden_finds_planted_modules_and_numbers_them_by_size(rng: np.random.Ge
 def test_leiden_without_edges_and_with_a_generator_of_its_own(rng: np.random.Generator) -> None:
     nothing = np.empty(0, dtype=np.int64)
     np.testing.assert_array_equal(leiden(Edges(3, nothing, nothing, np.empty(0))), [0, 1, 2])
-    import random
-
     _, edges = planted(rng)
     random.seed(3)
     before = random.getstate()
@@ -150,7 +153,75 @@ def test_leiden_without_edges_and_with_a_generator_of_its_own(rng: np.random.Gen
     assert random.getstate() != before
 
 
-def test_numbers_by_size() -> None:
-    np.testing.assert_array_equal(by_size(np.array([7, 2, 2, 5, 5, 9])), [2, 0, 0, 1, 1, 3])
+def test_modules_go_by_size() -> None:
     found = modules(np.array([0, 0, 1, 1, 2]), 2)
     assert [m.tolist() for m in found] == [[0, 1], [2, 3]]
+
+
+@given(hnp.arrays(np.int64, (3, 6), elements=st.integers(-1, 1)))
+def test_concordance_counts_pairs(signs: np.ndarray) -> None:
+    shares = []
+    for row in signs:
+        pairs = [(a, b) for a, b in combinations(row[row != 0], 2)]
+        if pairs:
+            shares.append(np.mean([a == b for a, b in pairs]))
+    found = concordance(np.where(signs == 0, np.nan, signs * 0.7))
+    expected = np.mean(shares) if shares else np.nan
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(concordance(signs * 2.0), expected)
+
+
+#: A triangle 0-1-2 of weights 3, 2, 1, an edge 2-3 of weight 4, and node 4 alone.
+GRAPH = Edges(5, np.array([0, 0, 1, 2]), np.array([1, 2, 2, 3]), np.array([3.0, 2.0, 1.0, 4.0]))
+
+
+def test_centrality_and_cohesion_by_hand() -> None:
+    np.testing.assert_allclose(centrality(GRAPH, np.array([0, 1, 2])), [1.0, 4 / 5, 3 / 5])
+    np.testing.assert_array_equal(centrality(GRAPH, np.array([0, 4])), [0.0, 0.0])
+    programs = [np.array([0, 1, 2]), np.array([3, 4])]
+    np.testing.assert_allclose(cohesion(GRAPH, programs), [12 / 16, 0.0])
+    whole = cohesion(GRAPH, [np.arange(5)])
+    np.testing.assert_allclose(whole, [1.0])
+    assert cohesion(GRAPH, []).shape == (0,)
+
+
+def test_effects_and_strengths_by_hand() -> None:
+    effects = np.array([[2.0, 2.0, -2.0, -2.0], [4.0, np.nan, -1.0, 1.0], [np.nan] * 4])
+    programs = [np.array([0, 1]), np.array([2, 3]), np.arange(4)]
+    np.testing.assert_allclose(module_effects(effects, programs), [3.0, 1.0, 2 / 3])
+    scale = np.sqrt(18 / 3)
+    expected = [
+        (4 / (2 * np.sqrt(2)) + 4 / scale) / 3,
+        (4 / (2 * np.sqrt(2)) + 0) / 3,
+        (0 + 4 / (scale * np.sqrt(3))) / 3,
+    ]
+    np.testing.assert_allclose(module_strengths(effects, programs), expected)
+    np.testing.assert_array_equal(module_strengths(effects * 0, programs), [0.0] * 3)
+    np.testing.assert_allclose(module_strengths(effects * [[1], [7], [1]], programs), expected)
+
+
+def test_strengths_lose_what_the_size_brings(rng: np.random.Generator) -> None:
+    null_sizes = rng.integers(10, 100, 999).astype(float)
+    noise = rng.lognormal(0, 0.1, 999)
+    own, null = without_size_trend(
+        np.array([20.0, 80.0, 50.0]),
+        np.sqrt([20.0, 80.0, 50.0]) * [1.0, 1.0, 2.0],
+        null_sizes,
+        np.sqrt(null_sizes) * noise,
+    )
+    np.testing.assert_allclose(own / own[0], [1, 1, 2], rtol=0.05)
+    assert abs(np.corrcoef(null, null_sizes)[0, 1]) < 0.1
+    # Beyond all sizes of the null the size itself counts.
+    large, null = without_size_trend(
+        np.array([400.0]), np.array([20.0]), null_sizes, null_sizes**0.5 * noise
+    )
+    assert large > null.max()
+    tied = without_size_trend(np.array([5.0]), np.zeros(1), np.array([5.0, 6.0]), np.zeros(2))
+    assert [x.tolist() for x in tied] == [[0], [0, 0]]
+
+
+def test_best_jaccard_by_hand() -> None:
+    programs = [np.array([0, 1, 2, 3]), np.array([4, 5])]
+    again = np.array([0, 0, 0, 1, 1, 1, 0, -1])
+    np.testing.assert_allclose(best_jaccard(programs, again), [3 / 5, 2 / 3])
+    np.testing.assert_array_equal(best_jaccard(programs, np.full(8, -1)), [0.0, 0.0])

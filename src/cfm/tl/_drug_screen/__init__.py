@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,23 +10,33 @@ import pandas as pd
 from scvi import settings
 from scvi.utils import track
 
-from cfm._arguments import NOT_NEGATIVE
 from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
 from cfm.data._warn import warn_user
 from cfm.models import CellPulse, load_model
 from cfm.models.cellpulse._data import align_effects, effect_blocks
-from cfm.tl._drug_ranking import READINGS, rank_compounds
+from cfm.stats._enrichment import benjamini_hochberg
+from cfm.stats._evidence import (
+    inflation,
+    standardize,
+    sum_of_correlated,
+    tail_p_values,
+    upper_p_values,
+)
+from cfm.tl._drug_screen._evidence import (
+    MIN_LIBRARY,
+    READINGS,
+    Evidence,
+    ReversalScorer,
+    host_factor_scores,
+    score_targets,
+)
 from cfm.tl._groups import profile_groups
-from cfm.tl._reversal_evidence import MIN_LIBRARY, ReversalScorer
-from cfm.tl._signature_genes import on_genes
-from cfm.tl._signatures import read_signatures, read_targets
+from cfm.tl._signatures import compound_key, on_genes, read_signatures, read_targets
 from cfm.tl._store import run_record
-from cfm.tl._target_evidence import host_factor_scores, score_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from os import PathLike
     from pathlib import Path
 
@@ -34,6 +44,8 @@ if TYPE_CHECKING:
 
 #: A gene enters a group's mean profile if this share of its profiles measures it.
 MIN_MEASURED = 0.5
+#: Genes per side that are taken of signatures with values, as many as L1000 reports.
+N_GENES = 100
 
 _COLUMNS = {
     "group": object, "compound": object, "rank": np.int64, "score": np.float64,
@@ -44,25 +56,20 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-@takes_anndata(columns=("groupby",), ranges={"weight": NOT_NEGATIVE})
+@takes_anndata(columns=("groupby",))
 def screen_drugs(
     adata: AnnData,
     signatures: str | PathLike[str] | pd.DataFrame | AnnData | None = None,
     targets: pd.DataFrame | None = None,
     *,
     groupby: str | None = "virus",
-    groups: Sequence[str] | None = None,
     layer: str | None = None,
     model: str | Path | CellPulse | None = "cellpulse-mini",
-    host_factors_key: str = HOST_FACTORS_KEY,
-    host_factors: pd.DataFrame | pd.Series | None = None,
+    host_factors: str | pd.DataFrame | pd.Series = HOST_FACTORS_KEY,
     readings: str | Sequence[str] = ("cosine",),
-    weight: float = 1.0,
-    n_genes: int = 100,
     n_permutations: int = 1000,
     seed: int = 0,
     key_added: str = DRUG_SCREEN_KEY,
-    device: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Rank compounds by how well they reverse profiles, and by their targets.
@@ -99,9 +106,9 @@ def screen_drugs(
     in a smaller library a compound with a signature has a score and a rank, but no p-value.
     ``score`` is :math:`(z_s + z_t) / \sqrt 2` (Stouffer, equal weights), or the one of the two
     that exists. Its p-value comes from the same random draws, beyond the tenth largest of them
-    from a generalised Pareto tail (Knijnenburg et al. 2009). It says that a signature is more
-    opposed than those of most compounds, not that the compound works: cells, dose and time of the
-    signature are seldom those of the infection.
+    from a generalised Pareto tail (Knijnenburg et al. 2009). A small one means that a signature is
+    more opposed than those of most compounds, not that the compound works: cells, dose and time of
+    the signature are seldom those of the infection.
 
     Parameters
     ----------
@@ -119,35 +126,28 @@ def screen_drugs(
         - AnnData of signatures by genes, compounds in ``obs["compound"]`` or ``obs_names``.
 
         Duplicated rows count once; a gene that is in both lists of a signature is left out of it.
-        A signature with one side only is scored by that side. Several signatures of a compound
-        are summarised by the 33rd or 67th percentile, whichever lies farther from 0 (Subramanian
-        et al. 2017). Try :func:`cfm.datasets.cmap_signatures`.
+        A signature with one side only is scored by that side; of one with values the 100 largest of
+        a side are taken. Several signatures of a compound are summarised by the 33rd or 67th
+        percentile, whichever lies farther from 0 (Subramanian et al. 2017). Try
+        :func:`cfm.datasets.cmap_signatures`.
     targets
         DataFrame with a row per target: ``compound`` (or ``drug``) and ``gene``. Names are matched
         with those of the signatures without regard to case. Try
         :func:`cfm.datasets.drug_targets`.
     groupby
-        Column of ``obs`` with the groups; ``None`` takes all profiles as one group, ``"all"``.
-    groups
-        Levels of it to screen for; all by default. A group may be a single profile.
+        Column of ``obs`` with the groups; ``None`` takes all profiles as one group, ``"all"``. A
+        group may be a single profile, and does not depend on the others.
     layer
         Layer with the log2 fold changes instead of ``X``.
     model
-        A CellPulse, its name, a folder or ``hf://org/name``; ``None`` leaves its reading out,
-        which saves most of the time.
-    host_factors_key
-        ``uns`` key of the host factors, for ``targets``.
+        A CellPulse, which runs where it was loaded, its name, a folder or ``hf://org/name``;
+        ``None`` leaves its reading out, which saves most of the time.
     host_factors
-        Scores to use instead: a Series by gene, for all groups, or a DataFrame with ``gene``,
-        ``score`` and perhaps ``group``.
+        For ``targets``: the ``uns`` key of :func:`cfm.tl.host_factors`, a Series of scores by gene
+        for all groups, or a DataFrame with ``gene``, ``score`` and perhaps ``group``.
     readings
         Readings of the signatures that enter the score: any of ``"cosine"``, ``"connectivity"``
         and ``"model"``. The default is what finds drugs of one mechanism best.
-    weight
-        Exponent of the size of an effect in the connectivity: 1 as in Subramanian et al.
-        2017, 0 as in Lamb et al. 2006 (ranks alone).
-    n_genes
-        Genes per side that are taken of signatures with values, those with the largest.
     n_permutations
         Random signatures and target sets. The smallest ``p_target`` is one by this number plus
         one, the smallest ``p_value`` a hundredth of it.
@@ -155,8 +155,6 @@ def screen_drugs(
         Seed of the random draws.
     key_added
         Name of the result.
-    device
-        Where the model runs: ``"auto"``, ``"cpu"``, ``"cuda"`` …
     copy
         Return a changed copy instead of writing to ``adata``.
 
@@ -185,8 +183,7 @@ def screen_drugs(
     TypeError
         If ``adata``, ``signatures``, ``targets`` or ``model`` is of another type.
     KeyError
-        If a column, layer or group does not exist, or ``targets`` is given and there are no host
-        factors.
+        If a column or layer does not exist, or ``targets`` is given and there are no host factors.
     FileNotFoundError
         If the gmt file does not exist.
     ValueError
@@ -217,38 +214,40 @@ def screen_drugs(
     >>> import cfm
     >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
     >>> signatures = cfm.datasets.cmap_signatures()
-    >>> cfm.tl.screen_drugs(contrasts, signatures, groups=["virus_A"], model=None)
+    >>> cfm.tl.screen_drugs(contrasts, signatures, model=None)
     >>> int(contrasts.uns["drug_screen"]["results"]["rank"].iloc[0])
     1
     """
     check_key(key_added)
-    _check_given(signatures, targets, host_factors)
+    if signatures is None and targets is None:
+        raise ValueError(
+            "Found neither signatures= nor targets=; give what compounds do (such as "
+            "cfm.datasets.cmap_signatures()) or what they act on (cfm.datasets.drug_targets())."
+        )
+    if not isinstance(host_factors, str) and targets is None:
+        raise ValueError("host_factors= is only used with targets=, which is missing.")
     chosen = _readings(readings, with_model=signatures is None or model is not None)
-    if groupby is None:
-        if groups is not None:
-            raise ValueError("groups= needs groupby=, the column that holds them.")
-        rows = {"all": np.arange(adata.n_obs)}
-    else:
-        rows = profile_groups(adata, groupby, groups)
+    rows = {"all": np.arange(adata.n_obs)}
+    if groupby is not None:
+        rows = profile_groups(adata, groupby)
     pairs = None if targets is None else read_targets(targets)
     factors: dict[str, pd.Series] = {}
     if pairs is not None:
-        factors = host_factor_scores(adata, host_factors_key, host_factors, list(rows))
+        factors = host_factor_scores(adata, host_factors, list(rows))
     record: dict[str, Any] = {
         "groupby": groupby, "groups": list(rows), "layer": layer, "readings": chosen,
-        "weight": float(weight), "n_genes": n_genes, "n_permutations": n_permutations,
-        "seed": seed, "key_added": key_added,
+        "n_permutations": n_permutations, "seed": seed, "key_added": key_added,
     }  # fmt: skip
     record = {k: v for k, v in record.items() if v is not None}
     scorer, profiles, queries = None, None, None
     if signatures is not None:
-        table = read_signatures(signatures, n_genes=n_genes)
+        table = read_signatures(signatures, n_genes=N_GENES)
         profiles = _mean_profiles(adata, list(rows.values()), layer)
         table, labels, columns, share = on_genes(table, adata)
         record |= {"signatures": len(table), "signature_genes_share": share}
         network, positions = None, None
         if model is not None:
-            network = load_model(model, device=device)
+            network = load_model(model)
             if not isinstance(network, CellPulse):
                 raise TypeError(f"model= is a {type(network).__name__}; expected CellPulse.")
             alignment = align_effects(adata, network.vocabulary, layer=layer)
@@ -257,12 +256,13 @@ def screen_drugs(
             where[alignment.columns] = alignment.positions
             positions = where[columns]
             record = run_record(network, adata, **record)
-        scorer = ReversalScorer(table, labels, n_permutations, seed, weight, network, positions)
+        scorer = ReversalScorer(table, labels, n_permutations, seed, network, positions)
         profiles = profiles[:, columns]
         record["library_mean_removed"] = scorer.common is not None
     if pairs is not None:
-        record |= {"target_pairs": len(pairs)}
-        record["host_factors"] = "given" if host_factors is not None else host_factors_key
+        given = host_factors if isinstance(host_factors, str) else "given"
+        record |= {"target_pairs": len(pairs), "host_factors": given}
+    compounds = compound_names(None if scorer is None else scorer.table.compounds, pairs)
     frames, inflations = [], []
     quiet = len(rows) < 4 or settings.verbosity > 20
     for i, group in enumerate(track(list(rows), description="Groups", disable=quiet)):
@@ -271,15 +271,14 @@ def screen_drugs(
             if not np.isfinite(profiles[i]).any():
                 raise ValueError(
                     f"Group {group!r} measures none of the signatures' genes (in at least half of "
-                    "its profiles); leave it out with groups=."
+                    "its profiles); leave its rows out."
                 )
             reversal = scorer(profiles[i], None if queries is None else queries[i])
         if pairs is not None and group in factors:
             by_target = score_targets(
                 pairs, factors[group], n_permutations=n_permutations, seed=seed
             )
-        names = None if scorer is None else scorer.table.compounds
-        frame, spread = rank_compounds(names, pairs, reversal, by_target, chosen)
+        frame, spread = rank_compounds(compounds, reversal, by_target, chosen)
         frames.append(frame.assign(group=group))
         inflations.append(spread)
     results = pd.concat(frames, ignore_index=True)[list(_COLUMNS)].astype(_COLUMNS)
@@ -301,16 +300,6 @@ def screen_drugs(
         warn_overwritten(adata, key_added, {})
     adata.uns[key_added] = {PARAMS: record, RESULTS: results}
     return adata if copy else None
-
-
-def _check_given(signatures: Any, targets: Any, host_factors: Any) -> None:
-    if signatures is None and targets is None:
-        raise ValueError(
-            "Found neither signatures= nor targets=; give what compounds do (such as "
-            "cfm.datasets.cmap_signatures()) or what they act on (cfm.datasets.drug_targets())."
-        )
-    if host_factors is not None and targets is None:
-        raise ValueError("host_factors= is only used with targets=, which is missing.")
 
 
 def _readings(readings: str | Sequence[str], *, with_model: bool) -> list[str]:
@@ -340,3 +329,88 @@ def _mean_profiles(adata: AnnData, groups: list[np.ndarray], layer: str | None) 
     # In float32, as the model reads it: sums in another order of rows then give the same.
     mean = np.where(enough, total / np.maximum(count, 1), np.nan)
     return mean.astype(np.float32)
+
+
+def compound_names(signatures: np.ndarray | None, targets: pd.DataFrame | None) -> pd.Series:
+    """Return the names of all compounds by their keys, those of the signatures first."""
+    names = pd.Series(dtype=object)
+    if targets is not None:
+        names = targets.drop_duplicates("key").set_index("key")["compound"]
+    if signatures is not None:
+        own = pd.Series(signatures, index=compound_key(pd.Series(signatures, dtype=object)))
+        names = pd.concat([own, names[~names.index.isin(own.index)]])
+    return names
+
+
+def rank_compounds(
+    compounds: pd.Series,
+    reversal: Evidence | None,
+    by_target: Evidence | None,
+    readings: Sequence[str],
+) -> tuple[pd.DataFrame, float]:
+    """Join the evidence of one group, and rank the compounds that have any.
+
+    Parameters
+    ----------
+    compounds
+        Names by key, :func:`compound_names`.
+    reversal, by_target
+        The evidence; ``None`` = none of this kind.
+    readings
+        Readings of the signatures that enter the score; the others are only reported.
+
+    Returns
+    -------
+    A row per compound, in the order of their ranks, with the columns of
+    :func:`cfm.tl.screen_drugs` but ``group``; and the :func:`cfm.stats._evidence.inflation` that
+    the standard scores of the signatures were divided by. Where that is unknown (``NaN``) they are
+    as they are, and the p-values of compounds with a signature ``NaN``.
+    """
+    out = pd.DataFrame({"compound": compounds.sort_index()})
+    for found in (reversal, by_target):
+        out = out if found is None else out.join(found.table)
+    without = {"n_signatures": 0, "n_targets": 0, "reversal_genes": "", "target_genes": ""}
+    for name in (*_COLUMNS, "null_class"):
+        nothing: Any = without.get(name, -1 if name == "null_class" else np.nan)
+        out[name] = out[name].where(out[name].notna(), nothing) if name in out else nothing
+    n_targets = out["n_targets"].to_numpy(np.int64)
+    signature_class = np.where(out["reversal"].isna(), -1, out["null_class"]).astype(np.int64)
+    # Nulls of the combined score, by the class of a compound's signatures and number of targets.
+    z_signature, z_target, p_target = np.full((3, len(out)), np.nan)
+    signature_nulls: dict[int, np.ndarray] = {}
+    target_nulls: dict[int, np.ndarray] = {}
+    for k in np.unique(signature_class[signature_class >= 0]) if reversal is not None else ():
+        rows = signature_class == k
+        nulls = [reversal.nulls[name][k] for name in readings]  # type: ignore[union-attr]
+        each = [
+            standardize(out.loc[rows, READINGS[name]], null)
+            for name, null in zip(readings, nulls, strict=True)
+        ]
+        # Standard scores: their mean product is their correlation, 0 where one does not vary.
+        stacked = np.stack([standardize(null, null) for null in nulls])
+        rho = stacked @ stacked.T / stacked.shape[1]
+        z_signature[rows] = sum_of_correlated(each, rho)
+        signature_nulls[k] = sum_of_correlated(stacked, rho)
+    for size in np.unique(n_targets[n_targets > 0]) if by_target is not None else ():
+        rows = n_targets == size
+        null = by_target.nulls["target"][size - 1]  # type: ignore[union-attr]
+        score = out["target_score"][rows]
+        p_target[rows] = upper_p_values(score, null)
+        z_target[rows], target_nulls[size] = standardize(score, null), standardize(null, null)
+    spread = inflation(z_signature, list(signature_nulls.values()), MIN_LIBRARY)
+    z_signature = z_signature / np.nan_to_num(spread, nan=1.0)
+    score = sum_of_correlated([z_signature, z_target], np.eye(2))
+    p_value = np.full(len(out), np.nan)
+    kinds = np.stack([signature_class, n_targets], axis=1)
+    for s, t in np.unique(kinds, axis=0).tolist():
+        rows = (kinds == (s, t)).all(axis=1)
+        nulls = [x for x in (signature_nulls.get(s), target_nulls.get(t)) if x is not None]
+        if nulls and (s < 0 or not np.isnan(spread)):
+            p_value[rows] = tail_p_values(score[rows], sum_of_correlated(nulls, np.eye(len(nulls))))
+    out["score"], out["p_value"], out["p_target"] = score, p_value, p_target
+    out = out[~np.isnan(score)]
+    # Names decide between scores that are equal but for rounding.
+    out = out.iloc[np.argsort(-out["score"].round(9), kind="stable")].copy()
+    out["rank"] = np.arange(1, len(out) + 1)
+    out["fdr"] = benjamini_hochberg(out["p_value"].to_numpy())
+    return out, spread
