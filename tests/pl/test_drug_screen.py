@@ -9,7 +9,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 
 import cfm
-from cfm.pl._palette import COLORS
+from cfm.pl._figure import COLORS
 from tests.pl._drawn import legend_texts, outside, overlapping, row_names, same_after_files
 from tests.pl._explained import with_drug_screen
 

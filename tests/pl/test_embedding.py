@@ -10,7 +10,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 import cfm
-from cfm.pl._palette import category_styles
+from cfm.pl._figure import category_styles
 
 
 def offsets(ax) -> np.ndarray:

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 import cfm
-from cfm.pl._figure import SAVE_DPI
-from cfm.pl._labels import label_points
+from cfm.pl._figure import SAVE_DPI, label_points
 from tests.pl._drawn import outside
 from tests.pl._explained import with_drug_screen, with_gene_programs, with_host_factors
 

@@ -11,8 +11,8 @@ from matplotlib.colors import to_hex, to_rgb
 from scipy import sparse
 
 import cfm
-from cfm.pl._palette import DOWN, UP, ZERO
-from cfm.pl._program_heatmap import EFFECTS
+from cfm.pl._figure import DOWN, UP, ZERO
+from cfm.pl._gene_programs import _CMAP as EFFECTS
 from tests.pl._drawn import boxes, legend_texts, outside, overlapping, row_names, same_after_files
 from tests.pl._explained import with_gene_programs
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 import cfm
-from cfm.pl._palette import DOWN, GREY, UP
+from cfm.pl._figure import DOWN, GREY, UP
 from tests.pl._drawn import legend_texts, outside, overlapping, row_names, same_after_files
 from tests.pl._explained import with_host_factors
 
