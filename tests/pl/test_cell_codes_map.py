@@ -7,7 +7,6 @@ import pytest
 from matplotlib.collections import LineCollection, PatchCollection
 
 import cfm
-from cfm.pl._figure import push_apart
 from tests.pl._coded import with_cell_codes
 
 
@@ -51,9 +50,3 @@ def test_like_codes_lie_near_each_other():
     distance = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1))
     np.fill_diagonal(distance, np.inf)
     assert (kind[distance.argmin(axis=1)] == kind).mean() > 0.7
-
-
-def test_codes_on_one_point_are_moved_apart():
-    moved = push_apart(1e-3 * np.random.default_rng(0).normal(size=(6, 2)), 0.4, steps=500)
-    distance = np.hypot(*(moved[:, None] - moved[None]).transpose(2, 0, 1))
-    assert (distance[~np.eye(6, dtype=bool)] > 0.39).all()

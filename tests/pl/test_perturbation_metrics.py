@@ -9,7 +9,7 @@ import pytest
 
 import cfm
 from tests.pl._drawn import outside, overlapping, row_names
-from tests.pl._screened import METRICS, make_scores, make_screen
+from tests.pl._screened import METRICS, make_scores
 
 
 def widths(ax) -> list[float]:
@@ -150,25 +150,15 @@ def test_own_axes_saving_and_room(tmp_path):
     [
         (lambda t: t.drop(columns="value"), {}, KeyError, "has no column value"),
         (lambda t: t.iloc[:0], {}, ValueError, "no rows"),
-        (None, {"metric": "auc"}, KeyError, r"no metric \['auc'\] in the table"),
-        (None, {"metric": []}, ValueError, "metric is an empty list"),
-        (None, {"group": "NK"}, KeyError, r"no group \['NK'\]"),
-        (None, {"perturbation": "TNF"}, KeyError, r"no perturbation \['TNF'\]"),
-        (None, {"ax": True}, ValueError, "ax= takes one panel, but there are 3 metrics"),
-        (None, {"kind": "umap"}, TypeError, "a table of scores is drawn by kind='metrics'"),
+        (lambda t: t["value"], {}, TypeError, "scores is a Series; expected the table"),
+        (None, {"metric": "auc"}, KeyError, "metric 'auc' is not in scores"),
+        (None, {"group": "NK"}, KeyError, "group 'NK' is not in scores"),
+        (None, {"perturbation": "TNF"}, KeyError, "perturbation 'TNF' is not in scores"),
     ],
 )
 def test_bad_input(change, arguments, error, message):
     table = make_scores()
     if change:
         table = change(table)
-    if arguments.get("ax"):
-        arguments = arguments | {"ax": plt.figure().add_subplot()}
     with pytest.raises(error, match=message):
         cfm.pl.perturbation_metrics(table, show=False, **arguments)
-
-
-def test_cells_are_no_table():
-    real, made = make_screen()
-    with pytest.raises(TypeError, match="kind='metrics' got a AnnData; pass the table"):
-        cfm.pl.perturbation_metrics(real, made, kind="metrics")

@@ -93,9 +93,9 @@ def knowledge_graph(
     nodes.index = nodes.index.astype(str)
     edges = fig.stored_table(adata, key, GRAPH_EDGES, _EDGE_COLUMNS, tool=tool)
     centre = None if node is None else _find(nodes, str(node))
-    kept = fig.pick("kinds:", kinds, nodes["kind"].unique(), where)
+    kept = fig.pick("kinds", kinds, nodes["kind"].unique(), where)
     nodes = nodes[nodes["kind"].isin(kept) | (nodes.index == centre)]
-    kept = fig.pick("edge_kinds:", edge_kinds, edges["kind"].unique(), where)
+    kept = fig.pick("edge_kinds", edge_kinds, edges["kind"].unique(), where)
     edges = _between(nodes, edges[edges["kind"].isin(kept)])
     strength = _strength(nodes, edges, centre)
     candidates = nodes[(strength > 0) | (nodes.index == centre)]

@@ -152,10 +152,10 @@ def _draw(ax: Axes, own: pd.DataFrame, metric: str, methods: list[str]) -> None:
         values = own.loc[own["method"] == method, "value"].to_numpy(dtype=np.float64)
         known = values[np.isfinite(values)]
         cases = known if several else known[:0]
-        # equal values do not cover each other
-        spread = 0.18 * np.sin(2.4 * np.arange(len(cases))) * (len(cases) > 1)
-        look = fig.Look(color=fig.INK, alpha=0.55, markersize=3, zorder=3)
-        ax.plot(cases, row + spread, ".", **look)
+        if len(cases):  # equal values do not cover each other
+            spread = 0.18 * np.sin(2.4 * np.arange(len(cases))) * (len(cases) > 1)
+            look = fig.Look(color=fig.INK, alpha=0.55, markersize=3, zorder=3)
+            ax.plot(cases, row + spread, ".", **look)
         dots.extend(cases)
         text = "not defined" if not len(known) else fig.minus(f"{mean.iloc[row]:#.3g}".rstrip("."))
         if 0 < len(known) < len(values):
