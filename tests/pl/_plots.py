@@ -19,17 +19,20 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 
 import cfm
-from tests.pl._coded import with_cell_codes
-from tests.pl._explained import with_drug_screen, with_gene_programs, with_host_factors
-from tests.pl._screened import make_scores, make_screen
 from tests.pl._stored import (
     make_donors,
     make_graph,
     make_importance,
     make_predicted,
     make_probed,
+    make_scores,
+    make_screen,
     make_searched,
     make_survival,
+    with_cell_codes,
+    with_drug_screen,
+    with_gene_programs,
+    with_host_factors,
 )
 
 

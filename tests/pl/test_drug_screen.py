@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 import cfm
 from cfm.pl._figure import COLORS
 from tests.pl._drawn import legend_texts, outside, overlapping, row_names
-from tests.pl._explained import with_drug_screen
+from tests.pl._stored import with_drug_screen
 
 MARKED = COLORS[0].lower()
 

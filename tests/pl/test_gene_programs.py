@@ -13,7 +13,7 @@ import cfm
 from cfm.pl._figure import DOWN, UP, ZERO
 from cfm.pl._gene_programs import _CMAP as EFFECTS
 from tests.pl._drawn import boxes, legend_texts, outside, overlapping, row_names
-from tests.pl._explained import with_gene_programs
+from tests.pl._stored import with_gene_programs
 
 
 def notes(ax) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 import cfm
 from tests.pl._drawn import legend_texts, outside, overlapping
-from tests.pl._explained import with_host_factors
+from tests.pl._stored import with_host_factors
 
 
 @pytest.fixture

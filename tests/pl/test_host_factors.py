@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 import cfm
 from cfm.pl._figure import DOWN, GREY, UP
 from tests.pl._drawn import legend_texts, outside, overlapping, row_names
-from tests.pl._explained import with_host_factors
+from tests.pl._stored import with_host_factors
 
 LOOKS = {"up": (UP.lower(), "▲"), "down": (DOWN.lower(), "▼"), "unchanged": (GREY.lower(), "●")}
 

@@ -14,7 +14,7 @@ import cfm
 from cfm.pl import _perturbation_cells
 from cfm.pl._perturbation import _agreement
 from tests.pl._drawn import legend_texts, outside, overlapping, row_names
-from tests.pl._screened import GENES, GROUPS, MADE, REAL, as_counts, cells, make_screen
+from tests.pl._stored import GENES, GROUPS, MADE, REAL, as_counts, cells, make_screen
 
 
 def drawn(ax) -> np.ndarray:

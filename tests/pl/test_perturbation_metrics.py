@@ -9,7 +9,7 @@ import pytest
 
 import cfm
 from tests.pl._drawn import outside, overlapping, row_names
-from tests.pl._screened import METRICS, make_scores
+from tests.pl._stored import METRICS, make_scores
 
 
 def widths(ax) -> list[float]:

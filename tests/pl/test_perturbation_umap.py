@@ -12,7 +12,7 @@ import cfm
 from cfm.pl._perturbation import _joint_map
 from cfm.pl._perturbation_cells import read_screen
 from tests.pl._drawn import legend_texts, outside, overlapping
-from tests.pl._screened import make_screen
+from tests.pl._stored import make_screen
 
 ASKED = {
     "key": "perturbation",
