@@ -290,7 +290,7 @@ def perturbation_umap(
     Examples
     --------
     >>> import cfm
-    >>> cells = cfm.datasets.toy_perturbation(n_cells=300)
+    >>> cells = cfm.datasets.toy_perturbation(n_cells=600)
     >>> columns = {"key": "perturbation", "control": "control", "groupby": "cell_type"}
     >>> simulated = cfm.tl.simulate_perturbation(cells, "IFNB1", model="mean_shift", **columns)
     >>> ax = cfm.pl.perturbation_umap(cells, simulated, groupby="cell_type", show=False)

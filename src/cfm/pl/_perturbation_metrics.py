@@ -81,7 +81,7 @@ def perturbation_metrics(
     Examples
     --------
     >>> import cfm
-    >>> cells = cfm.datasets.toy_perturbation(n_cells=300)
+    >>> cells = cfm.datasets.toy_perturbation(n_cells=600)
     >>> columns = {"key": "perturbation", "control": "control"}
     >>> simulated = cfm.tl.simulate_perturbation(cells, "IFNB1", model="mean_shift", **columns)
     >>> scores = cfm.tl.evaluate_perturbation(cells, {"mine": simulated}, n_halves=2, **columns)
