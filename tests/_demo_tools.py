@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from tests.pl._explained import with_drug_screen, with_gene_programs, with_host_factors
+from tests.pl._stored import with_drug_screen, with_gene_programs, with_host_factors
 
 
 def stand_in_host_factors(adata, groupby, *, model, n_permutations):

@@ -152,8 +152,10 @@ def test_small_means_are_asked_for_in_tools_and_plots() -> None:
         cfm.tl.evaluate_perturbation(real, made, units={"mine": "counts"}, **ASKED)
     drawn = {"key": "drug", "control": "none", "perturbation": "A", "show": False}
     with pytest.raises(ValueError, match=r"simulated holds fractional values .* Pass units="):
-        cfm.pl.perturbation(real, made, **drawn)
-    assert cfm.pl.perturbation(real, made, units={"simulated": "counts"}, **drawn) is not None
+        cfm.pl.perturbation_effect(real, made, **drawn)
+    assert (
+        cfm.pl.perturbation_effect(real, made, units={"simulated": "counts"}, **drawn) is not None
+    )
     np.testing.assert_array_equal(made.X, before.X)
     real.X = made.X.mean() * real.X.toarray() / 3  # expected counts that are small
     with pytest.raises(ValueError, match=r"adata\.X holds fractional"):

@@ -33,6 +33,11 @@ def _made_by(name: str) -> ad.AnnData:
     return data if made is None else made
 
 
+def _simulated() -> ad.AnnData:
+    return _made_by("tl.simulate_perturbation (baseline)")
+
+
+_COLUMNS = {"key": "virus", "control": "none"}
 #: What each figure is drawn from, and how it is called.
 PLOTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "virus_probabilities": ("tl.predict_virus", lambda x: pl.virus_probabilities(x, show=False)),
@@ -52,24 +57,22 @@ PLOTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "donors": ("tl.embed_donors", lambda x: pl.donors(x, show=False)),
     "cell_importance": ("tl.cell_importance", lambda x: pl.cell_importance(x, show=False)),
     "top_genes": ("pp.contrasts", lambda x: pl.top_genes(x, show=False)),
-    "perturbation": (
+    "perturbation_effect": (
         "tl.split_perturbations",
-        lambda x: pl.perturbation(
-            x,
-            _made_by("tl.simulate_perturbation (baseline)"),
-            key="virus",
-            control="none",
-            show=False,
-        ),
+        lambda x: pl.perturbation_effect(x, _simulated(), show=False, **_COLUMNS),
+    ),
+    "perturbation_umap": (
+        "tl.split_perturbations",
+        lambda x: pl.perturbation_umap(x, _simulated(), show=False, **_COLUMNS),
     ),
 }
-#: One reads a model, the other needs an optional package to be drawn from (tests/pl).
-ELSEWHERE = {"training", "survival"}
+#: One reads a model, one a table, one needs an optional package to be drawn from (tests/pl).
+ELSEWHERE = {"training", "perturbation_metrics", "survival"}
 
 
 def _data_of(name: str) -> ad.AnnData:
     source = PLOTS[name][0]
-    if name == "perturbation":
+    if name.startswith("perturbation"):
         return _data.counts()
     data = _made_by(source).copy()
     data.layers.pop("same", None)
@@ -96,10 +99,12 @@ def test_a_lazy_table_is_asked_for_in_memory(name: str, tmp_path: Path) -> None:
         PLOTS[name][1](data)
 
 
-@pytest.mark.parametrize("name", sorted(set(pl.__all__) - {"training"}))
+@pytest.mark.parametrize("name", sorted(set(pl.__all__) - {"training", "perturbation_metrics"}))
 def test_a_figure_is_of_one_modality(name: str) -> None:
     plot = getattr(pl, name)
-    needed = {"reference": ["ISG15"]} if "reference" in inspect.signature(plot).parameters else {}
+    wanted = inspect.signature(plot).parameters
+    needed = {"reference": ["ISG15"], "simulated": None}
+    needed = {argument: value for argument, value in needed.items() if argument in wanted}
     with pytest.raises(TypeError, match=r"Found a MuData; .* one modality: mdata\['rna'\]"):
         plot(_kinds.in_mudata(_data.counts()), **needed)
 

@@ -55,7 +55,7 @@ def test_tables_that_cannot_be_copied_or_read_are_refused(name: str, kind: str) 
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-@pytest.mark.parametrize("name", sorted(set(PLOTS) - {"perturbation"}))
+@pytest.mark.parametrize("name", sorted(set(PLOTS) - {"perturbation_effect", "perturbation_umap"}))
 def test_plots_refuse_them_too(name: str, kind: str) -> None:
     change, message = REFUSED[kind]
     data = ad.AnnData(obs=_data_of(name).obs.copy())

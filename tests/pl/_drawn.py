@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterable
-from pathlib import Path
 
-import anndata as ad
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -48,18 +45,3 @@ def row_names(ax: Axes) -> list[str]:
 
 def legend_texts(ax: Axes) -> list[str]:
     return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def same_after_files(adata: ad.AnnData, draw, folder: Path) -> None:
-    """Check that a figure is the same when it is drawn from an h5ad and from a zarr file."""
-    before = _picture(draw(adata))
-    adata.write_h5ad(folder / "a.h5ad")
-    assert _picture(draw(ad.read_h5ad(folder / "a.h5ad"))) == before
-    adata.write_zarr(folder / "a.zarr")
-    assert _picture(draw(ad.read_zarr(folder / "a.zarr"))) == before
-
-
-def _picture(ax: Axes) -> bytes:
-    written = io.BytesIO()
-    ax.get_figure(root=True).savefig(written, format="png")
-    return written.getvalue()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PatchCollection, PathCollection
 from matplotlib.patches import Rectangle
 
 import cfm
-from tests.pl._coded import TYPES, with_cell_codes
-from tests.pl._drawn import legend_texts, outside, overlapping, row_names, same_after_files
+from tests.pl._drawn import legend_texts, outside, overlapping, row_names
+from tests.pl._stored import TYPES, with_cell_codes
 
 KINDS = ["composition", "markers", "map"]
 MANY = [f"type {i}" for i in range(34)]
@@ -148,11 +145,56 @@ def test_codes_without_markers_cannot_be_drawn():
     without = next(
         c for c in adata.obs["cell_code"].cat.categories if c not in set(markers["code"])
     )
-    with pytest.raises(KeyError, match="or has nothing to draw"):
+    with pytest.raises(KeyError, match="not in uns"):
         cfm.pl.cell_codes(adata, kind="markers", codes=[without])
     adata.uns["cell_code"]["markers"] = markers.iloc[:0]
     with pytest.raises(ValueError, match="has markers: all have fewer cells than its min_cells"):
         cfm.pl.cell_codes(adata, kind="markers")
+
+
+# --- map -----------------------------------------------------------------------------------
+
+
+def discs(ax) -> PatchCollection:
+    (found,) = [c for c in ax.collections if isinstance(c, PatchCollection)]
+    return found
+
+
+@pytest.mark.parametrize(("n", "cells"), [(1, 30), (2, 30), (9, 300), (12, 300), (120, 2000)])
+def test_discs_do_not_cover_each_other(n, cells):
+    ax = cfm.pl.cell_codes(with_cell_codes(n, cells), kind="map", show=False)
+    boxes = [path.get_extents() for path in discs(ax).get_paths()]
+    assert len(boxes) == n
+    centers = np.array([[(b.x0 + b.x1) / 2, (b.y0 + b.y1) / 2] for b in boxes])
+    radii = np.array([b.width / 2 for b in boxes])
+    distance = np.hypot(*(centers[:, None] - centers[None]).transpose(2, 0, 1))
+    np.fill_diagonal(distance, np.inf)
+    assert (distance > radii[:, None] + radii - 1e-2).all()
+    assert (np.diff(radii) <= 1e-9).all()  # the largest are drawn first
+
+
+def test_letters_and_numbers_name_codes_and_lines_link_neighbours():
+    adata = with_cell_codes(8, 400)
+    ax = cfm.pl.cell_codes(adata, kind="map", show=False)
+    texts = [text.get_text() for text in ax.texts]
+    assert set(adata.obs["cell_code"].cat.categories) <= set(texts)
+    assert sum(text in "ABCDE" for text in texts) == 8
+    (lines,) = [c for c in ax.collections if isinstance(c, LineCollection)]
+    table = adata.uns["cell_code"]["neighbours"]
+    pairs = {frozenset(pair) for pair in zip(table["code"], table["neighbour"], strict=True)}
+    assert len(lines.get_segments()) == len(pairs)
+    assert "line to the nearest code" in ax.get_xlabel()
+
+
+def test_like_codes_lie_near_each_other():
+    adata = with_cell_codes(50, 6000)
+    ax = cfm.pl.cell_codes(adata, kind="map", show=False)
+    letters = [t for t in ax.texts if t.get_text() in set("ABCDE")]
+    xy = np.array([t.get_position() for t in letters])
+    kind = np.array([t.get_text() for t in letters])
+    distance = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1))
+    np.fill_diagonal(distance, np.inf)
+    assert (kind[distance.argmin(axis=1)] == kind).mean() > 0.7
 
 
 # --- all kinds ------------------------------------------------------------------------------
@@ -168,22 +210,6 @@ def test_no_text_is_clipped_or_covered(kind, n, cells, types):
     assert outside(all_texts(ax), ax.figure.bbox) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_is_the_same_from_a_file(kind, tmp_path: Path):
-    same_after_files(
-        with_cell_codes(12, 300), lambda a: cfm.pl.cell_codes(a, kind=kind, show=False), tmp_path
-    )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_own_axes_and_saving(kind, tmp_path: Path):
-    adata = with_cell_codes(12, 300)
-    _, ax = plt.subplots()
-    assert cfm.pl.cell_codes(adata, kind=kind, ax=ax) is ax
-    cfm.pl.cell_codes(adata, kind=kind, show=False, save=tmp_path / "x.png")
-    assert (tmp_path / "x.png").stat().st_size > 1000
-
-
 def test_what_cannot_be_drawn_is_said():
     adata = with_cell_codes(5)
     call = cfm.pl.cell_codes
@@ -193,7 +219,7 @@ def test_what_cannot_be_drawn_is_said():
         call(adata, n_codes=0)
     with pytest.raises(ValueError, match="n_genes=0"):
         call(adata, kind="markers", n_genes=0)
-    with pytest.raises(ValueError, match="codes is an empty list"):
+    with pytest.raises(ValueError, match="code is an empty list"):
         call(adata, codes=[])
     with pytest.raises(KeyError, match="code '-3' is not in"):
         call(adata, codes=["-3"])

@@ -5,27 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.collections import EllipseCollection, PathCollection
 
 import cfm
+from tests.pl._stored import make_donors
 
 
 @pytest.fixture
 def adata() -> ad.AnnData:
-    rng = np.random.default_rng(0)
-    obs = pd.DataFrame(
-        {
-            "disease": pd.Categorical(["lupus", "normal"] * 6),
-            "age": np.arange(12.0),
-            "X_pulsar_spread": np.r_[0.0, np.nan, np.full(10, 0.5)].astype(np.float32),
-        },
-        index=[f"donor{i}" for i in range(12)],
-    )
-    return ad.AnnData(obs=obs, obsm={"X_pulsar": rng.normal(size=(12, 2)).astype(np.float32)})
+    return make_donors()
 
 
 def rings(ax) -> EllipseCollection:
@@ -59,14 +49,6 @@ def test_wide_embeddings_numbers_and_no_rings(adata: ad.AnnData, tmp_path: Path)
     assert not [c for c in ax.collections if isinstance(c, EllipseCollection)]
     ax = cfm.pl.donors(adata, spread=False, label=False, show=False)
     assert not [c for c in ax.collections if isinstance(c, EllipseCollection)]
-
-
-def test_names_and_own_axes(adata: ad.AnnData) -> None:
-    _, ax = plt.subplots()
-    assert cfm.pl.donors(adata, ax=ax, label="disease") is ax
-    texts = {t.get_text() for t in ax.texts}
-    assert texts <= {"lupus", "normal"}
-    assert texts
 
 
 def test_what_is_not_there_is_said(adata: ad.AnnData) -> None:

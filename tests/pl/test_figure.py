@@ -1,41 +1,32 @@
-"""``show=`` and ``save=`` mean the same in every plot."""
+"""``ax=``, ``show=`` and ``save=`` mean the same in every plot; files are drawn as memory is."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import anndata as ad
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 
 import cfm
-from cfm.pl._figure import SAVE_DPI
-from cfm.pl._labels import label_points
+from cfm._docs import shares_docs
+from cfm.pl._figure import SAVE_DPI, category_styles, label_points, pick, push_apart
 from tests.pl._drawn import outside
-from tests.pl._explained import with_drug_screen, with_gene_programs, with_host_factors
+from tests.pl._plots import DATA, KINDS, digest, draw
+from tests.pl._stored import make_predicted
 
-HISTORY = pd.DataFrame({"train_loss": np.arange(3.0), "validation_loss": np.arange(3.0)})
-PLOTS = {
-    "virus_probabilities": lambda adata, **kw: cfm.pl.virus_probabilities(adata, **kw),
-    "embedding": lambda adata, **kw: cfm.pl.embedding(adata, color="virus", **kw),
-    "top_genes": lambda adata, **kw: cfm.pl.top_genes(adata, 0, **kw),
-    "training": lambda adata, **kw: cfm.pl.training(HISTORY, **kw),
-    "host_factors": lambda adata, **kw: cfm.pl.host_factors(with_host_factors(), **kw),
-    "enrichment": lambda adata, **kw: cfm.pl.host_factor_enrichment(
-        with_host_factors(), ["GENE1", "GENE5"], n_permutations=20, **kw
-    ),
-    "heatmap": lambda adata, **kw: cfm.pl.gene_programs(with_gene_programs(), **kw),
-    "network": lambda adata, **kw: cfm.pl.gene_programs(with_gene_programs(), kind="network", **kw),
-    "bars": lambda adata, **kw: cfm.pl.drug_screen(with_drug_screen(9), **kw),
-    "waterfall": lambda adata, **kw: cfm.pl.drug_screen(with_drug_screen(), **kw),
-    "scatter": lambda adata, **kw: cfm.pl.drug_screen(with_drug_screen(), kind="scatter", **kw),
-}
+pytestmark = pytest.mark.filterwarnings("ignore:The library has:UserWarning")
+#: UMAP takes seconds a call.
+QUICK = sorted(set(KINDS) - {"perturbation_umap"})
 
 
-@pytest.fixture(params=list(PLOTS))
-def plot(request, predicted):
-    adata = predicted(6)
-    return lambda **kw: PLOTS[request.param](adata, **kw)
+@pytest.fixture(scope="module", params=QUICK)
+def plot(request):
+    """A plot of data that are made once."""
+    data = DATA[KINDS[request.param][0]]()
+    return lambda **given: draw(request.param, data, **given)
 
 
 @pytest.fixture
@@ -46,66 +37,84 @@ def shows(monkeypatch) -> list[int]:
     return calls
 
 
-def test_show_true_shows_the_open_figure(plot, shows):
-    plot(show=True)
-    assert shows == [1]
-
-
-def test_default_without_a_screen_keeps_the_figure_for_pyplot(plot, shows, recwarn):
-    ax = plot()
-    assert shows == []
-    assert plt.gcf() is ax.figure
+def test_a_figure_of_ours_is_shown_saved_and_closed(plot, shows, tmp_path, monkeypatch, recwarn):
+    before = dict(mpl.rcParams)
+    drawn = plot(save=tmp_path / "a.png")
+    assert plt.gcf() is drawn.figure  # no screen: kept for pyplot
     assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
-
-
-def test_default_with_a_screen_shows(plot, shows, monkeypatch):
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert shows == []
+    plt.close("all")
+    plot(show=False)
+    assert plt.get_fignums() == []
     monkeypatch.setattr(mpl, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
     plot()
     assert shows == [1]
-
-
-def test_the_callers_figure_is_shown_only_when_asked(plot, shows, monkeypatch):
-    monkeypatch.setattr(mpl, "get_backend", lambda: "TkAgg")
-    ax = plt.figure().add_subplot()
-    plot(ax=ax)
-    assert shows == []
-    plot(ax=ax, show=True)
-    assert shows == [1]
-
-
-@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
-def test_save_goes_where_it_is_told(plot, tmp_path, suffix):
-    path = tmp_path / f"figure.{suffix}"
-    plot(save=path, show=False)
-    assert path.stat().st_size > 1000
-    assert plt.get_fignums() == []
-
-
-def test_no_setting_of_matplotlib_changes(plot):
-    before = dict(mpl.rcParams)
-    plot(show=False)
     assert dict(mpl.rcParams) == before
 
 
-def test_subfigures_work(plot):
+def test_the_callers_axes_are_drawn_on_and_left_open(plot, shows, monkeypatch):
+    monkeypatch.setattr(mpl, "get_backend", lambda: "TkAgg")
     figure = plt.figure(figsize=(10, 5))
-    ax = figure.subfigures(1, 2)[1].add_subplot()
-    assert plot(ax=ax, show=False) is ax
+    left, right = (part.add_subplot() for part in figure.subfigures(1, 2))
+    assert plot(ax=right) is right
+    assert not left.has_data()
+    assert shows == []
+    assert plot(ax=right, show=True) is right
+    assert shows == [1]
     assert plt.fignum_exists(figure.number)
+    assert figure.get_size_inches().tolist() == [10, 5]
 
 
-def test_axes_without_a_figure_are_refused(predicted):
+@pytest.mark.parametrize("name", sorted(set(QUICK) - {"training", "perturbation_metrics"}))
+def test_files_are_drawn_as_memory_is(name: str, tmp_path: Path) -> None:
+    first, *rest = DATA[KINDS[name][0]]()
+    before = digest(draw(name, (first, *rest), show=False))
+    first.write_h5ad(tmp_path / "a.h5ad")
+    first.write_zarr(tmp_path / "a.zarr")
+    for stored in (ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_zarr(tmp_path / "a.zarr")):
+        assert digest(draw(name, (stored, *rest), show=False)) == before
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_the_suffix_sets_the_format(tmp_path, suffix):
+    path = tmp_path / f"figure.{suffix}"
+    draw("top_genes", save=path, show=False)
+    start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix]
+    assert path.read_bytes().startswith(start)
+
+
+def test_axes_without_a_figure_are_refused():
     ax = plt.figure().add_subplot()
     ax.remove()
     with pytest.raises(ValueError, match="removed from its figure"):
-        cfm.pl.virus_probabilities(predicted(3), ax=ax, show=False)
+        draw("virus_probabilities", ax=ax, show=False)
 
 
 @pytest.mark.parametrize("save", [True, 3])
-def test_save_must_be_a_file_name(predicted, save):
+def test_save_must_be_a_file_name(save):
     with pytest.raises(TypeError, match=r"is no file name; pass one, such as 'figure\.png'"):
-        cfm.pl.virus_probabilities(predicted(4), save=save, show=False)
+        draw("virus_probabilities", save=save, show=False)
     assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize(
+    ("name", "many"),
+    [
+        ("drug_screen", {"group": None}),
+        ("host_factors", {"group": None}),
+        ("host_factor_enrichment", {"group": None}),
+        ("embedding", {"color": ["virus", "GENE1"]}),
+        ("probe", {"metric": ["auroc", "balanced_accuracy"]}),
+        ("training", {"metric": ["loss", "size"]}),
+        ("perturbation_effect", {"perturbation": None}),
+        ("perturbation_metrics", {"metric": None}),
+    ],
+)
+def test_several_panels_are_a_dict_and_fit_no_single_axes(name, many):
+    assert len(draw(name, show=False, **many)) > 1
+    with pytest.raises(ValueError, match="ax= takes one panel, but there are"):
+        draw(name, ax=plt.figure().add_subplot(), show=False, **many)
 
 
 def test_names_of_points_stay_inside_at_the_resolution_of_saved_pictures():
@@ -119,4 +128,49 @@ def test_names_of_points_stay_inside_at_the_resolution_of_saved_pictures():
     figure.dpi = SAVE_DPI
     assert [text.get_text() for text in ax.texts] == [name]
     assert outside(ax.texts, ax.get_window_extent()) == []
-    plt.close(figure)
+
+
+def test_points_are_moved_apart_inside_their_frame():
+    start = 1e-2 * np.random.default_rng(0).normal(size=(6, 2))
+    moved = push_apart(start, 0.4, lambda points: points.clip(-1, 1), steps=500)
+    distance = np.hypot(*(moved[:, None] - moved[None]).transpose(2, 0, 1))
+    assert (distance[~np.eye(6, dtype=bool)] > 0.39).all()
+    assert np.abs(moved).max() <= 1
+
+
+def test_names_are_picked():
+    assert pick("group", None, ["a", "b"], "here") == ["a", "b"]
+    assert pick("group", "b", ["a", "b"], "here") == ["b"]
+    assert pick("group", ["b", "a", "b"], ["a", "b"], "here") == ["b", "a"]
+    with pytest.raises(KeyError, match="group 'c' is not in here; expected one of a, b"):
+        pick("group", ["a", "c"], ["a", "b"], "here")
+    with pytest.raises(ValueError, match="group is an empty list"):
+        pick("group", [], ["a", "b"], "here")
+
+
+def test_answers_that_name_no_virus_do_not_change_the_looks_of_viruses():
+    answers = ["uninfected", "unresolved", "not viral"]
+    styles = category_styles(["IAV", *answers, "RSV"])
+    assert len(set(styles.values())) == 5
+    assert {name: styles[name] for name in ("IAV", "RSV")} == category_styles(["IAV", "RSV"])
+
+
+def test_shared_texts_fill_docstrings_at_their_indentation():
+    def function():
+        pass
+
+    function.__doc__ = "Draw.\n\n    Parameters\n    ----------\n    %(ax)s\n    %(other)s\n    "
+    filled = shares_docs(ax="\nax\n    The Axes.\n")(function)
+    assert filled is function
+    lines = filled.__doc__.splitlines()
+    assert lines[4:7] == ["    ax", "        The Axes.", "    %(other)s"]
+
+
+def test_input_is_left_alone():
+    adata = make_predicted(4)
+    copy = adata.copy()
+    cfm.pl.virus_probabilities(adata, show=False)
+    cfm.pl.embedding(adata, color="virus", show=False)
+    assert adata.obs.equals(copy.obs)
+    assert adata.obsm["predicted_virus_proba"].equals(copy.obsm["predicted_virus_proba"])
+    assert set(adata.uns) == set(copy.uns)

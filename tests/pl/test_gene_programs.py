@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +10,10 @@ from matplotlib.colors import to_hex, to_rgb
 from scipy import sparse
 
 import cfm
-from cfm.pl._palette import DOWN, UP, ZERO
-from cfm.pl._program_heatmap import EFFECTS
-from tests.pl._drawn import boxes, legend_texts, outside, overlapping, row_names, same_after_files
-from tests.pl._explained import with_gene_programs
+from cfm.pl._figure import DOWN, UP, ZERO
+from cfm.pl._gene_programs import _CMAP as EFFECTS
+from tests.pl._drawn import boxes, legend_texts, outside, overlapping, row_names
+from tests.pl._stored import with_gene_programs
 
 
 def notes(ax) -> str:
@@ -173,15 +172,6 @@ def test_edges_join_the_stored_genes():
     assert drawn == inside
 
 
-def test_layout_repeats_and_ends_need_not_be_drawn():
-    adata = with_gene_programs((20, 10))
-    first, second = (
-        nodes(cfm.pl.gene_programs(adata, kind="network", n_genes=5, show=False)) for _ in range(2)
-    )
-    for color, places in first.items():
-        np.testing.assert_array_equal(places, second[color])
-
-
 def test_programs_without_edges_are_drawn():
     adata = with_gene_programs((3, 1))
     adata.uns["gene_programs"]["edges"] = adata.uns["gene_programs"]["edges"][:0]
@@ -211,22 +201,6 @@ def test_names_in_a_network_cover_neither_nodes_nor_each_other(sizes, name):
 
 
 # --- both -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["heatmap", "network"])
-def test_files_give_the_same_figure(tmp_path, kind):
-    adata = with_gene_programs((6, 4), groups=("IAV", "RSV"))
-    same_after_files(
-        adata, lambda stored: cfm.pl.gene_programs(stored, kind=kind, show=False), tmp_path
-    )
-
-
-def test_one_program_name_will_do_and_ax_is_used():
-    adata = with_gene_programs()
-    figure, ax = plt.subplots()
-    assert cfm.pl.gene_programs(adata, programs="P2", ax=ax, show=False) is ax
-    assert len(row_names(ax)) == 6
-    plt.close(figure)
 
 
 def test_bad_arguments(predicted):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import re
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 import cfm
-from tests.pl._drawn import legend_texts, outside, overlapping, same_after_files
-from tests.pl._explained import with_host_factors
+from tests.pl._drawn import legend_texts, outside, overlapping
+from tests.pl._stored import with_host_factors
 
 
 @pytest.fixture
@@ -93,26 +92,6 @@ def test_long_names_and_many_lists_stay_readable(ranked):
     assert outside(texts, ax.figure.bbox) == []
 
 
-def test_the_title_tells_what_is_explained():
-    adata = with_host_factors(groups=("IAV", "RSV"))
-    table = adata.uns["host_factors"]["results"]
-    table["explained"] = table["group"].replace({"RSV": "response"})
-    axes = cfm.pl.host_factor_enrichment(adata, ["GENE1"], n_permutations=5, show=False)
-    found = {name: ax.get_title().splitlines()[1] for name, ax in axes.items()}
-    assert found == {"IAV": "explained: IAV", "RSV": "explained: response"}
-
-
-def test_groups_become_panels_and_files_work(tmp_path):
-    adata = with_host_factors(groups=("IAV", "RSV"))
-    axes = cfm.pl.host_factor_enrichment(adata, ["GENE1", "GENE7"], show=False)
-    assert list(axes) == ["IAV", "RSV"]
-    same_after_files(
-        adata,
-        lambda stored: cfm.pl.host_factor_enrichment(stored, ["GENE1"], group="RSV", show=False),
-        tmp_path,
-    )
-
-
 def test_bad_arguments(ranked, predicted):
     draw = cfm.pl.host_factor_enrichment
     with pytest.raises(KeyError, match=r"run cfm\.tl\.host_factors"):
@@ -131,6 +110,3 @@ def test_bad_arguments(ranked, predicted):
         draw(ranked, ["GENE1"], n_permutations=0, show=False)
     with pytest.raises(ValueError, match="have the same score"):
         draw(with_host_factors(tied=True), ["GENE1"], show=False)
-    both = with_host_factors(groups=("IAV", "RSV"))
-    with pytest.raises(ValueError, match="there are 2 groups"):
-        draw(both, ["GENE1"], ax=plt.figure().add_subplot(), show=False)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
 import cfm
-from cfm.pl._palette import DOWN, GREY, UP
-from tests.pl._drawn import legend_texts, outside, overlapping, row_names, same_after_files
-from tests.pl._explained import with_host_factors
+from cfm.pl._figure import DOWN, GREY, UP
+from tests.pl._drawn import legend_texts, outside, overlapping, row_names
+from tests.pl._stored import with_host_factors
 
 LOOKS = {"up": (UP.lower(), "▲"), "down": (DOWN.lower(), "▼"), "unchanged": (GREY.lower(), "●")}
 
@@ -123,22 +122,12 @@ def test_groups_become_panels():
     assert overlapping(texts) == []
 
 
-def test_files_give_the_same_figure(tmp_path):
-    same_after_files(
-        with_host_factors(), lambda adata: cfm.pl.host_factors(adata, show=False), tmp_path
-    )
-
-
 def test_bad_arguments(predicted):
     with pytest.raises(KeyError, match=r"uns\['host_factors'\].*run cfm\.tl\.host_factors"):
         cfm.pl.host_factors(predicted(3), show=False)
     adata = with_host_factors(groups=("IAV", "RSV"))
     with pytest.raises(KeyError, match=r"'HIV-1' is not in .*expected one of IAV, RSV"):
         cfm.pl.host_factors(adata, group="HIV-1", show=False)
-    with pytest.raises(ValueError, match="there are 2 groups"):
-        cfm.pl.host_factors(adata, ax=plt.figure().add_subplot(), show=False)
-    with pytest.raises(ValueError, match="empty list"):
-        cfm.pl.host_factors(adata, group=[], show=False)
     with pytest.raises(ValueError, match="at least 1"):
         cfm.pl.host_factors(adata, n_genes=0, show=False)
     del adata.uns["host_factors"]["results"]["call_effect"]

@@ -8,43 +8,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from anndata import AnnData
 from matplotlib.patches import FancyArrowPatch
 
 import cfm
-from tests.pl._drawn import legend_texts, outside, overlapping, same_after_files
-
-
-def stored(n_codes: int = 4, n_genes: int = 24, n_levels: int = 2, seed: int = 0) -> AnnData:
-    """An AnnData with a graph: genes with one to three codes, every code with every other."""
-    rng = np.random.default_rng(seed)
-    codes, genes = (
-        [f"{k}:{i}" for i in range(n)] for k, n in (("code", n_codes), ("gene", n_genes))
-    )
-    levels = [f"tissue:t{i}" for i in range(n_levels)]
-    rows = [
-        (codes[c], gene, "importance", False)
-        for gene in genes
-        for c in rng.choice(n_codes, rng.integers(1, min(4, n_codes + 1)), replace=False)
-    ]
-    rows += [(a, b, "communication", True) for a in codes for b in codes for _ in range(2)]
-    rows += [(codes[i % n_codes], level, "enrichment", False) for i, level in enumerate(levels)]
-    rows += [(genes[2 * i], genes[2 * i + 1], "relation", False) for i in range(n_genes // 4)]
-    edges = pd.DataFrame(rows, columns=["source", "target", "kind", "directed"])
-    edges["strength"] = edges["weight"] = rng.uniform(0.05, 1.0, len(edges))
-    ids = [*codes, *genes, *levels, "gene:lonely"]
-    nodes = pd.DataFrame(
-        {
-            "kind": [name.split(":")[0] for name in ids],
-            "label": [name.replace("gene:", "GENE").split(":")[-1] for name in ids],
-            "size": 10,
-        },
-        index=ids,
-    )
-    adata = AnnData(np.zeros((2, 2), dtype=np.float32))
-    edges = edges.set_axis(edges.index.astype(str))
-    adata.uns["knowledge_graph"] = {"params": {}, "nodes": nodes, "edges": edges}
-    return adata
+from tests.pl._drawn import legend_texts, outside, overlapping
+from tests.pl._stored import make_graph
 
 
 def n_points(ax: plt.Axes) -> int:
@@ -57,7 +25,7 @@ def names(ax: plt.Axes) -> list[str]:
 
 
 def test_thirty_nodes_are_all_named() -> None:
-    ax = cfm.pl.knowledge_graph(stored(), show=False)
+    ax = cfm.pl.knowledge_graph(make_graph(), show=False)
     assert ax.get_title() == "30 nodes"
     assert n_points(ax) == 30
     assert len(names(ax)) >= 28
@@ -74,7 +42,7 @@ def test_thirty_nodes_are_all_named() -> None:
 
 
 def test_of_three_hundred_nodes_the_hubs_are_named() -> None:
-    ax = cfm.pl.knowledge_graph(stored(20, 270, 10), max_nodes=300, show=False)
+    ax = cfm.pl.knowledge_graph(make_graph(20, 270, 10), max_nodes=300, show=False)
     assert n_points(ax) == 300
     written = names(ax)
     assert {str(i) for i in range(20)} <= set(written)
@@ -89,7 +57,7 @@ def test_of_three_hundred_nodes_the_hubs_are_named() -> None:
 
 
 def test_too_many_nodes_leave_the_strongest() -> None:
-    adata = stored(5, 60, 5)
+    adata = make_graph(5, 60, 5)
     ax = cfm.pl.knowledge_graph(adata, max_nodes=20, show=False)
     assert ax.get_title() == "20 of 70 nodes"
     assert legend_texts(ax)[0] == "code (5)"
@@ -102,7 +70,7 @@ def test_too_many_nodes_leave_the_strongest() -> None:
 
 
 def test_every_node_that_is_drawn_keeps_an_edge() -> None:
-    adata = stored(3, 30, 0)
+    adata = make_graph(3, 30, 0)
     nodes, edges = (adata.uns["knowledge_graph"][name] for name in ("nodes", "edges"))
     # a strong pair of genes, one of which does not fit
     extra = edges.iloc[:1].assign(source="gene:x", target="gene:y", strength=1.0, weight=1.0)
@@ -122,7 +90,7 @@ def test_every_node_that_is_drawn_keeps_an_edge() -> None:
 
 
 def test_one_node_and_its_neighbours() -> None:
-    adata = stored()
+    adata = make_graph()
     edges = adata.uns["knowledge_graph"]["edges"]
     own = edges[(edges["source"] == "gene:0") | (edges["target"] == "gene:0")]
     near = set(own["source"]) | set(own["target"])
@@ -135,23 +103,19 @@ def test_one_node_and_its_neighbours() -> None:
 
 
 def test_kinds() -> None:
-    ax = cfm.pl.knowledge_graph(stored(), kinds=["code", "tissue"], show=False)
+    ax = cfm.pl.knowledge_graph(make_graph(), kinds=["code", "tissue"], show=False)
     assert legend_texts(ax)[:2] == ["code (4)", "tissue (2)"]
     assert not any("importance" in text for text in legend_texts(ax))
-    ax = cfm.pl.knowledge_graph(stored(), edge_kinds=["relation"], show=False)
+    ax = cfm.pl.knowledge_graph(make_graph(), edge_kinds=["relation"], show=False)
     assert legend_texts(ax) == ["gene (12)", "relation"]
 
 
 def test_two_nodes_and_own_axes(tmp_path: Path) -> None:
     _, mine = plt.subplots(figsize=(3, 3))
-    ax = cfm.pl.knowledge_graph(stored(1, 1, 0), ax=mine, save=tmp_path / "x.png")
+    ax = cfm.pl.knowledge_graph(make_graph(1, 1, 0), ax=mine, save=tmp_path / "x.png")
     assert ax is mine
     assert n_points(ax) == 2
     assert (tmp_path / "x.png").stat().st_size > 1000
-
-
-def test_the_same_graph_is_drawn_the_same(tmp_path: Path) -> None:
-    same_after_files(stored(), lambda a: cfm.pl.knowledge_graph(a, show=False), tmp_path)
 
 
 def test_what_the_tool_stores_is_drawn() -> None:
@@ -166,24 +130,22 @@ def test_what_the_tool_stores_is_drawn() -> None:
     [
         (KeyError, r"run cfm\.tl\.knowledge_graph", {"key": "other"}),
         (KeyError, "no node 'gene:00'; near matches are .*gene:0", {"node": "gene:00"}),
-        (KeyError, "there is no 'drug' in the graph", {"kinds": ["drug"]}),
-        (KeyError, "there is no 'target' in the graph", {"edge_kinds": "target"}),
-        (ValueError, "kinds is an empty list", {"kinds": []}),
+        (KeyError, "kinds 'drug' is not in", {"kinds": ["drug"]}),
+        (KeyError, "edge_kinds 'target' is not in", {"edge_kinds": "target"}),
         (ValueError, "max_nodes=1", {"max_nodes": 1}),
         (ValueError, "no edge at gene:lonely", {"node": "gene:lonely"}),
         (ValueError, "no edge between the kinds asked for", {"kinds": ["tissue"]}),
-        (TypeError, "no file name", {"save": 3}),
     ],
 )
 def test_refusals(error: type[Exception], words: str, arguments: dict) -> None:
     before = plt.get_fignums()
     with pytest.raises(error, match=words):
-        cfm.pl.knowledge_graph(stored(), show=False, **arguments)
+        cfm.pl.knowledge_graph(make_graph(), show=False, **arguments)
     assert plt.get_fignums() == before
 
 
 def test_no_edges_at_all() -> None:
-    adata = stored()
+    adata = make_graph()
     adata.uns["knowledge_graph"]["edges"] = adata.uns["knowledge_graph"]["edges"].iloc[:0]
     with pytest.raises(ValueError, match="found nothing to draw"):
         cfm.pl.knowledge_graph(adata)

@@ -2,21 +2,19 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 import cfm
-from tests.tl.test_search_signatures import library, queries
+from tests.pl._stored import make_searched
+from tests.tl.test_search_signatures import queries
 
 pytestmark = pytest.mark.filterwarnings("ignore:The library has:UserWarning")
 
 
 @pytest.fixture
 def searched():
-    adata = queries()
-    cfm.tl.search_signatures(adata, library(), n=50)
-    return adata
+    return make_searched()
 
 
 def test_query_first_then_matches_by_rank(searched):
@@ -56,8 +54,7 @@ def test_one_and_fifty_matches_are_readable(searched, n, tmp_path):
 
 
 def test_opposite_is_said():
-    adata = queries()
-    cfm.tl.search_signatures(adata, library(), direction="opposite")
+    adata = make_searched(direction="opposite")
     assert "opposed" in cfm.pl.signature_search(adata, show=False).get_title()
 
 
@@ -93,10 +90,3 @@ def test_what_is_not_there_is_said(searched):
                       {"mean_key": "nothing"}):  # fmt: skip
         with pytest.raises(KeyError, match="'nothing'"):
             cfm.pl.volcano(searched, show=False, **arguments)
-
-
-def test_given_axes_are_used(searched):
-    figure, axes = plt.subplots(1, 2)
-    assert cfm.pl.signature_search(searched, ax=axes[0], show=False) is axes[0]
-    assert cfm.pl.volcano(searched, ax=axes[1], show=False) is axes[1]
-    plt.close(figure)

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 import cfm
-
-
-def make_survival(n: int = 60, seed: int = 0) -> ad.AnnData:
-    rng = np.random.default_rng(seed)
-    high = np.arange(n) % 2 == 1
-    time = rng.exponential(np.where(high, 10.0, 40.0))
-    end = rng.uniform(5, 80, size=n)
-    obs = pd.DataFrame(
-        {
-            "days": np.minimum(time, end).round(1) + 0.1,
-            "died": time <= end,
-            "probe_risk_group": pd.Categorical(
-                np.where(high, "high", "low"), categories=["low", "high"]
-            ),
-        },
-        index=[f"p{i}" for i in range(n)],
-    )
-    adata = ad.AnnData(np.zeros((n, 2)), obs=obs)
-    params = {"task": "survival", "target": ["days", "died"]}
-    adata.uns["probe"] = {"params": params, "results": pd.DataFrame({"score": [0.7]})}
-    return adata
+from tests.pl._stored import make_survival
 
 
 def steps(ax) -> list:
@@ -97,12 +75,6 @@ def test_left_out_patients_are_not_drawn():
     adata = make_survival()
     adata.obs.loc[adata.obs_names[:10], "probe_risk_group"] = np.nan
     assert "n = 25" in steps(cfm.pl.survival(adata, show=False))[0].get_label()
-
-
-def test_own_axes():
-    figure, ax = plt.subplots()
-    assert cfm.pl.survival(make_survival(), ax=ax, show=False) is ax
-    assert plt.fignum_exists(figure.number)
 
 
 def test_bad_input():

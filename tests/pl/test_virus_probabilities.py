@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import QuadMesh
@@ -146,35 +144,6 @@ def test_no_text_is_clipped_or_written_over_another(predicted, n, k):
         rest = corners[i + 1 :]
         hit = (rest[:, 0] < x1) & (rest[:, 2] > x0) & (rest[:, 1] < y1) & (rest[:, 3] > y0)
         assert not hit.any(), (shown[i].get_text(), shown[i + 1 + hit.argmax()].get_text())
-
-
-def test_draws_into_the_given_axes_and_leaves_its_figure_open(predicted):
-    figure, panels = plt.subplots(1, 2, figsize=(12, 4))
-    size = tuple(figure.get_size_inches())
-    ax = cfm.pl.virus_probabilities(predicted(3), ax=panels[1], show=False)
-    assert ax is panels[1]
-    assert not panels[0].collections
-    assert tuple(figure.get_size_inches()) == size
-    assert plt.fignum_exists(figure.number)
-
-
-def test_own_figure_is_saved_and_closed(predicted, tmp_path):
-    before = dict(mpl.rcParams)
-    path = tmp_path / "calls.png"
-    ax = cfm.pl.virus_probabilities(predicted(3), show=False, save=path)
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert plt.get_fignums() == []
-    assert dict(mpl.rcParams) == before
-    ax.figure.savefig(tmp_path / "again.png")
-
-
-def test_input_is_left_alone(predicted):
-    adata = predicted(4)
-    copy = adata.copy()
-    cfm.pl.virus_probabilities(adata, show=False)
-    assert adata.obs.equals(copy.obs)
-    assert adata.obsm[VIRUSES].equals(copy.obsm[VIRUSES])
-    assert set(adata.uns) == set(copy.uns)
 
 
 def test_missing_fields_name_the_tool_to_run(predicted):

@@ -15,7 +15,7 @@ from cfm._fields import (
     SET_SEPARATOR,
     VIRUS_KEY,
 )
-from cfm.pl._palette import SIGNIFICANT
+from cfm.pl._figure import SIGNIFICANT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -32,8 +32,8 @@ from cfm._report._read import Orientation, read_counts
 from cfm._report._summary import agreement, overview, summarize
 from cfm._tables import text_is_written
 from cfm.models.cellpulse._classifier import MIN_RESPONSE_SUPPORT, MIN_STUDIES, MIN_SUPPORT
-from cfm.pl._palette import SIGNIFICANT
-from cfm.pl._stored import stored_prediction
+from cfm.pl._figure import SIGNIFICANT
+from cfm.pl._virus import stored_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,29 +1,25 @@
-"""Plots: one per tool, each reading only what the tool stored in the AnnData.
+"""Plots: each reads only what a tool stored in the AnnData.
 
 Every function returns the matplotlib Axes it drew on (a dict of them where there are several
 panels), and takes ``ax=`` to draw into an existing figure, ``show=`` and ``save=``. No global
-matplotlib setting is changed. Nothing is told by colour alone.
+matplotlib setting is changed. Nothing is encoded by colour alone.
 """
 
 from __future__ import annotations
 
 from cfm.pl._cell_codes import cell_codes
 from cfm.pl._cell_importance import cell_importance
-from cfm.pl._donors import donors
+from cfm.pl._contrasts import signature_search, top_genes, volcano
 from cfm.pl._drug_screen import drug_screen
-from cfm.pl._embedding import embedding
+from cfm.pl._embedding import donors, embedding
 from cfm.pl._gene_programs import gene_programs
-from cfm.pl._host_factor_enrichment import host_factor_enrichment
-from cfm.pl._host_factors import host_factors
+from cfm.pl._host_factors import host_factor_enrichment, host_factors
 from cfm.pl._knowledge_graph import knowledge_graph
-from cfm.pl._perturbation import perturbation
-from cfm.pl._probe import probe
-from cfm.pl._signature_search import signature_search
-from cfm.pl._survival import survival
-from cfm.pl._top_genes import top_genes
+from cfm.pl._perturbation import perturbation_effect, perturbation_umap
+from cfm.pl._perturbation_metrics import perturbation_metrics
+from cfm.pl._probe import probe, survival
 from cfm.pl._training import training
-from cfm.pl._virus_probabilities import virus_probabilities
-from cfm.pl._volcano import volcano
+from cfm.pl._virus import virus_probabilities
 
 __all__ = [
     "cell_codes",
@@ -35,7 +31,9 @@ __all__ = [
     "host_factor_enrichment",
     "host_factors",
     "knowledge_graph",
-    "perturbation",
+    "perturbation_effect",
+    "perturbation_metrics",
+    "perturbation_umap",
     "probe",
     "signature_search",
     "survival",

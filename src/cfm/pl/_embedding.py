@@ -1,4 +1,4 @@
-"""Scatter plot of an embedding, on top of scanpy."""
+"""Embeddings in two dimensions: of observations, on top of scanpy, and of donors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from matplotlib.collections import EllipseCollection
 from sklearn.decomposition import PCA
 
 from cfm._arguments import checks_arguments
-from cfm._fields import EMBEDDING_PREFIX
-from cfm.pl._checks import require_anndata
-from cfm.pl._figure import figure_of, finish, new_figure
-from cfm.pl._labels import label_points, shorten
-from cfm.pl._palette import GREY, Style, category_styles
+from cfm._fields import EMBEDDING_PREFIX, SPREAD
+from cfm.pl import _figure as fig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +29,7 @@ _LEGEND_CHARS = 28
 
 
 @checks_arguments()
+@fig.documented
 def embedding(
     adata: AnnData,
     *,
@@ -62,12 +61,7 @@ def embedding(
         does so for up to 15 observations. A name without room is left out.
     size
         Area of a point in square points.
-    ax
-        Draw here instead of into a new figure (one ``color`` at most).
-    show
-        Show the figure. ``False`` closes it; the returned Axes can still be saved.
-    save
-        File to write the figure to.
+    %(panel)s
     **kwargs
         Passed on to :func:`scanpy.pl.embedding`.
 
@@ -92,44 +86,117 @@ def embedding(
     >>> ax.get_title()
     'virus'
     """
-    require_anndata(adata)
-    name, vectors = _stored_embedding(adata, basis)
-    colors: list[str | None] = [color] if color is None or isinstance(color, str) else list(color)
+    fig.require_anndata(adata)
+    points, titles = _two_dimensions(adata, basis)
+    colors = [color or ""] if color is None or isinstance(color, str) else list(color)
     if not colors:
         raise ValueError("color is an empty list; pass None or at least one column.")
     if len(set(colors)) < len(colors):
         raise ValueError(f"color={color!r} names a column twice; expected each once.")
-    if ax is not None and len(colors) > 1:
-        raise ValueError(f"ax= takes one panel, but {len(colors)} colours were asked for.")
-    columns = {c: _color_values(adata, c) for c in colors if c is not None}
+    columns = {c: _color_values(adata, c) for c in colors if c}
     styles = _shared_styles(columns)
     names = _point_names(adata, label)
-    points, axis_titles = _two_dimensions(vectors, name)
-
-    owned = ax is None
-    if ax is None:
-        figure = new_figure(4.0 * len(colors) + sum(map(_legend_width, columns.values())), 4.2)
-        panels = list(figure.subplots(1, len(colors), squeeze=False)[0])
-    else:
-        panels = [ax]
-    if size is None:
-        size = float(np.clip(12_000 / len(points), 6, 60))
-    for panel, column in zip(panels, colors, strict=True):
-        values = None if column is None else columns[column]
-        _draw_panel(panel, points, values, styles, size, kwargs)
-        panel.set(xlabel=axis_titles[0], ylabel=axis_titles[1], title=column or "")
+    width = 4.0 + sum(map(_legend_width, columns.values())) / len(colors)
+    panels = fig.open_panels(colors, ax, width, 4.2, argument="color")
+    for column, panel in panels.items():
+        _draw_panel(panel, points, columns.get(column), styles, size or _size(points, 6), **kwargs)
+        panel.set(xlabel=titles[0], ylabel=titles[1], title=column)
         panel.margins(0.12)
     if names is not None:
-        figure_of(panels[0]).draw_without_rendering()  # places need the final layout
-        for panel in panels:
-            label_points(panel, points, names)
-    finish(figure_of(panels[0]), owned=owned, show=show, save=save)
-    if color is None or isinstance(color, str):
-        return panels[0]
-    return {str(c): panel for c, panel in zip(colors, panels, strict=True)}
+        fig.settle(next(iter(panels.values())))  # places need the final layout
+        for panel in panels.values():
+            fig.label_points(panel, points, names)
+    return fig.one_or_all(fig.finish(panels, ax, show=show, save=save), color)
 
 
-def _stored_embedding(adata: AnnData, basis: str) -> tuple[str, np.ndarray]:
+@checks_arguments()
+@fig.documented
+def donors(
+    adata: AnnData,
+    *,
+    basis: str = "X_pulsar",
+    color: str | None = None,
+    spread: bool = True,
+    label: bool | str | None = None,
+    size: float | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw embedded donors in two dimensions, with rings for the spread over draws.
+
+    An embedding with more than two dimensions is shown through its first two principal
+    components; the axis labels say so. Both axes have one scale, so that a ring is a distance: its
+    radius is the root mean squared distance of single draws of cells from their mean, in all
+    dimensions, and thus more than is seen of it in two. Donors whose rings overlap may lie in
+    another order with other cells.
+
+    Parameters
+    ----------
+    adata
+        Donors made by :func:`cfm.tl.embed_donors`.
+    basis
+        Name of the embedding in ``obsm``, with or without the leading ``X_``.
+    color
+        Column of ``obs`` to colour by; categories differ in colour and in marker.
+    spread
+        Draw the rings, where ``obs[basis + "_spread"]`` has more than 0.
+    label
+        Write names beside the points: a column of ``obs``, or ``True`` for ``obs_names``. ``None``
+        does so for up to 15 donors.
+    size
+        Area of a point in square points.
+    %(ax)s
+
+    Returns
+    -------
+    %(axes)s
+
+    Raises
+    ------
+    KeyError
+        If the embedding, the colour or the label column is not there.
+    ValueError
+        If the embedding holds NaN or infinite values or no rows.
+
+    Examples
+    --------
+    >>> import cfm, scanpy as sc
+    >>> cells = cfm.datasets.toy_donors(n_donors=6, n_cells=30)
+    >>> sc.pp.pca(cells, n_comps=10)
+    >>> cfm.models.Pulsar.setup_anndata(cells, donor_key="donor_id", use_rep="X_pca")
+    >>> model = cfm.models.Pulsar(cells)
+    >>> donors = cfm.tl.embed_donors(cells, "donor_id", model, use_rep="X_pca")
+    >>> ax = cfm.pl.donors(donors, color="disease", show=False)
+    >>> ax.get_title()
+    'disease'
+    """
+    fig.require_anndata(adata)
+    points, titles = _two_dimensions(adata, basis)
+    values = None if color is None else _color_values(adata, color)
+    styles = {} if values is None else _shared_styles({"": values})
+    names = _point_names(adata, label)
+    width = 0.0 if values is None else _legend_width(values)
+    panel = ax or fig.new_figure(4.4 + width, 4.4).add_subplot()
+    column = _stored_name(adata, basis) + SPREAD
+    if spread and column in adata.obs:
+        radius = np.nan_to_num(adata.obs[column].to_numpy(dtype=np.float64))
+        place = fig.Look(units="xy", offsets=points, offset_transform=panel.transData)
+        look = fig.Look(facecolors="none", edgecolors=fig.GREY, linewidths=0.8)
+        size_ = fig.Look(widths=2 * radius, heights=2 * radius, angles=np.zeros(len(radius)))
+        panel.add_collection(EllipseCollection(**size_, **place, **look))
+        panel.update_datalim(np.vstack([points - radius[:, None], points + radius[:, None]]))
+    _draw_panel(panel, points, values, styles, size or _size(points, 12))
+    panel.set(xlabel=titles[0], ylabel=titles[1], title=color or "")
+    panel.margins(0.12)
+    panel.set_aspect("equal", adjustable="datalim")
+    if names is not None:
+        fig.settle(panel)  # places need the final layout
+        fig.label_points(panel, points, names)
+    return fig.finish(panel, ax, show=show, save=save)
+
+
+def _stored_name(adata: AnnData, basis: str) -> str:
     name = basis if basis in adata.obsm else EMBEDDING_PREFIX + basis
     if name not in adata.obsm:
         found = ", ".join(map(repr, adata.obsm)) or "nothing"
@@ -137,8 +204,14 @@ def _stored_embedding(adata: AnnData, basis: str) -> tuple[str, np.ndarray]:
             f"obsm[{basis!r}] not found (obsm has {found}); run cfm.tl.embed(adata, "
             f"key_added={basis!r}) first, or pass basis=."
         )
+    return name
+
+
+def _two_dimensions(adata: AnnData, basis: str) -> tuple[np.ndarray, list[str]]:
+    """Return ``(n, 2)`` coordinates and the titles of the axes."""
+    name = _stored_name(adata, basis)
     values = np.asarray(adata.obsm[name], dtype=np.float64)
-    if values.ndim != 2 or values.shape[0] == 0 or values.shape[1] < 1:
+    if values.ndim != 2 or 0 in values.shape:
         raise ValueError(
             f"obsm[{name!r}] has shape {values.shape}; expected at least one row and one column."
         )
@@ -146,15 +219,27 @@ def _stored_embedding(adata: AnnData, basis: str) -> tuple[str, np.ndarray]:
         raise ValueError(
             f"obsm[{name!r}] holds NaN or infinite values; run the tool that made it again."
         )
-    return name, values
+    n, d = values.shape
+    points, share = np.zeros((n, 2)), np.zeros(2)
+    if d <= 2:
+        points[:, :d] = values
+        short = name.removeprefix(EMBEDDING_PREFIX)
+        return points, [f"{short} 1", f"{short} 2" if d == 2 else ""]
+    found = min(2, n - 1)  # one observation has no spread, two lie on a line
+    if found:
+        pca = PCA(n_components=found, random_state=0)
+        points[:, :found] = pca.fit_transform(values)
+        share[:found] = np.nan_to_num(pca.explained_variance_ratio_)
+    return points, [
+        f"PC{i + 1} of {name} ({100 * part:.0f} % of variance)" for i, part in enumerate(share)
+    ]
 
 
 def _color_values(adata: AnnData, name: str) -> pd.Series:
     if name in adata.obs:
         return adata.obs[name]
     if name in adata.var_names:
-        found: pd.Series = sc.get.obs_df(adata, [name])[name]
-        return found
+        return sc.get.obs_df(adata, [name])[name]
     raise KeyError(
         f"color {name!r} is neither a column of obs ({', '.join(map(str, adata.obs))}) nor a gene "
         "in var_names."
@@ -165,82 +250,63 @@ def _point_names(adata: AnnData, label: bool | str | None) -> list[str] | None:
     if label is False or (label is None and adata.n_obs > _NAMED_UP_TO):
         return None
     if isinstance(label, str):
-        if label not in adata.obs:
-            raise KeyError(
-                f"obs has no column {label!r} to label points with; expected one of "
-                f"{', '.join(map(str, adata.obs))}."
-            )
-        return [shorten(str(text), 26) for text in adata.obs[label]]
-    return [shorten(text, 26) for text in adata.obs_names]
+        fig.require_columns(adata, label)
+        return [fig.shorten(text, 26) for text in adata.obs[label]]
+    return [fig.shorten(text, 26) for text in adata.obs_names]
+
+
+def _size(points: np.ndarray, least: float) -> float:
+    return float(np.clip(12_000 / len(points), least, 60))
 
 
 def _categories(values: pd.Series) -> np.ndarray:
     return values.astype("string").fillna(_NOT_GIVEN).to_numpy(dtype=object)
 
 
-def _shared_styles(columns: dict[str, pd.Series]) -> dict[str, Style]:
+def _shared_styles(columns: dict[str, pd.Series]) -> dict[str, fig.Style]:
     """Give a category one look in every panel: a virus called and the same virus known."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     for values in columns.values():
         if _is_number(values):
             continue
+        present = set(_categories(values))
         ordered = (
             map(str, values.cat.categories)
             if isinstance(values.dtype, pd.CategoricalDtype)
-            else sorted(set(_categories(values)))
+            else sorted(present - {_NOT_GIVEN})
         )
-        present = set(_categories(values))
-        names += [name for name in ordered if name in present and name not in names]
-        if _NOT_GIVEN in present and _NOT_GIVEN not in names:
-            names.append(_NOT_GIVEN)
-    return category_styles(names) | ({_NOT_GIVEN: Style(GREY, ".")} if _NOT_GIVEN in names else {})
-
-
-def _two_dimensions(values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, str]]:
-    """Return ``(n, 2)`` coordinates and the titles of the axes."""
-    short = name.removeprefix(EMBEDDING_PREFIX)
-    n, d = values.shape
-    if d <= 2:
-        points = np.zeros((n, 2))
-        points[:, :d] = values
-        return points, (f"{short} 1", f"{short} 2" if d == 2 else "")
-    points = np.zeros((n, 2))
-    share = np.zeros(2)
-    found = min(2, n - 1)  # one observation has no spread, two lie on a line
-    if found:
-        pca = PCA(n_components=found, random_state=0)
-        points[:, :found] = pca.fit_transform(values)
-        share[:found] = np.nan_to_num(pca.explained_variance_ratio_)
-    first, second = (
-        f"PC{i + 1} of {name} ({100 * part:.0f} % of variance)" for i, part in enumerate(share)
+        names |= dict.fromkeys(name for name in [*ordered, _NOT_GIVEN] if name in present)
+    return fig.category_styles(names) | (
+        {_NOT_GIVEN: fig.Style(fig.GREY, ".")} if _NOT_GIVEN in names else {}
     )
-    return points, (first, second)
 
 
 def _draw_panel(
     ax: Axes,
     points: np.ndarray,
     values: pd.Series | None,
-    styles: dict[str, Style],
+    styles: dict[str, fig.Style],
     size: float,
-    kwargs: dict[str, Any],
+    **kwargs: Any,
 ) -> None:
     # scanpy gets a small AnnData of its own: it writes colours into the one it is given
     shown = AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(points))]))
     shown.obsm["X_shown"] = points
+    look = fig.Look(basis="shown", ax=ax, show=False, size=size, marker="o")
     if values is None:
-        _scanpy(shown, ax, size=size, na_color=GREY, **kwargs)
+        sc.pl.embedding(shown, **look | {"na_color": fig.GREY} | kwargs)
         return
     if _is_number(values):
         shown.obs["value"] = values.to_numpy()
-        _scanpy(shown, ax, size=size, color="value", **({"cmap": "viridis"} | kwargs))
+        sc.pl.embedding(shown, **look | {"color": "value", "cmap": "viridis"} | kwargs)
         return
     group = _categories(values)
     present = [name for name in styles if name in set(group)]
     for name in present:
-        part, style = shown[group == name].copy(), styles[name]
-        _scanpy(part, ax, na_color=style.color, marker=style.marker, size=size, **kwargs)
-        ax.scatter([], [], c=style.color, marker=style.marker, s=40, label=_with_count(name, group))
+        part, (color, marker) = shown[group == name].copy(), styles[name]
+        sc.pl.embedding(part, **look | {"na_color": color, "marker": marker} | kwargs)
+        label = f"{fig.shorten(name, _LEGEND_CHARS)} ({int((group == name).sum())})"
+        ax.scatter([], [], c=color, marker=marker, s=40, label=label)
     ax.legend(
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
@@ -254,7 +320,7 @@ def _legend_width(values: pd.Series) -> float:
     """Width in inches that the legend or colour bar of a panel takes."""
     if _is_number(values):
         return 0.8
-    names = [shorten(str(name), _LEGEND_CHARS) for name in values.unique()]
+    names = [fig.shorten(name, _LEGEND_CHARS) for name in values.unique()]
     return (0.085 * max(map(len, names)) + 0.8) * _legend_columns(len(names))
 
 
@@ -264,11 +330,3 @@ def _legend_columns(n_names: int) -> int:
 
 def _is_number(values: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-
-
-def _with_count(name: str, group: np.ndarray) -> str:
-    return f"{shorten(name, _LEGEND_CHARS)} ({int((group == name).sum())})"
-
-
-def _scanpy(adata: AnnData, ax: Axes, **kwargs: Any) -> None:
-    sc.pl.embedding(adata, "shown", ax=ax, show=False, **kwargs)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from cfm._arguments import checks_arguments
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import ScaledTranslation
+
+from cfm._arguments import check_layer, checks_arguments
 from cfm._fields import ENRICHMENT, GENE_PROGRAMS_KEY, PROGRAM_EDGES, PROGRAM_GENES, PROGRAMS
-from cfm.pl._checks import require_anndata
-from cfm.pl._figure import figure_of, finish
-from cfm.pl._palette import SIGNIFICANT
-from cfm.pl._program_heatmap import draw_heatmap
-from cfm.pl._program_network import draw_network
-from cfm.pl._stored import stored_table
+from cfm.pl import _figure as fig
+from cfm.pl._gene_program_network import draw_network
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
 
@@ -31,6 +32,7 @@ _NODES = 300
 
 
 @checks_arguments()
+@fig.documented
 def gene_programs(
     adata: AnnData,
     *,
@@ -64,8 +66,7 @@ def gene_programs(
     ----------
     adata
         Profiles with the fields written by :func:`cfm.tl.gene_programs`.
-    key
-        Where they are stored (``key_added`` of that call).
+    %(key)s
     kind
         Which of the two.
     programs
@@ -83,16 +84,11 @@ def gene_programs(
     label
         For the heat map: column of ``obs`` that names the profiles; ``None`` uses ``obs_names``.
         More than 40 profiles are not named.
-    ax
-        Draw here instead of into a new figure.
-    show
-        Show the figure. ``False`` closes it; the returned Axes can still be saved.
-    save
-        File to write the figure to.
+    %(ax)s
 
     Returns
     -------
-    The Axes drawn on.
+    %(axes)s
 
     Raises
     ------
@@ -112,73 +108,217 @@ def gene_programs(
     >>> [label.get_text() for label in ax.get_xticklabels()][:2]
     ['study1|virus_A_vs_none', 'study4|virus_A_vs_none']
     """
-    require_anndata(adata)
+    fig.require_anndata(adata)
     tool = "gene_programs"
-    table = stored_table(adata, key, PROGRAMS, tool=tool, columns=_PROGRAM_COLUMNS)
+    table = fig.stored_table(adata, key, PROGRAMS, _PROGRAM_COLUMNS, tool=tool)
     table.index = table.index.astype(str)
-    genes = stored_table(adata, key, PROGRAM_GENES, tool=tool, columns=_GENE_COLUMNS)
-    shown = table.loc[_chosen(table, programs, n_programs, key)]
-    fit = max(_FEWEST, _ROWS // len(shown)) if kind == "heatmap" else _NODES // len(shown)
+    chosen = fig.pick("program", programs, table.index, f"uns[{key!r}]")
+    table = table.loc[chosen if programs is not None else chosen[:n_programs]]
+    fit = max(_FEWEST, _ROWS // len(table)) if kind == "heatmap" else _NODES // len(table)
     n_shown = n_genes or fit
-    genes = _first_genes(genes, list(shown.index), n_shown)
-    of = f" of {len(table)}" if len(shown) < len(table) else ""
-    title = f"{len(shown)}{of} gene program{'' if len(table) == 1 else 's'}"
-    if (shown["size"] > n_shown).any():
-        title += f", first {n_shown} gene{'' if n_shown == 1 else 's'} of each"
+    genes = fig.stored_table(adata, key, PROGRAM_GENES, _GENE_COLUMNS, tool=tool)
+    place = genes["program"].map({name: i for i, name in enumerate(table.index)})
+    genes = genes.assign(place=place).dropna(subset="place").sort_values(["place", "rank"])
+    genes = genes.groupby("place", sort=True).head(n_shown).reset_index(drop=True)
+    n_stored = len(adata.uns[key][PROGRAMS])
+    of = f" of {n_stored}" if len(table) < n_stored else ""
+    title = f"{len(table)}{of} gene program{'' if n_stored == 1 else 's'}"
+    if (table["size"] > n_shown).any():
+        title += f", first {fig.plural(n_shown, 'gene')} of each"
 
-    owned = ax is None
     if kind == "heatmap":
-        ax = draw_heatmap(
-            adata,
-            shown,
-            genes,
-            sets=_best_sets(adata, key),
-            title=title,
-            layer=layer,
-            groupby=groupby,
-            label=label,
-            ax=ax,
-        )
+        fig.require_columns(adata, groupby, label)
+        notes = [_note(name, row, _best_sets(adata, key)) for name, row in table.iterrows()]
+        panel = _draw_heatmap(adata, genes, notes, layer, groupby, label, ax)
+        panel.set_title(title, fontsize=9, pad=6 if groupby is None else 18)
     else:
-        edges = stored_table(
-            adata, key, PROGRAM_EDGES, tool=tool, columns=_EDGE_COLUMNS, empty=True
-        )
-        ax = draw_network(shown, genes, edges, title=title, ax=ax)
-    finish(figure_of(ax), owned=owned, show=show, save=save)
-    return ax
+        edges = fig.stored_table(adata, key, PROGRAM_EDGES, _EDGE_COLUMNS, tool=tool, empty=True)
+        panel = draw_network(table, genes, edges, title, ax)
+    return fig.finish(panel, ax, show=show, save=save)
 
 
-def _chosen(
-    table: pd.DataFrame, programs: Sequence[str] | None, n_programs: int, key: str
-) -> list[str]:
-    if programs is None:
-        return list(table.index[:n_programs])
-    wanted = [programs] if isinstance(programs, str) else [str(name) for name in programs]
-    if not wanted:
-        raise ValueError("programs is an empty list; pass None or name at least one.")
-    for name in wanted:
-        if name not in table.index:
-            raise KeyError(
-                f"program {name!r} is not in uns[{key!r}]; expected one of "
-                f"{', '.join(table.index)}."
-            )
-    return list(dict.fromkeys(wanted))
-
-
-def _best_sets(adata: AnnData, key: str) -> dict[str, str]:
-    """Name the gene set that each program is most enriched in, where one is significant."""
+def _best_sets(adata: AnnData, key: str) -> dict[object, str]:
+    """Return the gene set that each program is most enriched in, where one is significant."""
     if ENRICHMENT not in adata.uns[key]:
         return {}
     columns = ("program", "term", "p_value", "fdr")
-    table = stored_table(adata, key, ENRICHMENT, tool="gene_programs", columns=columns, empty=True)
-    table = table[table["fdr"] <= SIGNIFICANT].sort_values("p_value", kind="stable")
+    table = fig.stored_table(adata, key, ENRICHMENT, columns, tool="gene_programs", empty=True)
+    table = table[table["fdr"] <= fig.SIGNIFICANT].sort_values("p_value", kind="stable")
     first = table.drop_duplicates("program")
     return dict(zip(first["program"], first["term"], strict=True))
 
 
-def _first_genes(genes: pd.DataFrame, programs: list[str], n_genes: int) -> pd.DataFrame:
-    """Order the genes by program, then rank, and keep the first of each program."""
-    parts = genes[genes["program"].isin(programs)].copy()
-    parts["place"] = parts["program"].map({name: i for i, name in enumerate(programs)})
-    parts = parts.sort_values(["place", "rank"], kind="stable")
-    return parts.groupby("place", sort=True).head(n_genes).reset_index(drop=True)
+def _note(name: object, row: pd.Series, sets: dict[object, str]) -> list[str]:
+    """Return the lines beside a program."""
+    fdr = float(row["fdr"])
+    star = " *" if fdr <= fig.SIGNIFICANT else ""
+    chance = "no FDR" if np.isnan(fdr) else "FDR < 0.001" if fdr < 0.001 else f"FDR {fdr:.2g}"
+    lines = [
+        f"{fig.ARROWS.get(str(row['direction']), '')} {fig.shorten(name, 28)}",
+        f"{int(row['size'])} genes, coherence {float(row['coherence']):.2f}, {chance}{star}",
+    ]
+    return [*lines, fig.shorten(sets[name], 44)] if name in sets else lines
+
+
+# --- Heat map --------------------------------------------------------------------------------
+
+_CMAP = LinearSegmentedColormap.from_list("effects", [fig.DOWN, fig.ZERO, fig.UP])
+#: Inches: a row, a named column, a column among many, a character of small text.
+_ROW, _NAMED, _NARROW, _CHAR = 0.16, 0.22, 0.09, 0.065
+_NAMED_UP_TO = 40
+#: Rows between two programs, and effects below this share of the scale that carry no sign.
+_GAP, _FAINT = 0.6, 0.1
+#: Narrower cells (points) carry a sign only where the effect is negative.
+_TINY = 7.0
+#: Neighbouring programs differ; neither looks like a direction.
+_STRIP = ("#3C3C3C", "#A0A0A0")
+_NOT_GIVEN = "not given"
+
+
+def _draw_heatmap(
+    adata: AnnData,
+    genes: pd.DataFrame,
+    notes: list[list[str]],
+    layer: str | None,
+    groupby: str | None,
+    label: str | None,
+    ax: Axes | None,
+) -> Axes:
+    """Draw the effects of genes, in their final order, in all profiles."""
+    if adata.n_obs == 0:
+        raise ValueError("adata has no profiles; expected at least one column to draw.")
+    table = _effects(adata, list(genes["gene"]), layer)
+    order, groups = np.arange(adata.n_obs), dict[str, int]()
+    if groupby is not None:
+        values = adata.obs[groupby].astype("string").fillna(_NOT_GIVEN).astype(str)
+        order = np.argsort(values.to_numpy(), kind="stable")
+        groups = values.value_counts().sort_index().to_dict()
+    names = adata.obs_names if label is None else adata.obs[label].astype(str)
+    columns = [fig.shorten(name, 40) for name in np.asarray(names)[order]]
+    programs = genes["program"]
+    rows = np.arange(len(genes)) + _GAP * ((programs != programs.shift()).cumsum() - 1).to_numpy()
+    named = len(columns) <= _NAMED_UP_TO
+    longest = max(map(len, columns)) if named else 0
+    if ax is None:
+        width = max(1.8, len(columns) * (_NAMED if named else _NARROW)) + 0.3
+        width += _CHAR * (min(24, max(map(len, genes["gene"]))) + 2)
+        width += _CHAR * 0.95 * max(len(text) for note in notes for text in note)
+        height = max(0.6, _ROW * (rows[-1] + 1)) + 1.0 + (0.2 if groups else 0)
+        ax = fig.new_figure(min(width, 16), height + _CHAR * longest).add_subplot()
+    fig.bare(ax)
+    ax.set(xlim=(0, len(columns)), ylim=(rows[-1] + 1, 0))
+    signs = genes["sign"].to_numpy()
+    labels = [
+        f"{fig.shorten(gene, 24)} {fig.ARROWS['up' if sign > 0 else 'down']}"
+        for gene, sign in zip(genes["gene"], signs, strict=True)
+    ]
+    ax.set_yticks(rows + 0.5, labels, fontsize=7.5)
+    for text, sign in zip(ax.get_yticklabels(), signs, strict=True):
+        text.set_color(fig.UP if sign > 0 else fig.DOWN)
+    _draw_strip(ax, programs.to_numpy(), rows, notes)
+    if named:
+        ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90, fontsize=7.5)
+    else:
+        ax.set_xlabel(f"{len(columns)} profiles", fontsize=8)
+    ax.tick_params(length=0, pad=3)
+    _draw_cells(ax, table[order].T, rows)
+    _divide(ax, groups, rows[-1] + 1)
+    top = _top(table)
+    unknown = "\nhatched: not measured" if np.isnan(table).any() else ""
+    fig.color_scale(
+        ax,
+        _CMAP,
+        (-top, top),
+        ticks={-top: f"−{top:.2g}", 0.0: "0", top: f"+{top:.2g}"},
+        title="effect (log2 fold change)",
+        note=f"▲ up  ▼ down  ◆ mixed   * {fig.UP_TO}{unknown}",
+        drop=0.3 + (_CHAR * longest if named else 0.2),
+    )
+    return ax
+
+
+def _effects(adata: AnnData, genes: list[str], layer: str | None) -> np.ndarray:
+    """Return the effects of these genes, ``(profiles, genes)``."""
+    check_layer(adata, layer)
+    missing = [gene for gene in genes if gene not in adata.var_names]
+    if missing:
+        raise KeyError(
+            f"{len(missing)} of {len(genes)} genes of the programs are not in var_names "
+            f"({', '.join(missing[:3])}, …); draw with the AnnData that cfm.tl.gene_programs "
+            "was run on."
+        )
+    columns = adata.var_names.get_indexer(genes)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    return fig.dense_rows(matrix, slice(None), columns)
+
+
+def _draw_cells(ax: Axes, table: np.ndarray, rows: np.ndarray) -> None:
+    top, n = _top(table), table.shape[1]
+    many = n > _NAMED_UP_TO
+    # ruled cells only where the rules do not hide the colours
+    look = fig.Look(edgecolors="none" if many else "white", linewidth=0.5, rasterized=many)
+    for y, values in zip(rows, np.ma.masked_invalid(table), strict=True):
+        edges = (np.arange(n + 1), [y, y + 1])
+        ax.pcolormesh(*edges, values[None], cmap=_CMAP, norm=Normalize(-top, top), **look)
+    cell = 72 * min(np.array(fig.width_and_height(ax)) / [n, rows[-1] + 1])  # points
+    signs = np.where(np.abs(table) >= _FAINT * top, np.sign(table), 0)
+    for sign, marker in ((1, "+"), (-1, "_")) if cell >= _TINY else ((-1, "_"),):
+        y, x = np.nonzero(signs == sign)
+        strong = np.abs(table[y, x]) > 0.45 * top
+        look = fig.Look(s=min(8.0, 0.5 * cell) ** 2, marker=marker, rasterized=many)
+        for part, color in ((strong, "white"), (~strong, "#333333")):
+            place = (x[part] + 0.5, rows[y[part]] + 0.5)
+            ax.scatter(*place, color=color, linewidth=min(1.0, 0.12 * cell), **look)
+    look = fig.Look(facecolor="white", edgecolor="#BBBBBB", hatch="xxx", lw=0)
+    for y, x in np.argwhere(np.isnan(table)):
+        ax.add_patch(Rectangle((x, rows[y]), 1, 1, **look))
+
+
+def _top(table: np.ndarray) -> float:
+    """Return the end of a symmetric scale that a few extreme cells do not stretch."""
+    known = np.abs(table[np.isfinite(table)])
+    top = float(np.quantile(known, 0.98)) if known.size else 0.0
+    return top or float(known.max(initial=0.0)) or 1.0
+
+
+def _draw_strip(ax: Axes, programs: np.ndarray, rows: np.ndarray, notes: list[list[str]]) -> None:
+    """Mark where each program stands, and what it is worth, to the right of the cells."""
+    beside = ax.get_yaxis_transform()
+    right = beside + ScaledTranslation(0.06, 0, fig.figure_of(ax).dpi_scale_trans)
+    for i, (name, note) in enumerate(zip(dict.fromkeys(programs), notes, strict=True)):
+        own = rows[programs == name]
+        look = fig.Look(color=_STRIP[i % 2], linewidth=5, solid_capstyle="butt")
+        ax.plot([1, 1], [own[0] + 0.05, own[-1] + 0.95], transform=right, clip_on=False, **look)
+        lines = note if len(own) > 2 else note[:2] if len(own) == 2 else ["  ".join(note[:2])]
+        for j, text in enumerate(lines):
+            ax.annotate(
+                text,
+                (1, (own[0] + own[-1] + 1) / 2),
+                xycoords=beside,
+                xytext=(11, 11 * ((len(lines) - 1) / 2 - j)),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+                fontweight="bold" if j == 0 and len(lines) > 1 else "normal",
+                annotation_clip=False,
+            )
+
+
+def _divide(ax: Axes, groups: dict[str, int], bottom: float) -> None:
+    """Name the groups of profiles above the cells, and draw a line between them."""
+    start, n = 0, sum(groups.values())
+    width = fig.width_and_height(ax)[0] if groups else 0.0
+    for name, count in groups.items():
+        if start:
+            ax.plot([start, start], [0, bottom], color="black", linewidth=1)
+        inches = width * count / n
+        ax.annotate(
+            fig.shorten(name, int(inches / _CHAR)) if inches > 3 * _CHAR else "…",
+            (start + count / 2, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+        )
+        start += count

@@ -1,39 +1,52 @@
-"""Ranked bars of the host genes that matter most for a group's call."""
+"""Host factors of a group: the first of them, and where the genes of other lists stand."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.lines import Line2D
+import pandas as pd
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from cfm._arguments import checks_arguments
+from cfm._arguments import NOT_NEGATIVE, checks_arguments
 from cfm._fields import HOST_FACTORS_KEY, RESULTS
-from cfm.pl._checks import require_anndata
-from cfm.pl._figure import figure_of, finish, legend_below
-from cfm.pl._labels import room_for_tips, shorten
-from cfm.pl._palette import ARROWS, DIRECTION_STYLES, SIGNIFICANT
-from cfm.pl._panels import chosen_groups, group_axes, one_or_all
-from cfm.pl._stored import stored_table
+from cfm.pl import _figure as fig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    import pandas as pd
     from anndata import AnnData
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 _COLUMNS = (
     "group", "explained", "gene", "score", "rank", "direction", "effect", "call_effect", "fdr",
     "n_profiles",
 )  # fmt: skip
-_KNOWN = "known"
-_HATCH = "////"
+_KNOWN, _HATCH, _DARK = "known", "////", "#444444"
+
+
+def _by_group(
+    adata: AnnData, key: str, group: str | Sequence[str] | None, columns: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Return the host factors of each group in the order of their rank."""
+    table = fig.stored_table(adata, key, RESULTS, columns, tool="host_factors")
+    groups = fig.pick("group", group, table["group"].unique(), f"uns[{key!r}]")
+    table = table.sort_values("rank", kind="stable")
+    return {name: table[table["group"] == name] for name in groups}
+
+
+def _explained(table: pd.DataFrame) -> str:
+    return f"explained: {fig.shorten(table['explained'].iloc[0], 32)}"
 
 
 @checks_arguments()
+@fig.documented
 def host_factors(
     adata: AnnData,
     *,
@@ -58,22 +71,15 @@ def host_factors(
     ----------
     adata
         Profiles with the fields written by :func:`cfm.tl.host_factors`.
-    key
-        Where they are stored (``key_added`` of that call).
-    group
-        Group or groups to draw; ``None`` draws all, one panel each.
+    %(key)s
+    %(group)s
     n_genes
         At most this many genes, the first by rank.
-    ax
-        Draw here instead of into a new figure (one group).
-    show
-        Show the figure. ``False`` closes it; the returned Axes can still be saved.
-    save
-        File to write the figure to.
+    %(panel)s
 
     Returns
     -------
-    The Axes drawn on; with several groups, or a list of them, a dict from group to Axes.
+    %(group_axes)s
 
     Raises
     ------
@@ -91,111 +97,288 @@ def host_factors(
     >>> len(ax.get_yticklabels())
     5
     """
-    require_anndata(adata)
-    table = stored_table(adata, key, RESULTS, tool="host_factors", columns=_COLUMNS)
-    groups = chosen_groups(table, group, key)
-    parts = {}
-    for name in groups:
-        part = table[table["group"] == name].sort_values("rank", kind="stable")
-        parts[name] = part.head(n_genes)
+    fig.require_anndata(adata)
+    parts = {name: part[:n_genes] for name, part in _by_group(adata, key, group, _COLUMNS).items()}
     rows = max(3, *map(len, parts.values()))
     longest = max(len(name) for part in parts.values() for name in _row_names(part))
-    panels = group_axes(groups, ax, 3.6 + 0.08 * longest, 1.7 + 0.19 * rows)
+    size = (3.6 + 0.08 * longest, 1.7 + 0.19 * rows)
+    panels = fig.open_panels(list(parts), ax, *size, argument="group")
     for name, panel in panels.items():
-        _draw(panel, name, parts[name])
-    first = next(iter(panels.values()))
-    finish(figure_of(first), owned=ax is None, show=show, save=save)
-    return one_or_all(panels, group)
+        _draw_bars(panel, name, parts[name])
+    return fig.one_or_all(fig.finish(panels, ax, show=show, save=save), group)
 
 
-def _draw(ax: Axes, group: str, table: pd.DataFrame) -> None:
+def _draw_bars(ax: Axes, group: str, table: pd.DataFrame) -> None:
     call = np.nan_to_num(table["call_effect"].to_numpy(dtype=np.float64))
     # a score below zero has no length: its gene ranks last, and the sign stands for the call
     length = np.clip(np.nan_to_num(table["score"].to_numpy(dtype=np.float64)), 0, None)
     values = np.where(call < 0, -length, length)
     fdr = table["fdr"].to_numpy(dtype=np.float64)
-    rows = np.arange(len(table))
-    directions = table["direction"].tolist()
-    for y, value, direction, q in zip(rows, values, directions, fdr, strict=True):
-        color = DIRECTION_STYLES[direction].color
-        ax.barh(
-            y,
-            value,
-            height=0.72,
-            facecolor=color if q <= SIGNIFICANT else "white",
-            edgecolor=color,
-            linewidth=1.2,
-            hatch=_HATCH if np.isnan(q) else None,
-        )
-    ax.axvline(0, color="#777777", linewidth=0.8)
-    texts = [_tip(*row) for row in zip(directions, table["effect"], fdr, strict=True)]
-    tips = [
-        ax.annotate(
-            text,
-            (value, y),
-            xytext=(-4 if left else 4, 0),
-            textcoords="offset points",
-            va="center",
-            ha="right" if left else "left",
-            fontsize=7,
-            color=DIRECTION_STYLES[direction].color if direction != "unchanged" else "#444444",
-        )
-        for y, value, text, left, direction in zip(
-            rows, values, texts, call < 0, directions, strict=True
-        )
-    ]
-    ax.set_yticks(rows, _row_names(table), fontsize=8)
-    ax.set_ylim(max(len(table), 3) - 0.4, -0.6)  # two bars are no beams
-    ax.tick_params(axis="y", length=0)
-    ax.tick_params(axis="x", labelsize=8)
+    directions, effects = table["direction"].tolist(), table["effect"]
+    tips = []
+    rows = zip(values, call < 0, directions, effects, fdr, strict=True)
+    for y, (value, left, direction, effect, q) in enumerate(rows):
+        color = fig.DIRECTION_STYLES[direction].color
+        face, hatch = color if q <= fig.SIGNIFICANT else "white", _HATCH if np.isnan(q) else None
+        look = fig.Look(facecolor=face, edgecolor=color, hatch=hatch)
+        ax.barh(y, value, height=0.72, linewidth=1.2, **look)
+        color = color if direction != "unchanged" else _DARK
+        tips.append(fig.write_tip(ax, _tip(direction, effect, q), value, y, left=left, color=color))
+    ax.axvline(0, color=fig.AXIS, linewidth=0.8)
+    fig.name_rows(ax, _row_names(table), least=3)  # two bars are no beams
     ax.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    n = int(table["n_profiles"].iloc[0])
-    explained = shorten(str(table["explained"].iloc[0]), 32)
-    title = f"{shorten(group, 32)} ({n} profile{'' if n == 1 else 's'})\nexplained: {explained}"
-    ax.set_title(title, fontsize=9)
+    profiles = fig.plural(int(table["n_profiles"].iloc[0]), "profile")
+    ax.set_title(f"{fig.shorten(group, 32)} ({profiles})\n{_explained(table)}", fontsize=9)
     sides = "   ← against it · for what is explained →" if (call != 0).any() else ""
-    ax.set_xlabel(f"score{sides}", fontsize=8)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    handles = _legend(set(directions), fdr)
+    ax.set_xlabel(f"score{sides}")
+    fig.tidy(ax, "left")
+    handles = _key(set(directions), fdr)
     if _KNOWN in table and table[_KNOWN].any():
-        handles.append(Line2D([], [], linestyle="", label="† given as known"))
-    legend_below(ax, handles, columns=2)
-    room_for_tips(ax, values, tips)
+        handles.append(fig.mark("† given as known"))
+    fig.legend_below(ax, handles, columns=2)
+    fig.room_for_tips(ax, values, tips)
 
 
 def _tip(direction: str, effect: float, fdr: float) -> str:
     if np.isnan(effect) or effect == 0:
         number = "" if np.isnan(effect) else " 0"
     else:
-        digits = 1 if abs(effect) >= 0.095 else 2  # a small effect is no −0.0
-        number = f" {effect:+.{digits}f}".replace("-", "−")
-    return f"{ARROWS[direction]}{number}{' *' if fdr <= SIGNIFICANT else ''}"
+        number = fig.minus(f" {effect:+.{1 if abs(effect) >= 0.095 else 2}f}")  # never −0.0
+    return f"{fig.ARROWS[direction]}{number}{' *' if fdr <= fig.SIGNIFICANT else ''}"
 
 
 def _row_names(table: pd.DataFrame) -> list[str]:
     known = table[_KNOWN].astype(bool) if _KNOWN in table else [False] * len(table)
-    return [
-        f"{shorten(gene, 24)}{' †' if given else ''}"
-        for gene, given in zip(table["gene"], known, strict=True)
-    ]
+    genes = zip(table["gene"], known, strict=True)
+    return [f"{fig.shorten(gene, 24)}{' †' if given else ''}" for gene, given in genes]
 
 
-def _legend(directions: set[str], fdr: np.ndarray) -> list[Line2D | Patch]:
-    handles: list[Line2D | Patch] = [
-        Line2D([], [], linestyle="", marker=style.marker, color=style.color, label=name)
-        for name, style in DIRECTION_STYLES.items()
-        if name in directions
+def _key(directions: set[str], fdr: np.ndarray) -> list[Artist]:
+    handles: list[Artist] = [
+        fig.mark(name, *style) for name, style in fig.DIRECTION_STYLES.items() if name in directions
     ]
     handles[0].set_label(f"{handles[0].get_label()} (number: mean log2FC)")
-    dark = "#444444"
     kinds = (
-        (fdr <= SIGNIFICANT, f"FDR ≤ {SIGNIFICANT:g} (*)", dark, None),
-        (fdr > SIGNIFICANT, f"FDR > {SIGNIFICANT:g}", "white", None),
+        (fdr <= fig.SIGNIFICANT, f"{fig.UP_TO} (*)", _DARK, None),
+        (fdr > fig.SIGNIFICANT, fig.ABOVE, "white", None),
         (np.isnan(fdr), "no FDR possible", "white", _HATCH),
     )
-    handles += [
-        Patch(edgecolor=dark, label=text, facecolor=face, hatch=hatch)
-        for found, text, face, hatch in kinds
-        if found.any()
-    ]
+    for found, text, face, hatch in kinds:
+        if found.any():
+            handles.append(Patch(edgecolor=_DARK, label=text, facecolor=face, hatch=hatch))
     return handles
+
+
+# --- Lists of genes --------------------------------------------------------------------------
+
+_DASHES = ("-", "--", "-.", ":")
+#: Height of the ticks of one list, and their distance from the curves, as shares of the range.
+_RUG, _APART = 0.07, 0.05
+
+
+class _Walk(NamedTuple):
+    """Running sum of one list: its values at each gene, the places of its hits, the statistics."""
+
+    name: str
+    values: np.ndarray
+    hits: np.ndarray
+    score: float
+    normalized: float
+    p_value: float
+    n_given: int
+
+
+@checks_arguments(weight=NOT_NEGATIVE)
+@fig.documented
+def host_factor_enrichment(
+    adata: AnnData,
+    reference: Iterable[str] | Mapping[str, Iterable[str]],
+    *,
+    key: str = HOST_FACTORS_KEY,
+    group: str | Sequence[str] | None = None,
+    weight: float = 1.0,
+    n_permutations: int = 1000,
+    seed: int = 0,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes | dict[str, Axes]:
+    r"""Draw how the genes of a reference list gather at the top of the host factors.
+
+    Genes are walked through by rank. The curve rises at a gene of the list and falls at the
+    others (GSEA, Subramanian et al. 2005); the ticks below show where the genes of the list are.
+    The legend has, from :func:`gseapy.prerank`:
+
+    - ES, the largest departure from zero,
+      :math:`\max_i |P_{hit}(i) - P_{miss}(i)|` with its sign, where a hit counts with
+      :math:`|score|^{weight}`;
+    - NES, the same divided by its mean over permutations with that sign;
+    - p, the share of permutations of the genes that reach it (not below 1/``n_permutations``).
+
+    The permutations take genes for independent. They are not: genes that are regulated together
+    make p too small, so read it as a summary of the picture and not as a test.
+
+    Parameters
+    ----------
+    adata
+        Profiles with the fields written by :func:`cfm.tl.host_factors`.
+    reference
+        Gene symbols, for instance the hits of a CRISPR screen; or several lists by name.
+    %(key)s
+    %(group)s
+    weight
+        Power of the score with which a hit counts; 0 uses the ranks alone.
+    n_permutations
+        Random lists behind NES and p.
+    seed
+        Of the permutations.
+    %(panel)s
+
+    Returns
+    -------
+    %(group_axes)s
+
+    Raises
+    ------
+    KeyError
+        If :func:`cfm.tl.host_factors` was not run, or a group is not in its result.
+    TypeError
+        If ``reference`` is a text.
+    ValueError
+        If ``n_permutations`` is below 1, a list is empty, has no gene among the ranked ones or all
+        of them, all scores of a group are the same, ``group`` is empty, or ``ax`` is given with
+        several groups.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
+    >>> cfm.tl.host_factors(contrasts, "virus", "reversal", n_permutations=5)
+    >>> screen = contrasts.var_names[:40]  # in earnest: the hits of a genetic screen
+    >>> ax = cfm.pl.host_factor_enrichment(contrasts, screen, group="virus_A", show=False)
+    >>> ax.get_xlabel()
+    'rank as host factor (ticks: genes of the list)'
+    """
+    fig.require_anndata(adata)
+    lists = _lists(reference)
+    columns = ("group", "explained", "gene", "score", "rank")
+    ranked = _by_group(adata, key, group, columns)
+    walks = {
+        name: _walks(table, lists, name, weight, n_permutations, seed)
+        for name, table in ranked.items()
+    }
+    panels = fig.open_panels(list(walks), ax, 4.8, 3.55 + 0.3 * len(lists), argument="group")
+    for name, panel in panels.items():
+        _draw_walks(panel, walks[name], n_permutations)
+        title = f"{fig.shorten(name, 32)} ({len(ranked[name]):,} genes)\n{_explained(ranked[name])}"
+        panel.set_title(title, fontsize=9)
+    return fig.one_or_all(fig.finish(panels, ax, show=show, save=save), group)
+
+
+def _lists(reference: Iterable[str] | Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Return the lists by name, each gene once."""
+    if isinstance(reference, str):
+        raise TypeError(
+            f"reference is the text {reference!r}; expected a list of gene symbols, or a dict "
+            "from names to lists."
+        )
+    named = reference if isinstance(reference, Mapping) else {"reference": reference}
+    lists = {str(name): list(dict.fromkeys(map(str, genes))) for name, genes in named.items()}
+    if not lists:
+        raise ValueError("reference is an empty dict; expected at least one list of gene symbols.")
+    for name, genes in lists.items():
+        if not genes:
+            raise ValueError(f"reference list {name!r} is empty; expected gene symbols.")
+    return lists
+
+
+def _walks(
+    ranked: pd.DataFrame,
+    lists: dict[str, list[str]],
+    group: str,
+    weight: float,
+    n_permutations: int,
+    seed: int,
+) -> list[_Walk]:
+    """Score each list along the genes of one group, sorted by rank."""
+    import gseapy  # takes a second to import, which the other plots need not wait for
+
+    genes = pd.Index(ranked["gene"])
+    score = ranked["score"].to_numpy(dtype=np.float64)
+    if np.ptp(score) == 0:
+        raise ValueError(
+            f"all {len(genes)} genes of group {group!r} have the same score, so no order is there "
+            "to walk through."
+        )
+    for name, members in lists.items():
+        n = int(genes.isin(members).sum())
+        if n in (0, len(genes)):
+            what = "none of the" if n == 0 else "all"
+            raise ValueError(
+                f"reference list {name!r} has {what} {len(genes)} ranked genes of group "
+                f"{group!r}; expected some of them, as current gene symbols."
+            )
+    # ties keep the order of their rank: gseapy would put them in any order
+    steps = 1e-9 * np.ptp(score) * np.arange(len(score)) / len(score)
+    walks = []
+    with _quiet():
+        for name, members in lists.items():
+            found = gseapy.prerank(
+                rnk=pd.Series(score - steps, index=genes),
+                gene_sets={name: members},
+                min_size=1,
+                max_size=len(genes),
+                permutation_num=n_permutations,
+                weight=weight,
+                threads=1,
+                seed=seed,
+                outdir=None,
+                no_plot=True,
+            ).results[name]
+            values, hits = np.asarray(found["RES"], float), np.asarray(found["hits"], np.int64)
+            es, nes, chance = (float(found[number]) for number in ("es", "nes", "pval"))
+            walks.append(_Walk(name, values, hits, es, nes, chance, len(members)))
+    return walks
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep gseapy from writing to the terminal; what matters is checked before."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _draw_walks(ax: Axes, walks: list[_Walk], n_permutations: int) -> None:
+    n = len(walks[0].values)
+    low = min(0.0, *(walk.values.min() for walk in walks))
+    high = max(0.0, *(walk.values.max() for walk in walks))
+    span = high - low
+    handles = []
+    for i, walk in enumerate(walks):
+        color, dash = fig.COLORS[i % len(fig.COLORS)], _DASHES[i % len(_DASHES)]
+        ax.plot(np.arange(n + 1), np.r_[0, walk.values], dash, color=color, linewidth=1.5)
+        peak = int(np.argmax(np.abs(walk.values)))
+        ax.plot(peak + 1, walk.values[peak], "o", color=color, markersize=4)
+        top = low - (_APART + i * (_RUG + 0.02)) * span
+        ax.vlines(walk.hits + 1, top - _RUG * span, top, color=color, linewidth=0.7)
+        handles.append(fig.mark(_numbers(walk, n_permutations), color, line=dash))
+    ax.axhline(0, color=fig.AXIS, linewidth=0.8)
+    ax.set_xlim(-0.01 * n, n + 0.5 + 0.01 * n)
+    ax.set_ylim(low - (_APART + len(walks) * (_RUG + 0.02)) * span, high + 0.06 * span)
+    ax.set_yticks([y for y in ax.get_yticks() if low - 1e-9 <= y <= high + 0.06 * span])
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    which = "genes of the list" if len(walks) == 1 else "genes of each list, as below"
+    ax.set(xlabel=f"rank as host factor (ticks: {which})", ylabel="running sum")
+    fig.tidy(ax)
+    fig.legend_below(ax, handles, columns=1, handle=2.4)
+
+
+def _numbers(walk: _Walk, n_permutations: int) -> str:
+    least = 1 / n_permutations
+    p = f"p < {least:.2g}" if walk.p_value < least else f"p = {walk.p_value:.2g}"
+    numbers = fig.minus(f"ES {walk.score:+.2f}, NES {walk.normalized:+.2f}, {p}")
+    return f"{fig.shorten(walk.name, 28)} ({len(walk.hits)} of {walk.n_given}): {numbers}"

@@ -11,9 +11,9 @@ from anndata import AnnData
 from scipy import sparse
 
 from cfm._arguments import check_layer
-from cfm._fields import SIMULATED, SIMULATED_BY, SIMULATION, params_of
-from cfm._sparse_indices import check_sparse
+from cfm._fields import SIMULATED, SIMULATED_BY, SIMULATED_FROM, SIMULATION, params_of
 from cfm._units import LIBRARY, decide_units, units_of
+from cfm.pl import _figure as fig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,18 +48,17 @@ class Cells:
     columns: np.ndarray
     counts: bool = False
 
-    def rows(self, level: str | Sequence[str], group: str | None = None) -> np.ndarray:
-        """Row numbers of a perturbation or several, in one group or in all."""
-        levels = [level] if isinstance(level, str) else list(level)
-        chosen = np.isin(self.level, levels)
-        if group is not None:
-            chosen &= self.group == group
+    def rows(self, level: str | Sequence[str], groups: Sequence[str] = ()) -> np.ndarray:
+        """Row numbers of a perturbation or several, in some groups or in all."""
+        chosen = np.isin(self.level, [level] if isinstance(level, str) else list(level))
+        if any(groups):
+            chosen &= np.isin(self.group, list(groups))
         return np.flatnonzero(chosen)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Log expression of some rows, ``(rows, n)`` float64; of counts log1p CP10k of ``n``."""
         unique, place = np.unique(rows, return_inverse=True)  # a file gives each row once, in order
-        values = self._stored(unique)[:, self.columns]
+        values = fig.stored_rows(self._matrix, unique)[:, self.columns]
         dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
         dense = dense.astype(np.float64)
         if self.counts:
@@ -67,16 +66,19 @@ class Cells:
             dense = np.log1p(dense * (LIBRARY / np.where(total > 0, total, 1.0)))
         return dense[place]
 
+    def mean(self, rows: np.ndarray) -> np.ndarray:
+        """Mean log expression of some rows, ``(n,)``, read a few at a time."""
+        starts = range(0, len(rows), _BLOCK)
+        return sum(self.read(rows[i : i + _BLOCK]).sum(axis=0) for i in starts) / len(rows)
+
     def blocks(self, rows: np.ndarray) -> Iterator[Any]:
         """Yield rows of all genes as they are stored."""
         for start in range(0, len(rows), _BLOCK):
-            yield self._stored(rows[start : start + _BLOCK])
+            yield fig.stored_rows(self._matrix, rows[start : start + _BLOCK])
 
-    def _stored(self, rows: np.ndarray) -> Any:
-        matrix: Any = self.adata.X if self.layer is None else self.adata.layers[self.layer]
-        block = check_sparse(matrix, "the matrix of cells")[rows]
-        block = block.compute() if hasattr(block, "compute") else block  # dask
-        return check_sparse(block, "the matrix of cells")
+    @property
+    def _matrix(self) -> Any:
+        return self.adata.X if self.layer is None else self.adata.layers[self.layer]
 
 
 @dataclass(frozen=True)
@@ -108,39 +110,66 @@ class Screen:
     n_unpredicted: int
     model: str
 
+    def effects(self, perturbation: str, group: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return observed and predicted change of mean log expression, ``(genes,)`` each.
+
+        The observed one against the controls; the predicted one against what the same method made
+        of the control if it did, else against the observations that it started from, else the
+        controls.
+
+        Raises
+        ------
+        ValueError
+            If one of the three kinds of cells is missing.
+        """
+        real, simulated = self.real, self.simulated
+        observed = real.rows(perturbation, [group])
+        control = real.rows(self.control, [group])
+        made = simulated.rows(perturbation, [group])
+        found = {"observed": observed, "control": control, "simulated": made}
+        for name, rows in found.items():
+            if not len(rows):
+                place = f" in group {group!r}" if group else ""
+                raise ValueError(
+                    f"There are no {name} cells of {perturbation!r}{place}; leave it out with "
+                    "perturbation=, or pass simulated cells without it."
+                )
+        base, start = real, control
+        if len(own := simulated.rows(self.control, [group])):
+            base, start = simulated, own
+        elif SIMULATED_FROM in simulated.adata.obs:
+            names = simulated.adata.obs[SIMULATED_FROM].astype(str).to_numpy()[made]
+            source = real.adata.obs_names.get_indexer(names)
+            start = source if np.isin(source, control).all() else control
+        return real.mean(observed) - real.mean(control), simulated.mean(made) - base.mean(start)
+
 
 def read_screen(
     real: AnnData,
-    simulated: AnnData | None,
+    simulated: AnnData,
     *,
     key: str | None,
     control: str | None,
     perturbation: str | Sequence[str] | None,
     groupby: str | None,
-    group: str | Sequence[str] | None,
     layer: str | None,
     units: Units | Mapping[str, Units],
-    gene_symbols: str | None,
+    gene_symbols: str | None = None,
 ) -> Screen:
-    """Bring real and simulated cells together; see :func:`cfm.pl.perturbation`.
+    """Bring real and simulated cells together; see :func:`cfm.pl.perturbation_effect`.
 
     Raises
     ------
     TypeError
         If one of them is no AnnData.
     KeyError
-        If a column, level, group or layer does not exist.
+        If a column, level or layer does not exist.
     ValueError
         If it is not said what was done to the cells, they share no gene, values are not finite, or
         units differ or cannot be decided.
     """
-    for name, given in (("real", real), ("simulated", simulated)):
-        if not isinstance(given, AnnData):
-            raise TypeError(
-                f"{name} is a {type(given).__name__}; kinds 'effect' and 'umap' need two AnnDatas, "
-                "real cells and those of cfm.tl.simulate_perturbation."
-            )
-    assert isinstance(simulated, AnnData)
+    for adata in (real, simulated):
+        fig.require_anndata(adata)
     record = params_of(simulated.uns, SIMULATION)
     key, control = key or record.get("key"), control or record.get("control")
     if key is None or control is None:
@@ -149,10 +178,13 @@ def read_screen(
             f"[{SIMULATION!r}] does not record them; pass the column of obs with the perturbation "
             "and its level for cells that were left alone."
         )
-    if layer is None:
-        layer = record.get("layer")
+    layer = record.get("layer") if layer is None else layer
     check_layer(real, layer, "real")
-    genes, columns, n_unpredicted = _shared_genes(real, simulated)
+    names, columns, n_unpredicted = _shared_genes(real, simulated)
+    if gene_symbols is not None:
+        if gene_symbols not in real.var:
+            raise KeyError(f"real.var has no column {gene_symbols!r}; it has {list(real.var)}.")
+        names = real.var[gene_symbols].astype(str).to_numpy(dtype=object)[columns[0]]
     cells = [
         Cells(
             adata=adata,
@@ -170,15 +202,14 @@ def read_screen(
         raise KeyError(
             f"real.obs[{key!r}] has no control {control!r}; it has {_some(cells[0].level)}."
         )
-    names = _symbols(real, gene_symbols, columns[0]) if gene_symbols is not None else genes
-    perturbations = _levels(cells, key, control, perturbation)
-    groups = _groups(cells, groupby, group)
+    both = _in_both([part.level for part in cells], f"perturbation of {key!r}", control)
+    perturbations = fig.pick("perturbation", perturbation, both, "both real and simulated")
+    groups = _in_both([part.group for part in cells], f"group of {groupby!r}")
     counts = _hold_counts(cells, [control, *perturbations], units)
-    cells = [replace(part, counts=counts) for part in cells]
     by = sorted(set(map(str, simulated.obs[SIMULATED_BY]))) if SIMULATED_BY in simulated.obs else []
     return Screen(
-        real=cells[0],
-        simulated=cells[1],
+        real=replace(cells[0], counts=counts),
+        simulated=replace(cells[1], counts=counts),
         control=control,
         perturbations=perturbations,
         groups=groups,
@@ -186,18 +217,6 @@ def read_screen(
         n_unpredicted=n_unpredicted,
         model=", ".join(by),
     )
-
-
-def mean_log_expression(parts: Sequence[tuple[Cells, np.ndarray]]) -> list[np.ndarray]:
-    """Return the mean log expression of each part, some rows of some cells, ``(genes,)``.
-
-    Cells are read a few at a time.
-    """
-    means = []
-    for cells, rows in parts:
-        starts = range(0, len(rows), _BLOCK)
-        means.append(sum(cells.read(rows[i : i + _BLOCK]).sum(axis=0) for i in starts) / len(rows))
-    return means
 
 
 def _hold_counts(
@@ -242,84 +261,36 @@ def _shared_genes(
     predicted = np.ones(simulated.n_vars, dtype=bool)
     if SIMULATED in simulated.var:
         predicted = simulated.var[SIMULATED].to_numpy(dtype=bool)
-    kept = both & predicted[places]
-    if not kept.any():
+    shown = np.flatnonzero(both & predicted[places])
+    if not len(shown):
         raise ValueError(
             f"simulated.var[{SIMULATED!r}] says that no gene of real was predicted; is this the "
             "right model for these genes?"
         )
-    shown = np.flatnonzero(kept)
     names = real.var_names[shown].to_numpy(dtype=object)
     return names, (shown, places[shown]), int(both.sum() - len(shown))
 
 
-def _symbols(real: AnnData, column: str, places: np.ndarray) -> np.ndarray:
-    if column not in real.var:
-        raise KeyError(f"real.var has no column {column!r}; it has {list(real.var)}.")
-    return real.var[column].astype(str).to_numpy(dtype=object)[places]
-
-
 def _column(adata: AnnData, column: str | None, name: str) -> np.ndarray:
+    """Return a column as text, ``None`` where it is not given; empty text without a column."""
     if column is None:
         return np.full(adata.n_obs, "", dtype=object)
     if column not in adata.obs:
         raise KeyError(f"{name}.obs has no column {column!r}; it has {list(adata.obs)}.")
-    values = adata.obs[column].astype(str).to_numpy(dtype=object, copy=True)
-    values[adata.obs[column].isna().to_numpy()] = None
-    return values
+    values = adata.obs[column]
+    return values.astype(str).astype(object).where(values.notna(), None).to_numpy(dtype=object)
 
 
-def _levels(
-    cells: Sequence[Cells], key: str, control: str, wanted: str | Sequence[str] | None
-) -> list[str]:
-    real, simulated = (_present(part.level) - {control} for part in cells)
-    if wanted is None:
-        names = sorted(real & simulated)
-        if not names:
-            raise ValueError(
-                f"No perturbation of simulated ({_some(simulated)}) was observed: real.obs[{key!r}]"
-                f" has {_some(real)}."
-            )
-        return names
-    names = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
-    if not names:
-        raise ValueError("perturbation is an empty list; pass None or name at least one.")
-    for where, there in (("real", real), ("simulated", simulated)):
-        if missing := [name for name in names if name not in there]:
-            raise KeyError(
-                f"{where}.obs[{key!r}] has no perturbation {missing}; it has {_some(there)}."
-            )
-    return names
-
-
-def _groups(
-    cells: Sequence[Cells], groupby: str | None, wanted: str | Sequence[str] | None
-) -> list[str]:
-    if groupby is None:
-        if wanted is not None:
-            raise ValueError("group= was given without groupby=, the column that holds groups.")
-        return [""]
-    real, simulated = (_present(part.group) for part in cells)
-    if wanted is None:
-        if not real & simulated:
-            raise ValueError(
-                f"real and simulated share no group of {groupby!r}: {_some(real)} and "
-                f"{_some(simulated)}."
-            )
-        return sorted(real & simulated)
-    names = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
-    if not names:
-        raise ValueError("group is an empty list; pass None for all groups or name at least one.")
-    for where, there in (("real", real), ("simulated", simulated)):
-        if missing := [name for name in names if name not in there]:
-            raise KeyError(f"{where}.obs[{groupby!r}] has no {missing}; it has {_some(there)}.")
-    return names
-
-
-def _present(values: np.ndarray) -> set[str]:
-    return {value for value in values if value is not None}
+def _in_both(values: Sequence[np.ndarray], what: str, control: str | None = None) -> list[str]:
+    """Return what is in both real and simulated cells, but not the control."""
+    real, simulated = ({v for v in part if v is not None and v != control} for part in values)
+    if not real & simulated:
+        raise ValueError(
+            f"real and simulated share no {what}: {_some(real)} and {_some(simulated)}."
+        )
+    return sorted(real & simulated)
 
 
 def _some(names: Any, n: int = 8) -> str:
-    values = sorted({str(name) for name in pd.unique(np.asarray(list(names), dtype=object))})
+    values = sorted(set(map(str, pd.unique(np.asarray(list(names), dtype=object)))))
     return f"{values[:n]}{' …' if len(values) > n else ''}"

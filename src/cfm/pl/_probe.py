@@ -1,33 +1,34 @@
-"""Scores of probes with their intervals, against plain expression and the trivial predictor."""
+"""Results of probes: scores beside what plain expression reaches, and survival by risk."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
 
-from cfm._arguments import checks_arguments
+from cfm._arguments import PART, checks_arguments
 from cfm._fields import (
+    HIGH_RISK,
+    LOW_RISK,
     MEAN_TARGET,
     NO_FEATURES,
     PARAMS,
     PLAIN_EXPRESSION,
     PROBE_KEY,
     RESULTS,
+    RISK_GROUP,
     params_of,
 )
-from cfm.pl._checks import require_anndata
-from cfm.pl._figure import figure_of, finish, new_figure
-from cfm.pl._labels import shorten
-from cfm.pl._palette import COLORS, GREY, MARKERS
+from cfm.pl import _figure as fig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from typing import Any
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -38,7 +39,6 @@ _DEFAULT = {
     "survival": "c_index",
 }
 _LABELS = {
-    "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "auroc": "AUROC",
@@ -52,11 +52,21 @@ _LABELS = {
 }
 #: Vertical distance of two heads of one representation, in rows.
 _STEP = 0.24
-#: Space for the row names and for the numbers, in inches.
-_CHAR, _NUMBERS = 0.075, 1.5
+
+
+def _stored_probe(adata: AnnData, key: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+    """Return the table of scores and the record of :func:`cfm.tl.probe`."""
+    record = adata.uns.get(key)
+    if not isinstance(record, Mapping) or RESULTS not in record or not params_of(adata.uns, key):
+        raise KeyError(
+            f"uns[{key!r}] holds no probe; run cfm.tl.probe(adata, …, key_added={key!r}) first, or "
+            "pass the key it was stored under."
+        )
+    return record[RESULTS], record[PARAMS]
 
 
 @checks_arguments()
+@fig.documented
 def probe(
     adata: AnnData,
     *,
@@ -78,19 +88,13 @@ def probe(
     ----------
     adata
         With the result of :func:`cfm.tl.probe`.
-    key
-        Where it is stored (``key_added`` of that call).
+    %(key)s
     metric
         What to draw, by default ``"balanced_accuracy"``, ``"pearson"`` or ``"c_index"``. Several
         make a panel each.
     target
         One of several targets, instead of their mean.
-    ax
-        Draw here instead of into a new figure (one ``metric``).
-    show
-        Show the figure. ``False`` closes it; the returned Axes can still be saved.
-    save
-        File to write the figure to.
+    %(panel)s
 
     Returns
     -------
@@ -113,142 +117,71 @@ def probe(
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['expression', 'expression PCA']
     """
-    require_anndata(adata)
-    results, params = stored_probe(adata, key)
-    metrics = [metric] if isinstance(metric, str) else list(metric or [])
-    if metric is None:
-        metrics = [_DEFAULT[str(params["task"])]]
-    if not metrics:
-        raise ValueError("metric is an empty list; name at least one score.")
-    unknown = [name for name in metrics if name not in set(results["metric"])]
-    if unknown:
-        raise KeyError(f"no score {unknown} stored; there are {list(results['metric'].unique())}.")
-    targets = list(results["target"].unique())
-    if target is not None and target not in targets:
-        raise KeyError(f"no target {target!r} stored; there are {targets[:20]}.")
-    if ax is not None and len(metrics) > 1:
-        raise ValueError(f"ax= takes one panel, but {len(metrics)} metrics were asked for.")
-    owned = ax is None
-    names = [n for n in results["representation"].unique() if n != NO_FEATURES]
+    fig.require_anndata(adata)
+    results, params = _stored_probe(adata, key)
+    where = f"uns[{key!r}]"
+    wanted = _DEFAULT[str(params["task"])] if metric is None else metric
+    metrics = fig.pick("metric", wanted, results["metric"].unique(), where)
+    target = fig.pick("target", target, results["target"].unique(), where)[0]
+    names = [name for name in results["representation"].unique() if name != NO_FEATURES]
     heads = list(results.loc[results["representation"] != NO_FEATURES, "head"].unique())
-    if ax is None:
-        side = _CHAR * max(len(shorten(n, 30)) for n in names)
-        height = 1.1 + len(names) * max(0.45, 0.26 * len(heads))
-        figure = new_figure((side + 3.2 + _NUMBERS) * len(metrics), height)
-        panels = list(figure.subplots(1, len(metrics), squeeze=False)[0])
-    else:
-        panels = [ax]
-    for panel, name in zip(panels, metrics, strict=True):
-        _draw(panel, results[results["metric"] == name], name, target, (names, heads))
-    finish(figure_of(panels[0]), owned=owned, show=show, save=save)
-    if metric is None or isinstance(metric, str):
-        return panels[0]
-    return dict(zip(metrics, panels, strict=True))
+    side = 0.075 * max(len(fig.shorten(name, 30)) for name in names)
+    height = 1.1 + len(names) * max(0.45, 0.26 * len(heads))
+    panels = fig.open_panels(metrics, ax, side + 4.7, height, argument="metric")
+    for name, panel in panels.items():
+        _draw_scores(panel, results[results["metric"] == name], target, names, heads)
+        subject = fig.shorten(target.replace("/", " and "), 40)
+        label = _LABELS.get(name, name)
+        panel.set_xlabel(f"{label}\n{subject}; {panel.get_xlabel()}", fontsize=9)
+    return fig.one_or_all(fig.finish(panels, ax, show=show, save=save), metric)
 
 
-def stored_probe(adata: AnnData, key: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-    """Return the table of scores and the record of :func:`cfm.tl.probe`.
-
-    Raises
-    ------
-    KeyError
-        If there is none under this key.
-    """
-    record = adata.uns.get(key)
-    if not isinstance(record, Mapping) or RESULTS not in record or not params_of(adata.uns, key):
-        raise KeyError(
-            f"uns[{key!r}] holds no probe; run cfm.tl.probe(adata, …, key_added={key!r}) first, or "
-            "pass the key it was stored under."
-        )
-    return record[RESULTS], record[PARAMS]
-
-
-def _draw(
-    ax: Axes,
-    table: pd.DataFrame,
-    metric: str,
-    target: str | None,
-    order: tuple[list[str], list[str]],
+def _draw_scores(
+    ax: Axes, table: pd.DataFrame, target: str, names: list[str], heads: list[str]
 ) -> None:
-    names, heads = order
-    targets = list(table["target"].unique())
-    shown = target if target is not None else targets[0]
     single = table[table["target"] != MEAN_TARGET]
-    own = table[table["target"] == shown]
-    values: list[np.ndarray] = []
+    own = table[table["target"] == target]
+    values: list[Any] = []
     for i, name in enumerate(names):
+        color = fig.GREY if name == PLAIN_EXPRESSION else fig.COLORS[i % len(fig.COLORS)]
         for j, head in enumerate(heads):
             y = i + _STEP * (j - (len(heads) - 1) / 2)
             chosen = own[(own["representation"] == name) & (own["head"] == head)]
             if chosen.empty:
                 continue
             row = chosen.iloc[0]
-            color = GREY if name == PLAIN_EXPRESSION else COLORS[i % len(COLORS)]
-            if shown == MEAN_TARGET:
+            if target == MEAN_TARGET:
                 each = single[(single["representation"] == name) & (single["head"] == head)]
                 ax.plot(each["score"], np.full(len(each), y), ".", color=color, alpha=0.35, ms=4)
-                values.append(each["score"].to_numpy())
+                values.extend(each["score"])
             ax.hlines(y, row["low"], row["high"], color=color, linewidth=1.6)
-            marker = MARKERS[j % len(MARKERS)]
-            ax.plot(row["score"], y, marker, color=color, markersize=6.5)
-            ax.annotate(
-                _in_words(row),
-                (1.02, y),
-                xycoords=ax.get_yaxis_transform(),
-                va="center",
-                fontsize=8,
-                annotation_clip=False,
-            )
-            values.append(row[["score", "low", "high"]].to_numpy(dtype=np.float64))
-    lowest = own[own["representation"] == NO_FEATURES]
-    if len(lowest) and np.isfinite(lowest["score"].iloc[0]):
-        level = float(lowest["score"].iloc[0])
-        ax.axvline(level, color="#222222", linestyle=(0, (4, 3)), linewidth=1.2, zorder=0)
-        values.append(np.array([level]))
-    _finish_axes(ax, values, metric, own, order)
+            ax.plot(row["score"], y, fig.MARKERS[j % len(fig.MARKERS)], color=color, markersize=6.5)
+            place = fig.Look(xycoords=ax.get_yaxis_transform(), annotation_clip=False)
+            ax.annotate(_in_words(row), (1.02, y), va="center", fontsize=8, **place)
+            values.extend(row[["score", "low", "high"]])
+    trivial = own[(own["representation"] == NO_FEATURES) & np.isfinite(own["score"])]
+    for level in trivial["score"][:1]:
+        ax.axvline(level, color=fig.INK, linestyle=fig.DASHED, linewidth=1.2, zorder=0)
+        values.append(level)
 
-
-def _in_words(row: pd.Series) -> str:
-    if not np.isfinite(row["score"]):
-        return "not defined"
-    text = f"{row['score']:.2f}"
-    if np.isfinite(row["low"]):
-        text += f" ({row['low']:.2f} to {row['high']:.2f})"
-    return text.replace("-", "−")
-
-
-def _finish_axes(
-    ax: Axes,
-    values: list[np.ndarray],
-    metric: str,
-    own: pd.DataFrame,
-    order: tuple[list[str], list[str]],
-) -> None:
-    names, heads = order
-    ax.set_yticks(range(len(names)), [shorten(name, 30) for name in names])
+    ax.set_yticks(range(len(names)), [fig.shorten(name, 30) for name in names])
     ax.set_ylim(len(names) - 0.45, -0.55)
     ax.tick_params(axis="y", length=0)
-    known = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.array([])
+    known = np.array(values, dtype=np.float64)
+    known = known[np.isfinite(known)]
     if known.size:
         space = max(0.04 * np.ptp(known), 1e-3 * np.abs(known).max(), 1e-9)
         ax.set_xlim(known.min() - 2 * space, known.max() + 2 * space)
-    what = _LABELS.get(metric, metric)
     n_groups, n_obs = int(own["n_groups"].max()), int(own["n_obs"].max())
-    sample = f"{n_obs} observations" + (f", {n_groups} groups" if n_groups < n_obs else "")
-    subject = shorten(str(own["target"].iloc[0]).replace("/", " and "), 40)
-    ax.set_xlabel(f"{what}\n{subject}; {sample}", fontsize=9)
+    ax.set_xlabel(f"{n_obs} observations" + (f", {n_groups} groups" if n_groups < n_obs else ""))
     ax.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right", "left"]].set_visible(False)
     marks = [
-        Line2D([], [], color="#222222", linestyle="", marker=MARKERS[j % len(MARKERS)], label=head)
-        for j, head in enumerate(name.replace("_", " ") for name in heads)
+        fig.mark(head.replace("_", " "), fig.INK, fig.MARKERS[j % len(fig.MARKERS)])
+        for j, head in enumerate(map(str, heads))
     ]
-    trivial = own[(own["representation"] == NO_FEATURES) & np.isfinite(own["score"])]
-    marks += [
-        Line2D([], [], color="#222222", linestyle=(0, (4, 3)), label=str(head))
-        for head in trivial["head"]
-    ]
+    marks += [fig.mark(str(head), fig.INK, line=fig.DASHED) for head in trivial["head"]]
     ax.legend(
         handles=marks,
         loc="lower left",
@@ -260,3 +193,180 @@ def _finish_axes(
         columnspacing=1.2,
         borderaxespad=0.2,
     )
+
+
+def _in_words(row: pd.Series) -> str:
+    if not np.isfinite(row["score"]):
+        return "not defined"
+    text = f"{row['score']:.2f}"
+    if np.isfinite(row["low"]):
+        text += f" ({row['low']:.2f} to {row['high']:.2f})"
+    return fig.minus(text)
+
+
+# --- Survival --------------------------------------------------------------------------------
+
+_LINES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 2)),
+    (0, (1.5, 1.5)),
+    (0, (5, 2, 1.5, 2)),
+    (0, (9, 2)),
+    (0, (5, 2, 1.5, 2, 1.5, 2)),
+)
+#: More curves than this cannot be told apart, and more bands hide each other.
+_MOST, _MOST_BANDS = len(_LINES), 3
+
+
+@checks_arguments(confidence=PART)
+@fig.documented
+def survival(
+    adata: AnnData,
+    *,
+    key: str = PROBE_KEY,
+    groupby: str | None = None,
+    confidence: float | None = 0.95,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw Kaplan–Meier curves of observations with low and high predicted risk.
+
+    Each observation was assigned by a model that had not seen it nor its group, at the median
+    risk of that model's training observations. Bands are pointwise (log–log), ticks mark censored
+    observations, and the numbers at risk stand below.
+
+    Parameters
+    ----------
+    adata
+        With the result of :func:`cfm.tl.probe` of a survival target.
+    %(key)s
+    groupby
+        Column of ``obs`` with other groups to draw, at most six, such as a stage.
+    confidence
+        Level of the bands, ``None`` for no bands; with more than three groups there are none.
+    ax
+        Draw here instead of into a new figure; leave room below for the numbers at risk.
+    %(show)s
+
+    Returns
+    -------
+    %(axes)s
+
+    Raises
+    ------
+    KeyError
+        If no survival probe is stored under ``key``, or a column is missing.
+    ValueError
+        If there are no observations to draw, or more than six groups.
+
+    Notes
+    -----
+    The p-value of the log-rank test (two groups) takes the groups for given. Groups that come from
+    cross-validation are not independent of each other, so it is somewhat too small (Simon et al.
+    2011); the interval of the C-index in ``uns[key]['results']`` says more.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> adata = cfm.datasets.toy_bulk_cohort()
+    >>> cfm.pp.tpm(adata)
+    >>> outcome = ("time_days", "event")
+    >>> cfm.tl.probe(
+    ...     adata,
+    ...     outcome,
+    ...     "survival",
+    ...     groups="study",
+    ...     n_folds=3,
+    ...     heads="cox",
+    ...     layer="log_tpm",
+    ... )
+    >>> cfm.pl.survival(adata, show=False).get_xlabel()
+    'time days'
+    """
+    fig.require_anndata(adata)
+    _, params = _stored_probe(adata, key)
+    if params["task"] != "survival":
+        raise KeyError(
+            f"uns[{key!r}] is a probe of a {params['task']} target; expected "
+            "cfm.tl.probe(adata, (time, event), 'survival')."
+        )
+    time, event = map(str, params["target"])
+    column = groupby or key + RISK_GROUP
+    fig.require_columns(adata, time, event, column)
+    numbers = {"time": adata.obs[time], "event": adata.obs[event]}
+    frame = pd.DataFrame(numbers).apply(pd.to_numeric).astype(np.float64)
+    frame = frame.assign(group=adata.obs[column]).dropna()
+    if frame.empty:
+        raise ValueError(f"no observation has {time!r}, {event!r} and {column!r}.")
+    # in the order of the categories, else by name
+    parts = {str(name): part for name, part in frame.groupby("group", observed=True)}
+    if len(parts) > _MOST:
+        raise ValueError(f"{column!r} has {len(parts)} groups; at most {_MOST} can be told apart.")
+
+    panel = ax or fig.new_figure(5.6, 3.6 + 0.35 * len(parts)).add_subplot()
+    for i, (name, part) in enumerate(parts.items()):
+        what = f"{name} risk" if groupby is None and name in (LOW_RISK, HIGH_RISK) else name
+        label = f"{fig.shorten(what, 30)} (n = {len(part)}, {int(part['event'].sum())} events)"
+        _draw_curve(panel, part, label, i, confidence if len(parts) <= _MOST_BANDS else None)
+    end = float(frame["time"].max())
+    panel.set_xlim(-0.01 * end, 1.03 * end)
+    panel.set_ylim(0, 1.03)
+    panel.xaxis.set_major_locator(MaxNLocator(6))
+    panel.set(xlabel=time.replace("_", " "), ylabel="share without the event")
+    panel.spines[["top", "right"]].set_visible(False)
+    look = fig.Look(loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=3.2)
+    panel.legend(frameon=False, fontsize=8, **look)
+    if len(parts) == 2:
+        p = float(stats.logrank(*map(_censored, parts.values())).pvalue)
+        text = "log-rank p " + ("< 0.001" if p < 0.001 else f"= {p:.3f}")
+        at_corner = fig.Look(transform=panel.transAxes, ha="right", va="top")
+        panel.text(0.99, 0.99, text, fontsize=9, **at_corner)
+    _number_at_risk(panel, parts)
+    return fig.finish(panel, ax, show=show, save=save)
+
+
+def _draw_curve(ax: Axes, part: pd.DataFrame, label: str, i: int, confidence: float | None) -> None:
+    curve = stats.ecdf(_censored(part)).sf
+    color, line = fig.COLORS[i % len(fig.COLORS)], _LINES[i % len(_LINES)]
+
+    def whole(start: float, found: np.ndarray, end: float) -> np.ndarray:
+        """Extend from everybody at the start to the last observation."""
+        return np.r_[start, found, end]
+
+    x = whole(0.0, curve.quantiles, part["time"].max())
+    y = whole(1.0, curve.probabilities, curve.probabilities[-1])
+    ax.step(x, y, where="post", color=color, linestyle=line, lw=1.8, label=label)
+    if confidence is not None and part["event"].any():
+        with warnings.catch_warnings():
+            # before the first event and after the last there is no band
+            warnings.filterwarnings("ignore", "The confidence interval is undefined")
+            band = curve.confidence_interval(confidence, method="log-log")
+        low, high = (
+            whole(1.0, side.probabilities, side.probabilities[-1]) for side in (band.low, band.high)
+        )
+        known = np.isfinite(low) & np.isfinite(high)
+        look = fig.Look(step="post", color=color, alpha=0.15, lw=0)
+        ax.fill_between(x[known], low[known], high[known], **look)
+    ended = part.loc[part["event"] == 0, "time"].to_numpy()
+    ax.plot(ended, curve.evaluate(ended), "|", color=color, markersize=6, markeredgewidth=1)
+
+
+def _censored(part: pd.DataFrame) -> stats.CensoredData:
+    return stats.CensoredData.right_censored(part["time"], part["event"] == 0)
+
+
+def _number_at_risk(ax: Axes, parts: dict[str, pd.DataFrame]) -> None:
+    """Write below the axis how many are still observed at each tick."""
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in ax.get_xticks() if max(low, 0) <= tick <= high]
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "top", "fontsize": 8}
+    style |= {"xycoords": ax.get_xaxis_transform(), "annotation_clip": False}
+    for row, name in enumerate(["at risk", *parts]):
+        below = -38 - 11 * row  # points under the axis: beneath the ticks and the label
+        side = style | {"xycoords": "axes fraction"}
+        ax.annotate(fig.shorten(name, 14), (0, 0), (-14, below), ha="right", **side)
+        for tick in ticks if row else []:
+            n = int((parts[name]["time"] >= tick).sum())
+            color = fig.COLORS[(row - 1) % len(fig.COLORS)]
+            ax.annotate(str(n), (tick, 0), (0, below), ha="center", color=color, **style)

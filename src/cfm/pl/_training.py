@@ -9,8 +9,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from cfm._arguments import checks_arguments
-from cfm.pl._figure import figure_of, finish, new_figure
-from cfm.pl._palette import COLORS
+from cfm.pl import _figure as fig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,14 +24,15 @@ _PARTS = ("train", "validation", "test")
 _UNSAID = ""
 _ALIASES = {"val": "validation", "valid": "validation", "training": "train"}
 _DRAWN = {
-    "train": (COLORS[0], "-", "o"),
-    "validation": (COLORS[1], "--", "s"),
-    "test": (COLORS[2], ":", "^"),
-    _UNSAID: (COLORS[0], "-", "o"),
+    "train": (fig.COLORS[0], "-", "o"),
+    "validation": (fig.COLORS[1], "--", "s"),
+    "test": (fig.COLORS[2], ":", "^"),
+    _UNSAID: (fig.COLORS[0], "-", "o"),
 }
 
 
 @checks_arguments()
+@fig.documented
 def training(
     model: Any,
     *,
@@ -56,12 +56,7 @@ def training(
         names make one panel each.
     log
         Logarithmic vertical axis.
-    ax
-        Draw here instead of into a new figure (one ``metric``).
-    show
-        Show the figure. ``False`` closes it; the returned Axes can still be saved.
-    save
-        File to write the figure to.
+    %(panel)s
 
     Returns
     -------
@@ -85,26 +80,11 @@ def training(
     True
     """
     curves = _curves(model)
-    metrics = [metric] if isinstance(metric, str) else list(metric)
-    if not metrics:
-        raise ValueError("metric is an empty list; name at least one curve.")
-    if ax is not None and len(metrics) > 1:
-        raise ValueError(f"ax= takes one panel, but {len(metrics)} metrics were asked for.")
-    for name in metrics:
-        if name not in curves:
-            raise KeyError(
-                f"no curve named {name!r} in the history; it has {', '.join(sorted(curves))}."
-            )
-    owned = ax is None
-    if ax is None:
-        figure = new_figure(5.0 * len(metrics), 3.6)
-        panels = list(figure.subplots(1, len(metrics), squeeze=False)[0])
-    else:
-        panels = [ax]
-    for panel, name in zip(panels, metrics, strict=True):
+    metrics = fig.pick("metric", metric, sorted(curves), "the history")
+    panels = fig.open_panels(metrics, ax, 5.0, 3.6, argument="metric")
+    for name, panel in panels.items():
         _draw(panel, name, curves[name], log=log)
-    finish(figure_of(panels[0]), owned=owned, show=show, save=save)
-    return panels[0] if isinstance(metric, str) else dict(zip(metrics, panels, strict=True))
+    return fig.one_or_all(fig.finish(panels, ax, show=show, save=save), metric)
 
 
 def _curves(model: Any) -> dict[str, dict[str, pd.Series]]:
