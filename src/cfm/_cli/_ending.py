@@ -194,7 +194,7 @@ class Ending:
         self.log = RunLog(_checked_log(given))
         with ExitStack() as stack:
             stack.enter_context(_sigterm_raises())
-            stack.enter_context(_messages(self.log, given["quiet"], given["debug"]))
+            stack.enter_context(_messages(self.log, given))
             self._within = stack.pop_all()
         self.log.event(
             "start",
@@ -310,7 +310,7 @@ def _peak_mib() -> float | None:
 
 
 @contextmanager
-def _messages(log: RunLog, quiet: bool, debug: bool) -> Iterator[None]:
+def _messages(log: RunLog, given: dict[str, Any]) -> Iterator[None]:
     """Write what the package reports and warns of to stderr and to the log."""
 
     def show(
@@ -321,17 +321,17 @@ def _messages(log: RunLog, quiet: bool, debug: bool) -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        text = " ".join(str(message).split())
+        text = one_line(Warning(message), [*given])
         log.event("warning", message=text, category=category.__name__)
         ours = filename.startswith(_PACKAGE) or not filename.startswith(_OTHERS)
         if issubclass(category, UserWarning) and ours:
             sys.stderr.write(f"cfm: warning: {text}\n")
-        elif debug:
+        elif given["debug"]:
             sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
     logger = logging.getLogger("cfm")
     terminal = logging.StreamHandler(sys.stderr)
-    terminal.setLevel(logging.WARNING if quiet else logging.INFO)
+    terminal.setLevel(logging.WARNING if given["quiet"] else logging.INFO)
     level = logger.level
     logger.setLevel(logging.INFO)
     for handler in (terminal, log):
