@@ -388,7 +388,7 @@ def _demo(given: SimpleNamespace) -> int:
     with bars(not given.quiet):
         contrasts = run_demo(read, folder, source=source, units=given.value_units, **options)
     calls = calls_table(contrasts, "predicted_virus")
-    sys.stdout.write(f"{calls.drop(columns='similar_to').to_string(index=False)}\n")
+    sys.stdout.write(f"{calls.drop(columns='similar_to').round(2).to_string(index=False)}\n")
     sys.stdout.write(f"report: {folder / 'report.html'}\n")
     return len(calls)
 

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import re
+import resource
 import signal
 import sys
 import sysconfig
@@ -115,6 +116,8 @@ def one_line(error: BaseException, options: Sequence[str] = ()) -> str:
         text = error.args[0]  # str() of a KeyError is the quoted repr of its text
     elif isinstance(error, OSError) and error.strerror and not error.filename:
         text = error.strerror
+    elif not getattr(error, "errno", None) and _FULL_DISK.search(str(error)):
+        text = "the disk is full; free some space, and run the same command again"
     else:
         text = error
 
@@ -299,12 +302,8 @@ def _bytes_of(path: Path) -> int | None:
     return path.stat().st_size if path.exists() else None
 
 
-def _peak_mib() -> float | None:
+def _peak_mib() -> float:
     """Largest resident memory of this process so far, in MiB."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 

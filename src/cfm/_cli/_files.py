@@ -131,22 +131,10 @@ def _read_frame(path: Path, *, text: bool) -> pd.DataFrame:
     separator = _SEPARATORS[suffix_of(path)]
     try:
         n_comments, header = _read_header(path, separator)
-        others = {other: header[0].count(other) for other in ";\t," if other != separator}
-        if len(header) == 1 and any(others.values()):
-            other = max(others, key=lambda o: others[o])
-            raise ValueError(
-                f"{path} seems to be separated by {other!r}, but its name promises {separator!r}; "
-                "expected .csv with commas, or .tsv or .txt with tabs."
-            )
-        for name, n in Counter(filter(None, header)).items():
-            if n > 1:
-                raise ValueError(
-                    f"{path} has the column {name!r} {n} times; expected every name once."
-                )
-        # the words "NA" and "None" are levels that people use, so only an empty cell is missing
         with _open_text(path) as lines:
             for _ in range(n_comments):  # skiprows= stumbles over quotes in them
                 next(lines)
+            # the words "NA" and "None" are levels that people use: only an empty cell is missing
             frame = pd.read_csv(
                 lines,
                 sep=separator,
@@ -156,19 +144,18 @@ def _read_frame(path: Path, *, text: bool) -> pd.DataFrame:
                 na_values=[""],
                 low_memory=False,
             )
-    except UnicodeDecodeError as error:
+    except (ValueError, gzip.BadGzipFile, zlib.error, EOFError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a table (text in UTF-8): {error}") from error
+    others = {other: header[0].count(other) for other in ";\t," if other != separator}
+    if len(header) == 1 and any(others.values()):
+        other = max(others, key=lambda o: others[o])
         raise ValueError(
-            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from error
-    except (
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-        gzip.BadGzipFile,
-        zlib.error,
-        EOFError,
-        csv.Error,
-    ) as error:
-        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+            f"{path} seems to be separated by {other!r}, but its name promises {separator!r}; "
+            "expected .csv with commas, or .tsv or .txt with tabs."
+        )
+    (name, n), *_ = Counter(filter(None, header)).most_common(1) or [("", 0)]
+    if n > 1:
+        raise ValueError(f"{path} has the column {name!r} {n} times; expected every name once.")
     # blanks around a name cannot be seen, and names of two tables must agree
     frame.index = frame.index.astype(str).str.strip()
     frame.columns = frame.columns.astype(str).str.strip()

@@ -113,7 +113,9 @@ def run_tool(given: SimpleNamespace, own: Sequence[str], tool: Tool) -> int | No
         if make is None:
             _files.write_table(results, file, separator, genes_in_rows=genes_in_rows)
         else:
-            make(results, given.key_added).to_csv(file, sep=separator, index=False)
+            make(results, given.key_added).to_csv(
+                file, sep=separator, index=False, float_format="%.6g"
+            )
 
     if output is None:
         results = compute(None)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import tempfile
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -32,13 +30,13 @@ from cfm._tables import text_is_written
 from cfm.pl._stored import stored_prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
-BASIS = "X_cellpulse"
+_BASIS = "X_cellpulse"
 #: Contrasts scored again under a null, all permutations together: what a report can wait for.
 _NULL_PROFILES = 400
 _MOST_PERMUTATIONS, _FEWEST_PERMUTATIONS = 20, 5
@@ -116,7 +114,7 @@ def run_demo(
         )  # fmt: skip
         contrasts.uns.setdefault(MAP_GENES, mapped.uns[MAP_GENES])
         logger.info("%d contrasts made; embedding and calling them", contrasts.n_obs)
-        tl.embed(contrasts, embedding_model, key_added=BASIS)
+        tl.embed(contrasts, embedding_model, key_added=_BASIS)
         tl.predict_virus(contrasts, model, key_added=VIRUS_KEY)
         refused = _explain(contrasts, groupby, model, embedding_model)
     notes = _own_notes(caught)
@@ -124,21 +122,23 @@ def run_demo(
         logger.warning("warning: %s", note)
     logger.info("drawing figures and writing the report to %s", folder)
     checkpoint = hub.load_checkpoint(model)
-    with _full_disk_in_words(folder):
-        _write_contrasts(contrasts, folder / "contrasts.h5ad")
-        _write_tables(contrasts, folder)
-        write_page(
-            contrasts,
-            folder,
-            source=dict(source)
-            | {"samples": str(counts.n_obs), "genes": str(counts.n_vars)}
-            | {"citation": str(counts.uns.get("source", ""))},
-            groupby=groupby,
-            basis=BASIS,
-            refused=refused,
-            notes=notes,
-            checkpoint=checkpoint,
-        )
+    _write_contrasts(contrasts, folder / "contrasts.h5ad")
+    _write_tables(contrasts, folder)
+    write_page(
+        contrasts,
+        folder,
+        source={
+            **source,
+            "samples": str(counts.n_obs),
+            "genes": str(counts.n_vars),
+            "citation": str(counts.uns.get("source", "")),
+        },
+        groupby=groupby,
+        basis=_BASIS,
+        refused=refused,
+        notes=notes,
+        checkpoint=checkpoint,
+    )
     return contrasts
 
 
@@ -222,21 +222,6 @@ def _write_contrasts(contrasts: AnnData, path: Path) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def _full_disk_in_words(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        # h5py puts the number into its text only
-        if error.errno != errno.ENOSPC and os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk is full, and the results could not be written to {folder}; free some "
-            "space, or choose another folder with --output.",
-        ) from error
 
 
 def writable(folder: Path) -> Path:

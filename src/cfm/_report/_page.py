@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from platform import python_version
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 import pandas as pd
-from markupsafe import Markup, escape
 
 from cfm import pl
 from cfm._fields import (
@@ -95,6 +95,7 @@ class Section:
     refused: str = ""
     table: pd.DataFrame | None = None
     pictures: Sequence[Picture] = ()
+    fdr: pd.Series | None = None
     n_left_out: int = 0
 
 
@@ -144,15 +145,9 @@ def write_page(
     none = (calls["response"] == NO_RESPONSE).groupby(calls["known"]).mean()
     unmapped = [str(name) for name in made[MAP_GENES]["unmapped"]]
     sections = _sections(contrasts, pictures, refused, groupby)
-    steps = {
-        "cfm.pp.map_genes": made[MAP_GENES][PARAMS],
-        "cfm.pp.contrasts": made[CONTRASTS][PARAMS],
-        "cfm.tl.embed": made[basis][PARAMS],
-        "cfm.tl.predict_virus": made[VIRUS_KEY][PARAMS],
-        "cfm.tl.host_factors": made.get(HOST_FACTORS_KEY, {}).get(PARAMS),
-        "cfm.tl.gene_programs": made.get(GENE_PROGRAMS_KEY, {}).get(PARAMS),
-        "cfm.tl.screen_drugs": made.get(DRUG_SCREEN_KEY, {}).get(PARAMS),
-    }
+    stored = {"cfm.pp.map_genes": MAP_GENES, "cfm.pp.contrasts": CONTRASTS, "cfm.tl.embed": basis}
+    stored |= {"cfm.tl.predict_virus": VIRUS_KEY, "cfm.tl.host_factors": HOST_FACTORS_KEY}
+    stored |= {"cfm.tl.gene_programs": GENE_PROGRAMS_KEY, "cfm.tl.screen_drugs": DRUG_SCREEN_KEY}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cfm._report"),
         autoescape=True,
@@ -160,10 +155,9 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "breakable": breakable}
-    page = environment.get_template(
-        "report.html.j2"
-    ).render(
+    environment.filters["shown"] = shown
+    template = environment.get_template("report.html.j2")
+    page = template.render(
         source=source,
         groupby=groupby,
         contrast_params=made[CONTRASTS][PARAMS],
@@ -178,12 +172,10 @@ def write_page(
         in_training=sorted(set(calls.loc[calls["in_training"] == True, "study"])),  # noqa: E712
         training_known=not calls["in_training"].isna().any(),
         without_response=[str(name) for name in none.index[none > 0.5]],
-        rule={
-            "share": MIN_SUPPORT,
-            "response_share": MIN_RESPONSE_SUPPORT,
-            "studies": MIN_STUDIES,
-            "fdr": SIGNIFICANT,
-        },
+        least_support=MIN_SUPPORT,
+        least_response_support=MIN_RESPONSE_SUPPORT,
+        least_studies=MIN_STUDIES,
+        most_fdr=SIGNIFICANT,
         figures=_figures(contrasts, pictures, groupby, basis, checkpoint.files.get("history.csv")),
         sections=sections,
         skipped=pd.DataFrame(made[CONTRASTS]["skipped"]),
@@ -193,7 +185,7 @@ def write_page(
         notes=notes,
         checkpoint=checkpoint,
         prediction=made[VIRUS_KEY][PARAMS],
-        steps={step: params for step, params in steps.items() if params is not None},
+        steps={step: made[key][PARAMS] for step, key in stored.items() if key in made},
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=_versions(),
         downloads=_downloads(folder),
@@ -241,15 +233,25 @@ def _sections(
 ) -> dict[str, Section]:
     """Draw what explains the calls, and make its tables; by the key of the result."""
     sections = {key: Section(refused=why) for key, why in refused.items()}
-    if HOST_FACTORS_KEY not in refused:
-        table = contrasts.uns[HOST_FACTORS_KEY][RESULTS]
-        groups, n_left_out = _groups(table)
-        pictures = []
-        for i, group in enumerate(groups):
-            path = folder / f"host_factors_{i + 1:02d}.png"
-            pl.host_factors(contrasts, group=group, n_genes=12, show=False, save=path)
-            pictures.append(Picture(path, f"Host factors of {group}, ranked."))
-        sections[HOST_FACTORS_KEY] = Section("", host_factor_table(table), pictures, n_left_out)
+    ranked: dict[str, tuple[Any, dict[str, Any]]] = {
+        HOST_FACTORS_KEY: (host_factor_table, {"ranked": partial(pl.host_factors, n_genes=12)}),
+        DRUG_SCREEN_KEY: (
+            drug_table,
+            {"ranked": pl.drug_screen, "evidence": partial(pl.drug_screen, kind="scatter")},
+        ),
+    }
+    for key, (short, plots) in ranked.items():
+        if key in refused:
+            continue
+        table, pictures = contrasts.uns[key][RESULTS], []
+        groups = [str(name) for name in table["group"].astype(str).unique()]
+        for i, group in enumerate(groups[:MAX_GROUPS], start=1):
+            for kind, plot in plots.items():
+                path = folder / f"{key}_{kind}_{i:02d}.png"
+                plot(contrasts, group=group, show=False, save=path)
+                pictures.append(Picture(path, f"{key.replace('_', ' ')} of {group}, {kind}"))
+        n_left_out = max(0, len(groups) - MAX_GROUPS)
+        sections[key] = Section("", short(table), pictures, table["fdr"], n_left_out)
     if GENE_PROGRAMS_KEY not in refused:
         heatmap, network = folder / "gene_programs.png", folder / "gene_program_network.png"
         by = groupby if contrasts.obs[groupby].nunique() > 1 else None
@@ -260,23 +262,8 @@ def _sections(
             Picture(network, "First genes of each program, and their links in the model."),
         ]
         table = program_table(contrasts.uns[GENE_PROGRAMS_KEY])
-        sections[GENE_PROGRAMS_KEY] = Section("", table, pictures)
-    if DRUG_SCREEN_KEY not in refused:
-        table = contrasts.uns[DRUG_SCREEN_KEY][RESULTS]
-        groups, n_left_out = _groups(table)
-        pictures = []
-        for i, group in enumerate(groups):
-            for kind in ("waterfall", "scatter"):
-                path = folder / f"drug_{kind}_{i + 1:02d}.png"
-                pl.drug_screen(contrasts, kind=kind, group=group, show=False, save=path)
-                pictures.append(Picture(path, f"Drug screen of {group}, {kind}."))
-        sections[DRUG_SCREEN_KEY] = Section("", drug_table(table), pictures, n_left_out)
-    return sections
-
-
-def _groups(table: pd.DataFrame) -> tuple[list[str], int]:
-    groups = [str(name) for name in table["group"].astype(str).unique()]
-    return groups[:MAX_GROUPS], max(0, len(groups) - MAX_GROUPS)
+        sections[GENE_PROGRAMS_KEY] = Section("", table, pictures, table["FDR"])
+    return {key: sections[key] for key in (HOST_FACTORS_KEY, GENE_PROGRAMS_KEY, DRUG_SCREEN_KEY)}
 
 
 def _downloads(folder: Path) -> list[dict[str, str]]:
@@ -320,11 +307,3 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} = {shown(part)}" for name, part in value.items()) or "none"
     return str(value)
-
-
-def breakable(name: str) -> Markup:
-    """Let a long name of a contrast break after its separators."""
-    text = str(escape(name))
-    for separator in ("|", "_"):
-        text = text.replace(separator, separator + "<wbr>")
-    return Markup(text)
