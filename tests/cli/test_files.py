@@ -240,4 +240,4 @@ def test_a_scheduler_is_connected_while_the_tool_runs(tmp_path, monkeypatch, cap
     assert active == [address]
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert cfm_main(*call) == 2
-    assert "pip install distributed" in capsys.readouterr().err
+    assert "pip install 'cfm-tools[scale]'" in capsys.readouterr().err

@@ -245,7 +245,7 @@ def _client(given: SimpleNamespace) -> Any:
         from distributed import Client
     except ImportError as error:
         raise ValueError(
-            "--scheduler needs the package distributed; install it with: pip install distributed."
+            "--scheduler needs the package distributed: pip install 'cfm-tools[scale]'."
         ) from error
     return Client(given.scheduler)
 
