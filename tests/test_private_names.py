@@ -15,10 +15,8 @@ FOLDER = Path(cfm.__file__).parent
 #: By file, for all files below a folder: names, and why there is no public way.
 ALLOWED = {
     # documented by Python
-    "_cli/_status.py": {"_exit"},
+    "_cli/_ending.py": {"_exit"},
     "data/_warn.py": {"_getframe"},
-    # the type of what argparse returns has no other name
-    "_cli": {"_SubParsersAction"},
     # scvi-tools tells authors of models to call the first in setup_anndata, and names the second in
     # register_manager; without the third get_anndata_manager does not find data attached later
     "models/_base.py": {"_get_most_recent_anndata_manager", "_register_manager_for_instance"},

@@ -16,7 +16,7 @@ import numpy as np
 import cfm
 from cfm._cli import main
 
-COMMAND = [sys.executable, "-m", "cfm._cli"]
+COMMAND = [sys.executable, "-c", "import sys, cfm._cli; sys.exit(cfm._cli.main())"]
 #: No command of these tests takes longer, however busy the machine is.
 PATIENCE = 240
 

@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "guide" / "command_line.md"
 
 
 def test_exit_statuses_are_those_of_the_code() -> None:
-    from cfm._cli._status import NAMES
+    from cfm._cli._ending import NAMES
 
     listed = {int(n) for n in re.findall(r"^\| (\d+) \|", PAGE.read_text("utf-8"), re.MULTILINE)}
     assert set(NAMES) <= listed
@@ -30,7 +30,10 @@ def test_blocks_run_as_written(tmp_path: Path) -> None:
     assert len(blocks) >= 6
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, call in {"cfm": "-m cfm._cli", "python": ""}.items():
+    for name, call in {
+        "cfm": "-c 'import sys, cfm._cli; sys.exit(cfm._cli.main())'",
+        "python": "",
+    }.items():
         (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n')
         (commands / name).chmod(0o755)
     where = environment() | {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}

@@ -93,15 +93,3 @@ def test_full_disk(tmp_path: Path) -> None:
     assert len(chunks(events(log))) == 4
     assert n_made >= 1
     assert len(read(out).obsm["X_cellpulse"]) == 40
-
-
-def test_two_processes_share_the_rows(tmp_path: Path) -> None:
-    adata = contrasts(40)
-    source, out = write(adata, tmp_path / "in.h5ad"), tmp_path / "out.h5ad"
-    log = tmp_path / "log.jsonl"
-    call = ["embed", source, "-o", out, "--chunk-size", 8, "--batch-size", 8]
-    assert run([*call, "--devices", 2, "--strategy", "ddp", "--device", "cpu"], log) == 0
-    assert [e["event"] for e in events(log)].count("start") == 1
-    assert chunks(events(log)) == [1, 2, 3, 4, 5]
-    cfm.tl.embed(adata, batch_size=8)
-    np.testing.assert_array_equal(read(out).obsm["X_cellpulse"], adata.obsm["X_cellpulse"])

@@ -49,7 +49,7 @@ def test_embed(of, into, embedded, tmp_path):
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_keep_input_is_a_copy_with_results(suffix, embedded, tmp_path, monkeypatch):
     n_rows, width = embedded.obsm["X_cellpulse"].shape
-    monkeypatch.setattr("cfm._cli._keep_input._AT_ONCE", (n_rows - 1) * width)  # all but one
+    monkeypatch.setattr("cfm._cli._files._VALUES", (n_rows - 1) * width)  # all but one
     adata = contrasts()
     adata.layers["twice"] = adata.X * 2
     adata.obsm["X_cellpulse"] = np.ones((adata.n_obs, 3))  # of an earlier version, replaced
@@ -78,7 +78,7 @@ def test_an_input_may_be_a_link_to_a_sealed_file(profiles, tmp_path):
     link = tmp_path / "work" / "in.h5ad"
     link.symlink_to(profiles)
     out = tmp_path / "work" / "out.h5ad"
-    assert cfm_main("predict-virus", link, "-o", out, "--keep-input") == 0
+    assert cfm_main("calls", link, "-o", out, "--keep-input") == 0
     assert not out.is_symlink()
     assert link.is_symlink()
     assert "predicted_virus" in read(out).obs
@@ -86,9 +86,9 @@ def test_an_input_may_be_a_link_to_a_sealed_file(profiles, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_predict_virus_as_a_table(profiles, suffix, tmp_path, monkeypatch):
-    monkeypatch.setattr("cfm._cli._table._ROWS", 7)
+    monkeypatch.setattr("cfm._cli._files._ROWS", 7)
     out = tmp_path / f"calls{suffix}"
-    assert cfm_main("predict-virus", profiles, "-o", out, "--names", "always") == 0
+    assert cfm_main("calls", profiles, "-o", out, "--names", "always") == 0
     expected = contrasts()
     cfm.tl.predict_virus(expected, names="always")
     found = pd.read_csv(out, sep="\t" if suffix == ".tsv" else ",", index_col=0)
@@ -107,7 +107,7 @@ def test_predict_virus_of_counts(into, tmp_path):
     out = tmp_path / f"calls{into}"
     design = ["--groupby", "virus", "--control", "none", "--by", "series"]
     chosen = ["--prior-count", "3", "--n-matches", "2"]
-    assert cfm_main("predict-virus", source, "-o", out, *design, *chosen) == 0
+    assert cfm_main("calls", source, "-o", out, *design, *chosen) == 0
     expected = cfm.tl.predict_virus(
         counts, groupby="virus", control="none", by="series", prior_count=3, n_matches=2
     )
@@ -124,13 +124,13 @@ def test_cell_codes_and_their_reference(tmp_path):
     source = write(cells(), tmp_path / "cells.h5ad")
     codes, query = tmp_path / "codes.h5ad", tmp_path / "query.csv"
     chosen = ["--min-cells", "2", "--n-markers", "3"]
-    assert cfm_main("cell-codes", source, "-o", codes, "--groupby", "cell_type", *chosen) == 0
+    assert cfm_main("codes", source, "-o", codes, "--groupby", "cell_type", *chosen) == 0
     expected = cells()
     cfm.tl.cell_codes(expected, groupby="cell_type", min_cells=2, n_markers=3)
     found = read(codes)
     assert found.obs["cell_code"].equals(expected.obs["cell_code"])
     assert found.uns["cell_code"]["codes"].equals(expected.uns["cell_code"]["codes"])
-    assert cfm_main("cell-codes", source, "-o", query, "--reference", codes, *chosen) == 0
+    assert cfm_main("codes", source, "-o", query, "--reference", codes, *chosen) == 0
     table = pd.read_csv(query, index_col=0, dtype={"cell_code": str})
     assert table["cell_code"].tolist() == expected.obs["cell_code"].tolist()
     assert "cell_code_cell_type" in table
@@ -159,7 +159,7 @@ def test_embed_donors(into, tmp_path):
     model = cfm.models.Pulsar(adata, dim=16, encoder_layers=1).save(tmp_path / "model")
     source, out = write(adata, tmp_path / "cells.h5ad"), tmp_path / f"donors{into}"
     chosen = ["--model", model, "--donor-key", "donor", "--use-rep", "X_pca"]
-    assert cfm_main("embed-donors", source, "-o", out, *chosen, "--n-cells", "all") == 0
+    assert cfm_main("donors", source, "-o", out, *chosen, "--n-cells", "all") == 0
     expected = cfm.tl.embed_donors(adata, "donor", model, use_rep="X_pca", n_cells=None)
     if into == ".csv":
         found = (
@@ -179,10 +179,10 @@ def test_embed_donors_from_counts(tmp_path):
     adata.layers["counts"] = adata.X.copy()
     adata.X = np.log1p(adata.X)
     source, out = write(adata, tmp_path / "cells.h5ad"), tmp_path / "donors.h5ad"
-    assert cfm_main("embed-donors", source, "-o", out, "--layer", "counts") == 0
+    assert cfm_main("donors", source, "-o", out, "--layer", "counts") == 0
     expected = cfm.tl.embed_donors(adata, layer="counts")
     np.testing.assert_allclose(read(out).obsm["X_pulsar"], expected.obsm["X_pulsar"], atol=1e-5)
-    assert cfm_main("embed-donors", source, "-o", tmp_path / "other.h5ad") == 2
+    assert cfm_main("donors", source, "-o", tmp_path / "other.h5ad") == 2
 
 
 def test_several_files_whose_genes_differ(embedded, tmp_path):
@@ -216,8 +216,8 @@ def test_an_output_that_exists(profiles, tmp_path, capsys):
         assert "X_cellpulse" in read(out).obsm
     table = tmp_path / "t.csv"
     table.write_text("earlier")
-    assert cfm_main("predict-virus", profiles, "-o", table) == 2
-    assert cfm_main("predict-virus", profiles, "-o", table, "--overwrite") == 0
+    assert cfm_main("calls", profiles, "-o", table) == 2
+    assert cfm_main("calls", profiles, "-o", table, "--overwrite") == 0
     assert table.read_text().startswith("name,")
 
 
@@ -225,12 +225,14 @@ def test_an_output_that_exists(profiles, tmp_path, capsys):
 
 
 def stop_second_step(monkeypatch, error: BaseException) -> None:
-    def fail(*arguments: object) -> None:
-        arguments[-1].write_bytes(b"half")
+    def fail(*arguments: object, **options: object) -> None:
+        made = arguments[-1]
+        if isinstance(made, Path):
+            made.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr("cfm._cli._keep_input.keep_input", fail)
-    monkeypatch.setattr("cfm._cli._table.write_table", fail)
+    monkeypatch.setattr("cfm._cli._files.copy_with_results", fail)
+    monkeypatch.setattr("cfm._cli._files.write_table", fail)
 
 
 @pytest.mark.parametrize("how", [["-o", "out.h5ad", "--keep-input"], ["-o", "out.csv"]])
@@ -245,13 +247,13 @@ def test_results_are_made_once(how, profiles, tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in work.iterdir()) == ["cfm.lock", "results.h5ad", "run.json"]
 
     with monkeypatch.context() as patch:
-        patch.setattr("cfm._cli._run_tool.compute", None)  # not called again
+        patch.setattr("cfm._cli._run._compute", None)  # not called again
         assert cfm_main("embed", profiles, *how) == 0
     assert not list(tmp_path.glob(".*"))
 
 
 def test_results_of_another_call_are_not_taken(profiles, tmp_path, monkeypatch, capsys):
-    call = ["predict-virus", profiles, "-o", tmp_path / "out.csv"]
+    call = ["calls", profiles, "-o", tmp_path / "out.csv"]
     with monkeypatch.context() as patch:
         stop_second_step(patch, KeyboardInterrupt())
         assert cfm_main(*call) == 130
@@ -300,16 +302,16 @@ def test_a_folder_of_that_name_is_left_alone(profiles, tmp_path, capsys):
 
 
 def test_a_table_that_appears_during_the_run_stays(profiles, tmp_path, monkeypatch, capsys):
-    from cfm._cli import _table
+    from cfm._cli import _files
 
-    out, plain = tmp_path / "out.csv", _table.write_table
+    out, plain = tmp_path / "out.csv", _files.write_table
 
-    def meanwhile(*arguments: object) -> None:
+    def meanwhile(*arguments: object, **options: object) -> None:
         out.write_text("theirs")
-        plain(*arguments)
+        plain(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_table, "write_table", meanwhile)
+        patch.setattr(_files, "write_table", meanwhile)
         assert cfm_main("embed", profiles, "-o", out) == 2
     assert "appeared during the run" in capsys.readouterr().err
     assert out.read_text() == "theirs"
@@ -325,39 +327,40 @@ def test_a_table_that_appears_during_the_run_stays(profiles, tmp_path, monkeypat
     ("arguments", "message"),
     [
         (["embed", "none.h5ad", "-o", "out.h5ad"], "none.h5ad does not exist"),
-        (
-            ["embed", "in.csv", "-o", "out.h5ad"],
-            "in '.csv'; expected ('.h5ad', '.zarr')",
-        ),
+        (["embed", "in.xlsx", "-o", "out.h5ad"], "in '.xlsx'; expected .h5ad, .zarr, .h5mu"),
+        (["embed", "in.h5ad", "in.csv", "-o", "out.h5ad"], "have to be .h5ad or .zarr"),
+        (["embed", "in.h5ad", "-o", "out.h5ad", "--modality", "rna"], "of an .h5mu"),
+        (["embed", "in.h5ad", "--overwrite"], "go with -o OUT"),
+        (["donors", "in.h5ad", "-o", "o.h5ad", "--n-cells", "few"], "or all"),
         (["embed", "in.h5ad", "-o", "out.txt"], "which ends in '.txt'"),
-        (["impute", "in.h5ad", "-o", "out.csv", "--model", "m"], "which ends in '.csv'"),
         (["embed", "in.h5ad", "-o", "none/out.h5ad"], "the folder of none/out.h5ad does not"),
         (["embed", "in.h5ad", "-o", "in.h5ad"], "in.h5ad, which is read; choose another OUT"),
         (["embed", "in.h5ad", "-o", "./in.h5ad", "--overwrite"], "which is read; choose"),
         (["embed", "in.h5ad", "-o", "o.h5ad", "--log", "./in.h5ad"], "which is read; choose"),
         (
-            ["cell-codes", "in.h5ad", "-o", "damaged.h5ad", "--reference", "./damaged.h5ad"],
+            ["codes", "in.h5ad", "-o", "damaged.h5ad", "--reference", "./damaged.h5ad"],
             "which is read; choose another OUT",
         ),
         (["embed", "in.h5ad", "in.h5ad", "-o", "o.h5ad", "--keep-input"], "copies one IN, found 2"),
-        (["embed", "in.h5ad", "-o", "o.zarr", "--keep-input"], "OUT must end in .h5ad"),
+        (["embed", "in.h5ad", "-o", "o.zarr", "--keep-input"], "of the same kind as IN"),
         (
-            ["predict-virus", "in.h5ad", "-o", "o.h5ad", "--keep-input", "--groupby", "virus"],
-            "contrasts are other rows",
+            ["calls", "in.h5ad", "-o", "o.h5ad", "--keep-input", "--groupby", "virus"],
+            "rows are not those of IN",
         ),
-        (["predict-virus", "in.h5ad", "-o", "o.h5ad", "--groupby", "virus"], "give both"),
-        (["predict-virus", "in.h5ad", "-o", "o.csv", "--by", "study"], "only go with groupby="),
+        (["calls", "in.h5ad", "-o", "o.h5ad", "--groupby", "virus"], "give both"),
+        (["calls", "in.h5ad", "-o", "o.csv", "--by", "study"], "only go with --groupby"),
         (["embed", "in.h5ad", "-o", "o.h5ad", "--model", "no-such"], "'no-such'"),
         (["embed", "in.h5ad", "-o", "o.h5ad", "--layer", "none"], "no layer 'none'"),
         (["embed", "in.h5ad", "-o", "o.h5ad", "--units", "counts"], "units"),
-        (["embed", "in.h5ad", "-o", "o.h5ad", "--chunk-size", "0"], "chunk_size"),
+        (["embed", "in.h5ad", "-o", "o.h5ad", "--chunk-size", "0"], "--chunk-size 0"),
         (["embed", "damaged.h5ad", "-o", "o.h5ad"], "damaged.h5ad"),
-        (["embed-donors", "in.h5ad", "-o", "o.h5ad"], "'donor_id'"),
+        (["donors", "in.h5ad", "-o", "o.h5ad"], "'donor_id'"),
     ],
 )
 def test_refusals(arguments, message, profiles, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.csv").write_text("")
+    (tmp_path / "in.xlsx").write_text("")
     (tmp_path / "damaged.h5ad").write_bytes(profiles.read_bytes()[:3000])
     before, content = sorted(tmp_path.rglob("*")), profiles.read_bytes()
     assert cfm_main(*arguments) == 2
@@ -367,32 +370,3 @@ def test_refusals(arguments, message, profiles, tmp_path, monkeypatch, capsys):
     assert "\n" not in line
     assert sorted(tmp_path.rglob("*")) == before
     assert profiles.read_bytes() == content
-
-
-def test_every_option_reaches_its_tool(profiles, tmp_path, monkeypatch):
-    """The commands' options are arguments of the tools."""
-    import inspect
-
-    from cfm._cli._tools import TOOLS
-
-    further = {"precision", "units", "total_counts", "pooling"}  # of models
-    further |= {"mode", "sample_key", "min_cells", "prior_count"}  # of cfm.pp.contrasts
-    for tool in TOOLS.values():
-        known = inspect.signature(getattr(cfm.tl, tool.function)).parameters
-        assert set(tool.arguments) - further <= set(known), tool.function
-    got = {}
-
-    def embed(paths, **options):
-        got.update(options, paths=paths)
-        return ad.AnnData(np.ones((3, 1)))
-
-    monkeypatch.setattr(cfm.tl, "embed", embed)
-    options = ["--devices", "2", "--num-nodes", "3", "--strategy", "ddp", "--batch-size", "5"]
-    options += ["--layer", "l", "--key-added", "k", "--chunk-size", "7", "--device", "cpu"]
-    out = tmp_path / "o.h5ad"
-    assert cfm_main("embed", profiles, "-o", out, *options, "--precision", "float32") == 0
-    assert got == {
-        "paths": profiles, "output": out, "model": "cellpulse-mini", "layer": "l",
-        "key_added": "k", "batch_size": 5, "device": "cpu", "overwrite": False, "chunk_size": 7,
-        "devices": 2, "num_nodes": 3, "strategy": "ddp", "precision": "float32",
-    }  # fmt: skip

@@ -52,7 +52,7 @@ def test_what_contrasts_leave_out_through_predict_virus():
 
 
 def test_the_report_is_a_caller(counts: ad.AnnData):
-    scope = {"__name__": "cfm._report._pipeline", "cfm": cfm}
+    scope = {"__name__": "cfm._report._demo", "cfm": cfm}
     code = compile("def call(x):\n    cfm.pp.contrasts(x, 'virus', 'none')\n", "here.py", "exec")
     exec(code, scope)
     counts.X[0] = np.zeros(counts.n_vars)

@@ -7,8 +7,8 @@ import warnings
 
 #: Frames of these lie between a user and our functions, and are not what a warning is about.
 _INSIDE = ("cfm", "torch", "scvi", "lightning", "contextlib")
-#: This one is a caller of the tools itself, and collects their warnings for the report.
-_CALLER = "cfm._report"
+#: These call the tools themselves, and collect their warnings.
+_CALLERS = ("cfm._cli.", "cfm._report.")
 
 
 def warn_user(message: str) -> None:
@@ -22,4 +22,4 @@ def warn_user(message: str) -> None:
 
 
 def _is_inside(module: str) -> bool:
-    return module.split(".")[0] in _INSIDE and not f"{module}.".startswith(f"{_CALLER}.")
+    return module.split(".")[0] in _INSIDE and not f"{module}.".startswith(_CALLERS)
