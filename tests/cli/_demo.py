@@ -8,10 +8,10 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from tests.pl._explained import with_drug_screen, with_gene_programs, with_host_factors
 
 import cfm
 from cfm._cli import main
+from tests.pl._stored import with_drug_screen, with_gene_programs, with_host_factors
 
 KEY = "predicted_virus"
 CLASSES = ["HRV", "IAV", "RSV", "SARS-CoV-2"]

@@ -199,8 +199,8 @@ def test_options_reach_their_tools(tmp_path, monkeypatch):
     """What is not given is left to the tool; the client is there while it runs."""
     source, got = write(contrasts(3), tmp_path / "in.h5ad"), {}
 
-    def embed(paths, *, chunk_size=1, **options):
-        got.update(options, paths=paths, chunk_size=chunk_size)
+    def embed(paths, **options):
+        got.update(options, paths=paths, chunk_size=cfm.settings.chunk_size)
         return ad.AnnData(np.ones((3, 1)))
 
     monkeypatch.setattr(cfm.tl, "embed", embed)
@@ -214,8 +214,8 @@ def test_options_reach_their_tools(tmp_path, monkeypatch):
 
 
 def test_arguments_are_those_of_the_tools():
-    further = {"precision", "units", "total_counts", "pooling"}  # of models
-    further |= {"mode", "sample_key", "min_cells", "prior_count", "describe_by"}
+    further = {"precision", "units", "total_counts", "pooling", "batch_size"}  # of models
+    further |= {"by", "mode", "sample_key", "min_cells", "prior_count", "describe_by"}
     for tool, options in _TOOLS.values():
         module = cfm.pp if tool.module == "cfm.pp" else cfm.tl
         known = inspect.signature(getattr(module, tool.function)).parameters

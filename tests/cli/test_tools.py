@@ -123,10 +123,10 @@ def test_predict_virus_of_counts(into, tmp_path):
 def test_cell_codes_and_their_reference(tmp_path):
     source = write(cells(), tmp_path / "cells.h5ad")
     codes, query = tmp_path / "codes.h5ad", tmp_path / "query.csv"
-    chosen = ["--min-cells", "2", "--n-markers", "3"]
+    chosen = ["--min-cells", "2"]
     assert cfm_main("codes", source, "-o", codes, "--groupby", "cell_type", *chosen) == 0
     expected = cells()
-    cfm.tl.cell_codes(expected, groupby="cell_type", min_cells=2, n_markers=3)
+    cfm.tl.cell_codes(expected, groupby="cell_type", min_cells=2)
     found = read(codes)
     assert found.obs["cell_code"].equals(expected.obs["cell_code"])
     assert found.uns["cell_code"]["codes"].equals(expected.uns["cell_code"]["codes"])

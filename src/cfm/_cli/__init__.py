@@ -54,8 +54,6 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
     "describe_by": (list[str], "column to describe codes by; repeatable", "--groupby"),
     "reference": (Path, "cells with codes of the same model, to look codes up"),
     "n_groups": (int, "merge codes into so many groups"),
-    "n_markers": (int, "marker genes of a code (10)"),
-    "n_neighbors": (int, "neighbouring codes (5)"),
     "donor_key": (str, "column with the donor"),
     "use_rep": (str, "obsm of the cells, for a model that reads one"),
     "n_cells": (str, "cells to draw of a donor, or all"),
@@ -96,7 +94,7 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
 _TOOLS: dict[str, tuple[Tool, list[str]]] = {}
 _READING = "metadata sample_column orientation modality"
 _FILES = f"output {_READING} layer key_added overwrite skip_existing keep_input log quiet debug"
-_MODEL = f"batch_size device chunk_size scheduler {_FILES}"
+_MODEL = f"device chunk_size scheduler {_FILES}"
 _CONTRASTS = "groupby control by mode sample_key"
 _INPUTS = typer.Argument(
     metavar="IN...", help=".h5ad or .zarr, one or several; or one table (.csv, .tsv) or .h5mu"
@@ -262,7 +260,7 @@ are most like it, and a virus where studies support a name. Research use only; n
 _add_tool(
     "embed",
     Tool("cfm.tl", "embed"),
-    "model units total_counts pooling precision",
+    "model units total_counts pooling precision batch_size",
     """\
 Embed cells, samples or contrasts with a model.
 
@@ -278,7 +276,7 @@ OUT gets the embedding as obsm (X_<model>), and obs, var and uns of the input.
 _add_tool(
     "codes",
     Tool("cfm.tl", "cell_codes", _codes),
-    "model units total_counts describe_by reference n_groups n_markers min_cells n_neighbors",
+    "model units total_counts describe_by reference n_groups min_cells batch_size",
     """\
 Give each cell a code of a fixed set, with what the cells of a code have in common.
 --
@@ -290,7 +288,7 @@ Give each cell a code of a fixed set, with what the cells of a code have in comm
 _add_tool(
     "impute",
     Tool("cfm.tl", "impute"),
-    "model mask absent_genes",
+    "model mask absent_genes batch_size",
     """\
 Fill in missing expression.
 
@@ -304,7 +302,7 @@ OUT gets the layer "imputed".
 _add_tool(
     "donors",
     Tool("cfm.tl", "embed_donors", _n_cells, keeps_rows=False),
-    "model donor_key use_rep n_cells n_draws seed precision",
+    "model donor_key use_rep n_cells n_draws seed precision batch_size",
     """\
 Embed donors by their cells.
 

@@ -8,20 +8,19 @@ begin anew.
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import logging
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from cfm import __version__
+from cfm import __version__, settings
 from cfm._cli._ending import bars
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import SimpleNamespace
 
     from anndata import AnnData
@@ -98,14 +97,14 @@ def run_tool(given: SimpleNamespace, own: Sequence[str], tool: Tool) -> int | No
     data = _files.read_inputs(given, given.inputs)
     genes_in_rows = not isinstance(data, list) and bool(data.uns.pop(_files.GENES_IN_ROWS, False))
     options = {name: getattr(given, name) for name in own}
-    options |= {name: getattr(given, name, None) for name in ("layer", "key_added", "batch_size")}
+    options |= {name: getattr(given, name, None) for name in ("layer", "key_added")}
     options |= {} if tool.prepare is None else tool.prepare(data, given)
     # what was not given is left to the tool; None is a number of cells
     options = {n: v for n, v in options.items() if v is not None or n == "n_cells"}
 
     def compute(into: Path | None) -> AnnData:
         client = nullcontext() if given.__dict__.get("scheduler") is None else _client(given)
-        with bars(not given.quiet), client:
+        with bars(not given.quiet), client, _chunk_size(given.__dict__.get("chunk_size")):
             return _compute(tool, data, options, given, into)
 
     def write_table(results: AnnData, file: TextIO, separator: str) -> None:
@@ -221,12 +220,6 @@ def _compute(
     function = getattr(importlib.import_module(tool.module), tool.function)
     if tool.streams:
         options = options | {"device": given.device}
-        if given.chunk_size is not None:
-            # an argument of the tool, or a setting of the package
-            if "chunk_size" in inspect.signature(function).parameters:
-                options["chunk_size"] = given.chunk_size
-            else:
-                importlib.import_module("cfm").settings.chunk_size = given.chunk_size
         if output is not None:
             made: AnnData = function(data, output=output, overwrite=given.overwrite, **options)
             return made
@@ -237,6 +230,18 @@ def _compute(
     if output is not None:
         write_store(results, output)
     return results
+
+
+@contextmanager
+def _chunk_size(rows: int | None) -> Iterator[None]:
+    """Set ``cfm.settings.chunk_size``."""
+    before = settings.chunk_size
+    try:
+        if rows is not None:
+            settings.chunk_size = rows
+        yield
+    finally:
+        settings.chunk_size = before
 
 
 def _client(given: SimpleNamespace) -> Any:

@@ -27,7 +27,7 @@ from cfm._fields import (
 )
 from cfm._report._page import write_page
 from cfm._tables import text_is_written
-from cfm.pl._stored import stored_prediction
+from cfm.pl._virus import stored_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

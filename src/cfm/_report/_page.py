@@ -37,8 +37,7 @@ from cfm._fields import (
 )
 from cfm._report._tables import calls_table, drug_table, host_factor_table, program_table
 from cfm.models.cellpulse._classifier import MIN_RESPONSE_SUPPORT, MIN_STUDIES, MIN_SUPPORT
-from cfm.pl._figure import SAVE_DPI
-from cfm.pl._palette import SIGNIFICANT
+from cfm.pl._figure import SAVE_DPI, SIGNIFICANT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

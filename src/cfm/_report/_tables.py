@@ -18,8 +18,8 @@ from cfm._fields import (
     UNINFECTED,
     UNRESOLVED,
 )
-from cfm.pl._palette import SIGNIFICANT
-from cfm.pl._stored import answer_support, stored_prediction
+from cfm.pl._figure import SIGNIFICANT
+from cfm.pl._virus import answer_support, stored_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -185,7 +185,7 @@ def _locked(path: Path, output: Path) -> Any:
         raise BlockingIOError(
             errno.EAGAIN,
             f"Another process writes the results for {output} at this moment; wait for it, or "
-            "choose another output=. Processes that share the work are asked for with devices=",
+            "choose another output=. Several processes share a run through a dask client",
         ) from error
     except OSError:  # a file system without locks
         return file
