@@ -53,7 +53,7 @@ def test_there_is_one_train_and_each_setting_is_documented(model: Any) -> None:
         assert re.search(rf"(^|, ){field.name}(,|$)", text, re.MULTILINE), field.name
 
 
-def test_uce_is_not_trained_here() -> None:
+def test_uce_is_not_mark_trained() -> None:
     with pytest.raises(TypeError, match="UCE is used as its authors trained it"):
         models.UCE.train(object.__new__(models.UCE))
 

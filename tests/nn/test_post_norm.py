@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cfm.nn import PostNormLayer
+from cfm.nn import TransformerEncoderLayer
 from cfm.nn._post_norm import TORCH_NAMES, PreparedStack
 
 
 def stack(n: int = 2, activation: str = "gelu") -> nn.ModuleList:
     torch.manual_seed(1)
     return nn.ModuleList(
-        PostNormLayer(16, 4, 24, activation=activation, eps=1e-12) for _ in range(n)
+        TransformerEncoderLayer(16, 4, 24, activation=activation, eps=1e-12) for _ in range(n)
     ).eval()
 
 
@@ -24,7 +24,7 @@ def test_it_is_the_layer_of_torch(activation: str) -> None:
     theirs = nn.TransformerEncoderLayer(
         16, 4, 24, activation=activation, layer_norm_eps=1e-12, batch_first=True
     ).eval()
-    ours = PostNormLayer(16, 4, 24, activation=activation, eps=1e-12).eval()
+    ours = TransformerEncoderLayer(16, 4, 24, activation=activation, eps=1e-12).eval()
     ours.load_state_dict({TORCH_NAMES[k]: v for k, v in theirs.state_dict().items()})
     x = torch.randn(3, 7, 16)
     hidden = torch.zeros(3, 7, dtype=torch.bool)
@@ -106,7 +106,7 @@ def test_attention_weights_are_those_that_are_used() -> None:
 
 
 def test_gradients_flow_and_dropout_is_for_training_only() -> None:
-    layer = PostNormLayer(16, 4, 24, dropout=0.5)
+    layer = TransformerEncoderLayer(16, 4, 24, dropout=0.5)
     x = torch.randn(2, 5, 16, requires_grad=True)
     layer(x).sum().backward()
     assert x.grad is not None
@@ -117,6 +117,6 @@ def test_gradients_flow_and_dropout_is_for_training_only() -> None:
 
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="divisible"):
-        PostNormLayer(10, 4, 8)
+        TransformerEncoderLayer(10, 4, 8)
     with pytest.raises(ValueError, match="activation='tanh'"):
-        PostNormLayer(8, 4, 8, activation="tanh")
+        TransformerEncoderLayer(8, 4, 8, activation="tanh")

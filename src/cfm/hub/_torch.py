@@ -83,7 +83,7 @@ def load_torch(path: str | Path) -> dict[str, Any]:
             "save model.state_dict() instead."
         )
     tensors = list(_tensors(loaded, "", path, set(), 0))
-    _check_claims(tensors, path)
+    _check_tensor_sizes(tensors, path)
     # Infinity is left alone: published buffers use it in attention masks.
     check_finite(tensors, str(path), infinite=True)
     return dict(loaded)
@@ -176,7 +176,7 @@ def _tensors(
             yield from _tensors(item, inner, path, seen, depth + 1)
 
 
-def _check_claims(tensors: list[tuple[str, torch.Tensor]], path: Path) -> None:
+def _check_tensor_sizes(tensors: list[tuple[str, torch.Tensor]], path: Path) -> None:
     """Refuse tensors that are not dense, or that repeat what is stored to any size."""
     stored, in_all = path.stat().st_size, 0
     for name, tensor in tensors:

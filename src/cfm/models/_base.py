@@ -27,7 +27,7 @@ from cfm.hub._replace import reads_checkpoint
 from cfm.models._precision import LEAST_AGREEMENT, Precision, inference_dtype
 from cfm.models._published import FROM_OUTSIDE, Layout, published_model
 from cfm.models._training import TrainingRun
-from cfm.nn._distributed import first_process_does
+from cfm.nn._distributed import on_rank_zero
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -399,7 +399,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
             raise ValueError("The model has no data of its own; pass adata.")
         return self.adata, self._registered_layer() if layer is None else layer
 
-    def trained_here(self, studies: np.ndarray, **facts: Any) -> None:
+    def mark_trained(self, studies: np.ndarray, **facts: Any) -> None:
         """Record that the weights are no longer those of the checkpoint they came from.
 
         Parameters
@@ -556,7 +556,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
                 "Save data with adata.write_h5ad."
             )
         tensors, config, files = self._contents()
-        return first_process_does(
+        return on_rank_zero(
             lambda: save_checkpoint(
                 dir_path,
                 self._compacted(tensors) if compact else tensors,

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from cfm.data._row_order import BLOCK_SIZE, shuffled_rows
-from cfm.nn._distributed import apart, process_number
+from cfm.nn._distributed import offset_seed_by_rank, process_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -143,8 +143,8 @@ class RowStream(SeededStream):
     n_processes
         Processes that share each batch. Of a last batch with fewer rows than processes each makes
         all if ``fixed``; in training it is left out.
-    expect
-        Is told the rows of an epoch that this process will read, in order.
+    prefetch
+        Called with the rows of an epoch that this process will read, in order.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class RowStream(SeededStream):
         weights: np.ndarray | None = None,
         block_size: int = BLOCK_SIZE,
         n_processes: int = 1,
-        expect: Callable[[np.ndarray], None] | None = None,
+        prefetch: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         super().__init__(seed=seed, fixed=fixed)
         self.rows = rows
@@ -165,7 +165,7 @@ class RowStream(SeededStream):
         self.share = None if weights is None else weights / weights.sum()
         self.block_size = block_size
         self.n_processes = n_processes
-        self.expect = expect
+        self.prefetch = prefetch
 
     @property
     def n_batches(self) -> int:
@@ -196,9 +196,9 @@ class RowStream(SeededStream):
                 "process."
             )
         order = self.order(rng)
-        if self.expect is not None:
+        if self.prefetch is not None:
             parts = [self.drawn(order, i).own for i in range(self.n_done, self.n_batches)]
-            self.expect(np.concatenate(parts) if parts else order[:0])
+            self.prefetch(np.concatenate(parts) if parts else order[:0])
         return order
 
     def drawn(self, order: np.ndarray, number: int) -> Drawn:
@@ -262,7 +262,7 @@ class StreamModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Let processes that train together drop other things."""
         if stage == "fit":
-            apart()
+            offset_seed_by_rank()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches to learn from."""

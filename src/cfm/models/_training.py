@@ -21,7 +21,7 @@ from scvi.train import Trainer
 from cfm._arguments import BELOW_1, check_fields, check_whole
 from cfm.models._resume import Checkpoints, CurveLogger, fingerprint
 from cfm.models._streams import SeededStream, StreamModule, n_rows_of
-from cfm.nn._distributed import first_process_does
+from cfm.nn._distributed import on_rank_zero
 from cfm.nn._linear import fast_bfloat16
 
 if TYPE_CHECKING:
@@ -414,7 +414,7 @@ class TrainingRun:
         model.trainer = trainer
         model.to_device(trainer.strategy.root_device)
         if finished:  # only the first process keeps curves
-            model.history_ = first_process_does(lambda: curves)
+            model.history_ = on_rank_zero(lambda: curves)
         return finished
 
     def raise_if_interrupted(self) -> None:

@@ -7,7 +7,7 @@ from cfm.nn._group import GroupCompression
 from cfm.nn._llama import LlamaBlock, LlamaTrunk
 from cfm.nn._low_rank import LowRankLogistic
 from cfm.nn._performer import PerformerAttention, PerformerLayer
-from cfm.nn._post_norm import PostNormLayer
+from cfm.nn._post_norm import TransformerEncoderLayer
 from cfm.nn._values import MagnitudeEmbedding, RotaryExpressionEmbedding
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "MagnitudeEmbedding",
     "PerformerAttention",
     "PerformerLayer",
-    "PostNormLayer",
+    "TransformerEncoderLayer",
     "PowerAverage",
     "RotaryExpressionEmbedding",
     "normalised_adjacency",

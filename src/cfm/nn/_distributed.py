@@ -28,12 +28,12 @@ def process_number() -> tuple[int, int]:
     return 0, 1
 
 
-def numbers_of_all(number: int) -> list[int]:
+def all_gather_int(number: int) -> list[int]:
     """Return the numbers that all processes gave, in their order; each must call this."""
     own, n_processes = process_number()
     if n_processes == 1:
         return [number]
-    found = torch.zeros(n_processes, dtype=torch.int64, device=_meeting_place())
+    found = torch.zeros(n_processes, dtype=torch.int64, device=_collective_device())
     found[own] = number
     distributed.all_reduce(found)
     return [int(n) for n in found]
@@ -58,7 +58,7 @@ def means_over_processes(*parts: tuple[Tensor, Tensor | int | float]) -> list[Te
         return [total / _or_one(count) for total, count in parts]
     sums = [total.detach().to(torch.float64) for total, _ in parts]
     counts = [torch.as_tensor(count, dtype=torch.float64).to(sums[0].device) for _, count in parts]
-    found = torch.stack([*sums, *counts]).to(_meeting_place(sums[0]))
+    found = torch.stack([*sums, *counts]).to(_collective_device(sums[0]))
     distributed.all_reduce(found)
     found = found.to(sums[0].device)
     means = []
@@ -104,7 +104,7 @@ def common_numbers(device: torch.device) -> Iterator[torch.Generator | None]:
         return
     on_gpu = device.type == "cuda"
     state = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
-    sent = state.to(_meeting_place())
+    sent = state.to(_collective_device())
     distributed.broadcast(sent, 0)
     generator = torch.Generator(device=device).set_state(sent.cpu())
     yield generator
@@ -115,14 +115,14 @@ def common_numbers(device: torch.device) -> Iterator[torch.Generator | None]:
             torch.set_rng_state(generator.get_state())
 
 
-def apart() -> None:
+def offset_seed_by_rank() -> None:
     """Give each process but the first other random numbers, such as those of dropout."""
     number = process_number()[0]
     if number:
         torch.manual_seed((torch.initial_seed() + number * 0x9E3779B97F4A7C15) % 2**63)
 
 
-def first_process_does(action: Callable[[], T]) -> T:
+def on_rank_zero(action: Callable[[], T]) -> T:
     """Let the first process do something while the others wait; all return what it made.
 
     Raises
@@ -138,22 +138,22 @@ def first_process_does(action: Callable[[], T]) -> T:
         try:
             outcome = [action(), None]
         finally:  # the others wait for this, whatever happened
-            _tell(outcome or [None, sys.exception()])
+            _broadcast(outcome or [None, sys.exception()])
     else:
-        outcome = _tell([None, None])
+        outcome = _broadcast([None, None])
         if outcome[1] is not None:
             raise outcome[1]
     made: T = outcome[0]
     return made
 
 
-def _tell(what: list[Any]) -> list[Any]:
+def _broadcast(what: list[Any]) -> list[Any]:
     """Return what the first process has to say."""
-    distributed.broadcast_object_list(what, src=0, device=_meeting_place())
+    distributed.broadcast_object_list(what, src=0, device=_collective_device())
     return what
 
 
-def _meeting_place(x: Tensor | None = None) -> torch.device:
+def _collective_device(x: Tensor | None = None) -> torch.device:
     """Return where the processes can exchange tensors: where this one is, or on the CPU."""
     backend = distributed.get_backend()
     if "nccl" in backend and "gloo" not in backend:
@@ -183,10 +183,10 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         number, n_processes = process_number()
-        sizes = numbers_of_all(len(x))
+        sizes = all_gather_int(len(x))
         padded = x.new_zeros(max(sizes), *x.shape[1:])
         padded[: len(x)] = x
-        home, place = x.device, _meeting_place(x)
+        home, place = x.device, _collective_device(x)
         found = [torch.empty_like(padded, device=place) for _ in sizes]
         distributed.all_gather(found, padded.to(place).contiguous())
         start = sum(sizes[:number])
@@ -210,6 +210,6 @@ class _Summed(torch.autograd.Function):
 
 
 def _all_reduced(x: Tensor) -> Tensor:
-    found = x.detach().to(_meeting_place(x), copy=True).contiguous()
+    found = x.detach().to(_collective_device(x), copy=True).contiguous()
     distributed.all_reduce(found)
     return found.to(x.device)

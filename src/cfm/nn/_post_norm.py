@@ -36,7 +36,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F
 _FUSED = 128
 
 
-class PostNormLayer(nn.Module):
+class TransformerEncoderLayer(nn.Module):
     """Self-attention and a feed-forward network, each added to its input and then normalised.
 
     The layer of the first transformers, the same as :class:`torch.nn.TransformerEncoderLayer`
@@ -60,8 +60,8 @@ class PostNormLayer(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from cfm.nn import PostNormLayer
-    >>> PostNormLayer(dim=8, n_heads=2, ff_dim=16)(torch.randn(1, 5, 8)).shape
+    >>> from cfm.nn import TransformerEncoderLayer
+    >>> TransformerEncoderLayer(dim=8, n_heads=2, ff_dim=16)(torch.randn(1, 5, 8)).shape
     torch.Size([1, 5, 8])
     """
 
@@ -149,7 +149,7 @@ class PreparedStack:
     Parameters
     ----------
     layers
-        :class:`PostNormLayer` modules, in order, in evaluation mode.
+        :class:`TransformerEncoderLayer` modules, in order, in evaluation mode.
     dtype
         Of the matrix products and of attention; sums and norms stay in float32.
     first_only
@@ -161,7 +161,7 @@ class PreparedStack:
     ) -> None:
         last = len(layers) - 1
         self._layers = [
-            _Prepared(cast("PostNormLayer", layer), dtype, first_only and i == last)
+            _Prepared(cast("TransformerEncoderLayer", layer), dtype, first_only and i == last)
             for i, layer in enumerate(layers)
         ]
         self._first_only = first_only
@@ -190,7 +190,7 @@ class PreparedStack:
 class _Prepared:
     """One layer of a :class:`PreparedStack`."""
 
-    def __init__(self, layer: PostNormLayer, dtype: torch.dtype, first_only: bool) -> None:
+    def __init__(self, layer: TransformerEncoderLayer, dtype: torch.dtype, first_only: bool) -> None:
         self.layer = layer
         self.first_only = first_only
         if first_only:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.nn._distributed import common_numbers, numbers_of_all, process_number
+from cfm.nn._distributed import common_numbers, all_gather_int, process_number
 
 #: Below this temperature no row of a batch passes the quantiser by.
 LEAST_SHORTCUT = 0.02
@@ -172,7 +172,7 @@ class SoftCodes(nn.Module):
             if not passes_by:
                 return code, None
             return code, torch.rand(n, 1, generator=generator, device=device) < temperature
-        sizes = numbers_of_all(n)
+        sizes = all_gather_int(n)
         start = sum(sizes[: process_number()[0]])
         own = slice(start, start + n)
         with common_numbers(device) as common:

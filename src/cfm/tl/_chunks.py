@@ -16,7 +16,7 @@ from anndata import AnnData
 from cfm._arguments import check_flag, check_whole
 from cfm._fields import PARAMS
 from cfm.data import open_files
-from cfm.data._heap import give_back
+from cfm.data._heap import trim_heap
 from cfm.data._matrix import check_not_empty, in_memory_frame
 from cfm.data._result_store import ResultStore, Streamed, check_output
 from cfm.data._store import target, warn_overwritten
@@ -180,7 +180,7 @@ class ChunkRun:
             try:
                 self._compute(compute, model, tool, layers, arguments)
                 if self.output is not None:
-                    give_back()
+                    trim_heap()
                     processes.from_first(lambda: self._finish(store))
             finally:
                 if self.results.store is not None:
@@ -193,7 +193,7 @@ class ChunkRun:
         if self.output is not None:
             # names of millions of rows need not be there twice
             del self._target, self._streamed, self.whole, self.rows
-            give_back()
+            trim_heap()
             return open_files(self.output)
         store()
         return self.target if self.copy or not self.rows.given else None
@@ -332,7 +332,7 @@ class ChunkRun:
             assert arrays is not None
             store.write(number, arrays)
             arrays = None
-            give_back()
+            trim_heap()
         return Made(number, _length(rows), time.monotonic() - started, arrays, notes)
 
 

@@ -619,7 +619,7 @@ class BulkFormer(PretrainedModel):
         training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         if not self.is_trained_:
             self.module.start_from(torch.from_numpy(reader.mean(training)))
-        settings: Any = {"mask_share": recipe.mask_share, "expect": reader.prefetch, **run.layout}
+        settings: Any = {"mask_share": recipe.mask_share, "prefetch": reader.prefetch, **run.layout}
         weights = root_weights(studies[training]) if recipe.balanced else None
         batches = SampleStream(reader.read, training, seed=run.seed, weights=weights, **settings)
         checks = None
@@ -641,7 +641,7 @@ class BulkFormer(PretrainedModel):
             yield Training(plan, batches, checks)
         finally:
             self.module.recompute = False
-        self.trained_here(studies, training_seed=run.seed, max_steps=n_steps)
+        self.mark_trained(studies, training_seed=run.seed, max_steps=n_steps)
         if self.compound_head is not None:
             self.compound_head = None
             warn_user(
@@ -705,7 +705,7 @@ class BulkFormer(PretrainedModel):
         else:
             term.weight.fill_(weight)
         self.linear_term = term.to(self.device)
-        self._part_trained_here(studies)
+        self._mark_part_trained(studies)
 
     @checks_arguments(unlisted_weight=SHARE, validation_share=BELOW_1)
     def train_compounds(
@@ -814,7 +814,7 @@ class BulkFormer(PretrainedModel):
                 seed=seed,
             )
         self.compound_head = head
-        self._part_trained_here([], compound_scores=scores)
+        self._mark_part_trained([], compound_scores=scores)
         self.is_trained_ = True
         return scores
 
@@ -835,11 +835,11 @@ class BulkFormer(PretrainedModel):
         parts = {_LINEAR_TERM: self.linear_term, _COMPOUNDS: self.compound_head}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _part_trained_here(self, studies: Sequence[str] | np.ndarray, **facts: Any) -> None:
+    def _mark_part_trained(self, studies: Sequence[str] | np.ndarray, **facts: Any) -> None:
         """Record the training of a part; the records of the other parts stay."""
         replaced = ("training_studies", "started_from")
         kept = {k: v for k, v in self.provenance.items() if k not in replaced}
-        self.trained_here(np.asarray(studies, dtype=object), **(kept | facts))
+        self.mark_trained(np.asarray(studies, dtype=object), **(kept | facts))
 
     def _reader(self, adata: AnnData | None, layer: str | None) -> ExpressionReader:
         """Return a reader of samples, by default the model's own; set the network to evaluation."""

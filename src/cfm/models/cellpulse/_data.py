@@ -28,7 +28,7 @@ from cfm.models.cellpulse._module import (
     mask_tokens,
     subsample,
 )
-from cfm.nn._distributed import numbers_of_all
+from cfm.nn._distributed import all_gather_int
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -315,7 +315,7 @@ class ProfileTokenizer:
         # the tokens of short profiles are moved to the left, so that the batch is narrow
         width = max(1, int(moves.sum(axis=1).max(initial=0)))
         if drawn is not None:
-            width = max(numbers_of_all(width))
+            width = max(all_gather_int(width))
         if width < state.shape[1]:
             order = np.argsort(~moves, axis=1, kind="stable")[:, :width]
             top, effect, state = (

@@ -553,7 +553,7 @@ class CellPulse(PretrainedModel):
         self.classifier = classifier.to(self.device).eval()
         # the encoder may have been trained on further studies, without their labels
         learned = sorted(set(studies) - {""})
-        self.trained_here(studies, classes=classifier.classes, classifier_studies=learned)
+        self.mark_trained(studies, classes=classifier.classes, classifier_studies=learned)
         return table.set_axis(self.adata.obs_names)
 
     def require_classifier(self) -> VirusClassifier:

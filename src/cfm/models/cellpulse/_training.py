@@ -315,4 +315,4 @@ def pretraining(model: Any, run: TrainingRun, *, sample_key: str) -> Iterator[Tr
         fit_correction_weights(module, [batch.to(device) for batch in checks])
     model.compress_factors()
     module.eval()
-    model.trained_here(studies, training_seed=run.seed, max_steps=n_steps)
+    model.mark_trained(studies, training_seed=run.seed, max_steps=n_steps)

@@ -24,7 +24,7 @@ from cfm.models.cellvq._data import STUDY, Batch, CellStream, levels_of, split_r
 from cfm.nn._distributed import (
     common_numbers,
     means_over_processes,
-    numbers_of_all,
+    all_gather_int,
     process_number,
     summed,
 )
@@ -255,7 +255,7 @@ def training_losses(
     by_code = [head(quantised.vector) for head in code_heads] if weights.code_labels else []
     for i, name in enumerate(module.property_heads.classes):
         label = batch.labels[:, i]
-        if not weights.properties[i] or not any(numbers_of_all(int((label >= 0).sum()))):
+        if not weights.properties[i] or not any(all_gather_int(int((label >= 0).sum()))):
             continue
         classes = weights.classes[i] if weights.classes else None
         loss, accuracy = property_loss(logits[name], label, classes)
@@ -331,7 +331,7 @@ def balance_loss(quantised: Quantised) -> Tensor:
         raise ValueError("There are no probabilities; the nearest codes were used.")
     used = quantised.probability.mean(0)
     if process_number()[1] > 1:
-        n = sum(numbers_of_all(len(quantised.probability)))
+        n = sum(all_gather_int(len(quantised.probability)))
         used = summed(quantised.probability.sum(0)) / n
     entropy = -(used * used.clamp(min=1e-12).log()).sum()
     return 1.0 - entropy / math.log(len(used))
@@ -703,7 +703,7 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
         column = labels[:, list(model.properties).index(name)]
         right = balanced_accuracy(answers[name], column[counted]) if len(validation) else 0.0
         read_expression_if_better(model, name, reader, column, studies, training, validation, right)
-    model.trained_here(
+    model.mark_trained(
         studies, training_seed=seed, max_steps=n_steps, n_training_cells=len(training)
     )
     if not frozen:

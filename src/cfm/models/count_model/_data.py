@@ -90,7 +90,7 @@ class CountReader:
 
     def prefetch(self, rows: np.ndarray) -> None:
         """Read these cells ahead from a file; they are asked for in this order."""
-        self._rows.expect(rows)
+        self._rows.prefetch(rows)
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """Return ``(b, n_genes)`` int64 counts; −1 = not measured."""

@@ -151,7 +151,7 @@ class PerturbationCountModel(RegisteredCounts):
         fitted = fit_counts(reader, rows, conditions, self.levels, features, seed=seed)
         self.module = fitted.to(device)
         self.is_trained_ = True
-        self.trained_here(self.registered_categories("study"), training_seed=seed)
+        self.mark_trained(self.registered_categories("study"), training_seed=seed)
 
     @checks_arguments()
     def predict_effects(

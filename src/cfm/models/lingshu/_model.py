@@ -227,7 +227,7 @@ class LingshuCell(RegisteredCounts):
         self._use_count_term(None if count_model is None else count_model.module)
         known = None if count_model is None else count_model.provenance.get("training_studies")
         if self.checkpoint_sha256 or known:
-            self.trained_here(np.array(known or [], dtype=object))
+            self.mark_trained(np.array(known or [], dtype=object))
 
     def _use_count_term(self, module: NegativeBinomialModule | None) -> None:
         term = None if module is None else CountTerm.of(module).to(self.device)
@@ -758,7 +758,7 @@ class LingshuCell(RegisteredCounts):
 
         settings: Any = {
             "least_time": recipe.least_time,
-            "expect": reader.prefetch,
+            "prefetch": reader.prefetch,
             **run.layout,
         }
         keys = [self.levels.source_key, self.levels.perturbation_key]
@@ -794,7 +794,7 @@ class LingshuCell(RegisteredCounts):
         finally:
             self.module.trunk.recompute = False
             plan.show_average(True)
-        self.trained_here(studies, training_seed=seed, max_steps=n_steps)
+        self.mark_trained(studies, training_seed=seed, max_steps=n_steps)
 
     @checks_arguments()
     def fit_count_term(self, *, seed: int = 0) -> None:
@@ -828,7 +828,7 @@ class LingshuCell(RegisteredCounts):
         self._fit_count_term(reader, conditions, rows, seed)
         self._set_ranges(reader, conditions, rows)
         self.is_trained_ = True
-        self.trained_here(self.registered_categories("study"), count_term_seed=seed)
+        self.mark_trained(self.registered_categories("study"), count_term_seed=seed)
 
     def _fit_count_term(
         self, reader: CountReader, conditions: Conditions, rows: np.ndarray, seed: int

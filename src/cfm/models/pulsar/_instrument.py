@@ -238,7 +238,7 @@ class VirtualInstrument(PretrainedModel):
         )
         yield Training(plan, training, checks)
         facts = {k: v for k, v in self.provenance.items() if k == "use_rep"}
-        self.trained_here(
+        self.mark_trained(
             np.array([], dtype=object),
             **facts,
             training_seed=run.seed,

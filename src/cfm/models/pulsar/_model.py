@@ -765,7 +765,7 @@ class Pulsar(PretrainedModel):
     def _record_training(self, studies: np.ndarray, run: TrainingRun) -> None:
         """Record a training; what the registered data are called is kept."""
         kept = {k: v for k, v in self.provenance.items() if k in ("donor_key", "use_rep")}
-        self.trained_here(studies, **kept, training_seed=run.seed, **run.facts)
+        self.mark_trained(studies, **kept, training_seed=run.seed, **run.facts)
 
     @classmethod
     @reads_checkpoint

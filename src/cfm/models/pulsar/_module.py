@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm.models._sizes import check_sizes
-from cfm.nn import PostNormLayer
+from cfm.nn import TransformerEncoderLayer
 from cfm.nn._linear import prepare
 from cfm.nn._post_norm import PreparedStack
 from cfm.nn._weight_cache import WeightCache
@@ -168,7 +168,7 @@ class PulsarModule(nn.Module):
         size = self.size
         settings = {"activation": size.activation, "dropout": size.dropout, "eps": size.eps}
         return nn.ModuleList(
-            PostNormLayer(size.dim, n_heads, ff_dim, **settings)  # type: ignore[arg-type]
+            TransformerEncoderLayer(size.dim, n_heads, ff_dim, **settings)  # type: ignore[arg-type]
             for _ in range(n_layers)
         )
 
@@ -360,7 +360,7 @@ class PulsarModule(nn.Module):
         x, bias = self._tokens(cells, padding)
         maps = []
         for layer in self.encoder:
-            layer = cast("PostNormLayer", layer)
+            layer = cast("TransformerEncoderLayer", layer)
             weights = layer.attention_weights(x, bias, first_only=not every)
             maps.append(weights if every else weights.squeeze(2))
             x = layer(x, bias)

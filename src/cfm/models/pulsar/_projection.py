@@ -240,7 +240,7 @@ class CellProjection:
         reader = _reader(adata, self.genes, layer, least)
         present = np.flatnonzero(reader.measured)
         rows = np.arange(adata.n_obs)
-        reader.expect(rows)
+        reader.prefetch(rows)
         out = np.empty((adata.n_obs, self.n_components), dtype=np.float32)
         total = np.empty(adata.n_obs)
         for start in range(0, adata.n_obs, _BLOCK):
@@ -347,7 +347,7 @@ def check_counts(adata: AnnData, layer: str | None) -> None:
         If the layer does not exist, names are not unique, or values are no counts.
     """
     reader = _reader(adata, _genes_of(adata), layer)
-    reader.expect(np.arange(adata.n_obs))
+    reader.prefetch(np.arange(adata.n_obs))
     for start in range(0, adata.n_obs, _BLOCK):
         reader.read(np.arange(start, min(start + _BLOCK, adata.n_obs)))
 

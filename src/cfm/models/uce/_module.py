@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from cfm._arguments import check_whole
 from cfm.models._sizes import check_sizes
-from cfm.nn import PostNormLayer
+from cfm.nn import TransformerEncoderLayer
 from cfm.nn._post_norm import PreparedStack
 from cfm.nn._weight_cache import WeightCache
 
@@ -81,7 +81,7 @@ class UCEModule(nn.Module):
         self.token_projection = _projection(size.token_dim, dim)
         self.register_buffer("positions", _waves(size.max_length, dim))
         self.layers = nn.ModuleList(
-            PostNormLayer(dim, size.n_heads, size.ff_dim, activation="relu", dropout=size.dropout)
+            TransformerEncoderLayer(dim, size.n_heads, size.ff_dim, activation="relu", dropout=size.dropout)
             for _ in range(size.n_layers)
         )
         self.head = _blocks([dim, size.head_dim, out, out], size.dropout)
