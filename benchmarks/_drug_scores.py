@@ -8,8 +8,8 @@ import torch
 
 import cfm
 from benchmarks._drug_data import Compounds
+from cfm.models.cellpulse._attribution import signature_scores
 from cfm.models.cellpulse._gene_factors import graded_direction
-from cfm.models.cellpulse._reversal import signature_scores
 from cfm.stats._connectivity import connectivity_scores, enrichment_scores, rank_profile
 from cfm.stats._signed_cosine import clean_profile, signed_cosines
 from cfm.tl._drug_ranking import rank_compounds

@@ -34,7 +34,7 @@ from benchmarks.attention import peak_resident
 from cfm.models import CellVQ
 from cfm.models._precision import LEAST_AGREEMENT
 from cfm.models.cellvq import CellVQModule
-from cfm.nn._linear import fast_bfloat16, prepare_linear
+from cfm.nn._kernels import fast_bfloat16, prepare_linear
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "cellvq"
 N_GENES, N_EXPRESSED = 19_264, 2_000

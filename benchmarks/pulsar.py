@@ -29,7 +29,7 @@ from benchmarks.attention import peak_resident
 from cfm.models import Pulsar
 from cfm.models._precision import LEAST_AGREEMENT
 from cfm.models.pulsar._module import PreparedEncoder
-from cfm.nn._linear import fast_bfloat16
+from cfm.nn._kernels import fast_bfloat16
 
 N_CELLS, WIDTH = 1024, 1280
 GOLDEN = REPOSITORY / "tests" / "golden" / "pulsar"

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from cfm.hub._format import read_header, sha256_of_file
+from cfm.hub._checkpoint import read_header, sha256_of_file
 from cfm.models import (
     UCE,
     CellPulse,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from cfm.hub import load_checkpoint, load_safetensors, save_checkpoint
-from cfm.hub._format import sha256_of_file
+from cfm.hub._checkpoint import sha256_of_file
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from cfm.hub import _format as layout
+from cfm.hub import _checkpoint as layout
 from cfm.hub import list_checkpoints, load_checkpoint, load_safetensors, load_torch, resolve
 from cfm.models import UCE, BulkFormer, CellVQ, Pulsar, VirtualInstrument, load_model
 from cfm.models._resume import CheckpointFiles

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfm.nn._absorbing import absorbing_loss, draw_times, draw_tokens, guided, reveal_counts
+from cfm.nn._diffusion import absorbing_loss, draw_times, draw_tokens, guided, reveal_counts
 
 
 @given(n=st.integers(0, 500), steps=st.integers(1, 300))

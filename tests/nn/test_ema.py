@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cfm.nn._ema import PowerAverage, power_exponent
+from cfm.nn._diffusion import PowerAverage, power_exponent
 
 
 def test_published_widths() -> None:

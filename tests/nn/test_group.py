@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cfm.nn._group import GroupCompression
+from cfm.nn._genes import GroupCompression
 
 
 def literal_pack(group: GroupCompression, embedded: torch.Tensor, pad: torch.Tensor):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cfm.nn._llama import LlamaBlock, LlamaTrunk, rotate, rotations
+from cfm.nn._transformers import LlamaBlock, LlamaTrunk, rotate, rotations
 
 
 def test_the_published_trunk_has_85_214_080_parameters() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cfm.nn import TransformerEncoderLayer
-from cfm.nn._post_norm import TORCH_NAMES, PreparedStack
+from cfm.nn._transformers import TORCH_NAMES, PreparedStack
 
 
 def stack(n: int = 2, activation: str = "gelu") -> nn.ModuleList:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scvi.distributions import ZeroInflatedNegativeBinomial
 
-from cfm.nn._zinb import ZINBHeads, zinb_nll
+from cfm.nn._values import ZINBHeads, zinb_nll
 
 
 @given(

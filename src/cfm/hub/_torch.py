@@ -1,3 +1,5 @@
+"""Read files of torch.save without running the code in them."""
+
 from __future__ import annotations
 
 import pickle
@@ -9,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cfm.hub._format import check_finite, load_safetensors
+from cfm.hub._checkpoint import check_finite, load_safetensors
 
 # Containers in containers that a file may hold; weights have two or three.
 _DEEPEST = 50

@@ -23,7 +23,7 @@ from cfm.data import GeneVocabulary
 from cfm.data._matrix import in_memory_frame
 from cfm.data._modality import require_anndata
 from cfm.hub import load_checkpoint, resolve, save_checkpoint
-from cfm.hub._replace import reads_checkpoint
+from cfm.hub._resolve import reads_checkpoint
 from cfm.models._precision import LEAST_AGREEMENT, Precision, inference_dtype
 from cfm.models._published import FROM_OUTSIDE, Layout, published_model
 from cfm.models._training import TrainingRun

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cfm.hub import load_checkpoint, resolve
 from cfm.hub._checkpoint import read_config
-from cfm.hub._replace import reads_checkpoint
+from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import CLASSES, PretrainedModel
 from cfm.models._published import published_model
 

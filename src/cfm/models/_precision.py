@@ -8,7 +8,7 @@ import torch
 
 from cfm._arguments import check_choice
 from cfm.data._warn import warn_user
-from cfm.nn._linear import fast_bfloat16
+from cfm.nn._kernels import fast_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable

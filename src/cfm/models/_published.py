@@ -6,7 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfm.hub._format import CONFIG_NAME, FORMAT, LARGEST_JSON, WEIGHTS_NAME, read_limited
+from cfm.hub._checkpoint import FORMAT, LARGEST_JSON, WEIGHTS_NAME, read_limited
+from cfm.hub._resolve import CONFIG_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path

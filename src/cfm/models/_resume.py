@@ -197,9 +197,7 @@ class Checkpoints:
             "curves": _curves(plan),
         }
         loops = checkpoint["loops"]["fit_loop"]
-        if self._point == "batch end":
-            _after_batch(loops)
-        elif self._point == "epoch start":
+        if self._point == "epoch start":
             _before_epoch(loops)
             loops["state_dict"]["combined_loader"] = [self._epoch_start]
 
@@ -259,14 +257,6 @@ class CurveLogger(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: a checkpoint of a model says how it was trained."""
-
-
-def _after_batch(loops: dict[str, Any]) -> None:
-    """Say of Lightning's loops that the present batch is done, as it will be in a moment."""
-    progress = loops["epoch_loop.batch_progress"]
-    for count in (progress["total"], progress["current"]):
-        count["completed"] = count["processed"]
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
 
 
 def _before_epoch(loops: dict[str, Any]) -> None:

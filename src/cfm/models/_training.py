@@ -22,7 +22,7 @@ from cfm._arguments import BELOW_1, check_fields, check_whole
 from cfm.models._resume import Checkpoints, CurveLogger, fingerprint
 from cfm.models._streams import SeededStream, StreamModule, n_rows_of
 from cfm.nn._distributed import on_rank_zero
-from cfm.nn._linear import fast_bfloat16
+from cfm.nn._kernels import fast_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.nn._distributed import common_numbers, all_gather_int, process_number
+from cfm.nn._distributed import all_gather_int, common_numbers, process_number
 
 #: Below this temperature no row of a batch passes the quantiser by.
 LEAST_SHORTCUT = 0.02

@@ -11,7 +11,7 @@ from scvi import settings
 from scvi.utils import track
 
 from cfm._fields import SET_SEPARATOR
-from cfm.models.cellpulse._reversal import signature_scores
+from cfm.models.cellpulse._attribution import signature_scores
 from cfm.stats._connectivity import (
     Ranking,
     connectivity_scores,

@@ -14,7 +14,7 @@ from scipy.stats import nbinom
 import cfm
 from cfm.metrics import delta_pearson
 from cfm.models import PerturbationCountModel, PerturbationModel, load_model
-from cfm.models.count_model._coupling import counts_at, tails_of_counts
+from cfm.models.count_model._module import counts_at, tails_of_counts
 from tests._lingshu import KEYS, toy_counts
 
 SCREEN = {"source_key": "cell_type", "perturbation_key": "perturbation", "control": "control"}

@@ -14,8 +14,7 @@ import cfm
 from cfm.metrics import delta_pearson
 from cfm.models import LingshuCell, PerturbationCountModel
 from cfm.models.count_model._module import CONTROL, FIRST_PART, LIBRARY, Conditions
-from cfm.models.lingshu._count_term import CountTerm
-from cfm.models.lingshu._quantiser import N_VALUES, bin_widths, representatives
+from cfm.models.lingshu._counts import N_VALUES, CountTerm, bin_widths, representatives
 
 KEYS = {"source_key": "cell_type", "perturbation_key": "perturbation", "control": "control"}
 SIZES = {"dim": 16, "n_layers": 1, "n_heads": 2, "ff_dim": 32, "group_size": 16}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cfm.models import Pulsar, load_model
 from cfm.models.pulsar import SIZES, PulsarModule, PulsarSize
-from cfm.nn._post_norm import TORCH_NAMES
+from cfm.nn._transformers import TORCH_NAMES
 from tests._pulsar import GOLDEN
 
 #: Of the output's scale, float32.

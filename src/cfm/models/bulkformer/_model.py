@@ -25,7 +25,7 @@ from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.hub import resolve
-from cfm.hub._replace import reads_checkpoint
+from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._precision import Precision
 from cfm.models._sizes import named_size, validate_config
@@ -60,7 +60,7 @@ from cfm.models.bulkformer._training import (
     MaskedExpressionPlan,
     SampleStream,
 )
-from cfm.nn._graph import check_graph
+from cfm.nn._genes import check_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,9 +12,9 @@ import torch
 
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.hub import Checkpoint, load_torch
-from cfm.hub._format import find_file, sha256_of_file
+from cfm.hub._checkpoint import find_file, sha256_of_file
 from cfm.models.bulkformer._module import BulkFormerSize
-from cfm.nn._graph import check_graph
+from cfm.nn._genes import check_graph
 from cfm.nn._performer import PERFORMER_NAMES
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from cfm.data._warn import warn_user
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._sizes import named_size, validate_config
 from cfm.models.cellpulse import _attribution as attribution
+from cfm.models.cellpulse._attribution import Reversal, gene_positions, reverse_genes
 from cfm.models.cellpulse._classifier import (
     Names,
     Scores,
@@ -48,7 +49,6 @@ from cfm.models.cellpulse._gene_factors import (
     usual_sizes,
 )
 from cfm.models.cellpulse._module import PADDING, SIZES, CellPulseModule, CellPulseSize, Tokens
-from cfm.models.cellpulse._reversal import Reversal, gene_positions, reverse_genes
 from cfm.models.cellpulse._training import CellPulseRecipe, pretraining
 
 if TYPE_CHECKING:

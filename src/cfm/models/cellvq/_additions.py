@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm.nn._distributed import all_gather_int, summed
-from cfm.nn._zinb import LEAST_MEAN, MOST_MEAN
+from cfm.nn._values import LEAST_MEAN, MOST_MEAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

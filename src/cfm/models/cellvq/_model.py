@@ -18,7 +18,7 @@ from cfm.data._counts import Units
 from cfm.data._matrix import check_unique_names, get_matrix
 from cfm.data._warn import warn_user
 from cfm.hub import resolve
-from cfm.hub._replace import reads_checkpoint
+from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._precision import Precision
 from cfm.models._sizes import named_size, validate_config

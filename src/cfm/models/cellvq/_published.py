@@ -12,12 +12,12 @@ import torch
 
 from cfm.data import GeneVocabulary
 from cfm.hub import Checkpoint, load_torch
-from cfm.hub._format import find_file, sha256_of_file
+from cfm.hub._checkpoint import find_file, sha256_of_file
 from cfm.models.cellvq._module import N_COUNT_TOKENS, CellVQSize
 from cfm.models.cellvq._property_heads import CLASSES_FILE, check_classes
 from cfm.nn._performer import PERFORMER_NAMES
-from cfm.nn._post_norm import TORCH_NAMES
 from cfm.nn._soft_codes import binary_numbers
+from cfm.nn._transformers import TORCH_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -22,13 +22,13 @@ from cfm.models._training import Recipe, Training, TrainingPlan
 from cfm.models.cellvq._additions import EPS, CentredProjection, spread_cells
 from cfm.models.cellvq._data import STUDY, Batch, CellStream, levels_of, split_rows, spread_rows
 from cfm.nn._distributed import (
+    all_gather_int,
     common_numbers,
     means_over_processes,
-    all_gather_int,
     process_number,
     summed,
 )
-from cfm.nn._zinb import zinb_nll
+from cfm.nn._values import zinb_nll
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

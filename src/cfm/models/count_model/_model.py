@@ -17,9 +17,13 @@ from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.models._base import load_weights
 from cfm.models._sizes import validate_config
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
-from cfm.models.count_model._coupling import perturbed_counts, uniform_numbers
 from cfm.models.count_model._data import CountReader, RegisteredCounts
-from cfm.models.count_model._module import Conditions, NegativeBinomialModule
+from cfm.models.count_model._module import (
+    Conditions,
+    NegativeBinomialModule,
+    perturbed_counts,
+    uniform_numbers,
+)
 from cfm.models.count_model._training import fit_counts
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from cfm._arguments import check_whole
 from cfm.data._matrix import check_unique_names
 from cfm.models.count_model._conditions import shown
 from cfm.models.count_model._data import check_counts
+from cfm.models.lingshu._counts import quantise
 from cfm.models.lingshu._module import MASK
-from cfm.models.lingshu._quantiser import quantise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

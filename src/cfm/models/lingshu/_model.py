@@ -18,8 +18,7 @@ from cfm._fields import PARAMS
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.hub import resolve
-from cfm.hub._format import CONFIG_NAME
-from cfm.hub._replace import reads_checkpoint
+from cfm.hub._resolve import CONFIG_NAME, reads_checkpoint
 from cfm.models._base import load_weights
 from cfm.models._precision import Precision
 from cfm.models._sizes import named_size, validate_config
@@ -29,7 +28,7 @@ from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeat
 from cfm.models.count_model._data import CountReader, RegisteredCounts
 from cfm.models.count_model._module import FIRST_PART, UNKNOWN, Conditions, NegativeBinomialModule
 from cfm.models.count_model._training import fit_counts
-from cfm.models.lingshu._count_term import KIND, CountTerm
+from cfm.models.lingshu._counts import KIND, LARGEST, CountTerm, Dequantise
 from cfm.models.lingshu._data import (
     keep_counts,
     library_sizes,
@@ -39,7 +38,6 @@ from cfm.models.lingshu._data import (
 )
 from cfm.models.lingshu._generation import CellFile, Generation
 from cfm.models.lingshu._module import MISSING, SIZES, LingshuModule, LingshuSize
-from cfm.models.lingshu._quantiser import LARGEST, Dequantise
 from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers
 from cfm.models.lingshu._training import (
     CellStream,

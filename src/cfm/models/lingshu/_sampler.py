@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfm.models.count_model._coupling import generator_of
+from cfm.models.count_model._module import generator_of
+from cfm.models.lingshu._counts import N_VALUES
 from cfm.models.lingshu._module import MASK, LingshuModule, place_scores
-from cfm.models.lingshu._quantiser import N_VALUES
-from cfm.nn._absorbing import draw_tokens, guided, reveal_counts
+from cfm.nn._diffusion import draw_tokens, guided, reveal_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ class Draws(NamedTuple):
 
 
 class Guidance(NamedTuple):
-    """How far cells are led away from the null condition; see :func:`cfm.nn._absorbing.guided`."""
+    """How far cells are led away from the null condition; see :func:`cfm.nn._diffusion.guided`."""
 
     weight: float = 0.0
     floor: float = 0.0
@@ -87,7 +87,7 @@ def reveal_steps(hidden: np.ndarray, key: np.ndarray, n_steps: int) -> np.ndarra
 
 
 def place_in(scores: Tensor, values: Tensor, uniform: Tensor) -> Tensor:
-    """Return numbers for which :func:`cfm.nn._absorbing.draw_tokens` gives known values.
+    """Return numbers for which :func:`cfm.nn._diffusion.draw_tokens` gives known values.
 
     Parameters
     ----------

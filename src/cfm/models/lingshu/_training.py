@@ -15,9 +15,8 @@ from cfm.data._row_order import BLOCK_SIZE
 from cfm.models._streams import Drawn, RowStream
 from cfm.models._training import Recipe, TrainingPlan, held_out_studies
 from cfm.models.count_model._module import UNKNOWN, Conditions
-from cfm.models.lingshu._quantiser import OVERFLOW, quantise
-from cfm.nn._absorbing import draw_times
-from cfm.nn._ema import PowerAverage
+from cfm.models.lingshu._counts import OVERFLOW, quantise
+from cfm.nn._diffusion import PowerAverage, draw_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,7 +176,7 @@ class CellStream(RowStream):
     rows, batch_size, seed, **kwargs
         See :class:`cfm.models._streams.RowStream`.
     least_time, stratified
-        See :func:`cfm.nn._absorbing.draw_times`.
+        See :func:`cfm.nn._diffusion.draw_times`.
     condition_dropout
         Probability that all conditions of a cell are withheld, and that each single one is.
     """
@@ -334,12 +333,6 @@ class DiffusionPlan(TrainingPlan):
         """Put the trained weights back."""
         super().on_validation_epoch_end()
         self.show_average(False)
-
-    def on_fit_end(self) -> None:
-        """Give every process all weights, and their average."""
-        super().on_fit_end()
-        if self.average is not None:
-            self.average.join()
 
     def show_average(self, wanted: bool) -> None:
         """Swap the average in for the weights, or out again, if a step was taken."""

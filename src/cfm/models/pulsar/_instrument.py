@@ -19,8 +19,8 @@ from cfm._arguments import NOT_NEGATIVE, checks_arguments
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._warn import warn_user
 from cfm.hub import Checkpoint, load_safetensors, load_torch, resolve
-from cfm.hub._format import sha256_of_file
-from cfm.hub._replace import reads_checkpoint
+from cfm.hub._checkpoint import sha256_of_file
+from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._sizes import validate_config
 from cfm.models._training import Recipe, Training, TrainingRun, held_out_studies

@@ -16,8 +16,7 @@ from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 from cfm._arguments import check_whole, checks_arguments
 from cfm.data._warn import warn_user
 from cfm.hub import resolve
-from cfm.hub._replace import reads_checkpoint
-from cfm.hub._resolve import checkpoint_name
+from cfm.hub._resolve import checkpoint_name, reads_checkpoint
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._precision import Precision
 from cfm.models._sizes import named_size, validate_config

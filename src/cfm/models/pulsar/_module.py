@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from cfm.models._sizes import check_sizes
 from cfm.nn import TransformerEncoderLayer
-from cfm.nn._linear import prepare
-from cfm.nn._post_norm import PreparedStack
-from cfm.nn._weight_cache import WeightCache
+from cfm.nn._kernels import WeightCache, prepare
+from cfm.nn._transformers import PreparedStack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,17 +8,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cfm.hub import Checkpoint, load_safetensors
-from cfm.hub._checkpoint import read_card
-from cfm.hub._format import (
-    CONFIG_NAME,
+from cfm.hub._checkpoint import (
     LARGEST_JSON,
     WEIGHTS_NAME,
     find_file,
+    read_card,
     read_limited,
     sha256_of_file,
 )
+from cfm.hub._resolve import CONFIG_NAME
 from cfm.models.pulsar._module import PulsarSize
-from cfm.nn._post_norm import TORCH_NAMES
+from cfm.nn._transformers import TORCH_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path

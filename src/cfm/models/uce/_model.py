@@ -17,7 +17,7 @@ from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
 from cfm.hub import resolve
-from cfm.hub._replace import reads_checkpoint
+from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import PretrainedModel, load_weights
 from cfm.models._precision import Precision
 from cfm.models._sizes import validate_config

@@ -15,10 +15,10 @@ import torch
 
 from cfm.data import map_identifiers
 from cfm.hub import load_torch
-from cfm.hub._format import find_file, read_limited, sha256_of_file
+from cfm.hub._checkpoint import find_file, read_limited, sha256_of_file
 from cfm.models.uce._data import GENE_COLUMNS, check_genes
 from cfm.models.uce._module import UCESize
-from cfm.nn._post_norm import TORCH_NAMES
+from cfm.nn._transformers import TORCH_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
