@@ -32,7 +32,7 @@ from benchmarks._cellvq_reference import CONFIG, Reference, load_reference, writ
 from benchmarks._report import REPOSITORY, Report, add_arguments
 from benchmarks.attention import peak_resident
 from cfm.models import CellVQ
-from cfm.models._precision import LEAST_AGREEMENT
+from cfm.models._base import LEAST_AGREEMENT
 from cfm.models.cellvq import CellVQModule
 from cfm.nn._kernels import fast_bfloat16, prepare_linear
 

@@ -27,7 +27,7 @@ from benchmarks._pulsar_reference import load_reference, write_released
 from benchmarks._report import REPOSITORY, Report, add_arguments
 from benchmarks.attention import peak_resident
 from cfm.models import Pulsar
-from cfm.models._precision import LEAST_AGREEMENT
+from cfm.models._base import LEAST_AGREEMENT
 from cfm.models.pulsar._module import PreparedEncoder
 from cfm.nn._kernels import fast_bfloat16
 

@@ -12,7 +12,7 @@ from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX, UNKN
 from cfm.data._modality import on_modality
 from cfm.data._store import check_key
 from cfm.models import CellVQ, load_model
-from cfm.models._precision import Precision
+from cfm.models._base import Precision
 from cfm.tl._chunks import CHUNK_SIZE, Chunking, ChunkRun
 from cfm.tl._store import model_record
 

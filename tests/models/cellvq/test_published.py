@@ -190,7 +190,7 @@ def test_weights_are_not_copied() -> None:
     assert loaded.tensors["relation"].untyped_storage().nbytes() == 4 * 92 * 92
     assert loaded.config["n_genes"] == 90
     assert list(loaded.files) == ["properties.json"]
-    made = CellVQ._from_checkpoint(loaded, None)
+    made = CellVQ._from_checkpoint(loaded)
     assert made.module.relation.data_ptr() == loaded.tensors["relation"].data_ptr()
 
 

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm._arguments import (
@@ -21,13 +20,19 @@ from cfm._arguments import (
     check_whole,
     checks_arguments,
 )
+from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
-from cfm.hub import resolve
 from cfm.hub._resolve import reads_checkpoint
-from cfm.models._base import PretrainedModel, check_column, load_weights
-from cfm.models._precision import Precision
+from cfm.models._base import (
+    TEXTS,
+    Precision,
+    PretrainedModel,
+    check_column,
+    load_weights,
+    stored_genes,
+)
 from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun, held_out_rows, root_weights
 from cfm.models.bulkformer._compounds import (
@@ -54,7 +59,7 @@ from cfm.models.bulkformer._module import (
     lower_genes,
     pool_genes,
 )
-from cfm.models.bulkformer._published import GENES_FILE, read_published
+from cfm.models.bulkformer._published import read_published
 from cfm.models.bulkformer._training import (
     BulkFormerRecipe,
     MaskedExpressionPlan,
@@ -179,6 +184,7 @@ class BulkFormer(PretrainedModel):
         )
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls, adata: AnnData, layer: str | None = None, study_key: str | None = None, **kwargs: Any
     ) -> None:
@@ -193,8 +199,7 @@ class BulkFormer(PretrainedModel):
             Layer with the log TPM instead of ``X``.
         study_key
             Column of ``obs`` with the study: validation is on whole studies.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -211,9 +216,7 @@ class BulkFormer(PretrainedModel):
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, study_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
@@ -913,6 +916,7 @@ class BulkFormer(PretrainedModel):
 
     @classmethod
     @reads_checkpoint
+    @fill_docs(TEXTS)
     def from_pretrained(
         cls,
         source: str | Path,
@@ -930,10 +934,8 @@ class BulkFormer(PretrainedModel):
             laid out as the authors release their weights: ``bulkformer_*.pt``, ``G_tcga.pt``,
             ``G_tcga_weight.pt`` and, if there, ``bulkformer_gene_info.csv``; or that ``.pt``
             file. ``hf://org/name`` on the Hugging Face hub for either.
-        adata
-            Data to attach for further training, registered with ``setup_anndata``.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        %(adata_to_attach)s
+        %(device)s
         genes
             Ensembl ids of the model's genes, in order, for weights without
             ``bulkformer_gene_info.csv``.
@@ -944,13 +946,11 @@ class BulkFormer(PretrainedModel):
             If files are missing, damaged or not safe to read, if they do not fit each other, or
             if the weights are of another model or another generation of BulkFormer.
         """
-        path = resolve(source)
-        if not cls.recognises(path):
-            if genes is not None:
-                raise ValueError("genes= is for weights without a gene list; this has its own.")
-            return super().from_pretrained(source, adata, device=device)
-        checkpoint = read_published(path, genes)
-        return cls._made(checkpoint, adata, device)
+        return cls._load_from(source, adata, device, genes=genes)
+
+    @classmethod
+    def _read_published(cls, path: Path, name: str, **published: Any) -> Checkpoint:
+        return read_published(path, **published)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         width = 0 if self.module.gene_embedding is not None else self.module.gene_features.shape[1]
@@ -966,7 +966,7 @@ class BulkFormer(PretrainedModel):
         tensors = dict(self.module.state_dict())
         for name, part in self._extra_parts().items():
             tensors |= part.state_dict(prefix=f"{name}.")
-        return tensors, config, {GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"}
+        return tensors, config, self._genes_file()
 
     def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         out = super()._compacted(tensors)
@@ -976,14 +976,14 @@ class BulkFormer(PretrainedModel):
         return out
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config, tensors, name = dict(checkpoint.config), checkpoint.tensors, checkpoint.name
         with validate_config("BulkFormer", name, tensors):
             size = BulkFormerSize(**config.pop("size"))
             width = check_whole("n_gene_features", config.pop("n_gene_features"), 0)
             knows_genes = check_flag("knows_genes", config.pop("knows_genes"))
             linear_term, compounds = config.pop(_LINEAR_TERM, None), config.pop(_COMPOUNDS, None)
-            genes = GeneVocabulary(checkpoint.files[GENES_FILE].splitlines())
+            genes = stored_genes(checkpoint)
             model = cls(vocabulary=genes, size=size)
             if width:
                 model.module = BulkFormerModule(
@@ -1011,6 +1011,4 @@ class BulkFormer(PretrainedModel):
             raise ValueError(f"The graph of checkpoint {name!r} is damaged. {error}") from error
         model._summarise()
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model

@@ -13,6 +13,7 @@ import torch
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.hub import Checkpoint, load_torch
 from cfm.hub._checkpoint import find_file, sha256_of_file
+from cfm.models._base import GENES_FILE
 from cfm.models.bulkformer._module import BulkFormerSize
 from cfm.nn._genes import check_graph
 from cfm.nn._performer import PERFORMER_NAMES
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 _WEIGHTS = re.compile(r"bulkformer.*\.pt", re.IGNORECASE)
 _GRAPH, _GRAPH_WEIGHTS = "G_tcga.pt", "G_tcga_weight.pt"
 _GENES, _GENES_COLUMN = "bulkformer_gene_info.csv", "ensg_id"
-
-#: Text file of a checkpoint with the genes of the vocabulary, one per line.
-GENES_FILE = "genes.txt"
 
 _COPY = ".proj_updater.instance."
 _COUNTER = ".proj_updater.calls_since_last_redraw"

@@ -11,16 +11,16 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 from scvi.utils import track
 
 from cfm._arguments import check_whole, checks_arguments
+from cfm._docs import fill_docs
 from cfm._fields import NO_RESPONSE, UNINFECTED, VIRAL
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
-from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._base import TEXTS, PretrainedModel, check_column, load_weights, stored_genes
 from cfm.models._sizes import named_size, validate_config
 from cfm.models.cellpulse import _attribution as attribution
 from cfm.models.cellpulse._attribution import Reversal, gene_positions, reverse_genes
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 
 #: Registry key of the column with the infected sample.
 SAMPLE_KEY = "sample"
-_GENES_FILE = "genes.txt"
 _CLASSIFIER = "classifier."
 _MODULE = "module."
 
@@ -166,6 +165,7 @@ class CellPulse(PretrainedModel):
         )
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -190,8 +190,7 @@ class CellPulse(PretrainedModel):
         sample_key
             Column of ``obs`` with the infected sample: contrasts of one sample against different
             controls are made to agree.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -211,12 +210,10 @@ class CellPulse(PretrainedModel):
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, study_key),
             CategoricalObsField(SAMPLE_KEY, sample_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         with warnings.catch_warnings():
             # Said for categories of under three cells; a study or sample may have one contrast.
             warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
-            manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+            cls._register(adata, fields, setup_method_args, **kwargs)
 
     @checks_arguments()
     def fit_gene_factors(self, *, seed: int = 0) -> None:
@@ -264,10 +261,6 @@ class CellPulse(PretrainedModel):
         alignment = align_effects(self.adata, self.vocabulary, layer=layer)
         stored = StoredEffects(get_matrix(self.adata, layer=layer), alignment)
         return stored, self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
-
-    def vocabulary_share(self, adata: AnnData) -> float:
-        """Return the share of the model's genes that ``adata`` measures."""
-        return self.vocabulary.align(adata.var_names).found_share
 
     def to_device(self, device: str | int | torch.device) -> None:
         """Move the model; ``"auto"`` takes a GPU if there is one."""
@@ -730,7 +723,7 @@ class CellPulse(PretrainedModel):
             "n_relevances": self.module.log_relevance.numel(),
             "classifier": None if self.classifier is None else self.classifier.settings(),
         }
-        return tensors, config, {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"}
+        return tensors, config, self._genes_file()
 
     def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # tables with a row or column per gene: embeddings move by about 0.1 %
@@ -741,13 +734,13 @@ class CellPulse(PretrainedModel):
         }
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config = dict(checkpoint.config)
         with validate_config("CellPulse", checkpoint.name, checkpoint.tensors):
             size = CellPulseSize(**config.pop("size"))
             n_relevances = config.pop("n_relevances")
             check_whole("n_relevances", n_relevances, 1, size.n_factors)
-            genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
+            genes = stored_genes(checkpoint)
             of_classifier = config.pop("classifier")
             model = cls(vocabulary=genes, size=size)
             model.module.log_relevance = torch.nn.Parameter(torch.zeros(n_relevances))
@@ -765,6 +758,4 @@ class CellPulse(PretrainedModel):
             )
         model._summarise()
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model

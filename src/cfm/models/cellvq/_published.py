@@ -13,6 +13,7 @@ import torch
 from cfm.data import GeneVocabulary
 from cfm.hub import Checkpoint, load_torch
 from cfm.hub._checkpoint import find_file, sha256_of_file
+from cfm.models._base import GENES_FILE
 from cfm.models.cellvq._module import N_COUNT_TOKENS, CellVQSize
 from cfm.models.cellvq._property_heads import CLASSES_FILE, check_classes
 from cfm.nn._performer import PERFORMER_NAMES
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-#: Text file of a checkpoint with the names of the genes.
-GENES_FILE = "genes.txt"
 _WEIGHTS = "models.ckpt"
 _GENES, _GENES_COLUMN = "OS_scRNA_gene_index.*.tsv", "gene_name"
 #: Property heads, in the order that the authors list them.

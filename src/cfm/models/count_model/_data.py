@@ -9,15 +9,15 @@ import pandas as pd
 import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
+from cfm._docs import fill_docs
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame, row_blocks, to_dense
 from cfm.data._modality import require_anndata
 from cfm.data._row_buffer import RowBuffer
 from cfm.data._units import check_single_cells
 from cfm.data._warn import warn_user
-from cfm.models._base import PretrainedModel, check_column
+from cfm.models._base import TEXTS, PretrainedModel, check_column
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
 from cfm.pp._perturbation_parts import split_parts
 
@@ -218,6 +218,7 @@ class RegisteredCounts(PretrainedModel):
     perturbation_features: PerturbationFeatures | None
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -235,8 +236,7 @@ class RegisteredCounts(PretrainedModel):
         ----------
         adata
             Cells by genes, raw counts, any storage.
-        layer
-            Layer with the counts instead of ``X``.
+        %(counts_layer)s
         source_key
             Column of ``obs`` with what a cell is: cell line, donor or cell type.
         perturbation_key
@@ -248,8 +248,7 @@ class RegisteredCounts(PretrainedModel):
         study_key
             Column with the study: training is judged on studies it has not seen. Without it, on
             cells.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -283,9 +282,7 @@ class RegisteredCounts(PretrainedModel):
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField("study", study_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     def _registered_levels(self, adata: AnnData) -> ConditionLevels:
         given = self.adata_manager.registry["setup_args"]
@@ -315,10 +312,6 @@ class RegisteredCounts(PretrainedModel):
             perturbation=column(levels.perturbation_key),
             covariates=obs[list(levels.covariates)].astype(str) if levels.covariates else None,
         )
-
-    def vocabulary_share(self, adata: AnnData) -> float:
-        """Return the share of the model's genes that ``adata`` measures."""
-        return self.vocabulary.align(adata.var_names).found_share
 
     def _numbered(
         self,

@@ -12,9 +12,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from cfm._arguments import checks_arguments
+from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import check_unique_names, in_memory_frame
-from cfm.models._base import load_weights
+from cfm.models._base import TEXTS, load_weights, stored_genes
 from cfm.models._sizes import validate_config
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
 from cfm.models.count_model._data import CountReader, RegisteredCounts
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
 
 Start = Literal["cell", "noise"]
 
-#: Text file of a checkpoint with the genes, and the tensor with the features of perturbations.
-_GENES_FILE, _FEATURES = "genes.txt", "features"
+#: Tensor of a checkpoint with the features of perturbations.
+_FEATURES = "features"
 
 
+@fill_docs(TEXTS)
 class PerturbationCountModel(RegisteredCounts):
     r"""Negative binomial model of the counts of cells under perturbations.
 
@@ -54,10 +56,7 @@ class PerturbationCountModel(RegisteredCounts):
     levels
         Conditions of the model (:class:`cfm.models.count_model.ConditionLevels`); by default those
         of ``adata``.
-    perturbation_features
-        Table, targets by features, that says what each perturbation is, such as embeddings of a
-        gene or a compound: any target in it can then be asked for, also one that no training cell
-        had. Standardised and stored with the model.
+    %(perturbation_features)s
 
     Attributes
     ----------
@@ -204,6 +203,7 @@ class PerturbationCountModel(RegisteredCounts):
         )
 
     @checks_arguments()
+    @fill_docs(TEXTS)
     def simulate(
         self,
         adata: AnnData,
@@ -226,20 +226,14 @@ class PerturbationCountModel(RegisteredCounts):
         ----------
         adata
             Unperturbed cells by genes, raw counts. Genes of the model that it lacks are drawn.
-        perturbation
-            Parts of the perturbation, without order; also combinations that were not in training.
-        layer
-            Layer with the counts instead of ``X``.
-        groupby
-            Column of ``obs`` with the sources, where the column that was registered is not there.
+        %(perturbation_parts)s
+        %(counts_layer)s
+        %(sources)s
         batch_size
             Cells at a time; the result does not depend on it.
-        seed
-            Each cell is drawn from this and its name.
-        start
-            ``"cell"`` or ``"noise"``; see above.
-        features
-            Features of a perturbation that is not in the table of the model.
+        %(cell_seed)s
+        %(start)s
+        %(new_features)s
 
         Returns
         -------
@@ -307,10 +301,10 @@ class PerturbationCountModel(RegisteredCounts):
         if self.perturbation_features is not None:
             config["perturbation_features"] = self.perturbation_features.config()
             tensors[_FEATURES] = torch.from_numpy(self.perturbation_features.values)
-        return tensors, config, {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"}
+        return tensors, config, self._genes_file()
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config, tensors = dict(checkpoint.config), dict(checkpoint.tensors)
         with validate_config(cls.__name__, checkpoint.name, tensors):
             levels = ConditionLevels(**config.pop("levels"))
@@ -320,7 +314,7 @@ class PerturbationCountModel(RegisteredCounts):
                 described = PerturbationFeatures.from_config(
                     described, tensors.pop(_FEATURES).float().numpy(), levels.perturbations
                 )
-            genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
+            genes = stored_genes(checkpoint)
             model = cls(vocabulary=genes, levels=levels, perturbation_features=described)
             model.module = NegativeBinomialModule(
                 len(genes), len(levels.sources), len(levels.perturbations), sizes["combinations"]
@@ -329,6 +323,4 @@ class PerturbationCountModel(RegisteredCounts):
                 raise ValueError(f"sizes {sizes} do not fit genes and conditions")
         load_weights(model.module, tensors, checkpoint.name)
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model

@@ -14,13 +14,11 @@ from anndata import AnnData
 from scipy import sparse
 
 from cfm._arguments import BELOW_1, Range, checks_arguments
+from cfm._docs import fill_docs
 from cfm._fields import PARAMS
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import check_unique_names, in_memory_frame
-from cfm.hub import resolve
-from cfm.hub._resolve import CONFIG_NAME, reads_checkpoint
-from cfm.models._base import load_weights
-from cfm.models._precision import Precision
+from cfm.models._base import TEXTS, Precision, load_weights, stored_genes
 from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun, root_weights
 from cfm.models.count_model import PerturbationCountModel
@@ -65,12 +63,11 @@ _GUIDED_STEPS, _PLAIN_STEPS = 3, 256
 #: Steps where a count term stands beside the network.
 _STEPS_WITH_TERM = 16
 _GUIDANCE = 2.0
-#: Text file of a checkpoint with the genes.
-_GENES_FILE = "genes.txt"
 #: Tensors that float16 has no room for.
 _EXACT = ("depth_quantiles",)
 
 
+@fill_docs(TEXTS)
 class LingshuCell(RegisteredCounts):
     """Generative model of single cells: masked discrete diffusion over count tokens.
 
@@ -91,10 +88,8 @@ class LingshuCell(RegisteredCounts):
     size
         ``"mini"``, one of the published ``"default"`` (groups of 8 genes) and ``"vcc"`` (groups of
         32, for genetic perturbations), or a ``LingshuSize``.
-    perturbation_features
-        Table, targets by features, that says what each perturbation is, such as embeddings of a
-        gene or a compound: any target in it can then be asked for, also one that no training cell
-        had. Standardised and stored with the model. By default each has a token of its own.
+    %(perturbation_features)s
+        By default each has a token of its own.
     count_model
         A trained :class:`PerturbationCountModel` of the same genes and conditions: its
         log-probabilities of counts are added to the network's logits, and :meth:`train` goes on
@@ -136,8 +131,11 @@ class LingshuCell(RegisteredCounts):
     """
 
     largest_count = LARGEST
-
     Recipe = LingshuRecipe
+    not_read = (
+        "The weights that the authors of Lingshu-Cell released have a layout that is not "
+        "documented and are not read"
+    )
 
     def __init__(
         self,
@@ -268,11 +266,7 @@ class LingshuCell(RegisteredCounts):
             config["perturbation_features"] = self.perturbation_features.config()
         if (term := self.module.count_term) is not None:
             config["count_term"] = {"kind": KIND, "sizes": term.sizes}
-        return (
-            dict(self.module.state_dict()),
-            config,
-            {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"},
-        )
+        return dict(self.module.state_dict()), config, self._genes_file()
 
     def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         out = super()._compacted(tensors) | {k: tensors[k] for k in _EXACT if k in tensors}
@@ -280,41 +274,7 @@ class LingshuCell(RegisteredCounts):
         return out
 
     @classmethod
-    @reads_checkpoint
-    def from_pretrained(
-        cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
-    ) -> Self:
-        """Load a model by name, folder or ``hf://org/name``.
-
-        Parameters
-        ----------
-        source
-            Name of a bundled or registered checkpoint, or a folder that :meth:`save` wrote, here
-            or on the Hugging Face hub. The weights that the authors of Lingshu-Cell released are
-            not read: what their tensors are called is not documented.
-        adata
-            Data to attach for further training, registered with ``setup_anndata``; their
-            conditions must be known to the model.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
-
-        Raises
-        ------
-        ValueError
-            If the checkpoint is damaged, is not safe to read, or belongs to another model.
-        """
-        path = resolve(source)
-        if not (path / CONFIG_NAME).is_file():
-            raise ValueError(
-                f"{path} holds no checkpoint that LingshuCell.save wrote (no {CONFIG_NAME}). The "
-                "weights that the authors of Lingshu-Cell released have a layout that is not "
-                "documented and are not read; train a model here, or load one of "
-                "cfm.hub.list_checkpoints()."
-            )
-        return super().from_pretrained(source, adata, device=device)
-
-    @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config = dict(checkpoint.config)
         tensors = checkpoint.tensors
         with validate_config("LingshuCell", checkpoint.name, tensors):
@@ -322,7 +282,7 @@ class LingshuCell(RegisteredCounts):
             levels = ConditionLevels(**config.pop("levels"))
             described = config.pop("perturbation_features", None)
             term = config.pop("count_term", None)
-            genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
+            genes = stored_genes(checkpoint)
             if described is not None:
                 described = PerturbationFeatures.from_config(
                     described, tensors["features"].float().numpy(), levels.perturbations
@@ -340,8 +300,6 @@ class LingshuCell(RegisteredCounts):
                 f"{len(genes)} genes once; it is damaged: download it again."
             )
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model
 
     @checks_arguments()
@@ -625,6 +583,7 @@ class LingshuCell(RegisteredCounts):
         return float(guidance), min(int(n_steps), len(self.vocabulary))
 
     @checks_arguments(guidance=Range(-1), guidance_floor=BELOW_1)
+    @fill_docs(TEXTS)
     def simulate(
         self,
         adata: AnnData,
@@ -657,16 +616,12 @@ class LingshuCell(RegisteredCounts):
         ----------
         adata
             Unperturbed cells by genes, raw counts. Genes of the model that it lacks are generated.
-        perturbation
-            Parts of the perturbation, without order; also combinations that were not in training.
-        layer
-            Layer with the counts instead of ``X``.
-        groupby
-            Column of ``obs`` with the sources, where the column that was registered is not there.
+        %(perturbation_parts)s
+        %(counts_layer)s
+        %(sources)s
         batch_size
             Cells that are held at a time; the result does not depend on it.
-        seed
-            Each cell is drawn from this and its name.
+        %(cell_seed)s
         start
             ``"cell"`` or ``"noise"``, as published; see above.
         guidance, guidance_floor, n_steps, frozen, features, dequantise, precision

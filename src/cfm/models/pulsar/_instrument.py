@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, ObsmField
 
 from cfm._arguments import NOT_NEGATIVE, checks_arguments
+from cfm._docs import fill_docs
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._warn import warn_user
-from cfm.hub import Checkpoint, load_safetensors, load_torch, resolve
+from cfm.hub import Checkpoint, load_safetensors, load_torch
 from cfm.hub._checkpoint import sha256_of_file
 from cfm.hub._resolve import reads_checkpoint
-from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._base import TEXTS, PretrainedModel, check_column, load_weights
 from cfm.models._sizes import validate_config
 from cfm.models._training import Recipe, Training, TrainingRun, held_out_studies
 from cfm.models.pulsar._data import read_cells
@@ -151,6 +151,7 @@ class VirtualInstrument(PretrainedModel):
         )
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -171,8 +172,7 @@ class VirtualInstrument(PretrainedModel):
             Column of ``obs`` with the donor, who is there with and without conditions.
         use_rep
             Name in ``obsm`` of the embedding of a row.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -188,9 +188,7 @@ class VirtualInstrument(PretrainedModel):
             CategoricalObsField(_DONOR_KEY, donor_key),
             CategoricalObsField(_CONDITION_KEY, condition_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     def _registered_rep(self) -> str:
         return str(self.adata_manager.data_registry[_REP_KEY].attr_key)
@@ -412,6 +410,7 @@ class VirtualInstrument(PretrainedModel):
 
     @classmethod
     @reads_checkpoint
+    @fill_docs(TEXTS)
     def from_pretrained(
         cls,
         source: str | Path,
@@ -427,10 +426,8 @@ class VirtualInstrument(PretrainedModel):
         source
             Name of a registered checkpoint, a folder that :meth:`save` wrote, or a file with a
             state dict of the authors' class (``.pt``, ``.safetensors``), whose sizes are read off.
-        adata
-            Data to attach for further training, registered with ``setup_anndata``.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        %(adata_to_attach)s
+        %(device)s
         conditions
             What represents each condition, which the authors' state dict does not hold.
 
@@ -439,17 +436,22 @@ class VirtualInstrument(PretrainedModel):
         ValueError
             If the file is damaged, not safe to read, or of another model.
         """
-        path = resolve(source)
-        if path.is_file():
-            model = cls._made(_read_published(path), None, device)
-        else:
-            model = super().from_pretrained(source, device=device)
+        model = cls._load_from(source, None, device)
         if conditions is not None:
             model.add_conditions(conditions)
         if adata is not None:
             model.attach(adata)
             read_cells(adata, model._registered_rep(), model.size.donor_dim)
         return model
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Return whether this is a single file: the authors' class has no other layout."""
+        return path.is_file()
+
+    @classmethod
+    def _read_published(cls, path: Path, name: str, **published: Any) -> Checkpoint:
+        return read_published(path)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         tensors = {_MODULE + k: v for k, v in self.module.state_dict().items()}
@@ -460,7 +462,7 @@ class VirtualInstrument(PretrainedModel):
         return tensors, {"size": vars(self.size)}, files
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config, tensors = dict(checkpoint.config), dict(checkpoint.tensors)
         table = tensors.pop(_TABLE, None)
         names = checkpoint.files.get(_NAMES_FILE, "").splitlines()
@@ -475,12 +477,10 @@ class VirtualInstrument(PretrainedModel):
         if table is not None:
             model.add_conditions(pd.DataFrame(table.float().numpy(), index=names))
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model
 
 
-def _read_published(path: Path) -> Checkpoint:
+def read_published(path: Path) -> Checkpoint:
     """Read a state dict of the authors' class, whose sizes are read off."""
     read = load_safetensors if path.suffix == ".safetensors" else load_torch
     state = {k.removeprefix("module."): v for k, v in read(path).items()}

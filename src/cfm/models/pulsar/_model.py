@@ -10,15 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 
 from cfm._arguments import check_whole, checks_arguments
+from cfm._docs import fill_docs
 from cfm.data._warn import warn_user
-from cfm.hub import resolve
-from cfm.hub._resolve import checkpoint_name, reads_checkpoint
-from cfm.models._base import PretrainedModel, check_column, load_weights
-from cfm.models._precision import Precision
+from cfm.models._base import TEXTS, Precision, PretrainedModel, check_column, load_weights
 from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun
 from cfm.models.pulsar._data import (
@@ -60,6 +57,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+    from scvi.data import AnnDataManager
 
     from cfm.hub import Checkpoint
 
@@ -161,7 +159,7 @@ class Pulsar(PretrainedModel):
 
     module: PulsarModule
     Recipe = PulsarRecipe
-    _least_agreement = 0.99  # of differences between donors
+    least_agreement = 0.99  # of differences between donors
 
     def __init__(
         self,
@@ -214,6 +212,7 @@ class Pulsar(PretrainedModel):
         )
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -244,8 +243,7 @@ class Pulsar(PretrainedModel):
             a projection is fitted to differences within studies.
         layer
             Layer with raw counts instead of ``X``.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -273,9 +271,7 @@ class Pulsar(PretrainedModel):
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, study_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     def attach(self, adata: AnnData) -> None:
         """Attach data that were registered with ``setup_anndata``, for further training."""
@@ -767,33 +763,8 @@ class Pulsar(PretrainedModel):
         self.mark_trained(studies, **kept, training_seed=run.seed, **run.facts)
 
     @classmethod
-    @reads_checkpoint
-    def from_pretrained(
-        cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
-    ) -> Self:
-        """Load a model by name, folder or ``hf://org/name``.
-
-        Parameters
-        ----------
-        source
-            Name of a bundled or registered checkpoint, a folder that :meth:`save` wrote, or
-            ``config.json`` and ``model.safetensors`` as the authors release them: a folder, or on
-            the Hugging Face hub ``"hf://KuanP/PULSAR-pbmc"``.
-        adata
-            Data to attach for further training, registered with ``setup_anndata``.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
-
-        Raises
-        ------
-        ValueError
-            If files are missing or damaged, do not fit each other, or are of another model.
-        """
-        path = resolve(source)
-        if not cls.recognises(path):
-            return super().from_pretrained(source, adata, device=device)
-        checkpoint = read_published(path, checkpoint_name(source))
-        return cls._made(checkpoint, adata, device)
+    def _read_published(cls, path: Path, name: str, **published: Any) -> Checkpoint:
+        return read_published(path, name)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         config: dict[str, Any] = {"size": vars(self.size), "head": self.head}
@@ -804,7 +775,7 @@ class Pulsar(PretrainedModel):
         return tensors | arrays, config | settings, files
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config, name = dict(checkpoint.config), checkpoint.name
         network = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(PREFIX)}
         with validate_config("PULSAR", name, network):
@@ -818,8 +789,6 @@ class Pulsar(PretrainedModel):
         model.projection = stored_projection(checkpoint, model.size.input_dim)
         config.pop("radius", None)
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model
 
 

@@ -6,7 +6,6 @@ import io
 import pickle
 import pickletools
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -14,7 +13,7 @@ import pandas as pd
 import torch
 
 from cfm.data import map_identifiers
-from cfm.hub import load_torch
+from cfm.hub import Checkpoint, load_torch
 from cfm.hub._checkpoint import find_file, read_limited, sha256_of_file
 from cfm.models.uce._data import GENE_COLUMNS, check_genes
 from cfm.models.uce._module import UCESize
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+#: Text file of a checkpoint with the table of genes.
+GENES_TABLE = "genes.csv"
 _TOKENS = "all_tokens.torch"
 _CHROMOSOMES, _OFFSETS, _PROTEINS = "species_chrom.csv", "species_offsets.pkl", "protein_embeddings"
 #: Start of the names of the authors' protein embeddings by the names of their species.
@@ -55,21 +56,13 @@ _PLAIN = {
 _AGAIN = "download it again."
 
 
-@dataclass(frozen=True)
-class Published:
-    """Published weights by our names; ``genes`` is ``None`` without a table of them."""
-
-    name: str
-    size: UCESize
-    tensors: dict[str, Tensor]
-    genes: pd.DataFrame | None
-    sha256: str
-
-
 def read_published(
-    path: Path, n_heads: int, species: str, genes: pd.DataFrame | None = None
-) -> Published:
-    """Read and check the authors' files; see :meth:`cfm.models.UCE.from_pretrained`."""
+    path: Path, n_heads: int = 20, species: str = "human", genes: pd.DataFrame | None = None
+) -> Checkpoint:
+    """Return the authors' files, checked, in the form of a checkpoint of this package.
+
+    Parameters and errors are those of :meth:`cfm.models.UCE.from_pretrained`.
+    """
     weights = path if path.is_file() else _only_weights(path)
     folder = weights.parent
     find_file(folder, weights.name)
@@ -82,7 +75,18 @@ def read_published(
         genes = read_gene_files(folder, species, tensors["token_embedding.weight"])
         if species == "human":
             genes = _with_current_symbols(genes)
-    return Published(weights.stem, size, tensors, genes, sha256_of_file(weights))
+    files = {}
+    if genes is not None:
+        files[GENES_TABLE] = check_genes(genes, size.n_tokens, "genes").to_csv()
+    return Checkpoint(
+        name=weights.stem,
+        path=folder,
+        model="UCE",
+        config={"size": vars(size), "species": species},
+        tensors=tensors,
+        sha256=sha256_of_file(weights),
+        files=files,
+    )
 
 
 def convert_state(state: dict[str, Any], where: str) -> dict[str, Tensor]:
