@@ -20,9 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from cfm.data._warn import warn_user
 from cfm.hub._torch import read_plain
@@ -194,7 +192,6 @@ class Checkpoints:
         checkpoint["cfm"] |= {
             "finished": self._point == "end",
             "random": _of_all_processes(_random_numbers(plan.device)),
-            "curves": _curves(plan),
         }
         loops = checkpoint["loops"]["fit_loop"]
         if self._point == "epoch start":
@@ -212,55 +209,18 @@ class Checkpoints:
             )
         self._random = state["random"][process_number()[0]]
         self._step = checkpoint["global_step"]
-        logger = plan.trainer.logger
-        if isinstance(logger, CurveLogger) and plan.trainer.is_global_zero:
-            for name, (kind, times, values) in state["curves"].items():
-                logger.put(name, kind, list(zip(times, values, strict=True)))
         if state["finished"]:  # also if it was ended early
             plan.trainer.should_stop = True
 
 
-class CurveLogger(Logger):
-    """Keeps the curves of a training in memory, as scvi-tools reads them.
-
-    Attributes
-    ----------
-    history
-        By name a table with one column, a row per epoch; empty in all processes but the first.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.history: dict[str, pd.DataFrame] = {}
-
-    name = "curves"
-    version = 0
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add a point to each curve."""
-        values = dict(metrics)
-        kind = "epoch" if "step" not in values and "epoch" in values else "step"
-        time = values.pop(kind, step)
-        for name, value in values.items():
-            self.put(name, kind, [*self._points(name), (int(time or 0), float(value))])
-
-    def put(self, name: str, kind: str, points: list[tuple[int, float]]) -> None:
-        """Set a curve: what it is over, and its points; of two at a time the last one holds."""
-        times = dict(points)
-        index = pd.Index(list(times), name=kind)
-        self.history[name] = pd.DataFrame({name: list(times.values())}, index=index, dtype=float)
-
-    def _points(self, name: str) -> list[tuple[int, float]]:
-        curve = self.history.get(name)
-        return [] if curve is None else list(zip(curve.index, curve[name], strict=True))
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a checkpoint of a model says how it was trained."""
-
-
 def _before_epoch(loops: dict[str, Any]) -> None:
-    """Say of Lightning's loops that the present epoch, whose first batch is there, is to begin."""
+    """Mark the current epoch, whose first batch was fetched, as one that is to begin.
+
+    Lightning (since https://github.com/Lightning-AI/pytorch-lightning/pull/20379) goes on after a
+    batch inside an epoch by itself. It does not know a state between the first batch of an epoch
+    and its first step: weights would be the same, but the curves of the last epoch written twice.
+    A state after the last batch would lose the validation and the curves of that epoch.
+    """
     epochs = loops["epoch_progress"]
     for count in (epochs["total"], epochs["current"]):
         count |= dict.fromkeys(("ready", "started", "processed"), count["completed"])
@@ -268,23 +228,8 @@ def _before_epoch(loops: dict[str, Any]) -> None:
     batches["total"]["ready"] -= 1
     batches["current"] = dict.fromkeys(batches["current"], 0)
     batches["is_last_batch"] = False
-    # going on, Lightning once passes through its loop without a batch, and counts that
+    # resuming, Lightning counts one pass through its loop without a batch
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
-
-
-def _curves(plan: TrainingPlan) -> dict[str, Any]:
-    """Return the curves so far: what they are over, times, values."""
-    if not plan.trainer.is_global_zero:  # only the first process keeps them, and writes
-        return {}
-    found = getattr(plan.trainer.logger, "history", None) or {}
-    return {
-        name: [
-            str(curve.index.name),
-            [int(time) for time in curve.index],
-            [float(v) for v in curve[name]],
-        ]
-        for name, curve in found.items()
-    }
 
 
 def _random_numbers(device: torch.device) -> dict[str, Any]:

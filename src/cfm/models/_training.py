@@ -14,12 +14,14 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from scvi import settings as scvi_settings
 from scvi.train import Trainer
 
 from cfm._arguments import BELOW_1, check_fields, check_whole
-from cfm.models._resume import Checkpoints, CurveLogger, fingerprint
+from cfm.models._resume import Checkpoints, fingerprint
 from cfm.models._streams import SeededStream, StreamModule, n_rows_of
 from cfm.nn._distributed import on_rank_zero
 from cfm.nn._kernels import fast_bfloat16
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 #: These start processes that share the memory of this one; what they learn beside the weights
 #: (curves, averages) would be lost with them.
 _FORKED = ("spawn", "fork", "notebook")
+#: Share of the steps in which the learning rate rises.
+WARM_UP = 0.05
 #: Names of precisions in the tools, and what Lightning calls them.
 _PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 #: Loggers of Lightning that tell of its own doing.
@@ -97,7 +101,7 @@ class Training(NamedTuple):
 
 
 class TrainingPlan(pl.LightningModule):
-    """Steps of a training that can be stopped after any of them, and gone on with.
+    """Losses, AdamW with a schedule, and curves; a training can be stopped after any step.
 
     Plans that override a hook which is here call it, too: ``on_train_batch_start`` first,
     ``on_train_batch_end`` last, ``on_train_epoch_end`` and ``on_validation_epoch_end`` anywhere.
@@ -106,6 +110,13 @@ class TrainingPlan(pl.LightningModule):
     ----------
     module
         The network.
+    losses
+        Takes a batch to named losses, of which ``"loss"`` is trained on and all are written; by
+        default ``module.losses(*batch)``.
+    lr, weight_decay
+        Peak learning rate, and decay, of AdamW.
+    n_steps
+        Optimiser steps in all, for :meth:`rate`.
 
     Attributes
     ----------
@@ -115,13 +126,60 @@ class TrainingPlan(pl.LightningModule):
 
     #: Whether each step uses all weights that are trained.
     uses_all_weights = False
+    #: Whether weights that are not matrices decay, too.
+    decays_vectors = True
+    betas = (0.9, 0.999)
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        losses: Callable[[Any], dict[str, Tensor]] | None = None,
+        *,
+        lr: float,
+        weight_decay: float = 0.01,
+        n_steps: int,
+    ) -> None:
         super().__init__()
         self.module: Any = module
+        self._losses = losses
+        self.lr, self.weight_decay, self.n_steps = lr, weight_decay, n_steps
         self.checkpoints: Checkpoints | None = None
         # for each kind, sum and weight of each curve in the present epoch
         self._sums: dict[str, dict[str, tuple[Tensor, int]]] = {}
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Return the losses of a batch by name."""
+        found: dict[str, Tensor] = (
+            self.module.losses(*batch) if self._losses is None else self._losses(batch)
+        )
+        return found
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step as a share of the peak: warm-up, then linear decay."""
+        done = (step + 1) / (self.n_steps + 1)
+        return done / WARM_UP if done < WARM_UP else max(0.0, (1.0 - done) / (1.0 - WARM_UP))
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with its schedule."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        decays = [p for p in trained if self.decays_vectors or p.ndim > 1]
+        others = [p for p in trained if not (self.decays_vectors or p.ndim > 1)]
+        groups = [
+            {"params": decays, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        used = [group for group in groups if group["params"]]
+        return scheduled(torch.optim.AdamW(used, lr=self.lr, betas=self.betas), self.rate)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        found = self.losses(batch)
+        self.write("train", found, batch_idx, len(batch[0]))
+        return found["loss"]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Write the losses of a validation batch."""
+        self.write("validation", self.losses(batch), batch_idx, len(batch[0]))
 
     def own_state(self) -> dict[str, Any]:
         """Return what this plan must know to go on, beside what torch and Lightning keep."""
@@ -200,6 +258,7 @@ class TrainingPlan(pl.LightningModule):
         checkpoint["cfm"] = {
             "plan": self.own_state(),
             "sums": {name: [total.cpu(), weight] for name, (total, weight) in sums.items()},
+            "curves": _curves(self),
         }
         if self.checkpoints is not None:
             self.checkpoints.complete(self, checkpoint)
@@ -214,6 +273,70 @@ class TrainingPlan(pl.LightningModule):
         self._sums = {"train": sums}
         if self.checkpoints is not None:
             self.checkpoints.restore(self, checkpoint)
+            logger = self.trainer.logger
+            if isinstance(logger, CurveLogger) and self.trainer.is_global_zero:
+                for name, (kind, times, values) in state["curves"].items():
+                    logger.put(name, kind, list(zip(times, values, strict=True)))
+
+
+def scheduled(optimizer: torch.optim.Optimizer, rate: Any) -> dict[str, Any]:
+    """Return an optimiser and its rate by step, one function or one a group, for Lightning."""
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class CurveLogger(Logger):
+    """Keeps the curves of a training in memory, as scvi-tools reads them.
+
+    Attributes
+    ----------
+    history
+        By name a table with one column, a row per epoch; empty in all processes but the first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: dict[str, pd.DataFrame] = {}
+
+    name = "curves"
+    version = 0
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a point to each curve."""
+        values = dict(metrics)
+        kind = "epoch" if "step" not in values and "epoch" in values else "step"
+        time = values.pop(kind, step)
+        for name, value in values.items():
+            self.put(name, kind, [*self._points(name), (int(time or 0), float(value))])
+
+    def put(self, name: str, kind: str, points: list[tuple[int, float]]) -> None:
+        """Set a curve: what it is over, and its points; of two at a time the last one holds."""
+        times = dict(points)
+        index = pd.Index(list(times), name=kind)
+        self.history[name] = pd.DataFrame({name: list(times.values())}, index=index, dtype=float)
+
+    def _points(self, name: str) -> list[tuple[int, float]]:
+        curve = self.history.get(name)
+        return [] if curve is None else list(zip(curve.index, curve[name], strict=True))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a checkpoint of a model says how it was trained."""
+
+
+def _curves(plan: TrainingPlan) -> dict[str, Any]:
+    """Return the curves so far: what they are over, times, values."""
+    if not plan.trainer.is_global_zero:  # only the first process keeps them, and writes
+        return {}
+    found = getattr(plan.trainer.logger, "history", None) or {}
+    return {
+        name: [
+            str(curve.index.name),
+            [int(time) for time in curve.index],
+            [float(v) for v in curve[name]],
+        ]
+        for name, curve in found.items()
+    }
 
 
 class TrainingRun:
@@ -313,6 +436,12 @@ class TrainingRun:
         out = {"batch_size": self.recipe.batch_size, "n_processes": self.n_processes}
         size = getattr(self.recipe, "block_size", None)
         return out if size is None else out | {"block_size": size}
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """Of a :class:`cfm.models.base.TrainingPlan`: rate, decay and the counted steps."""
+        names = [name for name in ("lr", "weight_decay") if hasattr(self.recipe, name)]
+        return {name: getattr(self.recipe, name) for name in names} | {"n_steps": self.n_steps}
 
     def count_steps(self, n_batches: int) -> int:
         """Return the number of optimiser steps that ``max_epochs`` and ``max_steps`` allow.

@@ -632,12 +632,7 @@ class BulkFormer(PretrainedModel):
             )
         n_steps = run.count_steps(batches.n_batches)
         plan = MaskedExpressionPlan(
-            self.module,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            n_steps=n_steps,
-            redraw_interval=recipe.redraw_interval,
-            seed=run.seed,
+            self.module, redraw_interval=recipe.redraw_interval, seed=run.seed, **run.schedule
         )
         self.module.recompute = recipe.recompute
         try:

@@ -379,13 +379,11 @@ class CellVQPlan(TrainingPlan):
     schedule, last_temperature, anneal_share
         How the temperature falls from 1, to what, and over which share of the steps; it stays
         there afterwards. With ``schedule=None`` it is 0: the nearest code is taken.
-    lr, weight_decay
-        Peak rate, and decay of matrices.
-    n_steps
-        Optimiser steps in all.
+    **settings
+        See :class:`cfm.models.base.TrainingPlan`.
     """
 
-    readers = ("validation_step", "codes")
+    decays_vectors = False
 
     def __init__(
         self,
@@ -399,11 +397,9 @@ class CellVQPlan(TrainingPlan):
         schedule: Schedule | None,
         last_temperature: float,
         anneal_share: float,
-        lr: float,
-        weight_decay: float,
-        n_steps: int,
+        **settings: Any,
     ) -> None:
-        super().__init__(module)
+        super().__init__(module, **settings)
         self.weights = weights
         self.code_heads = nn.ModuleList(code_heads)
         self.checked = checked
@@ -412,9 +408,6 @@ class CellVQPlan(TrainingPlan):
         self.schedule = schedule
         self.last_temperature = last_temperature
         self.anneal_share = anneal_share
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.n_steps = n_steps
         #: Perplexity after each epoch.
         self.perplexities: list[float] = []
 
@@ -437,20 +430,6 @@ class CellVQPlan(TrainingPlan):
             low, high = 1.0, _LAST_RATE
             done = min(1.0, (step - warm_up + 1) / max(1, self.n_steps - warm_up))
         return low + (high - low) * 0.5 * (1.0 - math.cos(math.pi * done))
-
-    def configure_optimizers(self) -> Any:
-        """Return AdamW with its schedule."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
 
     def own_state(self) -> dict[str, Any]:
         """Return the perplexities so far."""
@@ -492,12 +471,7 @@ class CellVQPlan(TrainingPlan):
         self.add("train", "temperature", torch.tensor(temperature), 1)
         return found["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the losses of held-out cells, with the nearest code."""
-        found = self.losses(batch, 0.0)
-        self.write("validation", found, batch_idx, len(batch.total))
-
-    def losses(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, temperature: float = 0.0) -> dict[str, Tensor]:
         """Return the losses of a batch."""
         return training_losses(
             self.module,
@@ -680,9 +654,7 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
         schedule=None if frozen else recipe.schedule,
         last_temperature=recipe.last_temperature,
         anneal_share=recipe.anneal_share,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        n_steps=n_steps,
+        **run.schedule,
     )
     projection: Any = nullcontext()
     if not frozen:

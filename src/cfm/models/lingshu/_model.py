@@ -734,12 +734,10 @@ class LingshuCell(RegisteredCounts):
         n_steps = run.count_steps(stream.n_batches)
         plan = DiffusionPlan(
             self.module,
-            lr=recipe.lr,
             last_lr=recipe.last_lr,
-            weight_decay=recipe.weight_decay,
             warm_up=max(1, min(_LONGEST_WARM_UP, round(_WARM_UP * n_steps))),
-            n_steps=n_steps,
             average_width=recipe.average_width,
+            **run.schedule,
         )
         self.module.trunk.recompute = recipe.recompute
         try:

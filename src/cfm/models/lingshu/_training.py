@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cfm.models.count_model._data import CountReader
     from cfm.models.lingshu._module import LingshuModule
 
-_BETAS = (0.9, 0.95)
 #: Counts that any gene may be given beyond twice the largest that was seen of it.
 _MARGIN = 5
 #: Cells that are read at a time.
@@ -236,45 +235,38 @@ def withhold(conditions: Conditions, drop: Tensor) -> Conditions:
 
 
 class DiffusionPlan(TrainingPlan):
-    """Diffusion loss; AdamW with warm-up and a cosine to a last rate; running average of weights.
+    """Diffusion loss; warm-up and a cosine to a last rate; running average of weights.
 
     Validation is of the average, if there is one.
 
     Parameters
     ----------
-    module
-        The network.
-    lr, last_lr
-        Peak and last learning rate.
-    weight_decay
-        Of AdamW, on matrices.
+    last_lr
+        Last learning rate.
     warm_up
         Steps until the peak.
-    n_steps
-        Optimiser steps in all.
     average_width
         Relative width of the running average; ``None`` for none.
+    module, **settings
+        See :class:`cfm.models.base.TrainingPlan`.
     """
 
     uses_all_weights = True
+    decays_vectors = False
+    betas = (0.9, 0.95)
 
     def __init__(
         self,
         module: LingshuModule,
         *,
-        lr: float,
         last_lr: float,
-        weight_decay: float,
         warm_up: int,
-        n_steps: int,
         average_width: float | None,
+        **settings: Any,
     ) -> None:
-        super().__init__(module)
-        self.lr = lr
-        self.last_lr = min(last_lr, lr)
-        self.weight_decay = weight_decay
+        super().__init__(module, **settings)
+        self.last_lr = min(last_lr, self.lr)
         self.warm_up = warm_up
-        self.n_steps = n_steps
         self.average = None if average_width is None else PowerAverage(module, average_width)
         self._shows_average = False
 
@@ -286,20 +278,6 @@ class DiffusionPlan(TrainingPlan):
         last = self.last_lr / self.lr
         return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
-    def configure_optimizers(self) -> Any:
-        """Return AdamW with its schedule."""
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=_BETAS)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
     def own_state(self) -> dict[str, Any]:
         """Return the average of the weights."""
         return {} if self.average is None else {"average": self.average.state_dict()}
@@ -308,12 +286,6 @@ class DiffusionPlan(TrainingPlan):
         """Restore :meth:`own_state`."""
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        losses = self.module.losses(*batch)
-        self.write("train", losses, batch_idx, len(batch.time))
-        return losses["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Add the new weights to the average, once per optimiser step."""
@@ -324,10 +296,6 @@ class DiffusionPlan(TrainingPlan):
     def on_validation_epoch_start(self) -> None:
         """Validate the average."""
         self.show_average(True)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss of a validation batch."""
-        self.write("validation", self.module.losses(*batch), batch_idx, len(batch.time))
 
     def on_validation_epoch_end(self) -> None:
         """Put the trained weights back."""

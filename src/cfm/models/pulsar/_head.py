@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm._arguments import NOT_NEGATIVE
-from cfm.models._training import Recipe, Training
+from cfm.models._training import Recipe, Training, TrainingPlan
 from cfm.models.pulsar._data import DonorStream
-from cfm.models.pulsar._training import StepPlan, TensorStream, held_out_donors
+from cfm.models.pulsar._training import TensorStream, held_out_donors
 from cfm.nn._distributed import means_over_processes
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def fit_head(
         return {"loss": loss(made, answers[batch[-1].cpu()].to(made.device))}
 
     n_steps = run.count_steps(streams[0].n_batches)
-    plan = StepPlan(module, losses, lr=recipe.lr, weight_decay=recipe.weight_decay, n_steps=n_steps)
+    plan = TrainingPlan(module, losses, **run.schedule)
     try:
         with _frozen(module, n_frozen):
             yield Training(plan, streams[0], streams[1] if len(sides[1]) else None)

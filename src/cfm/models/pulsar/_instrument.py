@@ -23,7 +23,7 @@ from cfm.hub._checkpoint import sha256_of_file
 from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import TEXTS, PretrainedModel, check_column, load_weights
 from cfm.models._sizes import validate_config
-from cfm.models._training import Recipe, Training, TrainingRun, held_out_studies
+from cfm.models._training import Recipe, Training, TrainingPlan, TrainingRun, held_out_studies
 from cfm.models.pulsar._data import read_cells
 from cfm.models.pulsar._instrument_module import (
     InstrumentModule,
@@ -32,7 +32,7 @@ from cfm.models.pulsar._instrument_module import (
     instrument_losses,
 )
 from cfm.models.pulsar._model import Pulsar
-from cfm.models.pulsar._training import StepPlan, TensorStream
+from cfm.models.pulsar._training import TensorStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -227,13 +227,8 @@ class VirtualInstrument(PretrainedModel):
         checks = None
         if out.any():
             checks = TensorStream(*(t[out] for t in tensors), fixed=True, **settings)
-        plan = StepPlan(
-            self.module,
-            partial(instrument_losses, self.module),
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            n_steps=run.count_steps(training.n_batches),
-        )
+        run.count_steps(training.n_batches)
+        plan = TrainingPlan(self.module, partial(instrument_losses, self.module), **run.schedule)
         yield Training(plan, training, checks)
         facts = {k: v for k, v in self.provenance.items() if k == "use_rep"}
         self.mark_trained(

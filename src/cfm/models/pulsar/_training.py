@@ -19,17 +19,13 @@ from cfm.models.pulsar._data import PretrainingStream
 from cfm.nn._distributed import gathered, means_over_processes, process_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import pandas as pd
-    from torch import nn
 
     from cfm.models._training import TrainingRun
     from cfm.models.pulsar._data import Batch, Donors
     from cfm.models.pulsar._module import PulsarModule
-
-#: Share of the steps in which the learning rate rises.
-_WARM_UP = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,68 +161,6 @@ def agreement_loss(embedding: Tensor, donor: Tensor, label: Tensor, temperature:
     return (surprise[has] / n_same[has]).mean()
 
 
-class StepPlan(TrainingPlan):
-    """AdamW with warm-up and linear decay on any losses.
-
-    Parameters
-    ----------
-    module
-        The network; what does not require gradients stays as it is.
-    losses
-        Turns a batch into named losses, of which ``"loss"`` is trained on and all are logged.
-    lr
-        Peak learning rate.
-    weight_decay
-        Of AdamW.
-    n_steps
-        Optimiser steps in all, for the schedule.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        losses: Callable[[Any], dict[str, Tensor]],
-        *,
-        lr: float,
-        weight_decay: float,
-        n_steps: int,
-    ) -> None:
-        super().__init__(module)
-        self.losses = losses
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.n_steps = n_steps
-
-    def configure_optimizers(self) -> Any:
-        """AdamW over what is trained."""
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
-
-        def rate(step: int) -> float:
-            done = (step + 1) / (self.n_steps + 1)
-            return done / _WARM_UP if done < _WARM_UP else max(0.0, (1.0 - done) / (1.0 - _WARM_UP))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One step on one batch."""
-        return self._write("train", batch, batch_idx)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Losses on what is not trained on."""
-        self._write("validation", batch, batch_idx)
-
-    def _write(self, kind: str, batch: Any, number: int) -> Tensor:
-        """Add the losses of a batch to the curves, and return that which is trained on."""
-        found = self.losses(batch)
-        self.write(kind, found, number, len(batch[0]))
-        return found["loss"]
-
-
 class TensorStream(RowStream):
     """Batches of the rows of some tensors.
 
@@ -312,6 +246,6 @@ def pretraining(
         )
 
     n_steps = run.count_steps(stream.n_batches)
-    plan = StepPlan(module, losses, lr=recipe.lr, weight_decay=recipe.weight_decay, n_steps=n_steps)
+    plan = TrainingPlan(module, losses, **run.schedule)
     yield Training(plan, stream, checks)
     run.facts |= {"max_steps": n_steps, "n_donors": int((~held_out).sum())}
