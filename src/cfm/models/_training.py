@@ -650,7 +650,9 @@ def held_out_studies(studies: np.ndarray, share: float, seed: int) -> list[str]:
     return list(np.random.default_rng(seed).choice(names, size=n, replace=False))
 
 
-def held_out_rows(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
+def held_out_rows(
+    studies: np.ndarray, share: float, seed: int, names: np.ndarray | None = None
+) -> np.ndarray:
     """Return which rows are held out, ``(n,)`` bool: whole studies, or rows where there are none.
 
     Parameters
@@ -661,9 +663,12 @@ def held_out_rows(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
         Share of the studies, or of the rows; none of fewer than three.
     seed
         Of the choice.
+    names
+        ``(n,)`` names of the rows, in whose order they are drawn; numbers as text by default.
     """
     if not (studies != "").any():
-        studies = np.arange(len(studies)).astype(str).astype(object)
+        studies = np.arange(len(studies)).astype(str) if names is None else names
+        studies = studies.astype(object)
     # np.isin compares all pairs of objects
     return pd.Index(studies).isin(held_out_studies(studies, share, seed))
 

@@ -12,10 +12,8 @@ from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm._docs import fill_docs
+from cfm.data._counts import CountReader, check_count_values
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame, row_blocks, to_dense
-from cfm.data._modality import require_anndata
-from cfm.data._row_buffer import RowBuffer
-from cfm.data._units import check_single_cells
 from cfm.data._warn import warn_user
 from cfm.models._base import TEXTS, PretrainedModel, check_column
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
@@ -26,23 +24,21 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from cfm.data import GeneAlignment, GeneVocabulary
+    from cfm.data import GeneVocabulary
     from cfm.models.count_model._module import Conditions
 
-#: Below this share of the vocabulary a warning says so.
-LOW_SHARE = 0.25
 #: In counts: a gene that is not measured.
 NOT_MEASURED = -1
 #: Cells that are read at a time.
 _BLOCK = 512
-_REMEDY = (
+REMEDY = (
     "raw counts are expected: pass the layer that holds them with layer=, such as layer='counts'; "
     "round expected counts first."
 )
 
 
-class CountReader:
-    """Counts of an AnnData by gene of a vocabulary, a few cells at a time.
+class DenseCountReader(CountReader):
+    """Counts of an AnnData by gene of a vocabulary, a few cells at a time, as arrays.
 
     Parameters
     ----------
@@ -53,49 +49,16 @@ class CountReader:
     layer
         Layer with the counts instead of ``X``.
 
-    Raises
-    ------
-    TypeError
-        If ``adata`` is no AnnData.
-    KeyError
-        If the layer does not exist.
-    ValueError
-        If these are bulk samples or none of the genes is found, now; if values are no counts, when
-        they are read.
-
-    Warns
-    -----
-    UserWarning
-        If few of the model's genes are measured.
+    Errors and warnings are those of :class:`cfm.data._counts.CountReader`.
     """
 
     def __init__(self, adata: AnnData, vocabulary: GeneVocabulary, layer: str | None) -> None:
-        require_anndata(adata)
-        self._rows = RowBuffer(get_matrix(adata, layer=layer))
-        self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-        check_single_cells(self._rows.matrix, self._where)
-        self.alignment: GeneAlignment = vocabulary.align(adata.var_names)
-        if self.alignment.found_share < LOW_SHARE:
-            warn_user(
-                f"Only {self.alignment.found_share:.0%} of the model's {len(vocabulary)} genes are "
-                f"measured ({len(self.alignment.columns)}); what is said of so few is less certain."
-            )
+        super().__init__(adata, vocabulary, layer=layer, min_genes=1, remedy=REMEDY)
 
-    @property
-    def measured(self) -> np.ndarray:
-        """Which genes of the vocabulary are measured, ``(n_genes,)`` bool."""
-        out = np.zeros(self.alignment.n_vocabulary, dtype=bool)
-        out[self.alignment.positions] = True
-        return out
-
-    def prefetch(self, rows: np.ndarray) -> None:
-        """Read these cells ahead from a file; they are asked for in this order."""
-        self._rows.prefetch(rows)
-
-    def counts(self, rows: np.ndarray) -> np.ndarray:
+    def counts(self, rows: np.ndarray) -> np.ndarray:  # type: ignore[override]
         """Return ``(b, n_genes)`` int64 counts; −1 = not measured."""
         block = self._rows[rows]
-        check_counts(block.data if sparse.issparse(block) else block, self._where)
+        check_count_values(_stored_values(block), self._where, REMEDY)
         out = np.full((len(rows), self.alignment.n_vocabulary), NOT_MEASURED, dtype=np.int64)
         out[:, self.alignment.positions] = to_dense(block)[:, self.alignment.columns]
         return out
@@ -104,44 +67,22 @@ class CountReader:
         """Return :meth:`counts` of neighbouring cells."""
         return self.counts(np.arange(rows.start, rows.stop))
 
-    def names(self, vocabulary: GeneVocabulary, var_names: pd.Index) -> pd.Index:
+    def names(self, var_names: pd.Index) -> pd.Index:
         """Return the genes of the vocabulary by the names that ``adata`` has for them."""
-        names = vocabulary.genes.to_numpy(dtype=object, copy=True)
+        names = self.vocabulary.genes.to_numpy(dtype=object, copy=True)
         names[self.alignment.positions] = var_names[self.alignment.columns]
         return pd.Index(names)
 
     def depths(self) -> np.ndarray:
         """Return the library size of each cell over the genes of the model, ``(n,)`` float32."""
-        n = self._rows.matrix.shape[0]
-        starts = range(0, n, _BLOCK)
-        sums = [np.maximum(self.counts_of(slice(i, min(i + _BLOCK, n))), 0).sum(1) for i in starts]
-        return np.concatenate(sums).astype(np.float32)
+        starts = range(0, self.n_cells, _BLOCK)
+        blocks = (self.counts_of(slice(i, min(i + _BLOCK, self.n_cells))) for i in starts)
+        return np.concatenate([np.maximum(b, 0).sum(1) for b in blocks]).astype(np.float32)
 
 
-def check_counts(values: np.ndarray, where: str) -> None:
-    """Check that values are counts.
-
-    Raises
-    ------
-    ValueError
-        If a value is not finite, negative or not whole.
-    """
-    if not values.size:
-        return
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            raise ValueError(f"{where} holds NaN or infinite values; {_REMEDY}")
-        broken = values[values != np.rint(values)]
-        if broken.size:
-            raise ValueError(
-                f"{where} holds values that are not whole (such as {broken.flat[0]:.4g}), so these "
-                f"are not counts; {_REMEDY}"
-            )
-    if values.min() < 0:
-        raise ValueError(
-            f"{where} holds negative values (smallest {values.min():.4g}), so these are not "
-            f"counts; {_REMEDY}"
-        )
+def _stored_values(block: Any) -> np.ndarray:
+    """Return the stored values of a sparse block, or the dense block."""
+    return np.asarray(block.data if sparse.issparse(block) else block)
 
 
 def check_count_matrix(matrix: Any, where: str, *, limit: int | None = None) -> None:
@@ -168,15 +109,15 @@ def check_count_matrix(matrix: Any, where: str, *, limit: int | None = None) -> 
     """
     beyond, largest = 0, 0.0
     for _, block in row_blocks(matrix):
-        values = block.data if sparse.issparse(block) else block
-        check_counts(values, where)
+        values = _stored_values(block)
+        check_count_values(values, where, REMEDY)
         if values.size and limit is not None:
             beyond += int((values > limit).sum())
             largest = max(largest, float(values.max()))
     if beyond and limit is not None:
         warn_user(
             f"{beyond} counts of {where} lie above {limit:,} (largest {largest:,.0f}); the model "
-            f"knows them as one value, more than that, and generates it as {limit + 1:,}."
+            f"has one value for all of them, and generates it as {limit + 1:,}."
         )
 
 
@@ -294,10 +235,10 @@ class RegisteredCounts(PretrainedModel):
             given["covariate_keys"],
         )
 
-    def _registered_reader(self) -> CountReader:
+    def _registered_reader(self) -> DenseCountReader:
         """Return a reader of the registered counts."""
         self._require_own_data()
-        return CountReader(self.adata, self.vocabulary, self._registered_layer())
+        return DenseCountReader(self.adata, self.vocabulary, self._registered_layer())
 
     def _conditions_of(self, obs: pd.DataFrame) -> Conditions:
         """Return the conditions in the registered columns of ``obs``; depths are unknown."""

@@ -18,7 +18,7 @@ from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.models._base import TEXTS, load_weights, stored_genes
 from cfm.models._sizes import validate_config
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
-from cfm.models.count_model._data import CountReader, RegisteredCounts
+from cfm.models.count_model._data import DenseCountReader, RegisteredCounts
 from cfm.models.count_model._module import (
     Conditions,
     NegativeBinomialModule,
@@ -254,7 +254,7 @@ class PerturbationCountModel(RegisteredCounts):
         check_unique_names(adata.obs_names, axis="obs")
         self._check_trained()
         n, obs = adata.n_obs, in_memory_frame(adata.obs)
-        reader = CountReader(adata, self.vocabulary, layer)
+        reader = DenseCountReader(adata, self.vocabulary, layer)
         depth = reader.depths()
         conditions = self._numbered(
             n,
@@ -281,7 +281,7 @@ class PerturbationCountModel(RegisteredCounts):
         return AnnData(
             sparse.vstack(blocks, format="csr"),
             obs=obs[[]],
-            var=pd.DataFrame(index=reader.names(self.vocabulary, adata.var_names)),
+            var=pd.DataFrame(index=reader.names(adata.var_names)),
         )
 
     def _means(self, conditions: Conditions) -> np.ndarray:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
-    from cfm.models.count_model._data import CountReader
+    from cfm.models.count_model._data import DenseCountReader
     from cfm.models.count_model._module import Conditions
 
     Array = NDArray[np.float64]
@@ -47,7 +47,7 @@ _LEAST_DISPERSION, _MOST_DISPERSION = 0.02, 20.0
 
 
 def fit_counts(
-    reader: CountReader,
+    reader: DenseCountReader,
     rows: np.ndarray,
     conditions: Conditions,
     levels: ConditionLevels,

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from cfm._arguments import check_whole
+from cfm.data._counts import check_count_values
 from cfm.data._matrix import check_unique_names
 from cfm.models.count_model._conditions import shown
-from cfm.models.count_model._data import check_counts
+from cfm.models.count_model._data import REMEDY
 from cfm.models.lingshu._counts import quantise
 from cfm.models.lingshu._module import MASK
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cfm.data import GeneVocabulary
-    from cfm.models.count_model._data import CountReader
+    from cfm.models.count_model._data import DenseCountReader
 
 #: In counts: a gene that is to be drawn.
 FREE = -1
@@ -138,12 +139,12 @@ def gene_positions(genes: Sequence[str], vocabulary: GeneVocabulary) -> np.ndarr
 
 def _counts(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
-    check_counts(values[~np.isnan(values)], "frozen=")
+    check_count_values(values[~np.isnan(values)], "frozen=", REMEDY)
     return np.where(np.isnan(values), FREE, values).astype(np.int64)
 
 
 def keep_counts(
-    frozen: CountBlock, reader: CountReader, adata: AnnData, genes: Sequence[str]
+    frozen: CountBlock, reader: DenseCountReader, adata: AnnData, genes: Sequence[str]
 ) -> CountBlock:
     """Add the counts that ``adata`` has of some genes to those that are given.
 

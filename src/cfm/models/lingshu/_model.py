@@ -20,10 +20,10 @@ from cfm.data import GeneVocabulary
 from cfm.data._matrix import check_unique_names, in_memory_frame
 from cfm.models._base import TEXTS, Precision, load_weights, stored_genes
 from cfm.models._sizes import named_size, validate_config
-from cfm.models._training import Training, TrainingRun, root_weights
+from cfm.models._training import Training, TrainingRun, held_out_rows, root_weights
 from cfm.models.count_model import PerturbationCountModel
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
-from cfm.models.count_model._data import CountReader, RegisteredCounts
+from cfm.models.count_model._data import DenseCountReader, RegisteredCounts
 from cfm.models.count_model._module import FIRST_PART, UNKNOWN, Conditions, NegativeBinomialModule
 from cfm.models.count_model._training import fit_counts
 from cfm.models.lingshu._counts import KIND, LARGEST, CountTerm, Dequantise
@@ -43,7 +43,6 @@ from cfm.models.lingshu._training import (
     LingshuRecipe,
     count_ranges,
     depth_quantiles,
-    held_out_cells,
 )
 
 if TYPE_CHECKING:
@@ -347,7 +346,7 @@ class LingshuCell(RegisteredCounts):
         adata, layer = self._given_or_own(adata, layer)
         self.module.eval()
         sampler = Sampler(self.module, self.inference_dtype(precision))
-        reader = CountReader(adata, self.vocabulary, layer)
+        reader = DenseCountReader(adata, self.vocabulary, layer)
         n = adata.n_obs
         conditions = self.levels.conditions(n)
         if use_conditions:
@@ -652,7 +651,7 @@ class LingshuCell(RegisteredCounts):
                 "The model was trained without perturbation_key=, so it knows no perturbations."
             )
         n, obs = adata.n_obs, in_memory_frame(adata.obs)
-        reader = CountReader(adata, self.vocabulary, layer)
+        reader = DenseCountReader(adata, self.vocabulary, layer)
         depth = reader.depths()
         conditions = self._numbered(
             n,
@@ -680,7 +679,7 @@ class LingshuCell(RegisteredCounts):
         return AnnData(
             sparse.vstack(list(blocks), format="csr"),
             obs=obs[[]],
-            var=pd.DataFrame(index=reader.names(self.vocabulary, adata.var_names)),
+            var=pd.DataFrame(index=reader.names(adata.var_names)),
         )
 
     @contextmanager
@@ -690,7 +689,9 @@ class LingshuCell(RegisteredCounts):
         reader = self._registered_reader()
         conditions = self._conditions_of(in_memory_frame(self.adata.obs))
         studies = self.registered_categories("study")
-        held_out = held_out_cells(studies, recipe.validation_share, seed)
+        # in the order of their numbers, as for the bundled checkpoint
+        names = np.char.zfill(np.arange(len(studies)).astype(str), 12)
+        held_out = held_out_rows(studies, recipe.validation_share, seed, names)
         training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         if len(validation) > recipe.n_validation:
             spread = np.linspace(0, len(validation) - 1, recipe.n_validation)
@@ -782,13 +783,15 @@ class LingshuCell(RegisteredCounts):
         self.mark_trained(self.registered_categories("study"), count_term_seed=seed)
 
     def _fit_count_term(
-        self, reader: CountReader, conditions: Conditions, rows: np.ndarray, seed: int
+        self, reader: DenseCountReader, conditions: Conditions, rows: np.ndarray, seed: int
     ) -> None:
         self._check_depth()
         features = self.perturbation_features
         self._use_count_term(fit_counts(reader, rows, conditions, self.levels, features, seed=seed))
 
-    def _set_ranges(self, reader: CountReader, conditions: Conditions, rows: np.ndarray) -> None:
+    def _set_ranges(
+        self, reader: DenseCountReader, conditions: Conditions, rows: np.ndarray
+    ) -> None:
         """Set the largest count of each gene and the library sizes to those of training cells."""
         limit, depth = count_ranges(reader, rows)
         module = self.module

@@ -13,7 +13,7 @@ from torch import Tensor
 from cfm._arguments import BELOW_1, NOT_NEGATIVE, PART
 from cfm.data._row_order import BLOCK_SIZE
 from cfm.models._streams import Drawn, RowStream
-from cfm.models._training import Recipe, TrainingPlan, held_out_studies
+from cfm.models._training import Recipe, TrainingPlan
 from cfm.models.count_model._module import UNKNOWN, Conditions
 from cfm.models.lingshu._counts import OVERFLOW, quantise
 from cfm.nn._diffusion import PowerAverage, draw_times
@@ -21,7 +21,7 @@ from cfm.nn._diffusion import PowerAverage, draw_times
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cfm.models.count_model._data import CountReader
+    from cfm.models.count_model._data import DenseCountReader
     from cfm.models.lingshu._module import LingshuModule
 
 #: Counts that any gene may be given beyond twice the largest that was seen of it.
@@ -93,29 +93,7 @@ class LingshuRecipe(Recipe):
     block_size: int = BLOCK_SIZE
 
 
-def held_out_cells(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose validation cells, ``(n,)`` bool: whole studies, or single cells without studies.
-
-    Parameters
-    ----------
-    studies
-        ``(n,)`` object, ``""`` where there is none.
-    share
-        Share of the studies, or of the cells.
-    seed
-        Of the choice.
-    """
-    if (studies != "").any():
-        return np.isin(studies, held_out_studies(studies, share, seed))
-    n = len(studies)
-    out = np.zeros(n, dtype=bool)
-    if share and n >= 3:
-        size = min(max(1, round(share * n)), n - 1)
-        out[np.random.default_rng(seed).choice(n, size=size, replace=False)] = True
-    return out
-
-
-def count_ranges(reader: CountReader, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def count_ranges(reader: DenseCountReader, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the largest value that each gene may be given, and the library size of each cell.
 
     Parameters

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm._arguments import NOT_NEGATIVE
-from cfm.models._training import Recipe, Training, TrainingPlan
+from cfm.models._training import Recipe, Training, TrainingPlan, held_out_rows
 from cfm.models.pulsar._data import DonorStream
-from cfm.models.pulsar._training import TensorStream, held_out_donors
+from cfm.models.pulsar._training import TensorStream
 from cfm.nn._distributed import means_over_processes
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def fit_head(
     """
     recipe: HeadRecipe = run.recipe
     chosen, seed = np.flatnonzero(~np.isnan(targets.values)), run.seed
-    held_out = held_out_donors(donors.names[chosen], studies[chosen], recipe.validation_share, seed)
+    names = donors.names[chosen].to_numpy()
+    held_out = held_out_rows(studies[chosen], recipe.validation_share, seed, names)
     sides = chosen[~held_out], chosen[held_out]
     layout: dict[str, Any] = run.layout
     mean, spread = torch.zeros(module.size.dim), torch.ones(module.size.dim)

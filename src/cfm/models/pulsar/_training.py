@@ -14,14 +14,12 @@ from torch.nn import functional as F
 from cfm._arguments import ABOVE_0, NOT_NEGATIVE, PART
 from cfm.data._warn import warn_user
 from cfm.models._streams import Drawn, RowStream
-from cfm.models._training import Recipe, Training, TrainingPlan, held_out_studies
+from cfm.models._training import Recipe, Training, TrainingPlan, held_out_rows
 from cfm.models.pulsar._data import PretrainingStream
 from cfm.nn._distributed import gathered, means_over_processes, process_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import pandas as pd
 
     from cfm.models._training import TrainingRun
     from cfm.models.pulsar._data import Batch, Donors
@@ -182,12 +180,6 @@ class TensorStream(RowStream):
         return tuple(tensor[own] for tensor in self.tensors)
 
 
-def held_out_donors(names: pd.Index, studies: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose a share of the studies, or without studies of the donors, ``(n,)`` bool."""
-    groups = studies if (studies != "").any() else names.to_numpy(dtype=object)
-    return np.isin(groups, held_out_studies(groups, share, seed))
-
-
 def label_numbers(labels: np.ndarray) -> np.ndarray:
     """Return labels ``(n,)`` as int64, −1 where there is none, and warn of those of one donor."""
     known, numbers = np.unique(labels.astype(str), return_inverse=True)
@@ -221,7 +213,7 @@ def pretraining(
         ``(n_donors,)`` object, ``""`` where there is none.
     """
     recipe: PulsarRecipe = run.recipe
-    held_out = held_out_donors(donors.names, studies, recipe.validation_share, run.seed)
+    held_out = held_out_rows(studies, recipe.validation_share, run.seed, donors.names.to_numpy())
     settings: dict[str, Any] = {
         "n_cells": recipe.n_cells,
         "keep_share": recipe.keep_share,

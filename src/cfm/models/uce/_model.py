@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 from scvi.data.fields import LayerField
+from scvi.utils import track
 
 from cfm._arguments import checks_arguments
 from cfm._docs import fill_docs
@@ -225,7 +227,9 @@ class UCE(PretrainedModel):
         longest = max(len(s) for s in sentences)
         at_once = max(1, min(batch_size, _TOKENS_AT_ONCE // longest))
         out = np.empty((len(sentences), self.size.output_dim), dtype=np.float32)
-        for start in range(0, len(sentences), at_once):
+        starts = range(0, len(sentences), at_once)
+        silent = settings.verbosity > logging.INFO or len(starts) < 2
+        for start in track(starts, description="Embedding cells", style="tqdm", disable=silent):
             part = [torch.from_numpy(s) for s in sentences[start : start + at_once]]
             embedded = self.module.embed(part, stack=stack)
             out[start : start + at_once] = embedded.cpu().numpy()
