@@ -58,7 +58,7 @@ def check_file_name(name: object) -> str:
         raise ValueError(
             f"A checkpoint lists the file {name!r}, but only plain file names (letters, digits, "
             "'_', '.', '+', '-') inside the checkpoint's own folder are allowed; rename it, and "
-            "do not use a checkpoint from elsewhere that asks for other paths."
+            "do not use a checkpoint from elsewhere with other paths."
         )
     if name in {CONFIG_NAME, WEIGHTS_NAME, CARD_NAME}:
         raise ValueError(
@@ -82,7 +82,7 @@ def find_file(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         target = path.resolve()
-    except (RuntimeError, OSError) as error:  # Python before 3.13 says so of links in a circle
+    except (RuntimeError, OSError) as error:  # circular links, before Python 3.13
         raise ValueError(
             f"The checkpoint file {path} is a link that leads nowhere ({error}); replace it by "
             "the file itself."
@@ -126,7 +126,7 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Also what torch says of a size that it has no room for, and of a file that is just being replaced.
+# Also errors of torch: no memory for a size, or a file that is just being replaced.
 _UNREADABLE = (SafetensorError, TypeError, RuntimeError)
 # The names that torch gives to what safetensors abbreviates.
 _DTYPES = {
@@ -274,7 +274,7 @@ class Checkpoint:
     Attributes
     ----------
     name
-        Name under which it was asked for: ``"cellpulse-mini"``, ``"org/name"`` or the folder's.
+        Name in the call: ``"cellpulse-mini"``, ``"org/name"`` or that of the folder.
     path
         The folder it was read from.
     model
@@ -580,7 +580,7 @@ def model_card(name: str | Path) -> str:
 
 
 def _described(folder: Path) -> tuple[dict[str, Any], int, str]:
-    """Return what ``config.json`` says, the bytes of the weights, and the card."""
+    """Return ``config.json``, the bytes of the weights, and the card."""
     size = find_file(folder, WEIGHTS_NAME).stat().st_size
     return read_config(folder), size, read_card(folder) or ""
 

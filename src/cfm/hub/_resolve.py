@@ -192,7 +192,7 @@ def local_path(source: object) -> Path | None:
 
 
 def checkpoint_name(source: str | Path) -> str:
-    """Name for people: what was asked for, without folders, prefix and revision."""
+    """Return the name of a source, without folders, prefix and revision."""
     match = _HF_SOURCE.fullmatch(str(source))
     return match["repo"] if match else Path(source).resolve().name
 
@@ -270,10 +270,10 @@ def _download(source: str) -> Path:
 
 
 def reread(source: object, read: Callable[[], T]) -> T:
-    """Read a checkpoint; where its folder is replaced meanwhile and reading fails, begin again.
+    """Read a checkpoint; if its folder is replaced meanwhile and reading fails, read it again.
 
-    A reader that began with the old folder finds files gone, or those of the new one. Tensors are
-    ordinary ones also inside :func:`torch.inference_mode`, so that models can be trained later.
+    Tensors are ordinary ones also inside :func:`torch.inference_mode`, so that models can be
+    trained later.
 
     Parameters
     ----------
@@ -285,7 +285,7 @@ def reread(source: object, read: Callable[[], T]) -> T:
     Raises
     ------
     Exception
-        What ``read`` raises with a folder that stays, or that is replaced for a minute on end.
+        The error of ``read``, if the folder stays or is replaced for a minute on end.
     """
     end = time.monotonic() + PATIENCE
     for attempt in itertools.count(1):
@@ -313,7 +313,7 @@ def reads_checkpoint(reader: Callable[P, T]) -> Callable[P, T]:
 
 
 def _identity(source: object) -> tuple[int, int, int] | None:
-    """What tells a folder from another one of its name, ``None`` where there is none."""
+    """Return device, inode and time of a folder, ``None`` where there is none."""
     path = local_path(source)
     try:
         seen = None if path is None else path.stat()

@@ -59,9 +59,9 @@ def load_torch(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the file is missing, empty, truncated, not a torch file, a TorchScript archive, asks for
-        code or for classes other than tensors and plain containers; if it claims far more data
-        than it holds (a packed archive, tensors that repeat a value), or has more than 50,000
+        If the file is missing, empty, truncated, not a torch file, a TorchScript archive, needs
+        code or classes other than tensors and plain containers; if its tensors are far larger
+        than the file (a packed archive, tensors that repeat a value), or has more than 50,000
         records or a list of contents of more than 8 MB; if it holds something other than a tensor
         or a dictionary with names, tensors that are not dense, or NaN.
 
@@ -97,8 +97,8 @@ def read_plain(path: Path) -> Any:
     Raises
     ------
     ValueError
-        If the file is missing, damaged, packed, or asks for more; none of it is executed. What
-        the tensors claim and hold is not checked.
+        If the file is missing, damaged, packed, or needs more; none of it is executed. Sizes and
+        values of the tensors are not checked.
     """
     if not path.is_file():
         raise ValueError(f"There is no file {path}; give the path of a .pt or .ckpt file.")

@@ -133,7 +133,7 @@ class OfferedOnly(type(BaseModelClass)):  # type: ignore[misc]
 
 #: Text file of a checkpoint with the training curves, a column per curve.
 HISTORY_FILE = "history.csv"
-#: What scvi-tools calls a registry, for a model that was loaded without data.
+#: Registry of scvi-tools for a model without data.
 _EMPTY_REGISTRY: dict[str, Any] = {"field_registries": {}, "setup_args": {}}
 #: Text file of a checkpoint with the genes of the vocabulary, one a line.
 GENES_FILE = "genes.txt"
@@ -210,7 +210,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         self.checkpoint_sha256 = ""
         self._sha256_of_digest = ("", "")
         self.card: str | None = None
-        #: What else is known of the weights: how and on which studies they were trained.
+        #: How and on which studies the weights were trained, JSON types.
         self.provenance: dict[str, Any] = {}
         self._loaded_history: dict[str, str] = {}
 
@@ -218,12 +218,12 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
 
     @staticmethod
     def _get_setup_method_args(**setup_locals: Any) -> dict[str, Any]:
-        # the first thing that each setup_anndata does, and before it looks at obs
+        # called first by each setup_anndata, before obs is read
         adata = setup_locals["adata"]
         require_anndata(adata)
         if adata.is_view:
             raise ValueError(
-                "adata is a view of another AnnData, and what a model registers is written to it; "
+                "adata is a view of another AnnData, and registered fields are written to it; "
                 "pass a copy: adata = adata.copy()."
             )
         load_tables(adata)
@@ -234,8 +234,8 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     def checkpoint_sha256(self) -> str:
         """SHA-256 of the checkpoint that the weights come from; empty if trained here.
 
-        It is set when the model is complete: with it a digest of what was loaded is kept, to tell
-        whether it was changed.
+        It is set when the model is complete; a digest of the loaded weights is stored with it, so
+        that later changes are found.
         """
         return self._checkpoint_sha256
 
@@ -257,7 +257,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         return digest.hexdigest()
 
     def weights_record(self) -> dict[str, str]:
-        """Return what tools record of the weights that they use.
+        """Return the record of the weights that tools store with their results.
 
         Returns
         -------
@@ -499,9 +499,8 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         studies
             Studies that were trained on; they join those of the checkpoint.
         **facts
-            What else to record in ``provenance``, all JSON types. The rest of what the
-            checkpoint said of itself, and its card, is dropped; its name and SHA-256 are kept
-            as ``started_from``.
+            Further entries of ``provenance``, all JSON types. Other entries of the checkpoint and
+            its card are dropped; its name and SHA-256 are kept as ``started_from``.
         """
         seen = set(self.provenance.get("training_studies", [])) | set(studies) - {""}
         kept: dict[str, Any] = {"training_studies": sorted(str(s) for s in seen)}
@@ -562,15 +561,15 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
             Seed of the whole run.
         **settings
             Of the recipe, by name; and for :class:`scvi.train.Trainer`, such as ``num_nodes``,
-            ``strategy``, ``accumulate_grad_batches``, ``enable_progress_bar`` (by default as
-            ``scvi.settings.verbosity`` says) or ``callbacks``.
+            ``strategy``, ``accumulate_grad_batches``, ``enable_progress_bar`` (by
+            default by ``scvi.settings.verbosity``) or ``callbacks``.
 
         Raises
         ------
         TypeError
             If there is no setting of a name, or the model is not trained here.
         KeyError
-            If the data have a class or condition that a loaded model does not know.
+            If the data have a class or condition that a loaded model does not have.
         ValueError
             If the model has no data, they are not what it reads, or a setting is out of its range.
         KeyboardInterrupt
@@ -601,7 +600,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         run.raise_if_interrupted()
 
     def _training(self, run: TrainingRun) -> AbstractContextManager[Training]:
-        """Prepare a training, let it run, and bring the model in order after it."""
+        """Return a context that prepares a training, and completes the model after it."""
         raise NotImplementedError
 
     @checks_arguments()
@@ -640,7 +639,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         FileExistsError
             If there is something and ``overwrite`` is not set.
         TypeError
-            If something else is asked for.
+            If there is another argument.
         """
         if kwargs:
             raise TypeError(
@@ -731,7 +730,7 @@ def check_weights(
     module
         Where they are to go.
     tensors
-        Weights by name; those that do not start with ``prefix`` are left aside.
+        Weights by name; those that do not start with ``prefix`` are ignored.
     name
         Of the checkpoint, for the error.
 
@@ -771,7 +770,7 @@ def check_weights(
 
 
 def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
-    """Tell floating-point numbers, truth values, and the rest apart."""
+    """Return whether a tensor is floating-point, and whether it is bool."""
     return tensor.is_floating_point(), tensor.dtype == torch.bool
 
 

@@ -6,10 +6,19 @@ import json
 import re
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import pandas as pd
 
 from cfm.hub import load_checkpoint, resolve
-from cfm.hub._checkpoint import FORMAT, LARGEST_JSON, WEIGHTS_NAME, read_config, read_limited
+from cfm.hub._checkpoint import (
+    FORMAT,
+    LARGEST_JSON,
+    WEIGHTS_NAME,
+    find_file,
+    read_config,
+    read_limited,
+)
 from cfm.hub._resolve import CONFIG_NAME, reads_checkpoint
 
 if TYPE_CHECKING:
@@ -92,6 +101,53 @@ def _model_type(folder: Path) -> str:
     return str(config.get("model_type", "")).upper()
 
 
+def weights_file(path: Path, model: str) -> Path:
+    """Return the file of weights that the authors of a model publish: ``path``, or the one in it.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or more than one, or it is a link out of the folder.
+    """
+    found = [path]
+    if not path.is_file():
+        pattern = re.compile(PUBLISHED[model].in_folder, re.IGNORECASE)
+        found = sorted(p for p in path.iterdir() if p.is_file() and pattern.fullmatch(p.name))
+    if len(found) != 1:
+        raise ValueError(
+            f"{path} holds {len(found)} files of weights {[p.name for p in found]}; expected one: "
+            "pass the path of the file, or keep each size in a folder of its own."
+        )
+    return find_file(found[0].parent, found[0].name)
+
+
+def read_gene_list(path: Path, column: str, n_genes: int, sep: str = ",") -> list[str]:
+    """Return the genes of published weights, in order, from a column of a text table.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such table, or does not list ``n_genes`` different genes.
+    """
+    find_file(path.parent, path.name)
+    try:
+        table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False)
+    except ValueError as error:  # also errors of the parser
+        kind = "comma" if sep == "," else "tab"
+        raise ValueError(f"{path} is no table of {kind}-separated values ({error}).") from error
+    if column not in table:
+        raise ValueError(
+            f"{path} has the columns {table.columns.tolist()}; expected {column!r}, a gene a row."
+        )
+    genes: list[str] = table[column].str.strip().tolist()
+    if len(genes) != n_genes or len(set(genes)) != n_genes or "" in genes:
+        raise ValueError(
+            f"{path} lists {len(genes)} genes, {len(set(genes))} of them different; the weights "
+            f"have {n_genes}: the two belong to different releases."
+        )
+    return genes
+
+
 def model_class(name: str) -> type[PretrainedModel]:
     """Return the class of a model by its name; its system is imported with it.
 
@@ -140,6 +196,7 @@ def load_model(
     'BulkFormer'
     """
     if isinstance(source, tuple(CLASSES.values())):
+        source = cast("PretrainedModel", source)
         if device is not None:
             source.to_device(device)
         return source

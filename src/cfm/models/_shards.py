@@ -1,4 +1,4 @@
-"""Several processes that apply a model together, each to its share of the data."""
+"""Inference in several processes, each on its share of the data."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: Processes wait for each other after each chunk, which may take hours on a processor.
+#: Processes wait for each other after each chunk, which may take hours on a CPU.
 _PATIENCE = timedelta(days=1)
 
 
 class Stopped:
-    """What stopped the lines within, for the other processes; the error goes on.
+    """Record an exception for the other ranks, then re-raise it.
 
     Attributes
     ----------
     by
-        The error in words, ``None`` if there was none.
+        Type and message of the exception, ``None`` without one.
     """
 
     by: str | None = None
@@ -40,7 +40,7 @@ class Stopped:
 
 
 class Processes:
-    """The processes that share some work; one alone unless they were started.
+    """The processes that share some work; one process if none were started.
 
     Parameters
     ----------
@@ -57,12 +57,12 @@ class Processes:
 
     def __init__(self, *, together: bool = False) -> None:
         self.number, self.n = process_number() if together else (0, 1)
-        # Numbers and arrays travel between processors, whatever the models run on.
+        # gloo: numbers and arrays are on CPUs, whatever device the models run on
         many = self.n > 1
         self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE) if many else None
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what each process has, in order; all of them have to call this."""
+        """Return the values of all processes, by rank; each must call this."""
         if self.n == 1:
             return [value]
         found: list[Any] = [None] * self.n
@@ -70,7 +70,7 @@ class Processes:
         return found
 
     def from_first(self, make: Callable[[], Result]) -> Result:
-        """Let the first process make something, and return it in all; its error is everyone's."""
+        """Call a function on rank 0 and return its result, or raise its error, on all ranks."""
         if self.n == 1:
             return make()
         made: list[Any] = [None, None]
@@ -79,7 +79,7 @@ class Processes:
             with stopped:
                 if self.number == 0:
                     made[0] = make()
-        finally:  # the others wait for it, whatever comes of it
+        finally:  # the other ranks wait for it, also after an error
             made[1] = stopped.by
             distributed.broadcast_object_list(made, src=0, group=self._group)
         if made[1] is not None:
@@ -88,7 +88,7 @@ class Processes:
         return result
 
     def close(self) -> None:
-        """Let go of what connects the processes for this work."""
+        """Close the process group of this work."""
         if self._group is not None:
             distributed.destroy_process_group(self._group)
             self._group = None
@@ -105,26 +105,25 @@ def share_work(
     """Call a function in as many processes as there are devices.
 
     Processes are those that train together in this program, those that ``torchrun`` or SLURM
-    started, or new ones, which run the same program from its first line to this one, as
-    Lightning has it.
+    started, or new ones, which run the same program from its first line, as in Lightning.
 
     Parameters
     ----------
     function
-        Is told of the processes; in each the model is on a device of its own.
+        Takes the processes; in each the model is on a device of its own.
     model
-        A :class:`cfm.models.PretrainedModel`; its device says on what kind of device to run.
+        A :class:`cfm.models.PretrainedModel`; its device is the kind of device of all processes.
     devices, num_nodes, strategy
         As of :class:`lightning.fabric.Fabric`.
 
     Returns
     -------
-    What the function returned in this process.
+    The result of the function in this process.
 
     Raises
     ------
     RuntimeError
-        If there are processes already, but not as many as were asked for.
+        If another number of processes was started before.
     """
     if devices in (1, "1") and num_nodes == 1:
         return function(Processes())
@@ -156,13 +155,13 @@ def _together(function: Callable[[Processes], Result]) -> Result:
 
 
 def _check_number(devices: int | str | list[int], num_nodes: int) -> None:
-    """Check that as many processes run as are asked for."""
+    """Check that the requested number of processes runs."""
     found = process_number()[1]
     if devices == "auto":
         return
     per_node = len(devices) if isinstance(devices, list) else int(devices)
     if per_node * num_nodes != found:
         raise RuntimeError(
-            f"devices={devices!r} and num_nodes={num_nodes} ask for {per_node * num_nodes} "
-            f"processes, but {found} were started together before; ask for as many."
+            f"devices={devices!r} and num_nodes={num_nodes} request {per_node * num_nodes} "
+            f"processes, but {found} were started together before; request as many."
         )

@@ -1,4 +1,4 @@
-"""One training of a model: its settings, its steps, its run in Lightning, and how it ends."""
+"""Training of a model: recipe, plan, and run in Lightning."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
     from cfm.models._base import PretrainedModel
 
-#: These start processes that share the memory of this one; what they learn beside the weights
-#: (curves, averages) would be lost with them.
+#: These start processes that share the memory of this one; their curves and averages would be
+#: lost.
 _FORKED = ("spawn", "fork", "notebook")
 #: Share of the steps in which the learning rate rises.
 WARM_UP = 0.05
 #: Names of precisions in the tools, and what Lightning calls them.
 _PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
-#: Loggers of Lightning that tell of its own doing.
+#: Loggers of Lightning with messages about itself.
 _TALKATIVE = (
     "pytorch.utilities.rank_zero",
     "fabric.utilities.rank_zero",
@@ -50,13 +50,13 @@ _TALKATIVE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of a training that all models have, beside the arguments of ``train``.
+    """Settings of a training that all models share, beside the arguments of ``train``.
 
     Parameters
     ----------
     max_epochs, max_steps
-        Passes over the data and optimiser steps where ``train`` is given neither: whichever ends
-        first. ``None`` is no bound.
+        Passes over the data and optimiser steps if ``train`` gets neither; the smaller bound
+        holds. ``None`` is no bound.
     batch_size
         Rows per batch and process.
     lr
@@ -84,14 +84,14 @@ class Recipe:
 
 
 class Training(NamedTuple):
-    """What a model prepares for a training.
+    """The parts of a training.
 
     Attributes
     ----------
     plan
         Losses and optimiser.
     batches, checks
-        Streams to learn from and to judge by, such as :class:`cfm.models.base.RowStream`.
+        Streams of training and validation, such as :class:`cfm.models.base.RowStream`.
         ``checks`` may be a list of batches, or ``None`` for no validation.
     """
 
@@ -182,11 +182,11 @@ class TrainingPlan(pl.LightningModule):
         self.write("validation", self.losses(batch), batch_idx, len(batch[0]))
 
     def own_state(self) -> dict[str, Any]:
-        """Return what this plan must know to go on, beside what torch and Lightning keep."""
+        """Return the state of this plan beyond that of torch and Lightning."""
         return {}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore :meth:`own_state`."""
 
     def write(self, kind: str, values: Mapping[str, Tensor], number: int, n: int) -> None:
         """Add values of a batch to the curves ``<kind>_<name>``, which are means over an epoch.
@@ -196,18 +196,18 @@ class TrainingPlan(pl.LightningModule):
         kind
             ``"train"`` or ``"validation"``.
         values
-            By name; in several processes that of the batch of all.
+            By name; in several processes that of the whole batch.
         number
-            Of the batch.
+            Number of the batch.
         n
-            Rows of it that this process has; a batch counts by those of all processes.
+            Rows of the batch in this process; a batch is weighted by those of all processes.
         """
         n = n_rows_of(self, number, n)
         for name, value in values.items():
             self.add(kind, f"{kind}_{name}", value.detach(), n)
 
     def add(self, kind: str, name: str, value: Tensor, n: int) -> None:
-        """Add a value of a batch to one curve, with this weight; as :meth:`write`."""
+        """Add a value of a batch to one curve with a weight."""
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
         sums = self._sums.setdefault(kind, {})
@@ -228,32 +228,32 @@ class TrainingPlan(pl.LightningModule):
         self._write_means("train")
 
     def on_train_start(self) -> None:
-        """Say what the states to come are of."""
+        """Write the fingerprint of the training beside its states."""
         if self.checkpoints is not None:
             self.checkpoints.begin(self)
 
     def on_train_epoch_start(self) -> None:
-        """Note where the epoch begins."""
+        """Record the position of the stream."""
         if self.checkpoints is not None:
             self.checkpoints.on_epoch_start(self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Go on with the random numbers of a training that was stopped; keep its state if due."""
+        """Restore the random states of a resumed training; store a deferred state."""
         if self.checkpoints is not None:
             self.checkpoints.on_batch_start(self)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep the state of the training if it is time."""
+        """Store the state of the training if it is due."""
         if self.checkpoints is not None:
             self.checkpoints.on_batch_end(self)
 
     def on_train_end(self) -> None:
-        """Keep the final state."""
+        """Store the final state."""
         if self.checkpoints is not None:
             self.checkpoints.on_end(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know."""
+        """Add the state of the plan and the curves."""
         sums = self._sums.get("train", {})
         checkpoint["cfm"] = {
             "plan": self.own_state(),
@@ -264,7 +264,7 @@ class TrainingPlan(pl.LightningModule):
             self.checkpoints.complete(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore the state of the plan and the curves."""
         state = checkpoint.get("cfm")
         if state is None:
             return
@@ -286,12 +286,12 @@ def scheduled(optimizer: torch.optim.Optimizer, rate: Any) -> dict[str, Any]:
 
 
 class CurveLogger(Logger):
-    """Keeps the curves of a training in memory, as scvi-tools reads them.
+    """Store the curves of a training in memory, in the format of scvi-tools.
 
     Attributes
     ----------
     history
-        By name a table with one column, a row per epoch; empty in all processes but the first.
+        Tables by name, one column, a row per epoch; empty on all ranks but 0.
     """
 
     def __init__(self) -> None:
@@ -311,7 +311,7 @@ class CurveLogger(Logger):
             self.put(name, kind, [*self._points(name), (int(time or 0), float(value))])
 
     def put(self, name: str, kind: str, points: list[tuple[int, float]]) -> None:
-        """Set a curve: what it is over, and its points; of two at a time the last one holds."""
+        """Set a curve by its index and points; the last of two points at one time holds."""
         times = dict(points)
         index = pd.Index(list(times), name=kind)
         self.history[name] = pd.DataFrame({name: list(times.values())}, index=index, dtype=float)
@@ -321,12 +321,12 @@ class CurveLogger(Logger):
         return [] if curve is None else list(zip(curve.index, curve[name], strict=True))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a checkpoint of a model says how it was trained."""
+        """Do nothing: checkpoints of models contain their settings."""
 
 
 def _curves(plan: TrainingPlan) -> dict[str, Any]:
-    """Return the curves so far: what they are over, times, values."""
-    if not plan.trainer.is_global_zero:  # only the first process keeps them, and writes
+    """Return the curves so far: name of the index, times, values."""
+    if not plan.trainer.is_global_zero:
         return {}
     found = getattr(plan.trainer.logger, "history", None) or {}
     return {
@@ -340,18 +340,18 @@ def _curves(plan: TrainingPlan) -> dict[str, Any]:
 
 
 class TrainingRun:
-    """A training from its arguments to its end.
+    """One training, from its arguments to its end.
 
     Parameters
     ----------
     model
-        Which is trained.
+        Model that is trained.
     recipe
-        Its settings, as by default.
+        Its default settings.
     accelerator, devices, precision, checkpoint_dir, seed
         As of :meth:`cfm.models.PretrainedModel.train`.
     max_epochs, max_steps, batch_size, lr
-        Instead of those of the recipe, if given.
+        Replace those of the recipe.
     **settings
         Further ones: of the recipe, and of :class:`scvi.train.Trainer`.
 
@@ -362,11 +362,11 @@ class TrainingRun:
     n_processes
         Processes that train together; each has batches of ``batch_size``.
     n_epochs, n_steps
-        Passes over the data and optimiser steps, once :meth:`count_steps` knows them.
+        Passes over the data and optimiser steps, after :meth:`count_steps`.
     finished
-        Whether the training went on to its end.
+        Whether the training reached its end.
     facts
-        What the model is to record of it, JSON types.
+        Entries for the provenance of the model, JSON types.
 
     Raises
     ------
@@ -432,14 +432,14 @@ class TrainingRun:
 
     @property
     def layout(self) -> dict[str, int]:
-        """Of a :class:`cfm.models.base.RowStream`: batches, processes, and blocks of rows."""
+        """Settings of a :class:`cfm.models.base.RowStream`: batches, processes, blocks of rows."""
         out = {"batch_size": self.recipe.batch_size, "n_processes": self.n_processes}
         size = getattr(self.recipe, "block_size", None)
         return out if size is None else out | {"block_size": size}
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """Of a :class:`cfm.models.base.TrainingPlan`: rate, decay and the counted steps."""
+        """Settings of a :class:`cfm.models.base.TrainingPlan`: rate, decay and counted steps."""
         names = [name for name in ("lr", "weight_decay") if hasattr(self.recipe, name)]
         return {name: getattr(self.recipe, name) for name in names} | {"n_steps": self.n_steps}
 
@@ -521,15 +521,15 @@ class TrainingRun:
         """Run the training; ``False`` if it was interrupted from the keyboard."""
         model = self.model
         before = model.history_ or {}
-        model.module.train()  # Lightning leaves the mode as it finds it
+        model.module.train()  # Lightning does not change the mode
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 trainer.fit(plan, data, ckpt_path=start)
-        except SIGTERMException as told:
-            raise SystemExit(128 + signal.SIGTERM) from told  # Lightning's own would be a success
+        except SIGTERMException as error:
+            raise SystemExit(128 + signal.SIGTERM) from error  # Lightning would exit with 0
         except SystemExit as stopped:
-            # What Lightning makes of Ctrl+C.
+            # Lightning turns Ctrl+C into SystemExit
             if not isinstance(stopped.__context__, KeyboardInterrupt):
                 raise
             finished = False
@@ -547,12 +547,12 @@ class TrainingRun:
         return finished
 
     def raise_if_interrupted(self) -> None:
-        """Say so if the training was interrupted, once the model is in order.
+        """Raise an error if the training was interrupted, once the model is usable.
 
         Raises
         ------
         KeyboardInterrupt
-            If it was.
+            If the training was interrupted.
         """
         if not self.finished:
             raise KeyboardInterrupt(
@@ -562,7 +562,7 @@ class TrainingRun:
 
 
 def _check_names(model: str, settings: Mapping[str, Any], known: list[str]) -> None:
-    """Refuse settings that neither the recipe nor the trainer has."""
+    """Check that recipe or trainer has each setting."""
     trainers: tuple[Callable[..., Any], ...] = (Trainer.__init__, pl.Trainer.__init__)
     of_trainer = {name for f in trainers for name in inspect.signature(f).parameters}
     unknown = sorted(settings.keys() - of_trainer)
@@ -576,7 +576,7 @@ def _check_names(model: str, settings: Mapping[str, Any], known: list[str]) -> N
 def _joined(
     before: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]
 ) -> dict[str, pd.DataFrame]:
-    """Return the curves of earlier trainings, gone on with; new ones begin where this one did."""
+    """Return the curves of earlier trainings, continued; new ones start with this training."""
     out = dict(before)
     n_before = max((len(curve) for curve in before.values()), default=0)
     for name, curve in new.items():
@@ -591,7 +591,7 @@ def _joined(
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep from the user what Lightning says of itself: advice to install more, its own notes."""
+    """Silence messages of Lightning about itself, such as advice to install packages."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -599,10 +599,10 @@ def quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*(LeafSpec|treespec).*", FutureWarning)
-            # no validation studies: nothing to check is not an error
+            # without validation studies
             warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
             warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
-            # scvi-tools says so of any training in several processes, asked for or not
+            # scvi-tools warns in any training in several processes
             warnings.filterwarnings("ignore", "early_stopping was automatically disabled")
             yield
     finally:
@@ -611,7 +611,7 @@ def quiet_lightning() -> Iterator[None]:
 
 
 def _accelerator(accelerator: str) -> str:
-    """Return where to train; ``"auto"`` as :meth:`cfm.models.PretrainedModel.to_device` has it."""
+    """Return the accelerator; ``"auto"`` as in :meth:`cfm.models.PretrainedModel.to_device`."""
     if accelerator != "auto":
         return accelerator
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -674,12 +674,12 @@ def held_out_rows(
 
 
 def root_weights(groups: np.ndarray | pd.DataFrame) -> np.ndarray:
-    """Return one over the root of the size of each row's group, ``(n,)``: how often to draw it.
+    """Return one over the root of the size of each row's group, ``(n,)``, its weight in draws.
 
     Parameters
     ----------
     groups
-        ``(n,)`` names, or a table whose rows that are alike are a group.
+        ``(n,)`` names, or a table; equal rows are a group.
     """
     table = pd.DataFrame(groups)
     size = table.groupby(list(table.columns), sort=False)[table.columns[0]].transform("size")

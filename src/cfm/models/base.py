@@ -1,4 +1,4 @@
-"""Parts of which a model is made, for authors of new ones; all of them are used in the guide."""
+"""Building blocks of models, for authors of new ones; the guide uses all of them."""
 
 from cfm._arguments import Range, checks_arguments
 from cfm.data._matrix import check_counts, get_matrix, read_rows, row_blocks, to_dense

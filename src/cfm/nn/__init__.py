@@ -1,4 +1,4 @@
-"""Building blocks that know only torch."""
+"""Building blocks of networks, on tensors only."""
 
 from cfm.nn._diffusion import PowerAverage
 from cfm.nn._genes import GraphConvolution, GroupCompression, LowRankLogistic, normalised_adjacency

@@ -27,7 +27,7 @@ def draw_times(
     generator
         Source of random numbers.
     least
-        Lower bound: the loss is weighted by ``1 / t``, and few hidden tokens say little.
+        Lower bound: the loss is weighted by ``1 / t``, and few hidden tokens carry little.
     stratified
         Draw one from each ``n``-th of the range, in random order, so that every batch has small
         and large shares. Each one alone is uniform as before.
@@ -48,7 +48,7 @@ def absorbing_loss(nll: Tensor, row: Tensor, time: Tensor, n_tokens: Tensor) -> 
     .. math:: \frac{1}{b} \sum_i \frac{1}{t_i n_i} \sum_{j \text{ hidden}} -\log p(x_{ij} | x_i^t)
 
     Its expectation bounds the negative log likelihood of the observations, divided by their
-    number of tokens. Processes that train together take it over the observations of all.
+    number of tokens. Over processes that train together it is the mean over all observations.
 
     Parameters
     ----------
@@ -88,9 +88,9 @@ def guided(conditional: Tensor, null: Tensor, weight: float, floor: float = 0.0)
     .. math:: \log p_c + w (\max(\log p_c, \log f) - \max(\log p_0, \log f))
 
     With :math:`f = 0` these are the published logits :math:`a_0 + (w + 1) (a_c - a_0)`, up to a
-    constant. What two networks say of values that neither thinks probable is noise, and guidance
-    multiplies it: values that never occurred become likely. Above 0 such values keep the
-    probability that the condition gives them.
+    constant. The logits of values that are improbable under both are noise, and guidance multiplies
+    it: values that never occurred become likely. With :math:`f > 0` such values keep their
+    probability under the condition.
 
     Parameters
     ----------
@@ -108,8 +108,8 @@ def guided(conditional: Tensor, null: Tensor, weight: float, floor: float = 0.0)
     if floor == 0.0:
         return null + (weight + 1.0) * (conditional - null)
     log_floor = math.log(floor)
-    told, untold = conditional.log_softmax(-1), null.log_softmax(-1)
-    return told + weight * (told.clamp(min=log_floor) - untold.clamp(min=log_floor))
+    log_p, log_null = conditional.log_softmax(-1), null.log_softmax(-1)
+    return log_p + weight * (log_p.clamp(min=log_floor) - log_null.clamp(min=log_floor))
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class PowerAverage:
     Parameters
     ----------
     module
-        Whose trained parameters are averaged.
+        Module whose trained parameters are averaged.
     width
         Relative width of the window; see :func:`power_exponent`.
 
@@ -187,7 +187,7 @@ class PowerAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after an optimiser step."""
+        """Add the weights after an optimiser step."""
         self.n_steps += 1
         if self.n_steps == 1:  # nothing is left of the start
             self._mean = [p.detach().clone() for p in self._trained()]
@@ -197,11 +197,11 @@ class PowerAverage:
             self._mean[i] = self._mean[i].to(parameter.device).lerp_(parameter.detach(), new)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average and how many steps it is of."""
+        """Return the average and its number of steps."""
         return {"n_steps": self.n_steps, "mean": list(self._mean)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore :meth:`state_dict`."""
         self.n_steps = state["n_steps"]
         self._mean = []
         if self.n_steps:

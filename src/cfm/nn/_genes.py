@@ -52,7 +52,7 @@ def normalised_adjacency(edges: Tensor, weights: Tensor, n_nodes: int) -> Tensor
     scale = torch.where(degree > 0, degree, torch.ones_like(degree)).rsqrt()
     values = weights * scale[target] * scale[source]
     with warnings.catch_warnings():
-        # Said once a process: that CSR is young, and that its invariants can be checked.
+        # torch warns once per process: CSR is in beta, and its invariants are not checked
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
         made = torch.sparse_coo_tensor(edges, values, (n_nodes, n_nodes), device=weights.device)
@@ -60,7 +60,7 @@ def normalised_adjacency(edges: Tensor, weights: Tensor, n_nodes: int) -> Tensor
 
 
 def check_graph(edges: Tensor, weights: Tensor, n_nodes: int) -> None:
-    """Check a graph before it is used; parameters and errors as for the function above."""
+    """Check a graph; parameters and errors as of :func:`normalised_adjacency`."""
     if edges.ndim != 2 or edges.shape[0] != 2 or edges.dtype != torch.int64:
         raise ValueError(
             f"Edges are {tuple(edges.shape)} of {edges.dtype}; expected (2, n_edges) of "
@@ -105,12 +105,12 @@ class GraphConvolution(nn.Module):
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """Map ``(b, n, dim)`` nodes; ``adjacency`` from :func:`normalised_adjacency`."""
-        # The product over the graph first: what is left works on every node by itself.
+        # the product over the graph first: the linear layer works on single nodes
         return self.linear(neighbours(x, adjacency)) + self.bias
 
 
 def neighbours(x: Tensor, adjacency: Tensor) -> Tensor:
-    """Sum over neighbours, ``(b, n, dim)``; float32 at least, whatever autocast says."""
+    """Sum over neighbours, ``(b, n, dim)``; float32 at least, also under autocast."""
     b, n, dim = x.shape
     flat = x.transpose(0, 1).reshape(n, b * dim).to(adjacency.dtype)  # (n, b·dim)
     with torch.autocast(x.device.type, enabled=False):
@@ -309,5 +309,5 @@ class GroupCompression(nn.Module):
 
 
 def _forget_position(groups: nn.Module, loaded: object) -> None:
-    """Drop what follows from the permutation; it is computed again when it is needed."""
+    """Drop the positions, which follow from the permutation; they are computed when needed."""
     groups.position = torch.empty(0, dtype=torch.int64)

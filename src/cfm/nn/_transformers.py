@@ -211,7 +211,7 @@ class TransformerEncoderLayer(nn.Module):
     """Self-attention and a feed-forward network, each added to its input and then normalised.
 
     The layer of the first transformers, the same as :class:`torch.nn.TransformerEncoderLayer`
-    with its defaults; it knows no positions.
+    with its defaults; it has no positions.
 
     Parameters
     ----------
@@ -324,7 +324,7 @@ class PreparedStack:
     dtype
         Of the matrix products and of attention; sums and norms stay in float32.
     first_only
-        Only the first token of each set is asked for: the last layer then computes no others.
+        Return the first token of each set only; the last layer computes no others.
     """
 
     def __init__(
@@ -418,7 +418,7 @@ class _Prepared:
 
 
 def _slow_fused(x: Tensor, n_queries: int) -> bool:
-    """Whether the fused kernel takes longer than products, which it does on some CPUs.
+    """Return whether the fused kernel is slower than products, as on some CPUs.
 
     In bfloat16 three times as long, in float32 half as long again where MKL is slow.
     """
@@ -447,7 +447,7 @@ def _joined(x: Tensor) -> Tensor:
 
 
 def _starts(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Place of the first token of each set."""
+    """Return the place of the first token of each set."""
     sizes = torch.tensor(list(lengths), device=device)
     return sizes.cumsum(0) - sizes
 

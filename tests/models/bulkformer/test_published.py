@@ -224,7 +224,7 @@ def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> No
 
 def test_several_sizes_in_one_folder_have_to_be_told_apart(folder: Path) -> None:
     (folder / "BulkFormer_37M.pt").write_bytes((folder / "bulkformer_tiny.pt").read_bytes())
-    with pytest.raises(ValueError, match="holds 2 files bulkformer"):
+    with pytest.raises(ValueError, match="holds 2 files of weights"):
         BulkFormer.from_pretrained(folder)
     assert BulkFormer.from_pretrained(folder / "BulkFormer_37M.pt").size.dim == 32
 

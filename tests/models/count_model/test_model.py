@@ -124,7 +124,7 @@ def test_effects_are_a_table_of_sources_by_genes(model: PerturbationCountModel) 
     assert (effects.iloc[:, 10:15] > 0.5).all(axis=None)
     pd.testing.assert_frame_equal(model.predict_effects("x+y"), model.predict_effects(["y", "x"]))
     assert model.predict_effects("none").abs().max(axis=None) == 0
-    with pytest.raises(KeyError, match="does not know the perturbation 'z'"):
+    with pytest.raises(KeyError, match="does not have the perturbation 'z'"):
         model.predict_effects("z")
 
 
@@ -137,7 +137,7 @@ def test_a_model_without_sources_or_perturbations() -> None:
     PerturbationCountModel.setup_anndata(adata, source_key="cell_type")
     plain = PerturbationCountModel(adata)
     plain.train()
-    with pytest.raises(ValueError, match="knows no perturbations"):
+    with pytest.raises(ValueError, match="has no perturbations"):
         plain.simulate(adata, ["x"])
 
 
@@ -209,7 +209,7 @@ def test_what_cannot_be_answered_is_refused(
         model.simulate(controls[:0], ["x"])
     with pytest.raises(ValueError, match="start='cells'"):
         model.simulate(controls, ["x"], start="cells")
-    with pytest.raises(KeyError, match="does not know the source"):
+    with pytest.raises(KeyError, match="does not have the source"):
         changed = controls.copy()
         changed.obs["cell_type"] = "other"
         model.simulate(changed, ["x"])

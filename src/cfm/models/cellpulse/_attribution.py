@@ -448,12 +448,12 @@ def gene_positions(
         found = [int(vocabulary.align([gene]).positions[0]) for gene in genes]
     except ValueError as error:
         raise KeyError(
-            f"The model does not know all of {list(genes)}; it reverses genes, such as "
+            f"The model does not have all of {list(genes)}; it reverses genes, such as "
             f"{', '.join(vocabulary.genes[:3])} (model.vocabulary.genes)."
         ) from error
     absent = [g for g, p in zip(genes, found, strict=True) if p not in alignment.positions]
     if absent:
-        raise KeyError(f"adata does not measure {absent}; what is not measured is not reversed.")
+        raise KeyError(f"adata does not measure {absent}; only measured genes can be reversed.")
     return np.unique(found)
 
 
@@ -464,8 +464,7 @@ def signature_scores(
     """Return the factor scores of signatures in the model's gene-gene term.
 
     The scores of :class:`cfm.nn.LowRankLogistic`, from the directions of the strongest genes alone.
-    Those of a signature with all signs turned are the negative, so that the cosine to another
-    signature only changes its sign.
+    With all signs turned the scores are negated, so that a cosine only changes its sign.
 
     Parameters
     ----------
@@ -479,7 +478,7 @@ def signature_scores(
 
     Returns
     -------
-    ``(n, n_factors)`` float32 of unit length; 0 for a profile with no gene of the model.
+    ``(n, n_factors)`` float32 of unit length; 0 for a profile without a gene of the model.
     """
     model.module.eval()
     out = [np.empty((0, model.module.gene_factors.shape[1]), np.float32)]

@@ -157,7 +157,7 @@ class CellPulse(PretrainedModel):
         self._summarise()
 
     def _summarise(self) -> None:
-        """Set what scvi-tools shows of a model; the number of parameters changes with training."""
+        """Set the summary that scvi-tools prints; the number of parameters changes in training."""
         n = sum(p.numel() for p in self.module.parameters())
         self._model_summary_string = (
             f"CellPulse: {len(self.vocabulary)} genes, {self.size.n_tokens} tokens, "
@@ -211,7 +211,7 @@ class CellPulse(PretrainedModel):
             CategoricalObsField(SAMPLE_KEY, sample_key),
         ]
         with warnings.catch_warnings():
-            # Said for categories of under three cells; a study or sample may have one contrast.
+            # scvi-tools warns of categories of under three cells; a study may have one contrast
             warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
             cls._register(adata, fields, setup_method_args, **kwargs)
 
@@ -421,7 +421,7 @@ class CellPulse(PretrainedModel):
         what is left of it (:meth:`predict_hidden`). The difference between the two expected
         effects, tanh(log-odds / 2) times the expected size, is added to the measured effect. So
         nothing changes where nothing was reversed. This is what the model has learned of genes
-        that move together, not an effect that was measured or is known to be causal.
+        that move together; it is neither a measured nor a causal effect.
 
         Parameters
         ----------
@@ -440,13 +440,13 @@ class CellPulse(PretrainedModel):
 
         Returns
         -------
-        AnnData, contrasts by those genes of ``adata`` that the model knows: log2 fold changes,
+        AnnData, contrasts by those genes of ``adata`` that the model has: log2 fold changes,
         float32; ``NaN`` stays.
 
         Raises
         ------
         KeyError
-            If the model does not know a gene, or ``adata`` does not measure it.
+            If the model does not have a gene, or ``adata`` does not measure it.
         ValueError
             If an option is out of range, or the matrix does not hold log2 fold changes.
 
@@ -477,7 +477,7 @@ class CellPulse(PretrainedModel):
         if unmeasured:
             warn_user(
                 f"{unmeasured} of {adata.n_obs} contrasts do not measure all of "
-                f"{list(perturbation)}; what is not measured is not reversed there."
+                f"{list(perturbation)}; missing genes are not reversed there."
             )
         return AnnData(out, obs=adata.obs[[]], var=adata.var[[]].iloc[alignment.columns])
 
@@ -490,8 +490,8 @@ class CellPulse(PretrainedModel):
     ) -> pd.DataFrame:
         """Train the classifier of responses and viruses on labelled contrasts.
 
-        It reads the effects themselves; the encoder stays as it is. A convex problem: the same
-        data give the same classifier. Temperature, odds of a response and the support of each
+        Its inputs are the effects; the encoder is unchanged. The problem is convex: the same data
+        give the same classifier. Temperature, odds of a response and the support of each
         answer are fitted on predictions for studies left out. Contrasts, (label, study) units and
         labels are weighted so that each study and each virus counts the same.
 
@@ -754,7 +754,7 @@ class CellPulse(PretrainedModel):
         if first < 0 or last >= n_relevances:
             raise ValueError(
                 f"The factors of checkpoint {checkpoint.name!r} belong to groups {first} to "
-                f"{last}, of which there are {n_relevances}; it is damaged: download it again."
+                f"{last}, and there are {n_relevances} groups; it is damaged: download it again."
             )
         model._summarise()
         model.provenance = config

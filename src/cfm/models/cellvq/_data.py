@@ -292,7 +292,7 @@ def check_training_units(
 
 
 class Batch(NamedTuple):
-    """Cells of which the encoder sees a part.
+    """Cells, and the part of them that the encoder sees.
 
     Attributes
     ----------

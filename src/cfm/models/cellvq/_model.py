@@ -606,7 +606,7 @@ class CellVQ(PretrainedModel):
         single = [name for name in chosen if len(self.properties[name]) == 1]
         if single:
             warn_user(
-                f"The heads {single} know a single class each, which they predict for every cell; "
+                f"The heads {single} have a single class each, which they predict for every cell; "
                 "their predictions carry no information."
             )
         reader = self._reader(adata, layer, units, total_counts)
@@ -793,7 +793,7 @@ class CellVQ(PretrainedModel):
     def _reader(
         self, adata: AnnData | None, layer: str | None, units: Units, total_counts: str | None
     ) -> CellReader:
-        """Return a reader of cells, by default the model's own; set the network to evaluation."""
+        """Return a reader of cells, by default the registered ones; set evaluation mode."""
         self.module.eval()
         if adata is None:
             return self.registered_reader()

@@ -63,7 +63,7 @@ class CellVQRecipe(Recipe):
     that the quantiser gives the cell, the decoder predicts the rest: the counts of the genes that
     were held back and the zeros, by a zero-inflated negative binomial whose mean, in counts per
     10,000, is scaled by the counts of the cell. Of some cells it sees the code alone, so that codes
-    carry what there is to know of a cell. The property heads read the embedding of what is seen.
+    describe the cell. The property heads read the embedding of the seen genes.
     AdamW in one cycle (up over 10 % of the steps, then down by a cosine), clipping at 1.0.
     Registered properties (``labels_keys``) that the model has no head for get one.
 
@@ -94,14 +94,14 @@ class CellVQRecipe(Recipe):
     anneal_share
         Share of the steps after which it is there.
     reconstruction_weight, separation_weight, balance_weight
-        Weights of the three terms: the counts; codes that are apart (mean of the largest cosine of
-        a code to another); codes that are used alike (1 − the entropy of the mean probabilities of
-        a batch over its largest value; an addition of ours).
+        Weights of three terms: the counts; the separation of codes (mean of the largest cosine of a
+        code to another); their balance (1 − the entropy of the mean probabilities of a batch over
+        its largest value; not in the paper).
     property_weight
         Weight of the cross-entropy of the heads, or weights by name of the head.
     code_label_weight
-        Weight of the same properties as said by the code alone, so that labels shape the codes; by
-        heads that are for training only. Those of the model read the embedding.
+        Weight of the same properties predicted from the code alone, so that labels shape the codes.
+        These heads are for training only; those of the model read the embedding.
     class_weights
         Weigh cells so that the classes of a property count alike, however many cells they have.
     head_input
@@ -221,7 +221,7 @@ def training_losses(
     module
         The network.
     batch
-        Cells of which the encoder sees a part.
+        Cells, and the part of them that the encoder sees.
     weights
         Of the terms.
     temperature
@@ -688,7 +688,7 @@ def training_labels(model: CellVQ, seed: int) -> np.ndarray:
     Raises
     ------
     KeyError
-        If cells have a class that a head does not know.
+        If cells have a class that a head does not have.
     """
     found = model.registered_labels()
     new = {k: levels_of(v) for k, v in found.items() if k not in model.properties}
@@ -701,8 +701,8 @@ def training_labels(model: CellVQ, seed: int) -> np.ndarray:
         unknown = sorted(set(found[name]) - {"", *classes})
         if unknown:
             raise KeyError(
-                f"adata.obs[{name!r}] has classes that the head {name!r} does not know "
-                f"({unknown[:5]}; it knows {classes[:5]}, …): rename them, or begin a new "
+                f"adata.obs[{name!r}] has classes that the head {name!r} does not have "
+                f"({unknown[:5]}; it has {classes[:5]}, …): rename them, or begin a new "
                 f"head with model.set_properties({{{name!r}: [...]}})."
             )
         out[:, i] = pd.Index(classes).get_indexer(pd.Index(found[name]))
@@ -800,7 +800,7 @@ def read_expression_if_better(
     validation: np.ndarray,
     right: float,
 ) -> None:
-    """Let a head read expression where that names as many held-out cells right as the embedding.
+    """Replace a head by one on expression if it is as accurate on held-out cells.
 
     Parameters
     ----------
@@ -823,7 +823,7 @@ def read_expression_if_better(
     known = spread_rows(known[np.argsort(labels[known], kind="stable")], most)
     classes = np.array(model.properties[name])
     if len(np.unique(labels[known])) < len(classes) or len(classes) < 2:
-        return  # a class without a cell, or nothing to tell apart
+        return  # a class without a cell, or one class
     heads = model.module.property_heads
     index = list(model.properties).index(name)
     linear = heads[index]

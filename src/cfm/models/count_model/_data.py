@@ -95,7 +95,7 @@ def check_count_matrix(matrix: Any, where: str, *, limit: int | None = None) -> 
     where
         Its place in the AnnData, for messages.
     limit
-        Largest count that the model tells from larger ones, if there is one.
+        Largest count with a value of its own in the model, if there is one.
 
     Raises
     ------
@@ -139,20 +139,20 @@ def check_control(adata: AnnData, perturbation_key: str | None, control: str | N
     found = sorted(set(adata.obs[perturbation_key].astype(str)))
     if control is None:
         raise ValueError(
-            f"perturbation_key={perturbation_key!r} was given without control=; say which of "
-            f"{found[:8]} is unperturbed."
+            f"perturbation_key={perturbation_key!r} was given without control=; name the "
+            f"unperturbed one of {found[:8]}."
         )
     if control not in found:
         raise ValueError(
             f"adata.obs[{perturbation_key!r}] has no control {control!r}; it has {found[:8]}. "
-            "Unperturbed cells are what the model compares with."
+            "The model compares with unperturbed cells."
         )
 
 
 class RegisteredCounts(PretrainedModel):
-    """What models of counts under conditions share: registered data, and conditions by name."""
+    """Base class of models of counts under conditions: registered data, conditions by name."""
 
-    #: Largest count that the model tells from larger ones, if there is one.
+    #: Largest count with a value of its own in the model, if there is one.
     largest_count: ClassVar[int | None] = None
     vocabulary: GeneVocabulary
     levels: ConditionLevels
@@ -179,9 +179,9 @@ class RegisteredCounts(PretrainedModel):
             Cells by genes, raw counts, any storage.
         %(counts_layer)s
         source_key
-            Column of ``obs`` with what a cell is: cell line, donor or cell type.
+            Column of ``obs`` with the cell line, donor or cell type.
         perturbation_key
-            Column with what was done to it, combinations as ``"A+B"``.
+            Column with the perturbation, combinations as ``"A+B"``.
         control
             Its level for unperturbed cells; needed with ``perturbation_key``.
         covariate_keys
@@ -277,7 +277,7 @@ class RegisteredCounts(PretrainedModel):
             new = [p for name in asked for p in split_parts(name) if p not in known]
             if len(set(new)) != 1:
                 raise ValueError(
-                    f"features= describes one perturbation that the model does not know; found "
+                    f"features= describes one perturbation that the model does not have; found "
                     f"{sorted(set(new))} in {asked}."
                 )
             described = new[:1]
@@ -292,6 +292,36 @@ class RegisteredCounts(PretrainedModel):
             described=described,
         )
         return conditions._replace(features=rows)
+
+    def _cells_to_perturb(
+        self,
+        adata: AnnData,
+        perturbation: Sequence[str],
+        layer: str | None,
+        groupby: str | None,
+        features: pd.Series | None,
+        *,
+        covariates: bool,
+        depths: bool,
+    ) -> tuple[pd.DataFrame, DenseCountReader, Conditions]:
+        """Return ``obs``, counts, and conditions under a perturbation, of unperturbed cells."""
+        if isinstance(perturbation, str):
+            raise TypeError(f"perturbation={perturbation!r} is one text; expected a list of parts.")
+        if adata.n_obs == 0:
+            raise ValueError("adata has no cell to start from; pass at least one.")
+        check_unique_names(adata.obs_names, axis="obs")
+        obs = in_memory_frame(adata.obs)
+        reader = DenseCountReader(adata, self.vocabulary, layer)
+        depth = reader.depths()
+        conditions = self._numbered(
+            adata.n_obs,
+            source=self._sources(obs, groupby),
+            perturbation=np.full(adata.n_obs, "+".join(perturbation), dtype=object),
+            covariates=self._covariates(obs) if covariates else None,
+            features=features,
+            depth=np.where(depth > 0, depth, np.nan) if depths else None,
+        )
+        return obs, reader, conditions
 
     def _sources(self, obs: pd.DataFrame, groupby: str | None) -> np.ndarray | None:
         """Return the source of each cell."""

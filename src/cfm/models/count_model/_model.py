@@ -14,11 +14,11 @@ from scipy import sparse
 from cfm._arguments import checks_arguments
 from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
-from cfm.data._matrix import check_unique_names, in_memory_frame
+from cfm.data._matrix import in_memory_frame
 from cfm.models._base import TEXTS, load_weights, stored_genes
 from cfm.models._sizes import validate_config
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
-from cfm.models.count_model._data import DenseCountReader, RegisteredCounts
+from cfm.models.count_model._data import RegisteredCounts
 from cfm.models.count_model._module import (
     Conditions,
     NegativeBinomialModule,
@@ -65,7 +65,7 @@ class PerturbationCountModel(RegisteredCounts):
     vocabulary
         Its genes.
     levels
-        The conditions that it knows.
+        Its conditions.
     perturbation_features
         Features of the perturbations, or ``None``.
 
@@ -121,7 +121,7 @@ class PerturbationCountModel(RegisteredCounts):
 
     @property
     def device(self) -> torch.device:
-        """Where the tables are."""
+        """Device of the tables."""
         return self.module.control.device
 
     @checks_arguments()
@@ -144,8 +144,7 @@ class PerturbationCountModel(RegisteredCounts):
         Warns
         -----
         UserWarning
-            If a perturbation has too few cells in every source, and no features: it is then taken
-            to do nothing.
+            If a perturbation has too few cells in every source, and no features: its effect is 0.
         """
         reader = self._registered_reader()
         conditions = self._conditions_of(in_memory_frame(self.adata.obs))
@@ -177,7 +176,7 @@ class PerturbationCountModel(RegisteredCounts):
         Raises
         ------
         KeyError
-            If the model does not know the perturbation.
+            If the model does not have the perturbation.
         ValueError
             If the model is not trained, or has no perturbations.
         """
@@ -243,26 +242,14 @@ class PerturbationCountModel(RegisteredCounts):
         Raises
         ------
         KeyError
-            If the model does not know the perturbation or a source.
+            If the model does not have the perturbation or a source.
         ValueError
             If there is no cell, values are no counts, or the model is not trained.
         """
-        if isinstance(perturbation, str):
-            raise TypeError(f"perturbation={perturbation!r} is one text; expected a list of parts.")
-        if adata.n_obs == 0:
-            raise ValueError("adata has no cell to start from; pass at least one.")
-        check_unique_names(adata.obs_names, axis="obs")
         self._check_trained()
-        n, obs = adata.n_obs, in_memory_frame(adata.obs)
-        reader = DenseCountReader(adata, self.vocabulary, layer)
-        depth = reader.depths()
-        conditions = self._numbered(
-            n,
-            source=self._sources(obs, groupby),
-            perturbation=np.full(n, "+".join(perturbation), dtype=object),
-            covariates=None,
-            features=features,
-            depth=np.where(depth > 0, depth, np.nan),
+        n = adata.n_obs
+        obs, reader, conditions = self._cells_to_perturb(
+            adata, perturbation, layer, groupby, features, covariates=False, depths=True
         )
         names = [str(name) for name in adata.obs_names]
         dispersion = self.module.log_dispersion.exp().double().cpu().numpy()
@@ -290,7 +277,7 @@ class PerturbationCountModel(RegisteredCounts):
     def _check_trained(self) -> None:
         if self.levels.perturbation_key is None:
             raise ValueError(
-                "The model was made without perturbation_key=, so it knows no perturbations."
+                "The model was made without perturbation_key=, so it has no perturbations."
             )
         if not self.is_trained_:
             raise ValueError("The model is not trained; call train() first.")

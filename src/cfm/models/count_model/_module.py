@@ -37,7 +37,7 @@ _LOG_DISPERSIONS = np.linspace(np.log(0.02), np.log(20.0), 16)
 
 
 class Conditions(NamedTuple):
-    """What is known of ``b`` cells; 0 is *unknown* in every slot.
+    """Conditions of ``b`` cells; 0 is *unknown* in every slot.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Conditions(NamedTuple):
         ``(b,)`` float32, counts of the cell over the genes of the model; ``NaN`` is unknown.
     features
         ``(n, n_features)`` float32 standardised features by part, or ``None`` for those of the
-        model: rows beyond its own are parts that were described when they were asked for.
+        model: rows beyond its own are parts that features describe.
     """
 
     source: Tensor
@@ -201,7 +201,7 @@ class NegativeBinomialModule(nn.Module):
         return found
 
     def forget(self) -> None:
-        """Drop what was computed from the tables, which have changed."""
+        """Clear the cache after a change of the tables."""
         self._solved.clear()
 
     def log_means(self, conditions: Conditions, rows: Tensor, genes: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ def _invert(mean: Array, log_dispersion: Array, curves: Array) -> Array:
     return out
 
 
-#: Least tail probability that is told from 0.
+#: Least tail probability above 0.
 _LEAST = 1e-290
 
 

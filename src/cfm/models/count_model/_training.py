@@ -192,8 +192,8 @@ def _controls(means: dict[Cell, tuple[int, Array]], n_sources: int, n_genes: int
 def _without_controls(means: dict[Cell, tuple[int, Array]]) -> set[int]:
     """Return the sources that have cells and no controls, if others have some.
 
-    Their effects are measured from the controls of others, and hold what the source itself is:
-    they say nothing of other sources.
+    Their effects are measured from the controls of others, and include the difference between the
+    sources: they are not used for other sources.
     """
     controlled = {source for source, parts in means if parts == (CONTROL,)}
     return {source for source, _ in means} - controlled if controlled else set()
@@ -329,7 +329,7 @@ class Cases:
     Attributes
     ----------
     profiles
-        ``(k, d)`` what describes each case: the control mean of its source, or features of its
+        ``(k, d)`` description of each case: the control mean of its source, or features of its
         perturbation.
     controls
         ``(k, genes)`` mean log expression of the controls of its source.

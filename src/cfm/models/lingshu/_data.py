@@ -1,4 +1,4 @@
-"""What Lingshu-Cell reads: tokens of an AnnData, the cells that are asked for, given counts."""
+"""Inputs of Lingshu-Cell: tokens of counts, tables of cells to make, given counts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def library_sizes(counts: np.ndarray) -> np.ndarray:
 
 
 def wanted_cells(cells: int | pd.DataFrame) -> pd.DataFrame:
-    """Return a table with a row per cell that is asked for, named and with its conditions.
+    """Return a table with a row per cell to make, named and with its conditions.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def wanted_cells(cells: int | pd.DataFrame) -> pd.DataFrame:
     """
     if isinstance(cells, pd.DataFrame):
         if not len(cells):
-            raise ValueError("cells= has no row; ask for at least one cell.")
+            raise ValueError("cells= has no row; at least one cell is needed.")
         table = cells.set_axis(cells.index.astype(str), axis=0)
         check_unique_names(table.index, axis="obs")
         return table
@@ -129,7 +129,7 @@ def gene_positions(genes: Sequence[str], vocabulary: GeneVocabulary) -> np.ndarr
     unknown = [g for g, i in zip(names, found, strict=True) if i < 0]
     if unknown:
         raise KeyError(
-            f"The model does not know the genes {shown(unknown, 5)}; it knows "
+            f"The model does not have the genes {shown(unknown, 5)}; it has "
             f"{', '.join(vocabulary.genes[:3])}, … (model.vocabulary.genes)."
         )
     if len(set(names)) < len(names):
@@ -146,12 +146,12 @@ def _counts(values: np.ndarray) -> np.ndarray:
 def keep_counts(
     frozen: CountBlock, reader: DenseCountReader, adata: AnnData, genes: Sequence[str]
 ) -> CountBlock:
-    """Add the counts that ``adata`` has of some genes to those that are given.
+    """Add the counts of some genes in ``adata`` to the given counts.
 
     Raises
     ------
     KeyError, TypeError
-        If a gene is not measured or not known to the model, or ``genes`` is one text.
+        If a gene is not measured or not one of the model's, or ``genes`` is one text.
     """
     if isinstance(genes, str):
         raise TypeError(f"keep_genes={genes!r} is a single string; give a list of gene names.")
@@ -160,7 +160,7 @@ def keep_counts(
     unknown = [g for g in genes if g not in place]
     if unknown:
         raise KeyError(
-            f"keep_genes names {unknown[:5]}, which are not both measured and known to the model."
+            f"keep_genes names {unknown[:5]}, which are not measured or not genes of the model."
         )
     kept = np.array([place[g] for g in genes], dtype=np.int64)
 

@@ -17,7 +17,7 @@ from cfm._arguments import BELOW_1, Range, checks_arguments
 from cfm._docs import fill_docs
 from cfm._fields import PARAMS
 from cfm.data import GeneVocabulary
-from cfm.data._matrix import check_unique_names, in_memory_frame
+from cfm.data._matrix import in_memory_frame
 from cfm.models._base import TEXTS, Precision, load_weights, stored_genes
 from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun, held_out_rows, root_weights
@@ -55,7 +55,7 @@ Start = Literal["cell", "noise"]
 
 #: Share of the steps that warms up, and most steps of warm-up, as published.
 _WARM_UP, _LONGEST_WARM_UP = 0.05, 1000
-#: ``uns[GENERATION]`` of generated cells, and ``obs[DEPTH]``, the depth that was asked for.
+#: ``uns[GENERATION]`` of generated cells, and ``obs[DEPTH]``, the requested depth.
 GENERATION, DEPTH = "generation", "depth"
 #: Steps with and without guidance, as published, and the weight of the guidance.
 _GUIDED_STEPS, _PLAIN_STEPS = 3, 256
@@ -71,19 +71,19 @@ class LingshuCell(RegisteredCounts):
     """Generative model of single cells: masked discrete diffusion over count tokens.
 
     A cell is the raw counts of all genes of the vocabulary, each one of 281 values; what is not
-    measured is missing, not zero. The model knows what a cell is (its source: cell line, donor or
-    cell type), what was done to it, and further conditions, and makes new cells for any of them:
-    also for a source and a perturbation that were never seen together.
+    measured is missing, not zero. The conditions of a cell are its source (cell line, donor or
+    cell type), its perturbation, and further ones. New cells can be made for any of them, also
+    for a source and a perturbation that were never seen together.
 
     Parameters
     ----------
     adata
         Cells by genes, raw counts, registered with :meth:`setup_anndata`.
     vocabulary
-        Genes that the model is to know; by default ``adata.var_names``.
+        Genes of the model; by default ``adata.var_names``.
     levels
-        Conditions that it is to know (:class:`cfm.models.lingshu.ConditionLevels`); by default
-        those of ``adata``.
+        Conditions of the model (:class:`cfm.models.lingshu.ConditionLevels`); by default those
+        of ``adata``.
     size
         ``"mini"``, one of the published ``"default"`` (groups of 8 genes) and ``"vcc"`` (groups of
         32, for genetic perturbations), or a ``LingshuSize``.
@@ -92,7 +92,7 @@ class LingshuCell(RegisteredCounts):
     count_model
         A trained :class:`PerturbationCountModel` of the same genes and conditions: its
         log-probabilities of counts are added to the network's logits, and :meth:`train` goes on
-        from there. By default :meth:`train` fits one, if the model knows depths. It is not part
+        from there. By default :meth:`train` fits one, if depths are conditions. It is not part
         of the published model.
     seed
         Seed of the initial weights and of the order of the genes.
@@ -107,7 +107,7 @@ class LingshuCell(RegisteredCounts):
     vocabulary
         Its genes.
     levels
-        The conditions that it knows.
+        Its conditions.
     size
         Its sizes.
     perturbation_features
@@ -215,7 +215,7 @@ class LingshuCell(RegisteredCounts):
         Raises
         ------
         ValueError
-            If genes or conditions differ, or the model does not know depths.
+            If genes or conditions differ, or depths are no conditions of the model.
         """
         if count_model is not None:
             self._check_count_model(count_model)
@@ -397,8 +397,8 @@ class LingshuCell(RegisteredCounts):
         r"""Make cells from nothing but conditions.
 
         All genes start hidden. In each of ``n_steps`` steps some, chosen at random, are drawn from
-        the network's distributions given those drawn before; how many follows a cosine. What is
-        not said of a cell is *unknown* to the network.
+        the network's distributions given those drawn before; how many follows a cosine. Missing
+        conditions are *unknown*.
 
         Parameters
         ----------
@@ -409,7 +409,7 @@ class LingshuCell(RegisteredCounts):
             Conditions of all cells, instead of such columns. Combinations as ``"A+B"`` or
             ``["A", "B"]``, in any order, also such as were not in training.
         depth
-            Counts per cell, a number or ``(n,)``, for models that know them. By default drawn from
+            Counts per cell, a number or ``(n,)``, for models with depths. By default drawn from
             those of the training cells of the source.
         features
             Of a perturbation that is not in the table which the model was trained with: a value
@@ -420,7 +420,7 @@ class LingshuCell(RegisteredCounts):
         guidance
             Weight :math:`w` of classifier-free guidance,
             :math:`a_0 + (w + 1) (a_c - a_0)` with the logits :math:`a_0` of the control of the
-            same source (eq. 10). By default 2.0 as published if a perturbation is asked for, else
+            same source (eq. 10). By default 2.0 as published if a perturbation is given, else
             0; of a model with a count term, whose effects have their size already, always 0.
         guidance_floor
             Guidance leaves values alone that are less probable than this with and without the
@@ -452,7 +452,7 @@ class LingshuCell(RegisteredCounts):
         ``.X``
             Counts, CSR int32.
         ``.obs``
-            The conditions asked for, categorical, and ``'depth'`` float32 if the model knows it.
+            The requested conditions, categorical, and ``'depth'`` float32 for models with depths.
         ``.uns['generation']['params']``
             Arguments, model and SHA-256.
 
@@ -461,7 +461,7 @@ class LingshuCell(RegisteredCounts):
         KeyError
             If a condition or gene is unknown to the model.
         ValueError
-            If no cell is asked for, an option is out of range, or the model has no such condition.
+            If there is no cell, an option is out of range, or the model has no such condition.
         FileExistsError
             If there is a file at ``path``.
         """
@@ -548,7 +548,7 @@ class LingshuCell(RegisteredCounts):
         return conditions, columns
 
     def _depths(self, depth: Any, source: np.ndarray, names: list[str], seed: int) -> np.ndarray:
-        """Return the depth of each cell, ``(n,)`` float32: as asked for, or as in training."""
+        """Return the depth of each cell, ``(n,)`` float32: the requested one, or as in training."""
         if depth is not None:
             found = np.broadcast_to(np.asarray(depth, dtype=np.float32), (len(names),)).copy()
             if not (found > 0).all():
@@ -573,7 +573,7 @@ class LingshuCell(RegisteredCounts):
         if guidance and (not self.module.has_perturbation or bool((parts == UNKNOWN).any())):
             raise ValueError(
                 f"guidance={guidance} leads away from the control, towards a perturbation, and "
-                "none was asked for; leave it out or give perturbation=."
+                "none was given; leave it out or pass perturbation=."
             )
         if n_steps is None and self.module.count_term is not None:
             n_steps = _STEPS_WITH_TERM
@@ -604,12 +604,12 @@ class LingshuCell(RegisteredCounts):
     ) -> AnnData:
         """Generate a perturbed cell for each unperturbed one, with its source and covariates.
 
-        From ``"noise"``, the new cells are of the group of the old ones, not those same cells: of
-        each only its conditions are used, its depth if the model knows depths, and the counts of
-        ``keep_genes``. From the ``"cell"``, each is asked what it would have been: the model says
-        with which random numbers it would have made the old cell, and makes the new one with
-        these. A gene that is high for a cell of its kind stays high for one, and what the
-        perturbation does not change stays nearly as it was.
+        From ``"noise"``, the new cells are of the group of the old ones, not the same cells: of
+        each only its conditions are used, its depth for models with depths, and the counts of
+        ``keep_genes``. From the ``"cell"``, the random numbers with which the model would have made
+        the old cell are computed, and the new one is made with these. A gene that is high for a
+        cell of its kind stays high, and genes that the perturbation does not change stay nearly as
+        they were.
 
         Parameters
         ----------
@@ -636,30 +636,18 @@ class LingshuCell(RegisteredCounts):
         Raises
         ------
         KeyError
-            If the model does not know the perturbation or a source, or a gene to keep is not
-            measured or not known to it.
+            If the model does not have the perturbation or a source, or a gene to keep is not
+            measured or not one of its genes.
         ValueError
-            If there is no cell, values are no counts, or the model knows no perturbations.
+            If there is no cell, values are no counts, or the model has no perturbations.
         """
-        if isinstance(perturbation, str):
-            raise TypeError(f"perturbation={perturbation!r} is one text; expected a list of parts.")
-        if adata.n_obs == 0:
-            raise ValueError("adata has no cell to start from; pass at least one.")
-        check_unique_names(adata.obs_names, axis="obs")
         if self.levels.perturbation_key is None:
             raise ValueError(
-                "The model was trained without perturbation_key=, so it knows no perturbations."
+                "The model was trained without perturbation_key=, so it has no perturbations."
             )
-        n, obs = adata.n_obs, in_memory_frame(adata.obs)
-        reader = DenseCountReader(adata, self.vocabulary, layer)
-        depth = reader.depths()
-        conditions = self._numbered(
-            n,
-            source=self._sources(obs, groupby),
-            perturbation=np.full(n, "+".join(perturbation), dtype=object),
-            covariates=self._covariates(obs),
-            features=features,
-            depth=np.where(depth > 0, depth, np.nan) if self.size.depth else None,
+        n = adata.n_obs
+        obs, reader, conditions = self._cells_to_perturb(
+            adata, perturbation, layer, groupby, features, covariates=True, depths=self.size.depth
         )
         guidance, n_steps = self._sampling(conditions, guidance, n_steps)
         given = read_frozen(frozen, n, self.vocabulary)
@@ -753,8 +741,8 @@ class LingshuCell(RegisteredCounts):
         """Fit a count model of the registered cells beside the network, in a minute, not in hours.
 
         The same as :meth:`set_count_term` of a :class:`PerturbationCountModel` that was trained on
-        the model's own data. The network, untrained, adds nothing to it; :meth:`train` then
-        teaches it what genes say of each other. Weights that were trained without a count term do
+        the model's own data. The untrained network adds nothing to it; :meth:`train` then
+        learns dependences between genes. Weights that were trained without a count term do
         not fit beside it, so the scores of the network begin anew.
 
         Parameters
@@ -765,14 +753,13 @@ class LingshuCell(RegisteredCounts):
         Raises
         ------
         ValueError
-            If the model has no data, does not know depths (``depth=True``), or the data are no
+            If the model has no data or no depths (``depth=True``), or the data are no
             counts.
 
         Warns
         -----
         UserWarning
-            If a perturbation has too few cells in every source, and no features: it is then taken
-            to do nothing.
+            If a perturbation has too few cells in every source, and no features: its effect is 0.
         """
         reader = self._registered_reader()
         conditions = self._conditions_of(in_memory_frame(self.adata.obs))

@@ -147,7 +147,7 @@ class LingshuModule(nn.Module):
         self.register_buffer("depth_quantiles", torch.zeros(1 + n_sources, 65 if depth else 0))
         # Largest value that a gene is given when cells are made.
         self.register_buffer("largest", torch.full((n_genes,), N_VALUES - 1, dtype=torch.int32))
-        #: Added to the logits; the network then says what conditions alone do not.
+        #: Added to the logits; the network then learns the rest.
         self.count_term: Any = None
         self._initialise(0.5 / math.sqrt(dim))
 

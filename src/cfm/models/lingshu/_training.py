@@ -44,7 +44,7 @@ class LingshuRecipe(Recipe):
     Parameters
     ----------
     count_term
-        Start from :meth:`cfm.models.LingshuCell.fit_count_term`, which a model that knows depths,
+        Start from :meth:`cfm.models.LingshuCell.fit_count_term`, which a model with depths that
         was never trained and has no count term does by default. Without it a model learns from its
         own term, if it has one.
     n_validation

@@ -36,7 +36,7 @@ class HeadRecipe(Recipe):
     Parameters
     ----------
     target, task
-        What :meth:`cfm.models.Pulsar.train_head` was given.
+        Arguments of :meth:`cfm.models.Pulsar.train_head`.
     frozen_layers
         ``"all"`` learns the head alone. A number also learns the encoder but for so many of its
         first layers; with at least one, the input network is frozen, too.
@@ -60,7 +60,7 @@ class HeadRecipe(Recipe):
 
 
 class Targets(NamedTuple):
-    """What a head learns.
+    """Targets of a head.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class Targets(NamedTuple):
 
 
 def read_targets(column: np.ndarray, task: Task, name: str) -> Targets:
-    """Return what to learn for each donor.
+    """Return the target of each donor.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def fit_head(
 
 
 def check_head(head: Any) -> None:
-    """Check a setting of a checkpoint that says what a head answers.
+    """Check the setting of a checkpoint with task and outputs of a head.
 
     Raises
     ------

@@ -77,8 +77,8 @@ class VirtualInstrument(PretrainedModel):
     adata
         Donors, some with and some without a condition, registered with :meth:`setup_anndata`.
     conditions
-        What represents each condition: a table with a row per condition, such as embeddings of
-        the proteins. Conditions that were never seen can be predicted by their row.
+        Table with a row of numbers per condition, such as embeddings of the proteins.
+        Conditions that were never seen can be predicted by their row.
     size
         Sizes of the network; by default as published, with the widths of the data.
     seed
@@ -194,7 +194,7 @@ class VirtualInstrument(PretrainedModel):
         return str(self.adata_manager.data_registry[_REP_KEY].attr_key)
 
     def add_conditions(self, table: pd.DataFrame) -> None:
-        """Tell the model of conditions: a row each, by their names; known ones are replaced."""
+        """Add conditions, a row each, by their names; existing ones are replaced."""
         table = _check_table(table, self.size.condition_dim)
         if self.conditions is not None:
             known = self.conditions.drop(index=self.conditions.index.intersection(table.index))
@@ -207,8 +207,8 @@ class VirtualInstrument(PretrainedModel):
         unknown = [n for n in names if n not in known]
         if unknown or self.conditions is None:
             raise KeyError(
-                f"The model does not know the conditions {unknown[:5]}; it knows "
-                f"{known[:5].tolist()}. Tell it of them with add_conditions(table), a row each."
+                f"The model does not have the conditions {unknown[:5]}; it has "
+                f"{known[:5].tolist()}. Add them with add_conditions(table), a row each."
             )
         return self.conditions.loc[list(names)].to_numpy(np.float32)
 
@@ -315,7 +315,7 @@ class VirtualInstrument(PretrainedModel):
         seed: int = 0,
         encoder: Pulsar | str | Path | None = None,
     ) -> AnnData:
-        """Say what donors, or their cells, would be under conditions.
+        """Predict donors, or their cells, under conditions.
 
         See :func:`cfm.tl.simulate_perturbation`.
 
@@ -380,7 +380,7 @@ class VirtualInstrument(PretrainedModel):
         groupby: str | None,
         encoder: Pulsar | str | Path,
     ) -> AnnData:
-        """Say what cells would be, by the change of their donor."""
+        """Predict cells from the change of their donor."""
         model = Pulsar.from_pretrained(encoder) if isinstance(encoder, str | Path) else encoder
         if not isinstance(model, Pulsar):
             raise TypeError(f"encoder= is a {type(model).__name__}; expected a Pulsar.")

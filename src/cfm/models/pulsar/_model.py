@@ -204,7 +204,7 @@ class Pulsar(PretrainedModel):
         self._summarise()
 
     def _summarise(self) -> None:
-        """Set what scvi-tools shows of a model."""
+        """Set the summary that scvi-tools prints."""
         n = sum(p.numel() for p in self.module.parameters())
         self._model_summary_string = (
             f"PULSAR: cells of {self.size.input_dim} numbers, width {self.size.dim}, "
@@ -291,7 +291,7 @@ class Pulsar(PretrainedModel):
         return None if key.startswith("_scvi") else str(key)
 
     def _remember_names(self) -> None:
-        """Keep what the registered data are called, for calls that do not say."""
+        """Store the names of the registered data, as defaults of later calls."""
         donor = self.adata_manager.get_state_registry(_DONOR_KEY).original_key
         rep = self._registered_rep()
         self.provenance |= {"donor_key": donor} | ({} if rep is None else {"use_rep": rep})
@@ -442,7 +442,7 @@ class Pulsar(PretrainedModel):
         batch_size: int = 16,
         precision: Precision = "auto",
     ) -> DonorEmbeddings:
-        """Embed donors, and say how much an embedding depends on which cells were drawn.
+        """Embed donors, with the spread of an embedding over draws of cells.
 
         Parameters
         ----------
@@ -545,7 +545,7 @@ class Pulsar(PretrainedModel):
         batch_size: int = 16,
         precision: Precision = "auto",
     ) -> pd.DataFrame:
-        """Answer for donors with the head: probabilities of classes, or values.
+        """Predict classes or values of donors with the head.
 
         Parameters
         ----------
@@ -592,7 +592,7 @@ class Pulsar(PretrainedModel):
         n_cells: int = 1024,
         seed: int = 0,
     ) -> CellImportance:
-        """Say how much each cell counts for its donor.
+        """Return how much each cell counts for its donor.
 
         Parameters
         ----------
@@ -635,7 +635,7 @@ class Pulsar(PretrainedModel):
         if output is None:
             return None
         if method != "gradient":
-            raise ValueError("output= goes with method='gradient'; attention knows no outputs.")
+            raise ValueError("output= goes with method='gradient'; attention has no outputs.")
         if self.head is None:
             raise ValueError("This model has no head; train one with train_head().")
         if output not in self.head["outputs"]:
@@ -652,7 +652,7 @@ class Pulsar(PretrainedModel):
         n_random: int = 3,
         seed: int = 0,
     ) -> list[tuple[int, str, float, float]]:
-        """Say how far a donor's embedding moves without the cells of a group.
+        """Return how far a donor's embedding moves without the cells of a group.
 
         Parameters
         ----------
@@ -705,10 +705,10 @@ class Pulsar(PretrainedModel):
             warn_user("The encoder has new weights, so its head is removed; call train_head again.")
 
     def train_head(self, target: str, task: Task = "classification", **training: Any) -> None:
-        """Learn to answer for donors of the registered data; :meth:`predict` then does.
+        """Train a head on the donors of the registered data, for :meth:`predict`.
 
-        To know how well it answers use :func:`cfm.tl.probe` on embedded donors, which judges
-        donors that were not learned from, beside simpler heads.
+        To measure its accuracy use :func:`cfm.tl.probe` on embedded donors, which scores held-out
+        donors and simpler heads.
 
         Parameters
         ----------

@@ -38,7 +38,7 @@ class PulsarSize:
     decoder_layers, decoder_heads, decoder_ff
         The same of the decoder.
     n_cell_states, use_cell_states
-        Cell states that the decoder can be told, and whether it is.
+        Number of cell states of the decoder, and whether it uses them.
     cls_transform
         Whether there is a network that transforms the donor embedding.
     decoder_loops
@@ -455,7 +455,7 @@ class PreparedEncoder:
 
 
 def _bias(padding: Tensor | None, x: Tensor) -> Tensor | None:
-    """What hides padding in attention, ``(b, n + 1)``."""
+    """Return the bias that hides padding in attention, ``(b, n + 1)``."""
     if padding is None:
         return None
     hidden = F.pad(padding, (1, 0))  # the donor is always there

@@ -286,7 +286,7 @@ class CellProjection:
         return self.genes.align(adata.var_names, min_genes=0).found_share
 
     def _project(self, counts: sparse.csr_matrix, present: np.ndarray) -> np.ndarray:
-        """Project counts ``(n, n_genes)`` of which some columns are measured."""
+        """Project counts ``(n, n_genes)``; ``present`` are the measured columns."""
         whole = len(present) == len(self.genes)
         share = 1.0 if whole else float(self.abundance[present].sum() / self.abundance.sum())
         target = np.full(counts.shape[0], TARGET_SUM * share)

@@ -104,15 +104,15 @@ def pretraining_losses(
     parts = {}
     total = cls.sum() * 0.0
     # another process may have hidden cells if this one has none
-    asks = process_number()[1] > 1 or not bool(batch.hidden_padding.all())
-    if reconstruction_weight and asks:
+    any_hidden = process_number()[1] > 1 or not bool(batch.hidden_padding.all())
+    if reconstruction_weight and any_hidden:
         truth = module.standardise(batch.hidden)
         shown = torch.where(batch.masked, module.mask_element.to(truth.dtype), truth)
         tokens = module.in_proj_mask_embedding(shown)
         made = module.decode_tokens(cls, tokens, batch.hidden_padding)[:, 1:]
-        asked = batch.masked & ~batch.hidden_padding.unsqueeze(-1)
+        hidden = batch.masked & ~batch.hidden_padding.unsqueeze(-1)
         error = (made.float() - truth).square()
-        (parts["reconstruction"],) = means_over_processes(((error * asked).sum(), asked.sum()))
+        (parts["reconstruction"],) = means_over_processes(((error * hidden).sum(), hidden.sum()))
         total = total + reconstruction_weight * parts["reconstruction"]
     if contrastive_weight:
         parts["contrastive"] = agreement_loss(cls, batch.donor, batch.label, temperature)
@@ -121,7 +121,7 @@ def pretraining_losses(
 
 
 def agreement_loss(embedding: Tensor, donor: Tensor, label: Tensor, temperature: float) -> Tensor:
-    """Return how badly draws find those that belong to them among all others.
+    """Return the contrastive loss of draws of donors.
 
     The supervised contrastive loss of Khosla et al. (NeurIPS 2020, equation 2) on cosine
     similarities: draws of one donor belong together, and of donors with the same label.
@@ -144,7 +144,7 @@ def agreement_loss(embedding: Tensor, donor: Tensor, label: Tensor, temperature:
         embedding, donor, label = gathered(embedding), gathered(donor), gathered(label)
         n = len(donor) // n_processes
         if torch.equal(donor[:n].repeat(n_processes), donor):
-            # a batch of fewer donors than processes, each of which has all of them
+            # a batch of fewer donors than processes: each process has all of them
             embedding, donor, label = embedding[:n], donor[:n], label[:n]
     z = F.normalize(embedding.float(), dim=-1)
     same = (donor[:, None] == donor) | ((label[:, None] == label) & (label >= 0))

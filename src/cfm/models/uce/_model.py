@@ -48,9 +48,9 @@ class UCE(PretrainedModel):
     Parameters
     ----------
     genes
-        Table of the genes that the model knows: index = symbols, columns ``token``,
+        Table of the genes of the model: index = symbols, columns ``token``,
         ``chromosome`` (the token of the gene's chromosome) and ``start``. Without it the model
-        knows tokens only.
+        reads tokens only.
     size
         Sizes of the network, by default those of the published 33-layer model.
     seed
@@ -62,7 +62,7 @@ class UCE(PretrainedModel):
         The network; ``model.module(tokens, mask)`` returns the outputs of all tokens and the cell
         embedding.
     vocabulary
-        Genes that it knows, in the order of ``genes``; ``None`` without a table.
+        Its genes, in the order of ``genes``; ``None`` without a table.
 
     Notes
     -----
@@ -132,8 +132,8 @@ class UCE(PretrainedModel):
         if self.vocabulary is None:
             raise ValueError(
                 "The weights came without the authors' tables (species_chrom.csv, "
-                "species_offsets.pkl, protein_embeddings), so it is unknown which token a gene "
-                "has; put those files beside them, or pass from_pretrained(…, genes=table)."
+                "species_offsets.pkl, protein_embeddings), so the tokens of the genes are "
+                "unknown; put those files beside them, or pass from_pretrained(…, genes=table)."
             )
         names = adata.var_names
         if self.provenance.get("species", "human") != "human":
@@ -205,7 +205,7 @@ class UCE(PretrainedModel):
         adata, layer, sample_size, seed
             As for :meth:`get_sentences`.
         batch_size
-            Cells at a time, fewer where memory asks for it; the result does not depend on it.
+            Cells at a time, fewer if sentences are long; the result does not depend on it.
         precision
             ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the processor is fast at
             it and a trial, made once per weights, keeps embeddings at a cosine similarity of
@@ -265,7 +265,7 @@ class UCE(PretrainedModel):
             ``species_offsets.pkl``
                 where the tokens of a species begin (read without running anything in it), and
             ``protein_embeddings/<Species>.….gene_symbol_to_embedding_ESM2.pt``
-                whose order says which token a gene has.
+                whose order gives the token of each gene.
 
             Without the last three the model reads token sentences but no counts.
         %(adata_to_attach)s

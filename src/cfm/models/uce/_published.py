@@ -15,6 +15,7 @@ import torch
 from cfm.data import map_identifiers
 from cfm.hub import Checkpoint, load_torch
 from cfm.hub._checkpoint import find_file, read_limited, sha256_of_file
+from cfm.models._load import weights_file
 from cfm.models.uce._data import GENE_COLUMNS, check_genes
 from cfm.models.uce._module import UCESize
 from cfm.nn._transformers import TORCH_NAMES
@@ -63,9 +64,8 @@ def read_published(
 
     Parameters and errors are those of :meth:`cfm.models.UCE.from_pretrained`.
     """
-    weights = path if path.is_file() else _only_weights(path)
+    weights = weights_file(path, "UCE")
     folder = weights.parent
-    find_file(folder, weights.name)
     state = {k.removeprefix("module."): v for k, v in load_torch(weights).items()}
     if "pe_embedding.weight" not in state:
         state["pe_embedding.weight"] = _token_file(folder, weights)
@@ -173,22 +173,6 @@ def _token_file(folder: Path, weights: Path) -> Tensor:
     return table
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.glob("*.torch") if p.is_file() and p.name != _TOKENS)
-
-
-def _only_weights(folder: Path) -> Path:
-    found = _weight_files(folder)
-    if len(found) != 1:
-        raise ValueError(
-            f"{folder} holds {len(found)} files of weights *.torch {[p.name for p in found]}; "
-            "expected one: give the path of the file that is meant."
-        )
-    return found[0]
-
-
 def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFrame:
     """Read which token, chromosome and start each gene of a species has.
 
@@ -204,7 +188,7 @@ def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFr
     Raises
     ------
     ValueError
-        If a file is missing, damaged or unsafe, does not know the species, or belongs to another
+        If a file is missing, damaged or unsafe, lacks the species, or belongs to another
         release.
     """
     if species not in SPECIES:
@@ -229,8 +213,8 @@ def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFr
     offsets = _offsets(folder)
     if table.empty or species not in offsets:
         raise ValueError(
-            f"{_CHROMOSOMES} or {_OFFSETS} in {folder} does not know the species {species!r}; "
-            f"they know {sorted(offsets)}."
+            f"{_CHROMOSOMES} or {_OFFSETS} in {folder} does not have the species {species!r}; "
+            f"they have {sorted(offsets)}."
         )
     if not 0 <= offsets[species] <= n_tokens - len(symbols):
         raise ValueError(
@@ -252,7 +236,7 @@ def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFr
             "start": table["start"].astype(np.int64),
         }
     )
-    genes = check_genes(genes, n_tokens, f"what {folder} says of {species} genes")
+    genes = check_genes(genes, n_tokens, f"the table of {species} genes in {folder}")
     last = len(symbols) - 1
     for i in (0, last):
         if not torch.allclose(embeddings[offsets[species] + i], proteins[i].float(), atol=1e-4):
@@ -270,7 +254,7 @@ def _proteins(folder: Path, species: str, width: int) -> tuple[list[str], dict[i
     if len(found) != 1:
         raise ValueError(
             f"{place} holds {len(found)} files {SPECIES[species]}*ESM2*.pt; expected the one of "
-            "the authors (protein_embeddings.tar.gz), which says which token a gene has."
+            "the authors (protein_embeddings.tar.gz), whose order gives the token of each gene."
         )
     find_file(place, found[0].name)
     by_name = {str(k).upper(): v for k, v in load_torch(found[0]).items()}
@@ -287,7 +271,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Reads plain containers, text and numbers; every class and function is refused."""
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
-        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+        raise pickle.UnpicklingError(f"it needs {module_name}.{global_name}")
 
 
 def _offsets(folder: Path) -> dict[str, int]:
@@ -313,7 +297,7 @@ def _offsets(folder: Path) -> dict[str, int]:
         MemoryError,
     ) as error:  # what a pickle raises depends on where its bytes stop making sense
         raise ValueError(
-            f"{path} was refused because it is damaged or asks for more than numbers ({error}); "
+            f"{path} was refused because it is damaged or needs more than numbers ({error}); "
             f"nothing in it was executed: {_AGAIN}"
         ) from error
     if not isinstance(offsets, dict) or not all(
