@@ -437,12 +437,16 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
 
     def attach(self, adata: AnnData) -> None:
         """Attach data that were registered with ``setup_anndata``, for further training."""
-        manager = self._get_most_recent_anndata_manager(adata, required=True)
+        manager = self._manager_of(adata)
         self._adata = adata
         self._adata_manager = manager
         self._register_manager_for_instance(manager)
         self.registry_ = manager.registry
         self.summary_stats = manager.summary_stats
+
+    def _manager_of(self, adata: AnnData) -> AnnDataManager:
+        """Return what ``setup_anndata`` registered last for these data."""
+        return self._get_most_recent_anndata_manager(adata, required=True)
 
     def _require_own_data(self) -> None:
         """Raise a ``ValueError`` if the model has no data."""

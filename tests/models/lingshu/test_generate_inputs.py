@@ -33,7 +33,7 @@ PLAIN = LingshuCell(vocabulary=["A", "B"], **(SIZES | {"depth": False}))
         ({"seed": -1}, ValueError, "seed="),
         ({"dequantise": "upper"}, ValueError, "expected one of"),
         ({"precision": "float16"}, ValueError, "expected one of"),
-        ({"frozen": {"NOGENE": 1}}, KeyError, "does not know the genes"),
+        ({"frozen": {"NOGENE": 1}}, KeyError, "does not have the genes"),
         ({"frozen": {"GENE1": 1.5}}, ValueError, "not whole"),
         ({"frozen": {"GENE1": -1}}, ValueError, "negative"),
         ({"frozen": [1, 2]}, TypeError, "expected counts by gene"),

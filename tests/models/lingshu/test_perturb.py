@@ -170,7 +170,7 @@ def test_the_source_is_the_registered_column_or_groupby() -> None:
     [
         ({"perturbation": ["z"]}, KeyError, r"perturbation 'z'; it has \['x', 'y'\].*'none'"),
         ({"keep_genes": "GENE1"}, TypeError, "single string"),
-        ({"keep_genes": ["NOGENE"]}, KeyError, "not both measured and known"),
+        ({"keep_genes": ["NOGENE"]}, KeyError, "not measured or not genes of the model"),
         ({"start": "nowhere"}, ValueError, "expected one of"),
         ({"layer": "counts"}, KeyError, "no layer"),
         ({"batch_size": 0}, ValueError, "batch_size"),

@@ -275,7 +275,7 @@ class Pulsar(PretrainedModel):
 
     def attach(self, adata: AnnData) -> None:
         """Attach data that were registered with ``setup_anndata``, for further training."""
-        manager = self._get_most_recent_anndata_manager(adata, required=True)
+        manager = self._manager_of(adata)
         represent(adata, **self._registered_reading(self.size.input_dim, manager))
         super().attach(adata)
         self._remember_names()
