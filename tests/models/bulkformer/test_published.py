@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cfm.models import BulkFormer, load_model
+from cfm.models import BulkFormer
 from cfm.models.bulkformer._published import read_published
 from tests._bulk import GOLDEN, published
 
@@ -194,24 +193,6 @@ def test_truncated_files_are_refused(folder: Path, name: str, kept: float) -> No
     path.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
     with pytest.raises(ValueError, match=name):
         BulkFormer.from_pretrained(folder)
-
-
-class Malicious:
-    def __reduce__(self):
-        return (open, ("executed.txt", "w"))
-
-
-@pytest.mark.parametrize("name", ["bulkformer_tiny.pt", "G_tcga.pt"])
-@pytest.mark.parametrize("dump", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
-def test_code_in_a_file_is_not_run(
-    folder: Path, name: str, dump: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(folder)
-    dump({"module.x": Malicious()}, folder / name)
-    for load in (BulkFormer.from_pretrained, load_model):
-        with pytest.raises(ValueError, match="nothing"):
-            load(folder)
-    assert not (folder / "executed.txt").exists()
 
 
 def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> None:
