@@ -15,9 +15,9 @@ import cfm
 from cfm.metrics import delta_pearson
 from cfm.models import PerturbationCountModel, PerturbationModel, load_model
 from cfm.models.count_model._module import counts_at, tails_of_counts
+from tests import _screen
 from tests._lingshu import KEYS, toy_counts
-
-SCREEN = {"source_key": "cell_type", "perturbation_key": "perturbation", "control": "control"}
+from tests._screen import log_mean
 
 
 def trained(adata: ad.AnnData | None = None, **arguments: object) -> PerturbationCountModel:
@@ -41,11 +41,6 @@ def controls() -> ad.AnnData:
 
 def same(a: ad.AnnData, b: ad.AnnData) -> bool:
     return (a.X != b.X).nnz == 0
-
-
-def log_mean(adata: ad.AnnData) -> np.ndarray:
-    x = adata.X.toarray().astype(np.float64)
-    return np.log1p(x / x.sum(axis=1, keepdims=True) * 1e4).mean(axis=0)
 
 
 def test_counts_keep_their_quantile_and_draws_have_the_distribution() -> None:
@@ -146,7 +141,7 @@ def test_unseen_targets_follow_from_features() -> None:
     features = screen.uns["features"]
     known = screen[screen.obs["perturbation"] != "IFNA2"].copy()
     known.uns = {}
-    PerturbationCountModel.setup_anndata(known, **SCREEN)
+    PerturbationCountModel.setup_anndata(known, **_screen.KEYS)
     table = features.drop(index="IFNA2")
     model = PerturbationCountModel(known, perturbation_features=table)
     model.train()
