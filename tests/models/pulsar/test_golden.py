@@ -183,7 +183,7 @@ def test_a_regression_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "tensors", "message"),
     [
-        ({"encoder_num_attention_heads": "drop"}, {}, "does not say"),
+        ({"encoder_num_attention_heads": "drop"}, {}, "lacks"),
         ({"encoder_num_attention_heads": 5}, {}, "divisible by encoder_heads=5"),
         ({"hidden_act": "swish"}, {}, "activation='swish'"),
         ({"encoder_num_hidden_layers": 3}, {}, "do not fit"),
