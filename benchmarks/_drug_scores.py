@@ -8,8 +8,8 @@ import torch
 
 import cfm
 from benchmarks._drug_data import Compounds
+from cfm.models.cellpulse._attribution import signature_scores
 from cfm.models.cellpulse._gene_factors import graded_direction
-from cfm.models.cellpulse._reversal import signature_scores
 from cfm.stats._connectivity import (
     clean_profile,
     connectivity_scores,

@@ -35,7 +35,7 @@ class ExpressionStream(RowStream):
     def __init__(self, matrix: Any, **kwargs: Any) -> None:
         self.buffer = RowBuffer(matrix)
         rows = np.arange(self.buffer.shape[0])
-        super().__init__(rows, expect=self.buffer.expect, **kwargs)
+        super().__init__(rows, prefetch=self.buffer.prefetch, **kwargs)
 
     def batch(self, drawn: Drawn, generator: torch.Generator) -> torch.Tensor:
         return _tensor(self.buffer[drawn.own])

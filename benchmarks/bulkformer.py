@@ -101,7 +101,7 @@ def resident() -> int:
 
 def matrix_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
     """Best rate of the machine at the largest products of the network, operations per second."""
-    from cfm.nn._linear import prepare_linear
+    from cfm.nn._kernels import prepare_linear
 
     x, weight = torch.randn(1024, 640), torch.randn(2560, 640)
     layer, best, end = prepare_linear(weight, None, dtype), 0.0, time.perf_counter() + seconds
@@ -123,7 +123,7 @@ def measure(case: str, folder: Path, n: int, out: Path) -> dict[str, float]:
         module = BulkFormer.from_pretrained(folder, device="cpu").module
         dtype = torch.float32
         if precision == "auto":
-            from cfm.nn._linear import fast_bfloat16
+            from cfm.nn._kernels import fast_bfloat16
 
             fast = fast_bfloat16(torch.device("cpu")) and module.bfloat16_agreement() >= 0.999
             dtype = torch.bfloat16 if fast else torch.float32

@@ -32,9 +32,8 @@ from benchmarks._cellvq_reference import CONFIG, Reference, load_reference, writ
 from benchmarks._report import REPOSITORY, Report, add_arguments
 from benchmarks.attention import peak_resident
 from cfm.models import CellVQ
-from cfm.models._precision import LEAST_AGREEMENT
 from cfm.models.cellvq import CellVQModule
-from cfm.nn._linear import fast_bfloat16, prepare_linear
+from cfm.nn._kernels import fast_bfloat16, prepare_linear
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "cellvq"
 N_GENES, N_EXPRESSED = 19_264, 2_000
@@ -119,7 +118,7 @@ def our_runs(module: CellVQModule) -> dict[str, Run]:
 def ours_is_rough(module: CellVQModule) -> bool:
     """Whether automatic precision is bfloat16 here."""
     fast = fast_bfloat16(torch.device("cpu"))
-    return fast and module.bfloat16_agreement() >= LEAST_AGREEMENT
+    return fast and module.bfloat16_agreement() >= CellVQ.least_agreement
 
 
 def compare(runs: dict[str, Run], cells: list[tuple[Tensor, Tensor]]) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from benchmarks.attention import peak_resident
 from cfm.models import LingshuCell
 from cfm.models.lingshu import ConditionLevels
 from cfm.models.lingshu._sampler import Sampler
-from cfm.nn._linear import fast_bfloat16
+from cfm.nn._kernels import fast_bfloat16
 
 N_GENES = 18_080
 GENES = (1_000, 2_000, 5_000, 10_000, N_GENES)

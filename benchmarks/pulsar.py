@@ -27,9 +27,8 @@ from benchmarks._pulsar_reference import load_reference, write_released
 from benchmarks._report import REPOSITORY, Report, add_arguments
 from benchmarks.attention import peak_resident
 from cfm.models import Pulsar
-from cfm.models._precision import LEAST_AGREEMENT
 from cfm.models.pulsar._module import PreparedEncoder
-from cfm.nn._linear import fast_bfloat16
+from cfm.nn._kernels import fast_bfloat16
 
 N_CELLS, WIDTH = 1024, 1280
 GOLDEN = REPOSITORY / "tests" / "golden" / "pulsar"
@@ -86,7 +85,8 @@ def cases(folder: Path) -> dict[str, Callable[[list[Tensor]], Tensor]]:
 
         return run
 
-    fast = fast_bfloat16(torch.device("cpu")) and module.bfloat16_agreement() >= LEAST_AGREEMENT
+    agrees = module.bfloat16_agreement() >= Pulsar.least_agreement
+    fast = fast_bfloat16(torch.device("cpu")) and agrees
     auto = PreparedEncoder(module, torch.bfloat16 if fast else torch.float32)
     return {
         "reference float32": reference(exact, torch.float32),

@@ -19,7 +19,7 @@ import torch
 import cfm
 from benchmarks._report import Report, add_arguments
 from cfm.models.cellvq._data import CellReader, Cells
-from cfm.nn._llama import LlamaTrunk
+from cfm.nn._transformers import LlamaTrunk
 
 Function = Callable[..., torch.Tensor]
 

@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from inspect import cleandoc
 from textwrap import indent
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import TypeVar
 
 T = TypeVar("T")
 
 _PLACE = re.compile(r"^([ \t]*)%\((\w+)\)s[ \t]*$", re.MULTILINE)
 
 
-def shares_docs(**texts: str) -> Callable[[T], T]:
-    r"""Make a decorator that fills lines ``%(name)s`` of a docstring with these texts.
+def fill_docs(texts: Mapping[str, str]) -> Callable[[T], T]:
+    r"""Make a decorator that replaces lines ``%(name)s`` of a docstring by the text ``name``.
 
-    Each line of a text is indented as the line that it replaces. The decorated object is returned
-    itself, with the complete docstring; put other decorators that copy docstrings above this one.
-    Names without a text are left to another decorator of this kind.
+    A text is a whole entry of a section, the name of the parameter included; it is indented as the
+    line that it replaces. The decorated object is returned itself; put other decorators that copy
+    docstrings above this one. Names without a text are left to another decorator of this kind.
 
     Examples
     --------
-    >>> documented = shares_docs(show="show\n    Show the figure.")
-    >>> @documented
-    ... def plot(show):
+    >>> @fill_docs({"seed": "seed\n    Seed of the run."})
+    ... def draw(seed):
     ...     '''Draw.
     ...
-    ...     Parameters
-    ...     ----------
-    ...     %(show)s
+    ...     %(seed)s
     ...     '''
-    >>> print(plot.__doc__.strip().splitlines()[-1].strip())
-    Show the figure.
+    >>> print(draw.__doc__.splitlines()[3].strip())
+    Seed of the run.
     """
-    texts = {name: cleandoc(text) for name, text in texts.items()}
+    clean = {name: cleandoc(text) for name, text in texts.items()}
 
-    def decorate(documented: T) -> T:
-        if documented.__doc__:  # None under python -OO
-            documented.__doc__ = _PLACE.sub(
-                lambda place: indent(texts.get(place[2], place[0].strip()), place[1]),
-                documented.__doc__,
+    def fill(item: T) -> T:
+        if item.__doc__:  # None under python -OO
+            item.__doc__ = _PLACE.sub(
+                lambda place: indent(clean.get(place[2], place[0].strip()), place[1]), item.__doc__
             )
-        return documented
+        return item
 
-    return decorate
+    return fill

@@ -10,14 +10,14 @@ import pytest
 
 _SCRIPT = """
 import numpy as np
-from cfm.data._heap import give_back
+from cfm.data._heap import trim_heap
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 pieces = [np.ones(8_000) for _ in range(2_000)]  # 128 MB, each too small to be mapped on its own
 kept = pieces[-1]
 del pieces  # what is kept lies above what is free
 before = resident()
-give_back()
+trim_heap()
 print(before - resident())
 """
 
@@ -35,4 +35,4 @@ def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(_heap.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(_heap, "ctypes", None)
-    _heap.give_back()
+    _heap.trim_heap()

@@ -62,7 +62,7 @@ def test_batches_of_any_size_come_as_they_are_stored(n_rows, size, seed, replace
     rng = np.random.default_rng(seed)
     order = rng.choice(N, N) if replaced else rng.permutation(N)
     buffer = RowBuffer(RowStack([Slow()]), n_rows)
-    buffer.expect(order)
+    buffer.prefetch(order)
     for rows in batches(order, size):
         assert same(buffer[rows], rows)
 
@@ -71,7 +71,7 @@ def test_all_that_is_expected_is_read_ahead_and_once():
     part = Slow()
     buffer = RowBuffer(RowStack([part]), 64)
     order = shuffled_rows(np.arange(N), np.random.default_rng(0), block_size=8, buffer_rows=64)
-    buffer.expect(order)
+    buffer.prefetch(order)
     for rows in batches(order, 20):
         assert same(buffer[rows], rows)
     assert [n for _, n in part.read_from] == [64, 64, 64, 64, 44]
@@ -82,7 +82,7 @@ def test_the_next_buffer_is_read_while_the_present_is_used():
     part = Slow(seconds=0.05)
     buffer = RowBuffer(RowStack([part]), 100)
     order = np.arange(N)
-    buffer.expect(order)
+    buffer.prefetch(order)
     began = time.perf_counter()
     for rows in batches(order, 50):
         buffer[rows]
@@ -94,7 +94,7 @@ def test_the_next_buffer_is_read_while_the_present_is_used():
 def test_no_more_than_two_buffers_are_held():
     buffer = RowBuffer(RowStack([Slow()]), 10)
     order = np.arange(N)
-    buffer.expect(order)
+    buffer.prefetch(order)
     for rows in batches(order, 7):
         buffer[rows]
         assert sum(len(o._buffers) for o in buffer._orders) <= 2
@@ -106,7 +106,7 @@ def test_rows_that_were_not_expected_come_too():
     order = np.arange(200)
     rows = np.array([250, 3, 3])
     assert same(buffer[rows], rows)
-    buffer.expect(order)
+    buffer.prefetch(order)
     first, *others = batches(order, 40)
     assert same(buffer[first], first)
     assert same(buffer[rows], rows)
@@ -120,12 +120,12 @@ def test_validation_in_the_middle_of_an_epoch():
     part = Slow()
     buffer = RowBuffer(RowStack([part]), 50)
     training, checks = np.arange(200), np.arange(200, 300)
-    buffer.expect(training)
+    buffer.prefetch(training)
     parts = batches(training, 25)
     for rows in parts[:3]:
         assert same(buffer[rows], rows)
     for _ in range(2):
-        buffer.expect(checks)
+        buffer.prefetch(checks)
         for rows in batches(checks, 25):
             assert same(buffer[rows], rows)
     for rows in parts[3:]:
@@ -138,7 +138,7 @@ def test_an_error_of_the_thread_reaches_who_asks_and_can_pass():
     part = Slow()
     buffer = RowBuffer(RowStack([part]), 50)
     part.error = OSError("disk is gone")
-    buffer.expect(np.arange(N))
+    buffer.prefetch(np.arange(N))
     with pytest.raises(OSError, match="disk is gone"):
         buffer[np.arange(20)]
     part.error = None
@@ -149,7 +149,7 @@ def test_what_is_no_longer_expected_is_not_read():
     part = Slow(seconds=0.1)
     buffer = RowBuffer(RowStack([part]), 10)
     for _ in range(5):
-        buffer.expect(np.arange(N))
+        buffer.prefetch(np.arange(N))
     buffer[np.arange(10)]
     # what had begun is ended, what had not is dropped
     assert len(part.read_from) <= 4
@@ -157,7 +157,7 @@ def test_what_is_no_longer_expected_is_not_read():
 
 def test_the_thread_ends_with_the_buffer():
     buffer = RowBuffer(RowStack([Slow()]), 10)
-    buffer.expect(np.arange(N))
+    buffer.prefetch(np.arange(N))
     buffer[np.arange(10)]
     assert _threads()
     del buffer
@@ -176,14 +176,14 @@ def _threads():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_process_reads_for_itself():
     buffer = RowBuffer(RowStack([Slow()]), 10)
-    buffer.expect(np.arange(N))
+    buffer.prefetch(np.arange(N))
     buffer[np.arange(10)]
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         signal.alarm(60)  # ends it if it hangs
         ok = same(buffer[np.arange(10, 30)], np.arange(10, 30))
-        buffer.expect(np.arange(N))
+        buffer.prefetch(np.arange(N))
         ok &= same(buffer[np.arange(15)], np.arange(15))
         os.write(writing, b"y" if ok else b"n")
         os._exit(0)
@@ -195,7 +195,7 @@ def test_a_forked_process_reads_for_itself():
 
 def test_pickled():
     buffer = RowBuffer(RowStack([Slow()]), 10)
-    buffer.expect(np.arange(N))
+    buffer.prefetch(np.arange(N))
     again = pickle.loads(pickle.dumps(buffer))
     assert same(again[np.arange(5)], np.arange(5))
 
@@ -204,7 +204,7 @@ def test_pickled():
 def test_in_memory_nothing_is_read_ahead(matrix):
     before = set(_threads())  # of buffers that are not collected yet
     buffer = RowBuffer(matrix)
-    buffer.expect(np.arange(N))
+    buffer.prefetch(np.arange(N))
     rows = np.array([4, 4, 299, 0])
     found, expected = buffer[rows], read_rows(matrix, rows)
     assert type(found) is type(expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from functools import cache
@@ -17,7 +18,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from cfm.hub._format import read_header, sha256_of_file
+from cfm.hub._checkpoint import read_header, sha256_of_file
 from cfm.models import (
     UCE,
     CellPulse,
@@ -42,6 +43,16 @@ NAMES = [
 WRONG: list[Any] = [None, -1, 0, 10**18, 1.5, True, "x", [], {}, [[]], {"a": 1}, [None]]
 #: Contents that stand in for each text file in turn.
 TEXTS = [b"", b"\n", b"\0", b"[" * 50_000, b"{}", b"null", b"a,b\n1,2\n3,4\n", b'{"a": 1}', b"\xff"]
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
 
 
 @cache

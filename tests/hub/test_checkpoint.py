@@ -1,5 +1,4 @@
 import json
-import os
 import pickle
 import time
 
@@ -8,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from cfm.hub import load_checkpoint, load_safetensors, save_checkpoint
-from cfm.hub._format import sha256_of_file
+from cfm.hub._checkpoint import sha256_of_file
+from tests.hub._hostile import Malicious
 
 
 @pytest.fixture
@@ -39,16 +39,6 @@ def replace_weights(folder, tensors, *, listed=None):
 
 
 GOOD = {"weight": torch.zeros(4, 3), "bias": torch.zeros(3, dtype=torch.float16)}
-
-
-class Malicious:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
 
 
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])

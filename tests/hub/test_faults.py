@@ -80,10 +80,10 @@ def test_a_read_only_file_system(hub: Hub) -> None:
 #: Saves over a checkpoint again and again: the folder, a number, rounds, and whether in two steps.
 WRITER = """
 import sys, torch
-from cfm.hub import _replace, load_checkpoint, save_checkpoint
+from cfm.hub import _save, load_checkpoint, save_checkpoint
 folder, value, n, steps = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if steps == "two":  # as where names cannot be exchanged
-    _replace._exchange = lambda first, second: False
+    _save._exchange = lambda first, second: False
 try:
     old = load_checkpoint(folder)
 except ValueError:

@@ -104,7 +104,7 @@ def test_a_billion_layers_cost_nothing(name: str, setting: str, tmp_path: Path) 
     header["config"]["size"][setting] = 10**9
     write_header(folder, header)
     start = time.perf_counter()
-    with pytest.raises(ValueError, match="weights of"):
+    with pytest.raises(ValueError, match="weights for"):
         load_model(folder)
     assert time.perf_counter() - start < 5
 

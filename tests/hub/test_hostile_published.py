@@ -210,7 +210,7 @@ def test_validate_config() -> None:
         torch.nn.Linear(10**18, 10**18)
     start = time.perf_counter()
     with (
-        pytest.raises(ValueError, match="more layers than the 2 tensors are weights of"),
+        pytest.raises(ValueError, match="more layers than the 2 tensors have weights for"),
         validate_config("Toy", "x", range(2)),
     ):
         torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(10**9))

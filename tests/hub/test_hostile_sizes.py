@@ -22,7 +22,7 @@ from cfm.models import LingshuCell, load_model
 from cfm.models.bulkformer import LocalFactorModel
 from cfm.models.bulkformer._compounds import CompoundHead
 from cfm.models.cellpulse._classifier import VirusClassifier
-from cfm.models.lingshu._count_term import CountTerm
+from cfm.models.lingshu._counts import CountTerm
 from tests import _bulk, _cellvq, _lingshu
 from tests.hub._hostile import NAMES, copied, header_of, saved, write_header
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cfm.hub import _replace, _save, load_checkpoint, save_checkpoint
+from cfm.hub import _save, load_checkpoint, save_checkpoint
 
 DTYPES = [
     torch.float64,
@@ -201,7 +201,7 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path, monkeypatch, step, 
 def test_interrupted_exchange_of_old_and_new(tmp_path, monkeypatch, failing_call, error):
     folder = save_checkpoint(tmp_path / "c", tensors(1), {"k": 1})
     before = snapshot(folder)
-    monkeypatch.setattr(_replace, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(_save, "_exchange", lambda first, second: False)
     replace, calls = os.replace, []
 
     def fail(source, target):
@@ -220,10 +220,10 @@ def test_interrupted_exchange_of_old_and_new(tmp_path, monkeypatch, failing_call
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has it")
 def test_folders_are_exchanged_in_one_step(tmp_path):
     first, second = (save_checkpoint(tmp_path / n, tensors(), {"k": n}) for n in "ab")
-    assert _replace._exchange(first, second)
+    assert _save._exchange(first, second)
     assert [load_checkpoint(f).config["k"] for f in (first, second)] == ["b", "a"]
     with pytest.raises(FileNotFoundError):
-        _replace._exchange(first, tmp_path / "absent")
+        _save._exchange(first, tmp_path / "absent")
 
 
 def test_what_another_process_put_there_meanwhile_is_kept(tmp_path, monkeypatch):

@@ -497,7 +497,7 @@ TABLE = [
         bad=_PERTURBED
         | _WHOLE
         | _NO_GENE
-        | {"one row": FIRST, "one class": r"KeyError: .*does not know the source \(cell_type\)"}
+        | {"one row": FIRST, "one class": r"KeyError: .*does not have the source \(cell_type\)"}
         | dict.fromkeys(["all-zero row", *_ANY_ID], REST),
     ),
     Tool(

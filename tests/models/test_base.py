@@ -65,7 +65,7 @@ def test_unknown_names_are_refused() -> None:
 def test_models_of_a_later_version_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     tensors = {"x": torch.ones(2)}
     folder = cfm.hub.save_checkpoint(tmp_path / "later", tensors, {}, model="Oracle")
-    with pytest.raises(ValueError, match=r"holds a Oracle model; this version of cfm knows"):
+    with pytest.raises(ValueError, match=r"holds a Oracle model; this version of cfm has"):
         load_model(folder)
     with pytest.raises(ValueError, match=r"holds a Oracle model; expected CellPulse"):
         CellPulse.from_pretrained(folder)
@@ -78,7 +78,7 @@ def test_installed_packages_add_models(tmp_path: Path, monkeypatch: pytest.Monke
     (info / "entry_points.txt").write_text("[cfm.models]\nSeer = seer:Seer\n")
     (tmp_path / "seer.py").write_text(
         "from tests._block_model import SilentModel\n\n\nclass Seer(SilentModel):\n"
-        "    @classmethod\n    def _from_checkpoint(cls, checkpoint, adata):\n"
+        "    @classmethod\n    def _from_checkpoint(cls, checkpoint):\n"
         "        return cls()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -322,7 +322,7 @@ def _train(case: Case, settings: dict[str, Any], folder: Path) -> Outcome:
     checkpoint = torch.utils.checkpoint.checkpoint
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for place in ("cfm.models.bulkformer._module", "cfm.nn._llama"):
+        for place in ("cfm.models.bulkformer._module", "cfm.nn._transformers"):
             patch.setattr(
                 f"{place}.checkpoint",
                 lambda *a, **k: recomputed.append(1) or checkpoint(*a, **k),

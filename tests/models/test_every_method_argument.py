@@ -743,7 +743,7 @@ def test_own_data_are_read_as_registered(model: Callable[[], Any], data: Callabl
 #: Not about results: data, files and tables, and what is tested beside training.
 ELSEWHERE = {
     *("setup_anndata", "train", "save", "load", "from_pretrained", "attach", "to_device"),
-    *("trained_here", "registered_categories", "recognises", "inference_dtype", "train_head"),
+    *("mark_trained", "registered_categories", "recognises", "inference_dtype", "train_head"),
     *("absent_genes", "vocabulary_share", "fit_gene_factors", "train_classifier", "set_properties"),
     *("set_confidence_levels", "least_confidence", "choose_properties", "set_count_term"),
     *("fit_count_term", "add_conditions"),

@@ -258,7 +258,7 @@ def test_the_states_of_other_data_or_another_model_are_refused(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"is a file; expected a folder"):
         go_on("bulkformer", file)
     (tmp_path / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"no run\.json that says of which"):
+    with pytest.raises(ValueError, match=r"no run\.json that identifies it"):
         go_on("bulkformer", tmp_path)
     with pytest.raises(ValueError, match="checkpoint_every="):
         go_on("bulkformer", tmp_path, every=0)
@@ -346,7 +346,7 @@ def test_a_full_disk_costs_a_warning_and_no_state(
 
     whole = _resume._save
     monkeypatch.setattr(_resume, "_save", lambda c, f: whole(c, Full(f)))
-    with pytest.warns(UserWarning, match=r"could not be written .*No space left.*goes on"):
+    with pytest.warns(UserWarning, match=r"could not be written .*No space left.*continues"):
         model = go_on("bulkformer", tmp_path)
     assert_same(state(model), uninterrupted("bulkformer"))
     assert sorted(p.name for p in tmp_path.glob("step-*")) == before

@@ -53,7 +53,7 @@ def test_there_is_one_train_and_each_setting_is_documented(model: Any) -> None:
         assert re.search(rf"(^|, ){field.name}(,|$)", text, re.MULTILINE), field.name
 
 
-def test_uce_is_not_trained_here() -> None:
+def test_uce_is_not_mark_trained() -> None:
     with pytest.raises(TypeError, match="UCE is used as its authors trained it"):
         models.UCE.train(object.__new__(models.UCE))
 
@@ -202,12 +202,12 @@ def test_arguments_of_the_trainer_can_be_given(tmp_path: Path, monkeypatch) -> N
 
 def test_strategies_are_those_that_the_model_needs() -> None:
     """Plans of which not every step uses every weight must say so to DDP."""
+    from cfm.models._training import TrainingPlan
     from cfm.models.bulkformer._training import MaskedExpressionPlan
-    from cfm.models.pulsar._training import StepPlan
 
     for cls, expected in (
         (MaskedExpressionPlan, "ddp"),
-        (StepPlan, "ddp_find_unused_parameters_true"),
+        (TrainingPlan, "ddp_find_unused_parameters_true"),
     ):
         plan = cls.__new__(cls)
         assert run_of()._strategy(plan) == "auto"

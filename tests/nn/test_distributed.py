@@ -19,16 +19,16 @@ ROWS = torch.arange(14, dtype=torch.float64).view(7, 2) / 3.0
 def test_alone_nothing_is_exchanged() -> None:
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     assert distributed.process_number() == (0, 1)
-    assert distributed.numbers_of_all(3) == [3]
+    assert distributed.all_gather_int(3) == [3]
     assert distributed.gathered(x) is x
     assert distributed.summed(x) is x
     mean, none = distributed.means_over_processes((x.sum(), 2), (x.sum() * 0, 0))
     assert (mean.item(), none.item()) == (1.5, 0.0)
-    assert distributed.first_process_does(lambda: 5) == 5
+    assert distributed.on_rank_zero(lambda: 5) == 5
     with distributed.common_numbers(torch.device("cpu")) as generator:
         assert generator is None
     seed = torch.initial_seed()
-    distributed.apart()
+    distributed.offset_seed_by_rank()
     assert torch.initial_seed() == seed
 
 
@@ -67,7 +67,7 @@ def pairs(x: torch.Tensor) -> torch.Tensor:
 
 def standardised(x: torch.Tensor) -> torch.Tensor:
     """A mean of rows that are centred and scaled over the batch."""
-    n = sum(distributed.numbers_of_all(len(x)))
+    n = sum(distributed.all_gather_int(len(x)))
     mean = distributed.summed(x.sum(0)) / n
     variance = distributed.summed((x - mean).square().sum(0)) / n
     made = ((x - mean) * (variance + 0.1).rsqrt() + mean.square()).tanh()
@@ -128,20 +128,20 @@ def test_processes_drop_other_things(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(distributed, "process_number", lambda n=number: (n, 3))
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            distributed.apart()
+            distributed.offset_seed_by_rank()
             seeds.append(torch.initial_seed())
     assert seeds[0] == 7
     assert len(set(seeds)) == 3
 
 
-def test_the_first_process_does_it_and_all_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_on_rank_zero_it_and_all_know(monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
 
     def act() -> str:
         done.append(1)
         return "made"
 
-    assert together(3, lambda _: distributed.first_process_does(act), monkeypatch) == ["made"] * 3
+    assert together(3, lambda _: distributed.on_rank_zero(act), monkeypatch) == ["made"] * 3
     assert len(done) == 1
 
 
@@ -151,7 +151,7 @@ def test_what_the_first_process_fails_at_fails_in_all(monkeypatch: pytest.Monkey
 
     def work(number: int) -> str:
         with pytest.raises(FileExistsError, match="There is something"):
-            distributed.first_process_does(act)
+            distributed.on_rank_zero(act)
         return "told"
 
     assert together(2, work, monkeypatch) == ["told", "told"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import cfm
-from cfm._docs import shares_docs
+from cfm._docs import fill_docs
 from cfm.pl._figure import SAVE_DPI, category_styles, label_points, pick, push_apart
 from tests.pl._drawn import outside
 from tests.pl._plots import DATA, KINDS, digest, draw
@@ -160,7 +160,7 @@ def test_shared_texts_fill_docstrings_at_their_indentation():
         pass
 
     function.__doc__ = "Draw.\n\n    Parameters\n    ----------\n    %(ax)s\n    %(other)s\n    "
-    filled = shares_docs(ax="\nax\n    The Axes.\n")(function)
+    filled = fill_docs({"ax": "\nax\n    The Axes.\n"})(function)
     assert filled is function
     lines = filled.__doc__.splitlines()
     assert lines[4:7] == ["    ax", "        The Axes.", "    %(other)s"]

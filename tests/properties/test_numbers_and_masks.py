@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from cfm.models.lingshu._quantiser import (
+from cfm.models.lingshu._counts import (
     LARGEST,
     N_VALUES,
     OVERFLOW,
@@ -19,7 +19,7 @@ from cfm.models.lingshu._quantiser import (
 )
 from cfm.models.lingshu._sampler import reveal_steps
 from cfm.nn import DirectionAttention
-from cfm.nn._absorbing import absorbing_loss, draw_times, draw_tokens, guided, reveal_counts
+from cfm.nn._diffusion import absorbing_loss, draw_times, draw_tokens, guided, reveal_counts
 from cfm.nn._soft_codes import binary_numbers, nearest_codes
 
 COUNTS = st.one_of(

@@ -144,7 +144,7 @@ def test_what_cannot_be_explained_is_refused(adata: ad.AnnData, model: Pulsar) -
         call(adata, "donor_id", model, groupby="kind")
     with pytest.raises(ValueError, match="method='shap'"):
         call(adata, "donor_id", model, method="shap")
-    with pytest.raises(ValueError, match="attention knows no outputs"):
+    with pytest.raises(ValueError, match="attention has no outputs"):
         call(adata, "donor_id", model, output="lupus")
     with pytest.raises(KeyError, match="no output 'gout'"):
         call(adata, "donor_id", model, method="gradient", output="gout")

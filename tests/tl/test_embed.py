@@ -246,7 +246,7 @@ def test_another_model_does_not_replace_an_embedding_unasked() -> None:
 def test_the_precision_that_was_used_is_recorded(
     fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cfm.models._precision.fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr("cfm.models._base.fast_bfloat16", lambda device: fast)
     cells = sc.datasets.pbmc68k_reduced().raw.to_adata()[:20].copy()
     reading = {"units": "log1p_cp10k"}
     cfm.tl.embed(cells, "cellvq-mini", **reading)

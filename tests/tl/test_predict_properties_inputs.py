@@ -77,6 +77,6 @@ def test_few_genes_warn() -> None:
 
 def test_a_head_of_one_class_is_warned_of_once() -> None:
     single = small_model(properties={"tissue": ["blood"]})
-    with pytest.warns(UserWarning, match="know a single class") as warned:
+    with pytest.warns(UserWarning, match="have a single class") as warned:
         cfm.tl.predict_properties(counted_cells(), single)
     assert len(warned) == 1

@@ -125,9 +125,9 @@ class CountReader:
         out[self.alignment.positions] = True
         return out
 
-    def expect(self, rows: np.ndarray) -> None:
+    def prefetch(self, rows: np.ndarray) -> None:
         """Start to read these cells from disk, in this order, before they are needed."""
-        self._rows.expect(rows)
+        self._rows.prefetch(rows)
 
     def read(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Return ``(b, n_genes)`` CSR float64 values as they are stored, checked."""

@@ -6,7 +6,7 @@ import ctypes
 import platform
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Have glibc return to the system what is free; elsewhere do nothing.
 
     By itself it keeps pieces of its heap between those in use, which add up where a program goes

@@ -27,7 +27,7 @@ from cfm.data._disk_parts import (
 )
 from cfm.data._matrix import check_unique_names
 from cfm.data._row_stack import stack_rows
-from cfm.data._stored_rows import teach_anndata
+from cfm.data._stored_rows import register_anndata_types
 from cfm.data._warn import warn_user
 
 #: What happens to genes that not all files have.
@@ -113,7 +113,7 @@ def open_files(
     if join not in get_args(Join):
         raise ValueError(f"join={join!r}; expected one of {get_args(Join)}.")
     files = [_open(path) for path in _checked_paths(paths)]
-    teach_anndata()
+    register_anndata_types()
     if len(files) == 1:
         (file,) = files
         with reading(file.path, "its AnnData"):

@@ -22,7 +22,7 @@ import numpy as np
 from anndata.io import write_elem
 
 from cfm._tables import text_is_written
-from cfm.data._heap import give_back
+from cfm.data._heap import trim_heap
 from cfm.data._inputs import check_apart
 from cfm.data._work_folder import WorkFolder, differences, put_in_place, remove
 
@@ -242,7 +242,7 @@ def write_results(path: Path, adata: AnnData, streamed: Mapping[tuple[str, str],
     """Write an AnnData whose large matrices come in blocks."""
     with _opened(path) as root, text_is_written():
         write_elem(root, "/", adata)
-        give_back()
+        trim_heap()
         for (slot, name), matrix in streamed.items():
             _write_blocks(root[slot], name, adata.n_obs, matrix, _STORED_BYTES[path.suffix])
         if path.suffix == ".zarr":

@@ -24,7 +24,7 @@ _MOST_ORDERS = 2
 class RowBuffer:
     """Rows of a matrix, of which the next are read while the present ones are used.
 
-    Whoever knows the order in which rows will be asked for says so with :meth:`expect`. They are
+    Whoever knows the order in which rows will be asked for passes it to :meth:`prefetch`. They are
     then read many at a time, in the order of storage, in a thread: two buffers are in memory, the
     one in use and the next. Rows that were not expected are read at once. What is returned never
     depends on what was expected. Two orders are remembered, so that validation may come in the
@@ -70,7 +70,7 @@ class RowBuffer:
         """Of the matrix."""
         return self.matrix.shape
 
-    def expect(self, rows: np.ndarray) -> None:
+    def prefetch(self, rows: np.ndarray) -> None:
         """Say which rows will be asked for, in order; the first are begun to be read."""
         if not self._on_disk or not len(rows):
             return

@@ -21,7 +21,7 @@ _NONE: Any = MappingProxyType({})
 
 
 @cache
-def teach_anndata() -> None:
+def register_anndata_types() -> None:
     """Let views, ``AnnData.to_memory``, ``write_h5ad`` and ``write_zarr`` take a RowStack.
 
     In a view it stays unread, as dask arrays do. anndata has no public way to add a kind of

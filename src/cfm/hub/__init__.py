@@ -5,9 +5,13 @@ card) and any further text files. Nothing in it is ever unpickled; published wei
 projects (``.pt``, ``.ckpt``) go through :func:`load_torch`, which runs no code from the file.
 """
 
-from cfm.hub._checkpoint import Checkpoint, load_checkpoint
-from cfm.hub._format import load_safetensors
-from cfm.hub._registry import list_checkpoints, model_card
+from cfm.hub._checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_safetensors,
+    model_card,
+)
 from cfm.hub._resolve import register_checkpoint, resolve
 from cfm.hub._save import save_checkpoint
 from cfm.hub._torch import load_torch

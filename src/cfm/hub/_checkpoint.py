@@ -1,31 +1,270 @@
+"""The format of a checkpoint: what may lie in its folder, and how that is read and verified."""
+
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
 
-from cfm.hub._format import (
-    CARD_NAME,
+from cfm.hub._resolve import (
     CONFIG_NAME,
-    FORMAT,
-    FORMAT_VERSION,
-    LARGEST_JSON,
-    WEIGHTS_NAME,
-    check_file_name,
-    find_file,
-    read_header,
-    read_limited,
-    read_tensors,
-    sha256_of_file,
+    checkpoint_name,
+    named_folders,
+    reads_checkpoint,
+    reread,
+    resolve,
 )
-from cfm.hub._replace import reads_checkpoint
-from cfm.hub._resolve import checkpoint_name, resolve
+
+FORMAT = "cfm-checkpoint"
+FORMAT_VERSION = 1
+WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
+
+# Bytes of the largest text that is read: lists of genes and tables have a few MB. JSON takes up to
+# twenty times its size when it is parsed.
+LARGEST_TEXT = 2**24
+LARGEST_JSON = 2**23
+# Tensors of a safetensors file, and bytes of its header, which both cost time: twenty times those
+# of the largest published model.
+MOST_TENSORS = 10_000
+LARGEST_HEADER = 2**21
+
+# One plain name: no folders, no drive letters, nothing hidden.
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+
+
+def check_file_name(name: object) -> str:
+    """Return `name` if a text file of a checkpoint may have it.
+
+    Raises
+    ------
+    ValueError
+        If `name` is not one plain file name (so neither a path nor hidden), or is one of the
+        names that the format itself uses.
+    """
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+        raise ValueError(
+            f"A checkpoint lists the file {name!r}, but only plain file names (letters, digits, "
+            "'_', '.', '+', '-') inside the checkpoint's own folder are allowed; rename it, and "
+            "do not use a checkpoint from elsewhere with other paths."
+        )
+    if name in {CONFIG_NAME, WEIGHTS_NAME, CARD_NAME}:
+        raise ValueError(
+            f"A checkpoint lists {name!r} among its further text files, but the format uses that "
+            "name itself; rename the file."
+        )
+    return name
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """Path of the regular file `name` in `folder`, never one that a link takes elsewhere.
+
+    Links into the ``blobs`` folder that huggingface_hub keeps beside ``snapshots`` are allowed,
+    because that is how its cache stores every file.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, is not a regular file, or is a link out of the folder.
+    """
+    path = folder / name
+    try:
+        target = path.resolve()
+    except (RuntimeError, OSError) as error:  # circular links, before Python 3.13
+        raise ValueError(
+            f"The checkpoint file {path} is a link that leads nowhere ({error}); replace it by "
+            "the file itself."
+        ) from error
+    allowed = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        allowed.append((folder.parent.parent / "blobs").resolve())
+    if not any(target.is_relative_to(root) for root in allowed):
+        raise ValueError(
+            f"The checkpoint file {path} is a link to {target}, outside the checkpoint's folder; "
+            "replace the link by the file itself if you trust it."
+        )
+    if not target.is_file():
+        raise ValueError(
+            f"The checkpoint folder {folder} has no file {name!r}; it is incomplete or not a "
+            "checkpoint of cfm: download or save it again."
+        )
+    return path
+
+
+def read_limited(path: Path, most: int = LARGEST_TEXT) -> bytes:
+    """Bytes of a text file, unless it is larger than any that belongs to a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If the file has more than `most` bytes.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(
+            f"{path} has {size / 1e6:,.0f} MB, but such a file of a checkpoint has at most "
+            f"{most / 1e6:,.0f} MB; it was not read. Use a checkpoint of another origin."
+        )
+    return path.read_bytes()
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Also errors of torch: no memory for a size, or a file that is just being replaced.
+_UNREADABLE = (SafetensorError, TypeError, RuntimeError)
+# The names that torch gives to what safetensors abbreviates.
+_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+
+
+def load_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file, checking that it is whole and that its values are finite.
+
+    For weights published by others in their own layout; a folder written by
+    :func:`cfm.hub.save_checkpoint` is read with :func:`cfm.hub.load_checkpoint`.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    dict
+        Tensors by name, on the CPU, in the dtype in which they are stored.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, truncated, not safetensors (for example a pickle), or holds NaN
+        or infinite values; if it has more than 10,000 tensors or a header of more than 2 MB.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> weights = cfm.hub.load_safetensors(cfm.hub.resolve("pulsar-mini") / "model.safetensors")
+    >>> len(weights), sorted({str(tensor.dtype) for tensor in weights.values()})
+    (59, ['torch.float16', 'torch.float32'])
+    """
+    path = Path(path)
+    find_file(path.parent, path.name)
+    header = read_header(path)
+    return read_tensors(path, list(header))
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Shape and dtype of every tensor in a safetensors file, without reading the tensors.
+
+    Returns
+    -------
+    dict
+        ``{name: {"shape": list of int, "dtype": str}}``, dtypes named as in torch.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated, is not a safetensors file, or has more than 10,000 tensors or a
+        header of more than 2 MB.
+    """
+    with path.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+    if size > LARGEST_HEADER:
+        raise _unreadable(path, f"a header of {size / 1e6:,.0f} MB; expected at most 2 MB")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            if len(names) > MOST_TENSORS:
+                raise _unreadable(
+                    path, f"{len(names):,} tensors; expected at most {MOST_TENSORS:,}"
+                )
+            slices = {name: file.get_slice(name) for name in names}
+            return {
+                name: {
+                    "shape": [int(size) for size in piece.get_shape()],
+                    "dtype": _DTYPES.get(piece.get_dtype(), piece.get_dtype()),
+                }
+                for name, piece in slices.items()
+            }
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
+    """The tensors called `names`, on the CPU, refused if one holds NaN or infinity."""
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in names:
+                tensors[name] = file.get_tensor(name)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    check_finite(tensors.items(), str(path))
+    return tensors
+
+
+def check_finite(
+    tensors: Iterable[tuple[str, torch.Tensor]], where: str, *, infinite: bool = False
+) -> None:
+    """Raise ValueError if a tensor holds NaN, or infinity unless `infinite` allows it."""
+    for name, tensor in tensors:
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor)
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        if tensor.element_size() == 1:  # float8 has no minimum and maximum on the CPU
+            try:
+                tensor = tensor.float()
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"The tensor {name!r} in {where} has dtype {tensor.dtype}, which torch cannot "
+                    "convert to float32; convert it with the program that wrote it."
+                ) from error
+        # Minimum and maximum pass NaN on and need no second array of the tensor's size.
+        low, high = (float(value) for value in torch.aminmax(tensor))
+        if math.isnan(low) or (not infinite and not (math.isfinite(low) and math.isfinite(high))):
+            raise ValueError(
+                f"The tensor {name!r} in {where} holds NaN{'' if infinite else ' or infinite'} "
+                "values, but weights must be finite; the training probably diverged: use an "
+                "earlier checkpoint."
+            )
+
+
+def _unreadable(path: Path, error: Exception | str) -> ValueError:
+    return ValueError(
+        f"{path} is truncated or not a safetensors file ({error}); nothing was loaded: download "
+        "or save it again."
+    )
 
 
 @dataclass(frozen=True)
@@ -35,7 +274,7 @@ class Checkpoint:
     Attributes
     ----------
     name
-        Name under which it was asked for: ``"cellpulse-mini"``, ``"org/name"`` or the folder's.
+        Name in the call: ``"cellpulse-mini"``, ``"org/name"`` or that of the folder.
     path
         The folder it was read from.
     model
@@ -253,3 +492,106 @@ def _some(names: list[str]) -> str:
 
 def _refuse_constant(value: str) -> NoReturn:
     raise ValueError(f"{value} is not a JSON number")
+
+
+def list_checkpoints() -> pd.DataFrame:
+    """Checkpoints that can be used by name, offline.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per checkpoint, index `name`: ``model`` (class), ``n_parameters``, ``size_mb``
+        (weights on disk), ``origin`` ("bundled", or "local" from ``CFM_CHECKPOINTS``),
+        ``description`` (first sentence of the card), ``sha256`` (weights), ``path``.
+
+    Warns
+    -----
+    UserWarning
+        If a folder is damaged; it is left out.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> cfm.hub.list_checkpoints()["model"].unique().tolist()
+    ['BulkFormer', 'CellPulse', 'CellVQ', 'LingshuCell', 'Pulsar']
+    """
+    rows = []
+    for name, (folder, origin) in named_folders().items():
+        try:
+            header, size, card = reread(folder, partial(_described, folder))
+        except ValueError as error:
+            warnings.warn(f"The checkpoint {name!r} is left out: {error}", stacklevel=2)
+            continue
+        n_parameters = sum(math.prod(spec["shape"]) for spec in header["tensors"].values())
+        rows.append(
+            {
+                "name": name,
+                "model": header["model"],
+                "n_parameters": n_parameters,
+                "size_mb": round(size / 1e6, 2),
+                "origin": origin,
+                "description": _first_sentence(card),
+                "sha256": header["sha256"],
+                "path": str(folder),
+            }
+        )
+    columns = [
+        "name",
+        "model",
+        "n_parameters",
+        "size_mb",
+        "origin",
+        "description",
+        "sha256",
+        "path",
+    ]
+    return pd.DataFrame(rows, columns=columns).set_index("name")
+
+
+def model_card(name: str | Path) -> str:
+    """The model card: data, training, scores beside baselines, intended use and limits.
+
+    Parameters
+    ----------
+    name
+        Anything that :func:`cfm.hub.resolve` understands.
+
+    Returns
+    -------
+    str
+        Markdown.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint is unknown or has no card.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> cfm.hub.model_card("cellpulse-mini").splitlines()[0]
+    '# cellpulse-mini'
+    """
+    folder = resolve(name)
+    card = reread(folder, lambda: read_card(folder) if folder.is_dir() else None)
+    if card is None:
+        raise ValueError(f"{folder} has no model card; save one with save_checkpoint(card=...).")
+    return card
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], int, str]:
+    """Return ``config.json``, the bytes of the weights, and the card."""
+    size = find_file(folder, WEIGHTS_NAME).stat().st_size
+    return read_config(folder), size, read_card(folder) or ""
+
+
+def _first_sentence(card: str) -> str:
+    text = card
+    if text.startswith("---\n"):  # front matter
+        text = text.partition("\n---\n")[2]
+    for line in text.splitlines():
+        line = line.strip()
+        if line and not line.startswith(("#", "|", ">", "-", "!", "<")):
+            head, dot, _ = line.partition(". ")
+            return head + "." if dot else head
+    return ""

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
+import itertools
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import cast
+from typing import ParamSpec, TypeVar, cast
 
-from cfm.hub._format import CONFIG_NAME
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: File that makes a folder a checkpoint.
+CONFIG_NAME = "config.json"
+#: Seconds after which a reader gives up on a folder that is replaced again and again.
+PATIENCE = 60.0
+
 
 # Folders whose subfolders are checkpoints of the site, separated as in PATH.
 CHECKPOINTS_VARIABLE = "CFM_CHECKPOINTS"
@@ -180,7 +192,7 @@ def local_path(source: object) -> Path | None:
 
 
 def checkpoint_name(source: str | Path) -> str:
-    """Name for people: what was asked for, without folders, prefix and revision."""
+    """Return the name of a source, without folders, prefix and revision."""
     match = _HF_SOURCE.fullmatch(str(source))
     return match["repo"] if match else Path(source).resolve().name
 
@@ -255,3 +267,56 @@ def _download(source: str) -> Path:
             f"The transfer of {source} was cut short ({type(error).__name__}); try again: what "
             "has arrived is kept."
         ) from error
+
+
+def reread(source: object, read: Callable[[], T]) -> T:
+    """Read a checkpoint; if its folder is replaced meanwhile and reading fails, read it again.
+
+    Tensors are ordinary ones also inside :func:`torch.inference_mode`, so that models can be
+    trained later.
+
+    Parameters
+    ----------
+    source
+        As for :func:`cfm.hub.resolve`; anything else is never replaced.
+    read
+        Reads it.
+
+    Raises
+    ------
+    Exception
+        The error of ``read``, if the folder stays or is replaced for a minute on end.
+    """
+    end = time.monotonic() + PATIENCE
+    for attempt in itertools.count(1):
+        before = _identity(source)
+        try:
+            with torch.inference_mode(False):
+                return read()
+        except (OSError, ValueError):
+            late = time.monotonic() > end and attempt > 3
+            if late or _identity(source) == before:
+                raise
+    raise AssertionError("not reached")
+
+
+def reads_checkpoint(reader: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function whose argument ``source`` is a checkpoint; see :func:`reread`."""
+    signature = inspect.signature(reader)
+
+    @functools.wraps(reader)
+    def read(*args: P.args, **kwargs: P.kwargs) -> T:
+        given = signature.bind(*args, **kwargs).arguments
+        return reread(given["source"], lambda: reader(*args, **kwargs))
+
+    return read
+
+
+def _identity(source: object) -> tuple[int, int, int] | None:
+    """Return device, inode and time of a folder, ``None`` where there is none."""
+    path = local_path(source)
+    try:
+        seen = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if seen is None else (seen.st_dev, seen.st_ino, seen.st_mtime_ns)

@@ -1,11 +1,18 @@
+"""Write a checkpoint folder, all of it or nothing, and put it in the place of an older one."""
+
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import shutil
+import sys
+import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +21,24 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from cfm.hub._checkpoint import read_config
-from cfm.hub._format import (
+from cfm.hub._checkpoint import (
     CARD_NAME,
-    CONFIG_NAME,
     FORMAT,
     FORMAT_VERSION,
     MOST_TENSORS,
     WEIGHTS_NAME,
     check_file_name,
     check_finite,
+    read_config,
     read_header,
     sha256_of_file,
 )
-from cfm.hub._replace import put_in_place, reread
+from cfm.hub._resolve import CONFIG_NAME, PATIENCE, reread
+
+#: What a system answers that cannot exchange two names, or a file system such as NFS.
+_CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+#: What is wrong with a name where another process has just put a folder, or taken one away.
+_TAKEN = {errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY}
 
 
 def save_checkpoint(
@@ -236,3 +247,75 @@ def _write_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         ) from error
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def put_in_place(draft: Path, target: Path, *, overwrite: bool) -> None:
+    """Give a folder its name; what had the name before has that of ``draft`` afterwards.
+
+    Linux and macOS exchange the two names in one step, so that there is a whole folder at any
+    moment and after a kill. Where the system or the file system cannot, the old folder steps aside
+    first; two processes that do so at once repeat it until both are through.
+
+    Parameters
+    ----------
+    draft
+        The new folder, beside ``target``.
+    target
+        Its name; nothing, an empty folder, or one that ``overwrite`` replaces.
+    overwrite
+        Whether a folder that is not empty is replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If there is one and it is not to be replaced.
+    OSError
+        If names cannot be changed there.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            if not overwrite or not target.exists():
+                os.replace(draft, target)
+            elif not _exchange(draft, target):
+                _step_aside(draft, target)
+        except OSError as error:
+            if not overwrite and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise FileExistsError(error.errno, "already exists", str(target)) from error
+            if not overwrite or error.errno not in _TAKEN or time.monotonic() > end:
+                raise
+        else:
+            return
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two folders in one step; ``False`` where that cannot be done."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        names = os.fsencode(first), os.fsencode(second)
+        if sys.platform == "darwin":
+            failed = libc.renamex_np(*names, 2)  # RENAME_SWAP
+        else:
+            here = -100  # AT_FDCWD
+            failed = libc.renameat2(here, names[0], here, names[1], 2)  # RENAME_EXCHANGE
+    except (AttributeError, OSError, TypeError):  # no such function, no C library
+        return False
+    number = ctypes.get_errno()
+    if failed and number not in _CANNOT:
+        raise OSError(number, os.strerror(number), str(second))
+    return not failed
+
+
+def _step_aside(draft: Path, target: Path) -> None:
+    """Exchange the names of two folders in three steps; if one fails, as if it had not begun."""
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        os.replace(target, aside)
+        os.replace(draft, target)
+    except BaseException:
+        with suppress(OSError):  # where another process was faster, its folder stays
+            os.replace(aside, target)
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+    os.replace(aside, draft)

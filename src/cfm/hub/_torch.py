@@ -1,3 +1,5 @@
+"""Read files of torch.save without running the code in them."""
+
 from __future__ import annotations
 
 import pickle
@@ -9,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cfm.hub._format import check_finite, load_safetensors
+from cfm.hub._checkpoint import check_finite, load_safetensors
 
 # Containers in containers that a file may hold; weights have two or three.
 _DEEPEST = 50
@@ -57,9 +59,9 @@ def load_torch(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the file is missing, empty, truncated, not a torch file, a TorchScript archive, asks for
-        code or for classes other than tensors and plain containers; if it claims far more data
-        than it holds (a packed archive, tensors that repeat a value), or has more than 50,000
+        If the file is missing, empty, truncated, not a torch file, a TorchScript archive, needs
+        code or classes other than tensors and plain containers; if its tensors are far larger
+        than the file (a packed archive, tensors that repeat a value), or has more than 50,000
         records or a list of contents of more than 8 MB; if it holds something other than a tensor
         or a dictionary with names, tensors that are not dense, or NaN.
 
@@ -83,7 +85,7 @@ def load_torch(path: str | Path) -> dict[str, Any]:
             "save model.state_dict() instead."
         )
     tensors = list(_tensors(loaded, "", path, set(), 0))
-    _check_claims(tensors, path)
+    _check_tensor_sizes(tensors, path)
     # Infinity is left alone: published buffers use it in attention masks.
     check_finite(tensors, str(path), infinite=True)
     return dict(loaded)
@@ -95,8 +97,8 @@ def read_plain(path: Path) -> Any:
     Raises
     ------
     ValueError
-        If the file is missing, damaged, packed, or asks for more; none of it is executed. What
-        the tensors claim and hold is not checked.
+        If the file is missing, damaged, packed, or needs more; none of it is executed. Sizes and
+        values of the tensors are not checked.
     """
     if not path.is_file():
         raise ValueError(f"There is no file {path}; give the path of a .pt or .ckpt file.")
@@ -176,7 +178,7 @@ def _tensors(
             yield from _tensors(item, inner, path, seen, depth + 1)
 
 
-def _check_claims(tensors: list[tuple[str, torch.Tensor]], path: Path) -> None:
+def _check_tensor_sizes(tensors: list[tuple[str, torch.Tensor]], path: Path) -> None:
     """Refuse tensors that are not dense, or that repeat what is stored to any size."""
     stored, in_all = path.stat().st_size, 0
     for name, tensor in tensors:

@@ -1,4 +1,4 @@
-"""What the models share: checkpoints that load by name, devices, training, and their own data."""
+"""The base class of the models: setup, checkpoints, devices, precision, training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from io import StringIO
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,33 +15,77 @@ import xxhash
 from anndata import AnnData
 from safetensors.torch import save as save_tensors
 from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
-from cfm._arguments import ABOVE_0, checks_arguments
+from cfm._arguments import ABOVE_0, check_choice, checks_arguments
+from cfm._docs import fill_docs
 from cfm._tables import check_tables, load_tables
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import in_memory_frame
 from cfm.data._takes_anndata import require_anndata
+from cfm.data._warn import warn_user
 from cfm.hub import load_checkpoint, resolve, save_checkpoint
-from cfm.hub._replace import reads_checkpoint
-from cfm.models._precision import LEAST_AGREEMENT, Precision, inference_dtype
-from cfm.models._published import FROM_OUTSIDE, Layout, published_model
+from cfm.hub._resolve import CONFIG_NAME, checkpoint_name, reads_checkpoint
+from cfm.models._load import CLASSES, FROM_OUTSIDE, Layout, published_model
 from cfm.models._training import TrainingRun
-from cfm.nn._distributed import first_process_does
+from cfm.nn._distributed import on_rank_zero
+from cfm.nn._kernels import fast_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from scvi.data import AnnDataManager
-
     from cfm.hub import Checkpoint
     from cfm.models._training import Recipe, Training
 
 
-#: They raise NotImplementedError, read scvi-tools' own files, train without data in memory, or
-#: fail in one of the versions of scvi-tools that are tested.
+Precision = Literal["auto", "float32", "bfloat16"]
+
+#: Parameter texts of the models.
+TEXTS = {
+    "adata_to_attach": """
+adata
+    Data to attach for further training, registered with ``setup_anndata``. Not needed to use the
+    model.""",
+    "device": """
+device
+    Device of the model; ``"auto"`` is a GPU if there is one.""",
+    "register_fields": """
+**kwargs
+    For :meth:`scvi.data.AnnDataManager.register_fields`.""",
+    "block_size": """
+block_size
+    Neighbouring rows that are shuffled together where there are more than 8,192; 1 shuffles each
+    row alone, which is slow on disk.""",
+    "perturbation_features": """
+perturbation_features
+    Table, targets by features, that describes each perturbation, such as embeddings of a gene or a
+    compound. Any target in it can be predicted, also one that no training cell had. Standardised
+    and stored with the model.""",
+    "new_features": """
+features
+    Features of a perturbation that is not in the table of the model.""",
+    "sources": """
+groupby
+    Column of ``obs`` with the sources, where the column that was registered is not there.""",
+    "start": """
+start
+    ``"cell"`` or ``"noise"``; see above.""",
+    "cell_seed": """
+seed
+    Each cell is drawn from this and its name.""",
+    "counts_layer": """
+layer
+    Layer with the counts instead of ``X``.""",
+    "perturbation_parts": """
+perturbation
+    Parts of the perturbation, without order; also combinations that were not in training.""",
+}
+
+#: Methods of scvi-tools that raise NotImplementedError, read scvi-tools' own files, train without
+#: data in memory, or fail in one of the versions of scvi-tools that are tested.
 NOT_OFFERED = (
     "convert_legacy_save",
     "differential_abundance",
@@ -89,10 +133,10 @@ class OfferedOnly(type(BaseModelClass)):  # type: ignore[misc]
 
 #: Text file of a checkpoint with the training curves, a column per curve.
 HISTORY_FILE = "history.csv"
-#: What scvi-tools calls a registry, for a model that was loaded without data.
+#: Registry of scvi-tools for a model without data.
 _EMPTY_REGISTRY: dict[str, Any] = {"field_registries": {}, "setup_args": {}}
-#: All model classes that are imported, by name.
-CLASSES: dict[str, type[PretrainedModel]] = {}
+#: Text file of a checkpoint with the genes of the vocabulary, one a line.
+GENES_FILE = "genes.txt"
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -142,6 +186,11 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
 
     #: Names of the files in which others publish such weights; read by :meth:`_read_published`.
     published: ClassVar[Layout | None] = None
+    #: Why published weights are not read, if there are some; for the error.
+    not_read: ClassVar[str] = ""
+    #: Cosine similarity to float32 from which ``precision="auto"`` uses bfloat16.
+    least_agreement: ClassVar[float] = 0.999
+    vocabulary: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -161,7 +210,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         self.checkpoint_sha256 = ""
         self._sha256_of_digest = ("", "")
         self.card: str | None = None
-        #: What else is known of the weights: how and on which studies they were trained.
+        #: How and on which studies the weights were trained, JSON types.
         self.provenance: dict[str, Any] = {}
         self._loaded_history: dict[str, str] = {}
 
@@ -169,12 +218,12 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
 
     @staticmethod
     def _get_setup_method_args(**setup_locals: Any) -> dict[str, Any]:
-        # the first thing that each setup_anndata does, and before it looks at obs
+        # called first by each setup_anndata, before obs is read
         adata = setup_locals["adata"]
         require_anndata(adata)
         if adata.is_view:
             raise ValueError(
-                "adata is a view of another AnnData, and what a model registers is written to it; "
+                "adata is a view of another AnnData, and registered fields are written to it; "
                 "pass a copy: adata = adata.copy()."
             )
         load_tables(adata)
@@ -185,8 +234,8 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
     def checkpoint_sha256(self) -> str:
         """SHA-256 of the checkpoint that the weights come from; empty if trained here.
 
-        It is set when the model is complete: with it a digest of what was loaded is kept, to tell
-        whether it was changed.
+        It is set when the model is complete; a digest of the loaded weights is stored with it, so
+        that later changes are found.
         """
         return self._checkpoint_sha256
 
@@ -208,7 +257,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         return digest.hexdigest()
 
     def weights_record(self) -> dict[str, str]:
-        """Return what tools record of the weights that they use.
+        """Return the record of the weights that tools store with their results.
 
         Returns
         -------
@@ -228,24 +277,38 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         changed = ", weights changed in memory" if self.checkpoint_sha256 else ""
         return {"model": name + changed, "sha256": self._sha256_of_digest[1]}
 
-    #: Cosine similarity to float32 that ``precision="auto"`` asks of bfloat16.
-    _least_agreement = LEAST_AGREEMENT
-
     @checks_arguments()
     def inference_dtype(self, precision: Precision = "auto") -> torch.dtype:
-        """Return what matrix products run in; the data have no say in it.
+        """Return the dtype of matrix products, chosen from device and setting.
 
         Parameters
         ----------
         precision
             ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the device multiplies it in
-            hardware and a trial, made once per weights, agrees with float32; of models without a
-            trial float32.
+            hardware and, in a trial once per weights, embeddings have at least
+            :attr:`least_agreement` as cosine similarity to float32. Models without a trial use
+            float32.
+
+        Warns
+        -----
+        UserWarning
+            If ``"auto"`` falls back to float32 because of the trial.
         """
+        check_choice("precision", precision, get_args(Precision))
         trial: Any = getattr(self.module, "bfloat16_agreement", None)
-        if trial is None and precision == "auto":
+        if precision != "auto":
+            return torch.float32 if precision == "float32" else torch.bfloat16
+        if trial is None or not fast_bfloat16(self.device):
             return torch.float32
-        return inference_dtype(precision, self.device, trial, least=self._least_agreement)
+        found = trial()
+        if found >= self.least_agreement:
+            return torch.bfloat16
+        warn_user(
+            f"In bfloat16 these weights give embeddings at a cosine similarity of only {found:.4f} "
+            f"to float32 (expected at least {self.least_agreement}), so float32 is used; pass "
+            "precision='float32' to skip the trial."
+        )
+        return torch.float32
 
     @property
     def history(self) -> dict[str, pd.DataFrame] | None:
@@ -258,6 +321,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
 
     @classmethod
     @reads_checkpoint
+    @fill_docs(TEXTS)
     def from_pretrained(
         cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
     ) -> Self:
@@ -267,21 +331,38 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         ----------
         source
             Name of a bundled or registered checkpoint (:func:`cfm.hub.list_checkpoints`), a
-            local folder, or ``hf://org/name`` on the Hugging Face hub.
-        adata
-            Data to attach for further training, registered with ``setup_anndata``. Not needed to
-            use the model.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
+            local folder, also with files as the authors of the model release them, or
+            ``hf://org/name`` on the Hugging Face hub.
+        %(adata_to_attach)s
+        %(device)s
 
         Raises
         ------
         ValueError
             If the checkpoint is damaged, is not safe to read, or belongs to another model.
         """
+        return cls._load_from(source, adata, device)
+
+    @classmethod
+    def _load_from(
+        cls, source: str | Path, adata: AnnData | None, device: str, **published: Any
+    ) -> Self:
+        """Load a model; ``published`` are arguments for the authors' files, ``None`` by default."""
         path = resolve(source)
-        if cls.published is not None and cls.recognises(path):
-            return cls._made(cls._read_published(path), adata, device)
+        given = {name: value for name, value in published.items() if value is not None}
+        if cls.recognises(path):
+            checkpoint = cls._read_published(path, checkpoint_name(source), **given)
+            return cls._made(checkpoint, adata, device)
+        if given:
+            raise ValueError(
+                f"{', '.join(f'{name}=' for name in given)} is for the authors' files; the "
+                f"checkpoint {str(source)!r} contains its own."
+            )
+        if cls.not_read and not (path / CONFIG_NAME).is_file():
+            raise ValueError(
+                f"{path} holds no checkpoint that {cls.__name__}.save wrote (no {CONFIG_NAME}). "
+                f"{cls.not_read}; train a model here, or load one of cfm.hub.list_checkpoints()."
+            )
         checkpoint = load_checkpoint(source)
         if checkpoint.model != cls.__name__:
             raise ValueError(
@@ -292,8 +373,10 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
 
     @classmethod
     def _made(cls, checkpoint: Checkpoint, adata: AnnData | None, device: str) -> Self:
-        """Make a model of a checkpoint, ready for use."""
-        model = cls._from_checkpoint(checkpoint, adata)
+        """Return the model of a checkpoint, ready for use."""
+        model = cls._from_checkpoint(checkpoint)
+        if adata is not None:
+            model.attach(adata)
         model.checkpoint_name = checkpoint.name
         model.checkpoint_sha256 = checkpoint.sha256
         model.card = checkpoint.card
@@ -306,11 +389,11 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether a folder or file holds weights as this model's authors publish them."""
+        """Return whether a folder or file holds weights as this model's authors publish them."""
         return published_model(path) == cls.__name__
 
     @classmethod
-    def _read_published(cls, path: Path) -> Checkpoint:
+    def _read_published(cls, path: Path, name: str, **published: Any) -> Checkpoint:
         """Return published weights in the form of a checkpoint of this package."""
         raise NotImplementedError
 
@@ -323,7 +406,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.module.parameters()).device
 
     def to_device(self, device: str | int | torch.device) -> None:
@@ -332,9 +415,18 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         with torch.inference_mode(False):  # weights that can be trained
             self.module.to(resolve_device(name))
 
-    @abstractmethod
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
+        return float(self.vocabulary.align(adata.var_names).found_share)
+
+    @classmethod
+    def _register(
+        cls, adata: AnnData, fields: list[Any], setup_method_args: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Register fields of an AnnData with scvi-tools."""
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
 
     def registered_categories(self, key: str) -> np.ndarray:
         """Return a registered column of ``obs`` as ``(n,)`` object; all ``""`` if not given."""
@@ -345,12 +437,16 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
 
     def attach(self, adata: AnnData) -> None:
         """Attach data that were registered with ``setup_anndata``, for further training."""
-        manager = self._get_most_recent_anndata_manager(adata, required=True)
+        manager = self._manager_of(adata)
         self._adata = adata
         self._adata_manager = manager
         self._register_manager_for_instance(manager)
         self.registry_ = manager.registry
         self.summary_stats = manager.summary_stats
+
+    def _manager_of(self, adata: AnnData) -> AnnDataManager:
+        """Return what ``setup_anndata`` registered last for these data."""
+        return self._get_most_recent_anndata_manager(adata, required=True)
 
     def _require_own_data(self) -> None:
         """Raise a ``ValueError`` if the model has no data."""
@@ -399,7 +495,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
             raise ValueError("The model has no data of its own; pass adata.")
         return self.adata, self._registered_layer() if layer is None else layer
 
-    def trained_here(self, studies: np.ndarray, **facts: Any) -> None:
+    def mark_trained(self, studies: np.ndarray, **facts: Any) -> None:
         """Record that the weights are no longer those of the checkpoint they came from.
 
         Parameters
@@ -407,9 +503,8 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         studies
             Studies that were trained on; they join those of the checkpoint.
         **facts
-            What else to record in ``provenance``, all JSON types. The rest of what the
-            checkpoint said of itself, and its card, is dropped; its name and SHA-256 are kept
-            as ``started_from``.
+            Further entries of ``provenance``, all JSON types. Other entries of the checkpoint and
+            its card are dropped; its name and SHA-256 are kept as ``started_from``.
         """
         seen = set(self.provenance.get("training_studies", [])) | set(studies) - {""}
         kept: dict[str, Any] = {"training_studies": sorted(str(s) for s in seen)}
@@ -470,15 +565,15 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
             Seed of the whole run.
         **settings
             Of the recipe, by name; and for :class:`scvi.train.Trainer`, such as ``num_nodes``,
-            ``strategy``, ``accumulate_grad_batches``, ``enable_progress_bar`` (by default as
-            ``scvi.settings.verbosity`` says) or ``callbacks``.
+            ``strategy``, ``accumulate_grad_batches``, ``enable_progress_bar`` (by
+            default by ``scvi.settings.verbosity``) or ``callbacks``.
 
         Raises
         ------
         TypeError
             If there is no setting of a name, or the model is not trained here.
         KeyError
-            If the data have a class or condition that a loaded model does not know.
+            If the data have a class or condition that a loaded model does not have.
         ValueError
             If the model has no data, they are not what it reads, or a setting is out of its range.
         KeyboardInterrupt
@@ -509,7 +604,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         run.raise_if_interrupted()
 
     def _training(self, run: TrainingRun) -> AbstractContextManager[Training]:
-        """Prepare a training, let it run, and bring the model in order after it."""
+        """Return a context that prepares a training, and completes the model after it."""
         raise NotImplementedError
 
     @checks_arguments()
@@ -548,7 +643,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
         FileExistsError
             If there is something and ``overwrite`` is not set.
         TypeError
-            If something else is asked for.
+            If there is another argument.
         """
         if kwargs:
             raise TypeError(
@@ -556,7 +651,7 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
                 "Save data with adata.write_h5ad."
             )
         tensors, config, files = self._contents()
-        return first_process_does(
+        return on_rank_zero(
             lambda: save_checkpoint(
                 dir_path,
                 self._compacted(tensors) if compact else tensors,
@@ -567,6 +662,10 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
                 overwrite=overwrite,
             )
         )
+
+    def _genes_file(self) -> dict[str, str]:
+        """Return the genes of the vocabulary as a text file of a checkpoint."""
+        return {GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"}
 
     @abstractmethod
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
@@ -588,8 +687,13 @@ class PretrainedModel(BaseModelClass, metaclass=OfferedOnly):
 
     @classmethod
     @abstractmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
-        """Build the model of a verified checkpoint."""
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        """Return the model of a verified checkpoint, on the CPU and without data."""
+
+
+def stored_genes(checkpoint: Checkpoint) -> GeneVocabulary:
+    """Return the vocabulary of a checkpoint; ``KeyError`` without a file of genes."""
+    return GeneVocabulary(checkpoint.files[GENES_FILE].splitlines())
 
 
 def sha256_of_weights(tensors: dict[str, torch.Tensor]) -> str:
@@ -630,7 +734,7 @@ def check_weights(
     module
         Where they are to go.
     tensors
-        Weights by name; those that do not start with ``prefix`` are left aside.
+        Weights by name; those that do not start with ``prefix`` are ignored.
     name
         Of the checkpoint, for the error.
 
@@ -670,7 +774,7 @@ def check_weights(
 
 
 def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
-    """Tell floating-point numbers, truth values, and the rest apart."""
+    """Return whether a tensor is floating-point, and whether it is bool."""
     return tensor.is_floating_point(), tensor.dtype == torch.bool
 
 

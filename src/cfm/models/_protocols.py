@@ -1,4 +1,4 @@
-"""What a tool may ask of a model, whatever its class."""
+"""Protocols of models: methods that a tool needs, whatever the class of the model."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ class GeneFactorModel(Protocol):
 
 @runtime_checkable
 class PerturbationModel(Protocol):
-    """A model that says what observations look like after a perturbation.
+    """A model that predicts observations after a perturbation.
 
     :func:`cfm.tl.simulate_perturbation` takes any object with this method as ``model=``: it chooses
-    the observations to start from, and puts what comes back into an AnnData.
+    the observations to start from, and stores the result in an AnnData.
 
     Examples
     --------
@@ -104,8 +104,8 @@ class PerturbationModel(Protocol):
         Parameters
         ----------
         adata
-            Unperturbed observations by genes, in memory, with their ``obs``: one per observation
-            that is asked for. The same one may be there several times under different names.
+            Unperturbed observations by genes, in memory, with their ``obs``: one per predicted
+            observation. The same one may occur several times under different names.
         perturbation
             Parts of the perturbation, one or more names without order.
         layer
@@ -123,13 +123,13 @@ class PerturbationModel(Protocol):
         -------
         AnnData with a row for each row of ``adata``, in that order, and ``X`` in the units of what
         was read. ``var_names`` are the genes that are predicted: by the names that ``adata`` has
-        for them, and by the model's names for genes that ``adata`` does not measure. What else the
-        model says of single observations is in ``obs``, tables are in ``uns``; the tool keeps both.
+        for them, and by the model's names for genes that ``adata`` does not measure. Further
+        results for single observations are in ``obs``, tables in ``uns``; the tool keeps both.
 
         Raises
         ------
         KeyError
-            If the model cannot answer for this perturbation.
+            If the model cannot predict this perturbation.
         """
 
 

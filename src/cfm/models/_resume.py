@@ -1,8 +1,8 @@
-"""A training that was stopped, by a kill or a power cut, goes on as if it had not been.
+"""Resume a training that was stopped, by a kill or a power cut, to the same weights.
 
-The state of a training is kept in files that are written whole or not at all
-(:class:`CheckpointFiles`), with what the training follows from (:func:`fingerprint`), so that only
-the same training goes on.
+The state of a training is stored in files that are written completely or not at all
+(:class:`CheckpointFiles`), with a fingerprint of model, data and settings (:func:`fingerprint`):
+only the same training is resumed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from cfm.data._warn import warn_user
 from cfm.hub._torch import read_plain
@@ -35,35 +33,34 @@ if TYPE_CHECKING:
     from cfm.models._training import TrainingPlan
 
 _RECORD = "run.json"
-#: Of models whose training was interrupted: what it followed from, and how they were before.
+#: Models whose training was interrupted, with its fingerprint and their state before it.
 _interrupted: WeakKeyDictionary[PretrainedModel, dict[str, Any]] = WeakKeyDictionary()
 
 
 class Checkpoints:
-    """Keeps the whole state of a training in a folder, every so many steps and at the end.
+    """Store the state of a training in a folder, every n steps and at the end.
 
-    A state is what is needed to go on to the same weights: weights, optimiser, schedule, averages,
-    where the stream of batches is, random numbers, and the curves so far. It is taken between two
-    batches. Where one is due after the last batch of an epoch, it is taken when the next epoch has
-    begun, and says that this is to begin.
+    A state contains weights, optimiser, schedule, averages, position of the stream of batches,
+    random states, and the curves so far. It is stored between two batches. A state that is due
+    after the last batch of an epoch is stored at the start of the next epoch.
 
     Parameters
     ----------
     folder
-        Where to keep it; is made.
+        Folder of the states; created if needed.
     every
         Optimiser steps between two states.
     fingerprint
-        What the training follows from; see :func:`fingerprint`.
+        Fingerprint of the training; see :func:`fingerprint`.
     model
-        Which is trained.
+        Model that is trained.
 
     Attributes
     ----------
     files
-        For Lightning.
+        Plugin for Lightning.
     start
-        The state to go on from, if there is one.
+        State to resume from, if there is one.
 
     Raises
     ------
@@ -97,24 +94,24 @@ class Checkpoints:
         self._step = 0
 
     def _check(self, model: PretrainedModel) -> None:
-        """Refuse the states of another training; put an interrupted model back to its start."""
+        """Refuse the states of another training; reset an interrupted model to its start."""
         record = self.folder / _RECORD
         if not record.exists():
             raise ValueError(
-                f"{self.folder} holds states of a training, but no {_RECORD} that says of which; "
-                "give another checkpoint_dir."
+                f"{self.folder} holds states of a training, but no {_RECORD} that identifies it; "
+                "pass another checkpoint_dir."
             )
         try:
             kept = json.loads(record.read_text())
         except (ValueError, RecursionError) as error:
             kept = None
-            said = f" ({error})"
+            reason = f" ({error})"
         else:
-            said = ""
+            reason = ""
         if not isinstance(kept, dict):
             raise ValueError(
-                f"{record} is damaged{said}, so it is unknown of which training the states in "
-                f"{self.folder} are; give another checkpoint_dir."
+                f"{record} is damaged{reason}, so the training of the states in {self.folder} is "
+                "unknown; pass another checkpoint_dir."
             )
         before = _interrupted.get(model)
         goes_on = before is not None and before["folder"] == self.folder
@@ -132,13 +129,13 @@ class Checkpoints:
             model.history_, model.is_trained_ = before["history"], before["is_trained"]
 
     def begin(self, plan: TrainingPlan) -> None:
-        """Write down what the training follows from."""
+        """Write the fingerprint of the training."""
         if plan.trainer.is_global_zero and self.start is None:
             text = json.dumps(self.fingerprint, indent=1)
             write_whole(self.folder / _RECORD, lambda file: file.write(text.encode()))
 
     def left(self, model: PretrainedModel, *, finished: bool) -> None:
-        """Note whether the model was left in the middle of this training."""
+        """Record whether the model was left in the middle of this training."""
         _interrupted.pop(model, None)
         if not finished:
             _interrupted[model] = {
@@ -148,12 +145,12 @@ class Checkpoints:
             }
 
     def on_epoch_start(self, plan: TrainingPlan) -> None:
-        """Note where the stream is before the epoch has begun."""
+        """Record the position of the stream before the epoch."""
         loader: Any = plan.trainer.train_dataloader
         self._epoch_start = loader.state_dict()
 
     def on_batch_start(self, plan: TrainingPlan) -> None:
-        """Take up the random numbers, now that the iterator over batches has drawn its own."""
+        """Restore the random states, once the iterator over batches has drawn its seed."""
         if self._random is not None:
             _set_random_numbers(self._random)
             self._random = None
@@ -162,11 +159,11 @@ class Checkpoints:
             self._save(plan, "epoch start")
 
     def on_batch_end(self, plan: TrainingPlan) -> None:
-        """Take the state if it is time, and if this was not the last batch of the epoch."""
+        """Store the state if it is due; after the last batch of an epoch it is deferred."""
         step = plan.global_step
         stepped = step != self._step
         self._step = step
-        # a job that is told to end has a moment left; several processes are told at various times
+        # a job has a moment left after SIGTERM; several processes get the signal at various times
         ends = plan.trainer.received_sigterm and process_number()[1] == 1
         due = ends or step % self.every == 0
         if not stepped or not due or step >= plan.trainer.max_steps:
@@ -177,7 +174,7 @@ class Checkpoints:
             self._save(plan, "batch end")
 
     def on_end(self, plan: TrainingPlan) -> None:
-        """Take the final state."""
+        """Store the final state."""
         self._save(plan, "end")
 
     def _save(self, plan: TrainingPlan, point: str) -> None:
@@ -188,23 +185,20 @@ class Checkpoints:
             self._point = None
 
     def complete(self, plan: TrainingPlan, checkpoint: dict[str, Any]) -> None:
-        """Add to what Lightning keeps; called in all processes."""
-        if self._point is None:  # somebody else's checkpoint
+        """Add to the state of Lightning; called in all processes."""
+        if self._point is None:  # a checkpoint of another callback
             return
         checkpoint["cfm"] |= {
             "finished": self._point == "end",
             "random": _of_all_processes(_random_numbers(plan.device)),
-            "curves": _curves(plan),
         }
         loops = checkpoint["loops"]["fit_loop"]
-        if self._point == "batch end":
-            _after_batch(loops)
-        elif self._point == "epoch start":
+        if self._point == "epoch start":
             _before_epoch(loops)
             loops["state_dict"]["combined_loader"] = [self._epoch_start]
 
     def restore(self, plan: TrainingPlan, checkpoint: Mapping[str, Any]) -> None:
-        """Take up what :meth:`complete` added."""
+        """Restore what :meth:`complete` added."""
         state = checkpoint["cfm"]
         kept = {k: v.shape for k, v in checkpoint["state_dict"].items()}
         if kept != {k: v.shape for k, v in plan.state_dict().items()}:
@@ -214,63 +208,18 @@ class Checkpoints:
             )
         self._random = state["random"][process_number()[0]]
         self._step = checkpoint["global_step"]
-        logger = plan.trainer.logger
-        if isinstance(logger, CurveLogger) and plan.trainer.is_global_zero:
-            for name, (kind, times, values) in state["curves"].items():
-                logger.put(name, kind, list(zip(times, values, strict=True)))
         if state["finished"]:  # also if it was ended early
             plan.trainer.should_stop = True
 
 
-class CurveLogger(Logger):
-    """Keeps the curves of a training in memory, as scvi-tools reads them.
-
-    Attributes
-    ----------
-    history
-        By name a table with one column, a row per epoch; empty in all processes but the first.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.history: dict[str, pd.DataFrame] = {}
-
-    name = "curves"
-    version = 0
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add a point to each curve."""
-        values = dict(metrics)
-        kind = "epoch" if "step" not in values and "epoch" in values else "step"
-        time = values.pop(kind, step)
-        for name, value in values.items():
-            self.put(name, kind, [*self._points(name), (int(time or 0), float(value))])
-
-    def put(self, name: str, kind: str, points: list[tuple[int, float]]) -> None:
-        """Set a curve: what it is over, and its points; of two at a time the last one holds."""
-        times = dict(points)
-        index = pd.Index(list(times), name=kind)
-        self.history[name] = pd.DataFrame({name: list(times.values())}, index=index, dtype=float)
-
-    def _points(self, name: str) -> list[tuple[int, float]]:
-        curve = self.history.get(name)
-        return [] if curve is None else list(zip(curve.index, curve[name], strict=True))
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a checkpoint of a model says how it was trained."""
-
-
-def _after_batch(loops: dict[str, Any]) -> None:
-    """Say of Lightning's loops that the present batch is done, as it will be in a moment."""
-    progress = loops["epoch_loop.batch_progress"]
-    for count in (progress["total"], progress["current"]):
-        count["completed"] = count["processed"]
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
-
-
 def _before_epoch(loops: dict[str, Any]) -> None:
-    """Say of Lightning's loops that the present epoch, whose first batch is there, is to begin."""
+    """Mark the current epoch, whose first batch was fetched, as one that is to begin.
+
+    Lightning (since https://github.com/Lightning-AI/pytorch-lightning/pull/20379) goes on after a
+    batch inside an epoch by itself. It has no stage between the first batch of an epoch and its
+    first step: weights would be the same, but the curves of the last epoch written twice.
+    A state after the last batch would lose the validation and the curves of that epoch.
+    """
     epochs = loops["epoch_progress"]
     for count in (epochs["total"], epochs["current"]):
         count |= dict.fromkeys(("ready", "started", "processed"), count["completed"])
@@ -278,23 +227,8 @@ def _before_epoch(loops: dict[str, Any]) -> None:
     batches["total"]["ready"] -= 1
     batches["current"] = dict.fromkeys(batches["current"], 0)
     batches["is_last_batch"] = False
-    # going on, Lightning once passes through its loop without a batch, and counts that
+    # resuming, Lightning counts one pass through its loop without a batch
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
-
-
-def _curves(plan: TrainingPlan) -> dict[str, Any]:
-    """Return the curves so far: what they are over, times, values."""
-    if not plan.trainer.is_global_zero:  # only the first process keeps them, and writes
-        return {}
-    found = getattr(plan.trainer.logger, "history", None) or {}
-    return {
-        name: [
-            str(curve.index.name),
-            [int(time) for time in curve.index],
-            [float(v) for v in curve[name]],
-        ]
-        for name, curve in found.items()
-    }
 
 
 def _random_numbers(device: torch.device) -> dict[str, Any]:
@@ -329,7 +263,7 @@ def _set_random_numbers(state: Mapping[str, Any]) -> None:
 
 
 def _of_all_processes(own: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what each process has, in their order; each must call this."""
+    """Return the values of all processes, by rank; each must call this."""
     n_processes = process_number()[1]
     if n_processes == 1:
         return [own]
@@ -340,22 +274,21 @@ def _of_all_processes(own: dict[str, Any]) -> list[dict[str, Any]]:
 
 _KEPT = 2
 _STATE_FILES = "step-*.ckpt"
-#: What a state has: of Lightning, and under "cfm" of the training plan and of its checkpoints.
+#: Parts of a state: those of Lightning, and under "cfm" those of the plan and its checkpoints.
 _PARTS = {"cfm", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
 _OWN_PARTS = {"curves", "finished", "plan", "random", "sums"}
 
 
 class CheckpointFiles(CheckpointIO):
-    """Writes and reads the states of a training in a folder.
+    """Write and read the states of a training in a folder.
 
-    A state is written under another name, brought to disk, and then takes its own, so that a
-    state with its name is whole whenever the machine stops. A full disk costs a warning, and the
-    states that are there stay.
+    A state is written under a temporary name, synchronised to disk and renamed, so that it is
+    complete whenever the machine stops. A full disk gives a warning; existing states stay.
 
     Parameters
     ----------
     folder
-        Where they lie.
+        Folder of the states.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -366,7 +299,7 @@ class CheckpointFiles(CheckpointIO):
         return self.folder / f"step-{step:09d}.ckpt"
 
     def found(self) -> list[Path]:
-        """Return the states that are there, the newest first."""
+        """Return the existing states, the newest first."""
         return sorted(self.folder.glob(_STATE_FILES), reverse=True)
 
     def save_checkpoint(
@@ -388,8 +321,7 @@ class CheckpointFiles(CheckpointIO):
             kept = ", ".join(p.name for p in self.found()) or "none"
             warn_user(
                 f"The state of the training could not be written to {path} ({error}); training "
-                f"goes on. States that are there: {kept}. Make room, or a kill will cost what was "
-                "learned since."
+                f"continues. Existing states: {kept}. Make room, or a kill loses the steps since."
             )
             return
         for old in self.found()[_KEPT:]:
@@ -398,7 +330,7 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a state, or the one before it if it is damaged; never runs code that is in it.
+        """Read a state, or the one before it if it is damaged; code in it is never run.
 
         Raises
         ------
@@ -415,8 +347,8 @@ class CheckpointFiles(CheckpointIO):
             try:
                 found: dict[str, Any] = read_plain(candidate)
             except (ValueError, OSError) as error:
-                said = (str(error).splitlines() or [type(error).__name__])[0]
-                warn_user(f"{candidate.name} cannot be read ({said}).")
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                warn_user(f"{candidate.name} cannot be read ({reason}).")
                 continue
             if _is_state(found):
                 return found
@@ -441,12 +373,12 @@ def _is_state(found: object) -> bool:
 
 
 def write_whole(path: Path, write: Any) -> None:
-    """Write a file so that it is there whole, or not: ``write`` is given the open file.
+    """Write a file completely or not at all; ``write`` takes the open file.
 
     Raises
     ------
     OSError
-        If it could not be written; what was there before is there still.
+        If it could not be written; an existing file stays.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -455,7 +387,7 @@ def write_whole(path: Path, write: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    finally:  # where it took its name there is nothing left
+    finally:  # after the rename there is nothing to remove
         draft.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -467,13 +399,13 @@ def write_whole(path: Path, write: Any) -> None:
 def _save(checkpoint: Mapping[str, Any], file: Any) -> None:
     try:
         torch.save(checkpoint, file)
-    except RuntimeError as error:  # what torch makes of a full disk
+    except RuntimeError as error:  # raised by torch on a full disk
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 
 
-#: Arguments that do not change what is learned: where it is computed, and what is shown of it.
+#: Arguments that do not change the weights: devices, logs and progress bars.
 _WITHOUT_EFFECT = frozenset(
     {
         *("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar"),
@@ -482,17 +414,17 @@ _WITHOUT_EFFECT = frozenset(
         *("simple_progress_bar", "progress_bar_refresh_rate", "use_distributed_sampler"),
     }
 )
-#: Entries that a training which was interrupted has changed.
+#: Entries that an interrupted training has changed.
 LEARNED = ("starting weights", "sizes")
 
 
 def fingerprint(
     model: PretrainedModel, arguments: Mapping[str, Any], n_processes: int
 ) -> dict[str, Any]:
-    """Return what a training follows from, by name, all JSON types.
+    """Return model, data and settings of a training by name, all JSON types.
 
-    The values of the matrix are not looked at, only how many rows and which genes it has, and the
-    registered columns of ``obs``.
+    Of the matrix only the number of rows and the genes enter, not its values; of ``obs`` the
+    registered columns.
     """
     given = {k: v for k, v in arguments.items() if k != "trainer_kwargs"}
     given |= arguments.get("trainer_kwargs", {})
@@ -547,7 +479,7 @@ def _weights(module: torch.nn.Module) -> tuple[str, str]:
 
 
 def _described(value: Any) -> Any:
-    """Say in JSON types what a value is."""
+    """Return a value, or a digest of it, in JSON types."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.integer | np.floating):

@@ -1,4 +1,4 @@
-"""Sizes of a network: by name, checked, and read from a checkpoint before memory is taken."""
+"""Sizes of a network: named, checked, and validated on the meta device."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Size = TypeVar("Size", bound=Any)
 
 
 def named_size(size: str | Size, sizes: Mapping[str, Size], changes: Mapping[str, Any]) -> Size:
-    """Return a named size, with single numbers changed where asked.
+    """Return a named size, with single numbers changed.
 
     Raises
     ------
     ValueError
         If there is no size of that name, or numbers do not go together.
     TypeError
-        If a number is named that sizes do not have.
+        If a size has no field of that name.
     """
     if isinstance(size, str):
         if size not in sizes:
@@ -71,7 +71,7 @@ def check_sizes(size: Any, *, dropouts: Collection[str] = (), zero: Collection[s
         object.__setattr__(size, field.name, value)
 
 
-#: What reading settings and making modules of them raises, depending on what is wrong.
+#: Errors of damaged settings, when they are read or modules are made of them.
 _WRONG = (
     ArithmeticError,
     AttributeError,
@@ -85,7 +85,7 @@ _WRONG = (
 
 @contextmanager
 def validate_config(model: str, name: str, tensors: Sized) -> Iterator[None]:
-    """Read settings, and make modules of them on the ``meta`` device: without memory.
+    """Read settings and make modules of them on the ``meta`` device, without memory.
 
     Fill the modules with :func:`cfm.models.base.load_weights`, which compares every shape with
     that of the stored tensor.
@@ -95,13 +95,13 @@ def validate_config(model: str, name: str, tensors: Sized) -> Iterator[None]:
     model, name
         Of the model and the checkpoint, for the error.
     tensors
-        Those of the checkpoint. Modules with far more parameters are not made to their end: a
-        layer costs time on ``meta``, too.
+        Those of the checkpoint. Modules with far more parameters are refused while they are made:
+        a layer costs time on ``meta``, too.
 
     Raises
     ------
     ValueError
-        If settings are missing or of no use, or claim more layers than there are weights of.
+        If settings are missing or invalid, or give more layers than there are weights for.
     """
     thread, n_parameters = get_ident(), 0
 
@@ -110,17 +110,18 @@ def validate_config(model: str, name: str, tensors: Sized) -> Iterator[None]:
         n_parameters += get_ident() == thread
         # some parameters are made twice
         if n_parameters > 2 * len(tensors) + 16:
-            raise ValueError(f"more layers than the {len(tensors)} tensors are weights of")
+            raise ValueError(f"more layers than the {len(tensors)} tensors have weights for")
 
     hook = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
             yield
     except _WRONG as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"The config.json or a text file of checkpoint {name!r} lacks or garbles a setting of "
-            f"{model} ({said[:500]}). It may be damaged or from another version; download it again."
+            f"{model} ({reason[:500]}). It may be damaged or from another version; download it "
+            "again."
         ) from error
     finally:
         hook.remove()

@@ -1,4 +1,4 @@
-"""Batches for training: in random order, from a seed, and able to go on where they stopped."""
+"""Batches for training: in random order, from a seed, and resumable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from cfm.data._row_order import BLOCK_SIZE, shuffled_rows
-from cfm.nn._distributed import apart, process_number
+from cfm.nn._distributed import offset_seed_by_rank, process_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,9 +34,9 @@ class SeededStream(IterableDataset[Any]):
     Attributes
     ----------
     epoch
-        Epochs that are done.
+        Finished epochs.
     n_done
-        Batches of the present epoch that were handed out.
+        Batches of the current epoch that were yielded.
     """
 
     def __init__(self, *, seed: int, fixed: bool = False) -> None:
@@ -57,7 +57,7 @@ class SeededStream(IterableDataset[Any]):
         return epoch_numbers(self.seed, self.epoch)
 
     def begin(self, rng: np.random.Generator) -> Any:
-        """Return what the epoch goes through, from its first random numbers."""
+        """Return the content of the epoch, from its first random numbers."""
         return None
 
     @abstractmethod
@@ -78,7 +78,7 @@ class SeededStream(IterableDataset[Any]):
         self._numbers = rng, generator
         for number in range(self.n_done, self.n_batches):
             batch = self.make(content, number, rng, generator)
-            # before it is handed out: whoever knows the number of batches does not ask again
+            # before the yield: after the last batch the loader does not call again
             self.n_done = number + 1
             if self.n_done == self.n_batches:
                 self.epoch += not self.fixed
@@ -87,7 +87,7 @@ class SeededStream(IterableDataset[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the stream is: epoch, batches done, and the random numbers to come."""
+        """Return epoch, batches done, and random states."""
         if self._numbers is None:
             return {"epoch": self.epoch, "n_done": 0}
         rng, generator = self._numbers
@@ -99,7 +99,7 @@ class SeededStream(IterableDataset[Any]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there with the next epoch that is begun."""
+        """Resume there with the next epoch."""
         self.epoch = state["epoch"]
         self.n_done = state["n_done"]
         self._restored = state if self.n_done else None
@@ -143,8 +143,8 @@ class RowStream(SeededStream):
     n_processes
         Processes that share each batch. Of a last batch with fewer rows than processes each makes
         all if ``fixed``; in training it is left out.
-    expect
-        Is told the rows of an epoch that this process will read, in order.
+    prefetch
+        Called with the rows of an epoch that this process will read, in order.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class RowStream(SeededStream):
         weights: np.ndarray | None = None,
         block_size: int = BLOCK_SIZE,
         n_processes: int = 1,
-        expect: Callable[[np.ndarray], None] | None = None,
+        prefetch: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         super().__init__(seed=seed, fixed=fixed)
         self.rows = rows
@@ -165,7 +165,7 @@ class RowStream(SeededStream):
         self.share = None if weights is None else weights / weights.sum()
         self.block_size = block_size
         self.n_processes = n_processes
-        self.expect = expect
+        self.prefetch = prefetch
 
     @property
     def n_batches(self) -> int:
@@ -196,9 +196,9 @@ class RowStream(SeededStream):
                 "process."
             )
         order = self.order(rng)
-        if self.expect is not None:
+        if self.prefetch is not None:
             parts = [self.drawn(order, i).own for i in range(self.n_done, self.n_batches)]
-            self.expect(np.concatenate(parts) if parts else order[:0])
+            self.prefetch(np.concatenate(parts) if parts else order[:0])
         return order
 
     def drawn(self, order: np.ndarray, number: int) -> Drawn:
@@ -219,7 +219,7 @@ class RowStream(SeededStream):
 
 
 class StreamLoader(DataLoader[Any]):
-    """Whole batches of a stream, for Lightning: it knows their number and where it stopped.
+    """Loader of whole batches of a stream, with a length and a state.
 
     Parameters
     ----------
@@ -235,23 +235,23 @@ class StreamLoader(DataLoader[Any]):
         return self.stream.n_batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the stream is."""
+        """Return the state of the stream."""
         return self.stream.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the state of the stream."""
         self.stream.load_state_dict(state)
 
 
 class StreamModule(pl.LightningDataModule):
-    """Training and validation batches; both come as whole batches.
+    """Training and validation batches for Lightning.
 
     Parameters
     ----------
     training
-        Stream to learn from.
+        Stream of training batches.
     checks
-        Stream or list of batches to judge by; ``None`` or an empty list for no validation.
+        Stream or list of validation batches; ``None`` or an empty list for no validation.
     """
 
     def __init__(self, training: SeededStream, checks: Any) -> None:
@@ -260,16 +260,16 @@ class StreamModule(pl.LightningDataModule):
         self.checks = checks
 
     def setup(self, stage: str) -> None:
-        """Let processes that train together drop other things."""
+        """Give processes that train together different random numbers, such as for dropout."""
         if stage == "fit":
-            apart()
+            offset_seed_by_rank()
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches to learn from."""
+        """Return the loader of training batches."""
         return StreamLoader(self.training)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Batches to judge by."""
+        """Return the loader of validation batches."""
         if self.checks is None or (isinstance(self.checks, list) and not self.checks):
             return []
         if isinstance(self.checks, SeededStream):
@@ -278,7 +278,7 @@ class StreamModule(pl.LightningDataModule):
 
 
 class _Ready(IterableDataset[Any]):
-    """Batches that are there, all of them for each process: Lightning deals lists out."""
+    """A list of batches, all of them for each process; Lightning would split a list."""
 
     def __init__(self, batches: Sequence[Any]) -> None:
         self.batches = batches
@@ -291,16 +291,16 @@ class _Ready(IterableDataset[Any]):
 
 
 def n_rows_of(plan: pl.LightningModule, number: int, own: int) -> int:
-    """Return how many rows a batch has over all processes, by which a curve counts it.
+    """Return the rows of a batch over all processes, its weight in a curve.
 
     Parameters
     ----------
     plan
         In training or validation, with a :class:`StreamModule`.
     number
-        Of the batch.
+        Number of the batch.
     own
-        Rows of it that this process has.
+        Rows of the batch in this process.
     """
     module = getattr(plan.trainer, "datamodule", None)
     stream = getattr(module, "training" if plan.trainer.training else "checks", None)
@@ -310,7 +310,7 @@ def n_rows_of(plan: pl.LightningModule, number: int, own: int) -> int:
 
 
 def own_part(n: int) -> slice:
-    """Return which of ``n`` rows are of this process; the parts differ by one row at most."""
+    """Return the part of ``n`` rows of this process; parts differ by one row at most."""
     number, processes = process_number()
     return slice(n * number // processes, n * (number + 1) // processes)
 

@@ -1,4 +1,4 @@
-"""One training of a model: its settings, its steps, its run in Lightning, and how it ends."""
+"""Training of a model: recipe, plan, and run in Lightning."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from scvi import settings as scvi_settings
 from scvi.train import Trainer
 
 from cfm._arguments import BELOW_1, check_fields, check_whole
-from cfm.models._resume import Checkpoints, CurveLogger, fingerprint
+from cfm.models._resume import Checkpoints, fingerprint
 from cfm.models._streams import SeededStream, StreamModule, n_rows_of
-from cfm.nn._distributed import first_process_does
-from cfm.nn._linear import fast_bfloat16
+from cfm.nn._distributed import on_rank_zero
+from cfm.nn._kernels import fast_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
 
     from cfm.models._base import PretrainedModel
 
-#: These start processes that share the memory of this one; what they learn beside the weights
-#: (curves, averages) would be lost with them.
+#: These start processes that share the memory of this one; their curves and averages would be
+#: lost.
 _FORKED = ("spawn", "fork", "notebook")
+#: Share of the steps in which the learning rate rises.
+WARM_UP = 0.05
 #: Names of precisions in the tools, and what Lightning calls them.
 _PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
-#: Loggers of Lightning that tell of its own doing.
+#: Loggers of Lightning with messages about itself.
 _TALKATIVE = (
     "pytorch.utilities.rank_zero",
     "fabric.utilities.rank_zero",
@@ -46,13 +50,13 @@ _TALKATIVE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of a training that all models have, beside the arguments of ``train``.
+    """Settings of a training that all models share, beside the arguments of ``train``.
 
     Parameters
     ----------
     max_epochs, max_steps
-        Passes over the data and optimiser steps where ``train`` is given neither: whichever ends
-        first. ``None`` is no bound.
+        Passes over the data and optimiser steps if ``train`` gets neither; the smaller bound
+        holds. ``None`` is no bound.
     batch_size
         Rows per batch and process.
     lr
@@ -80,14 +84,14 @@ class Recipe:
 
 
 class Training(NamedTuple):
-    """What a model prepares for a training.
+    """The parts of a training.
 
     Attributes
     ----------
     plan
         Losses and optimiser.
     batches, checks
-        Streams to learn from and to judge by, such as :class:`cfm.models.base.RowStream`.
+        Streams of training and validation, such as :class:`cfm.models.base.RowStream`.
         ``checks`` may be a list of batches, or ``None`` for no validation.
     """
 
@@ -97,7 +101,7 @@ class Training(NamedTuple):
 
 
 class TrainingPlan(pl.LightningModule):
-    """Steps of a training that can be stopped after any of them, and gone on with.
+    """Losses, AdamW with a schedule, and curves; a training can be stopped after any step.
 
     Plans that override a hook which is here call it, too: ``on_train_batch_start`` first,
     ``on_train_batch_end`` last, ``on_train_epoch_end`` and ``on_validation_epoch_end`` anywhere.
@@ -106,6 +110,13 @@ class TrainingPlan(pl.LightningModule):
     ----------
     module
         The network.
+    losses
+        Takes a batch to named losses, of which ``"loss"`` is trained on and all are written; by
+        default ``module.losses(*batch)``.
+    lr, weight_decay
+        Peak learning rate, and decay, of AdamW.
+    n_steps
+        Optimiser steps in all, for :meth:`rate`.
 
     Attributes
     ----------
@@ -115,20 +126,67 @@ class TrainingPlan(pl.LightningModule):
 
     #: Whether each step uses all weights that are trained.
     uses_all_weights = False
+    #: Whether weights that are not matrices decay, too.
+    decays_vectors = True
+    betas = (0.9, 0.999)
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        losses: Callable[[Any], dict[str, Tensor]] | None = None,
+        *,
+        lr: float,
+        weight_decay: float = 0.01,
+        n_steps: int,
+    ) -> None:
         super().__init__()
         self.module: Any = module
+        self._losses = losses
+        self.lr, self.weight_decay, self.n_steps = lr, weight_decay, n_steps
         self.checkpoints: Checkpoints | None = None
         # for each kind, sum and weight of each curve in the present epoch
         self._sums: dict[str, dict[str, tuple[Tensor, int]]] = {}
 
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Return the losses of a batch by name."""
+        found: dict[str, Tensor] = (
+            self.module.losses(*batch) if self._losses is None else self._losses(batch)
+        )
+        return found
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step as a share of the peak: warm-up, then linear decay."""
+        done = (step + 1) / (self.n_steps + 1)
+        return done / WARM_UP if done < WARM_UP else max(0.0, (1.0 - done) / (1.0 - WARM_UP))
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with its schedule."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        decays = [p for p in trained if self.decays_vectors or p.ndim > 1]
+        others = [p for p in trained if not (self.decays_vectors or p.ndim > 1)]
+        groups = [
+            {"params": decays, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        used = [group for group in groups if group["params"]]
+        return scheduled(torch.optim.AdamW(used, lr=self.lr, betas=self.betas), self.rate)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        found = self.losses(batch)
+        self.write("train", found, batch_idx, len(batch[0]))
+        return found["loss"]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Write the losses of a validation batch."""
+        self.write("validation", self.losses(batch), batch_idx, len(batch[0]))
+
     def own_state(self) -> dict[str, Any]:
-        """Return what this plan must know to go on, beside what torch and Lightning keep."""
+        """Return the state of this plan beyond that of torch and Lightning."""
         return {}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore :meth:`own_state`."""
 
     def write(self, kind: str, values: Mapping[str, Tensor], number: int, n: int) -> None:
         """Add values of a batch to the curves ``<kind>_<name>``, which are means over an epoch.
@@ -138,18 +196,18 @@ class TrainingPlan(pl.LightningModule):
         kind
             ``"train"`` or ``"validation"``.
         values
-            By name; in several processes that of the batch of all.
+            By name; in several processes that of the whole batch.
         number
-            Of the batch.
+            Number of the batch.
         n
-            Rows of it that this process has; a batch counts by those of all processes.
+            Rows of the batch in this process; a batch is weighted by those of all processes.
         """
         n = n_rows_of(self, number, n)
         for name, value in values.items():
             self.add(kind, f"{kind}_{name}", value.detach(), n)
 
     def add(self, kind: str, name: str, value: Tensor, n: int) -> None:
-        """Add a value of a batch to one curve, with this weight; as :meth:`write`."""
+        """Add a value of a batch to one curve with a weight."""
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
         sums = self._sums.setdefault(kind, {})
@@ -170,42 +228,43 @@ class TrainingPlan(pl.LightningModule):
         self._write_means("train")
 
     def on_train_start(self) -> None:
-        """Say what the states to come are of."""
+        """Write the fingerprint of the training beside its states."""
         if self.checkpoints is not None:
             self.checkpoints.begin(self)
 
     def on_train_epoch_start(self) -> None:
-        """Note where the epoch begins."""
+        """Record the position of the stream."""
         if self.checkpoints is not None:
             self.checkpoints.on_epoch_start(self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Go on with the random numbers of a training that was stopped; keep its state if due."""
+        """Restore the random states of a resumed training; store a deferred state."""
         if self.checkpoints is not None:
             self.checkpoints.on_batch_start(self)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep the state of the training if it is time."""
+        """Store the state of the training if it is due."""
         if self.checkpoints is not None:
             self.checkpoints.on_batch_end(self)
 
     def on_train_end(self) -> None:
-        """Keep the final state."""
+        """Store the final state."""
         if self.checkpoints is not None:
             self.checkpoints.on_end(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know."""
+        """Add the state of the plan and the curves."""
         sums = self._sums.get("train", {})
         checkpoint["cfm"] = {
             "plan": self.own_state(),
             "sums": {name: [total.cpu(), weight] for name, (total, weight) in sums.items()},
+            "curves": _curves(self),
         }
         if self.checkpoints is not None:
             self.checkpoints.complete(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore the state of the plan and the curves."""
         state = checkpoint.get("cfm")
         if state is None:
             return
@@ -214,21 +273,85 @@ class TrainingPlan(pl.LightningModule):
         self._sums = {"train": sums}
         if self.checkpoints is not None:
             self.checkpoints.restore(self, checkpoint)
+            logger = self.trainer.logger
+            if isinstance(logger, CurveLogger) and self.trainer.is_global_zero:
+                for name, (kind, times, values) in state["curves"].items():
+                    logger.put(name, kind, list(zip(times, values, strict=True)))
+
+
+def scheduled(optimizer: torch.optim.Optimizer, rate: Any) -> dict[str, Any]:
+    """Return an optimiser and its rate by step, one function or one a group, for Lightning."""
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class CurveLogger(Logger):
+    """Store the curves of a training in memory, in the format of scvi-tools.
+
+    Attributes
+    ----------
+    history
+        Tables by name, one column, a row per epoch; empty on all ranks but 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: dict[str, pd.DataFrame] = {}
+
+    name = "curves"
+    version = 0
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a point to each curve."""
+        values = dict(metrics)
+        kind = "epoch" if "step" not in values and "epoch" in values else "step"
+        time = values.pop(kind, step)
+        for name, value in values.items():
+            self.put(name, kind, [*self._points(name), (int(time or 0), float(value))])
+
+    def put(self, name: str, kind: str, points: list[tuple[int, float]]) -> None:
+        """Set a curve by its index and points; the last of two points at one time holds."""
+        times = dict(points)
+        index = pd.Index(list(times), name=kind)
+        self.history[name] = pd.DataFrame({name: list(times.values())}, index=index, dtype=float)
+
+    def _points(self, name: str) -> list[tuple[int, float]]:
+        curve = self.history.get(name)
+        return [] if curve is None else list(zip(curve.index, curve[name], strict=True))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: checkpoints of models contain their settings."""
+
+
+def _curves(plan: TrainingPlan) -> dict[str, Any]:
+    """Return the curves so far: name of the index, times, values."""
+    if not plan.trainer.is_global_zero:
+        return {}
+    found = getattr(plan.trainer.logger, "history", None) or {}
+    return {
+        name: [
+            str(curve.index.name),
+            [int(time) for time in curve.index],
+            [float(v) for v in curve[name]],
+        ]
+        for name, curve in found.items()
+    }
 
 
 class TrainingRun:
-    """A training from its arguments to its end.
+    """One training, from its arguments to its end.
 
     Parameters
     ----------
     model
-        Which is trained.
+        Model that is trained.
     recipe
-        Its settings, as by default.
+        Its default settings.
     accelerator, devices, precision, checkpoint_dir, seed
         As of :meth:`cfm.models.PretrainedModel.train`.
     max_epochs, max_steps, batch_size, lr
-        Instead of those of the recipe, if given.
+        Replace those of the recipe.
     **settings
         Further ones: of the recipe, and of :class:`scvi.train.Trainer`.
 
@@ -239,11 +362,11 @@ class TrainingRun:
     n_processes
         Processes that train together; each has batches of ``batch_size``.
     n_epochs, n_steps
-        Passes over the data and optimiser steps, once :meth:`count_steps` knows them.
+        Passes over the data and optimiser steps, after :meth:`count_steps`.
     finished
-        Whether the training went on to its end.
+        Whether the training reached its end.
     facts
-        What the model is to record of it, JSON types.
+        Entries for the provenance of the model, JSON types.
 
     Raises
     ------
@@ -309,10 +432,16 @@ class TrainingRun:
 
     @property
     def layout(self) -> dict[str, int]:
-        """Of a :class:`cfm.models.base.RowStream`: batches, processes, and blocks of rows."""
+        """Settings of a :class:`cfm.models.base.RowStream`: batches, processes, blocks of rows."""
         out = {"batch_size": self.recipe.batch_size, "n_processes": self.n_processes}
         size = getattr(self.recipe, "block_size", None)
         return out if size is None else out | {"block_size": size}
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """Settings of a :class:`cfm.models.base.TrainingPlan`: rate, decay and counted steps."""
+        names = [name for name in ("lr", "weight_decay") if hasattr(self.recipe, name)]
+        return {name: getattr(self.recipe, name) for name in names} | {"n_steps": self.n_steps}
 
     def count_steps(self, n_batches: int) -> int:
         """Return the number of optimiser steps that ``max_epochs`` and ``max_steps`` allow.
@@ -392,15 +521,15 @@ class TrainingRun:
         """Run the training; ``False`` if it was interrupted from the keyboard."""
         model = self.model
         before = model.history_ or {}
-        model.module.train()  # Lightning leaves the mode as it finds it
+        model.module.train()  # Lightning does not change the mode
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 trainer.fit(plan, data, ckpt_path=start)
-        except SIGTERMException as told:
-            raise SystemExit(128 + signal.SIGTERM) from told  # Lightning's own would be a success
+        except SIGTERMException as error:
+            raise SystemExit(128 + signal.SIGTERM) from error  # Lightning would exit with 0
         except SystemExit as stopped:
-            # What Lightning makes of Ctrl+C.
+            # Lightning turns Ctrl+C into SystemExit
             if not isinstance(stopped.__context__, KeyboardInterrupt):
                 raise
             finished = False
@@ -414,16 +543,16 @@ class TrainingRun:
         model.trainer = trainer
         model.to_device(trainer.strategy.root_device)
         if finished:  # only the first process keeps curves
-            model.history_ = first_process_does(lambda: curves)
+            model.history_ = on_rank_zero(lambda: curves)
         return finished
 
     def raise_if_interrupted(self) -> None:
-        """Say so if the training was interrupted, once the model is in order.
+        """Raise an error if the training was interrupted, once the model is usable.
 
         Raises
         ------
         KeyboardInterrupt
-            If it was.
+            If the training was interrupted.
         """
         if not self.finished:
             raise KeyboardInterrupt(
@@ -433,7 +562,7 @@ class TrainingRun:
 
 
 def _check_names(model: str, settings: Mapping[str, Any], known: list[str]) -> None:
-    """Refuse settings that neither the recipe nor the trainer has."""
+    """Check that recipe or trainer has each setting."""
     trainers: tuple[Callable[..., Any], ...] = (Trainer.__init__, pl.Trainer.__init__)
     of_trainer = {name for f in trainers for name in inspect.signature(f).parameters}
     unknown = sorted(settings.keys() - of_trainer)
@@ -447,7 +576,7 @@ def _check_names(model: str, settings: Mapping[str, Any], known: list[str]) -> N
 def _joined(
     before: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]
 ) -> dict[str, pd.DataFrame]:
-    """Return the curves of earlier trainings, gone on with; new ones begin where this one did."""
+    """Return the curves of earlier trainings, continued; new ones start with this training."""
     out = dict(before)
     n_before = max((len(curve) for curve in before.values()), default=0)
     for name, curve in new.items():
@@ -462,7 +591,7 @@ def _joined(
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep from the user what Lightning says of itself: advice to install more, its own notes."""
+    """Silence messages of Lightning about itself, such as advice to install packages."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -470,10 +599,10 @@ def quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*(LeafSpec|treespec).*", FutureWarning)
-            # no validation studies: nothing to check is not an error
+            # without validation studies
             warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
             warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
-            # scvi-tools says so of any training in several processes, asked for or not
+            # scvi-tools warns in any training in several processes
             warnings.filterwarnings("ignore", "early_stopping was automatically disabled")
             yield
     finally:
@@ -482,7 +611,7 @@ def quiet_lightning() -> Iterator[None]:
 
 
 def _accelerator(accelerator: str) -> str:
-    """Return where to train; ``"auto"`` as :meth:`cfm.models.PretrainedModel.to_device` has it."""
+    """Return the accelerator; ``"auto"`` as in :meth:`cfm.models.PretrainedModel.to_device`."""
     if accelerator != "auto":
         return accelerator
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -521,7 +650,9 @@ def held_out_studies(studies: np.ndarray, share: float, seed: int) -> list[str]:
     return list(np.random.default_rng(seed).choice(names, size=n, replace=False))
 
 
-def held_out_rows(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
+def held_out_rows(
+    studies: np.ndarray, share: float, seed: int, names: np.ndarray | None = None
+) -> np.ndarray:
     """Return which rows are held out, ``(n,)`` bool: whole studies, or rows where there are none.
 
     Parameters
@@ -532,20 +663,23 @@ def held_out_rows(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
         Share of the studies, or of the rows; none of fewer than three.
     seed
         Of the choice.
+    names
+        ``(n,)`` names of the rows, in whose order they are drawn; numbers as text by default.
     """
     if not (studies != "").any():
-        studies = np.arange(len(studies)).astype(str).astype(object)
+        studies = np.arange(len(studies)).astype(str) if names is None else names
+        studies = studies.astype(object)
     # np.isin compares all pairs of objects
     return pd.Index(studies).isin(held_out_studies(studies, share, seed))
 
 
 def root_weights(groups: np.ndarray | pd.DataFrame) -> np.ndarray:
-    """Return one over the root of the size of each row's group, ``(n,)``: how often to draw it.
+    """Return one over the root of the size of each row's group, ``(n,)``, its weight in draws.
 
     Parameters
     ----------
     groups
-        ``(n,)`` names, or a table whose rows that are alike are a group.
+        ``(n,)`` names, or a table; equal rows are a group.
     """
     table = pd.DataFrame(groups)
     size = table.groupby(list(table.columns), sort=False)[table.columns[0]].transform("size")

@@ -1,13 +1,15 @@
-"""Building blocks that know only torch."""
+"""Building blocks of networks, on tensors only."""
 
-from cfm.nn._direction_attention import DirectionAttention, DirectionBlock
-from cfm.nn._ema import PowerAverage
-from cfm.nn._graph import GraphConvolution, normalised_adjacency
-from cfm.nn._group import GroupCompression
-from cfm.nn._llama import LlamaBlock, LlamaTrunk
-from cfm.nn._low_rank import LowRankLogistic
+from cfm.nn._diffusion import PowerAverage
+from cfm.nn._genes import GraphConvolution, GroupCompression, LowRankLogistic, normalised_adjacency
 from cfm.nn._performer import PerformerAttention, PerformerLayer
-from cfm.nn._post_norm import PostNormLayer
+from cfm.nn._transformers import (
+    DirectionAttention,
+    DirectionBlock,
+    LlamaBlock,
+    LlamaTrunk,
+    TransformerEncoderLayer,
+)
 from cfm.nn._values import MagnitudeEmbedding, RotaryExpressionEmbedding
 
 __all__ = [
@@ -21,8 +23,8 @@ __all__ = [
     "MagnitudeEmbedding",
     "PerformerAttention",
     "PerformerLayer",
-    "PostNormLayer",
     "PowerAverage",
     "RotaryExpressionEmbedding",
+    "TransformerEncoderLayer",
     "normalised_adjacency",
 ]

@@ -1,9 +1,8 @@
-"""Several processes that train or compute together.
+"""Collectives for processes that train together.
 
-Processes that train together share each batch. Their gradients are averaged, so a loss must have
-in each process the gradient of *its* rows times the number of processes; and it must say the same
-number in all of them, that of the whole batch. What is here does both. In one process everything
-is what it would be without it.
+Processes that train together share each batch, and their gradients are averaged. So a loss needs in
+each process the gradient of its own rows times the number of processes, and the value of the whole
+batch. These functions do both; in one process they change nothing.
 """
 
 from __future__ import annotations
@@ -22,30 +21,30 @@ T = TypeVar("T")
 
 
 def process_number() -> tuple[int, int]:
-    """Return the number of this process, from 0, and how many there are; ``(0, 1)`` if alone."""
+    """Return rank and number of processes; ``(0, 1)`` without ``torch.distributed``."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
-def numbers_of_all(number: int) -> list[int]:
-    """Return the numbers that all processes gave, in their order; each must call this."""
+def all_gather_int(number: int) -> list[int]:
+    """Return the numbers of all processes, by rank; each must call this."""
     own, n_processes = process_number()
     if n_processes == 1:
         return [number]
-    found = torch.zeros(n_processes, dtype=torch.int64, device=_meeting_place())
+    found = torch.zeros(n_processes, dtype=torch.int64, device=_collective_device())
     found[own] = number
     distributed.all_reduce(found)
     return [int(n) for n in found]
 
 
 def means_over_processes(*parts: tuple[Tensor, Tensor | int | float]) -> list[Tensor]:
-    """Return means over the rows of all processes; each must call this with as many parts.
+    """Return means over the rows of all processes; each must pass the same number of parts.
 
     Parameters
     ----------
     *parts
-        Sum over the rows of this process, and over how many of them (or their total weight).
+        Sum over the rows of this process, and their number (or total weight).
 
     Returns
     -------
@@ -58,7 +57,7 @@ def means_over_processes(*parts: tuple[Tensor, Tensor | int | float]) -> list[Te
         return [total / _or_one(count) for total, count in parts]
     sums = [total.detach().to(torch.float64) for total, _ in parts]
     counts = [torch.as_tensor(count, dtype=torch.float64).to(sums[0].device) for _, count in parts]
-    found = torch.stack([*sums, *counts]).to(_meeting_place(sums[0]))
+    found = torch.stack([*sums, *counts]).to(_collective_device(sums[0]))
     distributed.all_reduce(found)
     found = found.to(sums[0].device)
     means = []
@@ -70,10 +69,10 @@ def means_over_processes(*parts: tuple[Tensor, Tensor | int | float]) -> list[Te
 
 
 def gathered(x: Tensor) -> Tensor:
-    """Return the rows of all processes, in their order; what is made of them must not differ.
+    """Return the rows of all processes, by rank; each must compute the same from them.
 
-    Gradients stay in the process: each computes the same from all rows, so it knows those of its
-    own, times the number of processes because gradients are averaged.
+    Gradients are not exchanged: each process has those of its own rows, times the number of
+    processes because gradients are averaged.
 
     Parameters
     ----------
@@ -84,19 +83,19 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def summed(x: Tensor) -> Tensor:
-    """Return the sum over processes, of anything that each uses in its own way.
+    """Return the sum over processes.
 
-    Gradients are summed over processes, too, so all must go backward through it in one order.
+    Gradients are summed over processes, too, so all must call backward in one order.
     """
     return x if process_number()[1] == 1 else _Summed.apply(x)
 
 
 @contextmanager
 def common_numbers(device: torch.device) -> Iterator[torch.Generator | None]:
-    """Give random numbers that are the same in all processes: the next ones of the first.
+    """Yield a generator that is the same in all processes: a copy of that of rank 0.
 
-    The first process goes on behind what was drawn, the others where they are. In one process
-    this gives ``None``, the random numbers of torch itself.
+    Afterwards the state of rank 0 is advanced, that of the others is not. In one process this
+    yields ``None``, the global generator of torch.
     """
     number, n_processes = process_number()
     if n_processes == 1:
@@ -104,7 +103,7 @@ def common_numbers(device: torch.device) -> Iterator[torch.Generator | None]:
         return
     on_gpu = device.type == "cuda"
     state = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
-    sent = state.to(_meeting_place())
+    sent = state.to(_collective_device())
     distributed.broadcast(sent, 0)
     generator = torch.Generator(device=device).set_state(sent.cpu())
     yield generator
@@ -115,20 +114,20 @@ def common_numbers(device: torch.device) -> Iterator[torch.Generator | None]:
             torch.set_rng_state(generator.get_state())
 
 
-def apart() -> None:
-    """Give each process but the first other random numbers, such as those of dropout."""
+def offset_seed_by_rank() -> None:
+    """Offset the seed of torch by the rank, so that processes draw different dropout."""
     number = process_number()[0]
     if number:
         torch.manual_seed((torch.initial_seed() + number * 0x9E3779B97F4A7C15) % 2**63)
 
 
-def first_process_does(action: Callable[[], T]) -> T:
-    """Let the first process do something while the others wait; all return what it made.
+def on_rank_zero(action: Callable[[], T]) -> T:
+    """Call a function on rank 0 while the others wait; all return its result.
 
     Raises
     ------
     Exception
-        What the first process raised, in all of them.
+        The error of rank 0, on all ranks.
     """
     number, n_processes = process_number()
     if n_processes == 1:
@@ -137,24 +136,24 @@ def first_process_does(action: Callable[[], T]) -> T:
     if number == 0:
         try:
             outcome = [action(), None]
-        finally:  # the others wait for this, whatever happened
-            _tell(outcome or [None, sys.exception()])
+        finally:  # the other ranks wait for it, also after an error
+            _broadcast(outcome or [None, sys.exception()])
     else:
-        outcome = _tell([None, None])
+        outcome = _broadcast([None, None])
         if outcome[1] is not None:
             raise outcome[1]
     made: T = outcome[0]
     return made
 
 
-def _tell(what: list[Any]) -> list[Any]:
-    """Return what the first process has to say."""
-    distributed.broadcast_object_list(what, src=0, device=_meeting_place())
+def _broadcast(what: list[Any]) -> list[Any]:
+    """Return the objects of rank 0."""
+    distributed.broadcast_object_list(what, src=0, device=_collective_device())
     return what
 
 
-def _meeting_place(x: Tensor | None = None) -> torch.device:
-    """Return where the processes can exchange tensors: where this one is, or on the CPU."""
+def _collective_device(x: Tensor | None = None) -> torch.device:
+    """Return the device of collectives: that of the tensor if the backend allows it, or the CPU."""
     backend = distributed.get_backend()
     if "nccl" in backend and "gloo" not in backend:
         return torch.device("cuda", torch.cuda.current_device())
@@ -183,10 +182,10 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         number, n_processes = process_number()
-        sizes = numbers_of_all(len(x))
+        sizes = all_gather_int(len(x))
         padded = x.new_zeros(max(sizes), *x.shape[1:])
         padded[: len(x)] = x
-        home, place = x.device, _meeting_place(x)
+        home, place = x.device, _collective_device(x)
         found = [torch.empty_like(padded, device=place) for _ in sizes]
         distributed.all_gather(found, padded.to(place).contiguous())
         start = sum(sizes[:number])
@@ -210,6 +209,6 @@ class _Summed(torch.autograd.Function):
 
 
 def _all_reduced(x: Tensor) -> Tensor:
-    found = x.detach().to(_meeting_place(x), copy=True).contiguous()
+    found = x.detach().to(_collective_device(x), copy=True).contiguous()
     distributed.all_reduce(found)
     return found.to(x.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.nn._linear import prepare, prepare_linear
+from cfm.nn._kernels import prepare, prepare_linear
 
 #: Added to every random feature, so that no token is left without attention.
 FEATURE_EPS = 1e-4

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.nn._distributed import common_numbers, numbers_of_all, process_number
+from cfm.nn._distributed import all_gather_int, common_numbers, process_number
 
-#: Below this temperature no row of a batch passes the quantiser by.
+#: Below this temperature no row of a batch bypasses the quantiser.
 LEAST_SHORTCUT = 0.02
 #: Codes whose nearest neighbours are looked for at once.
 _CHUNK = 1024
 
 
 class Quantised(NamedTuple):
-    """What quantising gives for each of ``b`` vectors.
+    """Codes of ``b`` vectors.
 
     Attributes
     ----------
@@ -129,7 +129,7 @@ class SoftCodes(nn.Module):
         generator
             Source of randomness, on the device of ``x``.
         codebook
-            What :meth:`codebook` returned, if it was asked before.
+            Result of :meth:`codebook`, if computed before.
         """
         if not 0.0 <= temperature <= 1.0:
             raise ValueError(f"temperature must be from 0 to 1; found {temperature!r}.")
@@ -161,9 +161,9 @@ class SoftCodes(nn.Module):
     def _draw(
         self, probability: Tensor, temperature: float, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Draw codes, and in training which rows pass the quantiser by, ``(b, 1)`` bool.
+        """Draw codes, and in training which rows bypass the quantiser, ``(b, 1)`` bool.
 
-        Processes that train together draw for the rows of all, and take their own.
+        Processes that train together draw for all rows, and use their own.
         """
         n, device = len(probability), probability.device
         passes_by = self.training and temperature > LEAST_SHORTCUT
@@ -172,11 +172,11 @@ class SoftCodes(nn.Module):
             if not passes_by:
                 return code, None
             return code, torch.rand(n, 1, generator=generator, device=device) < temperature
-        sizes = numbers_of_all(n)
+        sizes = all_gather_int(n)
         start = sum(sizes[: process_number()[0]])
         own = slice(start, start + n)
         with common_numbers(device) as common:
-            # what torch.multinomial does to draw one
+            # as torch.multinomial draws one
             noise = probability.new_empty(sum(sizes), probability.shape[1])
             noise.exponential_(generator=common)
             code = (probability.detach() / noise[own]).argmax(-1)
@@ -197,7 +197,7 @@ class SoftCodes(nn.Module):
         Parameters
         ----------
         codebook
-            ``(n_codes, code_dim)`` of unit length, if it was asked for before.
+            ``(n_codes, code_dim)`` of unit length, if computed before.
         n_rows
             The mean over this many codes, drawn by chance, instead of all; each is still compared
             with all others.
@@ -223,7 +223,7 @@ def binary_numbers(n_bits: int) -> Tensor:
 
 
 def nearest_codes(codes: Tensor, rows: Tensor) -> Tensor:
-    """Return the number of the nearest other code of some, ``(n_rows,)`` int64."""
+    """Return the nearest other code of each of some codes, ``(n_rows,)`` int64."""
     found = []
     for part in rows.split(_CHUNK):
         cosine = codes[part] @ codes.T

@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox, ScaledTranslation
 from scipy import sparse
 
-from cfm._docs import shares_docs
+from cfm._docs import fill_docs
 from cfm._fields import NOT_VIRAL, UNINFECTED, UNRESOLVED
 from cfm._sparse_indices import check_sparse
 from cfm._tables import check_tables
@@ -46,32 +46,34 @@ show
 save
     File to write the figure to.
 """
-documented = shares_docs(
-    key="""
+documented = fill_docs(
+    {
+        "key": """
 key
     Where they are stored (``key_added`` of that call).
 """,
-    group="""
+        "group": """
 group
     Group or groups to draw; ``None`` draws all, one panel each.
 """,
-    ax=f"""
+        "ax": f"""
 ax
     Draw here instead of into a new figure.
 {_SHOW.strip()}
 """,
-    panel=f"""
+        "panel": f"""
 ax
     Draw here instead of into a new figure; takes one panel.
 {_SHOW.strip()}
 """,
-    show=_SHOW,
-    axes="""
+        "show": _SHOW,
+        "axes": """
 The Axes drawn on.
 """,
-    group_axes="""
+        "group_axes": """
 The Axes drawn on; with several groups, or a list of them, a dict from group to Axes.
 """,
+    }
 )
 
 # --- What is drawn ---------------------------------------------------------------------------

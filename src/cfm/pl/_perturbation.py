@@ -9,7 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from cfm._arguments import checks_arguments
-from cfm._docs import shares_docs
+from cfm._docs import fill_docs
 from cfm.pl import _figure as fig
 from cfm.pl._perturbation_cells import read_screen
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from cfm._units import Units
     from cfm.pl._perturbation_cells import Cells, Screen
 
-_reads_cells = shares_docs(
-    cells="""
+_reads_cells = fill_docs(
+    {
+        "cells": """
 real
     Observations by genes, controls and perturbed ones.
 simulated
@@ -36,7 +37,7 @@ key, control
 perturbation
     Which to draw; ``None`` draws all that are in both.
 """,
-    units="""
+        "units": """
 layer
     Layer to read instead of ``X``, by default the recorded one; of ``simulated`` ``X`` is read
     if it has no such layer.
@@ -45,6 +46,7 @@ units
     :func:`cfm.tl.evaluate_perturbation`; one for both, or by name: ``"real"`` and
     ``"simulated"``. Counts are brought to log1p of counts per 10,000.
 """,
+    }
 )
 
 #: More panels than this cannot be read.

@@ -28,7 +28,7 @@ from cfm._arguments import check_flag
 from cfm._fields import PARAMS
 from cfm._settings import settings
 from cfm.data import open_files
-from cfm.data._heap import give_back
+from cfm.data._heap import trim_heap
 from cfm.data._inputs import describe_files, matrix_identity, table_identity
 from cfm.data._matrix import by_rows, check_not_empty, get_matrix, in_memory_frame, read_rows
 from cfm.data._result_store import ResultStore, Streamed, check_output
@@ -308,7 +308,7 @@ class Run:
                 self._results.keep(0, function(self.whole, slice(0, self.whole.n_obs)))
             yield self._results
             if store is not None:
-                give_back()
+                trim_heap()
                 store.finish(self.target, self._streamed, overwrite=self.overwrite)
         finally:
             if store is not None:
@@ -339,7 +339,7 @@ class Run:
             return self.target if self.copy or self.rows.paths else None
         # names of millions of rows need not be there twice
         del self._target, self._streamed, self.whole, self.rows
-        give_back()
+        trim_heap()
         return open_files(self.output)
 
     def warn_overwritten(self, key: str, fields: Mapping[str, Sequence[str]]) -> None:
@@ -402,7 +402,7 @@ class Run:
             n_done += 1
             self._results.keep(one.number, one.arrays)
             if self._results.store is not None:
-                give_back()
+                trim_heap()
             log.collect(one.warnings)
             told = {"event": "chunk", "done": n_done, "total": total}
             told |= {"rows": one.n_rows, "seconds": one.seconds}

@@ -183,9 +183,9 @@ def test_precision(model: BulkFormer, adata: ad.AnnData, monkeypatch: pytest.Mon
     assert not np.array_equal(exact, rough)
     cosine = (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
     assert cosine.min() > 0.999
-    monkeypatch.setattr("cfm.models._precision.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("cfm.models._base.fast_bfloat16", lambda device: False)
     np.testing.assert_array_equal(model.get_latent_representation(adata), exact)
-    monkeypatch.setattr("cfm.models._precision.fast_bfloat16", lambda device: True)
+    monkeypatch.setattr("cfm.models._base.fast_bfloat16", lambda device: True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(model.get_latent_representation(adata), rough)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cfm.models import CellPulse
-from cfm.models.cellpulse._reversal import signature_scores
+from cfm.models.cellpulse._attribution import signature_scores
 
 
 def some_signatures(model: CellPulse, rng: np.random.Generator, n: int = 7) -> np.ndarray:

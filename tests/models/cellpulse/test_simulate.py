@@ -105,7 +105,7 @@ def test_the_tool_keeps_genes_that_the_model_does_not_know(
 
 def test_bad_input_is_refused(model: CellPulse, contrasts: ad.AnnData) -> None:
     given, gene = _profiles(contrasts), _strongest(contrasts)
-    with pytest.raises(KeyError, match="does not know all of"):
+    with pytest.raises(KeyError, match="does not have all of"):
         model.simulate(given, [gene, "no gene"])
     with pytest.raises(KeyError, match="does not measure"):
         model.simulate(given[:, given.var_names != gene].copy(), [gene])

@@ -189,7 +189,7 @@ def test_bfloat16_is_near_and_the_default_depends_on_the_weights_alone(
     np.testing.assert_allclose(rough, exact, atol=0.1)
     with pytest.raises(ValueError, match="precision='half'"):
         model.get_latent_representation(cells, precision="half")
-    monkeypatch.setattr("cfm.models._precision.fast_bfloat16", lambda device: True)
+    monkeypatch.setattr("cfm.models._base.fast_bfloat16", lambda device: True)
     monkeypatch.setattr(model.module, "bfloat16_agreement", lambda: 0.5)
     with pytest.warns(UserWarning, match="so float32 is used"):
         found = model.get_latent_representation(cells)

@@ -109,7 +109,7 @@ def test_classes_that_a_head_does_not_know_are_refused(folder: Path) -> None:
     cells.obs["cell_type"] = cells.obs["cell_type"].replace("T1", "T9")
     CellVQ.setup_anndata(cells, labels_keys=["cell_type"])
     model = CellVQ.from_pretrained(folder, cells)
-    with pytest.raises(KeyError, match=r"does not know \(\['T9'\].*set_properties"):
+    with pytest.raises(KeyError, match=r"does not have \(\['T9'\].*set_properties"):
         model.train(max_steps=1, **QUIET)
     model.set_properties({"cell_type": ["T9", "T0", "T2", "T3"]})
     model.train(max_steps=1, **QUIET)

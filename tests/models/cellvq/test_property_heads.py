@@ -88,7 +88,7 @@ def test_cells_without_genes_are_missing(model: CellVQ) -> None:
 
 def test_a_head_of_one_class_is_warned_of() -> None:
     single = small_model(properties={"tissue": ["blood"], "cell_type": ["B", "T"]})
-    with pytest.warns(UserWarning, match=r"heads \['tissue'\] know a single class"):
+    with pytest.warns(UserWarning, match=r"heads \['tissue'\] have a single class"):
         found = single.predict_properties(counted_cells())
     assert (found["tissue"] == 1.0).all(axis=None)
     single.predict_properties(counted_cells(), "cell_type")  # no warning

@@ -14,7 +14,7 @@ from scipy import sparse
 from sklearn.metrics import normalized_mutual_info_score
 
 from cfm.models import CellVQ
-from cfm.nn._zinb import zinb_nll
+from cfm.nn._values import zinb_nll
 from tests._planted_codes import QUIET, TRAINING, planted_cells, trained, untrained
 from tests._same import assert_unchanged
 

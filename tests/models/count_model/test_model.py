@@ -14,10 +14,10 @@ from scipy.stats import nbinom
 import cfm
 from cfm.metrics import delta_pearson
 from cfm.models import PerturbationCountModel, PerturbationModel, load_model
-from cfm.models.count_model._coupling import counts_at, tails_of_counts
+from cfm.models.count_model._module import counts_at, tails_of_counts
+from tests import _screen
 from tests._lingshu import KEYS, toy_counts
-
-SCREEN = {"source_key": "cell_type", "perturbation_key": "perturbation", "control": "control"}
+from tests._screen import log_mean
 
 
 def trained(adata: ad.AnnData | None = None, **arguments: object) -> PerturbationCountModel:
@@ -41,11 +41,6 @@ def controls() -> ad.AnnData:
 
 def same(a: ad.AnnData, b: ad.AnnData) -> bool:
     return (a.X != b.X).nnz == 0
-
-
-def log_mean(adata: ad.AnnData) -> np.ndarray:
-    x = adata.X.toarray().astype(np.float64)
-    return np.log1p(x / x.sum(axis=1, keepdims=True) * 1e4).mean(axis=0)
 
 
 def test_counts_keep_their_quantile_and_draws_have_the_distribution() -> None:
@@ -124,7 +119,7 @@ def test_effects_are_a_table_of_sources_by_genes(model: PerturbationCountModel) 
     assert (effects.iloc[:, 10:15] > 0.5).all(axis=None)
     pd.testing.assert_frame_equal(model.predict_effects("x+y"), model.predict_effects(["y", "x"]))
     assert model.predict_effects("none").abs().max(axis=None) == 0
-    with pytest.raises(KeyError, match="does not know the perturbation 'z'"):
+    with pytest.raises(KeyError, match="does not have the perturbation 'z'"):
         model.predict_effects("z")
 
 
@@ -137,7 +132,7 @@ def test_a_model_without_sources_or_perturbations() -> None:
     PerturbationCountModel.setup_anndata(adata, source_key="cell_type")
     plain = PerturbationCountModel(adata)
     plain.train()
-    with pytest.raises(ValueError, match="knows no perturbations"):
+    with pytest.raises(ValueError, match="has no perturbations"):
         plain.simulate(adata, ["x"])
 
 
@@ -146,7 +141,7 @@ def test_unseen_targets_follow_from_features() -> None:
     features = screen.uns["features"]
     known = screen[screen.obs["perturbation"] != "IFNA2"].copy()
     known.uns = {}
-    PerturbationCountModel.setup_anndata(known, **SCREEN)
+    PerturbationCountModel.setup_anndata(known, **_screen.KEYS)
     table = features.drop(index="IFNA2")
     model = PerturbationCountModel(known, perturbation_features=table)
     model.train()
@@ -209,7 +204,7 @@ def test_what_cannot_be_answered_is_refused(
         model.simulate(controls[:0], ["x"])
     with pytest.raises(ValueError, match="start='cells'"):
         model.simulate(controls, ["x"], start="cells")
-    with pytest.raises(KeyError, match="does not know the source"):
+    with pytest.raises(KeyError, match="does not have the source"):
         changed = controls.copy()
         changed.obs["cell_type"] = "other"
         model.simulate(changed, ["x"])

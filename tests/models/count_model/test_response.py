@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cfm.metrics import linear_shift
-from cfm.models.count_model._response import ALPHAS, Cases, ResponsePredictor
+from cfm.models.count_model._training import ALPHAS, Cases, ResponsePredictor
 
 N_GENES = 400
 

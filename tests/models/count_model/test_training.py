@@ -7,19 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-import cfm
 from cfm.metrics import delta_pearson
 from cfm.models import PerturbationCountModel
-from cfm.models.count_model._module import CONTROL, FIRST_PART, LIBRARY
-
-KEYS = {"source_key": "cell_type", "perturbation_key": "perturbation", "control": "control"}
-
-
-def log_mean(adata: ad.AnnData, rows: np.ndarray | None = None) -> np.ndarray:
-    """Mean log1p of counts per 10,000."""
-    x = adata.X.toarray() if rows is None else adata.X[rows].toarray()
-    x = x.astype(np.float64)
-    return np.log1p(x * (LIBRARY / x.sum(axis=1, keepdims=True))).mean(axis=0)
+from cfm.models.count_model._module import CONTROL, FIRST_PART
+from tests._screen import KEYS, log_mean, of, screen, seen
 
 
 def fitted(adata: ad.AnnData, **arguments: object) -> PerturbationCountModel:
@@ -29,21 +20,15 @@ def fitted(adata: ad.AnnData, **arguments: object) -> PerturbationCountModel:
     return model
 
 
-def of(adata: ad.AnnData, cell_type: str, perturbation: str) -> np.ndarray:
-    obs = adata.obs
-    return ((obs["cell_type"] == cell_type) & (obs["perturbation"] == perturbation)).to_numpy()
+@pytest.fixture(scope="module", name="screen")
+def the_screen() -> ad.AnnData:
+    return screen()
 
 
 @pytest.fixture(scope="module")
-def screen() -> ad.AnnData:
-    return cfm.datasets.toy_perturbation(n_cells=3000)
-
-
-@pytest.fixture(scope="module")
-def held_out(screen: ad.AnnData) -> PerturbationCountModel:
+def held_out() -> PerturbationCountModel:
     """T cells under IFNB1 and the pair of IFNG and TNF in any cell are not seen."""
-    hidden = of(screen, "T cell", "IFNB1") | (screen.obs["perturbation"] == "IFNG+TNF").to_numpy()
-    return fitted(screen[~hidden].copy())
+    return fitted(seen())
 
 
 def test_measured_conditions_are_met(screen: ad.AnnData, held_out: PerturbationCountModel) -> None:

@@ -148,7 +148,7 @@ def test_a_described_target_can_be_asked_for_at_call_time() -> None:
     assert (both.X != model.generate(5, perturbation="y+x", **asked).X).nnz == 0
     with pytest.raises(KeyError, match=r"lacks \['f2'\]"):
         model.generate(5, perturbation="new", features=like_x[["f1"]], **asked)
-    with pytest.raises(ValueError, match="one perturbation that the model does not know"):
+    with pytest.raises(ValueError, match="one perturbation that the model does not have"):
         model.generate(5, perturbation="x", features=like_x, **asked)
     with pytest.raises(TypeError, match="expected a Series"):
         model.generate(5, perturbation="new", features=[1, 0], **asked)

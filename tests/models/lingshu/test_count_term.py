@@ -14,18 +14,10 @@ import cfm
 from cfm.metrics import delta_pearson
 from cfm.models import LingshuCell, PerturbationCountModel
 from cfm.models.count_model._module import CONTROL, FIRST_PART, LIBRARY, Conditions
-from cfm.models.lingshu._count_term import CountTerm
-from cfm.models.lingshu._quantiser import N_VALUES, bin_widths, representatives
+from cfm.models.lingshu._counts import N_VALUES, CountTerm, bin_widths, representatives
+from tests._screen import KEYS, log_mean, of, screen, seen
 
-KEYS = {"source_key": "cell_type", "perturbation_key": "perturbation", "control": "control"}
 SIZES = {"dim": 16, "n_layers": 1, "n_heads": 2, "ff_dim": 32, "group_size": 16}
-
-
-def log_mean(adata: ad.AnnData, rows: np.ndarray | None = None) -> np.ndarray:
-    """Mean log1p of counts per 10,000."""
-    x = adata.X.toarray() if rows is None else adata.X[rows].toarray()
-    x = x.astype(np.float64)
-    return np.log1p(x * (LIBRARY / x.sum(axis=1, keepdims=True))).mean(axis=0)
 
 
 def fitted(adata: ad.AnnData, **arguments: object) -> LingshuCell:
@@ -35,21 +27,15 @@ def fitted(adata: ad.AnnData, **arguments: object) -> LingshuCell:
     return model
 
 
-def of(adata: ad.AnnData, cell_type: str, perturbation: str) -> np.ndarray:
-    obs = adata.obs
-    return ((obs["cell_type"] == cell_type) & (obs["perturbation"] == perturbation)).to_numpy()
+@pytest.fixture(scope="module", name="screen")
+def the_screen() -> ad.AnnData:
+    return screen()
 
 
 @pytest.fixture(scope="module")
-def screen() -> ad.AnnData:
-    return cfm.datasets.toy_perturbation(n_cells=3000)
-
-
-@pytest.fixture(scope="module")
-def held_out(screen: ad.AnnData) -> LingshuCell:
+def held_out() -> LingshuCell:
     """T cells under IFNB1 and the pair of IFNG and TNF in any cell are not seen."""
-    hidden = of(screen, "T cell", "IFNB1") | (screen.obs["perturbation"] == "IFNG+TNF").to_numpy()
-    return fitted(screen[~hidden].copy())
+    return fitted(seen())
 
 
 def conditions(source: int, parts: list[int], depth: float, n: int = 1) -> Conditions:

@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 from cfm.models import LingshuCell
-from cfm.models.lingshu._quantiser import quantise
+from cfm.models.lingshu._counts import quantise
 from tests._lingshu import EFFECTS, MARKERS, N_GENES, PROGRAM, mean_log, toy_counts, toy_lingshu
 
 ASKED = {"source": "B", "perturbation": "x", "n_steps": 4}

@@ -168,9 +168,9 @@ def test_the_source_is_the_registered_column_or_groupby() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"perturbation": ["z"]}, KeyError, r"perturbation 'z'; it knows \['x', 'y'\].*'none'"),
+        ({"perturbation": ["z"]}, KeyError, r"perturbation 'z'; it has \['x', 'y'\].*'none'"),
         ({"keep_genes": "GENE1"}, TypeError, "single string"),
-        ({"keep_genes": ["NOGENE"]}, KeyError, "not both measured and known"),
+        ({"keep_genes": ["NOGENE"]}, KeyError, "not measured or not genes of the model"),
         ({"start": "nowhere"}, ValueError, "expected one of"),
         ({"layer": "counts"}, KeyError, "no layer"),
         ({"batch_size": 0}, ValueError, "batch_size"),
@@ -199,5 +199,5 @@ def test_cells_that_are_none_are_refused() -> None:
     twice.obs_names = ["a"] * 4
     with pytest.raises(ValueError, match="more than once"):
         model.simulate(twice, ["x"])
-    with pytest.raises(ValueError, match="knows no perturbations"):
+    with pytest.raises(ValueError, match="has no perturbations"):
         LingshuCell(vocabulary=twice.var_names, **SIZES).simulate(controls(n=4), ["x"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfm.models.lingshu._quantiser import (
+from cfm.models.lingshu._counts import (
     LARGEST,
     N_VALUES,
     OVERFLOW,

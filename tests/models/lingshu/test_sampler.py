@@ -14,7 +14,7 @@ from cfm.models.lingshu._sampler import (
     place_in,
     reveal_steps,
 )
-from cfm.nn._absorbing import draw_tokens, reveal_counts
+from cfm.nn._diffusion import draw_tokens, reveal_counts
 from tests._lingshu import N_GENES, untrained
 
 

@@ -12,8 +12,9 @@ import torch
 from scipy import sparse
 
 from cfm.models import LingshuCell
+from cfm.models._training import held_out_rows
 from cfm.models.count_model._module import UNKNOWN
-from cfm.models.lingshu._training import CellStream, DiffusionPlan, held_out_cells, withhold
+from cfm.models.lingshu._training import CellStream, DiffusionPlan, withhold
 from tests._lingshu import KEYS, SIZES, TRAINING, toy_counts, toy_lingshu, untrained
 
 PLAIN = TRAINING | {"count_term": False}
@@ -119,13 +120,14 @@ def test_whole_studies_are_held_out() -> None:
     LingshuCell.setup_anndata(adata, study_key="study", **KEYS)
     model = LingshuCell(adata, **SIZES)
     studies = model.registered_categories("study")
-    held_out = held_out_cells(studies, 0.1, 0)
+    held_out = held_out_rows(studies, 0.1, 0)
     assert len(set(studies[held_out])) == 1
     assert not set(studies[held_out]) & set(studies[~held_out])
     model.train(max_steps=2, validation_share=0.0, balanced=True, **PLAIN)
     assert "validation_loss" not in model.history
     assert model.provenance["training_studies"] == ["s1", "s2", "s3", "s4"]
-    assert held_out_cells(np.full(50, "", dtype=object), 0.1, 0).sum() == 5
+    none, names = np.full(50, "", dtype=object), np.array([f"c{i:02d}" for i in range(50)])
+    assert held_out_rows(none, 0.1, 0, names).sum() == held_out_rows(none, 0.1, 0).sum() == 5
 
 
 def test_steps_and_epochs() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cfm.models import Pulsar, load_model
 from cfm.models.pulsar import SIZES, PulsarModule, PulsarSize
-from cfm.nn._post_norm import TORCH_NAMES
+from cfm.nn._transformers import TORCH_NAMES
 from tests._pulsar import GOLDEN
 
 #: Of the output's scale, float32.
@@ -183,7 +183,7 @@ def test_a_regression_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "tensors", "message"),
     [
-        ({"encoder_num_attention_heads": "drop"}, {}, "does not say"),
+        ({"encoder_num_attention_heads": "drop"}, {}, "lacks"),
         ({"encoder_num_attention_heads": 5}, {}, "divisible by encoder_heads=5"),
         ({"hidden_act": "swish"}, {}, "activation='swish'"),
         ({"encoder_num_hidden_layers": 3}, {}, "do not fit"),

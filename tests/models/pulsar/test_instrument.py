@@ -164,7 +164,7 @@ def test_what_cannot_be_learned_is_refused() -> None:
     model = VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=4)
     with pytest.raises(KeyError, match="control='PBS' is no condition"):
         model.train(control="PBS")
-    with pytest.raises(KeyError, match=r"does not know the conditions \['C'\]"):
+    with pytest.raises(KeyError, match=r"does not have the conditions \['C'\]"):
         VirtualInstrument(adata, conditions=CONDITIONS.iloc[:2], hidden_dim=4).train(control="none")
     with pytest.raises(ValueError, match="no data"):
         VirtualInstrument(conditions=CONDITIONS, donor_dim=4, hidden_dim=4).train(control="none")

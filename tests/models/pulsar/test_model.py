@@ -175,7 +175,7 @@ def test_bfloat16_is_used_only_where_donors_keep_apart(
 ) -> None:
     """Most of an embedding is common to all donors, so the trial looks at what is not."""
     assert 0.99 < model.module.bfloat16_agreement() < 1
-    monkeypatch.setattr("cfm.models._precision.fast_bfloat16", lambda _: True)
+    monkeypatch.setattr("cfm.models._base.fast_bfloat16", lambda _: True)
     exact = model.get_latent_representation(adata, precision="float32")
     rough = model.get_latent_representation(adata)
     np.testing.assert_array_equal(

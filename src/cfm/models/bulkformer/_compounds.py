@@ -327,8 +327,8 @@ class CompoundHead(nn.Module):
         signatures
             Signatures to train on.
         features
-            Compounds by features, all of which can be predicted then; an embedding is learned for
-            each compound with a signature if not given.
+            Compounds by features; all of them can be predicted. Without it an embedding is learned
+            for each compound with a signature.
         dim, rank
             As of the class.
         """

@@ -166,7 +166,7 @@ class ExpressionReader:
 
     def prefetch(self, rows: np.ndarray) -> None:
         """Start to read these samples from disk, in this order, before :meth:`read` needs them."""
-        self._rows.expect(rows)
+        self._rows.prefetch(rows)
 
     def read(self, rows: np.ndarray) -> Tensor:
         """Return some samples, ``(b, n_genes)`` float32; the values are not checked."""

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm._arguments import (
@@ -21,13 +20,19 @@ from cfm._arguments import (
     check_whole,
     checks_arguments,
 )
+from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
-from cfm.hub import resolve
-from cfm.hub._replace import reads_checkpoint
-from cfm.models._base import PretrainedModel, check_column, load_weights
-from cfm.models._precision import Precision
+from cfm.hub._resolve import reads_checkpoint
+from cfm.models._base import (
+    TEXTS,
+    Precision,
+    PretrainedModel,
+    check_column,
+    load_weights,
+    stored_genes,
+)
 from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun, held_out_rows, root_weights
 from cfm.models.bulkformer._compounds import (
@@ -54,13 +59,13 @@ from cfm.models.bulkformer._module import (
     lower_genes,
     pool_genes,
 )
-from cfm.models.bulkformer._published import GENES_FILE, read_published
+from cfm.models.bulkformer._published import read_published
 from cfm.models.bulkformer._training import (
     BulkFormerRecipe,
     MaskedExpressionPlan,
     SampleStream,
 )
-from cfm.nn._graph import check_graph
+from cfm.nn._genes import check_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -179,6 +184,7 @@ class BulkFormer(PretrainedModel):
         )
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls, adata: AnnData, layer: str | None = None, study_key: str | None = None, **kwargs: Any
     ) -> None:
@@ -193,8 +199,7 @@ class BulkFormer(PretrainedModel):
             Layer with the log TPM instead of ``X``.
         study_key
             Column of ``obs`` with the study: validation is on whole studies.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -211,9 +216,7 @@ class BulkFormer(PretrainedModel):
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, study_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
@@ -619,7 +622,7 @@ class BulkFormer(PretrainedModel):
         training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         if not self.is_trained_:
             self.module.start_from(torch.from_numpy(reader.mean(training)))
-        settings: Any = {"mask_share": recipe.mask_share, "expect": reader.prefetch, **run.layout}
+        settings: Any = {"mask_share": recipe.mask_share, "prefetch": reader.prefetch, **run.layout}
         weights = root_weights(studies[training]) if recipe.balanced else None
         batches = SampleStream(reader.read, training, seed=run.seed, weights=weights, **settings)
         checks = None
@@ -629,19 +632,14 @@ class BulkFormer(PretrainedModel):
             )
         n_steps = run.count_steps(batches.n_batches)
         plan = MaskedExpressionPlan(
-            self.module,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            n_steps=n_steps,
-            redraw_interval=recipe.redraw_interval,
-            seed=run.seed,
+            self.module, redraw_interval=recipe.redraw_interval, seed=run.seed, **run.schedule
         )
         self.module.recompute = recipe.recompute
         try:
             yield Training(plan, batches, checks)
         finally:
             self.module.recompute = False
-        self.trained_here(studies, training_seed=run.seed, max_steps=n_steps)
+        self.mark_trained(studies, training_seed=run.seed, max_steps=n_steps)
         if self.compound_head is not None:
             self.compound_head = None
             warn_user(
@@ -705,7 +703,7 @@ class BulkFormer(PretrainedModel):
         else:
             term.weight.fill_(weight)
         self.linear_term = term.to(self.device)
-        self._part_trained_here(studies)
+        self._mark_part_trained(studies)
 
     @checks_arguments(unlisted_weight=SHARE, validation_share=BELOW_1)
     def train_compounds(
@@ -814,7 +812,7 @@ class BulkFormer(PretrainedModel):
                 seed=seed,
             )
         self.compound_head = head
-        self._part_trained_here([], compound_scores=scores)
+        self._mark_part_trained([], compound_scores=scores)
         self.is_trained_ = True
         return scores
 
@@ -835,11 +833,11 @@ class BulkFormer(PretrainedModel):
         parts = {_LINEAR_TERM: self.linear_term, _COMPOUNDS: self.compound_head}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _part_trained_here(self, studies: Sequence[str] | np.ndarray, **facts: Any) -> None:
+    def _mark_part_trained(self, studies: Sequence[str] | np.ndarray, **facts: Any) -> None:
         """Record the training of a part; the records of the other parts stay."""
         replaced = ("training_studies", "started_from")
         kept = {k: v for k, v in self.provenance.items() if k not in replaced}
-        self.trained_here(np.asarray(studies, dtype=object), **(kept | facts))
+        self.mark_trained(np.asarray(studies, dtype=object), **(kept | facts))
 
     def _reader(self, adata: AnnData | None, layer: str | None) -> ExpressionReader:
         """Return a reader of samples, by default the model's own; set the network to evaluation."""
@@ -913,6 +911,7 @@ class BulkFormer(PretrainedModel):
 
     @classmethod
     @reads_checkpoint
+    @fill_docs(TEXTS)
     def from_pretrained(
         cls,
         source: str | Path,
@@ -930,10 +929,8 @@ class BulkFormer(PretrainedModel):
             laid out as the authors release their weights: ``bulkformer_*.pt``, ``G_tcga.pt``,
             ``G_tcga_weight.pt`` and, if there, ``bulkformer_gene_info.csv``; or that ``.pt``
             file. ``hf://org/name`` on the Hugging Face hub for either.
-        adata
-            Data to attach for further training, registered with ``setup_anndata``.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        %(adata_to_attach)s
+        %(device)s
         genes
             Ensembl ids of the model's genes, in order, for weights without
             ``bulkformer_gene_info.csv``.
@@ -944,13 +941,11 @@ class BulkFormer(PretrainedModel):
             If files are missing, damaged or not safe to read, if they do not fit each other, or
             if the weights are of another model or another generation of BulkFormer.
         """
-        path = resolve(source)
-        if not cls.recognises(path):
-            if genes is not None:
-                raise ValueError("genes= is for weights without a gene list; this has its own.")
-            return super().from_pretrained(source, adata, device=device)
-        checkpoint = read_published(path, genes)
-        return cls._made(checkpoint, adata, device)
+        return cls._load_from(source, adata, device, genes=genes)
+
+    @classmethod
+    def _read_published(cls, path: Path, name: str, **published: Any) -> Checkpoint:
+        return read_published(path, **published)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         width = 0 if self.module.gene_embedding is not None else self.module.gene_features.shape[1]
@@ -966,7 +961,7 @@ class BulkFormer(PretrainedModel):
         tensors = dict(self.module.state_dict())
         for name, part in self._extra_parts().items():
             tensors |= part.state_dict(prefix=f"{name}.")
-        return tensors, config, {GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"}
+        return tensors, config, self._genes_file()
 
     def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         out = super()._compacted(tensors)
@@ -976,14 +971,14 @@ class BulkFormer(PretrainedModel):
         return out
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config, tensors, name = dict(checkpoint.config), checkpoint.tensors, checkpoint.name
         with validate_config("BulkFormer", name, tensors):
             size = BulkFormerSize(**config.pop("size"))
             width = check_whole("n_gene_features", config.pop("n_gene_features"), 0)
             knows_genes = check_flag("knows_genes", config.pop("knows_genes"))
             linear_term, compounds = config.pop(_LINEAR_TERM, None), config.pop(_COMPOUNDS, None)
-            genes = GeneVocabulary(checkpoint.files[GENES_FILE].splitlines())
+            genes = stored_genes(checkpoint)
             model = cls(vocabulary=genes, size=size)
             if width:
                 model.module = BulkFormerModule(
@@ -1011,6 +1006,4 @@ class BulkFormer(PretrainedModel):
             raise ValueError(f"The graph of checkpoint {name!r} is damaged. {error}") from error
         model._summarise()
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model

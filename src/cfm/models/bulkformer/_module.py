@@ -19,10 +19,9 @@ from cfm.nn import (
     normalised_adjacency,
 )
 from cfm.nn._distributed import means_over_processes
-from cfm.nn._graph import check_graph, neighbours
-from cfm.nn._linear import prepare, prepare_linear
+from cfm.nn._genes import check_graph, neighbours
+from cfm.nn._kernels import WeightCache, prepare, prepare_linear
 from cfm.nn._performer import chunks, run_layers
-from cfm.nn._weight_cache import WeightCache
 
 #: Expression of a gene that is not measured, or hidden.
 MISSING = -10.0

@@ -12,9 +12,11 @@ import torch
 
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.hub import Checkpoint, load_torch
-from cfm.hub._format import find_file, sha256_of_file
+from cfm.hub._checkpoint import find_file, sha256_of_file
+from cfm.models._base import GENES_FILE
+from cfm.models._load import read_gene_list, weights_file
 from cfm.models.bulkformer._module import BulkFormerSize
-from cfm.nn._graph import check_graph
+from cfm.nn._genes import check_graph
 from cfm.nn._performer import PERFORMER_NAMES
 
 if TYPE_CHECKING:
@@ -23,12 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_WEIGHTS = re.compile(r"bulkformer.*\.pt", re.IGNORECASE)
 _GRAPH, _GRAPH_WEIGHTS = "G_tcga.pt", "G_tcga_weight.pt"
 _GENES, _GENES_COLUMN = "bulkformer_gene_info.csv", "ensg_id"
-
-#: Text file of a checkpoint with the genes of the vocabulary, one per line.
-GENES_FILE = "genes.txt"
 
 _COPY = ".proj_updater.instance."
 _COUNTER = ".proj_updater.calls_since_last_redraw"
@@ -70,9 +68,8 @@ def read_published(path: Path, genes: Sequence[str] | None = None) -> Checkpoint
         If a file is missing, damaged or unsafe; if the weights are of another generation; if
         graph, gene list and weights do not fit each other.
     """
-    weights = path if path.is_file() else _only_weights(path)
+    weights = weights_file(path, "BulkFormer")
     folder = weights.parent
-    find_file(folder, weights.name)
     state = {k.removeprefix("module."): v for k, v in load_torch(weights).items()}
     size, n_genes, tensors = convert_state(state, str(weights))
     edges = _one_tensor(folder, _GRAPH)
@@ -84,7 +81,9 @@ def read_published(path: Path, genes: Sequence[str] | None = None) -> Checkpoint
             f"{_GRAPH} and {_GRAPH_WEIGHTS} in {folder} do not fit the {n_genes} genes of "
             f"{weights.name}: {error}"
         ) from error
-    listed = _gene_list(folder, n_genes)
+    listed = None
+    if (folder / _GENES).is_file():
+        listed = read_gene_list(folder / _GENES, _GENES_COLUMN, n_genes)
     names = listed if genes is None else list(genes)
     if names is not None and len(names) != n_genes:
         raise ValueError(f"genes= names {len(names)} genes; the weights have {n_genes}.")
@@ -210,8 +209,8 @@ def _sizes(tensors: dict[str, Tensor], where: str) -> tuple[BulkFormerSize, int]
     if head_dim == 0 or dim % head_dim or hidden % dim or len(found) != n_blocks * n_layers:
         raise ValueError(
             f"{where} has weights whose sizes contradict each other (width {dim}, heads of "
-            f"{head_dim} with {n_features} features, {n_blocks} × {n_layers} layers of which "
-            f"{len(found)} are there): {_AGAIN}"
+            f"{head_dim} with {n_features} features, {n_blocks} × {n_layers} layers, and "
+            f"{len(found)} are in the file): {_AGAIN}"
         )
     size = BulkFormerSize(
         dim=dim,
@@ -221,23 +220,6 @@ def _sizes(tensors: dict[str, Tensor], where: str) -> tuple[BulkFormerSize, int]
         ff_mult=hidden // dim,
     )
     return size, n_genes
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_file() and _WEIGHTS.fullmatch(p.name))
-
-
-def _only_weights(folder: Path) -> Path:
-    found = _weight_files(folder)
-    if len(found) != 1:
-        names = [p.name for p in found]
-        raise ValueError(
-            f"{folder} holds {len(found)} files bulkformer_*.pt {names}; expected one: give the "
-            "path of the file that is meant, or keep each size in a folder of its own."
-        )
-    return found[0]
 
 
 def _one_tensor(folder: Path, name: str) -> Tensor:
@@ -252,29 +234,6 @@ def _one_tensor(folder: Path, name: str) -> Tensor:
     if list(loaded) != ["tensor"]:
         raise ValueError(f"{folder / name} holds a dictionary; expected one tensor: {_AGAIN}")
     return loaded["tensor"]
-
-
-def _gene_list(folder: Path, n_genes: int) -> list[str] | None:
-    """Read the Ensembl ids of the genes, in order."""
-    if not (folder / _GENES).is_file():
-        return None
-    path = find_file(folder, _GENES)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} is no table of comma-separated values ({error}).") from error
-    if _GENES_COLUMN not in table:
-        raise ValueError(
-            f"{path} has the columns {table.columns.tolist()}; expected {_GENES_COLUMN!r}, the "
-            "Ensembl id of each gene."
-        )
-    genes = table[_GENES_COLUMN].str.strip().tolist()
-    if len(genes) != n_genes or len(set(genes)) != n_genes or "" in genes:
-        raise ValueError(
-            f"{path} lists {len(genes)} genes, {len(set(genes))} of them different; the weights "
-            f"have {n_genes}: the two belong to different releases."
-        )
-    return genes
 
 
 def vocabulary_of(ensembl_ids: Sequence[str]) -> GeneVocabulary:

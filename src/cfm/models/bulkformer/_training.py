@@ -12,16 +12,13 @@ from torch import Tensor
 from cfm._arguments import NOT_NEGATIVE, PART
 from cfm.data._row_order import BLOCK_SIZE
 from cfm.models._streams import Drawn, RowStream
-from cfm.models._training import Recipe, TrainingPlan
+from cfm.models._training import WARM_UP, Recipe, TrainingPlan
 from cfm.models.bulkformer._module import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cfm.models.bulkformer._module import BulkFormerModule
-
-#: Share of the steps in which the learning rate rises.
-_WARM_UP = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,58 +112,32 @@ class SampleStream(RowStream):
 
 
 class MaskedExpressionPlan(TrainingPlan):
-    """Mean squared error of hidden expression; AdamW with warm-up and linear decay.
+    """Mean squared error of hidden expression; random features are drawn anew now and then.
 
     Parameters
     ----------
-    module
-        The network.
-    lr
-        Peak learning rate.
-    weight_decay
-        Of AdamW.
-    n_steps
-        Optimiser steps in all, for the schedule.
     redraw_interval
         Steps after which the random features of the attention are drawn anew; 0 never does.
     seed
         Of the redrawn features.
+    module, **settings
+        See :class:`cfm.models.base.TrainingPlan`.
     """
 
     uses_all_weights = True
 
     def __init__(
-        self,
-        module: BulkFormerModule,
-        *,
-        lr: float,
-        weight_decay: float,
-        n_steps: int,
-        redraw_interval: int,
-        seed: int,
+        self, module: BulkFormerModule, *, redraw_interval: int, seed: int, **settings: Any
     ) -> None:
-        super().__init__(module)
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.n_steps = n_steps
+        super().__init__(module, **settings)
         self.redraw_interval = redraw_interval
         self._generator = torch.Generator().manual_seed(seed)
         self._redrawn = 0
 
-    def configure_optimizers(self) -> Any:
-        """Return AdamW with its schedule."""
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
-
-        def rate(step: int) -> float:
-            done = (step + 1) / max(1, self.n_steps)
-            return done / _WARM_UP if done < _WARM_UP else max(0.0, (1.0 - done) / (1.0 - _WARM_UP))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step as a share of the peak; 0 in the last step."""
+        done = (step + 1) / max(1, self.n_steps)
+        return done / WARM_UP if done < WARM_UP else max(0.0, (1.0 - done) / (1.0 - WARM_UP))
 
     def own_state(self) -> dict[str, Any]:
         """Return the step of the last redraw and the generator of the next."""
@@ -183,13 +154,3 @@ class MaskedExpressionPlan(TrainingPlan):
         if self.redraw_interval and self.global_step >= self._redrawn + self.redraw_interval:
             self.module.redraw_features(self._generator)
             self._redrawn = self.global_step
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        losses = self.module.losses(*batch)
-        self.write("train", losses, batch_idx, len(batch.hidden))
-        return losses["loss"]
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss of a validation batch."""
-        self.write("validation", self.module.losses(*batch), batch_idx, len(batch.hidden))

@@ -1,7 +1,6 @@
-"""From AnnData to batches: log2 fold changes on the vocabulary, their tokens, and training batches.
+"""AnnData to batches: log2 fold changes on the vocabulary, their tokens, and training batches.
 
-Embedding, training and the tools read contrasts through this file, so that the same values are
-accepted and refused everywhere.
+Embedding, training and the tools read contrasts through this module and its checks.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from cfm.models.cellpulse._module import (
     mask_tokens,
     subsample,
 )
-from cfm.nn._distributed import numbers_of_all
+from cfm.nn._distributed import all_gather_int
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,8 +93,7 @@ def effect_blocks(
 def check_effects(effects: np.ndarray) -> None:
     """Refuse infinite values, and matrices that cannot be log2 fold changes.
 
-    A contrast has genes that fall; a matrix with hundreds of positive values in some row and no
-    negative one anywhere in it is expression.
+    A row with hundreds of positive values and no negative one is expression.
     """
     if np.isinf(effects).any():
         raise ValueError(
@@ -117,11 +115,11 @@ def check_effects(effects: np.ndarray) -> None:
 
 
 def check_not_scaled(matrix: Any) -> None:
-    """Refuse values that were scaled over the observations, as :func:`scanpy.pp.scale` does.
+    """Refuse values that were scaled over the observations, as by :func:`scanpy.pp.scale`.
 
-    There are two signs of it, looked for in ten observations or more. In single cells a gene that
-    most cells do not express has one value, other than 0, in all of them, and fold changes are
-    hardly ever the same twice. In samples every gene has mean 0 and standard deviation 1.
+    Two signs are checked in ten observations or more. In single cells a gene that most cells do
+    not express has one value, other than 0, in all of them; fold changes seldom repeat. In samples
+    every gene has mean 0 and standard deviation 1.
 
     Raises
     ------
@@ -270,7 +268,7 @@ class ProfileTokenizer:
         ----------
         effects
             ``(n, n_genes)`` log2 fold changes; ``NaN`` = not measured. Columns follow the
-            vocabulary, or ``alignment`` says where they lie.
+            vocabulary, or ``alignment``.
         alignment
             From :meth:`cfm.data.GeneVocabulary.align`.
         has_magnitude
@@ -279,8 +277,8 @@ class ProfileTokenizer:
             Number of measured genes with ``|log2FC|`` < 0.1 to add as *unchanged* tokens, drawn
             with ``rng`` (pretraining only).
         drawn
-            Which part of a batch ``effects`` are, if processes share it. Each must call this;
-            random numbers and width are then those of the whole batch.
+            Part of the batch in ``effects``, if processes share it. Each must call this; random
+            numbers and width are those of the whole batch.
 
         Returns
         -------
@@ -315,7 +313,7 @@ class ProfileTokenizer:
         # the tokens of short profiles are moved to the left, so that the batch is narrow
         width = max(1, int(moves.sum(axis=1).max(initial=0)))
         if drawn is not None:
-            width = max(numbers_of_all(width))
+            width = max(all_gather_int(width))
         if width < state.shape[1]:
             order = np.argsort(~moves, axis=1, kind="stable")[:, :width]
             top, effect, state = (
@@ -352,8 +350,7 @@ def _draw_unchanged(values: np.ndarray, free: np.ndarray, n: int, tried: np.ndar
     """Take up to ``n`` free columns per row with a known effect below the threshold, else −1."""
     with np.errstate(invalid="ignore"):
         candidate = free & (np.abs(values) < UNCHANGED_BELOW)  # NaN compares as False
-    # among a random sample of columns: to draw exactly n, which training does not need, every row
-    # would have to be sorted
+    # from a random sample of columns: to draw exactly n would sort every row
     tried = np.sort(tried, axis=1)
     fresh = np.ones_like(tried, dtype=bool)
     fresh[:, 1:] = tried[:, 1:] != tried[:, :-1]

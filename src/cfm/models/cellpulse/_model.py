@@ -11,18 +11,19 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 from scvi.utils import track
 
 from cfm._arguments import check_whole, checks_arguments
+from cfm._docs import fill_docs
 from cfm._fields import NO_RESPONSE, UNINFECTED, VIRAL
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
-from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.models._base import TEXTS, PretrainedModel, check_column, load_weights, stored_genes
 from cfm.models._sizes import named_size, validate_config
 from cfm.models.cellpulse import _attribution as attribution
+from cfm.models.cellpulse._attribution import Reversal, gene_positions, reverse_genes
 from cfm.models.cellpulse._classifier import (
     Names,
     Scores,
@@ -48,7 +49,6 @@ from cfm.models.cellpulse._gene_factors import (
     usual_sizes,
 )
 from cfm.models.cellpulse._module import PADDING, SIZES, CellPulseModule, CellPulseSize, Tokens
-from cfm.models.cellpulse._reversal import Reversal, gene_positions, reverse_genes
 from cfm.models.cellpulse._training import CellPulseRecipe, pretraining
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 
 #: Registry key of the column with the infected sample.
 SAMPLE_KEY = "sample"
-_GENES_FILE = "genes.txt"
 _CLASSIFIER = "classifier."
 _MODULE = "module."
 
@@ -158,7 +157,7 @@ class CellPulse(PretrainedModel):
         self._summarise()
 
     def _summarise(self) -> None:
-        """Set what scvi-tools shows of a model; the number of parameters changes with training."""
+        """Set the summary that scvi-tools prints; the number of parameters changes in training."""
         n = sum(p.numel() for p in self.module.parameters())
         self._model_summary_string = (
             f"CellPulse: {len(self.vocabulary)} genes, {self.size.n_tokens} tokens, "
@@ -166,6 +165,7 @@ class CellPulse(PretrainedModel):
         )
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -190,8 +190,7 @@ class CellPulse(PretrainedModel):
         sample_key
             Column of ``obs`` with the infected sample: contrasts of one sample against different
             controls are made to agree.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -211,12 +210,10 @@ class CellPulse(PretrainedModel):
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, study_key),
             CategoricalObsField(SAMPLE_KEY, sample_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         with warnings.catch_warnings():
-            # Said for categories of under three cells; a study or sample may have one contrast.
+            # scvi-tools warns of categories of under three cells; a study may have one contrast
             warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
-            manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+            cls._register(adata, fields, setup_method_args, **kwargs)
 
     @checks_arguments()
     def fit_gene_factors(self, *, seed: int = 0) -> None:
@@ -264,10 +261,6 @@ class CellPulse(PretrainedModel):
         alignment = align_effects(self.adata, self.vocabulary, layer=layer)
         stored = StoredEffects(get_matrix(self.adata, layer=layer), alignment)
         return stored, self.registered_categories(REGISTRY_KEYS.BATCH_KEY)
-
-    def vocabulary_share(self, adata: AnnData) -> float:
-        """Return the share of the model's genes that ``adata`` measures."""
-        return self.vocabulary.align(adata.var_names).found_share
 
     def to_device(self, device: str | int | torch.device) -> None:
         """Move the model; ``"auto"`` takes a GPU if there is one."""
@@ -428,7 +421,7 @@ class CellPulse(PretrainedModel):
         what is left of it (:meth:`predict_hidden`). The difference between the two expected
         effects, tanh(log-odds / 2) times the expected size, is added to the measured effect. So
         nothing changes where nothing was reversed. This is what the model has learned of genes
-        that move together, not an effect that was measured or is known to be causal.
+        that move together; it is neither a measured nor a causal effect.
 
         Parameters
         ----------
@@ -447,13 +440,13 @@ class CellPulse(PretrainedModel):
 
         Returns
         -------
-        AnnData, contrasts by those genes of ``adata`` that the model knows: log2 fold changes,
+        AnnData, contrasts by those genes of ``adata`` that the model has: log2 fold changes,
         float32; ``NaN`` stays.
 
         Raises
         ------
         KeyError
-            If the model does not know a gene, or ``adata`` does not measure it.
+            If the model does not have a gene, or ``adata`` does not measure it.
         ValueError
             If an option is out of range, or the matrix does not hold log2 fold changes.
 
@@ -484,7 +477,7 @@ class CellPulse(PretrainedModel):
         if unmeasured:
             warn_user(
                 f"{unmeasured} of {adata.n_obs} contrasts do not measure all of "
-                f"{list(perturbation)}; what is not measured is not reversed there."
+                f"{list(perturbation)}; missing genes are not reversed there."
             )
         return AnnData(out, obs=adata.obs[[]], var=adata.var[[]].iloc[alignment.columns])
 
@@ -497,8 +490,8 @@ class CellPulse(PretrainedModel):
     ) -> pd.DataFrame:
         """Train the classifier of responses and viruses on labelled contrasts.
 
-        It reads the effects themselves; the encoder stays as it is. A convex problem: the same
-        data give the same classifier. Temperature, odds of a response and the support of each
+        Its inputs are the effects; the encoder is unchanged. The problem is convex: the same data
+        give the same classifier. Temperature, odds of a response and the support of each
         answer are fitted on predictions for studies left out. Contrasts, (label, study) units and
         labels are weighted so that each study and each virus counts the same.
 
@@ -553,7 +546,7 @@ class CellPulse(PretrainedModel):
         self.classifier = classifier.to(self.device).eval()
         # the encoder may have been trained on further studies, without their labels
         learned = sorted(set(studies) - {""})
-        self.trained_here(studies, classes=classifier.classes, classifier_studies=learned)
+        self.mark_trained(studies, classes=classifier.classes, classifier_studies=learned)
         return table.set_axis(self.adata.obs_names)
 
     def require_classifier(self) -> VirusClassifier:
@@ -730,7 +723,7 @@ class CellPulse(PretrainedModel):
             "n_relevances": self.module.log_relevance.numel(),
             "classifier": None if self.classifier is None else self.classifier.settings(),
         }
-        return tensors, config, {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"}
+        return tensors, config, self._genes_file()
 
     def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # tables with a row or column per gene: embeddings move by about 0.1 %
@@ -741,13 +734,13 @@ class CellPulse(PretrainedModel):
         }
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config = dict(checkpoint.config)
         with validate_config("CellPulse", checkpoint.name, checkpoint.tensors):
             size = CellPulseSize(**config.pop("size"))
             n_relevances = config.pop("n_relevances")
             check_whole("n_relevances", n_relevances, 1, size.n_factors)
-            genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
+            genes = stored_genes(checkpoint)
             of_classifier = config.pop("classifier")
             model = cls(vocabulary=genes, size=size)
             model.module.log_relevance = torch.nn.Parameter(torch.zeros(n_relevances))
@@ -761,10 +754,8 @@ class CellPulse(PretrainedModel):
         if first < 0 or last >= n_relevances:
             raise ValueError(
                 f"The factors of checkpoint {checkpoint.name!r} belong to groups {first} to "
-                f"{last}, of which there are {n_relevances}; it is damaged: download it again."
+                f"{last}, and there are {n_relevances} groups; it is damaged: download it again."
             )
         model._summarise()
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model

@@ -473,13 +473,13 @@ def mask_tokens(
     Parameters
     ----------
     tokens
-        Tokens of which none is masked.
+        Tokens without masks.
     share
         ``(b,)`` share of tokens to mask per profile.
     generator
         Source of randomness.
     drawn
-        Which part of a batch these are, if processes share it; the numbers are drawn for all.
+        Part of the batch, if processes share it; the numbers are drawn for the whole batch.
 
     Returns
     -------

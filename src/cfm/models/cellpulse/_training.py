@@ -14,7 +14,7 @@ import torch
 from cfm._arguments import BELOW_1, SHARE
 from cfm.data import ProfileMatrix
 from cfm.data._warn import warn_user
-from cfm.models._training import Recipe, Training, TrainingPlan, held_out_studies
+from cfm.models._training import Recipe, Training, TrainingPlan, held_out_studies, scheduled
 from cfm.models.cellpulse._data import ProfileStream, WeightedSource, read_signed_sets
 from cfm.models.cellpulse._gene_factors import GeneFactors
 from cfm.models.cellpulse._module import DOWN, UNCHANGED, UP, mean_or_zero
@@ -88,27 +88,14 @@ class PretrainingPlan(TrainingPlan):
 
     Parameters
     ----------
-    module
-        The network.
-    lr
-        Peak learning rate of the transformer.
-    n_steps
-        Total number of steps, for the schedule.
     n_linear_steps
         Steps for the linear term.
+    module, **settings
+        See :class:`cfm.models.base.TrainingPlan`.
     """
 
-    def __init__(
-        self,
-        module: CellPulseModule,
-        *,
-        lr: float,
-        n_steps: int,
-        n_linear_steps: int,
-    ) -> None:
-        super().__init__(module)
-        self.lr = lr
-        self.n_steps = n_steps
+    def __init__(self, module: CellPulseModule, *, n_linear_steps: int, **settings: Any) -> None:
+        super().__init__(module, weight_decay=WEIGHT_DECAY, **settings)
         self.n_linear_steps = n_linear_steps
 
     def linear_parameters(self) -> list[torch.nn.Parameter]:
@@ -124,7 +111,7 @@ class PretrainingPlan(TrainingPlan):
         optimizer = torch.optim.AdamW(
             [
                 {"params": linear, "lr": LINEAR_LR, "weight_decay": 0.0},
-                {"params": rest, "lr": self.lr, "weight_decay": WEIGHT_DECAY},
+                {"params": rest, "lr": self.lr, "weight_decay": self.weight_decay},
             ]
         )
         n_linear, n_rest = self.n_linear_steps, max(1, self.n_steps - self.n_linear_steps)
@@ -139,11 +126,7 @@ class PretrainingPlan(TrainingPlan):
             warm = 0.1
             return done / warm if done < warm else max(0.0, (1.0 - done) / (1.0 - warm))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [linear_rate, rest_rate])
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return scheduled(optimizer, [linear_rate, rest_rate])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on one batch."""
@@ -153,7 +136,7 @@ class PretrainingPlan(TrainingPlan):
             )
             self.write("train", {"linear_loss": loss}, batch_idx, len(batch.groups))
             return loss
-        losses = self._losses(batch)
+        losses = self.losses(batch)
         self.write("train", losses, batch_idx, len(batch.groups))
         return losses["loss"]
 
@@ -166,7 +149,7 @@ class PretrainingPlan(TrainingPlan):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses and direction accuracy on studies that are not trained on."""
-        losses = self._losses(batch)
+        losses = self.losses(batch)
         encoded = self.module.encode(batch.tokens, batch.factor_mask)
         logits, _ = self.module.predict_tokens(encoded)
         moved = batch.masked & (batch.target.state != UNCHANGED)
@@ -174,7 +157,7 @@ class PretrainingPlan(TrainingPlan):
         accuracy = {"direction_accuracy": mean_or_zero(right[moved].float())}
         self.write("validation", losses | accuracy, batch_idx, len(batch.groups))
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the parts of the loss by name, and ``loss``."""
         tokens, target, masked, groups, mask = batch
         losses = self.module.losses(tokens, target, masked, groups=groups, factor_mask=mask)
@@ -304,7 +287,7 @@ def pretraining(model: Any, run: TrainingRun, *, sample_key: str) -> Iterator[Tr
             **settings,
         )
         checks = list(check)
-    plan = PretrainingPlan(module, lr=recipe.lr, n_steps=n_steps, n_linear_steps=n_linear_steps)
+    plan = PretrainingPlan(module, n_linear_steps=n_linear_steps, **run.schedule)
     try:
         yield Training(plan, training, checks)
     finally:
@@ -315,4 +298,4 @@ def pretraining(model: Any, run: TrainingRun, *, sample_key: str) -> Iterator[Tr
         fit_correction_weights(module, [batch.to(device) for batch in checks])
     model.compress_factors()
     module.eval()
-    model.trained_here(studies, training_seed=run.seed, max_steps=n_steps)
+    model.mark_trained(studies, training_seed=run.seed, max_steps=n_steps)

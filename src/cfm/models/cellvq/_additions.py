@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.nn._distributed import numbers_of_all, summed
-from cfm.nn._zinb import LEAST_MEAN, MOST_MEAN
+from cfm.nn._distributed import all_gather_int, summed
+from cfm.nn._values import LEAST_MEAN, MOST_MEAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,7 +177,7 @@ class CentredProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Project ``(b, dim)`` to ``(b, code_dim)``."""
         found: Tensor = self.projection(x).to(self.running_mean.dtype)
-        n = sum(numbers_of_all(len(found))) if self.training else 0
+        n = sum(all_gather_int(len(found))) if self.training else 0
         if n > len(found) and n >= _LEAST_CELLS:
             return self._centred_by_all(found, n)
         return F.batch_norm(

@@ -15,7 +15,7 @@ from cfm.data._counts import TARGET_SUM, CountReader, Units, canonical, log1p_cp
 from cfm.data._warn import warn_user
 from cfm.models._streams import Drawn, RowStream
 from cfm.models._training import held_out_rows
-from cfm.nn._distributed import numbers_of_all, process_number
+from cfm.nn._distributed import all_gather_int, process_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -211,7 +211,7 @@ class CellReader(CountReader):
 
     def _chunks(self) -> Iterator[tuple[np.ndarray, Cells]]:
         """Yield ``(rows, cells)`` of all cells in order."""
-        self.expect(np.arange(self.n_cells))
+        self.prefetch(np.arange(self.n_cells))
         for start in range(0, self.n_cells, _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, self.n_cells))
             yield rows, self.cells(rows)
@@ -292,7 +292,7 @@ def check_training_units(
 
 
 class Batch(NamedTuple):
-    """Cells of which the encoder sees a part.
+    """Cells, and the part of them that the encoder sees.
 
     Attributes
     ----------
@@ -350,7 +350,7 @@ class CellStream(RowStream):
         code_only_share: float,
         **kwargs: Any,
     ) -> None:
-        super().__init__(rows, batch_size=batch_size, seed=seed, expect=reader.expect, **kwargs)
+        super().__init__(rows, batch_size=batch_size, seed=seed, prefetch=reader.prefetch, **kwargs)
         self.reader = reader
         self.labels = labels
         self.keep_share = keep_share
@@ -381,7 +381,7 @@ def _draw_entries(n: int, drawn: Drawn, generator: torch.Generator) -> np.ndarra
     """Draw a number for each of ``n`` entries of the rows of this process, and for the others'."""
     if len(drawn.own) == len(drawn.rows):
         return _draw(n, generator)
-    n_entries = numbers_of_all(n)
+    n_entries = all_gather_int(n)
     start = sum(n_entries[: process_number()[0]])
     return _draw(sum(n_entries), generator)[start : start + n]
 

@@ -9,18 +9,24 @@ import numpy as np
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from cfm._arguments import SHARE, Range, check_whole, checks_arguments
+from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
 from cfm.data._counts import Units
 from cfm.data._matrix import check_unique_names, get_matrix
 from cfm.data._warn import warn_user
-from cfm.hub import resolve
-from cfm.hub._replace import reads_checkpoint
-from cfm.models._base import PretrainedModel, check_column, load_weights
-from cfm.models._precision import Precision
+from cfm.hub._resolve import reads_checkpoint
+from cfm.models._base import (
+    GENES_FILE,
+    TEXTS,
+    Precision,
+    PretrainedModel,
+    check_column,
+    load_weights,
+    stored_genes,
+)
 from cfm.models._sizes import named_size, validate_config
 from cfm.models.cellvq._data import (
     NO_CODE,
@@ -40,7 +46,7 @@ from cfm.models.cellvq._perturbation import (
     find_genes,
 )
 from cfm.models.cellvq._property_heads import EXPRESSION, LEVELS, PropertyHeads, check_classes
-from cfm.models.cellvq._published import GENES_FILE, read_published
+from cfm.models.cellvq._published import read_published
 from cfm.models.cellvq._training import CellVQRecipe, training_of
 
 if TYPE_CHECKING:
@@ -194,6 +200,7 @@ class CellVQ(PretrainedModel):
 
     @classmethod
     @checks_arguments()
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -222,8 +229,7 @@ class CellVQ(PretrainedModel):
             back into counts with ``total_counts``.
         total_counts
             Column with the counts of a cell before it was normalised, for ``"log1p_cp10k"``.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -257,9 +263,7 @@ class CellVQ(PretrainedModel):
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(STUDY, study_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     @property
     def size(self) -> CellVQSize:
@@ -295,10 +299,6 @@ class CellVQ(PretrainedModel):
                 "(OS_scRNA_gene_index.19264.tsv)."
             )
         return self._vocabulary
-
-    def vocabulary_share(self, adata: AnnData) -> float:
-        """Return the share of the model's genes that ``adata`` measures."""
-        return self.vocabulary.align(adata.var_names).found_share
 
     @checks_arguments()
     @torch.inference_mode()
@@ -606,7 +606,7 @@ class CellVQ(PretrainedModel):
         single = [name for name in chosen if len(self.properties[name]) == 1]
         if single:
             warn_user(
-                f"The heads {single} know a single class each, which they predict for every cell; "
+                f"The heads {single} have a single class each, which they predict for every cell; "
                 "their predictions carry no information."
             )
         reader = self._reader(adata, layer, units, total_counts)
@@ -793,7 +793,7 @@ class CellVQ(PretrainedModel):
     def _reader(
         self, adata: AnnData | None, layer: str | None, units: Units, total_counts: str | None
     ) -> CellReader:
-        """Return a reader of cells, by default the model's own; set the network to evaluation."""
+        """Return a reader of cells, by default the registered ones; set evaluation mode."""
         self.module.eval()
         if adata is None:
             return self.registered_reader()
@@ -833,13 +833,14 @@ class CellVQ(PretrainedModel):
 
     @classmethod
     @reads_checkpoint
+    @fill_docs(TEXTS)
     def from_pretrained(
         cls,
         source: str | Path,
         adata: AnnData | None = None,
         *,
         device: str = "auto",
-        mode: str = "m1",
+        mode: str | None = None,
         genes: Sequence[str] | None = None,
         properties: Mapping[str, Sequence[str]] | None = None,
     ) -> Self:
@@ -854,10 +855,9 @@ class CellVQ(PretrainedModel):
         adata
             Data to attach for further training, registered with ``setup_anndata``. Properties
             that the model has no head for get one when it is trained.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        %(device)s
         mode
-            Which weights of the authors' file to load.
+            Which weights of the authors' file to load, by default ``"m1"``.
         genes
             Names of the genes of the authors' weights, in their order. By default those of
             ``OS_scRNA_gene_index.19264.tsv`` beside the file; without either the network can be
@@ -872,32 +872,26 @@ class CellVQ(PretrainedModel):
             If the checkpoint is damaged, is not safe to read, belongs to another model, or an
             argument does not fit it.
         """
-        path = resolve(source)
-        if not cls.recognises(path):
-            if genes is not None or properties is not None:
-                raise ValueError(
-                    "genes= and properties= are for the authors' weights; this checkpoint names "
-                    "its own."
-                )
-            return super().from_pretrained(source, adata, device=device)
-        checkpoint = read_published(path, mode, genes=genes, properties=properties)
-        return cls._made(checkpoint, adata, device)
+        return cls._load_from(source, adata, device, mode=mode, genes=genes, properties=properties)
+
+    @classmethod
+    def _read_published(cls, path: Path, name: str, **published: Any) -> Checkpoint:
+        return read_published(path, **published)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         settings, files = self.module.property_heads.state()
         if self._vocabulary is not None:
-            files[GENES_FILE] = "\n".join(self._vocabulary.genes) + "\n"
+            files |= self._genes_file()
         config = {"size": vars(self.size), "n_genes": self.module.n_genes} | settings
         return dict(self.module.state_dict()), config, files
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config, tensors, name = dict(checkpoint.config), checkpoint.tensors, checkpoint.name
         with validate_config("CellVQ", name, tensors):
             size = CellVQSize(**config.pop("size"))
             n_genes = check_whole("n_genes", config.pop("n_genes"))
-            text = checkpoint.files.get(GENES_FILE)
-            vocabulary = None if text is None else GeneVocabulary(text.splitlines())
+            vocabulary = stored_genes(checkpoint) if GENES_FILE in checkpoint.files else None
             module = CellVQModule(n_genes, size=size)
             module.property_heads = PropertyHeads.from_state(
                 4 * size.dim, n_genes, config, checkpoint.files
@@ -916,8 +910,6 @@ class CellVQ(PretrainedModel):
         PretrainedModel.__init__(model)
         model._vocabulary, model.module, model.provenance = vocabulary, module, config
         model._summarise()
-        if adata is not None:
-            model.attach(adata)
         return model
 
 

@@ -12,12 +12,11 @@ from torch.nn import functional as F
 from cfm.models._sizes import check_sizes
 from cfm.models.cellvq._additions import CodeTerm, ExpressionTerm
 from cfm.models.cellvq._property_heads import PropertyHeads
-from cfm.nn import PerformerLayer, PostNormLayer
-from cfm.nn._post_norm import PreparedStack
+from cfm.nn import PerformerLayer, TransformerEncoderLayer
+from cfm.nn._kernels import WeightCache
 from cfm.nn._soft_codes import Quantised, SoftCodes
-from cfm.nn._values import BinnedValueEmbedding
-from cfm.nn._weight_cache import WeightCache
-from cfm.nn._zinb import ZINBHeads
+from cfm.nn._transformers import PreparedStack
+from cfm.nn._values import BinnedValueEmbedding, ZINBHeads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -226,7 +225,9 @@ class CellVQModule(nn.Module):
                 else:
                     nn.init.normal_(self.relation, std=rank**-0.5)
         self.layers = nn.ModuleList(
-            PostNormLayer(dim, size.n_heads, size.ff_dim, activation="relu", dropout=size.dropout)
+            TransformerEncoderLayer(
+                dim, size.n_heads, size.ff_dim, activation="relu", dropout=size.dropout
+            )
             for _ in range(size.n_layers)
         )
         self.norm = nn.LayerNorm(dim)
@@ -458,7 +459,7 @@ class CellVQModule(nn.Module):
         x = self.value_embedding(values) + F.embedding(gene_ids, self.identity())
         bias = _bias(padding, x)
         for i, module in enumerate(self.layers):
-            layer = cast("PostNormLayer", module)
+            layer = cast("TransformerEncoderLayer", module)
             yield layer.attention_weights(x, bias)
             if i + 1 < len(self.layers):
                 x = layer(x, bias)

@@ -152,13 +152,13 @@ def _unknown(name: str, vocabulary: GeneVocabulary, targets: pd.DataFrame | None
     genes = f"{', '.join(vocabulary.genes[:3])}, … (model.vocabulary.genes)"
     if targets is None:
         return (
-            f"{name!r} is none of the model's genes; it knows {genes}. For a drug, pass the genes "
+            f"{name!r} is none of the model's genes, such as {genes}. For a drug, pass the genes "
             "it acts on: targets=cfm.datasets.drug_targets()."
         )
     acts_on = _targets_of(name, targets)
     if acts_on:
         return (
-            f"{name!r} acts on {', '.join(acts_on[:5])}, none of which the model knows; it knows "
+            f"{name!r} acts on {', '.join(acts_on[:5])}, none of the model's genes, such as "
             f"{genes}."
         )
     return (

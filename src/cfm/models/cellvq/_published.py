@@ -7,17 +7,18 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from cfm.data import GeneVocabulary
 from cfm.hub import Checkpoint, load_torch
-from cfm.hub._format import find_file, sha256_of_file
+from cfm.hub._checkpoint import sha256_of_file
+from cfm.models._base import GENES_FILE
+from cfm.models._load import read_gene_list, weights_file
 from cfm.models.cellvq._module import N_COUNT_TOKENS, CellVQSize
 from cfm.models.cellvq._property_heads import CLASSES_FILE, check_classes
 from cfm.nn._performer import PERFORMER_NAMES
-from cfm.nn._post_norm import TORCH_NAMES
 from cfm.nn._soft_codes import binary_numbers
+from cfm.nn._transformers import TORCH_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-#: Text file of a checkpoint with the names of the genes.
-GENES_FILE = "genes.txt"
-_WEIGHTS = "models.ckpt"
 _GENES, _GENES_COLUMN = "OS_scRNA_gene_index.*.tsv", "gene_name"
 #: Property heads, in the order that the authors list them.
 _PROPERTIES = ("cell_type", "tissue", "disease", "sex", "age")
@@ -91,8 +89,7 @@ def read_published(
         If the file is damaged, unsafe, of another model, or lacks the mode; if configuration,
         weights, gene list and arguments do not fit each other.
     """
-    weights = path if path.is_file() else path / _WEIGHTS
-    find_file(weights.parent, weights.name)
+    weights = weights_file(path, "CellVQ")
     loaded = load_torch(weights)
     where = str(weights)
     _check_layout(loaded, mode, where)
@@ -105,7 +102,10 @@ def read_published(
             )
         classes[name] = given
     files = {CLASSES_FILE: json.dumps(classes)}
-    names = _gene_list(weights.parent, n_genes) if genes is None else list(genes)
+    names = None if genes is None else list(genes)
+    listed = sorted(weights.parent.glob(_GENES))
+    if names is None and listed:
+        names = read_gene_list(listed[0], _GENES_COLUMN, n_genes, sep="\t")
     if names is not None:
         files[GENES_FILE] = "\n".join(GeneVocabulary(names).genes)
     return Checkpoint(
@@ -266,27 +266,3 @@ def _check_bits(found: Tensor, where: str) -> None:
             f"{where} numbers its codes otherwise than CellVQ does ({_BITS} does not list all "
             f"binary numbers in order): it is damaged or of another version."
         )
-
-
-def _gene_list(folder: Path, n_genes: int) -> list[str] | None:
-    """Read the names of the genes, in order."""
-    found = sorted(folder.glob(_GENES))
-    if not found:
-        return None
-    path = find_file(folder, found[0].name)
-    try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} is no table of tab-separated values ({error}).") from error
-    if _GENES_COLUMN not in table:
-        raise ValueError(
-            f"{path} has the columns {table.columns.tolist()}; expected {_GENES_COLUMN!r}, the "
-            "name of each gene."
-        )
-    genes = table[_GENES_COLUMN].str.strip().tolist()
-    if len(genes) != n_genes or len(set(genes)) != n_genes or "" in genes:
-        raise ValueError(
-            f"{path} lists {len(genes)} genes, {len(set(genes))} of them different; the weights "
-            f"have {n_genes}: the two belong to different releases."
-        )
-    return genes

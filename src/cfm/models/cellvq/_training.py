@@ -22,13 +22,13 @@ from cfm.models._training import Recipe, Training, TrainingPlan
 from cfm.models.cellvq._additions import EPS, CentredProjection, spread_cells
 from cfm.models.cellvq._data import STUDY, Batch, CellStream, levels_of, split_rows, spread_rows
 from cfm.nn._distributed import (
+    all_gather_int,
     common_numbers,
     means_over_processes,
-    numbers_of_all,
     process_number,
     summed,
 )
-from cfm.nn._zinb import zinb_nll
+from cfm.nn._values import zinb_nll
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -63,7 +63,7 @@ class CellVQRecipe(Recipe):
     that the quantiser gives the cell, the decoder predicts the rest: the counts of the genes that
     were held back and the zeros, by a zero-inflated negative binomial whose mean, in counts per
     10,000, is scaled by the counts of the cell. Of some cells it sees the code alone, so that codes
-    carry what there is to know of a cell. The property heads read the embedding of what is seen.
+    describe the cell. The property heads read the embedding of the seen genes.
     AdamW in one cycle (up over 10 % of the steps, then down by a cosine), clipping at 1.0.
     Registered properties (``labels_keys``) that the model has no head for get one.
 
@@ -94,14 +94,14 @@ class CellVQRecipe(Recipe):
     anneal_share
         Share of the steps after which it is there.
     reconstruction_weight, separation_weight, balance_weight
-        Weights of the three terms: the counts; codes that are apart (mean of the largest cosine of
-        a code to another); codes that are used alike (1 − the entropy of the mean probabilities of
-        a batch over its largest value; an addition of ours).
+        Weights of three terms: the counts; the separation of codes (mean of the largest cosine of a
+        code to another); their balance (1 − the entropy of the mean probabilities of a batch over
+        its largest value; not in the paper).
     property_weight
         Weight of the cross-entropy of the heads, or weights by name of the head.
     code_label_weight
-        Weight of the same properties as said by the code alone, so that labels shape the codes; by
-        heads that are for training only. Those of the model read the embedding.
+        Weight of the same properties predicted from the code alone, so that labels shape the codes.
+        These heads are for training only; those of the model read the embedding.
     class_weights
         Weigh cells so that the classes of a property count alike, however many cells they have.
     head_input
@@ -221,7 +221,7 @@ def training_losses(
     module
         The network.
     batch
-        Cells of which the encoder sees a part.
+        Cells, and the part of them that the encoder sees.
     weights
         Of the terms.
     temperature
@@ -255,7 +255,7 @@ def training_losses(
     by_code = [head(quantised.vector) for head in code_heads] if weights.code_labels else []
     for i, name in enumerate(module.property_heads.classes):
         label = batch.labels[:, i]
-        if not weights.properties[i] or not any(numbers_of_all(int((label >= 0).sum()))):
+        if not weights.properties[i] or not any(all_gather_int(int((label >= 0).sum()))):
             continue
         classes = weights.classes[i] if weights.classes else None
         loss, accuracy = property_loss(logits[name], label, classes)
@@ -331,7 +331,7 @@ def balance_loss(quantised: Quantised) -> Tensor:
         raise ValueError("There are no probabilities; the nearest codes were used.")
     used = quantised.probability.mean(0)
     if process_number()[1] > 1:
-        n = sum(numbers_of_all(len(quantised.probability)))
+        n = sum(all_gather_int(len(quantised.probability)))
         used = summed(quantised.probability.sum(0)) / n
     entropy = -(used * used.clamp(min=1e-12).log()).sum()
     return 1.0 - entropy / math.log(len(used))
@@ -379,13 +379,11 @@ class CellVQPlan(TrainingPlan):
     schedule, last_temperature, anneal_share
         How the temperature falls from 1, to what, and over which share of the steps; it stays
         there afterwards. With ``schedule=None`` it is 0: the nearest code is taken.
-    lr, weight_decay
-        Peak rate, and decay of matrices.
-    n_steps
-        Optimiser steps in all.
+    **settings
+        See :class:`cfm.models.base.TrainingPlan`.
     """
 
-    readers = ("validation_step", "codes")
+    decays_vectors = False
 
     def __init__(
         self,
@@ -399,11 +397,9 @@ class CellVQPlan(TrainingPlan):
         schedule: Schedule | None,
         last_temperature: float,
         anneal_share: float,
-        lr: float,
-        weight_decay: float,
-        n_steps: int,
+        **settings: Any,
     ) -> None:
-        super().__init__(module)
+        super().__init__(module, **settings)
         self.weights = weights
         self.code_heads = nn.ModuleList(code_heads)
         self.checked = checked
@@ -412,9 +408,6 @@ class CellVQPlan(TrainingPlan):
         self.schedule = schedule
         self.last_temperature = last_temperature
         self.anneal_share = anneal_share
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.n_steps = n_steps
         #: Perplexity after each epoch.
         self.perplexities: list[float] = []
 
@@ -437,20 +430,6 @@ class CellVQPlan(TrainingPlan):
             low, high = 1.0, _LAST_RATE
             done = min(1.0, (step - warm_up + 1) / max(1, self.n_steps - warm_up))
         return low + (high - low) * 0.5 * (1.0 - math.cos(math.pi * done))
-
-    def configure_optimizers(self) -> Any:
-        """Return AdamW with its schedule."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
 
     def own_state(self) -> dict[str, Any]:
         """Return the perplexities so far."""
@@ -492,12 +471,7 @@ class CellVQPlan(TrainingPlan):
         self.add("train", "temperature", torch.tensor(temperature), 1)
         return found["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the losses of held-out cells, with the nearest code."""
-        found = self.losses(batch, 0.0)
-        self.write("validation", found, batch_idx, len(batch.total))
-
-    def losses(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, temperature: float = 0.0) -> dict[str, Tensor]:
         """Return the losses of a batch."""
         return training_losses(
             self.module,
@@ -680,9 +654,7 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
         schedule=None if frozen else recipe.schedule,
         last_temperature=recipe.last_temperature,
         anneal_share=recipe.anneal_share,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        n_steps=n_steps,
+        **run.schedule,
     )
     projection: Any = nullcontext()
     if not frozen:
@@ -703,7 +675,7 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
         column = labels[:, list(model.properties).index(name)]
         right = balanced_accuracy(answers[name], column[counted]) if len(validation) else 0.0
         read_expression_if_better(model, name, reader, column, studies, training, validation, right)
-    model.trained_here(
+    model.mark_trained(
         studies, training_seed=seed, max_steps=n_steps, n_training_cells=len(training)
     )
     if not frozen:
@@ -716,7 +688,7 @@ def training_labels(model: CellVQ, seed: int) -> np.ndarray:
     Raises
     ------
     KeyError
-        If cells have a class that a head does not know.
+        If cells have a class that a head does not have.
     """
     found = model.registered_labels()
     new = {k: levels_of(v) for k, v in found.items() if k not in model.properties}
@@ -729,8 +701,8 @@ def training_labels(model: CellVQ, seed: int) -> np.ndarray:
         unknown = sorted(set(found[name]) - {"", *classes})
         if unknown:
             raise KeyError(
-                f"adata.obs[{name!r}] has classes that the head {name!r} does not know "
-                f"({unknown[:5]}; it knows {classes[:5]}, …): rename them, or begin a new "
+                f"adata.obs[{name!r}] has classes that the head {name!r} does not have "
+                f"({unknown[:5]}; it has {classes[:5]}, …): rename them, or begin a new "
                 f"head with model.set_properties({{{name!r}: [...]}})."
             )
         out[:, i] = pd.Index(classes).get_indexer(pd.Index(found[name]))
@@ -828,7 +800,7 @@ def read_expression_if_better(
     validation: np.ndarray,
     right: float,
 ) -> None:
-    """Let a head read expression where that names as many held-out cells right as the embedding.
+    """Replace a head by one on expression if it is as accurate on held-out cells.
 
     Parameters
     ----------
@@ -851,7 +823,7 @@ def read_expression_if_better(
     known = spread_rows(known[np.argsort(labels[known], kind="stable")], most)
     classes = np.array(model.properties[name])
     if len(np.unique(labels[known])) < len(classes) or len(classes) < 2:
-        return  # a class without a cell, or nothing to tell apart
+        return  # a class without a cell, or one class
     heads = model.module.property_heads
     index = list(model.properties).index(name)
     linear = heads[index]

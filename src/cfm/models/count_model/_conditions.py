@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConditionLevels:
-    """What a model can be told of a cell.
+    """Conditions of cells in a model, and their levels.
 
     Attributes
     ----------
@@ -59,19 +59,18 @@ class ConditionLevels:
                 raise ValueError(f"Levels of a condition are named twice: {levels}.")
 
     def check_table(self, table: pd.DataFrame, *, named: bool) -> None:
-        """Check that a table of wanted cells has a condition, if nothing else names one.
+        """Check that a table of cells has a condition, if no argument names one.
 
         Raises
         ------
         ValueError
-            If it has columns, and none that the model knows: they may be misspelt, and its cells
-            would be of anything.
+            If it has columns, and none of the model's conditions: they may be misspelt.
         """
         known = [k for k in (self.source_key, self.perturbation_key, *self.covariates) if k]
         if known and not named and len(table.columns) and "depth" not in table:
             raise ValueError(
-                f"cells= has the columns {table.columns.tolist()}, and none of those that the "
-                f"model was trained with: {known}. Rename them, or take them out."
+                f"cells= has the columns {table.columns.tolist()}, and none of the conditions of "
+                f"the model, {known}. Rename them, or take them out."
             )
 
     @classmethod
@@ -168,7 +167,7 @@ class ConditionLevels:
             return np.full((n, 1), UNKNOWN, dtype=np.int64)
         if self.perturbation_key is None:
             raise ValueError(
-                "A perturbation was asked for, but the model was trained without perturbation_key=."
+                "A perturbation was given, but the model was trained without perturbation_key=."
             )
         names = pd.Series(np.asarray(perturbations, dtype=object).astype(str))
         known = [*self.perturbations, *described]
@@ -180,11 +179,11 @@ class ConditionLevels:
             unknown = [p for p in parts if p not in number]
             if unknown:
                 raise KeyError(
-                    f"The model does not know the perturbation {unknown[0]!r}; it knows "
+                    f"The model does not have the perturbation {unknown[0]!r}; it has "
                     f"{shown(self.perturbations)} and the control {self.control!r}. A model with "
                     "perturbation_features= takes others by features=."
                 )
-            # The control says nothing beside something else, and the order says nothing.
+            # a control beside another part, and the order of parts, have no meaning
             numbers = sorted({number[p] for p in parts})
             found[name] = [p for p in numbers if p != CONTROL] or [CONTROL]
         width = max((len(parts) for parts in found.values()), default=1)
@@ -201,7 +200,7 @@ class ConditionLevels:
         depth: np.ndarray | None = None,
         described: Sequence[str] = (),
     ) -> Conditions:
-        """Turn names into the tensors that the network reads; what is not given is unknown."""
+        """Turn names into tensors for the network; missing conditions are unknown."""
         depths = np.full(n, np.nan, dtype=np.float32) if depth is None else depth
         return Conditions(
             torch.from_numpy(self.source_numbers(source, n)),
@@ -297,14 +296,14 @@ class PerturbationFeatures:
         return ((values - self.mean) / self.spread).astype(np.float32)
 
     def config(self) -> dict[str, Any]:
-        """Return what a checkpoint stores beside the values."""
+        """Return the settings of a checkpoint, beside the values."""
         return {"names": self.names, "mean": self.mean.tolist(), "spread": self.spread.tolist()}
 
     @classmethod
     def from_config(
         cls, config: dict[str, Any], values: np.ndarray, targets: Sequence[str]
     ) -> PerturbationFeatures:
-        """Make again what :meth:`config` stored."""
+        """Restore the features from :meth:`config`."""
         names = list(config["names"])
         if not all(isinstance(name, str) for name in names):
             raise TypeError("features whose names are no text")
@@ -330,7 +329,7 @@ def _numbers(names: Sequence[str] | np.ndarray | pd.Series, levels: list[str], w
     found = pd.Index(levels).get_indexer(asked)
     if (found < 0).any():
         raise KeyError(
-            f"The model does not know the {what} {asked[found < 0][0]!r}; it knows {shown(levels)}."
+            f"The model does not have the {what} {asked[found < 0][0]!r}; it has {shown(levels)}."
         )
     return found.astype(np.int64)
 

@@ -9,15 +9,13 @@ import pandas as pd
 import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
+from cfm._docs import fill_docs
+from cfm.data._counts import CountReader, check_count_values
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame, row_blocks, to_dense
-from cfm.data._row_buffer import RowBuffer
-from cfm.data._takes_anndata import require_anndata
-from cfm.data._units import check_single_cells
 from cfm.data._warn import warn_user
-from cfm.models._base import PretrainedModel, check_column
+from cfm.models._base import TEXTS, PretrainedModel, check_column
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
 from cfm.pp._perturbation_parts import split_parts
 
@@ -26,23 +24,21 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from cfm.data import GeneAlignment, GeneVocabulary
+    from cfm.data import GeneVocabulary
     from cfm.models.count_model._module import Conditions
 
-#: Below this share of the vocabulary a warning says so.
-LOW_SHARE = 0.25
 #: In counts: a gene that is not measured.
 NOT_MEASURED = -1
 #: Cells that are read at a time.
 _BLOCK = 512
-_REMEDY = (
+REMEDY = (
     "raw counts are expected: pass the layer that holds them with layer=, such as layer='counts'; "
     "round expected counts first."
 )
 
 
-class CountReader:
-    """Counts of an AnnData by gene of a vocabulary, a few cells at a time.
+class DenseCountReader(CountReader):
+    """Counts of an AnnData by gene of a vocabulary, a few cells at a time, as arrays.
 
     Parameters
     ----------
@@ -53,49 +49,16 @@ class CountReader:
     layer
         Layer with the counts instead of ``X``.
 
-    Raises
-    ------
-    TypeError
-        If ``adata`` is no AnnData.
-    KeyError
-        If the layer does not exist.
-    ValueError
-        If these are bulk samples or none of the genes is found, now; if values are no counts, when
-        they are read.
-
-    Warns
-    -----
-    UserWarning
-        If few of the model's genes are measured.
+    Errors and warnings are those of :class:`cfm.data._counts.CountReader`.
     """
 
     def __init__(self, adata: AnnData, vocabulary: GeneVocabulary, layer: str | None) -> None:
-        require_anndata(adata)
-        self._rows = RowBuffer(get_matrix(adata, layer=layer))
-        self._where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-        check_single_cells(self._rows.matrix, self._where)
-        self.alignment: GeneAlignment = vocabulary.align(adata.var_names)
-        if self.alignment.found_share < LOW_SHARE:
-            warn_user(
-                f"Only {self.alignment.found_share:.0%} of the model's {len(vocabulary)} genes are "
-                f"measured ({len(self.alignment.columns)}); what is said of so few is less certain."
-            )
+        super().__init__(adata, vocabulary, layer=layer, min_genes=1, remedy=REMEDY)
 
-    @property
-    def measured(self) -> np.ndarray:
-        """Which genes of the vocabulary are measured, ``(n_genes,)`` bool."""
-        out = np.zeros(self.alignment.n_vocabulary, dtype=bool)
-        out[self.alignment.positions] = True
-        return out
-
-    def prefetch(self, rows: np.ndarray) -> None:
-        """Read these cells ahead from a file; they are asked for in this order."""
-        self._rows.expect(rows)
-
-    def counts(self, rows: np.ndarray) -> np.ndarray:
+    def counts(self, rows: np.ndarray) -> np.ndarray:  # type: ignore[override]
         """Return ``(b, n_genes)`` int64 counts; −1 = not measured."""
         block = self._rows[rows]
-        check_counts(block.data if sparse.issparse(block) else block, self._where)
+        check_count_values(_stored_values(block), self._where, REMEDY)
         out = np.full((len(rows), self.alignment.n_vocabulary), NOT_MEASURED, dtype=np.int64)
         out[:, self.alignment.positions] = to_dense(block)[:, self.alignment.columns]
         return out
@@ -104,44 +67,22 @@ class CountReader:
         """Return :meth:`counts` of neighbouring cells."""
         return self.counts(np.arange(rows.start, rows.stop))
 
-    def names(self, vocabulary: GeneVocabulary, var_names: pd.Index) -> pd.Index:
+    def names(self, var_names: pd.Index) -> pd.Index:
         """Return the genes of the vocabulary by the names that ``adata`` has for them."""
-        names = vocabulary.genes.to_numpy(dtype=object, copy=True)
+        names = self.vocabulary.genes.to_numpy(dtype=object, copy=True)
         names[self.alignment.positions] = var_names[self.alignment.columns]
         return pd.Index(names)
 
     def depths(self) -> np.ndarray:
         """Return the library size of each cell over the genes of the model, ``(n,)`` float32."""
-        n = self._rows.matrix.shape[0]
-        starts = range(0, n, _BLOCK)
-        sums = [np.maximum(self.counts_of(slice(i, min(i + _BLOCK, n))), 0).sum(1) for i in starts]
-        return np.concatenate(sums).astype(np.float32)
+        starts = range(0, self.n_cells, _BLOCK)
+        blocks = (self.counts_of(slice(i, min(i + _BLOCK, self.n_cells))) for i in starts)
+        return np.concatenate([np.maximum(b, 0).sum(1) for b in blocks]).astype(np.float32)
 
 
-def check_counts(values: np.ndarray, where: str) -> None:
-    """Check that values are counts.
-
-    Raises
-    ------
-    ValueError
-        If a value is not finite, negative or not whole.
-    """
-    if not values.size:
-        return
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            raise ValueError(f"{where} holds NaN or infinite values; {_REMEDY}")
-        broken = values[values != np.rint(values)]
-        if broken.size:
-            raise ValueError(
-                f"{where} holds values that are not whole (such as {broken.flat[0]:.4g}), so these "
-                f"are not counts; {_REMEDY}"
-            )
-    if values.min() < 0:
-        raise ValueError(
-            f"{where} holds negative values (smallest {values.min():.4g}), so these are not "
-            f"counts; {_REMEDY}"
-        )
+def _stored_values(block: Any) -> np.ndarray:
+    """Return the stored values of a sparse block, or the dense block."""
+    return np.asarray(block.data if sparse.issparse(block) else block)
 
 
 def check_count_matrix(matrix: Any, where: str, *, limit: int | None = None) -> None:
@@ -154,7 +95,7 @@ def check_count_matrix(matrix: Any, where: str, *, limit: int | None = None) -> 
     where
         Its place in the AnnData, for messages.
     limit
-        Largest count that the model tells from larger ones, if there is one.
+        Largest count with a value of its own in the model, if there is one.
 
     Raises
     ------
@@ -168,15 +109,15 @@ def check_count_matrix(matrix: Any, where: str, *, limit: int | None = None) -> 
     """
     beyond, largest = 0, 0.0
     for _, block in row_blocks(matrix):
-        values = block.data if sparse.issparse(block) else block
-        check_counts(values, where)
+        values = _stored_values(block)
+        check_count_values(values, where, REMEDY)
         if values.size and limit is not None:
             beyond += int((values > limit).sum())
             largest = max(largest, float(values.max()))
     if beyond and limit is not None:
         warn_user(
             f"{beyond} counts of {where} lie above {limit:,} (largest {largest:,.0f}); the model "
-            f"knows them as one value, more than that, and generates it as {limit + 1:,}."
+            f"has one value for all of them, and generates it as {limit + 1:,}."
         )
 
 
@@ -198,26 +139,27 @@ def check_control(adata: AnnData, perturbation_key: str | None, control: str | N
     found = sorted(set(adata.obs[perturbation_key].astype(str)))
     if control is None:
         raise ValueError(
-            f"perturbation_key={perturbation_key!r} was given without control=; say which of "
-            f"{found[:8]} is unperturbed."
+            f"perturbation_key={perturbation_key!r} was given without control=; name the "
+            f"unperturbed one of {found[:8]}."
         )
     if control not in found:
         raise ValueError(
             f"adata.obs[{perturbation_key!r}] has no control {control!r}; it has {found[:8]}. "
-            "Unperturbed cells are what the model compares with."
+            "The model compares with unperturbed cells."
         )
 
 
 class RegisteredCounts(PretrainedModel):
-    """What models of counts under conditions share: registered data, and conditions by name."""
+    """Base class of models of counts under conditions: registered data, conditions by name."""
 
-    #: Largest count that the model tells from larger ones, if there is one.
+    #: Largest count with a value of its own in the model, if there is one.
     largest_count: ClassVar[int | None] = None
     vocabulary: GeneVocabulary
     levels: ConditionLevels
     perturbation_features: PerturbationFeatures | None
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -235,12 +177,11 @@ class RegisteredCounts(PretrainedModel):
         ----------
         adata
             Cells by genes, raw counts, any storage.
-        layer
-            Layer with the counts instead of ``X``.
+        %(counts_layer)s
         source_key
-            Column of ``obs`` with what a cell is: cell line, donor or cell type.
+            Column of ``obs`` with the cell line, donor or cell type.
         perturbation_key
-            Column with what was done to it, combinations as ``"A+B"``.
+            Column with the perturbation, combinations as ``"A+B"``.
         control
             Its level for unperturbed cells; needed with ``perturbation_key``.
         covariate_keys
@@ -248,8 +189,7 @@ class RegisteredCounts(PretrainedModel):
         study_key
             Column with the study: training is judged on studies it has not seen. Without it, on
             cells.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -283,9 +223,7 @@ class RegisteredCounts(PretrainedModel):
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField("study", study_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     def _registered_levels(self, adata: AnnData) -> ConditionLevels:
         given = self.adata_manager.registry["setup_args"]
@@ -297,10 +235,10 @@ class RegisteredCounts(PretrainedModel):
             given["covariate_keys"],
         )
 
-    def _registered_reader(self) -> CountReader:
+    def _registered_reader(self) -> DenseCountReader:
         """Return a reader of the registered counts."""
         self._require_own_data()
-        return CountReader(self.adata, self.vocabulary, self._registered_layer())
+        return DenseCountReader(self.adata, self.vocabulary, self._registered_layer())
 
     def _conditions_of(self, obs: pd.DataFrame) -> Conditions:
         """Return the conditions in the registered columns of ``obs``; depths are unknown."""
@@ -315,10 +253,6 @@ class RegisteredCounts(PretrainedModel):
             perturbation=column(levels.perturbation_key),
             covariates=obs[list(levels.covariates)].astype(str) if levels.covariates else None,
         )
-
-    def vocabulary_share(self, adata: AnnData) -> float:
-        """Return the share of the model's genes that ``adata`` measures."""
-        return self.vocabulary.align(adata.var_names).found_share
 
     def _numbered(
         self,
@@ -343,7 +277,7 @@ class RegisteredCounts(PretrainedModel):
             new = [p for name in asked for p in split_parts(name) if p not in known]
             if len(set(new)) != 1:
                 raise ValueError(
-                    f"features= describes one perturbation that the model does not know; found "
+                    f"features= describes one perturbation that the model does not have; found "
                     f"{sorted(set(new))} in {asked}."
                 )
             described = new[:1]
@@ -358,6 +292,36 @@ class RegisteredCounts(PretrainedModel):
             described=described,
         )
         return conditions._replace(features=rows)
+
+    def _cells_to_perturb(
+        self,
+        adata: AnnData,
+        perturbation: Sequence[str],
+        layer: str | None,
+        groupby: str | None,
+        features: pd.Series | None,
+        *,
+        covariates: bool,
+        depths: bool,
+    ) -> tuple[pd.DataFrame, DenseCountReader, Conditions]:
+        """Return ``obs``, counts, and conditions under a perturbation, of unperturbed cells."""
+        if isinstance(perturbation, str):
+            raise TypeError(f"perturbation={perturbation!r} is one text; expected a list of parts.")
+        if adata.n_obs == 0:
+            raise ValueError("adata has no cell to start from; pass at least one.")
+        check_unique_names(adata.obs_names, axis="obs")
+        obs = in_memory_frame(adata.obs)
+        reader = DenseCountReader(adata, self.vocabulary, layer)
+        depth = reader.depths()
+        conditions = self._numbered(
+            adata.n_obs,
+            source=self._sources(obs, groupby),
+            perturbation=np.full(adata.n_obs, "+".join(perturbation), dtype=object),
+            covariates=self._covariates(obs) if covariates else None,
+            features=features,
+            depth=np.where(depth > 0, depth, np.nan) if depths else None,
+        )
+        return obs, reader, conditions
 
     def _sources(self, obs: pd.DataFrame, groupby: str | None) -> np.ndarray | None:
         """Return the source of each cell."""

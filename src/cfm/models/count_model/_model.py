@@ -12,14 +12,19 @@ from anndata import AnnData
 from scipy import sparse
 
 from cfm._arguments import checks_arguments
+from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
-from cfm.data._matrix import check_unique_names, in_memory_frame
-from cfm.models._base import load_weights
+from cfm.data._matrix import in_memory_frame
+from cfm.models._base import TEXTS, load_weights, stored_genes
 from cfm.models._sizes import validate_config
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
-from cfm.models.count_model._coupling import perturbed_counts, uniform_numbers
-from cfm.models.count_model._data import CountReader, RegisteredCounts
-from cfm.models.count_model._module import Conditions, NegativeBinomialModule
+from cfm.models.count_model._data import RegisteredCounts
+from cfm.models.count_model._module import (
+    Conditions,
+    NegativeBinomialModule,
+    perturbed_counts,
+    uniform_numbers,
+)
 from cfm.models.count_model._training import fit_counts
 
 if TYPE_CHECKING:
@@ -27,10 +32,11 @@ if TYPE_CHECKING:
 
 Start = Literal["cell", "noise"]
 
-#: Text file of a checkpoint with the genes, and the tensor with the features of perturbations.
-_GENES_FILE, _FEATURES = "genes.txt", "features"
+#: Tensor of a checkpoint with the features of perturbations.
+_FEATURES = "features"
 
 
+@fill_docs(TEXTS)
 class PerturbationCountModel(RegisteredCounts):
     r"""Negative binomial model of the counts of cells under perturbations.
 
@@ -50,10 +56,7 @@ class PerturbationCountModel(RegisteredCounts):
     levels
         Conditions of the model (:class:`cfm.models.count_model.ConditionLevels`); by default those
         of ``adata``.
-    perturbation_features
-        Table, targets by features, that says what each perturbation is, such as embeddings of a
-        gene or a compound: any target in it can then be asked for, also one that no training cell
-        had. Standardised and stored with the model.
+    %(perturbation_features)s
 
     Attributes
     ----------
@@ -62,7 +65,7 @@ class PerturbationCountModel(RegisteredCounts):
     vocabulary
         Its genes.
     levels
-        The conditions that it knows.
+        Its conditions.
     perturbation_features
         Features of the perturbations, or ``None``.
 
@@ -118,7 +121,7 @@ class PerturbationCountModel(RegisteredCounts):
 
     @property
     def device(self) -> torch.device:
-        """Where the tables are."""
+        """Device of the tables."""
         return self.module.control.device
 
     @checks_arguments()
@@ -141,8 +144,7 @@ class PerturbationCountModel(RegisteredCounts):
         Warns
         -----
         UserWarning
-            If a perturbation has too few cells in every source, and no features: it is then taken
-            to do nothing.
+            If a perturbation has too few cells in every source, and no features: its effect is 0.
         """
         reader = self._registered_reader()
         conditions = self._conditions_of(in_memory_frame(self.adata.obs))
@@ -151,7 +153,7 @@ class PerturbationCountModel(RegisteredCounts):
         fitted = fit_counts(reader, rows, conditions, self.levels, features, seed=seed)
         self.module = fitted.to(device)
         self.is_trained_ = True
-        self.trained_here(self.registered_categories("study"), training_seed=seed)
+        self.mark_trained(self.registered_categories("study"), training_seed=seed)
 
     @checks_arguments()
     def predict_effects(
@@ -174,7 +176,7 @@ class PerturbationCountModel(RegisteredCounts):
         Raises
         ------
         KeyError
-            If the model does not know the perturbation.
+            If the model does not have the perturbation.
         ValueError
             If the model is not trained, or has no perturbations.
         """
@@ -200,6 +202,7 @@ class PerturbationCountModel(RegisteredCounts):
         )
 
     @checks_arguments()
+    @fill_docs(TEXTS)
     def simulate(
         self,
         adata: AnnData,
@@ -222,20 +225,14 @@ class PerturbationCountModel(RegisteredCounts):
         ----------
         adata
             Unperturbed cells by genes, raw counts. Genes of the model that it lacks are drawn.
-        perturbation
-            Parts of the perturbation, without order; also combinations that were not in training.
-        layer
-            Layer with the counts instead of ``X``.
-        groupby
-            Column of ``obs`` with the sources, where the column that was registered is not there.
+        %(perturbation_parts)s
+        %(counts_layer)s
+        %(sources)s
         batch_size
             Cells at a time; the result does not depend on it.
-        seed
-            Each cell is drawn from this and its name.
-        start
-            ``"cell"`` or ``"noise"``; see above.
-        features
-            Features of a perturbation that is not in the table of the model.
+        %(cell_seed)s
+        %(start)s
+        %(new_features)s
 
         Returns
         -------
@@ -245,26 +242,14 @@ class PerturbationCountModel(RegisteredCounts):
         Raises
         ------
         KeyError
-            If the model does not know the perturbation or a source.
+            If the model does not have the perturbation or a source.
         ValueError
             If there is no cell, values are no counts, or the model is not trained.
         """
-        if isinstance(perturbation, str):
-            raise TypeError(f"perturbation={perturbation!r} is one text; expected a list of parts.")
-        if adata.n_obs == 0:
-            raise ValueError("adata has no cell to start from; pass at least one.")
-        check_unique_names(adata.obs_names, axis="obs")
         self._check_trained()
-        n, obs = adata.n_obs, in_memory_frame(adata.obs)
-        reader = CountReader(adata, self.vocabulary, layer)
-        depth = reader.depths()
-        conditions = self._numbered(
-            n,
-            source=self._sources(obs, groupby),
-            perturbation=np.full(n, "+".join(perturbation), dtype=object),
-            covariates=None,
-            features=features,
-            depth=np.where(depth > 0, depth, np.nan),
+        n = adata.n_obs
+        obs, reader, conditions = self._cells_to_perturb(
+            adata, perturbation, layer, groupby, features, covariates=False, depths=True
         )
         names = [str(name) for name in adata.obs_names]
         dispersion = self.module.log_dispersion.exp().double().cpu().numpy()
@@ -283,7 +268,7 @@ class PerturbationCountModel(RegisteredCounts):
         return AnnData(
             sparse.vstack(blocks, format="csr"),
             obs=obs[[]],
-            var=pd.DataFrame(index=reader.names(self.vocabulary, adata.var_names)),
+            var=pd.DataFrame(index=reader.names(adata.var_names)),
         )
 
     def _means(self, conditions: Conditions) -> np.ndarray:
@@ -292,7 +277,7 @@ class PerturbationCountModel(RegisteredCounts):
     def _check_trained(self) -> None:
         if self.levels.perturbation_key is None:
             raise ValueError(
-                "The model was made without perturbation_key=, so it knows no perturbations."
+                "The model was made without perturbation_key=, so it has no perturbations."
             )
         if not self.is_trained_:
             raise ValueError("The model is not trained; call train() first.")
@@ -303,10 +288,10 @@ class PerturbationCountModel(RegisteredCounts):
         if self.perturbation_features is not None:
             config["perturbation_features"] = self.perturbation_features.config()
             tensors[_FEATURES] = torch.from_numpy(self.perturbation_features.values)
-        return tensors, config, {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"}
+        return tensors, config, self._genes_file()
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config, tensors = dict(checkpoint.config), dict(checkpoint.tensors)
         with validate_config(cls.__name__, checkpoint.name, tensors):
             levels = ConditionLevels(**config.pop("levels"))
@@ -316,7 +301,7 @@ class PerturbationCountModel(RegisteredCounts):
                 described = PerturbationFeatures.from_config(
                     described, tensors.pop(_FEATURES).float().numpy(), levels.perturbations
                 )
-            genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
+            genes = stored_genes(checkpoint)
             model = cls(vocabulary=genes, levels=levels, perturbation_features=described)
             model.module = NegativeBinomialModule(
                 len(genes), len(levels.sources), len(levels.perturbations), sizes["combinations"]
@@ -325,6 +310,4 @@ class PerturbationCountModel(RegisteredCounts):
                 raise ValueError(f"sizes {sizes} do not fit genes and conditions")
         load_weights(model.module, tensors, checkpoint.name)
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model

@@ -1,4 +1,4 @@
-"""What Lingshu-Cell reads: tokens of an AnnData, the cells that are asked for, given counts."""
+"""Inputs of Lingshu-Cell: tokens of counts, tables of cells to make, given counts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from cfm._arguments import check_whole
+from cfm.data._counts import check_count_values
 from cfm.data._matrix import check_unique_names
 from cfm.models.count_model._conditions import shown
-from cfm.models.count_model._data import check_counts
+from cfm.models.count_model._data import REMEDY
+from cfm.models.lingshu._counts import quantise
 from cfm.models.lingshu._module import MASK
-from cfm.models.lingshu._quantiser import quantise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cfm.data import GeneVocabulary
-    from cfm.models.count_model._data import CountReader
+    from cfm.models.count_model._data import DenseCountReader
 
 #: In counts: a gene that is to be drawn.
 FREE = -1
@@ -41,7 +42,7 @@ def library_sizes(counts: np.ndarray) -> np.ndarray:
 
 
 def wanted_cells(cells: int | pd.DataFrame) -> pd.DataFrame:
-    """Return a table with a row per cell that is asked for, named and with its conditions.
+    """Return a table with a row per cell to make, named and with its conditions.
 
     Raises
     ------
@@ -50,7 +51,7 @@ def wanted_cells(cells: int | pd.DataFrame) -> pd.DataFrame:
     """
     if isinstance(cells, pd.DataFrame):
         if not len(cells):
-            raise ValueError("cells= has no row; ask for at least one cell.")
+            raise ValueError("cells= has no row; at least one cell is needed.")
         table = cells.set_axis(cells.index.astype(str), axis=0)
         check_unique_names(table.index, axis="obs")
         return table
@@ -128,7 +129,7 @@ def gene_positions(genes: Sequence[str], vocabulary: GeneVocabulary) -> np.ndarr
     unknown = [g for g, i in zip(names, found, strict=True) if i < 0]
     if unknown:
         raise KeyError(
-            f"The model does not know the genes {shown(unknown, 5)}; it knows "
+            f"The model does not have the genes {shown(unknown, 5)}; it has "
             f"{', '.join(vocabulary.genes[:3])}, … (model.vocabulary.genes)."
         )
     if len(set(names)) < len(names):
@@ -138,19 +139,19 @@ def gene_positions(genes: Sequence[str], vocabulary: GeneVocabulary) -> np.ndarr
 
 def _counts(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
-    check_counts(values[~np.isnan(values)], "frozen=")
+    check_count_values(values[~np.isnan(values)], "frozen=", REMEDY)
     return np.where(np.isnan(values), FREE, values).astype(np.int64)
 
 
 def keep_counts(
-    frozen: CountBlock, reader: CountReader, adata: AnnData, genes: Sequence[str]
+    frozen: CountBlock, reader: DenseCountReader, adata: AnnData, genes: Sequence[str]
 ) -> CountBlock:
-    """Add the counts that ``adata`` has of some genes to those that are given.
+    """Add the counts of some genes in ``adata`` to the given counts.
 
     Raises
     ------
     KeyError, TypeError
-        If a gene is not measured or not known to the model, or ``genes`` is one text.
+        If a gene is not measured or not one of the model's, or ``genes`` is one text.
     """
     if isinstance(genes, str):
         raise TypeError(f"keep_genes={genes!r} is a single string; give a list of gene names.")
@@ -159,7 +160,7 @@ def keep_counts(
     unknown = [g for g in genes if g not in place]
     if unknown:
         raise KeyError(
-            f"keep_genes names {unknown[:5]}, which are not both measured and known to the model."
+            f"keep_genes names {unknown[:5]}, which are not measured or not genes of the model."
         )
     kept = np.array([place[g] for g in genes], dtype=np.int64)
 

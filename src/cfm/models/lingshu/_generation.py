@@ -1,4 +1,4 @@
-"""Making cells: blocks of counts from the sampler, and the file that they are written to."""
+"""Generation of cells: blocks of counts from the sampler, and the file of the cells."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from scvi.utils import track
 from cfm._arguments import check_flag
 from cfm._tables import text_is_written
 from cfm.data._work_folder import put_in_place
+from cfm.models.lingshu._counts import Dequantise, dequantise
 from cfm.models.lingshu._data import FREE, to_tokens
-from cfm.models.lingshu._quantiser import Dequantise, dequantise
 from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Generation:
         frozen: CountBlock,
         origin: tuple[CountBlock, Conditions] | None = None,
     ) -> Iterator[sparse.csr_matrix]:
-        """Check what is asked for, and return an iterator over blocks of counts, CSR int32.
+        """Check the arguments, and return an iterator over blocks of counts, CSR int32.
 
         Parameters
         ----------
@@ -106,13 +106,13 @@ class Generation:
             draws = draw_numbers(names[rows], module.n_genes, self.seed)
             given = frozen(rows)
             tokens = to_tokens(given)
-            asked = conditions.rows(rows).to(sampler.device)
+            wanted = conditions.rows(rows).to(sampler.device)
             if origin is not None:
                 observed, before = origin[0](rows), origin[1].rows(rows).to(sampler.device)
                 values = to_tokens(observed)
                 draws = sampler.explain(tokens, values, before, draws, n_steps=self.n_steps)
             found = sampler.sample(
-                tokens, asked, draws, n_steps=self.n_steps, guidance=self.guidance
+                tokens, wanted, draws, n_steps=self.n_steps, guidance=self.guidance
             )
             counts = dequantise(found, self.dequantise, uniform=draws.inside)
             if origin is not None:  # a value that stays is the same count
@@ -189,7 +189,7 @@ class CellFile:
         write_elem(self._root, "X", first)
 
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any]) -> None:
-        """Write what belongs to the rows and columns."""
+        """Write ``obs``, ``var`` and ``uns``."""
         with text_is_written():
             for name, element in {"obs": obs, "var": var, "uns": uns}.items():
                 write_elem(self._root, name, element)

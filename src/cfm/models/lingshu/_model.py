@@ -14,22 +14,19 @@ from anndata import AnnData
 from scipy import sparse
 
 from cfm._arguments import BELOW_1, Range, checks_arguments
+from cfm._docs import fill_docs
 from cfm._fields import PARAMS
 from cfm.data import GeneVocabulary
-from cfm.data._matrix import check_unique_names, in_memory_frame
-from cfm.hub import resolve
-from cfm.hub._format import CONFIG_NAME
-from cfm.hub._replace import reads_checkpoint
-from cfm.models._base import load_weights
-from cfm.models._precision import Precision
+from cfm.data._matrix import in_memory_frame
+from cfm.models._base import TEXTS, Precision, load_weights, stored_genes
 from cfm.models._sizes import named_size, validate_config
-from cfm.models._training import Training, TrainingRun, root_weights
+from cfm.models._training import Training, TrainingRun, held_out_rows, root_weights
 from cfm.models.count_model import PerturbationCountModel
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
-from cfm.models.count_model._data import CountReader, RegisteredCounts
+from cfm.models.count_model._data import DenseCountReader, RegisteredCounts
 from cfm.models.count_model._module import FIRST_PART, UNKNOWN, Conditions, NegativeBinomialModule
 from cfm.models.count_model._training import fit_counts
-from cfm.models.lingshu._count_term import KIND, CountTerm
+from cfm.models.lingshu._counts import KIND, LARGEST, CountTerm, Dequantise
 from cfm.models.lingshu._data import (
     keep_counts,
     library_sizes,
@@ -39,7 +36,6 @@ from cfm.models.lingshu._data import (
 )
 from cfm.models.lingshu._generation import CellFile, Generation
 from cfm.models.lingshu._module import MISSING, SIZES, LingshuModule, LingshuSize
-from cfm.models.lingshu._quantiser import LARGEST, Dequantise
 from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers
 from cfm.models.lingshu._training import (
     CellStream,
@@ -47,7 +43,6 @@ from cfm.models.lingshu._training import (
     LingshuRecipe,
     count_ranges,
     depth_quantiles,
-    held_out_cells,
 )
 
 if TYPE_CHECKING:
@@ -60,47 +55,44 @@ Start = Literal["cell", "noise"]
 
 #: Share of the steps that warms up, and most steps of warm-up, as published.
 _WARM_UP, _LONGEST_WARM_UP = 0.05, 1000
-#: ``uns[GENERATION]`` of generated cells, and ``obs[DEPTH]``, the depth that was asked for.
+#: ``uns[GENERATION]`` of generated cells, and ``obs[DEPTH]``, the requested depth.
 GENERATION, DEPTH = "generation", "depth"
 #: Steps with and without guidance, as published, and the weight of the guidance.
 _GUIDED_STEPS, _PLAIN_STEPS = 3, 256
 #: Steps where a count term stands beside the network.
 _STEPS_WITH_TERM = 16
 _GUIDANCE = 2.0
-#: Text file of a checkpoint with the genes.
-_GENES_FILE = "genes.txt"
 #: Tensors that float16 has no room for.
 _EXACT = ("depth_quantiles",)
 
 
+@fill_docs(TEXTS)
 class LingshuCell(RegisteredCounts):
     """Generative model of single cells: masked discrete diffusion over count tokens.
 
     A cell is the raw counts of all genes of the vocabulary, each one of 281 values; what is not
-    measured is missing, not zero. The model knows what a cell is (its source: cell line, donor or
-    cell type), what was done to it, and further conditions, and makes new cells for any of them:
-    also for a source and a perturbation that were never seen together.
+    measured is missing, not zero. The conditions of a cell are its source (cell line, donor or
+    cell type), its perturbation, and further ones. New cells can be made for any of them, also
+    for a source and a perturbation that were never seen together.
 
     Parameters
     ----------
     adata
         Cells by genes, raw counts, registered with :meth:`setup_anndata`.
     vocabulary
-        Genes that the model is to know; by default ``adata.var_names``.
+        Genes of the model; by default ``adata.var_names``.
     levels
-        Conditions that it is to know (:class:`cfm.models.lingshu.ConditionLevels`); by default
-        those of ``adata``.
+        Conditions of the model (:class:`cfm.models.lingshu.ConditionLevels`); by default those
+        of ``adata``.
     size
         ``"mini"``, one of the published ``"default"`` (groups of 8 genes) and ``"vcc"`` (groups of
         32, for genetic perturbations), or a ``LingshuSize``.
-    perturbation_features
-        Table, targets by features, that says what each perturbation is, such as embeddings of a
-        gene or a compound: any target in it can then be asked for, also one that no training cell
-        had. Standardised and stored with the model. By default each has a token of its own.
+    %(perturbation_features)s
+        By default each has a token of its own.
     count_model
         A trained :class:`PerturbationCountModel` of the same genes and conditions: its
         log-probabilities of counts are added to the network's logits, and :meth:`train` goes on
-        from there. By default :meth:`train` fits one, if the model knows depths. It is not part
+        from there. By default :meth:`train` fits one, if depths are conditions. It is not part
         of the published model.
     seed
         Seed of the initial weights and of the order of the genes.
@@ -115,7 +107,7 @@ class LingshuCell(RegisteredCounts):
     vocabulary
         Its genes.
     levels
-        The conditions that it knows.
+        Its conditions.
     size
         Its sizes.
     perturbation_features
@@ -138,8 +130,11 @@ class LingshuCell(RegisteredCounts):
     """
 
     largest_count = LARGEST
-
     Recipe = LingshuRecipe
+    not_read = (
+        "The weights that the authors of Lingshu-Cell released have a layout that is not "
+        "documented and are not read"
+    )
 
     def __init__(
         self,
@@ -220,14 +215,14 @@ class LingshuCell(RegisteredCounts):
         Raises
         ------
         ValueError
-            If genes or conditions differ, or the model does not know depths.
+            If genes or conditions differ, or depths are no conditions of the model.
         """
         if count_model is not None:
             self._check_count_model(count_model)
         self._use_count_term(None if count_model is None else count_model.module)
         known = None if count_model is None else count_model.provenance.get("training_studies")
         if self.checkpoint_sha256 or known:
-            self.trained_here(np.array(known or [], dtype=object))
+            self.mark_trained(np.array(known or [], dtype=object))
 
     def _use_count_term(self, module: NegativeBinomialModule | None) -> None:
         term = None if module is None else CountTerm.of(module).to(self.device)
@@ -270,11 +265,7 @@ class LingshuCell(RegisteredCounts):
             config["perturbation_features"] = self.perturbation_features.config()
         if (term := self.module.count_term) is not None:
             config["count_term"] = {"kind": KIND, "sizes": term.sizes}
-        return (
-            dict(self.module.state_dict()),
-            config,
-            {_GENES_FILE: "\n".join(self.vocabulary.genes) + "\n"},
-        )
+        return dict(self.module.state_dict()), config, self._genes_file()
 
     def _compacted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         out = super()._compacted(tensors) | {k: tensors[k] for k in _EXACT if k in tensors}
@@ -282,41 +273,7 @@ class LingshuCell(RegisteredCounts):
         return out
 
     @classmethod
-    @reads_checkpoint
-    def from_pretrained(
-        cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
-    ) -> Self:
-        """Load a model by name, folder or ``hf://org/name``.
-
-        Parameters
-        ----------
-        source
-            Name of a bundled or registered checkpoint, or a folder that :meth:`save` wrote, here
-            or on the Hugging Face hub. The weights that the authors of Lingshu-Cell released are
-            not read: what their tensors are called is not documented.
-        adata
-            Data to attach for further training, registered with ``setup_anndata``; their
-            conditions must be known to the model.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
-
-        Raises
-        ------
-        ValueError
-            If the checkpoint is damaged, is not safe to read, or belongs to another model.
-        """
-        path = resolve(source)
-        if not (path / CONFIG_NAME).is_file():
-            raise ValueError(
-                f"{path} holds no checkpoint that LingshuCell.save wrote (no {CONFIG_NAME}). The "
-                "weights that the authors of Lingshu-Cell released have a layout that is not "
-                "documented and are not read; train a model here, or load one of "
-                "cfm.hub.list_checkpoints()."
-            )
-        return super().from_pretrained(source, adata, device=device)
-
-    @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config = dict(checkpoint.config)
         tensors = checkpoint.tensors
         with validate_config("LingshuCell", checkpoint.name, tensors):
@@ -324,7 +281,7 @@ class LingshuCell(RegisteredCounts):
             levels = ConditionLevels(**config.pop("levels"))
             described = config.pop("perturbation_features", None)
             term = config.pop("count_term", None)
-            genes = GeneVocabulary(checkpoint.files[_GENES_FILE].splitlines())
+            genes = stored_genes(checkpoint)
             if described is not None:
                 described = PerturbationFeatures.from_config(
                     described, tensors["features"].float().numpy(), levels.perturbations
@@ -342,8 +299,6 @@ class LingshuCell(RegisteredCounts):
                 f"{len(genes)} genes once; it is damaged: download it again."
             )
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model
 
     @checks_arguments()
@@ -391,7 +346,7 @@ class LingshuCell(RegisteredCounts):
         adata, layer = self._given_or_own(adata, layer)
         self.module.eval()
         sampler = Sampler(self.module, self.inference_dtype(precision))
-        reader = CountReader(adata, self.vocabulary, layer)
+        reader = DenseCountReader(adata, self.vocabulary, layer)
         n = adata.n_obs
         conditions = self.levels.conditions(n)
         if use_conditions:
@@ -442,8 +397,8 @@ class LingshuCell(RegisteredCounts):
         r"""Make cells from nothing but conditions.
 
         All genes start hidden. In each of ``n_steps`` steps some, chosen at random, are drawn from
-        the network's distributions given those drawn before; how many follows a cosine. What is
-        not said of a cell is *unknown* to the network.
+        the network's distributions given those drawn before; how many follows a cosine. Missing
+        conditions are *unknown*.
 
         Parameters
         ----------
@@ -454,7 +409,7 @@ class LingshuCell(RegisteredCounts):
             Conditions of all cells, instead of such columns. Combinations as ``"A+B"`` or
             ``["A", "B"]``, in any order, also such as were not in training.
         depth
-            Counts per cell, a number or ``(n,)``, for models that know them. By default drawn from
+            Counts per cell, a number or ``(n,)``, for models with depths. By default drawn from
             those of the training cells of the source.
         features
             Of a perturbation that is not in the table which the model was trained with: a value
@@ -465,7 +420,7 @@ class LingshuCell(RegisteredCounts):
         guidance
             Weight :math:`w` of classifier-free guidance,
             :math:`a_0 + (w + 1) (a_c - a_0)` with the logits :math:`a_0` of the control of the
-            same source (eq. 10). By default 2.0 as published if a perturbation is asked for, else
+            same source (eq. 10). By default 2.0 as published if a perturbation is given, else
             0; of a model with a count term, whose effects have their size already, always 0.
         guidance_floor
             Guidance leaves values alone that are less probable than this with and without the
@@ -497,7 +452,7 @@ class LingshuCell(RegisteredCounts):
         ``.X``
             Counts, CSR int32.
         ``.obs``
-            The conditions asked for, categorical, and ``'depth'`` float32 if the model knows it.
+            The requested conditions, categorical, and ``'depth'`` float32 for models with depths.
         ``.uns['generation']['params']``
             Arguments, model and SHA-256.
 
@@ -506,7 +461,7 @@ class LingshuCell(RegisteredCounts):
         KeyError
             If a condition or gene is unknown to the model.
         ValueError
-            If no cell is asked for, an option is out of range, or the model has no such condition.
+            If there is no cell, an option is out of range, or the model has no such condition.
         FileExistsError
             If there is a file at ``path``.
         """
@@ -593,7 +548,7 @@ class LingshuCell(RegisteredCounts):
         return conditions, columns
 
     def _depths(self, depth: Any, source: np.ndarray, names: list[str], seed: int) -> np.ndarray:
-        """Return the depth of each cell, ``(n,)`` float32: as asked for, or as in training."""
+        """Return the depth of each cell, ``(n,)`` float32: the requested one, or as in training."""
         if depth is not None:
             found = np.broadcast_to(np.asarray(depth, dtype=np.float32), (len(names),)).copy()
             if not (found > 0).all():
@@ -618,7 +573,7 @@ class LingshuCell(RegisteredCounts):
         if guidance and (not self.module.has_perturbation or bool((parts == UNKNOWN).any())):
             raise ValueError(
                 f"guidance={guidance} leads away from the control, towards a perturbation, and "
-                "none was asked for; leave it out or give perturbation=."
+                "none was given; leave it out or pass perturbation=."
             )
         if n_steps is None and self.module.count_term is not None:
             n_steps = _STEPS_WITH_TERM
@@ -627,6 +582,7 @@ class LingshuCell(RegisteredCounts):
         return float(guidance), min(int(n_steps), len(self.vocabulary))
 
     @checks_arguments(guidance=Range(-1), guidance_floor=BELOW_1)
+    @fill_docs(TEXTS)
     def simulate(
         self,
         adata: AnnData,
@@ -648,27 +604,23 @@ class LingshuCell(RegisteredCounts):
     ) -> AnnData:
         """Generate a perturbed cell for each unperturbed one, with its source and covariates.
 
-        From ``"noise"``, the new cells are of the group of the old ones, not those same cells: of
-        each only its conditions are used, its depth if the model knows depths, and the counts of
-        ``keep_genes``. From the ``"cell"``, each is asked what it would have been: the model says
-        with which random numbers it would have made the old cell, and makes the new one with
-        these. A gene that is high for a cell of its kind stays high for one, and what the
-        perturbation does not change stays nearly as it was.
+        From ``"noise"``, the new cells are of the group of the old ones, not the same cells: of
+        each only its conditions are used, its depth for models with depths, and the counts of
+        ``keep_genes``. From the ``"cell"``, the random numbers with which the model would have made
+        the old cell are computed, and the new one is made with these. A gene that is high for a
+        cell of its kind stays high, and genes that the perturbation does not change stay nearly as
+        they were.
 
         Parameters
         ----------
         adata
             Unperturbed cells by genes, raw counts. Genes of the model that it lacks are generated.
-        perturbation
-            Parts of the perturbation, without order; also combinations that were not in training.
-        layer
-            Layer with the counts instead of ``X``.
-        groupby
-            Column of ``obs`` with the sources, where the column that was registered is not there.
+        %(perturbation_parts)s
+        %(counts_layer)s
+        %(sources)s
         batch_size
             Cells that are held at a time; the result does not depend on it.
-        seed
-            Each cell is drawn from this and its name.
+        %(cell_seed)s
         start
             ``"cell"`` or ``"noise"``, as published; see above.
         guidance, guidance_floor, n_steps, frozen, features, dequantise, precision
@@ -684,30 +636,18 @@ class LingshuCell(RegisteredCounts):
         Raises
         ------
         KeyError
-            If the model does not know the perturbation or a source, or a gene to keep is not
-            measured or not known to it.
+            If the model does not have the perturbation or a source, or a gene to keep is not
+            measured or not one of its genes.
         ValueError
-            If there is no cell, values are no counts, or the model knows no perturbations.
+            If there is no cell, values are no counts, or the model has no perturbations.
         """
-        if isinstance(perturbation, str):
-            raise TypeError(f"perturbation={perturbation!r} is one text; expected a list of parts.")
-        if adata.n_obs == 0:
-            raise ValueError("adata has no cell to start from; pass at least one.")
-        check_unique_names(adata.obs_names, axis="obs")
         if self.levels.perturbation_key is None:
             raise ValueError(
-                "The model was trained without perturbation_key=, so it knows no perturbations."
+                "The model was trained without perturbation_key=, so it has no perturbations."
             )
-        n, obs = adata.n_obs, in_memory_frame(adata.obs)
-        reader = CountReader(adata, self.vocabulary, layer)
-        depth = reader.depths()
-        conditions = self._numbered(
-            n,
-            source=self._sources(obs, groupby),
-            perturbation=np.full(n, "+".join(perturbation), dtype=object),
-            covariates=self._covariates(obs),
-            features=features,
-            depth=np.where(depth > 0, depth, np.nan) if self.size.depth else None,
+        n = adata.n_obs
+        obs, reader, conditions = self._cells_to_perturb(
+            adata, perturbation, layer, groupby, features, covariates=True, depths=self.size.depth
         )
         guidance, n_steps = self._sampling(conditions, guidance, n_steps)
         given = read_frozen(frozen, n, self.vocabulary)
@@ -727,7 +667,7 @@ class LingshuCell(RegisteredCounts):
         return AnnData(
             sparse.vstack(list(blocks), format="csr"),
             obs=obs[[]],
-            var=pd.DataFrame(index=reader.names(self.vocabulary, adata.var_names)),
+            var=pd.DataFrame(index=reader.names(adata.var_names)),
         )
 
     @contextmanager
@@ -737,7 +677,9 @@ class LingshuCell(RegisteredCounts):
         reader = self._registered_reader()
         conditions = self._conditions_of(in_memory_frame(self.adata.obs))
         studies = self.registered_categories("study")
-        held_out = held_out_cells(studies, recipe.validation_share, seed)
+        # in the order of their numbers, as for the bundled checkpoint
+        names = np.char.zfill(np.arange(len(studies)).astype(str), 12)
+        held_out = held_out_rows(studies, recipe.validation_share, seed, names)
         training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         if len(validation) > recipe.n_validation:
             spread = np.linspace(0, len(validation) - 1, recipe.n_validation)
@@ -758,7 +700,7 @@ class LingshuCell(RegisteredCounts):
 
         settings: Any = {
             "least_time": recipe.least_time,
-            "expect": reader.prefetch,
+            "prefetch": reader.prefetch,
             **run.layout,
         }
         keys = [self.levels.source_key, self.levels.perturbation_key]
@@ -781,12 +723,10 @@ class LingshuCell(RegisteredCounts):
         n_steps = run.count_steps(stream.n_batches)
         plan = DiffusionPlan(
             self.module,
-            lr=recipe.lr,
             last_lr=recipe.last_lr,
-            weight_decay=recipe.weight_decay,
             warm_up=max(1, min(_LONGEST_WARM_UP, round(_WARM_UP * n_steps))),
-            n_steps=n_steps,
             average_width=recipe.average_width,
+            **run.schedule,
         )
         self.module.trunk.recompute = recipe.recompute
         try:
@@ -794,15 +734,15 @@ class LingshuCell(RegisteredCounts):
         finally:
             self.module.trunk.recompute = False
             plan.show_average(True)
-        self.trained_here(studies, training_seed=seed, max_steps=n_steps)
+        self.mark_trained(studies, training_seed=seed, max_steps=n_steps)
 
     @checks_arguments()
     def fit_count_term(self, *, seed: int = 0) -> None:
         """Fit a count model of the registered cells beside the network, in a minute, not in hours.
 
         The same as :meth:`set_count_term` of a :class:`PerturbationCountModel` that was trained on
-        the model's own data. The network, untrained, adds nothing to it; :meth:`train` then
-        teaches it what genes say of each other. Weights that were trained without a count term do
+        the model's own data. The untrained network adds nothing to it; :meth:`train` then
+        learns dependences between genes. Weights that were trained without a count term do
         not fit beside it, so the scores of the network begin anew.
 
         Parameters
@@ -813,14 +753,13 @@ class LingshuCell(RegisteredCounts):
         Raises
         ------
         ValueError
-            If the model has no data, does not know depths (``depth=True``), or the data are no
+            If the model has no data or no depths (``depth=True``), or the data are no
             counts.
 
         Warns
         -----
         UserWarning
-            If a perturbation has too few cells in every source, and no features: it is then taken
-            to do nothing.
+            If a perturbation has too few cells in every source, and no features: its effect is 0.
         """
         reader = self._registered_reader()
         conditions = self._conditions_of(in_memory_frame(self.adata.obs))
@@ -828,16 +767,18 @@ class LingshuCell(RegisteredCounts):
         self._fit_count_term(reader, conditions, rows, seed)
         self._set_ranges(reader, conditions, rows)
         self.is_trained_ = True
-        self.trained_here(self.registered_categories("study"), count_term_seed=seed)
+        self.mark_trained(self.registered_categories("study"), count_term_seed=seed)
 
     def _fit_count_term(
-        self, reader: CountReader, conditions: Conditions, rows: np.ndarray, seed: int
+        self, reader: DenseCountReader, conditions: Conditions, rows: np.ndarray, seed: int
     ) -> None:
         self._check_depth()
         features = self.perturbation_features
         self._use_count_term(fit_counts(reader, rows, conditions, self.levels, features, seed=seed))
 
-    def _set_ranges(self, reader: CountReader, conditions: Conditions, rows: np.ndarray) -> None:
+    def _set_ranges(
+        self, reader: DenseCountReader, conditions: Conditions, rows: np.ndarray
+    ) -> None:
         """Set the largest count of each gene and the library sizes to those of training cells."""
         limit, depth = count_ranges(reader, rows)
         module = self.module

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from cfm.models._sizes import check_sizes
 from cfm.models.count_model._module import CONTROL, FIRST_PART, UNKNOWN, Conditions
-from cfm.models.lingshu._quantiser import N_VALUES
-from cfm.nn._absorbing import absorbing_loss
-from cfm.nn._group import GroupCompression
-from cfm.nn._linear import linear
-from cfm.nn._llama import LlamaTrunk
+from cfm.models.lingshu._counts import N_VALUES
+from cfm.nn._diffusion import absorbing_loss
+from cfm.nn._genes import GroupCompression
+from cfm.nn._kernels import linear
+from cfm.nn._transformers import LlamaTrunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,7 +147,7 @@ class LingshuModule(nn.Module):
         self.register_buffer("depth_quantiles", torch.zeros(1 + n_sources, 65 if depth else 0))
         # Largest value that a gene is given when cells are made.
         self.register_buffer("largest", torch.full((n_genes,), N_VALUES - 1, dtype=torch.int32))
-        #: Added to the logits; the network then says what conditions alone do not.
+        #: Added to the logits; the network then learns the rest.
         self.count_term: Any = None
         self._initialise(0.5 / math.sqrt(dim))
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfm.models.count_model._coupling import generator_of
+from cfm.models.count_model._module import generator_of
+from cfm.models.lingshu._counts import N_VALUES
 from cfm.models.lingshu._module import MASK, LingshuModule, place_scores
-from cfm.models.lingshu._quantiser import N_VALUES
-from cfm.nn._absorbing import draw_tokens, guided, reveal_counts
+from cfm.nn._diffusion import draw_tokens, guided, reveal_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ class Draws(NamedTuple):
         ``(b,)`` float64, how deep a cell is among the others of its source.
     least
         ``(b, n_genes)`` int64: a gene may be given this value, also where it is larger than any
-        that was seen in training. ``None`` if nothing is known of a cell.
+        that was seen in training. ``None`` for new cells.
     """
 
     uniform: np.ndarray
@@ -57,7 +57,7 @@ class Draws(NamedTuple):
 
 
 class Guidance(NamedTuple):
-    """How far cells are led away from the null condition; see :func:`cfm.nn._absorbing.guided`."""
+    """How far cells are led away from the null condition; see :func:`cfm.nn._diffusion.guided`."""
 
     weight: float = 0.0
     floor: float = 0.0
@@ -87,7 +87,7 @@ def reveal_steps(hidden: np.ndarray, key: np.ndarray, n_steps: int) -> np.ndarra
 
 
 def place_in(scores: Tensor, values: Tensor, uniform: Tensor) -> Tensor:
-    """Return numbers for which :func:`cfm.nn._absorbing.draw_tokens` gives known values.
+    """Return numbers for which :func:`cfm.nn._diffusion.draw_tokens` gives known values.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ class Sampler:
         return self._trunk(x)[:n, self.module.n_prefix :].float()
 
     def _states(self, tokens: Tensor, conditions: Conditions) -> Tensor:
-        """Run the trunk, but for cells of which nothing is known only once per condition."""
+        """Run the trunk; for fully masked cells only once per condition."""
         if self.module.has_depth or not bool((tokens == MASK).all()):
             return self.states(tokens, conditions)
         levels = torch.cat([conditions.source[:, None], conditions.parts, conditions.covariates], 1)
@@ -200,7 +200,7 @@ class Sampler:
     ) -> Draws:
         """Return the random numbers with which :meth:`sample` would have made cells that exist.
 
-        The values of a cell are told in the order of ``draws``; where the chance of a smaller
+        The values of a cell are revealed in the order of ``draws``; where the chance of a smaller
         value was ``a``, and of the value itself ``b``, its number lies between ``a`` and
         ``a + b``. Drawn again with these numbers under other conditions, a cell keeps what was
         its own: where it lay high, it lies high. (Abduction in the sense of Pearl, with the
@@ -264,13 +264,13 @@ class Sampler:
             rows, genes = (step == i).nonzero(as_tuple=True)
             if not len(rows):
                 continue
-            told = self._states(current, conditions)
-            untold = None if null is None else self._states(current, null)
+            states = self._states(current, conditions)
+            null_states = None if null is None else self._states(current, null)
             for part in self._parts(rows):
                 row, gene = rows[part], genes[part]
-                scores = self._scores(told, conditions, row, gene)
-                if untold is not None and null is not None:
-                    scores = guided(scores, self._scores(untold, null, row, gene), *guidance)
+                scores = self._scores(states, conditions, row, gene)
+                if null_states is not None and null is not None:
+                    scores = guided(scores, self._scores(null_states, null, row, gene), *guidance)
                 scores = scores.masked_fill(values > largest[row, gene].unsqueeze(1), -torch.inf)
                 if truth is not None:
                     uniform[row, gene] = place_in(scores, truth[row, gene], uniform[row, gene])

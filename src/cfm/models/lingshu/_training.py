@@ -13,19 +13,17 @@ from torch import Tensor
 from cfm._arguments import BELOW_1, NOT_NEGATIVE, PART
 from cfm.data._row_order import BLOCK_SIZE
 from cfm.models._streams import Drawn, RowStream
-from cfm.models._training import Recipe, TrainingPlan, held_out_studies
+from cfm.models._training import Recipe, TrainingPlan
 from cfm.models.count_model._module import UNKNOWN, Conditions
-from cfm.models.lingshu._quantiser import OVERFLOW, quantise
-from cfm.nn._absorbing import draw_times
-from cfm.nn._ema import PowerAverage
+from cfm.models.lingshu._counts import OVERFLOW, quantise
+from cfm.nn._diffusion import PowerAverage, draw_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cfm.models.count_model._data import CountReader
+    from cfm.models.count_model._data import DenseCountReader
     from cfm.models.lingshu._module import LingshuModule
 
-_BETAS = (0.9, 0.95)
 #: Counts that any gene may be given beyond twice the largest that was seen of it.
 _MARGIN = 5
 #: Cells that are read at a time.
@@ -46,7 +44,7 @@ class LingshuRecipe(Recipe):
     Parameters
     ----------
     count_term
-        Start from :meth:`cfm.models.LingshuCell.fit_count_term`, which a model that knows depths,
+        Start from :meth:`cfm.models.LingshuCell.fit_count_term`, which a model with depths that
         was never trained and has no count term does by default. Without it a model learns from its
         own term, if it has one.
     n_validation
@@ -95,29 +93,7 @@ class LingshuRecipe(Recipe):
     block_size: int = BLOCK_SIZE
 
 
-def held_out_cells(studies: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose validation cells, ``(n,)`` bool: whole studies, or single cells without studies.
-
-    Parameters
-    ----------
-    studies
-        ``(n,)`` object, ``""`` where there is none.
-    share
-        Share of the studies, or of the cells.
-    seed
-        Of the choice.
-    """
-    if (studies != "").any():
-        return np.isin(studies, held_out_studies(studies, share, seed))
-    n = len(studies)
-    out = np.zeros(n, dtype=bool)
-    if share and n >= 3:
-        size = min(max(1, round(share * n)), n - 1)
-        out[np.random.default_rng(seed).choice(n, size=size, replace=False)] = True
-    return out
-
-
-def count_ranges(reader: CountReader, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def count_ranges(reader: DenseCountReader, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the largest value that each gene may be given, and the library size of each cell.
 
     Parameters
@@ -177,7 +153,7 @@ class CellStream(RowStream):
     rows, batch_size, seed, **kwargs
         See :class:`cfm.models._streams.RowStream`.
     least_time, stratified
-        See :func:`cfm.nn._absorbing.draw_times`.
+        See :func:`cfm.nn._diffusion.draw_times`.
     condition_dropout
         Probability that all conditions of a cell are withheld, and that each single one is.
     """
@@ -237,45 +213,38 @@ def withhold(conditions: Conditions, drop: Tensor) -> Conditions:
 
 
 class DiffusionPlan(TrainingPlan):
-    """Diffusion loss; AdamW with warm-up and a cosine to a last rate; running average of weights.
+    """Diffusion loss; warm-up and a cosine to a last rate; running average of weights.
 
     Validation is of the average, if there is one.
 
     Parameters
     ----------
-    module
-        The network.
-    lr, last_lr
-        Peak and last learning rate.
-    weight_decay
-        Of AdamW, on matrices.
+    last_lr
+        Last learning rate.
     warm_up
         Steps until the peak.
-    n_steps
-        Optimiser steps in all.
     average_width
         Relative width of the running average; ``None`` for none.
+    module, **settings
+        See :class:`cfm.models.base.TrainingPlan`.
     """
 
     uses_all_weights = True
+    decays_vectors = False
+    betas = (0.9, 0.95)
 
     def __init__(
         self,
         module: LingshuModule,
         *,
-        lr: float,
         last_lr: float,
-        weight_decay: float,
         warm_up: int,
-        n_steps: int,
         average_width: float | None,
+        **settings: Any,
     ) -> None:
-        super().__init__(module)
-        self.lr = lr
-        self.last_lr = min(last_lr, lr)
-        self.weight_decay = weight_decay
+        super().__init__(module, **settings)
+        self.last_lr = min(last_lr, self.lr)
         self.warm_up = warm_up
-        self.n_steps = n_steps
         self.average = None if average_width is None else PowerAverage(module, average_width)
         self._shows_average = False
 
@@ -287,20 +256,6 @@ class DiffusionPlan(TrainingPlan):
         last = self.last_lr / self.lr
         return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
-    def configure_optimizers(self) -> Any:
-        """Return AdamW with its schedule."""
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=_BETAS)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
     def own_state(self) -> dict[str, Any]:
         """Return the average of the weights."""
         return {} if self.average is None else {"average": self.average.state_dict()}
@@ -309,12 +264,6 @@ class DiffusionPlan(TrainingPlan):
         """Restore :meth:`own_state`."""
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        losses = self.module.losses(*batch)
-        self.write("train", losses, batch_idx, len(batch.time))
-        return losses["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Add the new weights to the average, once per optimiser step."""
@@ -326,20 +275,10 @@ class DiffusionPlan(TrainingPlan):
         """Validate the average."""
         self.show_average(True)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss of a validation batch."""
-        self.write("validation", self.module.losses(*batch), batch_idx, len(batch.time))
-
     def on_validation_epoch_end(self) -> None:
         """Put the trained weights back."""
         super().on_validation_epoch_end()
         self.show_average(False)
-
-    def on_fit_end(self) -> None:
-        """Give every process all weights, and their average."""
-        super().on_fit_end()
-        if self.average is not None:
-            self.average.join()
 
     def show_average(self, wanted: bool) -> None:
         """Swap the average in for the weights, or out again, if a step was taken."""

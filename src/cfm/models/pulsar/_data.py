@@ -56,8 +56,8 @@ class Donors:
         For each donor the rows of its cells, in the order of the cells' names, so that neither
         the order of the rows nor other donors change what is drawn.
     cells
-        ``(n_cells, width)`` float32, the representation of all cells; rows of it are read when they
-        are asked for if it lies in a file.
+        ``(n_cells, width)`` float32, the representation of all cells; rows in a file are read when
+        needed.
     """
 
     names: pd.Index
@@ -96,7 +96,7 @@ class Donors:
 
 
 class StoredCells:
-    """A representation of cells in a file or computed by dask, of which rows are read when needed.
+    """A representation of cells in a file or of dask, whose rows are read when needed.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def read_donors(
     if few:
         warn_user(
             f"{few} of {len(names)} donors have fewer than {FEW_CELLS} cells (the fewest "
-            f"{int(sizes.min())}); what is said of them is mostly about which cells were caught."
+            f"{int(sizes.min())}); their results depend mostly on which cells were caught."
         )
     return Donors(pd.Index(names.astype(object), name=donor_key), rows, cells)
 
@@ -281,7 +281,7 @@ def read_cells(adata: AnnData, use_rep: str, width: int | None) -> np.ndarray | 
 
 
 def _is_stored(matrix: Any) -> bool:
-    """Whether a matrix is not in memory: in a file, or to be computed by dask."""
+    """Return whether a matrix is in a file or computed by dask."""
     if isinstance(matrix, np.ndarray | pd.DataFrame) or sparse.issparse(matrix):
         return False
     return hasattr(matrix, "compute") or not hasattr(matrix, "toarray")
@@ -443,7 +443,7 @@ class DonorStream(RowStream):
 
 
 class PretrainingStream(DonorStream):
-    """Two draws of each donor, of which the encoder sees some cells.
+    """Two draws of each donor, and the cells of them that the encoder sees.
 
     Parameters
     ----------

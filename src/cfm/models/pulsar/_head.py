@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm._arguments import NOT_NEGATIVE
-from cfm.models._training import Recipe, Training
+from cfm.models._training import Recipe, Training, TrainingPlan, held_out_rows
 from cfm.models.pulsar._data import DonorStream
-from cfm.models.pulsar._training import StepPlan, TensorStream, held_out_donors
+from cfm.models.pulsar._training import TensorStream
 from cfm.nn._distributed import means_over_processes
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class HeadRecipe(Recipe):
     Parameters
     ----------
     target, task
-        What :meth:`cfm.models.Pulsar.train_head` was given.
+        Arguments of :meth:`cfm.models.Pulsar.train_head`.
     frozen_layers
         ``"all"`` learns the head alone. A number also learns the encoder but for so many of its
         first layers; with at least one, the input network is frozen, too.
@@ -60,7 +60,7 @@ class HeadRecipe(Recipe):
 
 
 class Targets(NamedTuple):
-    """What a head learns.
+    """Targets of a head.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class Targets(NamedTuple):
 
 
 def read_targets(column: np.ndarray, task: Task, name: str) -> Targets:
-    """Return what to learn for each donor.
+    """Return the target of each donor.
 
     Parameters
     ----------
@@ -166,7 +166,8 @@ def fit_head(
     """
     recipe: HeadRecipe = run.recipe
     chosen, seed = np.flatnonzero(~np.isnan(targets.values)), run.seed
-    held_out = held_out_donors(donors.names[chosen], studies[chosen], recipe.validation_share, seed)
+    names = donors.names[chosen].to_numpy()
+    held_out = held_out_rows(studies[chosen], recipe.validation_share, seed, names)
     sides = chosen[~held_out], chosen[held_out]
     layout: dict[str, Any] = run.layout
     mean, spread = torch.zeros(module.size.dim), torch.ones(module.size.dim)
@@ -208,7 +209,7 @@ def fit_head(
         return {"loss": loss(made, answers[batch[-1].cpu()].to(made.device))}
 
     n_steps = run.count_steps(streams[0].n_batches)
-    plan = StepPlan(module, losses, lr=recipe.lr, weight_decay=recipe.weight_decay, n_steps=n_steps)
+    plan = TrainingPlan(module, losses, **run.schedule)
     try:
         with _frozen(module, n_frozen):
             yield Training(plan, streams[0], streams[1] if len(sides[1]) else None)
@@ -219,7 +220,7 @@ def fit_head(
 
 
 def check_head(head: Any) -> None:
-    """Check a setting of a checkpoint that says what a head answers.
+    """Check the setting of a checkpoint with task and outputs of a head.
 
     Raises
     ------

@@ -31,7 +31,7 @@ class CellImportance:
         ``(n_donors,)`` names, sorted.
     cells
         ``(n_cells,)`` float32 in the order of the data, 1 for an average cell of its donor; with
-        ``"gradient"`` negative where a cell speaks against.
+        ``"gradient"`` negative where a cell lowers the output.
     """
 
     donors: pd.Index

@@ -12,18 +12,18 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, ObsmField
 
 from cfm._arguments import NOT_NEGATIVE, checks_arguments
+from cfm._docs import fill_docs
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._warn import warn_user
-from cfm.hub import Checkpoint, load_safetensors, load_torch, resolve
-from cfm.hub._format import sha256_of_file
-from cfm.hub._replace import reads_checkpoint
-from cfm.models._base import PretrainedModel, check_column, load_weights
+from cfm.hub import Checkpoint, load_safetensors, load_torch
+from cfm.hub._checkpoint import sha256_of_file
+from cfm.hub._resolve import reads_checkpoint
+from cfm.models._base import TEXTS, PretrainedModel, check_column, load_weights
 from cfm.models._sizes import validate_config
-from cfm.models._training import Recipe, Training, TrainingRun, held_out_studies
+from cfm.models._training import Recipe, Training, TrainingPlan, TrainingRun, held_out_studies
 from cfm.models.pulsar._data import read_cells
 from cfm.models.pulsar._instrument_module import (
     InstrumentModule,
@@ -32,7 +32,7 @@ from cfm.models.pulsar._instrument_module import (
     instrument_losses,
 )
 from cfm.models.pulsar._model import Pulsar
-from cfm.models.pulsar._training import StepPlan, TensorStream
+from cfm.models.pulsar._training import TensorStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,8 +77,8 @@ class VirtualInstrument(PretrainedModel):
     adata
         Donors, some with and some without a condition, registered with :meth:`setup_anndata`.
     conditions
-        What represents each condition: a table with a row per condition, such as embeddings of
-        the proteins. Conditions that were never seen can be predicted by their row.
+        Table with a row of numbers per condition, such as embeddings of the proteins.
+        Conditions that were never seen can be predicted by their row.
     size
         Sizes of the network; by default as published, with the widths of the data.
     seed
@@ -151,6 +151,7 @@ class VirtualInstrument(PretrainedModel):
         )
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -171,8 +172,7 @@ class VirtualInstrument(PretrainedModel):
             Column of ``obs`` with the donor, who is there with and without conditions.
         use_rep
             Name in ``obsm`` of the embedding of a row.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -188,15 +188,13 @@ class VirtualInstrument(PretrainedModel):
             CategoricalObsField(_DONOR_KEY, donor_key),
             CategoricalObsField(_CONDITION_KEY, condition_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     def _registered_rep(self) -> str:
         return str(self.adata_manager.data_registry[_REP_KEY].attr_key)
 
     def add_conditions(self, table: pd.DataFrame) -> None:
-        """Tell the model of conditions: a row each, by their names; known ones are replaced."""
+        """Add conditions, a row each, by their names; existing ones are replaced."""
         table = _check_table(table, self.size.condition_dim)
         if self.conditions is not None:
             known = self.conditions.drop(index=self.conditions.index.intersection(table.index))
@@ -209,8 +207,8 @@ class VirtualInstrument(PretrainedModel):
         unknown = [n for n in names if n not in known]
         if unknown or self.conditions is None:
             raise KeyError(
-                f"The model does not know the conditions {unknown[:5]}; it knows "
-                f"{known[:5].tolist()}. Tell it of them with add_conditions(table), a row each."
+                f"The model does not have the conditions {unknown[:5]}; it has "
+                f"{known[:5].tolist()}. Add them with add_conditions(table), a row each."
             )
         return self.conditions.loc[list(names)].to_numpy(np.float32)
 
@@ -229,16 +227,11 @@ class VirtualInstrument(PretrainedModel):
         checks = None
         if out.any():
             checks = TensorStream(*(t[out] for t in tensors), fixed=True, **settings)
-        plan = StepPlan(
-            self.module,
-            partial(instrument_losses, self.module),
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            n_steps=run.count_steps(training.n_batches),
-        )
+        run.count_steps(training.n_batches)
+        plan = TrainingPlan(self.module, partial(instrument_losses, self.module), **run.schedule)
         yield Training(plan, training, checks)
         facts = {k: v for k, v in self.provenance.items() if k == "use_rep"}
-        self.trained_here(
+        self.mark_trained(
             np.array([], dtype=object),
             **facts,
             training_seed=run.seed,
@@ -322,7 +315,7 @@ class VirtualInstrument(PretrainedModel):
         seed: int = 0,
         encoder: Pulsar | str | Path | None = None,
     ) -> AnnData:
-        """Say what donors, or their cells, would be under conditions.
+        """Predict donors, or their cells, under conditions.
 
         See :func:`cfm.tl.simulate_perturbation`.
 
@@ -387,7 +380,7 @@ class VirtualInstrument(PretrainedModel):
         groupby: str | None,
         encoder: Pulsar | str | Path,
     ) -> AnnData:
-        """Say what cells would be, by the change of their donor."""
+        """Predict cells from the change of their donor."""
         model = Pulsar.from_pretrained(encoder) if isinstance(encoder, str | Path) else encoder
         if not isinstance(model, Pulsar):
             raise TypeError(f"encoder= is a {type(model).__name__}; expected a Pulsar.")
@@ -412,6 +405,7 @@ class VirtualInstrument(PretrainedModel):
 
     @classmethod
     @reads_checkpoint
+    @fill_docs(TEXTS)
     def from_pretrained(
         cls,
         source: str | Path,
@@ -427,10 +421,8 @@ class VirtualInstrument(PretrainedModel):
         source
             Name of a registered checkpoint, a folder that :meth:`save` wrote, or a file with a
             state dict of the authors' class (``.pt``, ``.safetensors``), whose sizes are read off.
-        adata
-            Data to attach for further training, registered with ``setup_anndata``.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        %(adata_to_attach)s
+        %(device)s
         conditions
             What represents each condition, which the authors' state dict does not hold.
 
@@ -439,17 +431,22 @@ class VirtualInstrument(PretrainedModel):
         ValueError
             If the file is damaged, not safe to read, or of another model.
         """
-        path = resolve(source)
-        if path.is_file():
-            model = cls._made(_read_published(path), None, device)
-        else:
-            model = super().from_pretrained(source, device=device)
+        model = cls._load_from(source, None, device)
         if conditions is not None:
             model.add_conditions(conditions)
         if adata is not None:
             model.attach(adata)
             read_cells(adata, model._registered_rep(), model.size.donor_dim)
         return model
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Return whether this is a single file: the authors' class has no other layout."""
+        return path.is_file()
+
+    @classmethod
+    def _read_published(cls, path: Path, name: str, **published: Any) -> Checkpoint:
+        return read_published(path)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         tensors = {_MODULE + k: v for k, v in self.module.state_dict().items()}
@@ -460,7 +457,7 @@ class VirtualInstrument(PretrainedModel):
         return tensors, {"size": vars(self.size)}, files
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config, tensors = dict(checkpoint.config), dict(checkpoint.tensors)
         table = tensors.pop(_TABLE, None)
         names = checkpoint.files.get(_NAMES_FILE, "").splitlines()
@@ -475,12 +472,10 @@ class VirtualInstrument(PretrainedModel):
         if table is not None:
             model.add_conditions(pd.DataFrame(table.float().numpy(), index=names))
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model
 
 
-def _read_published(path: Path) -> Checkpoint:
+def read_published(path: Path) -> Checkpoint:
     """Read a state dict of the authors' class, whose sizes are read off."""
     read = load_safetensors if path.suffix == ".safetensors" else load_torch
     state = {k.removeprefix("module."): v for k, v in read(path).items()}

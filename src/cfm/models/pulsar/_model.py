@@ -10,16 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 
 from cfm._arguments import check_whole, checks_arguments
+from cfm._docs import fill_docs
 from cfm.data._warn import warn_user
-from cfm.hub import resolve
-from cfm.hub._replace import reads_checkpoint
-from cfm.hub._resolve import checkpoint_name
-from cfm.models._base import PretrainedModel, check_column, load_weights
-from cfm.models._precision import Precision
+from cfm.models._base import TEXTS, Precision, PretrainedModel, check_column, load_weights
 from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun
 from cfm.models.pulsar._data import (
@@ -61,6 +57,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+    from scvi.data import AnnDataManager
 
     from cfm.hub import Checkpoint
 
@@ -162,7 +159,7 @@ class Pulsar(PretrainedModel):
 
     module: PulsarModule
     Recipe = PulsarRecipe
-    _least_agreement = 0.99  # of differences between donors
+    least_agreement = 0.99  # of differences between donors
 
     def __init__(
         self,
@@ -207,7 +204,7 @@ class Pulsar(PretrainedModel):
         self._summarise()
 
     def _summarise(self) -> None:
-        """Set what scvi-tools shows of a model."""
+        """Set the summary that scvi-tools prints."""
         n = sum(p.numel() for p in self.module.parameters())
         self._model_summary_string = (
             f"PULSAR: cells of {self.size.input_dim} numbers, width {self.size.dim}, "
@@ -215,6 +212,7 @@ class Pulsar(PretrainedModel):
         )
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -245,8 +243,7 @@ class Pulsar(PretrainedModel):
             a projection is fitted to differences within studies.
         layer
             Layer with raw counts instead of ``X``.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(register_fields)s
 
         Raises
         ------
@@ -274,13 +271,11 @@ class Pulsar(PretrainedModel):
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, study_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     def attach(self, adata: AnnData) -> None:
         """Attach data that were registered with ``setup_anndata``, for further training."""
-        manager = self._get_most_recent_anndata_manager(adata, required=True)
+        manager = self._manager_of(adata)
         represent(adata, **self._registered_reading(self.size.input_dim, manager))
         super().attach(adata)
         self._remember_names()
@@ -296,7 +291,7 @@ class Pulsar(PretrainedModel):
         return None if key.startswith("_scvi") else str(key)
 
     def _remember_names(self) -> None:
-        """Keep what the registered data are called, for calls that do not say."""
+        """Store the names of the registered data, as defaults of later calls."""
         donor = self.adata_manager.get_state_registry(_DONOR_KEY).original_key
         rep = self._registered_rep()
         self.provenance |= {"donor_key": donor} | ({} if rep is None else {"use_rep": rep})
@@ -447,7 +442,7 @@ class Pulsar(PretrainedModel):
         batch_size: int = 16,
         precision: Precision = "auto",
     ) -> DonorEmbeddings:
-        """Embed donors, and say how much an embedding depends on which cells were drawn.
+        """Embed donors, with the spread of an embedding over draws of cells.
 
         Parameters
         ----------
@@ -550,7 +545,7 @@ class Pulsar(PretrainedModel):
         batch_size: int = 16,
         precision: Precision = "auto",
     ) -> pd.DataFrame:
-        """Answer for donors with the head: probabilities of classes, or values.
+        """Predict classes or values of donors with the head.
 
         Parameters
         ----------
@@ -597,7 +592,7 @@ class Pulsar(PretrainedModel):
         n_cells: int = 1024,
         seed: int = 0,
     ) -> CellImportance:
-        """Say how much each cell counts for its donor.
+        """Return how much each cell counts for its donor.
 
         Parameters
         ----------
@@ -642,7 +637,7 @@ class Pulsar(PretrainedModel):
         if output is None:
             return None
         if method != "gradient":
-            raise ValueError("output= goes with method='gradient'; attention knows no outputs.")
+            raise ValueError("output= goes with method='gradient'; attention has no outputs.")
         if self.head is None:
             raise ValueError("This model has no head; train one with train_head().")
         if output not in self.head["outputs"]:
@@ -659,7 +654,7 @@ class Pulsar(PretrainedModel):
         n_random: int = 3,
         seed: int = 0,
     ) -> list[tuple[int, str, float, float]]:
-        """Say how far a donor's embedding moves without the cells of a group.
+        """Return how far a donor's embedding moves without the cells of a group.
 
         Parameters
         ----------
@@ -712,10 +707,10 @@ class Pulsar(PretrainedModel):
             warn_user("The encoder has new weights, so its head is removed; call train_head again.")
 
     def train_head(self, target: str, task: Task = "classification", **training: Any) -> None:
-        """Learn to answer for donors of the registered data; :meth:`predict` then does.
+        """Train a head on the donors of the registered data, for :meth:`predict`.
 
-        To know how well it answers use :func:`cfm.tl.probe` on embedded donors, which judges
-        donors that were not learned from, beside simpler heads.
+        To measure its accuracy use :func:`cfm.tl.probe` on embedded donors, which scores held-out
+        donors and simpler heads.
 
         Parameters
         ----------
@@ -767,36 +762,11 @@ class Pulsar(PretrainedModel):
     def _record_training(self, studies: np.ndarray, run: TrainingRun) -> None:
         """Record a training; what the registered data are called is kept."""
         kept = {k: v for k, v in self.provenance.items() if k in ("donor_key", "use_rep")}
-        self.trained_here(studies, **kept, training_seed=run.seed, **run.facts)
+        self.mark_trained(studies, **kept, training_seed=run.seed, **run.facts)
 
     @classmethod
-    @reads_checkpoint
-    def from_pretrained(
-        cls, source: str | Path, adata: AnnData | None = None, *, device: str = "auto"
-    ) -> Self:
-        """Load a model by name, folder or ``hf://org/name``.
-
-        Parameters
-        ----------
-        source
-            Name of a bundled or registered checkpoint, a folder that :meth:`save` wrote, or
-            ``config.json`` and ``model.safetensors`` as the authors release them: a folder, or on
-            the Hugging Face hub ``"hf://KuanP/PULSAR-pbmc"``.
-        adata
-            Data to attach for further training, registered with ``setup_anndata``.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
-
-        Raises
-        ------
-        ValueError
-            If files are missing or damaged, do not fit each other, or are of another model.
-        """
-        path = resolve(source)
-        if not cls.recognises(path):
-            return super().from_pretrained(source, adata, device=device)
-        checkpoint = read_published(path, checkpoint_name(source))
-        return cls._made(checkpoint, adata, device)
+    def _read_published(cls, path: Path, name: str, **published: Any) -> Checkpoint:
+        return read_published(path, name)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
         config: dict[str, Any] = {"size": vars(self.size), "head": self.head}
@@ -807,7 +777,7 @@ class Pulsar(PretrainedModel):
         return tensors | arrays, config | settings, files
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config, name = dict(checkpoint.config), checkpoint.name
         network = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(PREFIX)}
         with validate_config("PULSAR", name, network):
@@ -821,8 +791,6 @@ class Pulsar(PretrainedModel):
         model.projection = stored_projection(checkpoint, model.size.input_dim)
         config.pop("radius", None)
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model
 
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfm.models._sizes import check_sizes
-from cfm.nn import PostNormLayer
-from cfm.nn._linear import prepare
-from cfm.nn._post_norm import PreparedStack
-from cfm.nn._weight_cache import WeightCache
+from cfm.nn import TransformerEncoderLayer
+from cfm.nn._kernels import WeightCache, prepare
+from cfm.nn._transformers import PreparedStack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +38,7 @@ class PulsarSize:
     decoder_layers, decoder_heads, decoder_ff
         The same of the decoder.
     n_cell_states, use_cell_states
-        Cell states that the decoder can be told, and whether it is.
+        Number of cell states of the decoder, and whether it uses them.
     cls_transform
         Whether there is a network that transforms the donor embedding.
     decoder_loops
@@ -168,7 +167,7 @@ class PulsarModule(nn.Module):
         size = self.size
         settings = {"activation": size.activation, "dropout": size.dropout, "eps": size.eps}
         return nn.ModuleList(
-            PostNormLayer(size.dim, n_heads, ff_dim, **settings)  # type: ignore[arg-type]
+            TransformerEncoderLayer(size.dim, n_heads, ff_dim, **settings)  # type: ignore[arg-type]
             for _ in range(n_layers)
         )
 
@@ -360,7 +359,7 @@ class PulsarModule(nn.Module):
         x, bias = self._tokens(cells, padding)
         maps = []
         for layer in self.encoder:
-            layer = cast("PostNormLayer", layer)
+            layer = cast("TransformerEncoderLayer", layer)
             weights = layer.attention_weights(x, bias, first_only=not every)
             maps.append(weights if every else weights.squeeze(2))
             x = layer(x, bias)
@@ -456,7 +455,7 @@ class PreparedEncoder:
 
 
 def _bias(padding: Tensor | None, x: Tensor) -> Tensor | None:
-    """What hides padding in attention, ``(b, n + 1)``."""
+    """Return the bias that hides padding in attention, ``(b, n + 1)``."""
     if padding is None:
         return None
     hidden = F.pad(padding, (1, 0))  # the donor is always there

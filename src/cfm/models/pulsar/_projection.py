@@ -240,7 +240,7 @@ class CellProjection:
         reader = _reader(adata, self.genes, layer, least)
         present = np.flatnonzero(reader.measured)
         rows = np.arange(adata.n_obs)
-        reader.expect(rows)
+        reader.prefetch(rows)
         out = np.empty((adata.n_obs, self.n_components), dtype=np.float32)
         total = np.empty(adata.n_obs)
         for start in range(0, adata.n_obs, _BLOCK):
@@ -286,7 +286,7 @@ class CellProjection:
         return self.genes.align(adata.var_names, min_genes=0).found_share
 
     def _project(self, counts: sparse.csr_matrix, present: np.ndarray) -> np.ndarray:
-        """Project counts ``(n, n_genes)`` of which some columns are measured."""
+        """Project counts ``(n, n_genes)``; ``present`` are the measured columns."""
         whole = len(present) == len(self.genes)
         share = 1.0 if whole else float(self.abundance[present].sum() / self.abundance.sum())
         target = np.full(counts.shape[0], TARGET_SUM * share)
@@ -347,7 +347,7 @@ def check_counts(adata: AnnData, layer: str | None) -> None:
         If the layer does not exist, names are not unique, or values are no counts.
     """
     reader = _reader(adata, _genes_of(adata), layer)
-    reader.expect(np.arange(adata.n_obs))
+    reader.prefetch(np.arange(adata.n_obs))
     for start in range(0, adata.n_obs, _BLOCK):
         reader.read(np.arange(start, min(start + _BLOCK, adata.n_obs)))
 

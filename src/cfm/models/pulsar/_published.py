@@ -8,17 +8,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cfm.hub import Checkpoint, load_safetensors
-from cfm.hub._checkpoint import read_card
-from cfm.hub._format import (
-    CONFIG_NAME,
+from cfm.hub._checkpoint import (
     LARGEST_JSON,
     WEIGHTS_NAME,
     find_file,
+    read_card,
     read_limited,
     sha256_of_file,
 )
+from cfm.hub._resolve import CONFIG_NAME
 from cfm.models.pulsar._module import PulsarSize
-from cfm.nn._post_norm import TORCH_NAMES
+from cfm.nn._transformers import TORCH_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +82,7 @@ def read_published(folder: Path, name: str) -> Checkpoint:
     folder
         With the files.
     name
-        Of the checkpoint, which may say for which tissue it is.
+        Of the checkpoint; it may contain the tissue.
 
     Raises
     ------
@@ -160,12 +160,10 @@ def convert_state(state: dict[str, Tensor], where: str) -> tuple[dict[str, Tenso
 
 
 def _read_size(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -> PulsarSize:
-    """Read the sizes from config.json; what config.json does not say, from the weights."""
+    """Read the sizes from config.json, and those that it lacks from the weights."""
     lacking = [name for name in _SIZES if name not in config]
     if lacking:
-        raise ValueError(
-            f"{where} does not say {lacking}; it is not that of a released PULSAR: {_AGAIN}"
-        )
+        raise ValueError(f"{where} lacks {lacking}; it is not that of a released PULSAR: {_AGAIN}")
     values = {ours: config[theirs] for theirs, ours in _SIZES.items()}
     values |= {ours: config.get(theirs, usual) for theirs, (ours, usual) in _SETTINGS.items()}
     if config.get("use_decoder", True) is False:
@@ -184,7 +182,7 @@ def scope_of(name: str, card: str | None) -> list[str] | None:
     Parameters
     ----------
     name
-        Of the checkpoint, which says more than its card: cards name sister checkpoints.
+        Of the checkpoint; it decides before the card, which may name other checkpoints.
     card
         Its model card.
     """

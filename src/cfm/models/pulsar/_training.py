@@ -14,22 +14,16 @@ from torch.nn import functional as F
 from cfm._arguments import ABOVE_0, NOT_NEGATIVE, PART
 from cfm.data._warn import warn_user
 from cfm.models._streams import Drawn, RowStream
-from cfm.models._training import Recipe, Training, TrainingPlan, held_out_studies
+from cfm.models._training import Recipe, Training, TrainingPlan, held_out_rows
 from cfm.models.pulsar._data import PretrainingStream
 from cfm.nn._distributed import gathered, means_over_processes, process_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import pandas as pd
-    from torch import nn
+    from collections.abc import Iterator
 
     from cfm.models._training import TrainingRun
     from cfm.models.pulsar._data import Batch, Donors
     from cfm.models.pulsar._module import PulsarModule
-
-#: Share of the steps in which the learning rate rises.
-_WARM_UP = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +104,15 @@ def pretraining_losses(
     parts = {}
     total = cls.sum() * 0.0
     # another process may have hidden cells if this one has none
-    asks = process_number()[1] > 1 or not bool(batch.hidden_padding.all())
-    if reconstruction_weight and asks:
+    any_hidden = process_number()[1] > 1 or not bool(batch.hidden_padding.all())
+    if reconstruction_weight and any_hidden:
         truth = module.standardise(batch.hidden)
         shown = torch.where(batch.masked, module.mask_element.to(truth.dtype), truth)
         tokens = module.in_proj_mask_embedding(shown)
         made = module.decode_tokens(cls, tokens, batch.hidden_padding)[:, 1:]
-        asked = batch.masked & ~batch.hidden_padding.unsqueeze(-1)
+        hidden = batch.masked & ~batch.hidden_padding.unsqueeze(-1)
         error = (made.float() - truth).square()
-        (parts["reconstruction"],) = means_over_processes(((error * asked).sum(), asked.sum()))
+        (parts["reconstruction"],) = means_over_processes(((error * hidden).sum(), hidden.sum()))
         total = total + reconstruction_weight * parts["reconstruction"]
     if contrastive_weight:
         parts["contrastive"] = agreement_loss(cls, batch.donor, batch.label, temperature)
@@ -127,7 +121,7 @@ def pretraining_losses(
 
 
 def agreement_loss(embedding: Tensor, donor: Tensor, label: Tensor, temperature: float) -> Tensor:
-    """Return how badly draws find those that belong to them among all others.
+    """Return the contrastive loss of draws of donors.
 
     The supervised contrastive loss of Khosla et al. (NeurIPS 2020, equation 2) on cosine
     similarities: draws of one donor belong together, and of donors with the same label.
@@ -150,7 +144,7 @@ def agreement_loss(embedding: Tensor, donor: Tensor, label: Tensor, temperature:
         embedding, donor, label = gathered(embedding), gathered(donor), gathered(label)
         n = len(donor) // n_processes
         if torch.equal(donor[:n].repeat(n_processes), donor):
-            # a batch of fewer donors than processes, each of which has all of them
+            # a batch of fewer donors than processes: each process has all of them
             embedding, donor, label = embedding[:n], donor[:n], label[:n]
     z = F.normalize(embedding.float(), dim=-1)
     same = (donor[:, None] == donor) | ((label[:, None] == label) & (label >= 0))
@@ -163,68 +157,6 @@ def agreement_loss(embedding: Tensor, donor: Tensor, label: Tensor, temperature:
     if not bool(has.any()):
         return embedding.sum() * 0.0
     return (surprise[has] / n_same[has]).mean()
-
-
-class StepPlan(TrainingPlan):
-    """AdamW with warm-up and linear decay on any losses.
-
-    Parameters
-    ----------
-    module
-        The network; what does not require gradients stays as it is.
-    losses
-        Turns a batch into named losses, of which ``"loss"`` is trained on and all are logged.
-    lr
-        Peak learning rate.
-    weight_decay
-        Of AdamW.
-    n_steps
-        Optimiser steps in all, for the schedule.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        losses: Callable[[Any], dict[str, Tensor]],
-        *,
-        lr: float,
-        weight_decay: float,
-        n_steps: int,
-    ) -> None:
-        super().__init__(module)
-        self.losses = losses
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.n_steps = n_steps
-
-    def configure_optimizers(self) -> Any:
-        """AdamW over what is trained."""
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
-
-        def rate(step: int) -> float:
-            done = (step + 1) / (self.n_steps + 1)
-            return done / _WARM_UP if done < _WARM_UP else max(0.0, (1.0 - done) / (1.0 - _WARM_UP))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One step on one batch."""
-        return self._write("train", batch, batch_idx)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Losses on what is not trained on."""
-        self._write("validation", batch, batch_idx)
-
-    def _write(self, kind: str, batch: Any, number: int) -> Tensor:
-        """Add the losses of a batch to the curves, and return that which is trained on."""
-        found = self.losses(batch)
-        self.write(kind, found, number, len(batch[0]))
-        return found["loss"]
 
 
 class TensorStream(RowStream):
@@ -246,12 +178,6 @@ class TensorStream(RowStream):
         """Make the batch of some rows."""
         own = torch.from_numpy(drawn.own)
         return tuple(tensor[own] for tensor in self.tensors)
-
-
-def held_out_donors(names: pd.Index, studies: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose a share of the studies, or without studies of the donors, ``(n,)`` bool."""
-    groups = studies if (studies != "").any() else names.to_numpy(dtype=object)
-    return np.isin(groups, held_out_studies(groups, share, seed))
 
 
 def label_numbers(labels: np.ndarray) -> np.ndarray:
@@ -287,7 +213,7 @@ def pretraining(
         ``(n_donors,)`` object, ``""`` where there is none.
     """
     recipe: PulsarRecipe = run.recipe
-    held_out = held_out_donors(donors.names, studies, recipe.validation_share, run.seed)
+    held_out = held_out_rows(studies, recipe.validation_share, run.seed, donors.names.to_numpy())
     settings: dict[str, Any] = {
         "n_cells": recipe.n_cells,
         "keep_share": recipe.keep_share,
@@ -312,6 +238,6 @@ def pretraining(
         )
 
     n_steps = run.count_steps(stream.n_batches)
-    plan = StepPlan(module, losses, lr=recipe.lr, weight_decay=recipe.weight_decay, n_steps=n_steps)
+    plan = TrainingPlan(module, losses, **run.schedule)
     yield Training(plan, stream, checks)
     run.facts |= {"max_steps": n_steps, "n_donors": int((~held_out).sum())}

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
+from scvi import REGISTRY_KEYS, settings
 from scvi.data.fields import LayerField
+from scvi.utils import track
 
 from cfm._arguments import checks_arguments
+from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
 from cfm.data._warn import warn_user
-from cfm.hub import resolve
-from cfm.hub._replace import reads_checkpoint
-from cfm.models._base import PretrainedModel, load_weights
-from cfm.models._precision import Precision
+from cfm.hub._resolve import reads_checkpoint
+from cfm.models._base import TEXTS, Precision, PretrainedModel, load_weights
 from cfm.models._sizes import validate_config
 from cfm.models.uce._data import SAMPLE_SIZE, SentenceMaker, check_genes, read_sentences
 from cfm.models.uce._module import UCEModule, UCESize
-from cfm.models.uce._published import read_published
+from cfm.models.uce._published import GENES_TABLE, read_published
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from cfm.data import GeneAlignment
     from cfm.hub import Checkpoint
 
-_GENES_FILE = "genes.csv"
 #: Least number of the model's genes that data must measure, and the share below which is warned.
 _MIN_GENES, _LOW_SHARE = 50, 0.25
 #: Tokens that the layers work on at a time.
@@ -49,9 +48,9 @@ class UCE(PretrainedModel):
     Parameters
     ----------
     genes
-        Table of the genes that the model knows: index = symbols, columns ``token``,
+        Table of the genes of the model: index = symbols, columns ``token``,
         ``chromosome`` (the token of the gene's chromosome) and ``start``. Without it the model
-        knows tokens only.
+        reads tokens only.
     size
         Sizes of the network, by default those of the published 33-layer model.
     seed
@@ -63,7 +62,7 @@ class UCE(PretrainedModel):
         The network; ``model.module(tokens, mask)`` returns the outputs of all tokens and the cell
         embedding.
     vocabulary
-        Genes that it knows, in the order of ``genes``; ``None`` without a table.
+        Its genes, in the order of ``genes``; ``None`` without a table.
 
     Notes
     -----
@@ -109,6 +108,7 @@ class UCE(PretrainedModel):
         )
 
     @classmethod
+    @fill_docs(TEXTS)
     def setup_anndata(cls, adata: AnnData, layer: str | None = None, **kwargs: Any) -> None:
         """Register cells, so that the model can hold them; it embeds any AnnData without.
 
@@ -116,17 +116,13 @@ class UCE(PretrainedModel):
         ----------
         adata
             Cells by genes, counts.
-        layer
-            Layer with the counts instead of ``X``.
-        **kwargs
-            For :meth:`scvi.data.AnnDataManager.register_fields`.
+        %(counts_layer)s
+        %(register_fields)s
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         get_matrix(adata, layer=layer)
         fields = [LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False)]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     def vocabulary_share(self, adata: AnnData) -> float:
         """Return the share of the model's genes that ``adata`` measures."""
@@ -136,8 +132,8 @@ class UCE(PretrainedModel):
         if self.vocabulary is None:
             raise ValueError(
                 "The weights came without the authors' tables (species_chrom.csv, "
-                "species_offsets.pkl, protein_embeddings), so it is unknown which token a gene "
-                "has; put those files beside them, or pass from_pretrained(…, genes=table)."
+                "species_offsets.pkl, protein_embeddings), so the tokens of the genes are "
+                "unknown; put those files beside them, or pass from_pretrained(…, genes=table)."
             )
         names = adata.var_names
         if self.provenance.get("species", "human") != "human":
@@ -209,7 +205,7 @@ class UCE(PretrainedModel):
         adata, layer, sample_size, seed
             As for :meth:`get_sentences`.
         batch_size
-            Cells at a time, fewer where memory asks for it; the result does not depend on it.
+            Cells at a time, fewer if sentences are long; the result does not depend on it.
         precision
             ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the processor is fast at
             it and a trial, made once per weights, keeps embeddings at a cosine similarity of
@@ -231,7 +227,9 @@ class UCE(PretrainedModel):
         longest = max(len(s) for s in sentences)
         at_once = max(1, min(batch_size, _TOKENS_AT_ONCE // longest))
         out = np.empty((len(sentences), self.size.output_dim), dtype=np.float32)
-        for start in range(0, len(sentences), at_once):
+        starts = range(0, len(sentences), at_once)
+        silent = settings.verbosity > logging.INFO or len(starts) < 2
+        for start in track(starts, description="Embedding cells", style="tqdm", disable=silent):
             part = [torch.from_numpy(s) for s in sentences[start : start + at_once]]
             embedded = self.module.embed(part, stack=stack)
             out[start : start + at_once] = embedded.cpu().numpy()
@@ -240,14 +238,15 @@ class UCE(PretrainedModel):
     @classmethod
     @checks_arguments()
     @reads_checkpoint
+    @fill_docs(TEXTS)
     def from_pretrained(
         cls,
         source: str | Path,
         adata: AnnData | None = None,
         *,
         device: str = "auto",
-        n_heads: int = 20,
-        species: str = "human",
+        n_heads: int | None = None,
+        species: str | None = None,
         genes: pd.DataFrame | None = None,
     ) -> Self:
         """Load a model by name, folder or ``hf://org/name``.
@@ -266,17 +265,16 @@ class UCE(PretrainedModel):
             ``species_offsets.pkl``
                 where the tokens of a species begin (read without running anything in it), and
             ``protein_embeddings/<Species>.….gene_symbol_to_embedding_ESM2.pt``
-                whose order says which token a gene has.
+                whose order gives the token of each gene.
 
             Without the last three the model reads token sentences but no counts.
-        adata
-            Data to attach, registered with :meth:`setup_anndata`. Not needed to use the model.
-        device
-            Where the model runs; ``"auto"`` takes a GPU if there is one.
+        %(adata_to_attach)s
+        %(device)s
         n_heads
-            Attention heads of the authors' weights, which the file does not tell.
+            Attention heads of the authors' weights, which are not in the file; 20 by default.
         species
-            Whose genes are read from the authors' tables: ``"human"``, ``"mouse"``, …
+            Species whose genes are read from the authors' tables: ``"human"`` (default),
+            ``"mouse"``, …
         genes
             Table of genes as for the class, instead of the authors' tables.
 
@@ -286,51 +284,26 @@ class UCE(PretrainedModel):
             If files are missing, damaged or not safe to read, if they do not fit each other, or
             if the weights are of another model.
         """
-        path = resolve(source)
-        if not cls.recognises(path):
-            if genes is not None:
-                raise ValueError("genes= is for the authors' weights; this has its own table.")
-            return super().from_pretrained(source, adata, device=device)
-        published = read_published(path, n_heads, species, genes)
-        model = cls._filled(published.size, published.tensors, published.genes, published.name)
-        model.provenance = {"species": species}
-        model.checkpoint_name = published.name
-        model.checkpoint_sha256 = published.sha256
-        if adata is not None:
-            model.attach(adata)
-        model.is_trained_ = True
-        model.to_device(device)
-        model.module.eval()
-        return model
+        return cls._load_from(source, adata, device, n_heads=n_heads, species=species, genes=genes)
 
     @classmethod
-    def _filled(
-        cls, size: UCESize, tensors: dict[str, torch.Tensor], genes: pd.DataFrame | None, name: str
-    ) -> Self:
-        """Make a model of given weights, without a second copy of them."""
-        with validate_config("UCE", name, tensors):
-            model = cls(size=size)
-        load_weights(model.module, tensors, name, copy=False)
-        model._set_genes(genes)
-        model._summarise()
-        return model
+    def _read_published(cls, path: Path, name: str, **published: Any) -> Checkpoint:
+        return read_published(path, **published)
 
     def _contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
-        files = {} if self.genes is None else {_GENES_FILE: self.genes.to_csv()}
+        files = {} if self.genes is None else {GENES_TABLE: self.genes.to_csv()}
         return dict(self.module.state_dict()), {"size": vars(self.size)}, files
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, adata: AnnData | None) -> Self:
-        config = dict(checkpoint.config)
-        with validate_config("UCE", checkpoint.name, checkpoint.tensors):
-            size = UCESize(**config.pop("size"))
-            text = checkpoint.files.get(_GENES_FILE)
-            genes = None
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        config, tensors, name = dict(checkpoint.config), checkpoint.tensors, checkpoint.name
+        with validate_config("UCE", name, tensors):
+            model = cls(size=UCESize(**config.pop("size")))
+            text = checkpoint.files.get(GENES_TABLE)
             if text is not None:
                 table = pd.read_csv(StringIO(text), dtype={"gene": str}, keep_default_na=False)
-                genes = check_genes(table.set_index("gene"), size.n_tokens, _GENES_FILE)
-        model = cls._filled(size, checkpoint.tensors, genes, checkpoint.name)
+                model._set_genes(table.set_index("gene"))
+        load_weights(model.module, tensors, name, copy=False)  # very large weights
+        model._summarise()
         model.provenance = config
-        if adata is not None:
-            model.attach(adata)
         return model

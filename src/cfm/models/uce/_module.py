@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from cfm._arguments import check_whole
 from cfm.models._sizes import check_sizes
-from cfm.nn import PostNormLayer
-from cfm.nn._post_norm import PreparedStack
-from cfm.nn._weight_cache import WeightCache
+from cfm.nn import TransformerEncoderLayer
+from cfm.nn._kernels import WeightCache
+from cfm.nn._transformers import PreparedStack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,9 @@ class UCEModule(nn.Module):
         self.token_projection = _projection(size.token_dim, dim)
         self.register_buffer("positions", _waves(size.max_length, dim))
         self.layers = nn.ModuleList(
-            PostNormLayer(dim, size.n_heads, size.ff_dim, activation="relu", dropout=size.dropout)
+            TransformerEncoderLayer(
+                dim, size.n_heads, size.ff_dim, activation="relu", dropout=size.dropout
+            )
             for _ in range(size.n_layers)
         )
         self.head = _blocks([dim, size.head_dim, out, out], size.dropout)

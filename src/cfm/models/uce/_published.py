@@ -6,7 +6,6 @@ import io
 import pickle
 import pickletools
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -14,11 +13,12 @@ import pandas as pd
 import torch
 
 from cfm.data import map_identifiers
-from cfm.hub import load_torch
-from cfm.hub._format import find_file, read_limited, sha256_of_file
+from cfm.hub import Checkpoint, load_torch
+from cfm.hub._checkpoint import find_file, read_limited, sha256_of_file
+from cfm.models._load import weights_file
 from cfm.models.uce._data import GENE_COLUMNS, check_genes
 from cfm.models.uce._module import UCESize
-from cfm.nn._post_norm import TORCH_NAMES
+from cfm.nn._transformers import TORCH_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+#: Text file of a checkpoint with the table of genes.
+GENES_TABLE = "genes.csv"
 _TOKENS = "all_tokens.torch"
 _CHROMOSOMES, _OFFSETS, _PROTEINS = "species_chrom.csv", "species_offsets.pkl", "protein_embeddings"
 #: Start of the names of the authors' protein embeddings by the names of their species.
@@ -55,24 +57,15 @@ _PLAIN = {
 _AGAIN = "download it again."
 
 
-@dataclass(frozen=True)
-class Published:
-    """Published weights by our names; ``genes`` is ``None`` without a table of them."""
-
-    name: str
-    size: UCESize
-    tensors: dict[str, Tensor]
-    genes: pd.DataFrame | None
-    sha256: str
-
-
 def read_published(
-    path: Path, n_heads: int, species: str, genes: pd.DataFrame | None = None
-) -> Published:
-    """Read and check the authors' files; see :meth:`cfm.models.UCE.from_pretrained`."""
-    weights = path if path.is_file() else _only_weights(path)
+    path: Path, n_heads: int = 20, species: str = "human", genes: pd.DataFrame | None = None
+) -> Checkpoint:
+    """Return the authors' files, checked, in the form of a checkpoint of this package.
+
+    Parameters and errors are those of :meth:`cfm.models.UCE.from_pretrained`.
+    """
+    weights = weights_file(path, "UCE")
     folder = weights.parent
-    find_file(folder, weights.name)
     state = {k.removeprefix("module."): v for k, v in load_torch(weights).items()}
     if "pe_embedding.weight" not in state:
         state["pe_embedding.weight"] = _token_file(folder, weights)
@@ -82,7 +75,18 @@ def read_published(
         genes = read_gene_files(folder, species, tensors["token_embedding.weight"])
         if species == "human":
             genes = _with_current_symbols(genes)
-    return Published(weights.stem, size, tensors, genes, sha256_of_file(weights))
+    files = {}
+    if genes is not None:
+        files[GENES_TABLE] = check_genes(genes, size.n_tokens, "genes").to_csv()
+    return Checkpoint(
+        name=weights.stem,
+        path=folder,
+        model="UCE",
+        config={"size": vars(size), "species": species},
+        tensors=tensors,
+        sha256=sha256_of_file(weights),
+        files=files,
+    )
 
 
 def convert_state(state: dict[str, Any], where: str) -> dict[str, Tensor]:
@@ -169,22 +173,6 @@ def _token_file(folder: Path, weights: Path) -> Tensor:
     return table
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.glob("*.torch") if p.is_file() and p.name != _TOKENS)
-
-
-def _only_weights(folder: Path) -> Path:
-    found = _weight_files(folder)
-    if len(found) != 1:
-        raise ValueError(
-            f"{folder} holds {len(found)} files of weights *.torch {[p.name for p in found]}; "
-            "expected one: give the path of the file that is meant."
-        )
-    return found[0]
-
-
 def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFrame:
     """Read which token, chromosome and start each gene of a species has.
 
@@ -200,7 +188,7 @@ def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFr
     Raises
     ------
     ValueError
-        If a file is missing, damaged or unsafe, does not know the species, or belongs to another
+        If a file is missing, damaged or unsafe, lacks the species, or belongs to another
         release.
     """
     if species not in SPECIES:
@@ -225,8 +213,8 @@ def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFr
     offsets = _offsets(folder)
     if table.empty or species not in offsets:
         raise ValueError(
-            f"{_CHROMOSOMES} or {_OFFSETS} in {folder} does not know the species {species!r}; "
-            f"they know {sorted(offsets)}."
+            f"{_CHROMOSOMES} or {_OFFSETS} in {folder} does not have the species {species!r}; "
+            f"they have {sorted(offsets)}."
         )
     if not 0 <= offsets[species] <= n_tokens - len(symbols):
         raise ValueError(
@@ -248,7 +236,7 @@ def read_gene_files(folder: Path, species: str, embeddings: Tensor) -> pd.DataFr
             "start": table["start"].astype(np.int64),
         }
     )
-    genes = check_genes(genes, n_tokens, f"what {folder} says of {species} genes")
+    genes = check_genes(genes, n_tokens, f"the table of {species} genes in {folder}")
     last = len(symbols) - 1
     for i in (0, last):
         if not torch.allclose(embeddings[offsets[species] + i], proteins[i].float(), atol=1e-4):
@@ -266,7 +254,7 @@ def _proteins(folder: Path, species: str, width: int) -> tuple[list[str], dict[i
     if len(found) != 1:
         raise ValueError(
             f"{place} holds {len(found)} files {SPECIES[species]}*ESM2*.pt; expected the one of "
-            "the authors (protein_embeddings.tar.gz), which says which token a gene has."
+            "the authors (protein_embeddings.tar.gz), whose order gives the token of each gene."
         )
     find_file(place, found[0].name)
     by_name = {str(k).upper(): v for k, v in load_torch(found[0]).items()}
@@ -283,7 +271,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Reads plain containers, text and numbers; every class and function is refused."""
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
-        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+        raise pickle.UnpicklingError(f"it needs {module_name}.{global_name}")
 
 
 def _offsets(folder: Path) -> dict[str, int]:
@@ -309,7 +297,7 @@ def _offsets(folder: Path) -> dict[str, int]:
         MemoryError,
     ) as error:  # what a pickle raises depends on where its bytes stop making sense
         raise ValueError(
-            f"{path} was refused because it is damaged or asks for more than numbers ({error}); "
+            f"{path} was refused because it is damaged or needs more than numbers ({error}); "
             f"nothing in it was executed: {_AGAIN}"
         ) from error
     if not isinstance(offsets, dict) or not all(

@@ -14,7 +14,7 @@ from scvi.utils import track
 
 from cfm._fields import RESULTS, SET_SEPARATOR
 from cfm.data._warn import warn_user
-from cfm.models.cellpulse._reversal import signature_scores
+from cfm.models.cellpulse._attribution import signature_scores
 from cfm.stats._connectivity import (
     Ranking,
     clean_profile,

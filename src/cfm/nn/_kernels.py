@@ -1,8 +1,8 @@
-"""Linear layers on the fastest kernel there is."""
+"""Linear layers on the fastest kernel of the device, and a cache of derived weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ CHUNK = 512
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 matrices in hardware."""
+    """Return whether a device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -30,15 +30,15 @@ def prepare_linear(
     """Return a function that applies a linear layer, without gradients.
 
     In float32 on a CPU with AVX-512 it calls oneDNN instead of MKL, which on AMD processors runs
-    at half that speed. oneDNN keeps half a megabyte for each number of rows that it ever saw, up to
-    about a gigabyte; so on a CPU rows of zeros are added up to one of eight numbers per octave.
+    at half that speed. oneDNN allocates half a megabyte for each new number of rows, up to about a
+    gigabyte; so on a CPU rows of zeros are added up to one of eight numbers per octave.
 
     Parameters
     ----------
     weight, bias
         ``(n_out, n_in)`` and ``(n_out,)``.
     dtype
-        What to compute in; the output has this dtype, too.
+        Dtype of the product and of the output.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def prepare_linear(
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend head by head, some queries at a time, so that their weights stay in the cache.
+    """Attend head by head in chunks of queries, so that attention weights stay in the cache.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def rounded_up(n: int) -> int:
-    """Return the next of the numbers of which there are eight from each power of two to the next.
+    """Round up to one of eight numbers per octave.
 
     Examples
     --------
@@ -168,9 +168,45 @@ def prepare(layer: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def prefers_onednn(device: torch.device) -> bool:
-    """Whether oneDNN multiplies float32 matrices at least as fast as what torch calls itself."""
+    """Return whether oneDNN multiplies float32 matrices at least as fast as torch by default."""
     return (
         device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     )
+
+
+class WeightCache:
+    """Cache of values that are derived from weights, until these change.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cfm.nn._kernels import WeightCache
+    >>> cache, weight = WeightCache(), torch.ones(2)
+    >>> float(cache.get("sum", [weight], weight.sum))
+    2.0
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[object, Any]] = {}
+
+    def get(self, name: str, weights: Iterable[Tensor], make: Callable[[], Any]) -> Any:
+        """Return the cached result of ``make``, without gradients; recompute it for new weights."""
+        used = list(weights)
+        if any(w.is_inference() for w in used):  # these have no version counter
+            return make()
+        version = tuple((w.data_ptr(), w._version, w.device, w.dtype) for w in used)
+        if name not in self._found or self._found[name][0] != version:
+            self._found.pop(name, None)
+            # Not inference tensors: training may use them next.
+            with torch.inference_mode(False), torch.no_grad():
+                self._found[name] = version, make()
+        return self._found[name][1]
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._found.clear()
+
+    def __reduce__(self) -> tuple[type[WeightCache], tuple[()]]:
+        return type(self), ()  # a copy of the module has weights of its own

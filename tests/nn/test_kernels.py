@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfm.nn import _linear
-from cfm.nn._linear import Linear, fast_bfloat16, linear, prepare_linear, rounded_up
+from cfm.nn import _kernels
+from cfm.nn._kernels import Linear, fast_bfloat16, linear, prepare_linear, rounded_up
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -18,7 +18,7 @@ def test_float32(
     monkeypatch: pytest.MonkeyPatch, onednn: bool, shape: tuple[int, ...], with_bias: bool
 ) -> None:
     onednn = onednn and torch.backends.mkldnn.is_available()
-    monkeypatch.setattr(_linear, "prefers_onednn", lambda device: onednn)
+    monkeypatch.setattr(_kernels, "prefers_onednn", lambda device: onednn)
     weight, bias = torch.randn(11, 7), torch.randn(11) if with_bias else None
     x = torch.randn(*shape)
     found = prepare_linear(weight, bias, torch.float32)(x)
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_a_plain_layer(
     monkeypatch: pytest.MonkeyPatch, onednn: bool
 ) -> None:
     onednn = onednn and torch.backends.mkldnn.is_available()
-    monkeypatch.setattr(_linear, "prefers_onednn", lambda device: onednn)
+    monkeypatch.setattr(_kernels, "prefers_onednn", lambda device: onednn)
     x, weight = torch.randn(2, 5, 7), torch.randn(11, 7)
     made = []
     for function in (linear, torch.nn.functional.linear):
@@ -79,7 +79,7 @@ def test_autocast_decides_the_dtype() -> None:
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 def test_the_compiler_sees_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
     # It cannot lower the operator of oneDNN.
-    monkeypatch.setattr(_linear, "prefers_onednn", lambda device: True)
+    monkeypatch.setattr(_kernels, "prefers_onednn", lambda device: True)
     torch._dynamo.reset()
     seen = []
 
@@ -110,8 +110,8 @@ def test_few_shapes_reach_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.add(len(x))
         return torch.nn.functional.linear(x, weight, bias)
 
-    monkeypatch.setattr(_linear, "prefers_onednn", lambda device: True)
-    monkeypatch.setattr(_linear, "_onednn", product)
+    monkeypatch.setattr(_kernels, "prefers_onednn", lambda device: True)
+    monkeypatch.setattr(_kernels, "_onednn", product)
     weight = torch.randn(3, 4)
     run = prepare_linear(weight, None, torch.float32)
     for n in range(256, 512):
