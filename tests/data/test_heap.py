@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
+from cfm.data import _result_store
+
 _SCRIPT = """
 import numpy as np
-from cfm.data._heap import trim_heap
+from cfm.data._result_store import trim_heap
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 pieces = [np.ones(8_000) for _ in range(2_000)]  # 128 MB, each too small to be mapped on its own
@@ -31,8 +33,6 @@ def test_what_is_free_is_returned() -> None:
 
 
 def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cfm.data import _heap
-
-    monkeypatch.setattr(_heap.platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(_heap, "ctypes", None)
-    _heap.trim_heap()
+    monkeypatch.setattr(_result_store.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(_result_store, "ctypes", None)
+    _result_store.trim_heap()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfm.data._row_cache import RowCache
+from cfm.data._row_buffer import RowCache
 
 VALUES = np.arange(200, dtype=np.float32).reshape(50, 4)
 
@@ -79,7 +79,7 @@ def test_a_failed_read_leaves_everything_as_it_was() -> None:
 
 
 def test_long_requests_are_read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfm.data._row_cache._AT_ONCE", 7)
+    monkeypatch.setattr("cfm.data._row_buffer._AT_ONCE", 7)
     found, source = cache(40)
     rows = np.arange(49, 9, -1)
     held, places = found.get(rows)

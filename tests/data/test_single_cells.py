@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 import cfm
-from cfm.data._units import check_single_cells
+from cfm.data._counts import check_single_cells
 from cfm.models import CellVQ, LingshuCell
 
 N_GENES = 3000

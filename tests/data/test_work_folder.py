@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from cfm.data import _work_folder
-from cfm.data._result_store import ResultStore, check_output
-from cfm.data._work_folder import put_in_place
+from cfm.data import _result_store
+from cfm.data._result_store import ResultStore, check_output, put_in_place
 
 RUN = {"tool": "embed", "batch_size": 64}
 
@@ -95,7 +94,7 @@ def test_a_removed_lock_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (store.folder / "cfm.lock").unlink(missing_ok=True)
         return fstat(number)
 
-    monkeypatch.setattr(_work_folder.os, "fstat", removed)
+    monkeypatch.setattr(_result_store.os, "fstat", removed)
     with pytest.raises(BlockingIOError, match="Another process"):
         store.begin(RUN)
 
@@ -109,7 +108,7 @@ def test_a_name_that_is_taken_stays(
         raise OSError(errno.EPERM, "Operation not permitted")
 
     if not links:
-        monkeypatch.setattr(_work_folder.os, "link", refuse)
+        monkeypatch.setattr(_result_store.os, "link", refuse)
     made = _make(output.with_name(f"made{output.suffix}"))
     if there == "same":
         _make(output, "theirs")
@@ -133,7 +132,7 @@ def test_a_free_name_is_taken(output: Path, links: bool, monkeypatch: pytest.Mon
         raise OSError(errno.EPERM, "Operation not permitted")
 
     if not links:
-        monkeypatch.setattr(_work_folder.os, "link", refuse)
+        monkeypatch.setattr(_result_store.os, "link", refuse)
     put_in_place(_make(output.with_name(f"made{output.suffix}")), output)
     assert _text(output) == "made"
     assert [p.name for p in output.parent.iterdir()] == [output.name]

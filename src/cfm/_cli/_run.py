@@ -265,7 +265,7 @@ class _Stage:
     """
 
     def __init__(self, output: Path, overwrite: bool) -> None:
-        from cfm.data._work_folder import WorkFolder
+        from cfm.data._result_store import WorkFolder
 
         self._output, self._overwrite = output, overwrite
         self._folder = output.absolute().with_name(f".{output.name}.work")
@@ -284,7 +284,7 @@ class _Stage:
             If something of its name was not made here.
         """
         from cfm.data._inputs import describe_files
-        from cfm.data._work_folder import differences
+        from cfm.data._result_store import differences
 
         call: dict[str, Any] = {n: v for n, v in vars(given).items() if n not in _FREE.split()}
         read = [*read, Path(str(call.get("model", "")))]
@@ -327,7 +327,7 @@ class _Stage:
         """
         from cfm._cli._files import copy_with_results
         from cfm.data import open_files
-        from cfm.data._work_folder import put_in_place, remove
+        from cfm.data._result_store import put_in_place, remove
 
         results = open_files(self.results)
         made = self._folder / f"made{self._output.suffix}"

@@ -26,8 +26,7 @@ from cfm.data._disk_parts import (
     reading,
 )
 from cfm.data._matrix import check_unique_names
-from cfm.data._row_stack import stack_rows
-from cfm.data._stored_rows import register_anndata_types
+from cfm.data._row_stack import register_anndata_types, stack_rows
 from cfm.data._warn import warn_user
 
 #: What happens to genes that not all files have.

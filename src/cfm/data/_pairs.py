@@ -9,7 +9,7 @@ import pandas as pd
 
 from cfm._arguments import check_whole, checks_arguments
 from cfm.data._profiles import ProfileDraw
-from cfm.data._row_cache import RowCache
+from cfm.data._row_buffer import RowCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

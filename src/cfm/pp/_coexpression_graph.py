@@ -9,10 +9,10 @@ from scipy import sparse, stats
 
 from cfm._arguments import SHARE
 from cfm._fields import PARAMS
+from cfm.data._counts import looks_like_counts
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
-from cfm.data._units import looks_like_counts
 from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from cfm.data._matrix import (
     to_dense,
 )
 from cfm.data._pairs import ContrastPairs
-from cfm.data._row_cache import RowCache
+from cfm.data._row_buffer import RowCache
 from cfm.data._takes_anndata import require_anndata
 from cfm.pp._contrast_design import (
     Contrast,

@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import sparse
 
 from cfm._fields import GENE_LENGTH, PARAMS
+from cfm.data._gene_ids import gene_lengths as shipped_lengths
 from cfm.data._gene_ids import map_identifiers
-from cfm.data._gene_lengths import gene_lengths as shipped_lengths
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
 from cfm.data._store import check_key, keep_genes, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata

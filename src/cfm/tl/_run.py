@@ -28,10 +28,9 @@ from cfm._arguments import check_flag
 from cfm._fields import PARAMS
 from cfm._settings import settings
 from cfm.data import open_files
-from cfm.data._heap import trim_heap
 from cfm.data._inputs import describe_files, matrix_identity, table_identity
 from cfm.data._matrix import by_rows, check_not_empty, get_matrix, in_memory_frame, read_rows
-from cfm.data._result_store import ResultStore, Streamed, check_output
+from cfm.data._result_store import ResultStore, Streamed, check_output, trim_heap
 from cfm.data._store import target, warn_overwritten
 from cfm.data._takes_anndata import require_anndata
 from cfm.data._warn import warn_user

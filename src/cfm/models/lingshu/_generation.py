@@ -20,7 +20,7 @@ from scvi.utils import track
 
 from cfm._arguments import check_flag
 from cfm._tables import text_is_written
-from cfm.data._work_folder import put_in_place
+from cfm.data._result_store import put_in_place
 from cfm.models.lingshu._counts import Dequantise, dequantise
 from cfm.models.lingshu._data import FREE, to_tokens
 from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm.data._counts import check_single_cells
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
-from cfm.data._units import check_single_cells
 from cfm.models.uce._module import CELL, CHROMOSOME_END
 
 if TYPE_CHECKING:

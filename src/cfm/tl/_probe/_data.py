@@ -11,8 +11,8 @@ import pandas as pd
 
 from cfm._fields import PLAIN_EXPRESSION, params_of
 from cfm._sparse_indices import check_sparse
+from cfm.data._counts import looks_like_counts
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame, read_rows, to_dense
-from cfm.data._units import looks_like_counts
 from cfm.data._warn import warn_user
 from cfm.tl._representation import read_representation, representation_name
 
