@@ -185,7 +185,7 @@ def test_a_killed_program_goes_on(tmp_path: Path) -> None:
     again = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
     )
-    assert f"{n_kept} chunks are there" in again.stderr
+    assert f"{n_kept} chunks are finished" in again.stderr
     found = cfm.data.open_files(tmp_path / "out.zarr").obsm["X_cellpulse"][:]
     expected = toy_model().get_latent_representation(contrasts)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cfm.tl._run import Compute, Rows
 
-#: Chunks for each worker that are sent ahead, so that none waits for the next.
+#: Chunks for each worker that are sent ahead, so that no worker waits.
 _AHEAD = 2
 #: On a worker, the latest payload; a model is unpickled once.
 _LOADED: dict[str, tuple[Any, ...]] = {}
@@ -35,10 +35,10 @@ def computed_by_workers(
     model: Any,
     layers: Sequence[str | None],
 ) -> Iterator[Made]:
-    """Compute chunks by the workers of a client; yield each when it is there.
+    """Compute chunks on the workers of a client; yield each when it is finished.
 
     Function and model are sent to each worker once. Workers read the rows of paths themselves; the
-    rows of an AnnData are sent. A chunk of a worker that is lost is computed by another one.
+    rows of an AnnData are sent. Another worker recomputes the chunk of a lost worker.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def computed_by_workers(
 def _on_worker(
     payload: bytes, digest: str, device: str, number: int, chunk: Chunk, part: AnnData | None
 ) -> Made:
-    """Compute a chunk on a worker; threads read by turns and share the model one at a time."""
+    """Compute a chunk on a worker; one thread reads and one computes at a time."""
     started = time.monotonic()
     with _LOADING:
         if digest not in _LOADED:
@@ -106,7 +106,7 @@ def _on_worker(
 
 
 def _pickled(payload: tuple[Any, ...], model: Any) -> bytes:
-    """Pickle with the model on the processor, where every worker can unpickle it."""
+    """Pickle with the model on the CPU, where every worker can unpickle it."""
     device = getattr(model, "device", None)
     if device is None or device.type == "cpu":
         return cloudpickle.dumps(payload)

@@ -13,6 +13,7 @@ from scipy.stats import false_discovery_control
 from scvi import settings
 from tqdm.auto import tqdm
 
+from cfm._docs import fill_docs
 from cfm._fields import CONTRASTS, HOST_FACTORS_KEY, PARAMS, RESULTS, VIRUS_KEY, params_of
 from cfm.data import map_identifiers
 from cfm.data._matrix import in_memory_frame
@@ -30,7 +31,7 @@ from cfm.stats._gene_scores import (
     unit_rows,
 )
 from cfm.tl._groups import content_hash, profile_groups
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +54,7 @@ _BLOCK = 8
 
 
 @takes_anndata(columns=("groupby",), ranges={"n_permutations": 0})
+@fill_docs(TEXTS)
 def host_factors(
     adata: AnnData,
     groupby: str | None = None,
@@ -114,14 +116,11 @@ def host_factors(
     n_permutations
         Number of permutations, 0 for none (p-values are then ``NaN``). Standardised scores of all
         genes are pooled, so a few tens resolve p-values well below one in their number.
-    layer
-        Layer to read instead of ``X``.
-    key_added
-        Name of the result.
+    %(layer)s
+    %(key_added)s
     seed
         Seed of the permutations.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(copy)s
 
     Returns
     -------

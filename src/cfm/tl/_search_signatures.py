@@ -17,6 +17,7 @@ from scipy.stats import false_discovery_control
 from scvi import settings
 from scvi.utils import track
 
+from cfm._docs import fill_docs
 from cfm._fields import EVIDENCE, PARAMS, RESULTS, SET_SEPARATOR, SIGNATURE_SEARCH_KEY
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import (
@@ -44,6 +45,7 @@ from cfm.stats._similarity import (
     study_weights,
 )
 from cfm.tl._signatures import read_signatures, signed_rows, symbols
+from cfm.tl._store import TEXTS
 
 Method = Literal["auto", "cosine", "centered", "leading", "kernel", "spearman", "connectivity"]
 
@@ -77,6 +79,7 @@ _EVIDENCE = {
 
 
 @takes_anndata(others=True, columns=("study_key",))
+@fill_docs(TEXTS)
 def search_signatures(
     adata: AnnData | pd.DataFrame | str | PathLike[str],
     library: AnnData | pd.DataFrame | str | PathLike[str] | None = None,
@@ -146,10 +149,8 @@ def search_signatures(
         Studies of the library to leave out altogether.
     n_genes
         Evidence genes of a match at most.
-    key_added
-        Name of the result.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(key_added)s
+    %(copy)s
 
     Returns
     -------

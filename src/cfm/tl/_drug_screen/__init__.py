@@ -10,6 +10,7 @@ import pandas as pd
 from scvi import settings
 from scvi.utils import track
 
+from cfm._docs import fill_docs
 from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
@@ -34,7 +35,7 @@ from cfm.tl._drug_screen._evidence import (
 )
 from cfm.tl._groups import profile_groups
 from cfm.tl._signatures import compound_key, on_genes, read_signatures, read_targets
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -57,6 +58,7 @@ _COLUMNS = {
 
 
 @takes_anndata(columns=("groupby",))
+@fill_docs(TEXTS)
 def screen_drugs(
     adata: AnnData,
     signatures: str | PathLike[str] | pd.DataFrame | AnnData | None = None,
@@ -153,10 +155,8 @@ def screen_drugs(
         one, the smallest ``p_value`` a hundredth of it.
     seed
         Seed of the random draws.
-    key_added
-        Name of the result.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(key_added)s
+    %(copy)s
 
     Returns
     -------

@@ -15,6 +15,7 @@ from scvi import settings as scvi_settings
 from tqdm.auto import tqdm
 
 from cfm._arguments import ABOVE_0
+from cfm._docs import fill_docs
 from cfm._fields import (
     EMBEDDING_PREFIX,
     ENRICHMENT,
@@ -34,7 +35,7 @@ from cfm.models import AttentionModel, GeneFactorModel, load_model
 from cfm.stats._enrichment import overrepresentation, univariate_linear_model
 from cfm.tl._gene_programs._find import MIN_COUNT, MIN_SIZE, FoundPrograms, Settings, find_programs
 from cfm.tl._groups import profile_groups
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,6 +52,7 @@ ENRICHED = 0.05
     columns=("groupby",),
     ranges={"n_genes": MIN_SIZE, "n_permutations": 0, "resolution": ABOVE_0},
 )
+@fill_docs(TEXTS)
 def gene_programs(
     adata: AnnData,
     model: str | Path | PretrainedModel = "cellpulse-mini",
@@ -96,8 +98,7 @@ def gene_programs(
     groupby
         Column of ``obs``: programs are found in each group by itself, and a group does not depend
         on the others. Rows in which it is missing take no part. Without it all rows are one group.
-    layer
-        Layer to read instead of ``X``.
+    %(layer)s
     gene_sets
         Gene sets to test programs for: a dictionary of lists, or the path of a gmt file.
     source
@@ -121,8 +122,7 @@ def gene_programs(
         Seed of all random steps.
     key_added
         Name of the results.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(copy)s
 
     Returns
     -------

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from cfm._docs import fill_docs
 from cfm._fields import (
     CELL_CODE_KEY,
     GRAPH_EDGES,
@@ -55,7 +56,7 @@ from cfm.tl._knowledge_graph._tables import (
     relation_edges,
     target_edges,
 )
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,6 +84,7 @@ SEED = 0
 
 
 @takes_anndata(columns=("codes", "annotations"))
+@fill_docs(TEXTS)
 def knowledge_graph(
     adata: AnnData,
     model: str | Path | PretrainedModel | AttentionModel | None = "cellvq-mini",
@@ -153,10 +155,8 @@ def knowledge_graph(
         Layer to read instead of ``X``, and what it holds: ``"counts"``, or ``"log1p_cp10k"``, the
         natural ``log1p`` of counts per 10,000. Declared, and checked. Without either, what
         :func:`cfm.tl.cell_codes` read to make the codes, if it made them, else counts in ``X``.
-    key_added
-        Name of the result.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(key_added)s
+    %(copy)s
 
     Returns
     -------

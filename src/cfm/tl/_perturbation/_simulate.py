@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from cfm._arguments import ABOVE_0, checks_arguments
+from cfm._docs import fill_docs
 from cfm._fields import (
     BASELINES,
     COMBINED,
@@ -49,7 +50,7 @@ from cfm.tl._perturbation._expression import (
     shift_log,
     to_log,
 )
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +67,7 @@ _MOST_CONTROLS, _N_COMPONENTS = 4096, 10
 
 
 @takes_anndata(columns=("key", "groupby"))
+@fill_docs(TEXTS)
 def simulate_perturbation(
     adata: ad.AnnData,
     perturbation: str | Sequence[str],
@@ -131,8 +133,7 @@ def simulate_perturbation(
     n_cells
         Observations to make in each group: from a random part of the unperturbed ones, or from
         each of them several times. By default one from each.
-    layer
-        Layer to read instead of ``X``.
+    %(layer)s
     device
         Where a model runs: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     seed
