@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on(
     with pytest.raises(type(stop)) as caught:
         cfm.tl.embed(cells, counting, output=out)
     if isinstance(stop, KeyboardInterrupt):
-        assert "repeat the call to go on" in caught.value.__notes__[0]
+        assert "the same call continues" in caught.value.__notes__[0]
     assert not out.exists()
     counting.stop = None
     found = cfm.tl.embed(cells, counting, output=out)
