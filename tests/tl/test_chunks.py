@@ -299,7 +299,7 @@ def test_other_statistics_of_the_same_codes_need_no_model(
 
 
 def test_text_of_any_length_is_joined() -> None:
-    joined = _run._joined([np.array(["a"]), np.array(["longer", "b"])])
+    joined = _run._join([np.array(["a"]), np.array(["longer", "b"])])
     assert joined.tolist() == ["a", "longer", "b"]
 
 

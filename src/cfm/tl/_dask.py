@@ -27,7 +27,7 @@ _LOADED: dict[str, tuple[Any, ...]] = {}
 _LOADING, _COMPUTING = threading.Lock(), threading.Lock()
 
 
-def computed_by_workers(
+def compute_on_workers(
     client: Client,
     rows: Rows,
     left: Mapping[int, Chunk],
@@ -54,7 +54,7 @@ def computed_by_workers(
         Matrices to read.
     """
     device = str(getattr(model, "device", "cpu")).split(":")[0]
-    payload = _pickled((function, model, rows if rows.paths else None, list(layers)), model)
+    payload = _pickle((function, model, rows if rows.paths else None, list(layers)), model)
     digest = xxhash.xxh3_128_hexdigest(payload)
     sent: Any = None
     running: Any = as_completed(loop=client.loop)
@@ -105,7 +105,7 @@ def _on_worker(
         return make_chunk(number, chunk, part, function, started)
 
 
-def _pickled(payload: tuple[Any, ...], model: Any) -> bytes:
+def _pickle(payload: tuple[Any, ...], model: Any) -> bytes:
     """Pickle with the model on the CPU, where every worker can unpickle it."""
     device = getattr(model, "device", None)
     if device is None or device.type == "cpu":

@@ -186,7 +186,7 @@ def host_factors(
     rows_of = profile_groups(
         adata, groupby, list(explain) if isinstance(explain, Mapping) else None
     )
-    explained = _explained(adata, caller, rows_of, explain)
+    explained = _explained_targets(adata, caller, rows_of, explain)
     everyone = np.flatnonzero(in_memory_frame(adata.obs)[groupby].notna().to_numpy())
     effects = np.concatenate([e for _, e, _ in caller.encode_blocks(adata, layer=layer)])
     hashes = np.array([content_hash(row) for row in effects], dtype=np.uint64)
@@ -390,7 +390,7 @@ def _recorded_groupby(adata: AnnData) -> str:
     return recorded
 
 
-def _explained(
+def _explained_targets(
     adata: AnnData,
     model: CellPulse,
     rows_of: Mapping[str, np.ndarray],

@@ -200,7 +200,7 @@ def map_reference(
         NEIGHBOURS: neighbours,
     }
     if labels is not None:
-        evidence, frequent = _corrected(_evidence(neighbours, known, sharpness), known, prior)
+        evidence, frequent = _correct_shares(_evidence(neighbours, known, sharpness), known, prior)
         result[EVIDENCE] = evidence
         result[PARAMS] |= {
             "prior": prior if isinstance(prior, str) else "given",
@@ -289,7 +289,7 @@ def _check_prior(prior: str | Mapping[str, float], known: Mapping[str, float]) -
         )
 
 
-def _corrected(
+def _correct_shares(
     evidence: pd.DataFrame, known: Mapping[str, float], prior: str | Mapping[str, float]
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     r"""Correct shares of votes for the frequencies of labels, the largest of an observation first.

@@ -192,7 +192,7 @@ class Results:
 
     def take(self, name: str) -> np.ndarray:
         """Return a whole array, once: its chunks in memory are freed."""
-        return _joined(list(self._blocks(name)))
+        return _join(list(self._blocks(name)))
 
     def streamed(self, name: str) -> Streamed:
         """Return a matrix that is read from its chunk files during writing."""
@@ -391,11 +391,11 @@ class Run:
         """Compute chunks, here or on the workers of a dask client, and keep each."""
         client = _dask_client(self.whole.n_obs)
         if client is None:
-            made = _computed_here(self.rows, left, function, layers)
+            made = _compute_here(self.rows, left, function, layers)
         else:
-            from cfm.tl._dask import computed_by_workers
+            from cfm.tl._dask import compute_on_workers
 
-            made = computed_by_workers(client, self.rows, left, function, model, layers)
+            made = compute_on_workers(client, self.rows, left, function, model, layers)
         log = WarningLog(sum(chunk.rows.stop - chunk.rows.start for chunk in left.values()))
         n_done, total = self._results.n_chunks - len(left), self._results.n_chunks
         for one in made:
@@ -440,7 +440,7 @@ def make_chunk(number: int, chunk: Chunk, part: AnnData, function: Compute, star
     return Made(number, n_rows, time.monotonic() - started, arrays, found)
 
 
-def _computed_here(
+def _compute_here(
     rows: Rows, left: Mapping[int, Chunk], function: Compute, layers: Sequence[str | None]
 ) -> Iterator[Made]:
     """Compute chunks in order; a thread reads the next one during the computation."""
@@ -541,7 +541,7 @@ def _keep_finished(store: ResultStore | None) -> Iterator[None]:
         raise
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def _join(parts: list[np.ndarray]) -> np.ndarray:
     """Join arrays, freeing each after its copy; text takes the widest type."""
     if len(parts) == 1:
         return parts[0]

@@ -244,7 +244,7 @@ def search_signatures(
         })  # fmt: skip
         proof, genes = _evidence(queries, i, effects[i], source, kept[:N_EXPLAINED], n_genes, sign)
         genes += [""] * (len(kept) - len(genes))
-        tables.append((table.join(_described(source, kept)).assign(evidence=genes), proof))
+        tables.append((table.join(_describe_matches(source, kept)).assign(evidence=genes), proof))
     results, evidence = (
         pd.concat(parts, ignore_index=True).astype(kinds)
         for parts, kinds in zip(zip(*tables, strict=True), (_RESULTS, _EVIDENCE), strict=True)
@@ -560,7 +560,7 @@ def _evidence(
     return table, listed
 
 
-def _described(library: _Library, rows: np.ndarray) -> pd.DataFrame:
+def _describe_matches(library: _Library, rows: np.ndarray) -> pd.DataFrame:
     """Return the columns of the library's ``obs``, texts as str, with unique names."""
     out = library.obs.iloc[rows].reset_index(drop=True)
     for name in out.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in out.dtypes]]:

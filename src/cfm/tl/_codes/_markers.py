@@ -109,7 +109,7 @@ def marker_table(
     row_of = np.full(len(names) + 1, len(tested))  # the last row is for the other codes
     row_of[tested] = np.arange(len(tested))
     group = np.where(place < 0, -1, row_of[place])
-    blocks = ((rows, _logged(block, counts)) for rows, block in row_blocks(matrix))
+    blocks = ((rows, _log_counts(block, counts)) for rows, block in row_blocks(matrix))
     sums = group_sums(blocks, group, len(tested) + 1, matrix.shape[1])
     everything = sums.all()
     parts = []
@@ -120,7 +120,7 @@ def marker_table(
     return _frame(parts)
 
 
-def _logged(block: Any, counts: bool) -> sparse.csr_matrix:
+def _log_counts(block: Any, counts: bool) -> sparse.csr_matrix:
     values = sparse.csr_matrix(block, dtype=np.float64)
     return log1p_cp10k(values)[0] if counts else values
 

@@ -191,12 +191,12 @@ def code_table(
         index=used.names,
     )
     for name, annotation in annotations.items():
-        for column, values in _of_annotation(annotation, used).items():
+        for column, values in _describe_annotation(annotation, used).items():
             table[name + column] = values
     return table
 
 
-def _of_annotation(annotation: Annotation, used: UsedCodes) -> dict[str, np.ndarray]:
+def _describe_annotation(annotation: Annotation, used: UsedCodes) -> dict[str, np.ndarray]:
     """Describe each code by the levels of its cells."""
     cells = annotation.table(used)
     labelled = cells.sum(axis=1)

@@ -226,8 +226,8 @@ def score_by_cell_eval(
         scores = pd.DataFrame()
         if both:
             scores = _cell_eval(
-                _pooled([(label, r) for label, r, _ in both], genes),
-                _pooled([(label, p) for label, _, p in both], genes),
+                _pool([(label, r) for label, r, _ in both], genes),
+                _pool([(label, p) for label, _, p in both], genes),
                 [m.split(":", 1)[1] for m in metrics],
             )
         for condition, (r, p) in zip(conditions, pairs, strict=True):
@@ -242,7 +242,7 @@ def score_by_cell_eval(
     return rows
 
 
-def _pooled(cells: Sequence[tuple[str, Cells]], genes: pd.Index) -> ad.AnnData:
+def _pool(cells: Sequence[tuple[str, Cells]], genes: pd.Index) -> ad.AnnData:
     """Return observations of conditions, and the controls of the first (which all share)."""
     blocks = [*((label, c.perturbed) for label, c in cells), (_CONTROL, cells[0][1].controls)]
     labels = [label for label, block in blocks for _ in range(len(block))]

@@ -251,7 +251,7 @@ def simulate_perturbation(
         predicted = simulator.simulate(
             sources, sorted(parts), layer=None, groupby=groupby, seed=seed, **options
         )
-        x, var = _merged(sources, predicted)
+        x, var = _merge_genes(sources, predicted)
         for column in predicted.obs.columns.difference([key or PERTURBATION, SIMULATED_FROM]):
             obs[column] = predicted.obs[column].array
         tables = dict(predicted.uns)
@@ -306,7 +306,7 @@ def _as_simulator(model: Any, device: str | None) -> PerturbationModel:
     return model
 
 
-def _merged(sources: ad.AnnData, predicted: ad.AnnData) -> tuple[Any, pd.DataFrame]:
+def _merge_genes(sources: ad.AnnData, predicted: ad.AnnData) -> tuple[Any, pd.DataFrame]:
     """Return ``X`` and ``var``: the predicted genes, and the others as in the sources."""
     if predicted.n_obs != sources.n_obs:
         raise ValueError(

@@ -247,7 +247,7 @@ def out_of_fold(
     percentile: np.ndarray = np.full(n, np.nan)
     for train, test in splits:
         for columns, rows in _complete_parts(target, train):
-            setting = _tuned(features, target, head, rows, columns, seed, reduce)
+            setting = _tune(features, target, head, rows, columns, seed, reduce)
             steps = _preprocessing(head, (len(rows), features.shape[1]), reduce, seed)
             x = steps.fit_transform(features[rows])
             model = _estimator(target.task, head, setting, seed)
@@ -312,7 +312,7 @@ def _outcome(target: Target, rows: np.ndarray, columns: np.ndarray) -> np.ndarra
     return target.values[np.ix_(rows, columns)]
 
 
-def _tuned(
+def _tune(
     features: np.ndarray,
     target: Target,
     head: str,

@@ -128,7 +128,7 @@ def read_target(
     found = Target(task, rows, targets, values[rows], classes, members, groups is not None)
     check = _CHECKS[task]
     if test_on is not None:
-        tested = _tested(found, groups, test_on)
+        tested = _test_rows(found, groups, test_on)
         check(replace(found.part(np.flatnonzero(~tested)), grouped=False), 2)
         found = replace(found, trains=~tested)
     else:
@@ -223,7 +223,7 @@ def _groups(obs: pd.DataFrame, groups: str, rows: np.ndarray) -> np.ndarray:
     return texts.to_numpy(dtype=str)
 
 
-def _tested(found: Target, groups: str | None, test_on: str | Sequence[str]) -> np.ndarray:
+def _test_rows(found: Target, groups: str | None, test_on: str | Sequence[str]) -> np.ndarray:
     """Return ``(n,)`` bool, the observations of the groups to test on."""
     if groups is None:
         raise ValueError("test_on= names levels of groups=; pass that column too.")
@@ -381,7 +381,7 @@ def read_features(
                 "cfm.tl.embed(adata, model, key_added=…) and pass that name."
             )
         table = read_representation(adata, rep, "adata")[rows]
-        found[name] = _checked(table, f"representation {name!r}")
+        found[name] = _check_table(table, f"representation {name!r}")
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if layer is None and (adata.X is None or not adata.n_vars):
         if not use_rep:
@@ -395,7 +395,7 @@ def read_features(
         )
         return found
     matrix = get_matrix(adata, layer=layer)
-    genes = _checked(to_dense(read_rows(matrix, rows), np.float32), where)
+    genes = _check_table(to_dense(read_rows(matrix, rows), np.float32), where)
     if looks_like_counts(matrix):
         total = genes.sum(axis=1, keepdims=True)
         genes = np.log1p(genes * (np.median(total) / np.maximum(total, 1.0)))
@@ -414,7 +414,7 @@ def read_features(
     return (found or {_ALL_GENES: genes}) | {PLAIN_EXPRESSION: genes}
 
 
-def _checked(table: np.ndarray, where: str) -> np.ndarray:
+def _check_table(table: np.ndarray, where: str) -> np.ndarray:
     n_infinite = int(np.isinf(table).sum())
     if n_infinite:
         raise ValueError(f"{where} holds {n_infinite} infinite values; finite ones are expected.")
