@@ -236,7 +236,7 @@ def test_what_was_left_out_is_listed(quick, study, tmp_path):
     assert any(row[0] == "study2" for row in page.rows["trust"])
     assert "no_such_gene" in page.text["trust"]
     assert "Warnings during the run" in page.text["trust"]
-    assert "calls the values of X 'FPKM'" in page.text["trust"]
+    assert "is 'FPKM', but counts" in page.text["trust"]
     assert "agreement cannot be counted" in page.text["answers"]
     assert "<script>" in page.text["answers"]  # as text; Page refuses the tag
 

@@ -140,7 +140,7 @@ _NO_CONTRAST = {
     **_OBS_TWICE,
     **_VAR_TWICE,
 }
-_NOT_FINITE = r"ValueError: (adata\.X|real) holds NaN or infinite values, and means"
+_NOT_FINITE = r"ValueError: (adata\.X|real) holds NaN or infinite values, (and means|which have)"
 _PERTURBED = {
     "no rows": _EMPTY,
     "NaN": _NOT_FINITE,
@@ -153,7 +153,7 @@ _PERTURBED = {
 _SILENT = r"ValueError: In the cell 'cell00' none of the model's genes is expressed"
 _NO_GROUP = r"KeyError: .*adata\.obs\['virus'\] has no \['A'\]"
 _ONE_CLASS = r"ValueError: the target 'virus' has one class, 'none'"
-_NOTHING = r"ValueError: model='mean_shift' has nothing to learn 'A' from"
+_NOTHING = r"ValueError: model='mean_shift' has no data for 'A'"
 _ONLY_CONTROL = r"ValueError: real\.obs\['virus'\] has nothing but the control 'none'"
 _NOT_SIMULATED = r"ValueError: 'mean_shift' simulated none of the 50 genes"
 _NOTHING_ELSE = r"ValueError: adata\.obs\['virus'\] has the control 'none' and nothing else"

@@ -40,7 +40,7 @@ def test_units_that_the_data_state(counts, stated, warns):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cfm.pp.contrasts(counts, "virus", "none", by="study")
-    assert [("calls the values of X 'TPM'" in str(w.message)) for w in caught] == [True] * warns
+    assert [("is 'TPM', but counts" in str(w.message)) for w in caught] == [True] * warns
     counts.layers["counts"] = counts.X
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

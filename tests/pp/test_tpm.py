@@ -169,7 +169,7 @@ def test_what_is_no_count_is_refused(x, message):
 def test_stated_units_are_believed():
     adata = make(COUNTS + 30.5)
     adata.uns["units"] = "TPM"
-    with pytest.raises(ValueError, match=r"calls the values of X 'TPM'"):
+    with pytest.raises(ValueError, match=r"is 'TPM', but TPM"):
         tpm(adata, gene_lengths=LENGTHS)
 
 

@@ -128,6 +128,6 @@ def test_an_annotation_with_the_name_of_another_result(model: NearestCode) -> No
     cfm.tl.cell_codes(reference, model, groupby="similarity")
     query = typed_cells(10, seed=3)
     before = query.copy()
-    with pytest.raises(ValueError, match=r"would be obs\['cell_code_similarity'\]"):
+    with pytest.raises(ValueError, match=r"would be written to obs\['cell_code_similarity'\]"):
         cfm.tl.cell_codes(query, model, reference=reference)
     assert_unchanged(query, before)

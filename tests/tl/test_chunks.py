@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on(
     with pytest.raises(type(stop)) as caught:
         cfm.tl.embed(cells, counting, output=out)
     if isinstance(stop, KeyboardInterrupt):
-        assert "repeat the call to go on" in caught.value.__notes__[0]
+        assert "the same call continues" in caught.value.__notes__[0]
     assert not out.exists()
     counting.stop = None
     found = cfm.tl.embed(cells, counting, output=out)
@@ -185,7 +185,7 @@ def test_a_killed_program_goes_on(tmp_path: Path) -> None:
     again = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
     )
-    assert f"{n_kept} chunks are there" in again.stderr
+    assert f"{n_kept} chunks are finished" in again.stderr
     found = cfm.data.open_files(tmp_path / "out.zarr").obsm["X_cellpulse"][:]
     expected = toy_model().get_latent_representation(contrasts)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -299,7 +299,7 @@ def test_other_statistics_of_the_same_codes_need_no_model(
 
 
 def test_text_of_any_length_is_joined() -> None:
-    joined = _run._joined([np.array(["a"]), np.array(["longer", "b"])])
+    joined = _run._join([np.array(["a"]), np.array(["longer", "b"])])
     assert joined.tolist() == ["a", "longer", "b"]
 
 

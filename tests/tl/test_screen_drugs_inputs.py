@@ -60,11 +60,11 @@ def test_gmt_files(tmp_path: Path, suffix: tuple[str, str]) -> None:
 def test_gmt_with_sets_that_say_no_direction(tmp_path: Path) -> None:
     path = tmp_path / "sets.gmt"
     path.write_text(as_gmt(signatures(), "_UP", "_DN") + "GROUP\tx\tGENE1\tGENE2\n")
-    with pytest.warns(UserWarning, match="1 sets of 'sets.gmt' say no direction"):
+    with pytest.warns(UserWarning, match="1 sets of 'sets.gmt' have no direction"):
         found = table_of(path)
     assert_same(found, table_of(signatures()))
     path.write_text("SETUP\tx\tGENE1\n")
-    with pytest.raises(ValueError, match=r"No set of 'sets\.gmt' says its direction"):
+    with pytest.raises(ValueError, match=r"No set of 'sets\.gmt' has a direction"):
         table_of(path)
     with pytest.raises(FileNotFoundError, match="is no file"):
         table_of(tmp_path / "none.gmt")
@@ -247,7 +247,7 @@ def failing() -> dict[str, tuple[dict, type, str]]:
         "neither": ({"signatures": None}, ValueError, "Found neither signatures= nor targets="),
         "host factors alone": ({"host_factors": host_factors()}, ValueError, "only used with"),
         "no host factors": (hits, KeyError, r"run cfm\.tl\.host_factors\(adata, …\) first"),
-        "other groups": (hits | {"adata": holding}, ValueError, r"are of \['C'\], none of which"),
+        "other groups": (hits | {"adata": holding}, ValueError, r"are of \['C'\], and none is"),
         "kind of host factors": (hits | {"host_factors": [1]}, TypeError, "is a list"),
         "no score": (hits | {"host_factors": pairs}, KeyError, r"lack \['score'\]"),
         "nan scores": (hits | {"host_factors": nan_scores}, ValueError, "no gene with a finite"),

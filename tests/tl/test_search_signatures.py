@@ -239,7 +239,7 @@ def test_what_is_refused_leaves_the_data_alone():
         (library(), {"method": "euclidean"}, ValueError, "method='euclidean'"),
         (library(), {"n": 0}, ValueError, "n=0"),
         (library(), {"key_added": "a/b"}, ValueError, "cannot be stored"),
-        (twice, {}, ValueError, "more than once in library="),
+        (twice, {}, ValueError, "not unique in library="),
         (infinite, {}, ValueError, "infinite"),
         (library()[:0], {}, ValueError, "is empty"),
         (3, {}, TypeError, "library= is a int"),

@@ -109,7 +109,7 @@ def test_what_only_its_own_cells_could_tell_is_refused() -> None:
     cells = perturbed_cells(n=4)
     lone = cells[(cells.obs["cell_type"] == "T") & cells.obs["treatment"].isin(["A", "ctrl"])]
     for baseline in ("mean_shift", "nearest", "linear"):
-        with pytest.raises(ValueError, match="are not looked at"):
+        with pytest.raises(ValueError, match="are not used"):
             simulate_perturbation(lone, "A", model=baseline, **ARGUMENTS)
     with pytest.raises(KeyError, match="not there alone or in another group"):
         simulate_perturbation(lone, "A", model="additive", **ARGUMENTS)

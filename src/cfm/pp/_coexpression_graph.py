@@ -1,4 +1,4 @@
-"""Graph of genes that are expressed together, the prior knowledge of BulkFormer."""
+"""Co-expression graph of genes, the prior knowledge of BulkFormer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from cfm.data._warn import warn_user
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Correlations are compared in these steps: what differs by rounding only is a tie.
+#: Steps of correlations in comparisons: differences by rounding are ties.
 _STEPS = 1_000_000
 #: A gene whose spread is below this share of its size is constant up to rounding (float32).
 _CONSTANT = 1e-6
-#: Genes whose correlations with all others are held at a time: 80 MB for 20,000 genes.
+#: Genes with correlations in memory at a time: 80 MB for 20,000 genes.
 _BLOCK = 512
-#: Columns that are brought to float64 at a time.
+#: Columns converted to float64 at a time.
 _TILE = 2048
 #: Warn where more pairs than this share pass the threshold by chance.
 _CHANCE = 0.05
@@ -41,15 +41,15 @@ def coexpression_graph(
     key_added: str = "coexpression",
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Link each gene to those whose expression correlates most with its own.
+    r"""Compute a graph that links each gene to the genes of most correlated expression.
 
     The weight of genes :math:`g` and :math:`h` is the absolute Pearson correlation
     :math:`|r_{gh}|` over the observations. Each gene keeps its ``n_neighbors`` largest weights of
-    at least ``min_correlation``; it is no neighbour of itself.
+    at least ``min_correlation``, without itself.
 
-    Correlations are rounded to six decimals before they are compared with each other and with the
-    threshold, and among equal ones the gene that comes first in ``var_names`` is kept: so the
-    graph does not depend on the order of the observations. Memory is about
+    Correlations are rounded to six decimals before comparisons, and ties go to the gene that is
+    first in ``var_names``, so the graph does not depend on the order of observations. Memory is
+    about
     ``n_obs × n_vars × 4`` + ``n_vars × 4,096`` bytes; time grows with ``n_obs × n_vars²``.
 
     Parameters
@@ -60,14 +60,14 @@ def coexpression_graph(
     layer
         Layer to read instead of ``X``.
     n_neighbors
-        Most neighbours that a gene has.
+        Largest number of neighbours of a gene.
     min_correlation
         Smallest absolute correlation of neighbours, 0 (any) to 1.
     symmetric
-        Add the reverse of each link, so that a gene that many choose has more than
-        ``n_neighbors``. Without it, row :math:`g` holds the choice of gene :math:`g`.
+        Add the reverse of each link; genes may then have more than ``n_neighbors``. Without it,
+        row :math:`g` holds the neighbours of gene :math:`g`.
     key_added
-        Where the result goes.
+        Name of the result.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -78,8 +78,8 @@ def coexpression_graph(
     ``adata.varp[key_added]``
         ``(n_vars, n_vars)`` CSR float32 of absolute correlations, columns in rising order.
     ``adata.uns[key_added]``
-        ``params``; ``n_edges``, stored entries; ``n_constant``, genes that do not vary and so
-        have no neighbours; ``n_isolated``, all genes without a neighbour, these included.
+        ``params``; ``n_edges``, stored entries; ``n_constant``, genes without variance and
+        neighbours; ``n_isolated``, all genes without a neighbour, these included.
 
     Raises
     ------
@@ -92,9 +92,9 @@ def coexpression_graph(
     Warns
     -----
     UserWarning
-        If the values look like counts, whose correlations follow the size of the libraries; or if
-        so few observations exceed the threshold by chance in more than 5 % of gene pairs; or if a
-        graph that this function did not write is replaced.
+        If values are counts, whose correlations follow the size of the libraries; if with so few
+        observations more than 5 % of gene pairs exceed the threshold by chance; or if a graph of
+        another function is replaced.
 
     Notes
     -----
@@ -154,7 +154,7 @@ def coexpression_graph(
 
 
 def _unit_columns(matrix: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Centre the columns and give them length 1; leave out those that do not vary.
+    """Centre the columns and scale them to length 1, without constant columns.
 
     Returns ``(n_obs, n)`` float32 and the ``(n,)`` numbers of the columns.
     """

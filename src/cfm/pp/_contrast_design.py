@@ -1,4 +1,4 @@
-"""Which samples are compared with which, what is left out and why, and what speaks against it."""
+"""The design of contrasts: compared samples, omissions with reasons, and hints of mistakes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from cfm.data._warn import warn_user
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Columns of the result that a ``groupby`` or ``by`` column must not be named like.
+#: Columns of the result, which ``groupby`` and ``by`` must not name.
 RESERVED = ("control", "n_cases", "n_controls", "n_pairs", "case", "control_sample")
-#: Single cells are recognised by being at least so many, of fewer counts than a bulk sample has.
+#: So many observations, with a median library below the second number, count as single cells.
 _MANY = 100
 _CELL_LIBRARY = 20_000.0
 
 
 @dataclass
 class Skipped:
-    """Collects what is left out; one warning per kind, every case in a table."""
+    """Collects omissions: one warning per kind, all cases in a table."""
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
@@ -36,14 +36,14 @@ class Skipped:
         self.rows.append((stratum, level, reason))
 
     def note(self, found: int, what: str, examples: Sequence[str]) -> None:
-        """Sum up several records of a kind, for the warning."""
+        """Add the warning for several records of a kind."""
         shown = ", ".join(repr(str(e)) for e in examples[:5]) + (", …" if found > 5 else "")
         self.messages.append(
             f"left out {found} {what}: {shown}; the result's 'skipped' table lists all."
         )
 
     def warn(self) -> None:
-        """Warn of each kind, in the name of the function that the user called."""
+        """Warn of each kind, at the line of the user."""
         for message in self.messages:
             warn_user(message)
 
@@ -57,7 +57,7 @@ class Skipped:
 class Contrast:
     """One level against the control in one stratum; ``cases`` and ``controls`` are row numbers.
 
-    ``number`` tells strata apart, ``stratum`` is for people to read.
+    ``number`` identifies the stratum, ``stratum`` is its name.
     """
 
     number: int
@@ -73,7 +73,7 @@ class Contrast:
 
 
 def check_columns(obs: pd.DataFrame, groupby: str, by: Sequence[str], *others: str | None) -> None:
-    """Check that the columns exist and make sense together.
+    """Check that the columns exist, differ, and have no reserved name.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def find_control(column: pd.Series, control: Any) -> Any:
     Raises
     ------
     ValueError
-        Listing the levels, if there is none.
+        If there is none; the message lists the levels.
     """
     levels = list(pd.unique(column.dropna()))
     for level in levels:
@@ -138,9 +138,9 @@ def build_design(
     groupby, control, by
         As in :func:`cfm.pp.contrasts`.
     usable
-        ``(n_obs,)`` bool; others are passed over (they have been recorded already).
+        ``(n_obs,)`` bool; other samples are skipped, and already recorded.
     skipped
-        Where samples with missing values and strata without controls or cases are recorded.
+        Collects samples with missing values and strata without controls or cases.
 
     Raises
     ------
@@ -246,13 +246,13 @@ def pseudobulk(
     matrix
         ``(n_cells, n_genes)`` counts of any storage.
     obs
-        Their table.
+        Table of the cells.
     keys
-        Its columns that define a pseudobulk sample; cells with a missing value are left out.
+        Columns of ``obs`` that define a pseudobulk sample; cells with a missing value are left out.
     min_cells
         Smaller samples are left out and recorded.
     skipped
-        Where they are recorded.
+        Collects the samples that are left out.
 
     Returns
     -------
@@ -302,7 +302,7 @@ def pseudobulk(
             X=part if sparse.issparse(part) else np.asarray(part),
             obs=pd.DataFrame({"sample": codes[number[rows][wanted]]}, index=wanted.astype(str)),
         )
-        # negative and non-count values were refused before, and expected counts are fine here
+        # counts are checked already; expected counts may be fractional
         summed = dc.pp.pseudobulk(
             cells, sample_col="sample", groups_col=None, mode="sum", empty=False, skip_checks=True
         )
@@ -311,47 +311,47 @@ def pseudobulk(
 
 
 def hints_about_logs(adata: AnnData) -> list[str]:
-    """What ``uns`` says against ``X`` holding log2 expression."""
+    """Return a warning if ``uns`` records natural logarithms in ``X``."""
     scanpy = adata.uns.get("log1p")
     if not (isinstance(scanpy, Mapping) and scanpy.get("base") in (None, np.e)):
         return []
     return [
-        "adata.uns['log1p'] says that X holds natural logarithms, but units='log' expects "
+        "adata.uns['log1p'] records natural logarithms in X, but units='log' expects "
         "log2 values; divide X by np.log(2), or pass the counts."
     ]
 
 
 def hints_about_counts(adata: AnnData) -> list[str]:
-    """What ``uns`` says against ``X`` holding counts."""
+    """Return a warning if ``uns`` names other units of ``X`` than counts."""
     stated = adata.uns.get("units")
     if not isinstance(stated, str) or "count" in stated.lower():
         return []
     return [
-        f"adata.uns['units'] calls the values of X {stated!r}, but counts are expected: low "
-        "expression may not be told from noise; pass counts, or log2 values with units='log'."
+        f"adata.uns['units'] is {stated!r}, but counts are expected; pass counts, or log2 values "
+        "with units='log'."
     ]
 
 
 def hints_about_cells(library_size: np.ndarray) -> list[str]:
-    """What ``(n_obs,)`` sums of counts say against each observation being a sample."""
+    """Return a warning if ``(n_obs,)`` sums of counts are those of single cells."""
     typical = float(np.median(library_size))
     if len(library_size) < _MANY or not 0 < typical < _CELL_LIBRARY:
         return []
     return [
         f"{len(library_size)} observations with a median of {typical:.0f} counts look like single "
-        "cells, but each is taken for a sample; name the column that says which sample a cell is "
-        "of by sample_key=, so that their counts are summed."
+        "cells, but each counts as a sample; name the column with the sample of each cell by "
+        "sample_key=, so that counts are summed."
     ]
 
 
 def hints_about_pooling(
     obs: pd.DataFrame, contrasts: Sequence[Contrast], groupby: str
 ) -> list[str]:
-    """Columns whose levels the pooled controls have and the cases of a contrast lack.
+    """Return a warning of columns with levels of the pooled controls that the cases lack.
 
-    Such controls are of another study, treatment or time than the cases. Columns that name single
-    samples (more levels than half the samples) or are another name of the condition (no level in
-    common) say nothing.
+    Such controls are of another study, treatment or time than the cases. Columns with names of
+    samples (more levels than half the samples) and other names of the condition (no level in
+    common) are ignored.
     """
     found: dict[str, str] = {}
     for column in obs.columns.drop(groupby):
@@ -368,7 +368,7 @@ def hints_about_pooling(
         return []
     names = list(found)
     return [
-        f"the pooled controls differ from the cases in {', '.join(found.values())}, and what that "
-        f"changes would look like an effect of {groupby!r}. Compare within by={names!r}, or drop "
-        "those controls."
+        f"the pooled controls differ from the cases in {', '.join(found.values())}, which is "
+        f"confounded with the effect of {groupby!r}. Compare within by={names!r}, or drop those "
+        "controls."
     ]

@@ -1,4 +1,4 @@
-"""Samples to differential-expression profiles: one per contrast, or every pair on demand."""
+"""Differential-expression profiles of samples: one per contrast, or every pair on demand."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def contrasts(
     shrink: bool = False,
     memory_mib: float = 512,
 ) -> AnnData | ContrastPairs:
-    """Make one differential-expression profile per contrast.
+    """Return an AnnData with one differential-expression profile per contrast.
 
     In each stratum (a combination of the ``by`` columns: study, donor, time, tissue, …) the
-    samples of each level of ``groupby`` are compared with the samples of the control level. The
-    input is left as it is; it may be dense, CSR, CSC, backed, dask-backed or a view.
+    samples of each level of ``groupby`` are compared with the samples of the control level.
+    ``adata`` stays unchanged; it may be dense, CSR, CSC, backed, dask-backed or a view.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def contrasts(
     groupby
         Column of ``obs`` with the conditions.
     control
-        Its level to compare with.
+        Level of ``groupby`` to compare with.
     by
         Column or columns of ``obs`` to match samples on. Numbers are matched exactly.
     mode
@@ -94,16 +94,16 @@ def contrasts(
         are shrunken towards no change by a prior count that scales with the library. Any number
         of replicates, also one. ``"test"``: PyDESeq2's Wald test on counts; needs two cases and
         two controls, and up to a minute per contrast of 20,000 genes on one core
-        (``scanpy.settings.n_jobs`` says how many processes share it). ``"pairs"``:
-        every (case, control) pair, made when asked for, from samples on disk too.
+        (``scanpy.settings.n_jobs`` sets the number of processes). ``"pairs"``: every
+        (case, control) pair, computed on access, also from samples on disk.
     layer
         Layer to use instead of ``X``.
     units
-        ``"counts"``, or ``"log"`` for log2 expression (microarrays), whose means are subtracted
-        as they are.
+        ``"counts"``, or ``"log"`` for log2 expression (microarrays), where the profile is the
+        difference of the means.
     sample_key
-        Column of ``obs`` that says which sample a single cell is of. Counts are then first summed
-        per ``sample_key`` × ``groupby`` × ``by`` by :func:`decoupler.pp.pseudobulk`.
+        Column of ``obs`` with the sample of each single cell. Counts are first summed per
+        ``sample_key`` × ``groupby`` × ``by`` by :func:`decoupler.pp.pseudobulk`.
     min_cells
         Pseudobulk samples of fewer cells are left out.
     prior_count
@@ -112,9 +112,9 @@ def contrasts(
     shrink
         In ``mode="test"``, shrink fold changes by PyDESeq2's apeglm prior.
     memory_mib
-        For ``mode="pairs"`` with samples on disk: log2 values that take more than this many MiB
-        (4 bytes per sample and gene) are left there, read when a pair needs them, and as many MiB
-        of those asked for last are kept. The file has to stay open. Profiles are the same.
+        For ``mode="pairs"`` with samples on disk: log2 values of more than this many MiB (4 bytes
+        per sample and gene) stay on disk and are read for each pair, with a cache of this size.
+        The file has to stay open. Profiles are the same.
 
     Returns
     -------
@@ -124,20 +124,20 @@ def contrasts(
     ``adata.X``
         log2 fold changes, float32, dense, no NaN. A gene without counts in the contrast has 0.
     ``adata.layers['stat']``, ``['pval']``, ``['padj']``
-        float32; only in ``mode="test"``; NaN where a gene could not be tested.
+        float32; only in ``mode="test"``; NaN where there is no test.
     ``adata.layers['mean_count']``
-        float32, the mean count of a gene in the cases or in the controls, whichever is larger: of
+        float32, the mean count of a gene in the cases or in the controls, whichever is larger; at
         a few counts a fold change is noise. Not with ``units="log"``.
     ``adata.obs``
         The ``groupby`` column (level), ``control``, the ``by`` columns, ``n_cases`` and
-        ``n_controls``; also ``study`` (of the cases, joined by ``"|"``) where the input has it, so
-        that tools can leave out a contrast's own study. Names are
+        ``n_controls``; also ``study`` (of the cases, joined by ``"|"``) if the input has it, for
+        tools that leave out a contrast's own study. Names are
         ``"<stratum>|<level>_vs_<control>"``.
     ``adata.var``
-        Of the input.
+        As in the input.
     ``adata.uns['contrasts']``
         ``params``: the arguments, whether counts were fractional, and the number of samples.
-        ``skipped``: DataFrame (stratum, level, reason) of all that was left out.
+        ``skipped``: DataFrame (stratum, level, reason) of what is left out.
 
     For ``"pairs"`` a :class:`cfm.data.ContrastPairs`.
 
@@ -156,23 +156,22 @@ def contrasts(
         Strata without a control (or with nothing else), samples without any count, samples with a
         missing value in ``groupby`` or ``by``, pseudobulks of too few cells and, in
         ``mode="test"``, contrasts of too few replicates are left out, reported in one warning per
-        kind and listed in ``uns['contrasts']['skipped']``. Also if ``uns['units']`` says that ``X``
-        holds no counts; if the observations look like single cells (100 or more, of few counts)
-        and there is no ``sample_key``; and with ``units="log"`` if :func:`scanpy.pp.log1p` left a
-        note in ``uns`` that ``X`` holds natural logarithms; and without ``by`` if controls of
-        several studies, treatments or times are pooled, some of which a contrast has no case of.
+        kind and listed in ``uns['contrasts']['skipped']``. Also if ``uns['units']`` names other
+        units than counts; if 100 or more observations have few counts, as single cells do, and
+        there is no ``sample_key``; with ``units="log"`` if ``uns['log1p']``
+        (:func:`scanpy.pp.log1p`) records natural logarithms; and without ``by`` if the pooled
+        controls of a contrast have studies, treatments or times that its cases lack.
 
     Notes
     -----
-    A contrast depends on its own cases and controls only: leaving out another level, stratum or
-    row changes nothing. In ``mode="pairs"`` the prior is common to a stratum, whose samples are
-    held once; the mean over all pairs of a contrast is then the difference of the means, which is
-    ``mode="replicates"`` if the stratum has one level beside the control.
+    A contrast depends on its own cases and controls only. In ``mode="pairs"`` the samples of a
+    stratum share the prior, so each is stored once; the mean over all pairs of a contrast is the
+    profile of ``mode="replicates"`` if the stratum has one level beside the control.
 
     Fractional counts of a quantifier (salmon, kallisto, RSEM) are allowed; ``mode="test"`` rounds
-    them. Fractional values of at most 30 are refused as log-transformed, fractional samples
-    that all have the same sum as normalised (TPM, CPM). FPKM cannot be told from expected counts:
-    take log2 and pass ``units="log"``.
+    them. Errors are raised for fractional values of at most 30 (log-transformed) and for fractional
+    samples of equal sums (TPM, CPM). FPKM pass for expected counts: take log2 and pass
+    ``units="log"``.
 
     Examples
     --------
@@ -189,7 +188,7 @@ def contrasts(
     require_anndata(adata)
     check_tables(adata, keys)
     obs = in_memory_frame(adata.obs)
-    get_matrix(adata, layer=layer)  # that there is one, before its samples are looked at
+    get_matrix(adata, layer=layer)  # fails first if it is missing
     check_columns(obs, groupby, strata, sample_key)
     control = find_control(obs[groupby], control)
     skipped = Skipped()
@@ -231,7 +230,7 @@ def contrasts(
 
     import anndata as ad
 
-    # cut rows from files and dask once; what is in memory needs no copy
+    # rows on disk and in dask are read once; matrices in memory need no copy
     if not samples.in_memory:
         loaded = read_rows(samples.matrix, np.arange(len(samples.obs)))
         samples = dataclasses.replace(samples, matrix=loaded)
@@ -263,11 +262,11 @@ class Samples:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the matrix is."""
+        """Whether the matrix is in memory."""
         return isinstance(self.matrix, np.ndarray) or sparse.issparse(self.matrix)
 
     def prior(self, rows: np.ndarray) -> float:
-        """Prior as a share of a library, from the samples that are compared and no others."""
+        """Prior as a share of a library, from the compared samples only."""
         if self.library_size is None:
             return 0.0
         return self.prior_count / float(self.library_size[rows].mean())
@@ -327,7 +326,7 @@ def _read_samples(
     prior_count: float,
     skipped: Skipped,
 ) -> tuple[Samples, bool]:
-    """Check the input and, for single cells, sum it up."""
+    """Check the input, and sum the counts of single cells."""
     matrix = by_rows(get_matrix(adata, layer=layer))
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     check_unique_names(adata.var_names, axis="var")
@@ -396,7 +395,7 @@ def _mean_difference(samples: Samples, contrast: Contrast) -> np.ndarray:
     n_cases = len(contrast.cases)
     effect = values[:n_cases].mean(axis=0) - values[n_cases:].mean(axis=0)
     if samples.library_size is not None:
-        # exactly 0, not what rounding of two means leaves
+        # exactly 0, without rounding errors of two means
         effect[np.asarray(block.sum(axis=0)).ravel() == 0] = 0.0
     return effect
 
@@ -421,7 +420,7 @@ def _fill_tests(result: AnnData, samples: Samples, found: list[Contrast], shrink
     for i in steps:
         counts = to_dense(read_rows(samples.matrix, found[i].rows))
         is_case = np.arange(len(counts)) < len(found[i].cases)
-        n_cpus = sc.settings.n_jobs  # of the user, 1 by default
+        n_cpus = sc.settings.n_jobs  # 1 by default
         table = _deseq2(counts, is_case, result.var_names, shrink=shrink, n_cpus=n_cpus)
         result.X[i] = table["lfc"]
         for layer in layers:
@@ -466,10 +465,10 @@ def _deseq2(
 
     names = [f"s{i}" for i in range(len(counts))]
     table = pd.DataFrame(np.rint(counts).astype(np.int64), index=names, columns=genes)
-    # names of our own, so that no level can upset the design formula
+    # neutral names: those of levels may break the design formula
     condition = pd.Categorical(np.where(is_case, "case", "ctrl"), categories=["ctrl", "case"])
     metadata = pd.DataFrame({"condition": condition}, index=names)
-    # the median of ratios needs a gene that every sample has
+    # the median of ratios needs a gene with counts in every sample
     size_factors = "ratio" if (table.to_numpy() > 0).all(axis=0).any() else "poscounts"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -503,7 +502,7 @@ def _make_pairs(
     *,
     memory_mib: float,
 ) -> ContrastPairs:
-    """Make each sample known once as log2 values, with the prior of its stratum.
+    """Compute the log2 values of each sample once, with the prior of its stratum.
 
     Samples on disk whose values do not fit into ``memory_mib`` are left there.
     """

@@ -1,4 +1,4 @@
-"""Gene identifiers of any kind to current symbols, with duplicates merged."""
+"""Gene identifiers mapped to current symbols, duplicates merged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 Aggregate = Literal["sum", "mean"]
 Unmapped = Literal["keep", "drop"]
-#: Below this share of so many identifiers a hit is chance: "g10" is an old name of BUD31.
+#: Below this share, of at least so many identifiers, hits are chance: "g10" is an alias of BUD31.
 _FEW, _ENOUGH = 0.1, 20
 
 
@@ -40,31 +40,31 @@ def map_genes(
     unmapped: Unmapped = "keep",
     copy: bool = False,
 ) -> AnnData | None:
-    """Name genes by current HGNC symbols and merge those with the same one.
+    """Rename genes to current HGNC symbols, and merge those with the same symbol.
 
-    Understands symbols, previous symbols, human Ensembl ids with or without version, and mixtures.
-    Mouse symbols become the human symbols of the same name in upper case (``Isg15`` → ``ISG15``):
-    orthologues by the case of their name only. Mouse Ensembl ids stay unmapped.
+    Identifiers are symbols, previous symbols, human Ensembl ids with or without version, or a
+    mixture. Mouse symbols become the human symbols of the same letters (``Isg15`` → ``ISG15``), an
+    approximation of orthologues. Mouse Ensembl ids stay unmapped.
 
-    Genes that come to have the same name become one column, in the place of the first, in ``X``
-    and in every layer. ``varm``, ``varp`` and other ``var`` columns keep the first one's values;
-    ``raw`` stays as it is. Needs the number of genes to change, so a backed AnnData is read into
-    memory with ``copy=True`` and refused otherwise; a view becomes an AnnData of its own.
+    Genes with the same symbol become one column, in the place of the first, in ``X`` and in every
+    layer. ``varm``, ``varp`` and other ``var`` columns keep the first one's values; ``raw`` stays
+    unchanged. The number of genes changes, so a backed AnnData needs ``copy=True``, which reads it
+    into memory; a view becomes an actual AnnData.
 
     Parameters
     ----------
     adata
         Any AnnData; dense, CSR, CSC or dask-backed.
     organism
-        ``"human"``, ``"mouse"`` or ``"auto"`` (by which kind of name is more frequent). Other
+        ``"human"``, ``"mouse"`` or ``"auto"`` (the more frequent kind of symbol). Other
         species with human-like upper-case symbols count as human.
     var_key
-        Column of ``var`` with the identifiers, instead of ``var_names``. Where it is empty or
-        unknown, ``var_names`` are tried.
+        Column of ``var`` with the identifiers, instead of ``var_names``. ``var_names`` replace
+        empty and unknown ones.
     aggregate
         How values are merged: ``"sum"`` for counts and TPM, ``"mean"`` for log values.
     unmapped
-        ``"keep"`` genes that are not known, under their name, or ``"drop"`` them.
+        ``"keep"`` unknown genes under their name, or ``"drop"`` them.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -75,29 +75,29 @@ def map_genes(
     ``adata.var_names``
         Symbols, unique.
     ``adata.var['original_id']``
-        The identifiers that were merged into this gene, joined by ``";"``.
+        The identifiers of the gene, joined by ``";"``.
     ``adata.var['mapping']``
-        How they were mapped: ``symbol``, ``alias``, ``ensembl``, ``ortholog`` or ``unmapped``;
+        Kind of these identifiers: ``symbol``, ``alias``, ``ensembl``, ``ortholog`` or ``unmapped``;
         several joined by ``";"``.
     ``adata.uns['map_genes']``
         ``params`` (arguments, organism found); ``n_mapped`` and ``n_unmapped`` identifiers;
-        ``n_merged``, columns that were merged into others; ``unmapped``, array of names.
+        ``n_merged``, columns merged into others; ``unmapped``, array of names.
 
     Raises
     ------
     TypeError
-        If ``adata`` is no AnnData. Of a MuData pass a modality, and make a new MuData of the
-        result: a MuData does not follow genes that are merged or renamed.
+        If ``adata`` is no AnnData. Of a MuData pass a modality, and make a new MuData from the
+        result, as a MuData is not updated when genes are merged or renamed.
     KeyError
         If ``var_key`` does not exist.
     ValueError
-        If an argument is not known, nothing could be mapped, or ``adata`` is backed.
+        If an argument is out of its choices, no identifier is known, or ``adata`` is backed.
 
     Warns
     -----
     UserWarning
-        If values that look log-transformed are summed, fewer than a tenth of 20 or more
-        identifiers are known, or fields that this function did not write are replaced.
+        If log-transformed values are summed, fewer than a tenth of 20 or more identifiers are
+        known, or fields of another function are replaced.
 
     Examples
     --------
@@ -155,7 +155,7 @@ def map_genes(
                 _warn_of_logs(matrix, "adata.X" if key is None else f"adata.layers[{key!r}]")
             merged[key] = _merge_columns(matrix, member, aggregate)
 
-    # all is computed: from here on adata changes
+    # nothing fails from here on: adata changes
     columns = ["original_id", "mapping"]
     warn_overwritten(adata, MAP_GENES, {"var": columns}, "rename it first to keep it")
     if len(new_names) < adata.n_vars:
@@ -216,7 +216,7 @@ def _join(texts: np.ndarray, group: np.ndarray) -> list[str]:
 
 
 def _warn_of_logs(matrix: Any, where: str) -> None:
-    """Warn if what is to be summed has negative, or only small and fractional values."""
+    """Warn if the values to sum are negative, or small and fractional."""
     _, block = next(row_blocks(matrix))
     values = block.data if sparse.issparse(block) else block
     if not values.size or values.dtype.kind != "f":
@@ -230,7 +230,7 @@ def _warn_of_logs(matrix: Any, where: str) -> None:
 
 
 def _merge_columns(matrix: Any, member: sparse.csr_matrix, aggregate: Aggregate) -> Any:
-    """Sum or average the columns of each group, in the storage and dtype that came in.
+    """Sum or average the columns of each group, in the storage and dtype of the matrix.
 
     ``member`` is ``(n_old, n_new)``, 1 where an old column belongs to a new one. Means of integers
     become float64.

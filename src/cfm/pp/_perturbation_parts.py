@@ -1,4 +1,4 @@
-"""What a perturbation is made of."""
+"""The parts of a perturbation."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def split_parts(name: str) -> list[str]:
 
 
 def parts_of(level: str, control: str | None) -> Parts:
-    """Return what a level of a column stands for: the control is left out of combinations."""
+    """Return the parts of a level of a column, without the control in a combination."""
     return frozenset() if level == control else frozenset(split_parts(level)) - {control or ""}

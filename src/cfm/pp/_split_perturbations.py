@@ -41,57 +41,55 @@ def split_perturbations(
     key_added: str = "split",
     copy: bool = False,
 ) -> AnnData | None:
-    """Split observations into those that a method learns from and those it is judged by.
+    """Split observations into a training and a test set for perturbation methods.
 
-    Controls are in training, since a prediction starts from them. With ``hold_out="cells"`` a share
-    of them is held out as well, so that the effect that is to be predicted is measured on
-    observations that no method has seen; ``hold_out_controls`` does so for the other splits.
+    Controls are in the training set, since predictions start from them. ``hold_out="cells"`` also
+    holds out a share of the controls, so that test effects are measured on unseen observations
+    only; ``hold_out_controls`` does so for the other splits.
 
     Parameters
     ----------
     adata
         Observations.
     key
-        Column of ``obs`` with the perturbation of each; combinations are written ``"A+B"``.
+        Column of ``obs`` with the perturbation; combinations are written ``"A+B"``.
     control
-        Its level for unperturbed observations.
+        Level of ``key`` for unperturbed observations.
     hold_out
-        What is asked of a method:
+        Test set:
 
         ``"group"``
-            The response of a cell type, donor … (``groupby``) to perturbations that were seen in
-            others. Held out are ``perturbations`` in ``groups``.
+            ``perturbations`` in ``groups`` (cell types, donors … of ``groupby``); the training set
+            has them in other groups.
         ``"perturbation"``
-            The response to perturbations that were not seen. They are held out in all groups
-            (or in ``groups``), and with them the combinations that contain one.
+            Unseen perturbations, in all groups (or in ``groups``), and the combinations that
+            contain one.
         ``"combination"``
-            The response to combinations, whose parts may be seen alone.
+            Combinations; the training set may have their parts alone.
         ``"cells"``
-            More cells of what was seen: a share of the observations of each perturbation in each
-            group, and of the controls.
+            A share of the observations of each perturbation in each group, and of the controls.
     groupby
-        Column of ``obs`` with groups. Observations without one are in neither part.
+        Column of ``obs`` with groups. Observations without a group are in neither set.
     groups
-        Groups in which something is held out. By default, with ``hold_out="group"``, a random
-        ``share`` of those that have both controls and perturbed observations; else all.
+        Groups with a test set. By default, with ``hold_out="group"``, a random ``share`` of the
+        groups with both controls and perturbed observations; else all.
     perturbations
-        What is held out; by default a random ``share`` of the perturbations (of the combinations
-        whose parts are all there alone, with ``hold_out="combination"``), and all of them with
-        ``hold_out`` ``"group"`` and ``"cells"``.
+        Perturbations of the test set. By default all with ``hold_out`` ``"group"`` and ``"cells"``,
+        a random ``share`` with ``"perturbation"``, and with ``"combination"`` a random ``share`` of
+        the combinations with all parts measured alone.
     share
-        Share to hold out where it is drawn, above 0 and below 1; 0.5 for ``"cells"``, else 0.2.
-        Of names it is rounded, at least one, and not all (but of combinations); of observations
-        rounded down.
+        Share of a random draw, above 0 and below 1; by default 0.5 for ``"cells"``, else 0.2. A
+        number of names is rounded, to at least one and (except for combinations) not all; a number
+        of observations is rounded down.
     hold_out_controls
-        Hold out half of the controls of the groups in which something is held out. The effect that
-        is to be predicted is then measured against controls that no method has seen. Else it
-        shares the noise of these controls with the effects of methods that simulate cells anew,
-        which counts for them where effects are weak. ``hold_out="cells"`` always holds out its
-        ``share`` of the controls, in all groups.
+        Hold out half of the controls of the groups with a test set, so that test effects are
+        measured against unseen controls. Otherwise observed and simulated effects share the noise
+        of the controls, which raises the scores of weak effects. ``hold_out="cells"`` always holds
+        out its ``share`` of the controls, in all groups.
     seed
-        Of the draw. It goes by names: the order of observations decides nothing.
+        Seed of the draw, which depends on names, not on the order of observations.
     key_added
-        Where the split goes.
+        Name of the split.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -100,21 +98,21 @@ def split_perturbations(
     ``None``, or with ``copy=True`` an AnnData, with these fields written:
 
     ``adata.obs[key_added]``
-        Categorical: ``"train"``, ``"test"``, or missing where the perturbation or group is.
+        Categorical: ``"train"``, ``"test"``, or missing like the perturbation or group.
     ``adata.uns[key_added]['params']``
-        The arguments, and what is held out.
+        The arguments, and the groups and perturbations of the test set.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        If a column, level or group does not exist, an argument cannot be used, or nothing would
-        be left to learn from or to be judged by.
+        If a column, level or group does not exist, an argument cannot be used, or the training or
+        test set has no perturbed observation.
 
     Warns
     -----
     UserWarning
-        If a column that this function did not write is replaced, or a part of a combination that
-        is held out is not there alone.
+        If a column of another function is replaced, or a part of a held-out combination is not
+        measured alone.
 
     Examples
     --------
@@ -131,7 +129,9 @@ def split_perturbations(
     """
     check_key(key_added)
     if key_added in (key, groupby):
-        raise ValueError(f"key_added={key_added!r} would replace what the split is made of.")
+        raise ValueError(
+            f"key_added={key_added!r} would replace a column of the split; choose another."
+        )
     part = _SHARE[hold_out] if share is None else share
     if hold_out == "group" and groupby is None:
         raise ValueError("hold_out='group' needs groupby=, the column of cell types or donors.")
@@ -175,7 +175,7 @@ def split_perturbations(
 def _read(
     obs: pd.DataFrame, key: str, control: str, groupby: str | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return perturbation and group of each observation, and whether both are known."""
+    """Return perturbation and group of each observation, and whether it has both."""
     for name, column in (("key", key), ("groupby", groupby)):
         if column is not None and column not in obs:
             raise KeyError(f"{name}={column!r} is no column of adata.obs: {obs.columns.tolist()}.")
@@ -204,10 +204,10 @@ def _chosen_groups(
     share: float,
     seed: int,
 ) -> list[str]:
-    """Return the groups in which something is held out."""
+    """Return the groups with a test set."""
     known = sorted(set(group[present]))
     if groups is not None:
-        return _listed(groups, known, f"groups= and adata.obs[{groupby!r}]")
+        return _check_names(groups, known, f"groups= and adata.obs[{groupby!r}]")
     if hold_out != "group":
         return known
     with_control = set(group[present & (level == control)])
@@ -224,41 +224,41 @@ def _chosen_levels(
     seed: int,
     key: str,
 ) -> list[str]:
-    """Return the levels that are held out."""
+    """Return the perturbations of the test set."""
     known = [name for name, found in parts.items() if found]
     alone = {found for found in parts.values() if len(found) == 1}
     combined = [name for name in known if len(parts[name]) > 1]
     if perturbations is not None:
-        asked = _listed(perturbations, known, f"perturbations= and adata.obs[{key!r}]")
+        chosen = _check_names(perturbations, known, f"perturbations= and adata.obs[{key!r}]")
         if hold_out == "combination":
-            if single := [name for name in asked if name not in combined]:
+            if single := [name for name in chosen if name not in combined]:
                 raise ValueError(
                     f"{single} are no combinations; hold_out='combination' takes those."
                 )
-            missing = {p for name in asked for p in parts[name] if frozenset([p]) not in alone}
+            missing = {p for name in chosen for p in parts[name] if frozenset([p]) not in alone}
             if missing:
                 warn_user(
                     f"{sorted(missing)} of the combinations that are held out are not there alone, "
-                    "so their sum is not known."
+                    "so the sum of their effects is not measured."
                 )
     elif hold_out in ("group", "cells"):
         return known
     elif hold_out == "combination":
-        asked = [name for name in combined if all(frozenset([p]) in alone for p in parts[name])]
-        asked = _draw(asked, share, seed, "combinations whose parts are there alone", least=1)
+        chosen = [name for name in combined if all(frozenset([p]) in alone for p in parts[name])]
+        chosen = _draw(chosen, share, seed, "combinations whose parts are there alone", least=1)
     else:
         single = [name for name in known if len(parts[name]) == 1] or known
-        asked = _draw(single, share, seed, f"perturbations in {key!r}")
+        chosen = _draw(single, share, seed, f"perturbations in {key!r}")
     if hold_out == "perturbation":
-        held = [parts[name] for name in asked]
+        held = [parts[name] for name in chosen]
         return [name for name in known if any(one <= parts[name] for one in held)]
-    return asked
+    return chosen
 
 
-def _listed(asked: Sequence[str], known: list[str], where: str) -> list[str]:
-    if isinstance(asked, str):
-        raise TypeError(f"{where}: {asked!r} is one text; expected a list, such as [{asked!r}].")
-    names = sorted({str(name) for name in asked})
+def _check_names(given: Sequence[str], known: list[str], where: str) -> list[str]:
+    if isinstance(given, str):
+        raise TypeError(f"{where}: {given!r} is one text; expected a list, such as [{given!r}].")
+    names = sorted({str(name) for name in given})
     unknown = [name for name in names if name not in known]
     if unknown:
         raise KeyError(f"{where}: {unknown} do not exist; there are {known[:8]}.")
@@ -268,7 +268,7 @@ def _listed(asked: Sequence[str], known: list[str], where: str) -> list[str]:
 
 
 def _draw(names: list[str], share: float, seed: int, what: str, least: int = 2) -> list[str]:
-    """Draw a share of names: at least one, and where ``least`` is 2 not all."""
+    """Draw a share of names: at least one, and not all if ``least`` is 2."""
     if len(names) < least:
         raise ValueError(f"There are {len(names)} {what}; at least {least} are needed for a split.")
     n = min(max(1, round(share * len(names))), len(names) - (least - 1))
@@ -284,7 +284,7 @@ def _share_of_cells(
     share: float,
     seed: int,
 ) -> np.ndarray:
-    """Return which observations are held out: a share of each group's of each perturbation."""
+    """Return ``(n_obs,)`` bool: a share of the observations of each perturbation in each group."""
     names = adata.obs_names.to_numpy(dtype=object)
     held = np.zeros(len(level), dtype=bool)
     rows = np.flatnonzero(candidates)
@@ -292,7 +292,7 @@ def _share_of_cells(
         members = found.to_numpy()
         members = members[np.argsort(names[members], kind="stable")]
         rng = np.random.default_rng([seed, zlib.crc32("|".join(map(str, place)).encode())])
-        # of an odd number the odd one stays in training
+        # the odd one of an odd number stays in training
         held[rng.permutation(members)[: int(share * len(members))]] = True
     return held
 
@@ -312,8 +312,8 @@ def _check(
         )
     if not (present & ~held & (level != control)).any():
         raise ValueError(
-            f"All perturbed observations would be held out ({what[:8]} in {where[:8]}), and "
-            "nothing be left to learn from; hold out fewer."
+            f"All perturbed observations would be held out ({what[:8]} in {where[:8]}), so the "
+            "training set would have none; hold out fewer."
         )
 
 

@@ -1,4 +1,4 @@
-"""Counts to the logarithm of transcripts per million."""
+"""Log transcripts per million of counts."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def tpm(
     key_added: str = "log_tpm",
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Turn counts into log transcripts per million, the input of BulkFormer.
+    r"""Compute log transcripts per million from counts, the input of BulkFormer.
 
     .. math:: \ln\Bigl(1 + 10^6 \frac{y_{ig} / l_g}{\sum_h y_{ih} / l_h}\Bigr)
 
     with :math:`y_{ig}` the count of gene :math:`g` in sample :math:`i` and :math:`l_g` its length
-    in kilobases. The sum runs over all genes of ``adata``, so take TPM before leaving genes out.
+    in kilobases. The sum runs over all genes of ``adata``, so compute TPM before you drop genes.
 
     Parameters
     ----------
@@ -51,14 +51,13 @@ def tpm(
         or dask-backed.
     gene_lengths
         Lengths in base pairs: a Series or dict by gene name, or the name of a ``var`` column.
-        ``None`` uses a table of 78,932 human genes that ships along, by symbol (current or
-        previous) or Ensembl id; the version of an Ensembl id does not matter.
+        ``None`` uses the shipped table of 78,932 human genes, by symbol (current or previous) or
+        Ensembl id of any version.
     layer
-        Layer that holds the counts instead of ``X``.
+        Layer with the counts instead of ``X``.
     missing_length
-        What to do with genes of unknown length: ``"one_kb"`` counts them as 1,000 base pairs
-        long, as BulkFormer does; ``"drop"`` leaves them out of the sum and out of ``adata``;
-        ``"error"`` refuses.
+        Genes of unknown length: ``"one_kb"`` sets 1,000 base pairs, as BulkFormer does; ``"drop"``
+        leaves them out of the sum and of ``adata``; ``"error"`` raises an error.
     key_added
         Name of the layer.
     copy
@@ -69,10 +68,10 @@ def tpm(
     ``None``, or with ``copy=True`` an AnnData, with these fields written:
 
     ``adata.layers[key_added]``
-        ``(n_obs, n_vars)`` float32, sparse (or dask) where the counts are; a backed ``adata``
-        gets it in memory.
+        ``(n_obs, n_vars)`` float32, sparse or dask like the counts, in memory if ``adata`` is
+        backed.
     ``adata.var['gene_length']``
-        float64, the length that was used in base pairs, NaN where unknown.
+        float64, length in base pairs, NaN if unknown.
     ``adata.uns[key_added]``
         ``params``; ``n_without_length`` and ``without_length``, the genes of unknown length.
 
@@ -83,20 +82,20 @@ def tpm(
     TypeError
         If ``gene_lengths`` or the column is of the wrong type.
     ValueError
-        If the values are no counts (negative, logarithms, TPM, CPM), a sample has no counts at
-        all, lengths are not positive, no gene has a length, the genes are those of the mouse and
-        no lengths were given.
+        If the values are no counts (negative, logarithms, TPM, CPM), a sample has no counts,
+        lengths are not positive, no gene has a length, or genes are of the mouse and
+        ``gene_lengths`` is ``None``.
 
     Warns
     -----
     UserWarning
-        If genes have no length, the lengths do not look like base pairs, or a layer that this
-        function did not write is replaced.
+        If genes have no length, the median length is below 50 base pairs, or a layer of another
+        function is replaced.
 
     Notes
     -----
-    Formula and the rule for unknown lengths: the notebook of BulkFormer. The shipped lengths are
-    the table it is distributed with (KangBoming/BulkFormer, MIT licence).
+    Formula and the rule for unknown lengths are those of BulkFormer's notebook. The shipped table
+    is that of BulkFormer (KangBoming/BulkFormer, MIT licence).
 
     Examples
     --------
@@ -126,7 +125,7 @@ def tpm(
     _refuse_empty(adata, library, where)
     values = _log_tpm_any(matrix, 1.0 / kilobases)
 
-    # all is computed: from here on adata changes
+    # nothing fails from here on: adata changes
     adata = target(adata, copy=copy)
     warn_overwritten(adata, key_added, {"layers": [key_added]})
     adata.layers[key_added] = values
@@ -152,14 +151,14 @@ def _refuse_other_units(adata: AnnData, layer: str | None) -> None:
         words = stated.lower()
         if "count" not in words and any(word in words for word in _NOT_COUNTS):
             raise ValueError(
-                f"adata.uns['units'] calls the values of X {stated!r}, but TPM is made from "
+                f"adata.uns['units'] is {stated!r}, but TPM is made from "
                 "counts; name the layer with the counts by layer=, or correct uns['units']. "
                 "Values that are TPM already need np.log1p only."
             )
 
 
 def _lengths(adata: AnnData, given: Any) -> tuple[np.ndarray, str]:
-    """Return ``(n_vars,)`` base pairs, NaN where unknown, and in a word where they are from."""
+    """Return ``(n_vars,)`` base pairs, NaN where unknown, and their source."""
     names = adata.var_names.astype(str)
     if given is None:
         if map_identifiers(names).organism == "mouse":
@@ -179,7 +178,7 @@ def _lengths(adata: AnnData, given: Any) -> tuple[np.ndarray, str]:
             raise ValueError(f"gene_lengths has more than one length of {twice!r}; give one each.")
         series = pd.Series(_as_numbers(series), index=series.index.astype(str))
         lengths = series.reindex(names).to_numpy()
-        # the same gene of another release of Ensembl
+        # Ensembl ids match whatever their version
         plain = pd.Series(series.to_numpy(), index=_without_version(series.index))
         plain = plain[~plain.index.duplicated()]
         second = plain.reindex(_without_version(names)).to_numpy()
@@ -255,7 +254,7 @@ def _log_tpm_any(matrix: Any, weight: np.ndarray) -> Any:
     blocks = [_log_tpm(block, weight) for _, block in row_blocks(matrix)]
     if not sparse.issparse(blocks[0]):
         return np.vstack(blocks)
-    # an array in, an array out
+    # a sparse array stays one
     kind = sparse.csr_array if isinstance(matrix, sparse.sparray) else sparse.csr_matrix
     stacked = kind(sparse.vstack(blocks, format="csr"))
     return stacked.asformat(matrix.format) if sparse.issparse(matrix) else stacked

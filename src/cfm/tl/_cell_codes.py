@@ -1,4 +1,4 @@
-"""A code for each cell, and what the cells of a code have in common."""
+"""A code for each cell, and the annotations and markers of each code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cfm._docs import fill_docs
 from cfm._fields import (
     ANNOTATIONS,
     CELL_CODE_KEY,
@@ -41,7 +42,7 @@ from cfm.tl._codes._tables import (
     vector_table,
 )
 from cfm.tl._run import Run
-from cfm.tl._store import model_record
+from cfm.tl._store import TEXTS, model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,14 +52,13 @@ if TYPE_CHECKING:
 
     from cfm.tl._run import Data
 
-#: Marker genes of a code: as many as its name needs; more come from scanpy.tl.rank_genes_groups.
+#: Marker genes of a code, enough to name it; scanpy.tl.rank_genes_groups gives more.
 _N_MARKERS = 10
 #: Neighbouring codes of a code by either measure, which the knowledge graph and its plot draw.
 _N_NEIGHBOURS = 5
-#: What a model says of single cells, the largest last.
-_OF_CELLS = ("code", "similarity", "margin", "embedding")
-#: Names of the columns of ``obs`` that not every run makes, in the parameters: a run that does not
-#: make them drops them.
+#: Results of single cells, the largest last.
+_CELL_RESULTS = ("code", "similarity", "margin", "embedding")
+#: Parameter with the optional columns of ``obs``, which a run without them drops.
 _FURTHER = "further_columns"
 
 
@@ -67,6 +67,7 @@ _FURTHER = "further_columns"
     columns=("groupby", "total_counts"),
     ranges={"min_cells": 2},
 )
+@fill_docs(TEXTS)
 def cell_codes(
     adata: Data,
     model: str | Path | PretrainedModel | CodeModel = "cellvq-mini",
@@ -83,46 +84,37 @@ def cell_codes(
     copy: bool = False,
     **model_kwargs: Any,
 ) -> AnnData | None:
-    r"""Give each cell a code out of a fixed set, and say what the cells of a code are.
+    r"""Give each cell a code of the model's codebook, and describe each code.
 
-    A code is a number, the same for like cells of any data that the model reads: unlike clusters,
-    which are made anew for each dataset, codes of a query can be looked up in those of a
-    reference.
+    A code is a number, the same for similar cells of any dataset: unlike clusters, which are new in
+    each dataset, codes of a query compare with those of a reference.
 
     Parameters
     ----------
     adata
-        Cells by genes with raw counts, or normalised as ``units=`` says. Genes as symbols or
-        Ensembl ids; genes that are absent are taken as not measured.
-        Or one or more paths of ``.h5ad`` and ``.zarr`` files, which are opened with
-        :func:`cfm.data.open_files`; markers are of the genes that all have.
+        Cells by genes with raw counts, or in the units of ``units=``. Genes as symbols or Ensembl
+        ids; absent genes count as not measured.
+        %(paths)s
+        Markers are of the genes of all files.
     model
-        A model with codes (:class:`cfm.models.CodeModel`), the name of a checkpoint, a folder, or
-        ``hf://org/name``.
+        A model with codes (:class:`cfm.models.CodeModel`).
+        %(load)s
     groupby
-        Columns of ``obs`` with annotations (cell type, tissue, disease, donor) that codes are
-        described by. Cells in which one is missing or ``""`` do not count for it.
-    layer
-        Layer to read instead of ``X``.
+        Columns of ``obs`` with annotations that describe codes (cell type, tissue, disease, donor).
+        Cells in which one is missing or ``""`` do not count for it.
+    %(layer)s
     reference
         Other cells with codes by the same model, or their ``uns['cell_code']``.
     n_groups
-        Merge the codes that cells have into so many groups, by the vectors of the codes weighted by
-        their cells (Ward's method). Groups are made anew for each dataset, as clusters are.
+        Number of groups to merge the codes of the cells into, by the vectors of the codes weighted
+        by their cells (Ward's method). Like clusters, groups are new in each dataset.
     min_cells
         Codes with fewer cells get no markers.
-    key_added
-        Name of the result.
-    device
-        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
-    output
-        File to write results to as they are made, ``.zarr`` or ``.h5ad``, instead of ``adata``,
-        which is left as it was. A run that was stopped goes on where it was when the same call is
-        made again.
-    overwrite
-        Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(key_added)s
+    %(device)s
+    %(output)s
+    %(overwrite)s
+    %(copy)s
     **model_kwargs
         Further arguments of the model's ``get_cell_codes``: of :class:`cfm.models.CellVQ` ``units``
         (``"counts"``, or ``"log1p_cp10k"``, the natural logarithm of one plus counts per 10,000),
@@ -131,25 +123,23 @@ def cell_codes(
 
     Returns
     -------
-    ``None``, or with ``copy=True`` the changed copy. Given paths, an AnnData whose matrices stay
-    in the files, with the results in memory. With ``output`` the AnnData of results, opened from
-    there: ``obs``, ``var`` and ``uns`` of the input and what is written; no ``X``. Writes, with
-    ``key`` = ``'cell_code' | key_added``:
+    %(returns)s
+    Writes, with ``key`` = ``'cell_code' | key_added``:
 
     ``adata.obs[key]``
-        Categorical of text, the number of the code (``"7"``); missing where the model could not
-        read the cell, such as one that expresses none of its genes. Categories are the codes that
-        cells have, by number.
+        Categorical of text, the number of the code (``"7"``); missing where the model cannot read
+        the cell, such as one that expresses none of its genes. Categories are the codes of the
+        cells, by number.
     ``adata.obs[key + '_similarity']``
         float32, cosine of the cell to its code, −1 to 1.
     ``adata.obs[key + '_margin']``
         float32, how much nearer (cosine) its code is than the second nearest: near 0 the cell lies
         between two codes.
     ``adata.obsm['X_cellvq']``
-        ``(n_obs, dim)`` float32, the cell embedding; the name is that of the model, as
-        :func:`cfm.tl.embed` has it. ``uns['X_cellvq']['params']`` says how it was made.
+        ``(n_obs, dim)`` float32, the cell embedding, named after the model as by
+        :func:`cfm.tl.embed`; ``uns['X_cellvq']['params']`` records its making.
     ``adata.uns[key]['codes']``
-        DataFrame, a row per code that cells have: ``n_cells`` int64, ``share`` float64 of the
+        DataFrame, a row per code of the cells: ``n_cells`` int64, ``share`` float64 of the
         cells with a code, ``similarity`` float64 (mean), ``bits`` str (the code's binary number).
         For each annotation ``a`` of ``groupby`` ``a_labelled`` int64 (cells that have it),
         ``a_majority`` str (level of most of these; ``""`` if none has it), ``a_purity`` float64
@@ -160,26 +150,25 @@ def cell_codes(
         ``purity`` (share of cells with the majority level of their code), ``nmi``, ``ami`` and
         ``ari`` (normalised and adjusted mutual information and adjusted Rand index of codes and
         levels), all float64. Purity and NMI grow with the number of codes; the adjusted ones are
-        0 on average for codes dealt out at random.
+        0 on average for random codes.
     ``adata.uns[key]['markers']``
         DataFrame, a row per code and gene, at most ten of a code: ``code``, ``rank`` int64,
         ``gene`` (name in ``var_names``), and float64 ``score`` (Welch's t statistic of the code's
         cells against all others on log-normalised counts), ``log_fold_change`` (difference of
         these means, divided by ln 2), ``share_inside`` and ``share_outside`` (cells with a value
-        above 0), ``p_value``
-        (one-sided) and ``fdr`` (Benjamini & Hochberg over the genes of a code). Codes were made
-        from the same expression, so p-values rank genes but are too small as evidence.
+        above 0), ``p_value`` (one-sided) and ``fdr`` (Benjamini & Hochberg over the genes of a
+        code). Codes come from the same expression, so p-values rank genes but are too small as
+        evidence.
     ``adata.uns[key]['neighbours']``
-        DataFrame, a row per code and neighbour, of the codes that cells have: ``code``,
-        ``neighbour``, ``cosine`` float64 of their vectors, ``hamming`` int64 (bits that differ),
-        ``cosine_rank`` and ``hamming_rank`` int64. A row stands for one of the five
-        nearest by either.
+        DataFrame, a row per code of the cells and neighbour, the five nearest by cosine and by
+        Hamming distance: ``code``, ``neighbour``, ``cosine`` float64 of their vectors, ``hamming``
+        int64 (bits that differ), ``cosine_rank`` and ``hamming_rank`` int64.
     ``adata.uns[key]['vectors']``
         DataFrame float32, codes by dimensions, of unit length.
     ``adata.uns[key]['params']``
         The arguments, the model, its SHA-256, its ``fingerprint`` (SHA-256 of genes and weights),
         the share of its genes found, ``n_codes`` (of the codebook), ``n_used``, ``n_unread``
-        (cells), and ``perplexity``: as how many equally frequent codes the ones in use count.
+        (cells), and ``perplexity``: the effective number of codes.
 
     With ``n_groups`` also
 
@@ -203,31 +192,27 @@ def cell_codes(
     Raises
     ------
     TypeError
-        If ``adata`` is no AnnData, the model has no codes, or ``reference`` is neither cells nor
-        tables.
+        If ``adata`` or ``reference`` is of another type, or the model has no codes.
     KeyError
         If a layer or column does not exist, or the reference has no codes.
     ValueError
         If an annotation is missing in all cells or holds fractional numbers, a number is out of
-        its range, cells have fewer codes than ``n_groups``, the matrix is not what ``units`` says,
-        no cell can be read, or the reference was read by another model. Whatever is raised,
-        ``adata`` is left as it was.
-    FileExistsError
-        If ``output`` exists.
-    OSError
-        If the disk is full; what is done is kept, and the same call goes on from there.
+        its range, cells have fewer codes than ``n_groups``, values are not in the declared
+        ``units``, no cell can be read, or the codes of the reference are of another model.
+        ``adata`` stays unchanged.
+    %(output_errors)s
 
     Warns
     -----
     UserWarning
-        If all cells have one code, an annotation has one level, cells could not be read, few cells
-        have codes of the reference, few of the model's genes are found, or a field that another
-        tool wrote is replaced.
+        If all cells have one code, an annotation has one level, cells cannot be read, few cells
+        have codes of the reference, few of the model's genes are found, or a field of another tool
+        is replaced.
 
     Notes
     -----
     With :math:`p_i` the share of code :math:`i` the perplexity is :math:`\exp(-\sum_i p_i \ln
-    p_i)`. A codebook of thousands of codes is mostly unused in one dataset.
+    p_i)`. One dataset uses few of the thousands of codes of a codebook.
 
     Examples
     --------
@@ -264,7 +249,7 @@ def cell_codes(
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
         found = loaded.get_cell_codes(part, **reading)
-        return {name: getattr(found, name) for name in _OF_CELLS}
+        return {name: getattr(found, name) for name in _CELL_RESULTS}
 
     with run.compute(
         compute,
@@ -273,8 +258,8 @@ def cell_codes(
         layers=[layer],
         arguments=reading | {"fingerprint": record["fingerprint"]},
     ) as results:
-        # what is small; embeddings go by as they are written
-        small = {name: results.take(name) for name in _OF_CELLS[:-1]}
+        # embeddings stay on disk until they are written
+        small = {name: results.take(name) for name in _CELL_RESULTS[:-1]}
         none = np.empty((len(small["code"]), 0), dtype=np.float32)
         found = CellCodes(embedding=none, latent=none, **small)
         used = UsedCodes.of(found.code, readable_cells(found))
@@ -321,11 +306,11 @@ def cell_codes(
         into = run.target
         run.warn_overwritten(key_added, {"obs": list(obs)})
         run.warn_overwritten(obsm_key, {"obsm": [obsm_key]})
-        for name in _made_before(into, key_added) - set(obs):
+        for name in _former_columns(into, key_added) - set(obs):
             del into.obs[name]
         for name, column in obs.items():
             into.obs[name] = column
-        run.put("obsm", obsm_key, _OF_CELLS[-1])
+        run.put("obsm", obsm_key, _CELL_RESULTS[-1])
         into.uns[obsm_key] = {PARAMS: record | {"key_added": obsm_key}}
         into.uns[key_added] = {
             PARAMS: record | {k: v for k, v in own.items() if v is not None}
@@ -333,8 +318,8 @@ def cell_codes(
     return run.result
 
 
-def _made_before(adata: AnnData, key: str) -> set[str]:
-    """Return the columns of groups or a reference that an earlier run made and that are there."""
+def _former_columns(adata: AnnData, key: str) -> set[str]:
+    """Return the optional columns of an earlier run that are still there."""
     made = params_of(adata.uns, key).get(_FURTHER, [])
     return set(map(str, made)) & set(map(str, adata.obs.columns))
 
@@ -342,7 +327,7 @@ def _made_before(adata: AnnData, key: str) -> set[str]:
 def _record(model: Any, run: Run, reading: Mapping[str, Any], key_added: str) -> dict[str, Any]:
     share = run.rows.vocabulary_share(model)
     if isinstance(model, PretrainedModel):
-        # codes are discrete: in float32 they are the same on every machine
+        # float32 gives the same codes on every machine
         return model_record(model, share, key_added=key_added, precision="float32", **reading)
     return {k: v for k, v in reading.items() if v is not None} | {
         "key_added": key_added,

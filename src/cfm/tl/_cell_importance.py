@@ -1,4 +1,4 @@
-"""Which cells and cell types drive a donor's embedding or call."""
+"""Cells and cell types that drive a donor's embedding or prediction."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from cfm._docs import fill_docs
 from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS, PARAMS
 from cfm.data._matrix import in_memory_frame
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
 from cfm.models import Pulsar
 from cfm.tl._donor_rows import load_donor_model
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,7 @@ _N_RANDOM = 3
 
 
 @takes_anndata(columns=("donor_key", "groupby"))
+@fill_docs(TEXTS)
 def cell_importance(
     adata: AnnData,
     donor_key: str = "donor_id",
@@ -43,7 +45,7 @@ def cell_importance(
     key_added: str = CELL_IMPORTANCE_KEY,
     copy: bool = False,
 ) -> AnnData | None:
-    """Say which cells, and which groups of them, a donor's embedding or call comes from.
+    """Score how much each cell, and each group of cells, drives a donor's embedding or prediction.
 
     Parameters
     ----------
@@ -53,38 +55,37 @@ def cell_importance(
     donor_key
         Column of ``obs`` with the donor.
     model
-        A :class:`cfm.models.Pulsar`, the name of a checkpoint, a folder, or ``hf://org/name``;
-        :func:`cfm.models.load_model` takes the device.
+        A :class:`cfm.models.Pulsar`.
+        %(load)s
     groupby
         Column of ``obs`` with groups, such as cell types; cells without one are in no group.
     use_rep
-        Name in ``obsm`` of what represents a cell; by default that of the model's training data.
+        Name in ``obsm`` of the representation of cells; by default that of the model's training
+        data.
     layer
         Layer with raw counts instead of ``X``, for a model that reads them.
     method
         ``"attention"`` of the donor's token, or ``"gradient"`` times input; see
         :meth:`cfm.models.Pulsar.get_cell_importance`.
     output
-        Output of the model's head to explain, such as a class, for ``"gradient"``; by default
-        what sets the donor apart from the others.
+        For ``"gradient"``: output of the model's head to explain, such as a class; by default the
+        difference of the donor from the others.
     n_cells
-        Cells of a donor looked at together.
+        Cells of a donor in one pass of the model.
     seed
-        Seed of parts and draws.
-    key_added
-        Name of the result.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+        Seed of the division into passes, and of draws.
+    %(key_added)s
+    %(copy)s
 
     Returns
     -------
     ``None``, or with ``copy=True`` the changed copy. Writes
 
     ``adata.obs['cell_importance' | key_added]``
-        float32, 1 for an average cell of its donor; with ``"gradient"`` negative where the cell
-        speaks against what is explained.
+        float32, 1 for an average cell of its donor; with ``"gradient"`` negative if the cell lowers
+        the explained output.
     ``adata.uns['cell_importance' | key_added]['params']``
-        The arguments, the model's name and SHA-256, and the device it ran on.
+        The arguments, the model's name and SHA-256, and the device.
 
     With ``groupby`` also
 
@@ -92,25 +93,24 @@ def cell_importance(
         DataFrame, a row per donor and group: ``donor`` and ``group`` str; ``n_cells`` int64;
         ``share_cells`` float64 of the donor's cells; ``share_importance`` float64 of the sum of
         absolute importance; ``enrichment`` float64, the second over the first share;
-        ``mean_importance`` float64; ``removal`` float64, how far the donor's embedding moves
-        without the group (Euclidean), and ``removal_random``, without as many random cells, the
-        mean of three draws.
-        Attention and gradients can be high where removal changes nothing: trust a group whose
-        ``removal`` is well above ``removal_random``.
+        ``mean_importance`` float64; ``removal`` float64, Euclidean distance between the donor's
+        embeddings with and without the group, and ``removal_random``, the mean distance for three
+        draws of as many random cells. Attention and gradients can be high for cells without effect:
+        trust groups with a ``removal`` well above ``removal_random``.
 
     Raises
     ------
     TypeError
-        If ``adata`` is no AnnData, or the model does not read donors.
+        If ``adata`` is no AnnData, or the model is no Pulsar.
     KeyError
         If a column, the representation or the output does not exist.
     ValueError
-        As :func:`cfm.tl.embed_donors`. Whatever is raised, ``adata`` is left as it was.
+        As :func:`cfm.tl.embed_donors`. ``adata`` stays unchanged.
 
     Warns
     -----
     UserWarning
-        If a field that another tool wrote is replaced, or donors have few cells.
+        If a field of another tool is replaced, or donors have few cells.
 
     Examples
     --------

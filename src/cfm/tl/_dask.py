@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from cfm.tl._run import Compute, Rows
 
-#: Chunks for each worker that are sent ahead, so that none waits for the next.
+#: Chunks for each worker that are sent ahead, so that no worker waits.
 _AHEAD = 2
 #: On a worker, the latest payload; a model is unpickled once.
 _LOADED: dict[str, tuple[Any, ...]] = {}
 _LOADING, _COMPUTING = threading.Lock(), threading.Lock()
 
 
-def computed_by_workers(
+def compute_on_workers(
     client: Client,
     rows: Rows,
     left: Mapping[int, Chunk],
@@ -35,10 +35,10 @@ def computed_by_workers(
     model: Any,
     layers: Sequence[str | None],
 ) -> Iterator[Made]:
-    """Compute chunks by the workers of a client; yield each when it is there.
+    """Compute chunks on the workers of a client; yield each when it is finished.
 
     Function and model are sent to each worker once. Workers read the rows of paths themselves; the
-    rows of an AnnData are sent. A chunk of a worker that is lost is computed by another one.
+    rows of an AnnData are sent. Another worker recomputes the chunk of a lost worker.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def computed_by_workers(
         Matrices to read.
     """
     device = str(getattr(model, "device", "cpu")).split(":")[0]
-    payload = _pickled((function, model, rows if rows.paths else None, list(layers)), model)
+    payload = _pickle((function, model, rows if rows.paths else None, list(layers)), model)
     digest = xxhash.xxh3_128_hexdigest(payload)
     sent: Any = None
     running: Any = as_completed(loop=client.loop)
@@ -89,7 +89,7 @@ def computed_by_workers(
 def _on_worker(
     payload: bytes, digest: str, device: str, number: int, chunk: Chunk, part: AnnData | None
 ) -> Made:
-    """Compute a chunk on a worker; threads read by turns and share the model one at a time."""
+    """Compute a chunk on a worker; one thread reads and one computes at a time."""
     started = time.monotonic()
     with _LOADING:
         if digest not in _LOADED:
@@ -105,8 +105,8 @@ def _on_worker(
         return make_chunk(number, chunk, part, function, started)
 
 
-def _pickled(payload: tuple[Any, ...], model: Any) -> bytes:
-    """Pickle with the model on the processor, where every worker can unpickle it."""
+def _pickle(payload: tuple[Any, ...], model: Any) -> bytes:
+    """Pickle with the model on the CPU, where every worker can unpickle it."""
     device = getattr(model, "device", None)
     if device is None or device.type == "cpu":
         return cloudpickle.dumps(payload)

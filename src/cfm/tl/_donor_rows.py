@@ -1,4 +1,4 @@
-"""Donors that a tool goes through, each with all of its cells."""
+"""Chunks of donors, each donor with all of its cells."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_donor_model(
     Raises
     ------
     ConnectionError
-        If a model on the hub cannot be reached, with what works without network.
+        If a model on the hub cannot be reached; the message names models that work offline.
     """
     try:
         return load_model(source, device=device)
@@ -50,11 +50,11 @@ class DonorRows(Rows):
     Parameters
     ----------
     cells
-        Cells of donors; what represents them may lie in a file.
+        Cells of donors; their representation may be on disk.
     donor_key
         Column of ``obs`` with the donor.
     use_rep
-        Name in ``obsm`` of what represents a cell; ``None`` if counts do.
+        Name in ``obsm`` of the representation of cells; ``None`` if the model reads counts.
     """
 
     def __init__(self, cells: AnnData, donor_key: str, use_rep: str | None) -> None:
@@ -70,17 +70,15 @@ class DonorRows(Rows):
         return [Chunk(0, *[slice(i, min(i + DONORS_AT_ONCE, n))] * 2) for i in starts]
 
     def read(self, chunk: Chunk, layers: Sequence[str | None]) -> AnnData:
-        """Return the cells of some donors; what lies in a file stays there until it is drawn."""
+        """Return the cells of some donors; data on disk stay there until they are drawn."""
         return self.whole[np.sort(np.concatenate(self._rows_of_donors()[chunk.own]))]
 
     def identity(
         self, layers: Sequence[str | None], arguments: Mapping[str, Any]
     ) -> dict[str, str]:
-        """Return what tells these cells from others; parameters as of :class:`Rows`."""
+        """Return digests that identify these cells; parameters as of :class:`Rows`."""
         found = super().identity(layers, arguments)
-        if (
-            self._use_rep is None or self._use_rep not in self.whole.obsm
-        ):  # the model says what is missing
+        if self._use_rep is None or self._use_rep not in self.whole.obsm:  # the model raises
             return found
         matrix = self.whole.obsm[self._use_rep]
         if isinstance(matrix, pd.DataFrame):

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cfm._docs import fill_docs
 from cfm._fields import EMBEDDING_PREFIX, PARAMS
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
 from cfm.models import DonorModel, GeneEmbeddingModel, PretrainedModel, load_model
 from cfm.tl._run import Run
-from cfm.tl._store import model_record, refuse_other_model, run_record
+from cfm.tl._store import TEXTS, model_record, refuse_other_model, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,14 +23,13 @@ if TYPE_CHECKING:
 
 #: Where embeddings of each level are stored.
 _SLOTS = {"observation": "obsm", "gene": "varm"}
-#: What sets apart the default names of the levels, whose records stand side by side in ``uns``.
+#: Suffix of the default name: the records of the levels stand side by side in ``uns``.
 _SUFFIXES = {"gene": "_genes"}
-
-
 _BATCH_SIZE = 64
 
 
 @takes_anndata(others=True)
+@fill_docs(TEXTS)
 def embed(
     adata: Data,
     model: str | Path | PretrainedModel | Any = "cellpulse-mini",
@@ -44,42 +44,34 @@ def embed(
     copy: bool = False,
     **model_kwargs: Any,
 ) -> AnnData | None:
-    """Embed observations with a model.
+    """Store the embedding that a model computes for each observation or gene.
 
     Parameters
     ----------
     adata
-        Observations by genes, of the kind that the model reads; for CellPulse contrasts with log2
-        fold changes, see :func:`cfm.pp.contrasts`, for BulkFormer samples with log TPM, see
-        :func:`cfm.pp.tpm`, for UCE and CellVQ cells with counts. Genes as symbols or Ensembl ids;
-        genes that are absent or ``NaN`` are taken as not measured.
-        Or one or more paths of ``.h5ad`` and ``.zarr`` files, which are opened with
-        :func:`cfm.data.open_files` and embedded one by one: genes may differ between them.
+        Observations by genes, in the units of the model: contrasts with log2 fold changes for
+        CellPulse (:func:`cfm.pp.contrasts`), samples with log TPM for BulkFormer
+        (:func:`cfm.pp.tpm`), cells with counts for UCE and CellVQ. Genes as symbols or Ensembl ids;
+        genes that are absent or ``NaN`` count as not measured.
+        %(paths)s
+        Files are embedded one by one: genes may differ between them.
     model
-        A model, the name of a checkpoint (:func:`cfm.hub.list_checkpoints`), a folder, or
-        ``hf://org/name``; or any object with ``get_latent_representation(adata)``, such as a
-        trained :class:`scvi.model.SCVI`, for an AnnData in memory.
+        A model; or, for an AnnData in memory, any object with
+        ``get_latent_representation(adata)``, such as a trained :class:`scvi.model.SCVI`.
+        %(load)s
     level
-        What is embedded: ``"observation"``, or ``"gene"``: each gene by the mean of its embeddings
-        in the context of these observations, from models that have such
-        (:class:`cfm.models.GeneEmbeddingModel`).
-    layer
-        Layer to read instead of ``X``.
+        ``"observation"``; or ``"gene"`` for the mean embedding of each gene over these
+        observations, from a :class:`cfm.models.GeneEmbeddingModel`.
+    %(layer)s
     key_added
         Name of the result, by default ``X_<model>``, such as ``X_cellpulse``; of genes
         ``X_<model>_genes``.
     batch_size
         Observations at a time; the result does not depend on it.
-    device
-        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
-    output
-        File to write results to as they are made, ``.zarr`` or ``.h5ad``, instead of ``adata``,
-        which is left as it was. A run that was stopped goes on where it was when the same call is
-        made again.
-    overwrite
-        Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(device)s
+    %(output)s
+    %(overwrite)s
+    %(copy)s
     **model_kwargs
         Further arguments of the model's ``get_latent_representation`` or
         ``get_gene_embeddings``, such as ``pooling`` and ``genes`` of
@@ -87,15 +79,14 @@ def embed(
 
     Returns
     -------
-    ``None``, or with ``copy=True`` the changed copy. Given paths, an AnnData whose matrices stay
-    in the files, with the results in memory. With ``output`` the AnnData of results, opened from
-    there: ``obs``, ``var`` and ``uns`` of the input and what is written; no ``X``. Writes
+    %(returns)s
+    Writes
 
     ``adata.obsm['X_cellpulse' | key_added]``
         ``(n_obs, dim)`` float32. With ``level="gene"`` instead
     ``adata.varm['X_bulkformer_genes' | key_added]``
-        ``(n_vars, dim)`` float32, ``NaN`` for genes that the model does not know, or that no
-        observation expresses where the model embeds what is expressed only.
+        ``(n_vars, dim)`` float32, ``NaN`` for genes outside of the model's vocabulary, and for
+        unexpressed genes if the model embeds expressed genes only.
     ``adata.uns['X_cellpulse' | key_added]['params']``
         The arguments, the model's name and SHA-256, the device it ran on, and the share of its
         genes that were found.
@@ -103,24 +94,18 @@ def embed(
     Raises
     ------
     TypeError
-        If ``adata`` is no AnnData, ``model`` is none of the above, or the model does not take an
-        argument.
+        If ``adata`` or ``model`` is of another type, or the model has no such argument.
     KeyError
         If the layer does not exist.
     ValueError
-        If too few of the model's genes are found, values are infinite, or the matrix does not
-        look like what the model reads; or if ``output`` has no such suffix, is a file that is
-        read, or another run left a part of it; or if ``adata`` has the embedding of another model
-        under the default name. Whatever is raised, ``adata`` is left as it was.
-    FileExistsError
-        If ``output`` exists.
-    OSError
-        If the disk is full; what is done is kept, and the same call goes on from there.
+        If too few of the model's genes are found, values are infinite or in other units, ``output``
+        has another suffix, is an input file or holds chunks of another run, or ``adata`` has the
+        embedding of another model under the default name. ``adata`` stays unchanged.
+    %(output_errors)s
 
     Warns
     -----
-    UserWarning
-        If few of the model's genes are found, or a field that another tool wrote is replaced.
+    %(few_genes)s
 
     Examples
     --------
@@ -199,11 +184,11 @@ def _embed_genes(
     key: str,
     arguments: dict[str, Any],
 ) -> AnnData | None:
-    """Embed the genes of all rows, which gives a row per gene and no chunks."""
+    """Embed the genes of all rows, a row per gene, without chunks."""
     if run.output is not None:
         raise ValueError(
-            "level='gene' makes one table of genes out of all rows: leave output= out, and write "
-            "the AnnData yourself."
+            "level='gene' makes one table of genes from all rows; drop output=, and write the "
+            "AnnData yourself."
         )
     adata = run.whole
     latent = _mean_gene_embeddings(model, adata, arguments)

@@ -1,4 +1,4 @@
-"""Embeddings of donors by their cells."""
+"""Embeddings of donors from their cells."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, issparse
 
 from cfm._arguments import checks_arguments
+from cfm._docs import fill_docs
 from cfm._fields import (
     EMBEDDING_PREFIX,
     MEAN,
@@ -31,7 +32,7 @@ from cfm.data._warn import warn_user
 from cfm.models import DonorModel
 from cfm.tl._donor_rows import DonorRows, load_donor_model
 from cfm.tl._run import Rows, Run
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,13 +42,14 @@ if TYPE_CHECKING:
     from cfm.models import PretrainedModel
     from cfm.tl._run import Data
 
-#: What a model says of donors.
-_OF_DONORS = ("embedding", "spread", "n_cells", "n_used")
-#: A column that varies within fewer of the donors was probably meant to be constant.
+#: Results of donors.
+_DONOR_RESULTS = ("embedding", "spread", "n_cells", "n_used")
+#: A column that varies within a smaller share of the donors is probably meant to be constant.
 _FEW = 0.5
 
 
 @checks_arguments()
+@fill_docs(TEXTS)
 def embed_donors(
     adata: Data,
     donor_key: str = "donor_id",
@@ -64,74 +66,69 @@ def embed_donors(
     overwrite: bool = False,
     **model_kwargs: Any,
 ) -> AnnData:
-    """Embed donors, each by all of its cells or draws of them.
+    """Return an AnnData of donors with their embeddings, from all cells or draws of them.
 
     Parameters
     ----------
     adata
-        Cells with raw counts, or with the representation in ``obsm`` that the model reads; or
-        one or more paths of ``.h5ad`` and ``.zarr`` files, opened with :func:`cfm.data.open_files`.
+        Cells with raw counts, or with the representation in ``obsm`` that the model reads.
+        %(paths)s
     donor_key
-        Column of ``obs`` with the donor; take donor and condition together where samples of one
-        donor are to be told apart.
+        Column of ``obs`` with the donor; join donor and condition to separate samples of a donor.
     model
-        A :class:`cfm.models.Pulsar`, the name of a checkpoint, a folder, or ``hf://org/name``.
-        ``"pulsar-mini"``, which ships with the package, reads raw counts of human blood cells.
-        ``"hf://KuanP/PULSAR-pbmc"``, the released model, is downloaded and reads the
-        representation of :class:`cfm.models.UCE`: call ``cfm.tl.embed(adata, uce)`` first.
+        A :class:`cfm.models.Pulsar`.
+        %(load)s
+        ``"pulsar-mini"``, which ships with the package, reads raw counts of human blood cells. The
+        released model ``"hf://KuanP/PULSAR-pbmc"`` reads the representation of
+        :class:`cfm.models.UCE`: call ``cfm.tl.embed(adata, uce)`` first.
     use_rep
-        Name in ``obsm`` of what represents a cell; by default that of the model's training data,
-        ``"X_uce"`` for released models. A model that reads raw counts takes none.
+        Name in ``obsm`` of the representation of cells; by default that of the model's training
+        data, ``"X_uce"`` for released models. A model that reads raw counts takes none.
     layer
         Layer with raw counts instead of ``X``, for a model that reads them.
     n_cells
-        Cells to draw of a donor, without replacement; donors with fewer, and all with ``None``,
-        are embedded whole.
+        Number of cells to draw from a donor, without replacement. Donors with fewer cells, and all
+        donors with ``None``, are embedded from all cells.
     n_draws
-        Draws to average over.
+        Number of draws to average over.
     seed
-        Seed of the draws, which depend on it and on the names of donor and cells only.
+        Seed of the draws, which depend on the names of donor and cells, not on their order.
     key_added
         Name of the result, by default ``X_<model>``, such as ``X_pulsar``.
-    device
-        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
-    output
-        File to write results to as they are made, ``.zarr`` or ``.h5ad``, whose AnnData is
-        returned. A run that was stopped goes on where it was when the same call is
-        made again.
-    overwrite
-        Replace ``output`` if it exists, and what a stopped run of another call left of it.
+    %(device)s
+    %(output)s
+    %(overwrite)s
     **model_kwargs
         Further arguments of the model's ``get_donor_embeddings``, such as ``batch_size`` and
         ``precision``.
 
     Returns
     -------
-    AnnData of donors, by sorted names, with ``output`` opened from there.
+    AnnData of donors, sorted by name; with ``output``, the AnnData in that file.
 
     ``obsm['X_pulsar' | key_added]``
         ``(n_donors, dim)`` float32, the mean over draws.
     ``obsm['X_pulsar_mean']``
-        ``(n_donors, n_components)`` float32, mean of the principal components of a donor's cells;
-        of a model that reads counts. Pass it to :func:`cfm.tl.probe` beside the vectors: where
-        many cells are unknown it is often the better summary.
+        With a model that reads counts: ``(n_donors, n_components)`` float32, mean of the principal
+        components of a donor's cells. Compare it with the embedding by :func:`cfm.tl.probe`: for
+        donors with many unknown cells it is often the better summary.
     ``X``, ``var``
-        ``(n_donors, n_genes)`` float32, pseudobulk of all cells of a donor, for
-        :func:`cfm.tl.probe` to compare with: sums of counts, else means. Empty where the cells have
-        no ``X``, with paths and with ``output``.
+        ``(n_donors, n_genes)`` float32, pseudobulk of all cells of a donor as a baseline for
+        :func:`cfm.tl.probe`: sums of counts, else means. Empty if the cells have no ``X``, with
+        paths and with ``output``.
     ``obs``
         Columns of the cells' ``obs`` that are constant within every donor, missing values aside;
         ``'n_cells'`` and ``'n_cells_used'`` int64; ``'X_pulsar_spread'`` float32, root mean
-        squared distance of single draws from their mean: 0 where all cells are used, ``NaN`` with
-        one draw. Of a model that reads counts also ``'X_pulsar_unknown'`` float32, the share of a
-        donor's cells that are *unknown*: farther from the cells that the model's projection was
-        fitted on than 95 % of held-out ones (see :class:`cfm.models.CellProjection`).
+        squared distance of single draws from their mean: 0 if all cells are used, ``NaN`` with one
+        draw. With a model that reads counts also ``'X_pulsar_unknown'`` float32, the share of a
+        donor's cells that are *unknown*: farther from the training cells of the model's projection
+        than 95 % of held-out cells (see :class:`cfm.models.CellProjection`).
     ``uns['X_pulsar' | key_added]['varying']``
-        DataFrame of the columns that were not carried over: ``column`` and ``n_donors`` in which
-        it varies.
+        DataFrame of the columns of ``obs`` that are left out: ``column``, and ``n_donors`` within
+        which it varies.
     ``uns['X_pulsar' | key_added]['params']``
         The arguments, the model's name and SHA-256, the share of its genes that are measured
-        (1 for a representation), and the device it ran on.
+        (1 for a representation), and the device.
 
     Raises
     ------
@@ -141,24 +138,21 @@ def embed_donors(
         If the column, the layer or the representation does not exist.
     ValueError
         If donor ids are missing, or cells are ``NaN``, of the wrong width or not uniquely named.
-        Of a model that reads raw counts also if ``use_rep`` is given, too few of its genes are
+        With a model that reads raw counts also if ``use_rep`` is given, too few of its genes are
         found, or values are no counts of single cells.
     ConnectionError
         If a model on the hub cannot be reached.
-    FileExistsError
-        If ``output`` exists.
-    OSError
-        If the disk is full; what is done is kept, and the same call goes on from there.
+    %(output_errors)s
 
     Warns
     -----
     UserWarning
-        If a column varies within some donors but not most, donors have few cells, cells are of
-        a tissue that the model was not made for, or over half of a donor's cells are unknown.
+        If a column varies within less than half of the donors, donors have few cells, cells are of
+        a tissue other than the model's, or over half of a donor's cells are unknown.
 
     Examples
     --------
-    Raw counts in ``X``, and a model of one's own:
+    Raw counts in ``X``, and a new model:
 
     >>> import cfm
     >>> cells = cfm.datasets.toy_donors(n_donors=4, n_cells=40)
@@ -201,7 +195,7 @@ def embed_donors(
     counted = getattr(loaded, "projection", None) is not None
     rep = use_rep or getattr(loaded, "provenance", {}).get("use_rep", "X_uce")
     run = Run(DonorRows(cells, donor_key, None if counted else rep), output, overwrite=overwrite)
-    of_donors = (*_OF_DONORS, "unknown", "mean") if counted else _OF_DONORS
+    of_donors = (*_DONOR_RESULTS, "unknown", "mean") if counted else _DONOR_RESULTS
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
         found = loaded.get_donor_embeddings(part, **reading)
@@ -223,7 +217,7 @@ def embed_donors(
             columns[key + UNKNOWN_SHARE] = "unknown"
         taken = [name for name in columns if name in table]
         if taken:
-            warn_user(f"Columns {taken} of adata.obs are replaced by what this tool counts.")
+            warn_user(f"Columns {taken} of adata.obs are replaced by the counts of this tool.")
         for column, name in columns.items():
             table[column] = results.take(name)
         obsm = {key: results.take("embedding")}
@@ -247,7 +241,7 @@ def embed_donors(
 def donor_table(
     obs: pd.DataFrame, donor_key: str, donors: pd.Index
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return what ``obs`` says of donors, and which of its columns vary within them.
+    """Return the columns of ``obs`` that are constant within donors, and list the others.
 
     Parameters
     ----------
@@ -256,20 +250,19 @@ def donor_table(
     donor_key
         Column with the donor.
     donors
-        Names of the donors, in the order that is wanted.
+        Names of the donors, in the order of the result.
 
     Returns
     -------
     table
-        A row per donor, the columns that are constant within every donor; values that are missing
-        in some of its cells are taken from the others.
+        A row per donor, the columns that are constant within every donor, missing values aside.
     varying
-        ``column`` str and ``n_donors`` int64 in which it varies, most first.
+        ``column`` str and ``n_donors`` int64 within which it varies, most first.
 
     Warns
     -----
     UserWarning
-        If a column varies within some donors, but not in most.
+        If a column varies within less than half of the donors.
     """
     names = donors.astype(str).rename(None)
     which = donors.get_indexer(pd.Index(obs[donor_key].astype(str)))
@@ -280,7 +273,7 @@ def donor_table(
         groups = obs[column].groupby(which, sort=True, observed=False)
         try:
             n_varying = int((groups.nunique(dropna=True) > 1).sum())
-        except TypeError:  # lists, which no table of donors can hold
+        except TypeError:  # unhashable values, such as lists
             n_varying = len(donors)
         if n_varying:
             varying[str(column)] = n_varying
@@ -293,8 +286,8 @@ def donor_table(
     if suspicious:
         column, n = next(iter(suspicious.items()))
         warn_user(
-            f"adata.obs[{column!r}] varies within {n} of {len(donors)} donors and is not carried "
-            f"over{_others(list(suspicious))}; repair it if it describes donors."
+            f"adata.obs[{column!r}] varies within {n} of {len(donors)} donors and is left "
+            f"out{_others(list(suspicious))}; repair it if it describes donors."
         )
     order = sorted(varying, key=lambda c: (-varying[c], c))
     numbers = np.array([varying[c] for c in order], dtype=np.int64)
@@ -306,7 +299,7 @@ def donor_table(
 
 
 def _pseudobulk(matrix: Any, which: np.ndarray, n_donors: int) -> np.ndarray:
-    """Sum the values of each donor's cells if all are whole, else take their mean."""
+    """Return the sums over each donor's cells if all values are counts, else the means."""
     total, whole = np.zeros((n_donors, matrix.shape[1])), True
     for rows, block in row_blocks(matrix):
         n = block.shape[0]

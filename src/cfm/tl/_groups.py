@@ -1,4 +1,4 @@
-"""Groups of observations that several tools work on."""
+"""Groups of observations, for several tools."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def profile_groups(
     adata
         Observations.
     groupby
-        Column of ``obs``; rows in which it is missing belong to no group.
+        Column of ``obs``; rows without a value belong to no group.
     groups
         Levels to return, in this order; all by default.
 
@@ -59,7 +59,7 @@ def profile_groups(
 
 
 def content_hash(values: np.ndarray) -> int:
-    """Return a number that the values of a row decide, to sort rows and to seed random draws by.
+    """Return a hash of the values of a row, which orders rows and seeds random draws.
 
     Results then depend neither on the names of the rows nor on their order.
     """

@@ -13,6 +13,7 @@ from scipy.stats import false_discovery_control
 from scvi import settings
 from tqdm.auto import tqdm
 
+from cfm._docs import fill_docs
 from cfm._fields import CONTRASTS, HOST_FACTORS_KEY, PARAMS, RESULTS, VIRUS_KEY, params_of
 from cfm.data import map_identifiers
 from cfm.data._matrix import in_memory_frame
@@ -30,7 +31,7 @@ from cfm.stats._gene_scores import (
     unit_rows,
 )
 from cfm.tl._groups import content_hash, profile_groups
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,19 +41,20 @@ if TYPE_CHECKING:
 Method = Literal["attention", "integrated_gradients", "reversal", "consensus", "guided"]
 Null = Literal["auto", "labels", "directions", "effects"]
 
-#: Methods that look at a profile on its own; the consensus joins them.
+#: Methods for single profiles; the consensus joins them.
 SINGLE = ("attention", "integrated_gradients", "reversal")
-#: What is explained where no virus is.
+#: The target if it is no virus.
 RESPONSE_TARGET = "response"
-#: With fewer ways than these to choose the profiles of a group, labels are not permuted.
+#: Least number of ways to choose the profiles of a group for a permutation of labels.
 MIN_ARRANGEMENTS = 100
-#: A direction in gene space needs at least so many known genes.
+#: Least number of known genes for a direction in gene space.
 MIN_KNOWN = 5
-#: Profiles that are scored together.
+#: Profiles in one pass of the model.
 _BLOCK = 8
 
 
 @takes_anndata(columns=("groupby",), ranges={"n_permutations": 0})
+@fill_docs(TEXTS)
 def host_factors(
     adata: AnnData,
     groupby: str | None = None,
@@ -68,60 +70,54 @@ def host_factors(
     seed: int = 0,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Rank the genes that carry the call of each group of contrasts.
+    r"""Rank the genes that drive the predicted virus or response of each group of contrasts.
 
-    What is explained is what :func:`cfm.tl.predict_virus` answered for most contrasts of a group:
-    the log-odds of the virus that it named, else of a response against none. The genes are those
-    by whose *response* the model recognises it. They are candidates for host factors, not proof of
-    one: genes that a virus depends on are often not regulated at all (see the benchmarks).
+    The explained quantity is the log-odds of the virus that :func:`cfm.tl.predict_virus` called in
+    most contrasts of a group, else of a response against none. The ranked genes drive it by their
+    *response*. They are candidates for host factors, not proof: many genes that a virus depends on
+    are not regulated at all (see the benchmarks).
 
     Parameters
     ----------
     adata
         Contrasts with log2 fold changes (:func:`cfm.pp.contrasts`).
     groupby
-        Column of ``obs`` with the groups, such as the virus; by default the one that
-        :func:`cfm.pp.contrasts` compared.
+        Column of ``obs`` with the groups, such as the virus; by default the ``groupby`` of
+        :func:`cfm.pp.contrasts`.
     method
-        ``"attention"``: how much the model's summary attends to the gene (rollout).
+        ``"attention"``: attention of the model's summary token to the gene (rollout).
         ``"integrated_gradients"``: the gene's share of the log-odds. ``"reversal"``: the change of
         the log-odds when the gene's effect is set to 0 in silico. ``"consensus"``: the mean of
-        :math:`-\log_{10}` of the rank fractions under all three. ``"guided"``: how much the gene
-        responds, over all that the model was pretrained on, like host factors that are known
-        already; the score does not depend on the contrasts of the group.
+        :math:`-\log_{10}` of the rank fractions under all three. ``"guided"``: similarity of the
+        gene's responses in the pretraining data to those of ``known`` host factors; the score does
+        not depend on the contrasts of the group.
     model
-        A CellPulse with a classifier, which runs where it was loaded, the name of one, a folder,
-        or ``hf://org/name``.
+        A CellPulse with a classifier, which runs on its own device.
+        %(load)s
     explain
-        ``"response"``, or a virus of the classifier, to be explained in all groups; or a
-        dictionary of these by group, to explain only the groups in it. By default what
-        :func:`cfm.tl.predict_virus` wrote into ``obs["predicted_virus"]``, or the response where
-        it was not run.
+        ``"response"``, or a virus of the classifier, for all groups; or a dictionary of these by
+        group, for these groups only. By default the most frequent ``obs["predicted_virus"]`` of
+        :func:`cfm.tl.predict_virus`, or the response without that column.
     known
-        For ``"guided"``: genes known as host factors, such as the hits of a CRISPR screen of this
-        or other viruses; a list, or a dict of lists by group. They are scored by a rule that was
-        fitted without them.
+        For ``"guided"``: known host factors, such as the hits of a CRISPR screen of this or other
+        viruses; a list, or a dict of lists by group. Each is scored by a rule fitted without it.
     null
-        What is permuted for the p-values; the whole of the pipeline is scored again.
-        ``"labels"``: which contrasts make up the group; small p: the gene carries the call of
-        these contrasts more than that of others. ``"effects"``: each contrast's effects over its
-        genes; small p: the gene contributes more than it would with the effect of another gene.
-        ``"directions"``: the signs of the effects only, sizes stay; small p: the direction
-        matters; with few contrasts nothing can be significant. ``"auto"`` takes labels if there
-        are at least 100 ways to choose the group's contrasts, else effects. With ``"guided"``
-        always the labels *known*: small p: the gene is more like the known ones than like as many
-        genes drawn at random.
+        Permutations for the p-values; each repeats the whole scoring. ``"labels"`` permutes the
+        contrasts of the groups; small p: the gene drives the prediction of these contrasts more
+        than that of others. ``"effects"`` permutes each contrast's effects over its genes; small p:
+        the gene contributes more than with the effect of another gene. ``"directions"`` permutes
+        the signs of the effects only; small p: the direction matters; with few contrasts nothing
+        can be significant. ``"auto"`` is labels if there are at least 100 ways to choose the
+        group's contrasts, else effects. ``"guided"`` always permutes the labels *known*; small p:
+        the gene is closer to the known genes than to as many random genes.
     n_permutations
-        Number of permutations, 0 for none (p-values are then ``NaN``). Standardised scores of all
-        genes are pooled, so a few tens resolve p-values well below one in their number.
-    layer
-        Layer to read instead of ``X``.
-    key_added
-        Name of the result.
+        Number of permutations, 0 for none (p-values are then ``NaN``). The null pools the
+        standardised scores of all genes, so p-values go well below one over this number.
+    %(layer)s
+    %(key_added)s
     seed
         Seed of the permutations.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(copy)s
 
     Returns
     -------
@@ -134,17 +130,17 @@ def host_factors(
         average token, absolute mean change of the log-odds, the consensus, or standard deviations
         along the direction of known factors), ``rank`` (int64, from 1), ``direction`` (``"up"``,
         ``"down"``, ``"unchanged"``), ``effect`` (mean log2 fold change), ``concordance`` (share of
-        the contrasts that measure the gene in which it moves in that direction), ``call_effect``
-        (natural-log odds that the gene's effect adds to the call, by reversal), ``p_value``,
+        the contrasts with the gene in which it moves in that direction), ``call_effect``
+        (contribution of the gene's effect to the log-odds, by reversal), ``p_value``,
         ``fdr`` (Benjamini & Hochberg within the group), ``n_profiles``. With ``"consensus"`` also
         ``score_attention``, ``score_integrated_gradients`` and ``score_reversal``, with
         ``"guided"`` also ``known`` (bool).
     ``adata.uns['host_factors' | key_added]['params']``
         The arguments, the model, its SHA-256, the share of its genes found, and in the order of
-        ``groups`` what was explained (``targets``) and permuted (``nulls``).
+        ``groups`` the explained ``targets`` and the ``nulls``.
     ``adata.varm['host_factors' | key_added]``
         DataFrame float32, genes by groups (``/`` in their names becomes ``|``): the scores; 0 for
-        genes that have none.
+        genes without one.
 
     Raises
     ------
@@ -153,15 +149,14 @@ def host_factors(
     KeyError
         If the column, a group or the layer does not exist.
     ValueError
-        If an argument is out of its range, the model has no classifier, labels are to be permuted
-        where there is nothing to permute, or the matrix is not one of log2 fold changes. Whatever
-        is raised, ``adata`` is left as it was.
+        If an argument is out of its range, the model has no classifier, all contrasts are in one
+        group with ``null="labels"``, or the matrix does not hold log2 fold changes. ``adata`` stays
+        unchanged.
 
     Warns
     -----
     UserWarning
-        If a group bears the name of a virus that the classifier knows, and another answer is
-        explained.
+        If a group has the name of a virus of the classifier, but the explained target is another.
 
     Notes
     -----
@@ -191,11 +186,11 @@ def host_factors(
     rows_of = profile_groups(
         adata, groupby, list(explain) if isinstance(explain, Mapping) else None
     )
-    explained = _explained(adata, caller, rows_of, explain)
+    explained = _explained_targets(adata, caller, rows_of, explain)
     everyone = np.flatnonzero(in_memory_frame(adata.obs)[groupby].notna().to_numpy())
     effects = np.concatenate([e for _, e, _ in caller.encode_blocks(adata, layer=layer)])
     hashes = np.array([content_hash(row) for row in effects], dtype=np.uint64)
-    # Sorted by what rows hold, so that neither their order nor their names change a permutation.
+    # Sorted by content: permutations depend neither on the order nor on the names of rows.
     everyone, *members = (
         rows[np.argsort(hashes[rows], kind="stable")] for rows in (everyone, *rows_of.values())
     )
@@ -252,7 +247,7 @@ def host_factors(
 
 @dataclass
 class _Job:
-    """What the groups of one call share; see :func:`host_factors`."""
+    """The scoring of the groups of one call; see :func:`host_factors`."""
 
     model: CellPulse
     effects: np.ndarray
@@ -262,7 +257,7 @@ class _Job:
     seed: int
 
     def n_steps(self, n_profiles: int, null: str) -> int:
-        """Return how many profiles are scored for a group."""
+        """Return the number of profiles to score for a group."""
         if null == "labels" and self.n_permutations:
             return len(self.everyone)
         return n_profiles * (1 + self.n_permutations)
@@ -276,7 +271,7 @@ class _Job:
         null: str,
         tick: Callable[[int], object],
     ) -> pd.DataFrame:
-        """Score the genes of one group by what carries its call."""
+        """Score the genes of one group by their part in its prediction."""
         own = self.effects[rows]
         seen = np.flatnonzero(~np.isnan(own).all(axis=0))
         draws = []
@@ -310,7 +305,7 @@ class _Job:
         target: str,
         known: Sequence[str] | Mapping[str, Sequence[str]] | None,
     ) -> pd.DataFrame:
-        """Score the genes of one group by their likeness to known host factors."""
+        """Score the genes of one group by their similarity to known host factors."""
         genes = self.model.vocabulary.genes
         seen = np.flatnonzero(~np.isnan(self.effects[rows]).all(axis=0))
         is_known = _known_genes(known, group, genes)[seen]
@@ -354,7 +349,7 @@ class _Job:
         call: np.ndarray | None,
         extra: Mapping[str, np.ndarray],
     ) -> pd.DataFrame:
-        """Put the genes ``seen`` of one group in order, with what else is known of them."""
+        """Return the table of the genes ``seen`` of one group, in order of rank."""
         p_value = pooled_p_values(score, np.stack(draws)) if draws else np.full(len(score), np.nan)
         own = self.effects[rows][:, seen]
         effect = mean_known(own)
@@ -377,7 +372,7 @@ class _Job:
             "n_profiles": len(rows),
         }
         table = pd.DataFrame(columns | dict(extra))
-        # Of equal scores the stronger call, then the stronger effect, then the name goes first.
+        # Ties: the larger call effect, then the larger effect, then the name.
         order = np.lexsort((table["gene"], -np.abs(effect), -np.abs(call), -score))
         table = table.iloc[order].reset_index(drop=True)
         table["rank"] = np.arange(1, len(table) + 1)
@@ -385,23 +380,23 @@ class _Job:
 
 
 def _recorded_groupby(adata: AnnData) -> str:
-    """Return the column that the contrasts were made by."""
+    """Return the ``groupby`` column of :func:`cfm.pp.contrasts`."""
     recorded = params_of(adata.uns, CONTRASTS).get("groupby")
     if not isinstance(recorded, str) or recorded not in adata.obs:
         raise ValueError(
-            "groupby= is missing, and uns['contrasts'] does not name the column that contrasts "
-            f"were made by; name one of {adata.obs.columns.tolist()}."
+            "groupby= is missing, and uns['contrasts'] does not name the column of the contrasts; "
+            f"name one of {adata.obs.columns.tolist()}."
         )
     return recorded
 
 
-def _explained(
+def _explained_targets(
     adata: AnnData,
     model: CellPulse,
     rows_of: Mapping[str, np.ndarray],
     explain: str | Mapping[str, str] | None,
 ) -> list[str]:
-    """Return what is explained in each group."""
+    """Return the explained target of each group."""
     viruses = model.require_classifier().classes
     if explain is not None:
         chosen = list(explain.values()) if isinstance(explain, Mapping) else [explain]
@@ -421,14 +416,14 @@ def _explained(
     if other and called is not None:
         listed = ", ".join(f"{g!r} ({name})" for g, name in other.items())
         warn_user(
-            f"What is explained is not the virus of the group in {listed}: predict_virus answered "
-            "something else for most of its contrasts. explain= names a virus to explain."
+            f"What is explained is not the virus of the group in {listed}: predict_virus called "
+            "another for most of its contrasts. Name the virus by explain=."
         )
     return list(out.values())
 
 
 def _choose_null(null: Null, n_profiles: int, n_all: int) -> str:
-    """Take labels if they can be permuted in enough ways, else effects."""
+    """Return ``"labels"`` if there are enough permutations of them, else ``"effects"``."""
     if null != "auto":
         return null
     ways = math.comb(n_all, n_profiles) if n_profiles < n_all else 1
@@ -451,8 +446,8 @@ def _known_genes(
     """
     if known is None:
         raise ValueError(
-            "method='guided' needs known=: host factors that are known already, such as the hits "
-            "of a screen, as a list or as a dict by group."
+            "method='guided' needs known=: known host factors, such as the hits of a screen, as a "
+            "list or as a dict by group."
         )
     if isinstance(known, Mapping):
         if group not in known:

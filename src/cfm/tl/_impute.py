@@ -1,4 +1,4 @@
-"""Missing and masked expression, filled in by a model."""
+"""Missing and masked expression, predicted by a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cfm._arguments import check_layer
+from cfm._docs import fill_docs
 from cfm._fields import PARAMS
 from cfm.data._matrix import get_matrix, read_rows, to_dense
 from cfm.data._store import check_key
@@ -16,9 +17,9 @@ from cfm.models import BulkFormer, load_model
 from cfm.models.bulkformer._data import check_mask
 from cfm.models.bulkformer._module import MISSING
 from cfm.tl._run import Run
-from cfm.tl._store import model_record
+from cfm.tl._store import TEXTS, model_record
 
-#: Names of the columns of an array of genes that the data do not have.
+#: Names of the genes that the data lack, where their predictions are an array.
 ABSENT_GENES = "absent_genes"
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 @takes_anndata(others=True)
+@fill_docs(TEXTS)
 def impute(
     adata: Data,
     model: str | Path | BulkFormer,
@@ -44,55 +46,47 @@ def impute(
     overwrite: bool = False,
     copy: bool = False,
 ) -> AnnData | None:
-    """Fill in missing expression; what was observed stays as it is.
+    """Fill in missing expression; observed values stay unchanged.
 
     Parameters
     ----------
     adata
         Samples by genes, natural log1p of TPM (:func:`cfm.pp.tpm`); ``NaN`` and −10 are missing.
-        Or one or more paths of ``.h5ad`` and ``.zarr`` files, which are opened with
-        :func:`cfm.data.open_files`, each read with all genes that it has; the
-        results are on the genes that all have.
+        %(paths)s
+        Each file is read with all of its genes; the results have the genes of all files.
     model
-        A BulkFormer, the name of one, a folder, or ``hf://org/name``.
+        A :class:`cfm.models.BulkFormer`.
+        %(load)s
     mask
-        Entries to hide from the model and predict as well: ``(n_obs, n_vars)`` bool, or the name
-        of a layer with it.
+        Entries to hide from the model and predict, too: ``(n_obs, n_vars)`` bool, or the name of
+        such a layer.
     layer
         Layer with the log TPM instead of ``X``.
     absent_genes
-        Also predict the model's genes that ``adata`` does not have.
+        Also predict the genes of the model that ``adata`` lacks.
     key_added
         Name of the results.
     batch_size
         Samples to read at a time; the result does not depend on it.
-    device
-        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
-    output
-        File to write results to as they are made, ``.zarr`` or ``.h5ad``, instead of ``adata``,
-        which is left as it was. A run that was stopped goes on where it was when the same call is
-        made again.
-    overwrite
-        Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(device)s
+    %(output)s
+    %(overwrite)s
+    %(copy)s
 
     Returns
     -------
-    ``None``, or with ``copy=True`` the changed copy. Given paths, an AnnData whose matrices stay
-    in the files, with the results in memory. With ``output`` the AnnData of results, opened from
-    there: ``obs``, ``var`` and ``uns`` of the input and what is written; no ``X``. Writes
+    %(returns)s
+    Writes
 
     ``adata.layers['imputed' | key_added]``
-        ``(n_obs, n_vars)`` float32 log TPM: observed entries as they were, the others predicted,
-        ``NaN`` where a missing gene is not among the model's.
+        ``(n_obs, n_vars)`` float32 log TPM: observed entries unchanged, missing ones predicted, or
+        ``NaN`` where the model lacks the gene.
     ``adata.obsm['imputed' | key_added]``
-        With ``absent_genes`` only: DataFrame, samples by genes that ``adata`` does not have,
-        float32 log TPM. With ``output`` an array, whose columns ``uns['imputed']['absent_genes']``
-        names.
+        With ``absent_genes`` only: DataFrame, samples by genes that ``adata`` lacks, float32 log
+        TPM. With ``output`` an array; ``uns['imputed']['absent_genes']`` holds its column names.
     ``adata.uns['imputed' | key_added]``
         ``params`` (arguments, model, SHA-256, device, share of genes found); ``n_imputed``,
-        entries filled in; ``n_left``, missing entries of genes that the model does not know.
+        entries filled in; ``n_left``, missing entries of genes that the model lacks.
 
     Raises
     ------
@@ -102,16 +96,12 @@ def impute(
         If a layer does not exist.
     ValueError
         If the matrix is not log TPM, too few genes are found, the mask is of another shape, or
-        there is nothing to fill in. Whatever is raised, ``adata`` is left as it was.
-    FileExistsError
-        If ``output`` exists.
-    OSError
-        If the disk is full; what is done is kept, and the same call goes on from there.
+        nothing is missing. ``adata`` stays unchanged.
+    %(output_errors)s
 
     Warns
     -----
-    UserWarning
-        If few of the model's genes are found, or a field that another tool wrote is replaced.
+    %(few_genes)s
 
     Examples
     --------
@@ -178,7 +168,7 @@ def impute(
             results.discard()
             raise ValueError(
                 "Nothing is missing (NaN or −10) and no mask hides anything, so there is nothing "
-                "to fill in; pass mask=, or absent_genes=True for genes that adata does not have."
+                "to fill in; pass mask=, or absent_genes=True for genes that adata lacks."
             )
         made = run.target
         fields = {"layers": [key_added]} | ({"obsm": [key_added]} if len(names) else {})
@@ -209,7 +199,7 @@ def impute(
 def _mask(
     part: AnnData, genes: pd.Index, mask: str | np.ndarray | None, rows: slice
 ) -> np.ndarray | None:
-    """Return the mask of some rows, which may be a layer, on the genes that they have."""
+    """Return the mask of some rows on their own genes; a text names a layer."""
     if mask is None:
         return None
     if isinstance(mask, str):

@@ -1,4 +1,4 @@
-"""Nearest donors of a reference, and what their labels say."""
+"""Nearest donors of a reference, and labels by their votes."""
 
 from __future__ import annotations
 
@@ -54,46 +54,46 @@ def map_reference(
     key_added: str = MAP_REFERENCE_KEY,
     copy: bool = False,
 ) -> AnnData | None:
-    """Find the nearest donors (samples, contrasts) of a reference, and take over their label.
+    """Find the nearest donors (samples, contrasts) of a reference, and predict labels from them.
 
     Parameters
     ----------
     query
-        Observations with an embedding in ``obsm``, or of the kind that a model reads.
+        Observations with an embedding in ``obsm``, or in the units of the model in ``use_rep``.
     reference
         AnnData of the same kind; a parquet file or folder with the columns ``donor_id`` and
-        ``embedding``, as DONORxEMBED is published; or a :class:`cfm.data.Reference`, which is
-        indexed once for many searches and takes an embedding of any name.
+        ``embedding``, such as DONORxEMBED; or a :class:`cfm.data.Reference`, which is indexed once
+        for many searches and accepts an embedding of any name.
     label_key
-        Column of the reference with the label, such as ``"disease_label"``. Without it only
-        neighbours are found. Those without a label do not vote.
+        Column of the reference with the label, such as ``"disease_label"``. Without it
+        there are neighbours only. Neighbours without a label do not vote.
     use_rep
         Name of the embedding in ``query.obsm`` and ``reference.obsm``; or a model with
-        ``get_latent_representation(adata)``, of cfm, scvi-tools or elsewhere, that embeds both,
-        and whose embeddings are not stored (a model may register both, as those of scvi-tools do).
+        ``get_latent_representation(adata)``, of cfm, scvi-tools or elsewhere, that embeds both. Its
+        embeddings are not stored. Models of scvi-tools register both AnnData.
     n_neighbors
         Neighbours of each observation; all of a smaller reference.
     prior
-        How frequent the labels are among the observations, for votes are corrected for how
-        frequent they are in the reference: ``"uniform"``, ``"reference"`` (no correction),
-        ``"estimated"`` from the observations themselves (expectation maximisation, Saerens et al.
-        2002; for dozens of them), or a share by label.
+        Frequencies of the labels among the observations, which correct the votes for the
+        frequencies in the reference: ``"uniform"``, ``"reference"`` (no correction),
+        ``"estimated"`` from the observations (expectation maximisation, Saerens et al. 2002; for
+        dozens of observations), or a share by label.
     unknown
-        Share of the reference that would be called ``"unknown"`` by its distance to the nearest
-        other; an observation beyond that distance is. 0 calls none so.
+        Share of the reference beyond the distance limit: an observation is ``"unknown"`` if its
+        nearest neighbour is farther. With 0 none is.
     sharpness
-        A neighbour's vote is the exponential of its similarity times this: with 0 all neighbours
-        vote the same.
+        A neighbour's vote is the exponential of its similarity times this number; with 0 all votes
+        are equal.
     exclude_key
-        Column of both, such as ``"dataset_id"``: neighbours with the value of the observation
-        itself are left out, so that a study does not vouch for itself.
+        Column of both, such as ``"dataset_id"``: neighbours with the observation's own value are
+        left out.
     centre
-        Take the mean of the reference off every embedding first. What all donors have in common
-        is most of an embedding; the published search does not take it off.
+        Subtract the mean of the reference from every embedding first. Most of an embedding is
+        common to all donors; the published search does not subtract it.
     key_added
         Name of the result.
     copy
-        Return a changed copy instead of writing to ``query``.
+        Return a changed copy; ``query`` stays unchanged.
 
     Returns
     -------
@@ -102,25 +102,24 @@ def map_reference(
     ``query.uns['map_reference' | key_added]['neighbours']``
         DataFrame, a row per observation and neighbour: ``observation`` str, ``rank`` int64 from
         1, ``reference`` str (its name), ``similarity`` float64 (cosine), and ``label`` str, ``""``
-        where it has none.
+        if it has none.
     ``query.uns[key_added]['params']``
-        The arguments, the size of the reference, and what made the embedding, if recorded:
+        The arguments, the size of the reference, and, if recorded, the model of the embedding:
         ``model``, ``module`` of its class, ``sha256`` or ``""``.
 
     With ``label_key`` also
 
     ``query.obs[key_added]``
-        Categorical, the label with the largest corrected share of the votes; ``"unknown"`` where
-        the nearest neighbour is farther than within the reference; missing where no neighbour has
-        a label.
+        Categorical, the label with the largest corrected share of the votes; ``"unknown"`` if the
+        nearest neighbour is beyond the limit; missing if no neighbour has a label.
     ``query.obs[key_added + '_confidence']``
-        float64, that share; ``NaN`` where unknown or missing. Not a probability of being right.
+        float64, that share; ``NaN`` for unknown and missing. It is no calibrated probability.
     ``query.uns[key_added]['evidence']``
         DataFrame, a row per observation and label among its neighbours: ``observation`` str,
         ``label`` str, ``n_neighbours`` int64, ``share`` float64 of the votes, ``prior`` float64
         share of the reference that has the label, ``enrichment`` float64 (``share / prior``),
-        ``best_similarity`` float64, and ``corrected`` float64: the share for labels as frequent as
-        ``prior=`` says.
+        ``best_similarity`` float64, and ``corrected`` float64: the share corrected for
+        ``prior``.
     ``query.uns[key_added]['params']``
         Also ``unknown_below`` (similarity) and ``priors`` (``labels``, and the share of each among
         the observations).
@@ -128,17 +127,17 @@ def map_reference(
     Raises
     ------
     TypeError
-        If ``query`` is no AnnData, or the reference or ``use_rep`` none of the above.
+        If ``query``, ``reference`` or ``use_rep`` is of another type.
     KeyError
         If an embedding or a column does not exist.
     ValueError
         If names of observations are not unique, widths differ, values are ``NaN``, or a number is
-        out of its range. Whatever is raised, ``query`` is left as it was.
+        out of its range. ``query`` stays unchanged.
 
     Warns
     -----
     UserWarning
-        If a field that another tool wrote is replaced.
+        If a field of another tool is replaced.
 
     Examples
     --------
@@ -201,7 +200,7 @@ def map_reference(
         NEIGHBOURS: neighbours,
     }
     if labels is not None:
-        evidence, frequent = _corrected(_evidence(neighbours, known, sharpness), known, prior)
+        evidence, frequent = _correct_shares(_evidence(neighbours, known, sharpness), known, prior)
         result[EVIDENCE] = evidence
         result[PARAMS] |= {
             "prior": prior if isinstance(prior, str) else "given",
@@ -228,7 +227,7 @@ def map_reference(
 
 
 def _as_reference(reference: Any, use_rep: str | LatentModel, centre: bool) -> Reference:
-    """Return an index of what a user passes as ``reference=``."""
+    """Return the index of ``reference=``."""
     if isinstance(reference, Reference):
         if centre and not reference.centre:
             raise ValueError(
@@ -290,14 +289,14 @@ def _check_prior(prior: str | Mapping[str, float], known: Mapping[str, float]) -
         )
 
 
-def _corrected(
+def _correct_shares(
     evidence: pd.DataFrame, known: Mapping[str, float], prior: str | Mapping[str, float]
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    r"""Correct shares of votes for how frequent labels are, the largest of an observation first.
+    r"""Correct shares of votes for the frequencies of labels, the largest of an observation first.
 
-    A share stands for :math:`P(y \mid x)` where labels are as frequent as in the reference, so
-    that for others it is proportional to the share times :math:`\pi(y) / \pi_0(y)`. Estimated
-    :math:`\pi` are the fixed point of their mean over the observations.
+    A share estimates :math:`P(y \mid x)` at the frequencies :math:`\pi_0` of the reference; at
+    :math:`\pi` it is proportional to the share times :math:`\pi(y) / \pi_0(y)`. Estimated
+    :math:`\pi` are the fixed point of the mean over the observations.
 
     Returns
     -------
@@ -334,7 +333,7 @@ def _corrected(
 def _evidence(
     neighbours: pd.DataFrame, prior: Mapping[str, float], sharpness: float
 ) -> pd.DataFrame:
-    """Return what speaks for each label."""
+    """Return the votes for each label."""
     voting = neighbours[neighbours["label"] != ""].copy()
     nearest = voting.groupby("observation")["similarity"].transform("max")
     voting["vote"] = np.exp(sharpness * (voting["similarity"] - nearest))

@@ -1,4 +1,4 @@
-"""Cell type, tissue, disease or any other property that a model has learned to name."""
+"""Cell type, tissue, disease and other properties that a model was trained on."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from cfm._arguments import Range
+from cfm._docs import fill_docs
 from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX, UNKNOWN
 from cfm.data._store import check_key
 from cfm.data._takes_anndata import takes_anndata
 from cfm.models import CellVQ, load_model
 from cfm.tl._run import Run
-from cfm.tl._store import model_record
+from cfm.tl._store import TEXTS, model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 @takes_anndata(others=True, columns=("total_counts",), ranges={"unknown": Range(0, 0.5)})
+@fill_docs(TEXTS)
 def predict_properties(
     adata: Data,
     model: str | Path | CellVQ = "cellvq-mini",
@@ -39,67 +41,57 @@ def predict_properties(
     copy: bool = False,
     **model_kwargs: Any,
 ) -> AnnData | None:
-    """Predict properties of cells by the heads of a model.
+    """Predict cell type, tissue and other properties of each cell by the heads of a model.
 
-    Each cell gets one of the classes that a head was trained on, or ``"unknown"`` where the head is
-    less sure than of 95 % of the cells that were held out of its training. Heads trained here read
-    expression, by linear discriminant analysis for the genes that are measured, unless the head on
-    the embedding named more held-out cells right; published heads read the embedding. Most cells of
-    a type that the head was not trained on get the name of the nearest type, with less confidence.
-    A larger ``unknown`` leaves more of them open, and more of the known types (page *Trust* of the
-    guide has the numbers). To learn a property from your own labels, see :func:`cfm.tl.probe`, or
-    train a model with ``labels_keys=``.
+    Each cell gets one of the classes of a head's training, or ``"unknown"`` if the probability is
+    below that of 95 % of the held-out training cells. Heads trained here read expression, by linear
+    discriminant analysis on the measured genes, unless the head on the embedding was right for more
+    held-out cells; published heads read the embedding. Most cells of a new type get the nearest
+    type of the training, with a lower probability. A larger ``unknown`` marks more of them as
+    unknown, and more cells of known types (see page *Trust* of the guide). For your own labels use
+    :func:`cfm.tl.probe`, or train a model with ``labels_keys=``.
 
     Parameters
     ----------
     adata
         Cells by genes.
-        Or one or more paths of ``.h5ad`` and ``.zarr`` files, opened with
-        :func:`cfm.data.open_files`.
+        %(paths)s
     model
-        A CellVQ with property heads, the name of one, a folder, or ``hf://org/name``.
+        A :class:`cfm.models.CellVQ` with property heads.
+        %(load)s
     properties
-        Names of properties, such as ``"cell_type"``. By default those of the model that make sense
-        for any cells: not the ``"condition"`` of ``cellvq-mini``, which is a treatment of its
-        training data.
-    layer
-        Layer to read instead of ``X``.
+        Names of properties, such as ``"cell_type"``. By default those of the model that apply to
+        any cells, which excludes ``"condition"`` of ``cellvq-mini``, a treatment of its training
+        data.
+    %(layer)s
     unknown
-        Share of held-out training cells (of training cells, if ``validation_share=0``) that would
-        be called ``"unknown"``, 0 to 0.5; 0 names every cell. Heads of published weights have no
-        such record, and name every cell.
+        Share of held-out training cells (of training cells, if ``validation_share=0``) below the
+        limit for ``"unknown"``, 0 to 0.5. With 0 every cell gets a class, as always with published
+        weights, which lack this record.
     key_added
-        Prefix of the results. The default keeps them apart from the columns with the truth.
-    device
-        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
-    output
-        File to write results to as they are made, ``.zarr`` or ``.h5ad``, instead of ``adata``,
-        which is left as it was. A run that was stopped goes on where it was when the same call is
-        made again.
-    overwrite
-        Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+        Prefix of the results; by default one that true labels seldom have.
+    %(device)s
+    %(output)s
+    %(overwrite)s
+    %(copy)s
     **model_kwargs
         Further arguments of :meth:`cfm.models.CellVQ.predict_properties`: ``units``,
         ``total_counts``, ``batch_size`` and ``precision``.
 
     Returns
     -------
-    ``None``, or with ``copy=True`` the changed copy. Given paths, an AnnData whose matrices stay
-    in the files, with the results in memory. With ``output`` the AnnData of results, opened from
-    there: ``obs``, ``var`` and ``uns`` of the input and what is written; no ``X``. Writes for each
-    property, such as ``cell_type``, with ``key`` its name behind ``key_added`` (``'predicted_'``):
+    %(returns)s
+    Writes for each property, such as ``cell_type``, with ``key`` = ``key_added`` + its name
+    (``'predicted_cell_type'``):
 
     ``adata.obs[key]``
         Categorical, the most probable class, or ``"unknown"``; missing for cells that express none
         of the model's genes.
     ``adata.obs[f'{key}_confidence']``
-        float32, the largest probability; ``NaN`` where the class is missing. Calibrated on cells
-        held out where expression is read, else not.
+        float32, the largest probability; ``NaN`` where the class is missing. Calibrated on
+        held-out cells if the head reads expression.
     ``adata.obsm[f'{key}_proba']``
-        DataFrame, cells by classes, float32; rows sum to 1; ``"|"`` in place of ``"/"`` in the
-        names of classes.
+        DataFrame, cells by classes, float32; rows sum to 1; class names have ``"|"`` for ``"/"``.
     ``adata.uns[key]``
         ``params`` (arguments, model, SHA-256, device, share of genes found, and ``unknown_below``,
         the probability below which a cell is unknown) and ``classes``.
@@ -107,22 +99,19 @@ def predict_properties(
     Raises
     ------
     TypeError
-        If ``adata`` is no AnnData, or ``model`` no CellVQ.
+        If ``adata`` or ``model`` is of another type.
     KeyError
         If the model has no such property, or a layer or column does not exist.
     ValueError
-        If the model has no property heads, values are not in the units that are declared, or too
-        few of the model's genes are found. Whatever is raised, ``adata`` is left as it was.
-    FileExistsError
-        If ``output`` exists.
-    OSError
-        If the disk is full; what is done is kept, and the same call goes on from there.
+        If the model has no property heads, values are not in the declared units, or too few of the
+        model's genes are found. ``adata`` stays unchanged.
+    %(output_errors)s
 
     Warns
     -----
     UserWarning
-        If few of the model's genes are measured, cells express none of them, a head knows a single
-        class, or a field that another tool wrote is replaced.
+        If few of the model's genes are measured, cells express none of them, a head has a single
+        class, or a field of another tool is replaced.
 
     Examples
     --------
@@ -144,7 +133,7 @@ def predict_properties(
     chosen = model.choose_properties(properties)
     for name in chosen:
         check_key(key_added + name)
-    # in float32 classes are the same on every machine
+    # float32 gives the same classes on every machine
     arguments: dict[str, Any] = {
         "layer": layer,
         "units": "counts",
@@ -175,11 +164,11 @@ def predict_properties(
                 results.take(name), index=made.obs_names, columns=loaded.properties[name]
             )
             least = loaded.least_confidence(name, unknown)
-            call, confidence = _called(table, least)
+            call, confidence = _call_classes(table, least)
             made.obs[key] = call
             made.obs[key + CONFIDENCE] = confidence
             classes = table.columns.tolist()
-            # no "/" in the names of columns, which no zarr store takes
+            # zarr takes no "/" in the names of columns
             table.columns = [str(label).replace("/", "|") for label in classes]
             made.obsm[key + PROBABILITIES] = table
             own = {"property": name, "unknown": unknown, "unknown_below": least}
@@ -187,7 +176,7 @@ def predict_properties(
     return run.result
 
 
-def _called(table: pd.DataFrame, least: float) -> tuple[pd.Categorical, np.ndarray]:
+def _call_classes(table: pd.DataFrame, least: float) -> tuple[pd.Categorical, np.ndarray]:
     """Return the most probable class of each cell, and its probability."""
     values = table.to_numpy()
     known = ~np.isnan(values).any(axis=1)

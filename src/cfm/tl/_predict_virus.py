@@ -1,4 +1,4 @@
-"""Which virus a host response looks like."""
+"""Kind of response of contrasts, and the virus behind it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cfm._docs import fill_docs
 from cfm._fields import (
     INFECTED,
     MATCHES,
@@ -36,7 +37,7 @@ from cfm.models import CellPulse, load_model
 from cfm.pp import contrasts
 from cfm.tl._run import Rows, Run
 from cfm.tl._search_signatures import MIN_GENES, search_signatures
-from cfm.tl._store import model_record
+from cfm.tl._store import TEXTS, model_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,7 @@ _MATCH_COLUMNS = (
 
 
 @takes_anndata(others=True, ranges={"n_matches": 0})
+@fill_docs(TEXTS)
 def predict_virus(
     adata: Data,
     model: str | Path | CellPulse = "cellpulse-virus",
@@ -75,84 +77,72 @@ def predict_virus(
     copy: bool = False,
     **contrast_kwargs: Any,
 ) -> AnnData | None:
-    """Tell the kind of response of contrasts, and the virus where studies support a name.
+    """Predict the kind of response of each contrast, and the virus where studies support a name.
 
-    The first answer is the kind of response, then the public contrasts that are most like it, and
-    a virus only where names like it were right in studies left out of training. Research use only;
-    not a diagnostic.
+    The results are the kind of response, the most similar public contrasts, and a virus if such
+    calls were right in studies left out of training. For research use only; not a diagnostic.
 
     Parameters
     ----------
     adata
-        Contrasts with log2 fold changes (:func:`cfm.pp.contrasts`); or, with ``groupby`` and
-        ``control``, counts of samples, whose contrasts are then made first.
-        Or one or more paths of ``.h5ad`` and ``.zarr`` files, which are opened with
-        :func:`cfm.data.open_files`.
+        Contrasts with log2 fold changes (:func:`cfm.pp.contrasts`); or samples with counts, from
+        which ``groupby`` and ``control`` make contrasts.
+        %(paths)s
     model
-        A CellPulse with a classifier, the name of one, a folder, or ``hf://org/name``.
+        A CellPulse with a classifier.
+        %(load)s
     groupby, control
         Condition column of ``obs`` and its control level; see :func:`cfm.pp.contrasts`. Leave out
         for contrasts.
-    layer
-        Layer to read instead of ``X``.
+    %(layer)s
     names
-        ``"supported"``: name a virus, and that a response is not viral, only where at least 80 %
-        of such answers were right in at least three studies left out of training, and a kind of
-        response where at least half were; ``"always"``: give the most probable answers, with
-        their support.
+        ``"supported"``: a virus, or ``"not viral"``, needs at least 80 % of such calls to be right
+        in at least three studies left out of training, a kind of response at least half.
+        ``"always"``: the most probable calls, with their support.
     n_matches
         Contrasts of :func:`cfm.datasets.response_library` to list for each contrast
-        (:func:`cfm.tl.search_signatures`), 0 for none; those of the same ``obs["study"]`` are left
-        out.
+        (:func:`cfm.tl.search_signatures`), 0 for none. Contrasts of the same ``obs["study"]`` are
+        left out.
     key_added
-        Prefix of the results. The default is not ``"virus"``, because that column usually holds
-        the truth.
-    device
-        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
-    output
-        File to write results to as they are made, ``.zarr`` or ``.h5ad``, instead of ``adata``,
-        which is left as it was. A run that was stopped goes on where it was when the same call is
-        made again.
-    overwrite
-        Replace ``output`` if it exists, and what a stopped run of another call left of it.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+        Prefix of the results; not ``"virus"``, as that column usually has the true virus.
+    %(device)s
+    %(output)s
+    %(overwrite)s
+    %(copy)s
     **contrast_kwargs
         Further arguments of :func:`cfm.pp.contrasts`, with ``groupby`` only, such as ``by``, the
         columns to match samples on.
 
     Returns
     -------
-    Given contrasts ``None``, or with ``copy=True`` the changed copy; given counts a new AnnData
-    of contrasts; given paths of contrasts an AnnData whose matrices stay in the files, with the
-    results in memory. With ``output`` the AnnData of results, opened from there: ``obs``, ``var``
-    and ``uns`` of the contrasts and what is written; no ``X``. Writes, with
-    ``key`` = ``'predicted_virus' | key_added``:
+    With ``groupby`` and without ``output`` a new AnnData of contrasts. Else:
+    %(returns)s
+    Writes, with ``key`` = ``'predicted_virus' | key_added``:
 
     ``adata.obs[key]``
-        Categorical, the answer: a virus, ``"unresolved"`` (a response whose cause the data do not
-        name), ``"not viral"`` (a response of another kind) or ``"uninfected"`` (no response).
+        Categorical, the call: a virus, ``"unresolved"`` (a response of unresolved cause),
+        ``"not viral"`` (a response of another kind) or ``"uninfected"`` (no response).
     ``adata.obs[f'{key}_response']``
         Categorical, the kind of response: ``"none"``, ``"viral"``, ``"interferon I/III"``,
-        ``"interferon II"``, ``"bacterial"`` or ``"other"``, as the model was trained; or
-        ``"unresolved"``, where answers of this kind were mostly wrong in studies left out.
+        ``"interferon II"``, ``"bacterial"`` or ``"other"``, as in the model's training; or
+        ``"unresolved"``, where calls of this kind were mostly wrong in studies left out.
     ``adata.obs[f'{key}_infected']``
         float32, probability of a viral response.
     ``adata.obs[f'{key}_support']``
-        float32, share of such answers that were right in studies left out of training; that of
-        the response where the answer is ``"unresolved"``, ``NaN`` where that is unresolved too.
+        float32, share of such calls that were right in studies left out of training. For
+        ``"unresolved"`` it is that of the response, or ``NaN`` if that is unresolved too.
     ``adata.obsm[f'{key}_response_proba']``
-        DataFrame, contrasts by kinds of response; rows sum to 1; ``"|"`` in place of ``"/"`` in
-        the names of columns.
+        DataFrame, contrasts by kinds of response; rows sum to 1; column names have ``"|"`` for
+        ``"/"``.
     ``adata.obsm[f'{key}_proba']``
         DataFrame, contrasts by viruses, given a viral response; rows sum to 1.
     ``adata.uns[key]['support']``
-        DataFrame, a row per answer: ``level``, ``answer``, ``n_contrasts``, ``n_studies`` and
+        DataFrame, a row per call: ``level``, ``answer``, ``n_contrasts``, ``n_studies`` and
         ``share``, in studies left out of training.
     ``adata.uns[key]['matches']``
         DataFrame, a row per contrast and match: ``query``, ``rank``, ``match``, ``similarity``,
-        ``p_value``, ``fdr``, ``study``, ``stimulus``, ``response`` and ``tissue``. Empty where
-        fewer than 30 genes are those of the library.
+        ``p_value``, ``fdr``, ``study``, ``stimulus``, ``response`` and ``tissue``. Empty with
+        fewer than 30 genes of the library.
     ``adata.uns[key]``
         Also ``params`` (arguments, model, SHA-256, device, share of genes found), and the names
         ``responses`` and ``classes`` (viruses) in the order of the columns.
@@ -160,23 +150,18 @@ def predict_virus(
     Raises
     ------
     TypeError
-        If ``adata`` or ``model`` is of another type, or arguments of :func:`cfm.pp.contrasts` are
-        given without ``groupby``.
+        If ``adata`` or ``model`` is of another type, or there are arguments of
+        :func:`cfm.pp.contrasts` without ``groupby``.
     KeyError
         If a layer or a column does not exist.
     ValueError
         If only one of ``groupby`` and ``control`` is given, the model has no classifier, the
-        matrix is not what it should be, or too few genes are found. Whatever is raised,
-        ``adata`` is left as it was.
-    FileExistsError
-        If ``output`` exists.
-    OSError
-        If the disk is full; what is done is kept, and the same call goes on from there.
+        values are in other units, or too few genes are found. ``adata`` stays unchanged.
+    %(output_errors)s
 
     Warns
     -----
-    UserWarning
-        If few of the model's genes are found, or a field that another tool wrote is replaced.
+    %(few_genes)s
 
     Examples
     --------
@@ -192,7 +177,7 @@ def predict_virus(
             f"Found groupby={groupby!r} and control={control!r}; give both to make contrasts of "
             "counts, or neither for contrasts."
         )
-    # before contrasts are made for nothing
+    # fails before the contrasts are computed
     if output is not None:
         check_output(output, adata, overwrite=overwrite)
     data: Any = adata
@@ -251,7 +236,7 @@ def predict_virus(
         into.obs[key_added + INFECTED] = take("infected")
         into.obs[key_added + SUPPORT_SUFFIX] = take("support")
         for part, levels in tables.items():
-            # no "/" in the names of columns, which no zarr store takes
+            # zarr takes no "/" in the names of columns
             names_of = [level.replace("/", "|") for level in levels]
             into.obsm[key_added + part] = pd.DataFrame(
                 take(part.removeprefix("_")), index=into.obs_names, columns=names_of
@@ -291,7 +276,7 @@ def _matches(part: AnnData, layer: str | None, n: int) -> dict[str, np.ndarray]:
                 var=pd.DataFrame(index=part.var_names),
             )
             with warnings.catch_warnings():
-                # contrasts without effects have no matches, and predict says so
+                # predict warns of contrasts without effects, which have no matches
                 warnings.simplefilter("ignore", UserWarning)
                 search_signatures(
                     queries, library, n=n, study_key="study" if "study" in obs else None

@@ -1,4 +1,4 @@
-"""Representations of observations: stored in ``obsm``, or made by any model."""
+"""Representations of observations, from ``obsm`` or from any model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LatentModel(Protocol):
 
 
 def representation_name(use_rep: str | LatentModel) -> str:
-    """Return the ``obsm`` key, or of a model ``X_<class>``: what :func:`cfm.tl.embed` would use.
+    """Return the ``obsm`` key, or ``X_<class>`` of a model, as :func:`cfm.tl.embed` does.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def read_representation(adata: AnnData, use_rep: str | LatentModel, what: str) -
     TypeError
         If a table has columns that hold no numbers.
     ValueError
-        If it is no table of a row for each observation.
+        If it is no table with a row for each observation.
     """
     values: Any
     if not isinstance(use_rep, str):
@@ -92,10 +92,10 @@ def read_representation(adata: AnnData, use_rep: str | LatentModel, what: str) -
 
 
 def representation_record(adata: AnnData, use_rep: str | LatentModel) -> dict[str, str]:
-    """Return what made a representation: ``model``, ``module`` of its class, and ``sha256``.
+    """Return the model of a representation: ``model``, ``module`` of its class, and ``sha256``.
 
-    Of an ``obsm`` key it is what its record in ``uns`` says, empty without one. The checksum is
-    ``""`` where a model has none.
+    The values of an ``obsm`` key come from its record in ``uns``; without a record the result is
+    empty. The checksum of a model of another package is ``""``.
     """
     if isinstance(use_rep, str):
         former = params_of(adata.uns, use_rep)

@@ -1,9 +1,9 @@
-"""Rows to results: in memory at once; from paths and to files chunk by chunk.
+"""Runs of tools: in memory at once; from paths and to files chunk by chunk.
 
-A tool that treats each row by itself gives :class:`Run` a function from some rows to arrays. For an
-AnnData in memory it is called once. With paths or ``output=`` it is called chunk by chunk: the next
-chunk is read meanwhile, finished chunks are written, and a stopped call that is repeated goes on
-behind them. While a ``dask.distributed`` client is active, its workers compute the chunks.
+A tool with independent rows passes :class:`Run` a function from rows to arrays. An AnnData in
+memory takes one call. Paths and ``output=`` take a call per chunk: a thread reads the next chunk,
+finished chunks are written, and a repeated call continues behind them. With an active
+``dask.distributed`` client its workers compute the chunks.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What these tools take as their first argument.
+#: First argument of these tools.
 Data: TypeAlias = AnnData | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-#: From an AnnData of some rows, and which rows of all they are, to arrays by name.
+#: From an AnnData of some rows, and their place among all rows, to arrays by name.
 Compute: TypeAlias = "Callable[[AnnData, slice], Mapping[str, np.ndarray]]"
 
-#: A warning that counts rows; the counts of all chunks are added up.
+#: A warning that counts rows; :class:`WarningLog` sums the counts of all chunks.
 _COUNTED = re.compile(r"^(\d+) of (\d+) ")
-#: Warnings of AnnData about names, of which a chunk has no more than the whole.
-_OF_NAMES = ("Observation names", "Variable names")
+#: Warnings of AnnData about names, which the whole AnnData gave before its chunks.
+_NAME_WARNINGS = ("Observation names", "Variable names")
 
 
 class Chunk(NamedTuple):
-    """Rows of one part: ``rows`` counted over all parts, ``own`` within it."""
+    """Some rows of one part: ``rows`` counts over all parts, ``own`` within the part."""
 
     part: int
     rows: slice
@@ -71,11 +71,11 @@ class Rows:
     Attributes
     ----------
     whole
-        All rows as one AnnData, whose matrices stay where they are.
+        All rows as one AnnData; matrices on disk stay there.
     parts
-        AnnDatas whose rows follow each other, each with the genes that it has.
+        AnnData objects with consecutive rows, each with its own genes.
     paths
-        Files that were given; none if an AnnData was.
+        Paths of the files; empty for an AnnData.
     """
 
     def __init__(self, data: Data) -> None:
@@ -100,7 +100,7 @@ class Rows:
         self._obs: dict[int, pd.DataFrame] = {}
 
     def chunks(self) -> list[Chunk]:
-        """Cut the rows into chunks, none of which is of two parts."""
+        """Cut each part into chunks of rows."""
         chunks, first, size = [], 0, settings.chunk_size
         for number, part in enumerate(self.parts):
             for start in range(0, part.n_obs, size):
@@ -110,7 +110,7 @@ class Rows:
         return chunks
 
     def read(self, chunk: Chunk, layers: Sequence[str | None]) -> AnnData:
-        """Read the rows of a chunk, and only the matrices that are needed."""
+        """Read the rows of a chunk, with the given matrices only."""
         rows = np.arange(chunk.own.start, chunk.own.stop)
         blocks = {name: read_rows(self._matrix(chunk.part, name), rows) for name in layers}
         return AnnData(
@@ -123,14 +123,14 @@ class Rows:
     def identity(
         self, layers: Sequence[str | None], arguments: Mapping[str, Any]
     ) -> dict[str, str]:
-        """Return digests that tell these rows from others, by name.
+        """Return digests that identify these rows, by name.
 
         Parameters
         ----------
         layers
-            Matrices that are read, ``None`` for ``X``.
+            Matrices of the run, ``None`` for ``X``.
         arguments
-            Arguments of the tool; columns of ``obs`` that they name are read, too.
+            Arguments of the tool; the columns of ``obs`` that they name have digests, too.
         """
         found: dict[str, str] = {}
         files = [path.resolve() for path in self.paths]
@@ -158,13 +158,13 @@ class Rows:
         return float(np.average(share, weights=[max(1, part.n_obs) for part in self.parts]))
 
     def _matrix(self, part: int, layer: str | None) -> Any:
-        """Return a matrix of a part, as it can be cut by rows."""
+        """Return a matrix of a part in a storage that can be cut by rows."""
         if (part, layer) not in self._matrices:
             self._matrices[part, layer] = by_rows(get_matrix(self.parts[part], layer=layer))
         return self._matrices[part, layer]
 
     def _obs_of(self, part: int) -> pd.DataFrame:
-        """Return ``obs`` of a part, with the names that its rows have among all."""
+        """Return ``obs`` of a part, with the names of its rows in ``whole``."""
         if part not in self._obs:
             frame = in_memory_frame(self.parts[part].obs)
             if len(self.parts) > 1:
@@ -175,7 +175,7 @@ class Rows:
 
 
 class Results:
-    """Arrays by name, chunk after chunk; in memory or in files."""
+    """Arrays by name, chunk after chunk, in memory or on disk."""
 
     def __init__(self, n_chunks: int, store: ResultStore | None = None) -> None:
         self.n_chunks = n_chunks
@@ -190,11 +190,11 @@ class Results:
             self.store.write(number, arrays)
 
     def take(self, name: str) -> np.ndarray:
-        """Return an array as a whole, once: what is in memory is freed."""
-        return _joined(list(self._blocks(name)))
+        """Return a whole array, once: its chunks in memory are freed."""
+        return _join(list(self._blocks(name)))
 
     def streamed(self, name: str) -> Streamed:
-        """Return a matrix that is read from its files as it is written."""
+        """Return a matrix that is read from its chunk files during writing."""
         assert self.store is not None
         first = self.store.read_one(0, name)
         return Streamed(first.shape[1], first.dtype, self._blocks(name))
@@ -220,16 +220,16 @@ class Run:
     data
         An AnnData, one or more paths, or :class:`Rows`.
     output, overwrite
-        File to write results to instead of the AnnData, and whether one that exists is replaced.
+        File for the results, which leaves the AnnData unchanged, and whether to replace it.
     copy
         Return a changed copy of the AnnData.
     also_read
-        An AnnData that the tool reads besides, which ``output`` must not be.
+        Further data of the tool, which ``output`` must not replace.
 
     Attributes
     ----------
     rows, whole
-        What is read, and all of its rows as one AnnData.
+        The rows, and all of them as one AnnData.
     target
         AnnData to write small results into.
     """
@@ -272,12 +272,12 @@ class Run:
         arguments: Mapping[str, Any],
         once: bool = True,
     ) -> Iterator[Results]:
-        """Compute all arrays; behind the block that stores them, ``output`` is finished.
+        """Compute all arrays; the block that follows stores them, then ``output`` is completed.
 
         Parameters
         ----------
         function
-            Returns arrays of some rows, which do not depend on other rows.
+            Returns arrays of some rows that do not depend on other rows.
         model
             The model that ``function`` calls.
         tool
@@ -285,9 +285,9 @@ class Run:
         layers
             Matrices to read, ``None`` for ``X``.
         arguments
-            Further values that the results depend on.
+            Further values that determine the results.
         once
-            Whether an AnnData in memory is computed at once.
+            Whether an AnnData in memory takes one call.
         """
         store = None if self.output is None else ResultStore(self.output)
         try:
@@ -298,11 +298,11 @@ class Run:
                 done: set[int] = set()
                 if store is not None:
                     wanted = self._fingerprint(model, tool, layers, arguments)
-                    done = _begun(store, wanted, overwrite=self.overwrite)
+                    done = _resume(store, wanted, overwrite=self.overwrite)
                 left = {i: chunk for i, chunk in enumerate(chunks) if i not in done}
-                with _kept(store):
+                with _keep_finished(store):
                     self._compute_chunks(left, function, model, layers)
-            else:  # models go through data of any storage a few rows at a time
+            else:  # models read data of any storage in batches
                 self._results = Results(1)
                 self._results.keep(0, function(self.whole, slice(0, self.whole.n_obs)))
             yield self._results
@@ -333,16 +333,16 @@ class Run:
 
     @property
     def result(self) -> AnnData | None:
-        """What the tool returns."""
+        """Return value of the tool."""
         if self.output is None:
             return self.target if self.copy or self.rows.paths else None
-        # names of millions of rows need not be there twice
+        # frees the names of millions of rows before they are read again
         del self._target, self._streamed, self.whole, self.rows
         trim_heap()
         return open_files(self.output)
 
     def warn_overwritten(self, key: str, fields: Mapping[str, Sequence[str]]) -> None:
-        """Warn of fields of others that are replaced; an output has ``obs`` and ``uns`` only."""
+        """Warn if fields of other tools are replaced; an output has ``obs`` and ``uns`` only."""
         record = self.target.uns.get(key)
         if self.output is not None and isinstance(record, Mapping) and PARAMS in record:
             return
@@ -362,7 +362,7 @@ class Run:
         layers: Sequence[str | None],
         arguments: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Return what results depend on, to tell whether chunks are of the same run."""
+        """Return the values that determine the results, to compare with those of stored chunks."""
         values = {
             name: table_identity(value) if isinstance(value, np.ndarray) else value
             for name, value in arguments.items()
@@ -387,14 +387,14 @@ class Run:
         model: Any,
         layers: Sequence[str | None],
     ) -> None:
-        """Compute chunks, here or by the workers of a dask client, and keep each."""
+        """Compute chunks, here or on the workers of a dask client, and keep each."""
         client = _dask_client(self.whole.n_obs)
         if client is None:
-            made = _computed_here(self.rows, left, function, layers)
+            made = _compute_here(self.rows, left, function, layers)
         else:
-            from cfm.tl._dask import computed_by_workers
+            from cfm.tl._dask import compute_on_workers
 
-            made = computed_by_workers(client, self.rows, left, function, model, layers)
+            made = compute_on_workers(client, self.rows, left, function, model, layers)
         log = WarningLog(sum(chunk.rows.stop - chunk.rows.start for chunk in left.values()))
         n_done, total = self._results.n_chunks - len(left), self._results.n_chunks
         for one in made:
@@ -403,15 +403,15 @@ class Run:
             if self._results.store is not None:
                 trim_heap()
             log.collect(one.warnings)
-            told = {"event": "chunk", "done": n_done, "total": total}
-            told |= {"rows": one.n_rows, "seconds": one.seconds}
+            fields = {"event": "chunk", "done": n_done, "total": total}
+            fields |= {"rows": one.n_rows, "seconds": one.seconds}
             text = "Chunk %d of %d: %d rows in %.1f s."
-            logger.info(text, n_done, total, one.n_rows, one.seconds, extra=told)
+            logger.info(text, n_done, total, one.n_rows, one.seconds, extra=fields)
         log.issue_counted()
 
 
 class Caught(NamedTuple):
-    """A warning, and the line that it points at."""
+    """A warning and its line."""
 
     category: type[Warning]
     text: str
@@ -430,7 +430,7 @@ class Made(NamedTuple):
 
 
 def make_chunk(number: int, chunk: Chunk, part: AnnData, function: Compute, started: float) -> Made:
-    """Call a function on the rows of a chunk; its warnings are recorded."""
+    """Call a function on the rows of a chunk, and record its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         arrays = dict(function(part, chunk.rows))
@@ -439,10 +439,10 @@ def make_chunk(number: int, chunk: Chunk, part: AnnData, function: Compute, star
     return Made(number, n_rows, time.monotonic() - started, arrays, found)
 
 
-def _computed_here(
+def _compute_here(
     rows: Rows, left: Mapping[int, Chunk], function: Compute, layers: Sequence[str | None]
 ) -> Iterator[Made]:
-    """Compute chunks in order; the next is read in a thread while the present one is computed."""
+    """Compute chunks in order; a thread reads the next one during the computation."""
     waiting = iter(left.items())
     with ThreadPoolExecutor(1, thread_name_prefix="cfm-read") as pool:
 
@@ -459,7 +459,7 @@ def _computed_here(
 
 
 class WarningLog:
-    """Warnings of many chunks, each issued once.
+    """Collects the warnings of many chunks, and issues each once.
 
     Parameters
     ----------
@@ -473,28 +473,28 @@ class WarningLog:
         self._counted: dict[str, int] = {}
 
     def collect(self, found: Iterable[Caught]) -> None:
-        """Issue what is new; counts of rows are added up until the end."""
+        """Issue new warnings; counts of rows are summed until :meth:`issue_counted`."""
         for warning in found:
             text = warning.text
             counted = _COUNTED.match(text)
             if counted is not None:
                 rest = text[counted.end() :]
                 self._counted[rest] = self._counted.get(rest, 0) + int(counted[1])
-            elif text not in self._issued and not text.startswith(_OF_NAMES):
+            elif text not in self._issued and not text.startswith(_NAME_WARNINGS):
                 self._issued.add(text)
                 if warning.category is UserWarning:
                     warn_user(text)
-                else:  # of another package, whose module the user's filters look at
+                else:  # of another package: filters match its module
                     warnings.warn_explicit(text, warning.category, warning.filename, warning.line)
 
     def issue_counted(self) -> None:
-        """Issue what was counted."""
+        """Issue the warnings with counts of rows."""
         for rest, n in self._counted.items():
             warn_user(f"{n} of {self.n_rows} {rest}")
 
 
 def _dask_client(n_rows: int) -> Any:
-    """Return the active dask client if there is more than one chunk; ``None`` within a worker."""
+    """Return the active dask client if there are several chunks; ``None`` within a worker."""
     if n_rows <= settings.chunk_size:
         return None
     import sys
@@ -515,19 +515,19 @@ def _dask_client(n_rows: int) -> Any:
         return None
 
 
-def _begun(store: ResultStore, wanted: Mapping[str, Any], *, overwrite: bool) -> set[int]:
-    """Return the numbers of chunks that an earlier call finished."""
+def _resume(store: ResultStore, wanted: Mapping[str, Any], *, overwrite: bool) -> set[int]:
+    """Open the store, and return the numbers of its finished chunks."""
     store.begin(wanted, overwrite=overwrite)
     done = store.done()
     if done:
-        told = {"event": "resumed", "done": len(done)}
-        logger.info("Going on with %s: %d chunks are there.", store.folder, len(done), extra=told)
+        fields = {"event": "resumed", "done": len(done)}
+        logger.info("Resuming %s: %d chunks are finished.", store.folder, len(done), extra=fields)
     return done
 
 
 @contextmanager
-def _kept(store: ResultStore | None) -> Iterator[None]:
-    """Keep the finished chunks of a stopped run, if there are any."""
+def _keep_finished(store: ResultStore | None) -> Iterator[None]:
+    """Keep the finished chunks of a stopped run; remove a store without any."""
     try:
         yield
     except BaseException as stopped:
@@ -535,13 +535,13 @@ def _kept(store: ResultStore | None) -> Iterator[None]:
             store.discard()
         elif store is not None and isinstance(stopped, KeyboardInterrupt):
             stopped.add_note(
-                f"What is done is kept in {store.folder}; repeat the call to go on from there."
+                f"Finished chunks are kept in {store.folder}; the same call continues the run."
             )
         raise
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """Join arrays, freeing each as it is copied; text takes the widest type."""
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    """Join arrays, freeing each after its copy; text takes the widest type."""
     if len(parts) == 1:
         return parts[0]
     if parts[0].dtype.kind in "OU":

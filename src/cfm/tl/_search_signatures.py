@@ -17,6 +17,7 @@ from scipy.stats import false_discovery_control
 from scvi import settings
 from scvi.utils import track
 
+from cfm._docs import fill_docs
 from cfm._fields import EVIDENCE, PARAMS, RESULTS, SET_SEPARATOR, SIGNATURE_SEARCH_KEY
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import (
@@ -44,23 +45,23 @@ from cfm.stats._similarity import (
     study_weights,
 )
 from cfm.tl._signatures import read_signatures, signed_rows, symbols
+from cfm.tl._store import TEXTS
 
 Method = Literal["auto", "cosine", "centered", "leading", "kernel", "spearman", "connectivity"]
 
-#: What ``method="auto"`` is: ``python -m benchmarks.signature_search`` chooses it with studies
-#: left out.
+#: Method of ``"auto"``, chosen by ``python -m benchmarks.signature_search`` with studies left out.
 BEST_METHOD = "leading"
-#: Genes that a query and the library must share at least.
+#: Least number of genes that a query and the library share.
 MIN_GENES = 30
-#: Matches of a query for which evidence is kept.
+#: Matches of a query with evidence.
 N_EXPLAINED = 50
-#: Reference contrasts, of which the null, the mean and the covariance of the library are made.
+#: Reference contrasts for the null, the mean and the covariance of the library.
 N_REFERENCES, N_RANKED_REFERENCES = 192, 96
-#: Two contrasts with a graded cosine of this are one contrast that is there twice.
+#: Graded cosine from which on two contrasts are duplicates.
 SAME_CONTRAST = 0.98
-#: A contrast that measures less than this share of the genes has references cut to its genes.
+#: Below this share of measured genes the references of a contrast are cut to its genes.
 _MEASURED_SHARE = 0.8
-#: A query of two values with fewer effects than this share of the genes is a list.
+#: A query with two values, and effects in less than this share of the genes, is a list.
 _LIST_SHARE = 0.25
 #: Values in a block of the library.
 _BLOCK = 6_000_000
@@ -77,6 +78,7 @@ _EVIDENCE = {
 
 
 @takes_anndata(others=True, columns=("study_key",))
+@fill_docs(TEXTS)
 def search_signatures(
     adata: AnnData | pd.DataFrame | str | PathLike[str],
     library: AnnData | pd.DataFrame | str | PathLike[str] | None = None,
@@ -92,64 +94,62 @@ def search_signatures(
     key_added: str = SIGNATURE_SEARCH_KEY,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Find the contrasts of a library that are most like each contrast.
+    r"""Find the most similar contrasts of a library for each contrast.
 
-    All similarities are over the genes that query and match both measure, and do not depend on the
-    size of the effects as a whole. With :math:`x` the effects of a contrast:
+    Similarities are over the genes measured in both query and match, and independent of the scale
+    of the effects. With :math:`x` the effects of a contrast:
 
     - ``"leading"`` (``"auto"``): cosine of :math:`\tanh((x / q)^3)`, :math:`q` the 200th largest
-      effect, after the library's mean was taken off: the strongest genes decide;
+      effect, after subtraction of the library's mean; the strongest genes have most weight;
     - ``"cosine"``: cosine of graded directions :math:`\tanh(x / q)`, :math:`q` the 1,000th largest
       effect; ``"centered"``: the same without the library's mean;
-    - ``"kernel"``: as ``"leading"``, through the gene-gene covariance of the library, so that
-      genes that move together stand in for each other;
+    - ``"kernel"``: as ``"leading"``, with the gene-gene covariance of the library, by which
+      correlated genes replace each other;
     - ``"spearman"``: correlation of ranks;
     - ``"connectivity"``: weighted connectivity of the match's 100 most raised and most lowered
-      genes in the ranked query (Subramanian et al. 2017); takes longer.
+      genes in the ranked query (Subramanian et al. 2017); slower.
 
-    ``"auto"`` is what finds responses of one kind best in other studies, chosen with the scored
-    studies left out (``docs/benchmarks.md``, *Signature search*).
+    ``"auto"`` finds responses of one kind in other studies best, chosen with the scored studies
+    left out (``docs/benchmarks.md``, *Signature search*).
 
-    **p-values** are one-sided, against random contrasts of the same size: up to 288 contrasts of
-    the library, spread over its studies and none of the match's own study, cut to the query's
-    size where that is a list (its numbers of up and down genes) and to its genes where it measures
-    few. Their similarities with the match give the centre (median) and, below it, the spread, as
-    related contrasts lie above; the tail is Student's. A small one means that the query is more
-    like the match than contrasts that have nothing to do with it are, also where genes move
-    together, and not which of two related contrasts is meant. ``fdr`` is Benjamini-Hochberg over
+    **p-values** are one-sided, against up to 288 contrasts of the library, spread over its studies
+    without the match's own. These references are cut to the numbers of up and down genes of a
+    query that is a list, and to the genes of a query that measures few. Their similarities with
+    the match give the centre (median) and the spread of a Student's t distribution, the spread from
+    the values below the centre, as related contrasts are above. A small p-value means that the
+    query is more similar to the match than unrelated contrasts are, with the correlation of genes
+    taken into account; it does not separate related contrasts. ``fdr`` is Benjamini-Hochberg over
     the matches of a query.
 
     Parameters
     ----------
     adata
         Contrasts by genes, log2 fold changes, ``NaN`` = not measured (:func:`cfm.pp.contrasts`),
-        genes as human symbols or Ensembl ids. Or signed gene lists in any form that
-        :func:`cfm.tl.screen_drugs` takes as ``signatures=``: the path of a gmt file or a DataFrame.
+        genes as human symbols or Ensembl ids. Or signed gene lists, as for ``signatures=`` of
+        :func:`cfm.tl.screen_drugs`: the path of a gmt file or a DataFrame.
     library
-        Contrasts to search: an AnnData of contrasts by genes, such as your own of
+        Contrasts to search: an AnnData of contrasts by genes, such as from
         :func:`cfm.pp.contrasts`, or signed gene lists as above, such as
-        :func:`cfm.datasets.cmap_signatures`. ``obs["study"]`` tells studies apart; without it each
-        contrast is a study of its own. ``None`` takes :func:`cfm.datasets.response_library`.
+        :func:`cfm.datasets.cmap_signatures`. ``obs["study"]`` names the study of each; without it
+        each contrast is its own study. ``None`` is :func:`cfm.datasets.response_library`.
     method
-        The similarity.
+        Name of the similarity.
     n
-        Matches that are kept of each query; ``None`` keeps all.
+        Number of matches per query; ``None`` keeps all.
     direction
-        ``"similar"``, or ``"opposite"`` for contrasts that go the other way: ranks and p-values
-        are then of the similarity times −1, and the evidence has effects of opposite signs.
+        ``"similar"``, or ``"opposite"`` for contrasts with reversed effects: ranks and p-values are
+        then of the similarity times −1, and the evidence has effects of opposite signs.
     layer, library_layer
         Layers with the effects instead of ``X``.
     study_key
-        Column of ``obs`` with the study of each query: contrasts of the same study are left out
-        of its matches.
+        Column of ``obs`` with the study of each query, which excludes contrasts of that study from
+        its matches.
     exclude_studies
-        Studies of the library to leave out altogether.
+        Studies of the library to leave out for all queries.
     n_genes
-        Evidence genes of a match at most.
-    key_added
-        Name of the result.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+        Largest number of evidence genes of a match.
+    %(key_added)s
+    %(copy)s
 
     Returns
     -------
@@ -162,14 +162,13 @@ def search_signatures(
         ``similarity`` (−1 to 1), ``p_value``, ``fdr`` (float64), ``duplicate`` (bool: the same
         contrast, graded cosine of at least .98), the columns of ``library.obs`` (texts as str,
         ``""`` where missing; with ``library_`` before a name that is one of these), and
-        ``evidence`` (str, genes joined by ``|``, strongest first; of the first 50 matches).
+        ``evidence`` (str, genes joined by ``|``, strongest first; for the first 50 matches).
     ``adata.uns[key]['evidence']``
         DataFrame: ``query``, ``match``, ``gene`` (symbol), ``var_name`` (its name in ``adata``;
-        all str), ``query_effect`` and ``match_effect``
-        (float64, as they are in the two matrices): the genes whose graded effects have the largest
-        products with the sign that makes the match.
+        all str), ``query_effect`` and ``match_effect`` (float64, values of the two matrices): the
+        genes with the largest products of graded effects, of the sign of the match.
     ``adata.uns[key]['params']``
-        The arguments, the ``method`` that ``"auto"`` stands for, ``library_contrasts``,
+        The arguments, with the resolved ``method``, ``library_contrasts``,
         ``shared_genes``, ``gene_share`` (of the library's genes) and ``references`` (numbers).
 
     Raises
@@ -177,26 +176,26 @@ def search_signatures(
     TypeError
         If ``adata`` or ``library`` is of another type.
     KeyError
-        If a layer or column does not exist, the library has no ``obs["study"]`` while studies are
-        to be left out, or a study to be left out is not in the library.
+        If a layer or column does not exist, or the library lacks ``obs["study"]`` or a study of
+        ``exclude_studies``.
     ValueError
         If fewer than 30 genes are shared, names are those of another species (mouse symbols are
-        mapped by ``cfm.pp.map_genes(adata, organism="mouse")``), names of the library are there
-        twice, nothing of the library is left, or a matrix does not hold fold changes. Whatever is
-        raised, ``adata`` is left as it was.
+        mapped by ``cfm.pp.map_genes(adata, organism="mouse")``), names of the library are not
+        unique, no contrast of the library is left, or a matrix does not hold fold changes.
+        ``adata`` stays unchanged.
 
     Warns
     -----
     UserWarning
         If queries move no gene of the library (they have no matches), the library has fewer than
-        20 contrasts to take a null from (p-values are then too small where genes move together),
-        or a field that another tool wrote is replaced.
+        20 contrasts for a null (p-values of correlated genes are then too small), or a field of
+        another tool is replaced.
 
     Notes
     -----
-    A query's result depends neither on the other queries nor on the order of rows. The library
-    is read in blocks. In ``docs/benchmarks.md`` is what to expect: interferon γ and bacteria are
-    found in other studies far above chance, and a virus by its name hardly.
+    The result of a query depends neither on other queries nor on the order of rows. The library is
+    read in blocks. In the benchmarks (``docs/benchmarks.md``) responses to interferon γ and
+    bacteria are found in other studies far above chance, single viruses hardly.
 
     Examples
     --------
@@ -245,7 +244,7 @@ def search_signatures(
         })  # fmt: skip
         proof, genes = _evidence(queries, i, effects[i], source, kept[:N_EXPLAINED], n_genes, sign)
         genes += [""] * (len(kept) - len(genes))
-        tables.append((table.join(_described(source, kept)).assign(evidence=genes), proof))
+        tables.append((table.join(_describe_matches(source, kept)).assign(evidence=genes), proof))
     results, evidence = (
         pd.concat(parts, ignore_index=True).astype(kinds)
         for parts, kinds in zip(zip(*tables, strict=True), (_RESULTS, _EVIDENCE), strict=True)
@@ -271,7 +270,7 @@ def search_signatures(
 
 @dataclass
 class _Library:
-    """Contrasts that are searched: rows of a matrix, with what is known of them.
+    """The searched contrasts: rows of a matrix, with their metadata.
 
     ``columns`` and ``genes`` are those that the queries have too, at ``query_columns``.
     """
@@ -287,7 +286,7 @@ class _Library:
 
     def read(self, chosen: np.ndarray) -> np.ndarray:
         """Read some of the rows, numbered from 0, as float32."""
-        # Rows of a file are read in its order.
+        # Files are read in the order of their rows.
         rows, place = np.unique(self.rows[chosen], return_inverse=True)
         block = np.asarray(to_dense(read_rows(self.matrix, rows), np.float32))
         out = block if len(self.columns) == block.shape[1] else block[:, self.columns]
@@ -322,14 +321,14 @@ class _Search:
         self.other = self.studies[:, None] != library.studies[None, :]
         if self.other.sum(axis=0).max(initial=0) < MIN_REFERENCES:
             warn_user(
-                f"The library has {self.n_references} contrasts to take a null from, fewer than "
+                f"The library has {self.n_references} contrasts for a null, fewer than "
                 f"{MIN_REFERENCES} of other studies than a match: p-values are too small where "
                 "genes move together. Search a larger library, such as "
                 "cfm.datasets.response_library()."
             )
 
     def __call__(self, effects: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return similarities, p-values and whether two are one contrast, all queries × library."""
+        """Return similarities, p-values and flags of duplicates, each ``(queries, library)``."""
         similarity = self.similarity
         classes = [self._null_class(row) for row in effects]
         kinds = list(dict.fromkeys(classes))
@@ -344,7 +343,7 @@ class _Search:
         def compare(chosen: np.ndarray) -> None:
             block = self.library.read(chosen)
             matches = similarity.transform(block)
-            # Rounded, so that products of other blocks of rows give the same.
+            # Rounded, so that the result is independent of the block size.
             found[:, chosen] = np.round(similarity.compare(queries, matches).astype(float), 6)
             for null, into in zip(nulls, reached, strict=True):
                 into[:, chosen] = similarity.compare_references(null, matches)
@@ -370,12 +369,12 @@ class _Search:
         return found, p_value, same
 
     def _null_class(self, row: np.ndarray) -> tuple[Any, ...]:
-        """Return what random contrasts have to agree in with a query."""
+        """Return the properties that references share with a query."""
         known = np.isfinite(row)
         mask = b"" if known.mean() >= _MEASURED_SHARE else np.packbits(known).tobytes()
         moved = row[known & (row != 0)]
         if len(moved) and len(moved) < _LIST_SHARE * known.sum() and len(np.unique(moved)) <= 2:
-            # Lists of about one size share theirs, in steps of a fifth.
+            # Lists of similar size share references, in steps of a fifth.
             sizes = [round(1.2 ** round(np.log(k) / np.log(1.2))) if k else 0
                      for k in ((moved > 0).sum(), (moved < 0).sum())]  # fmt: skip
             return mask, *sizes
@@ -393,7 +392,7 @@ class _Search:
 
 
 def _is_lists(data: object) -> bool:
-    """Whether it is a table or a file of gene lists, and not the path of an AnnData."""
+    """Return whether this is a table or file of gene lists, not the path of an AnnData."""
     if isinstance(data, str | PathLike):
         return not str(data).rstrip("/").endswith((".h5ad", ".zarr", ".h5mu"))
     return isinstance(data, pd.DataFrame)
@@ -446,7 +445,7 @@ def _read_library(
     twice = pd.Index(names).duplicated()
     if twice.any():
         raise ValueError(
-            f"{int(twice.sum())} names of contrasts are more than once in library= (such as "
+            f"{int(twice.sum())} names of contrasts are not unique in library= (such as "
             f"{names[twice][0]!r}); call library.obs_names_make_unique()."
         )
     obs = in_memory_frame(library.obs)
@@ -455,8 +454,8 @@ def _read_library(
         studies = obs["study"].astype(str).to_numpy(dtype=object)
     elif exclude is not None or study_key is not None:
         raise KeyError(
-            f"library.obs has no column 'study' (it has {list(obs.columns)}), and studies are to "
-            "be left out; add it, or leave exclude_studies= and study_key= out."
+            f"library.obs has no column 'study' (it has {list(obs.columns)}), which "
+            "exclude_studies= and study_key= need; add it, or drop these arguments."
         )
     else:
         studies = names
@@ -481,7 +480,7 @@ def _read_library(
 
 
 def _shared_genes(adata: AnnData, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns of the genes of both in the data and in the library.
+    """Return the columns of the shared genes in the data and in the library.
 
     Names of another species are refused.
     """
@@ -501,7 +500,7 @@ def _shared_genes(adata: AnnData, genes: np.ndarray) -> tuple[np.ndarray, np.nda
         )
     kept = np.flatnonzero(~pd.Index(genes).duplicated() & (genes.astype(str) != ""))
     alignment = GeneVocabulary(genes[kept].tolist()).align(names, min_genes=0)
-    # In the order of the library, whatever that of the data.
+    # In the order of the library.
     order = np.argsort(alignment.positions, kind="stable")
     if len(order) < MIN_GENES:
         raise ValueError(
@@ -514,7 +513,7 @@ def _shared_genes(adata: AnnData, genes: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _query_effects(adata: AnnData, layer: str | None, columns: np.ndarray) -> np.ndarray:
-    """Return ``(queries, shared genes)`` float32; refuse what are no fold changes."""
+    """Return ``(queries, shared genes)`` float32; raise if values are no fold changes."""
     matrix = get_matrix(adata, layer=layer)
     out = np.empty((adata.n_obs, len(columns)), dtype=np.float32)
     size = max(1, _BLOCK // adata.n_vars)
@@ -535,7 +534,7 @@ def _evidence(
     n_genes: int,
     sign: int,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Return the genes that make the matches of query ``i``: a table, and a text for each match."""
+    """Return the evidence genes of query ``i``: a table, and a text for each match."""
     theirs = library.read(matches)
     product = (
         sign * np.nan_to_num(grade_effects(effects[None])) * np.nan_to_num(grade_effects(theirs))
@@ -561,8 +560,8 @@ def _evidence(
     return table, listed
 
 
-def _described(library: _Library, rows: np.ndarray) -> pd.DataFrame:
-    """Return the columns of the library's ``obs``, texts as text and no name taken twice."""
+def _describe_matches(library: _Library, rows: np.ndarray) -> pd.DataFrame:
+    """Return the columns of the library's ``obs``, texts as str, with unique names."""
     out = library.obs.iloc[rows].reset_index(drop=True)
     for name in out.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in out.dtypes]]:
         values = out[name].astype(object)

@@ -1,4 +1,4 @@
-"""Compound signatures and drug targets in the forms that users have them."""
+"""Readers of compound signatures and drug targets."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cfm.data._warn import warn_user
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: With fewer measured genes than these in all signatures, ranks are among all genes of the data.
+#: With fewer measured genes of signatures, ranks are among all genes of the data.
 MIN_BACKGROUND = 1000
-#: Share of the signatures' genes below which a warning says that few are measured.
+#: Share of measured genes of signatures below which there is a warning.
 LOW_SHARE = 0.25
 
 _SIDE = re.compile(r"^(?P<name>.*\S)[\s_.:|-]+(?P<side>up|dn|down)$", re.IGNORECASE)
@@ -36,13 +36,13 @@ class SignatureTable:
     Attributes
     ----------
     compounds
-        ``(c,)`` names, in alphabetical order; compared without regard to case.
+        ``(c,)`` names, in alphabetical order regardless of case.
     compound
         ``(m,)`` int64 compound of every signature, ascending.
     names
         ``(m,)`` names of the signatures.
     genes
-        ``(g,)`` current gene symbols, or the given names where none is known.
+        ``(g,)`` current gene symbols, or the given names if unknown.
     up, down
         ``(m, k)`` int64 positions in ``genes``, −1 = no gene.
     """
@@ -59,7 +59,7 @@ class SignatureTable:
 
 
 def compound_key(names: pd.Series) -> pd.Series:
-    """Return the form in which names of compounds are compared."""
+    """Return names of compounds in a form for comparison."""
     return names.str.strip().str.casefold()
 
 
@@ -71,12 +71,12 @@ def read_signatures(signatures: Any, *, n_genes: int) -> SignatureTable:
     signatures
         Path of a gmt file, tidy DataFrame or AnnData.
     n_genes
-        Genes per side that are taken of a signature with values.
+        Genes per side of a signature with values.
 
     Raises
     ------
     TypeError, KeyError, ValueError, FileNotFoundError
-        If it is none of these, lacks a column, holds no usable signature, or is no file.
+        If it is of another type, lacks a column, holds no usable signature, or is no file.
     """
     background: list[str] = []
     if isinstance(signatures, AnnData):
@@ -121,7 +121,7 @@ def read_targets(targets: Any) -> pd.DataFrame:
         raise ValueError("targets= has no row with a compound and a gene.")
     table["gene"] = symbols(table["gene"])
     table["key"] = compound_key(table["compound"])
-    # The spelling that comes first in the alphabet, whatever the order of the rows.
+    # The first spelling in the alphabet, independent of the order of rows.
     table["compound"] = table.groupby("key")["compound"].transform("min")
     unique = table.drop_duplicates(["key", "gene"]).sort_values(["key", "gene"])
     return unique[["key", "compound", "gene"]].reset_index(drop=True)
@@ -147,12 +147,12 @@ def _from_gmt(path: Path) -> pd.DataFrame:
         frames.append(pd.DataFrame({"compound": found["name"], "gene": genes, "sign": sign}))
     if not frames:
         raise ValueError(
-            f"No set of {path.name!r} says its direction; expected pairs such as NAME_UP and "
+            f"No set of {path.name!r} has a direction; expected pairs such as NAME_UP and "
             f"NAME_DN, found {unnamed[:3]}."
         )
     if unnamed:
         warn_user(
-            f"{len(unnamed)} sets of {path.name!r} say no direction (such as {unnamed[0]!r}) and "
+            f"{len(unnamed)} sets of {path.name!r} have no direction (such as {unnamed[0]!r}) and "
             "are left out; expected names that end in _UP, _DN or _DOWN."
         )
     table = pd.concat(frames, ignore_index=True)
@@ -181,7 +181,7 @@ def _from_frame(frame: pd.DataFrame, n_genes: int) -> pd.DataFrame:
         raise ValueError("signatures= holds infinite values; expected finite ones, or NaN.")
     table = table.assign(value=np.nan_to_num(value)).dropna(subset=["compound", "gene"])
     table["gene"] = symbols(table["gene"].astype(str))
-    # One row per gene first, or a gene that is given twice would take two of the places.
+    # One row per gene, so that a repeated gene counts once among n_genes.
     columns = ["compound", "signature", "gene"]
     table = table.groupby(columns, dropna=False)[["value"]].mean().reset_index()
     table["sign"] = np.sign(table["value"]).astype(np.int64)
@@ -206,7 +206,7 @@ def _from_anndata(adata: AnnData, n_genes: int) -> pd.DataFrame:
             at = rows.start + offset
             for sign in (1, -1):
                 moved = np.flatnonzero(row * sign > 0)
-                # Of equal values those are taken whose names come first.
+                # Ties go by name.
                 best = moved[np.lexsort((genes[moved].astype(str), -np.abs(row[moved])))][:n_genes]
                 label = {"compound": compound.iloc[at] if given else name[at], "sign": sign}
                 frames.append(pd.DataFrame({"gene": genes[best], "signature": name[at], **label}))
@@ -215,10 +215,10 @@ def _from_anndata(adata: AnnData, n_genes: int) -> pd.DataFrame:
 
 
 def _tabulate(table: pd.DataFrame, background: list[str]) -> SignatureTable:
-    """Number compounds, signatures and genes, and lay the sets out as matrices."""
+    """Number compounds, signatures and genes, and return the sets as matrices."""
     table = table.assign(key=compound_key(table["compound"]), gene=symbols(table["gene"]))
     table = table.drop_duplicates(["key", "signature", "gene", "sign"])
-    # A gene in both lists of a signature says nothing.
+    # A gene in both lists of a signature has no direction.
     table = table.drop_duplicates(["key", "signature", "gene"], keep=False)
     if table.empty:
         raise ValueError("Every gene of signatures= is in the up and in the down list.")
@@ -242,7 +242,7 @@ def _tabulate(table: pd.DataFrame, background: list[str]) -> SignatureTable:
 
 
 def _rows(row: np.ndarray, position: np.ndarray, n_rows: int) -> np.ndarray:
-    """Lay positions out row by row, −1 behind the last; ``row`` is ascending."""
+    """Return positions as rows padded with −1; ``row`` is ascending."""
     size = np.bincount(row, minlength=n_rows)
     start = np.cumsum(size) - size
     out = np.full((n_rows, max(1, int(size.max(initial=0)))), -1, dtype=np.int64)
@@ -261,7 +261,7 @@ def _column(frame: pd.DataFrame, names: tuple[str, ...], argument: str) -> pd.Se
 
 
 def _without_empty(table: pd.DataFrame, columns: list[str], argument: str) -> pd.DataFrame:
-    """Turn names into text and leave out rows without one."""
+    """Convert names to text, and drop rows without a name."""
     empty = np.zeros(len(table), dtype=bool)
     out = table.copy()
     for column in columns:
@@ -294,7 +294,7 @@ def _directions(column: pd.Series) -> np.ndarray:
 
 
 def symbols(names: pd.Series | pd.Index) -> np.ndarray:
-    """Return current symbols; a name that is none stays as it is."""
+    """Return current symbols; unknown names stay unchanged."""
     code, unique = pd.factorize(np.asarray(names, dtype=object))
     mapping = map_identifiers(unique.tolist())
     known = np.where(mapping.mapped, mapping.symbol, np.asarray(unique, dtype=object))
@@ -326,10 +326,10 @@ def signed_rows(
 def on_genes(
     table: SignatureTable, adata: AnnData
 ) -> tuple[SignatureTable, np.ndarray, np.ndarray, float]:
-    """Put signatures on the genes of the data.
+    """Match signatures with the genes of the data.
 
-    Returns the signatures with positions in the background genes, the names of these, their
-    columns in ``adata``, and the share of the signatures' genes that are measured.
+    Returns the signatures with positions in the background genes, the names of these genes, their
+    columns in ``adata``, and the measured share of the signatures' genes.
     """
     alignment = GeneVocabulary(table.genes.tolist()).align(adata.var_names, min_genes=0)
     if not len(alignment.columns):
@@ -348,7 +348,7 @@ def on_genes(
         others = np.setdiff1d(np.arange(adata.n_vars), columns)
         columns = np.concatenate([columns, others])
     labels = symbols(adata.var_names.astype(str))[columns]
-    # By name, so that random draws do not depend on the order of the columns.
+    # Sorted by name: random draws are independent of the order of columns.
     order = np.argsort(labels.astype(str), kind="stable")
     columns, labels = columns[order], labels[order]
     place = np.full(adata.n_vars, -1, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""What the genes do in groups of cells, and the genes that a code expresses more than all others.
+"""Statistics of genes in groups of cells, and the marker genes of codes.
 
-One pass in blocks serves every storage, markers and the knowledge graph. For cells in memory
-:func:`scanpy.tl.rank_genes_groups` ranks the same genes, but it reads all other cells anew for
-each group: 20,000 cells by 2,000 genes in 100 groups take it 11 s, this 0.5 s, and half the memory.
+One pass in blocks works for every storage. :func:`scanpy.tl.rank_genes_groups` gives the same
+ranking for cells in memory, but passes through all cells for each group: for 20,000 cells by 2,000
+genes in 100 groups it takes 11 s, this code 0.5 s and half the memory.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def marker_table(
     matrix
         Cells by genes, any storage; not changed.
     place
-        ``(n_cells,)`` place of the code of a cell in ``names``; −1 = none, such cells are left out.
+        ``(n_cells,)`` place of the code of a cell in ``names``; cells with −1 (none) are left out.
     names
         Codes, ``(n_codes,)`` text.
     genes
@@ -94,7 +94,7 @@ def marker_table(
         Whether the matrix holds counts, which are read as ``log1p`` of counts per 10,000; else it
         holds such values.
     n_markers
-        At most so many genes of a code, those with the largest statistic above 0.
+        Largest number of genes of a code, those of the largest statistics above 0.
     min_cells
         Codes with fewer cells, or with fewer cells outside, are not tested.
 
@@ -109,7 +109,7 @@ def marker_table(
     row_of = np.full(len(names) + 1, len(tested))  # the last row is for the other codes
     row_of[tested] = np.arange(len(tested))
     group = np.where(place < 0, -1, row_of[place])
-    blocks = ((rows, _logged(block, counts)) for rows, block in row_blocks(matrix))
+    blocks = ((rows, _log_counts(block, counts)) for rows, block in row_blocks(matrix))
     sums = group_sums(blocks, group, len(tested) + 1, matrix.shape[1])
     everything = sums.all()
     parts = []
@@ -120,7 +120,7 @@ def marker_table(
     return _frame(parts)
 
 
-def _logged(block: Any, counts: bool) -> sparse.csr_matrix:
+def _log_counts(block: Any, counts: bool) -> sparse.csr_matrix:
     values = sparse.csr_matrix(block, dtype=np.float64)
     return log1p_cp10k(values)[0] if counts else values
 
@@ -128,7 +128,7 @@ def _logged(block: Any, counts: bool) -> sparse.csr_matrix:
 def _markers(inside: Sums, outside: Sums, genes: pd.Index, n_markers: int) -> pd.DataFrame:
     """Return the first genes of a code by Welch's t statistic."""
     score, p_value = (values[0] for values in welch_greater(inside, outside))
-    # Sums in another order of cells differ in the last bit, which must not decide.
+    # Rounded: sums in another order of cells differ in the last bit.
     order = np.lexsort((np.arange(len(score)), -score.astype(np.float32)))
     first = order[score[order] > 0][:n_markers]
     return pd.DataFrame(

@@ -1,4 +1,4 @@
-"""Codes of cells beside those of a reference that the same model has read."""
+"""Codes of cells beside those of a reference, by the same model."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from cfm.models.cellvq import Codebook
     from cfm.tl._codes._tables import UsedCodes
 
-#: With fewer of the cells in codes that the reference has, it says little of them.
+#: Below this share of cells in codes of the reference there is a warning.
 _FEW = 0.5
 
 
 def fingerprint(model: CodeModel, book: Codebook) -> str:
-    """Return the SHA-256 of what makes codes: genes, codebook and all weights.
+    """Return the SHA-256 of genes, codebook and all weights, which determine the codes.
 
-    Codes have a meaning only within one model. A model that was trained here has no checkpoint
-    whose SHA-256 could tell, and it keeps its fingerprint when it is saved and loaded.
+    Codes of different models are unrelated. A newly trained model has no checkpoint with a SHA-256;
+    its fingerprint is the same after saving and loading.
     """
     digest = hashlib.sha256("\n".join(model.vocabulary.genes).encode())
     if not isinstance(model, PretrainedModel):
@@ -52,11 +52,11 @@ class ReferenceCodes:
     Attributes
     ----------
     table
-        Its codes, by their names.
+        The codes of the reference, by name.
     annotations
-        Annotations that are known of them.
+        Names of their annotations.
     params
-        How they were made.
+        Parameters of their run.
     """
 
     table: pd.DataFrame
@@ -65,7 +65,7 @@ class ReferenceCodes:
 
     @classmethod
     def read(cls, reference: object, key: str) -> ReferenceCodes:
-        """Read what :func:`cfm.tl.cell_codes` stored in a reference, or the stored tables."""
+        """Read the tables of :func:`cfm.tl.cell_codes`, from a reference or as they are."""
         stored = reference
         if isinstance(reference, AnnData):
             if key not in reference.uns:
@@ -95,7 +95,7 @@ class ReferenceCodes:
         return cls(table, annotations, params)
 
     def check_same_model(self, record: Mapping[str, Any]) -> None:
-        """Check that the reference was read by the model of this record.
+        """Check that the codes of the reference are of the model of this record.
 
         Raises
         ------
@@ -110,8 +110,8 @@ class ReferenceCodes:
         )
         raise ValueError(
             f"The codes of the reference come from another model ({self.params.get('model')!r}, "
-            f"SHA-256 {theirs}…) than this one ({record['model']!r}, {ours}…), so that equal "
-            "numbers mean nothing; run cfm.tl.cell_codes on both with one model."
+            f"SHA-256 {theirs}…) than this one ({record['model']!r}, {ours}…), so equal "
+            "numbers are unrelated; run cfm.tl.cell_codes on both with one model."
         )
 
     def compare(self, used: UsedCodes, book: Codebook) -> pd.DataFrame:
@@ -120,7 +120,7 @@ class ReferenceCodes:
         known = np.isin(used.numbers, theirs)
         cosine = book.vectors[used.numbers].astype(np.float64) @ book.vectors[theirs].T
         own = used.numbers[:, None] == theirs
-        cosine[own] = 2.0  # a code that the reference has is nearest to itself
+        cosine[own] = 2.0  # codes of the reference are nearest to themselves
         nearest = np.round(cosine, 6).argmax(axis=1)
         similarity = np.where(known, 1.0, cosine[np.arange(len(cosine)), nearest])
         there = self.table.reindex(used.names)
@@ -137,7 +137,7 @@ class ReferenceCodes:
             index=used.names,
         )
         for name in self.annotations:
-            # of a code that the reference has not, nothing
+            # missing for codes that the reference lacks
             labels = there[name + MAJORITY].astype(object)
             table[name + MAJORITY] = labels.where(labels.notna(), "").astype(str)
             table[name + PURITY] = there[name + PURITY].astype(np.float64)
@@ -146,8 +146,8 @@ class ReferenceCodes:
         share = float(table.loc[known, "share"].sum())
         if share < _FEW:
             warn_user(
-                f"Only {share:.0%} of the cells have a code that the reference has, so it says "
-                "nothing of the others; see the column 'nearest' of the stored table."
+                f"Only {share:.0%} of the cells have a code that the reference has; the others "
+                "get no annotation. See the column 'nearest' of the stored table."
             )
         return table
 
@@ -160,7 +160,7 @@ class ReferenceCodes:
             labels = compared[name + MAJORITY].to_numpy(dtype=object)
             purity = compared[name + PURITY].to_numpy(dtype=np.float64)
             levels = sorted(set(labels) - {""})
-            # place −1, a cell without a code, takes the last element
+            # place −1 (no code) selects the last element
             of_cell = np.append(labels, "")[used.place]
             columns[f"{key}_{name}"] = pd.Categorical(of_cell, categories=levels)
             columns[f"{key}_{name}{PURITY}"] = np.append(purity, np.nan)[used.place]
@@ -168,17 +168,17 @@ class ReferenceCodes:
 
 
 def check_new_columns(fixed: Sequence[str], made: Sequence[str]) -> None:
-    """Check that columns with transferred annotations do not fall on each other.
+    """Check that columns with transferred annotations have unique names.
 
     Raises
     ------
     ValueError
-        If they do.
+        If a name is taken twice.
     """
     names = [*fixed, *made]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"The reference has an annotation whose column here would be obs[{twice[0]!r}], which "
+            f"The annotation of the reference would be written to obs[{twice[0]!r}], which "
             "is taken by another result; rename the annotation in the reference."
         )

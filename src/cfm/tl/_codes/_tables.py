@@ -1,4 +1,4 @@
-"""What :func:`cfm.tl.cell_codes` stores of codes: how many cells, of which kind, which are near."""
+"""Tables of :func:`cfm.tl.cell_codes`: sizes, annotations and neighbours of codes."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UsedCodes:
-    """The codes that cells have.
+    """The codes of the cells.
 
     Attributes
     ----------
     numbers
         ``(n_used,)`` int64, ascending.
     names
-        The same as text.
+        The numbers as text.
     place
-        ``(n_cells,)`` int64, place of the code of a cell among them; −1 = the cell has none.
+        ``(n_cells,)`` int64, place of the code of a cell in ``numbers``; −1 = no code.
     size
-        ``(n_used,)`` int64, cells of each.
+        ``(n_used,)`` int64, number of cells of each.
     """
 
     numbers: np.ndarray
@@ -56,7 +56,7 @@ class UsedCodes:
 
     @classmethod
     def of(cls, code: np.ndarray, readable: np.ndarray) -> UsedCodes:
-        """Collect the codes of the cells that could be read."""
+        """Collect the codes of the readable cells."""
         numbers, inverse = np.unique(code[readable], return_inverse=True)
         place = np.full(len(code), -1, dtype=np.int64)
         place[readable] = inverse
@@ -65,7 +65,7 @@ class UsedCodes:
 
     @property
     def perplexity(self) -> float:
-        """As how many codes, used equally often, these count: exp of the entropy of their use."""
+        """Effective number of codes: exp of the entropy of their frequencies."""
         return float(np.exp(_entropy(self.size[None])[0]))
 
 
@@ -78,7 +78,7 @@ class Annotation:
     levels
         Sorted.
     level
-        ``(n_cells,)`` int64, place of the level of a cell; −1 = none given.
+        ``(n_cells,)`` int64, place of the level of a cell; −1 = none.
     """
 
     levels: np.ndarray
@@ -86,7 +86,7 @@ class Annotation:
 
     @classmethod
     def of(cls, column: pd.Series) -> Annotation:
-        """Read a column; empty text is as good as no label."""
+        """Read a column; empty text counts as missing."""
         values = column.astype(object)
         text = values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
         levels, level = np.unique(text.astype(str), return_inverse=True)
@@ -103,7 +103,7 @@ class Annotation:
 
 
 def read_annotations(adata: AnnData, groupby: str | Sequence[str] | None) -> dict[str, Annotation]:
-    """Read the columns of ``groupby``, before anything is computed."""
+    """Read the columns of ``groupby``."""
     if groupby is None:
         return {}
     names = [groupby] if isinstance(groupby, str) else list(dict.fromkeys(groupby))
@@ -125,14 +125,14 @@ def read_annotations(adata: AnnData, groupby: str | Sequence[str] | None) -> dic
             level = str(annotation.levels[0])
             warn_user(
                 f"adata.obs[{name!r}] has one level ({level!r}), so every code is "
-                "pure and nothing can be said of it."
+                "pure and its statistics are meaningless."
             )
         annotations[name] = annotation
     return annotations
 
 
 def readable_cells(found: CellCodes) -> np.ndarray:
-    """Return which cells have a code."""
+    """Return ``(n_cells,)`` bool, the cells with a code."""
     readable = (found.code >= 0) & np.isfinite(found.similarity)
     if not readable.any():
         raise ValueError(
@@ -142,7 +142,7 @@ def readable_cells(found: CellCodes) -> np.ndarray:
 
 
 def check_use(used: UsedCodes, n_codes: int, n_groups: int | None) -> None:
-    """Name a codebook of which one code is used; refuse more groups than codes."""
+    """Warn of a single used code; raise for more groups than codes."""
     n_cells = int(used.size.sum())
     if n_groups is not None and n_groups > len(used.names):
         raise ValueError(
@@ -158,7 +158,7 @@ def check_use(used: UsedCodes, n_codes: int, n_groups: int | None) -> None:
 
 
 def obs_columns(found: CellCodes, used: UsedCodes, key: str) -> dict[str, Any]:
-    """Return the columns of ``obs`` that every run writes."""
+    """Return the columns of ``obs`` of every run."""
     unread = used.place < 0
     return {
         key: pd.Categorical.from_codes(used.place, categories=pd.Index(list(used.names))),
@@ -168,7 +168,7 @@ def obs_columns(found: CellCodes, used: UsedCodes, key: str) -> dict[str, Any]:
 
 
 def group_column(used: UsedCodes, group: np.ndarray) -> pd.Categorical:
-    """Return the group of each cell, missing where it has no code."""
+    """Return the group of each cell, missing without a code."""
     names: pd.Index[Any] = pd.Index([str(i) for i in range(int(group.max()) + 1)])
     return pd.Categorical.from_codes(np.append(group, -1)[used.place], categories=names)
 
@@ -176,7 +176,7 @@ def group_column(used: UsedCodes, group: np.ndarray) -> pd.Categorical:
 def code_table(
     used: UsedCodes, found: CellCodes, book: Codebook, annotations: Mapping[str, Annotation]
 ) -> pd.DataFrame:
-    """Return a row per code that cells have, as :func:`cfm.tl.cell_codes` stores it."""
+    """Return a row per code of the cells, as :func:`cfm.tl.cell_codes` stores it."""
     known = used.place >= 0
     similarity = np.bincount(
         used.place[known], weights=found.similarity[known], minlength=len(used.names)
@@ -191,16 +191,16 @@ def code_table(
         index=used.names,
     )
     for name, annotation in annotations.items():
-        for column, values in _of_annotation(annotation, used).items():
+        for column, values in _describe_annotation(annotation, used).items():
             table[name + column] = values
     return table
 
 
-def _of_annotation(annotation: Annotation, used: UsedCodes) -> dict[str, np.ndarray]:
+def _describe_annotation(annotation: Annotation, used: UsedCodes) -> dict[str, np.ndarray]:
     """Describe each code by the levels of its cells."""
     cells = annotation.table(used)
     labelled = cells.sum(axis=1)
-    first = cells.argmax(axis=1)  # of equals the first by name
+    first = cells.argmax(axis=1)  # ties: the first by name
     most = cells[np.arange(len(cells)), first]
     share = cells.sum(axis=0) / max(1, cells.sum())
     some = labelled > 0
@@ -223,7 +223,7 @@ def _entropy(cells: np.ndarray) -> np.ndarray:
 
 
 def agreement_table(annotations: Mapping[str, Annotation], used: UsedCodes) -> pd.DataFrame:
-    """Return a row per annotation: what codes and its levels have in common."""
+    """Return a row per annotation: agreement of codes and levels."""
     rows = []
     for annotation in annotations.values():
         known = (used.place >= 0) & (annotation.level >= 0)
@@ -247,7 +247,7 @@ def agreement_table(annotations: Mapping[str, Annotation], used: UsedCodes) -> p
 def neighbour_table(used: UsedCodes, book: Codebook, n_neighbors: int) -> pd.DataFrame:
     """Return the nearest codes of each code, by vectors and by bits.
 
-    The codes that cells have are compared; a row stands for what is near by either of the two.
+    A row is a neighbour by either measure among the codes of the cells.
     """
     vectors = book.vectors[used.numbers].astype(np.float64)
     bits = book.bits[used.numbers].astype(np.float64)
@@ -285,7 +285,7 @@ def _rank(order: np.ndarray) -> np.ndarray:
 
 
 def vector_table(used: UsedCodes, book: Codebook) -> pd.DataFrame:
-    """Return the vector of each code that cells have."""
+    """Return the vector of each code of the cells."""
     vectors = book.vectors[used.numbers].astype(np.float32)
     names = pd.Index([str(i) for i in range(vectors.shape[1])])
     return pd.DataFrame(vectors, index=used.names, columns=names)

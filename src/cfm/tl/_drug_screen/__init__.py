@@ -10,6 +10,7 @@ import pandas as pd
 from scvi import settings
 from scvi.utils import track
 
+from cfm._docs import fill_docs
 from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
@@ -34,7 +35,7 @@ from cfm.tl._drug_screen._evidence import (
 )
 from cfm.tl._groups import profile_groups
 from cfm.tl._signatures import compound_key, on_genes, read_signatures, read_targets
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 #: A gene enters a group's mean profile if this share of its profiles measures it.
 MIN_MEASURED = 0.5
-#: Genes per side that are taken of signatures with values, as many as L1000 reports.
+#: Genes per side of signatures with values, as in L1000.
 N_GENES = 100
 
 _COLUMNS = {
@@ -57,6 +58,7 @@ _COLUMNS = {
 
 
 @takes_anndata(columns=("groupby",))
+@fill_docs(TEXTS)
 def screen_drugs(
     adata: AnnData,
     signatures: str | PathLike[str] | pd.DataFrame | AnnData | None = None,
@@ -72,43 +74,41 @@ def screen_drugs(
     key_added: str = DRUG_SCREEN_KEY,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Rank compounds by how well they reverse profiles, and by their targets.
+    r"""Rank compounds by the reversal of profiles, and by their targets.
 
-    A compound is read in two ways, for each group of profiles: what its signature does to the
-    genes that the group moves, and where its targets are among the group's host factors.
+    For each group of profiles, the evidence for a compound is the reversal of the group by its
+    signature, and the rank of its targets among the group's host factors.
 
-    *Signatures* have three readings, of which ``readings`` enter the score and the others are
-    reported beside it. All are above 0 where the compound reverses the group.
+    *Signatures* have three readings; those in ``readings`` enter the score, and all are reported.
+    Each is above 0 if the compound reverses the group.
 
     - ``"cosine"``: minus the cosine between the signature (1 up, −1 down) and the group's mean
-      profile. The profile is cleaned before: the strongest effects, a thousandth of them, are
-      clipped, so that no gene decides alone, the mean is taken off, and with a library of at least
-      100 compounds its mean signature is projected out, what most compounds do to most cells. A
-      smaller library, one signature above all, loses nothing.
+      profile. First the profile is cleaned: the strongest thousandth of effects is clipped, the
+      mean is subtracted, and with a library of at least 100 compounds the mean signature, common to
+      most compounds, is projected out.
     - ``"connectivity"``: minus the weighted connectivity score. With the weighted enrichment scores
       :math:`e_{up}, e_{down}` of the two sides in the ranked profile it is
       :math:`(e_{down} - e_{up}) / 2` where their signs differ, else 0 (Lamb et al. 2006;
-      Subramanian et al. 2017; here the profile is the ranking and the compound gives the sets).
+      Subramanian et al. 2017; here the profile is the ranking, and the signature has the sets).
     - ``"model"``: minus the cosine between the factor scores of the signature and of the profile in
-      CellPulse: genes that move together in the data the model was trained on stand in for each
-      other.
+      CellPulse, in which genes of correlated effects in the training data replace each other.
 
-    *Targets*: the mean place of the compound's targets among the host factors of
+    *Targets*: the mean relative rank of the compound's targets among the host factors of
     :func:`cfm.tl.host_factors`, from 0 (last) to 1 (first).
 
-    Each is set against random signatures of the same sizes, drawn from the genes that any
-    signature names, or against random sets of as many genes that are the target of any compound.
-    A reading in standard deviations of its null is a :math:`z`. Several readings of a signature
-    count as one, :math:`z_s = \sum_i z_i / \sqrt{\sum_{ij} \rho_{ij}}` with their correlations
-    :math:`\rho` under the null (Strube 1985). Genes of a signature move together, random ones do
-    not, so that real signatures lie wider than their null. :math:`z_s` is divided by that width
-    (middle 80 % of both, ratio of at least 1; Efron 2004), which takes 100 compounds to measure;
-    in a smaller library a compound with a signature has a score and a rank, but no p-value.
-    ``score`` is :math:`(z_s + z_t) / \sqrt 2` (Stouffer, equal weights), or the one of the two
-    that exists. Its p-value comes from the same random draws, beyond the tenth largest of them
-    from a generalised Pareto tail (Knijnenburg et al. 2009). A small one means that a signature is
-    more opposed than those of most compounds, not that the compound works: cells, dose and time of
-    the signature are seldom those of the infection.
+    The nulls are random signatures of the same sizes, drawn from the genes of all signatures, and
+    random sets of as many targets, drawn from the targets of all compounds. A reading in standard
+    deviations of its null is a :math:`z`. The readings of a signature are combined to
+    :math:`z_s = \sum_i z_i / \sqrt{\sum_{ij} \rho_{ij}}` with their correlations :math:`\rho`
+    under the null (Strube 1985). Genes of a signature are correlated, random ones are not, so real
+    signatures spread wider than their null. :math:`z_s` is divided by that ratio of widths (middle
+    80 % of both, at least 1; Efron 2004), whose estimate needs 100 compounds; in a smaller library
+    a compound with a signature has a score and a rank, but no p-value. ``score`` is
+    :math:`(z_s + z_t) / \sqrt 2` (Stouffer, equal weights), or the existing one of the two. The
+    p-value comes from the same random draws, beyond the tenth largest from a generalised Pareto
+    tail (Knijnenburg et al. 2009). A small one means that a signature is more opposed than those of
+    most compounds, not that the compound works: cells, dose and time of the signature are seldom
+    those of the infection.
 
     Parameters
     ----------
@@ -116,47 +116,44 @@ def screen_drugs(
         Profiles (contrasts) by genes, log2 fold changes, ``NaN`` = not measured; see
         :func:`cfm.pp.contrasts`. Genes as symbols or Ensembl ids.
     signatures
-        What compounds do to expression, any of
+        Effects of compounds on expression, any of
 
         - path of a gmt file (also gzip) with sets named ``NAME_UP`` and ``NAME_DN`` or
           ``NAME_DOWN`` (any case; also ``-up``, ``.up`` or a space),
         - DataFrame with a row per gene: ``compound`` (or ``drug``), ``gene``, and ``direction``
           (``"up"``/``"down"`` or 1/−1) or ``value`` (its sign is the direction); ``signature``
-          tells apart several signatures of one compound,
+          names each of several signatures of one compound,
         - AnnData of signatures by genes, compounds in ``obs["compound"]`` or ``obs_names``.
 
-        Duplicated rows count once; a gene that is in both lists of a signature is left out of it.
-        A signature with one side only is scored by that side; of one with values the 100 largest of
-        a side are taken. Several signatures of a compound are summarised by the 33rd or 67th
-        percentile, whichever lies farther from 0 (Subramanian et al. 2017). Try
-        :func:`cfm.datasets.cmap_signatures`.
+        Duplicated rows count once; a gene in both lists of a signature is left out of it. One side
+        is enough for a signature; ``value`` selects the 100 largest of a side. Several signatures
+        of a compound are summarised by the 33rd or 67th percentile, whichever is farther from 0
+        (Subramanian et al. 2017). Try :func:`cfm.datasets.cmap_signatures`.
     targets
-        DataFrame with a row per target: ``compound`` (or ``drug``) and ``gene``. Names are matched
-        with those of the signatures without regard to case. Try
-        :func:`cfm.datasets.drug_targets`.
+        DataFrame with a row per target: ``compound`` (or ``drug``) and ``gene``. Names match those
+        of the signatures regardless of case. Try :func:`cfm.datasets.drug_targets`.
     groupby
-        Column of ``obs`` with the groups; ``None`` takes all profiles as one group, ``"all"``. A
-        group may be a single profile, and does not depend on the others.
+        Column of ``obs`` with the groups; ``None`` makes all profiles one group, ``"all"``. A group
+        may be a single profile, and does not depend on other groups.
     layer
         Layer with the log2 fold changes instead of ``X``.
     model
-        A CellPulse, which runs where it was loaded, its name, a folder or ``hf://org/name``;
-        ``None`` leaves its reading out, which saves most of the time.
+        A CellPulse, which runs on its own device. ``None`` leaves its reading out, which saves most
+        of the time.
+        %(load)s
     host_factors
         For ``targets``: the ``uns`` key of :func:`cfm.tl.host_factors`, a Series of scores by gene
         for all groups, or a DataFrame with ``gene``, ``score`` and perhaps ``group``.
     readings
         Readings of the signatures that enter the score: any of ``"cosine"``, ``"connectivity"``
-        and ``"model"``. The default is what finds drugs of one mechanism best.
+        and ``"model"``. The default finds drugs of one mechanism best.
     n_permutations
-        Random signatures and target sets. The smallest ``p_target`` is one by this number plus
-        one, the smallest ``p_value`` a hundredth of it.
+        Number of random signatures and target sets. The smallest ``p_target`` is one over this
+        number plus one, the smallest ``p_value`` a hundredth of that.
     seed
         Seed of the random draws.
-    key_added
-        Name of the result.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(key_added)s
+    %(copy)s
 
     Returns
     -------
@@ -175,39 +172,39 @@ def screen_drugs(
         first tenth of the host factors).
     ``adata.uns['drug_screen' | key_added]['params']``
         The arguments, the model's name and SHA-256, the shares of genes found,
-        ``library_mean_removed`` (bool), and ``inflations`` (float64, by group: the widths that
-        :math:`z_s` was divided by; ``NaN`` where they are unknown).
+        ``library_mean_removed`` (bool), and ``inflations`` (float64, by group: the ratios of widths
+        that divide :math:`z_s`; ``NaN`` in small libraries).
 
     Raises
     ------
     TypeError
         If ``adata``, ``signatures``, ``targets`` or ``model`` is of another type.
     KeyError
-        If a column or layer does not exist, or ``targets`` is given and there are no host factors.
+        If a column, a layer or the host factors for ``targets`` do not exist.
     FileNotFoundError
         If the gmt file does not exist.
     ValueError
-        If neither ``signatures`` nor ``targets`` is given, nothing of them is measured, a reading
-        is unknown or needs a model that is not there, or the matrix does not hold fold changes.
-        Whatever is raised, ``adata`` is left as it was.
+        If neither ``signatures`` nor ``targets`` is given, none of their genes is measured, a
+        reading is unknown or lacks its model, or the matrix does not hold fold changes. ``adata``
+        stays unchanged.
 
     Warns
     -----
     UserWarning
-        If p-values are ``NaN`` since the library is small, signatures have one side only, rows
-        lack a name, few genes are found, or a field that another tool wrote is replaced.
+        If p-values are ``NaN`` since the library is small, signatures have one side only, rows lack
+        a name, few genes are found, or a field of another tool is replaced.
 
     Notes
     -----
-    What to expect of it was measured (``docs/benchmarks.md``, *Drug screen*). With the bundled
-    signatures classes with a strong effect on cell lines find each other, most do not, and drugs
-    that stop viruses through the host tend to mimic infections rather than to reverse them. Rank
-    compounds for a plate with it; do not read it as proof. In a library of one mechanism with 100
-    compounds or more, what they share is removed too: add others to it.
+    The benchmarks (``docs/benchmarks.md``, *Drug screen*) measure its power. With the bundled
+    signatures it groups the drug classes of strong effects on cell lines, but not most others, and
+    drugs that stop viruses through the host tend to mimic infections rather than to reverse them.
+    Use it to rank compounds for a plate, not as proof. A library of at least 100 compounds of one
+    mechanism needs others beside them, as the common signature is removed.
 
-    A gene counts in a group if at least half of its profiles measure it. A compound whose
-    readings are all tied with the rest (a profile in which nothing moves, host factors with equal
-    scores) has score 0 and a p-value of 1, if it has one; equal scores are ranked by name.
+    A gene counts in a group if at least half of its profiles measure it. A compound with readings
+    that are all tied (a profile without effects, host factors with equal scores) has score 0 and a
+    p-value of 1, if any; equal scores are ranked by name.
 
     Examples
     --------
@@ -289,7 +286,7 @@ def screen_drugs(
         few = [group for group, spread in zip(rows, inflations, strict=True) if np.isnan(spread)]
         warn_user(
             f"p_value and fdr are NaN for compounds with a signature (in groups {few[:5]}): the "
-            "genes of a signature move together, and how far that alone takes signatures is only "
+            "genes of a signature move together, and the spread that this causes is only "
             f"known from {MIN_LIBRARY} compounds on; found {len(scorer.table.compounds)}. Scores "
             "and ranks hold. For p-values add signatures of other compounds in the same cells."
         )
@@ -303,7 +300,7 @@ def screen_drugs(
 
 
 def _readings(readings: str | Sequence[str], *, with_model: bool) -> list[str]:
-    """Return the readings that enter the score, in one order and each once."""
+    """Return the readings of the score, in a fixed order and each once."""
     given = [readings] if isinstance(readings, str) else list(readings)
     unknown = [name for name in given if name not in READINGS]
     if unknown or not given:
@@ -326,7 +323,7 @@ def _mean_profiles(adata: AnnData, groups: list[np.ndarray], layer: str | None) 
         count += part @ np.isfinite(effects)
     size = member.sum(axis=1, keepdims=True)
     enough = (count > 0) & (count >= MIN_MEASURED * size)
-    # In float32, as the model reads it: sums in another order of rows then give the same.
+    # Rounded to float32, as in the model: the order of rows does not change it.
     mean = np.where(enough, total / np.maximum(count, 1), np.nan)
     return mean.astype(np.float32)
 
@@ -348,7 +345,7 @@ def rank_compounds(
     by_target: Evidence | None,
     readings: Sequence[str],
 ) -> tuple[pd.DataFrame, float]:
-    """Join the evidence of one group, and rank the compounds that have any.
+    """Join the evidence of one group, and rank the compounds with any.
 
     Parameters
     ----------
@@ -409,7 +406,7 @@ def rank_compounds(
             p_value[rows] = tail_p_values(score[rows], sum_of_correlated(nulls, np.eye(len(nulls))))
     out["score"], out["p_value"], out["p_target"] = score, p_value, p_target
     out = out[~np.isnan(score)]
-    # Names decide between scores that are equal but for rounding.
+    # Scores are equal up to rounding, and ties go by name.
     out = out.iloc[np.argsort(-out["score"].round(9), kind="stable")].copy()
     out["rank"] = np.arange(1, len(out) + 1)
     out["fdr"] = benjamini_hochberg(out["p_value"].to_numpy())

@@ -42,30 +42,30 @@ READINGS = {
     "connectivity": "reversal",
     "model": "embedding_reversal",
 }
-#: Most genes that are named as evidence of a compound.
+#: Largest number of genes listed as evidence of a compound.
 MAX_GENES = 25
-#: Compounds from which on they have a mean signature that is worth removing. What a handful has in
-#: common may be what they were chosen for.
+#: Least number of compounds for a removal of their mean signature. A few compounds may share the
+#: mechanism that they are chosen for.
 MIN_LIBRARY = 100
-#: Targets in this upper share of the host factors are named as evidence.
+#: Targets in this upper share of the host factors are listed as evidence.
 TOP_SHARE = 0.1
 #: Ratio of neighbouring size classes of random sets: for running sums, and for the model.
 _FINE, _COARSE = 1.1, 1.5
-#: From this many profiles to embed on there is a progress bar.
+#: Least number of profiles to embed for a progress bar.
 _LONG = 500
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Evidence of one kind in one group, and what chance reaches.
+    """Evidence of one kind in one group, and its null distributions.
 
     Attributes
     ----------
     table
         A row per compound key. Of signatures: the columns of :data:`READINGS` (above 0 is
         reversal, ``NaN`` = none), ``n_signatures`` and ``reversal_genes`` as in
-        :func:`cfm.tl.screen_drugs`, and ``null_class``, the row of the nulls that fits the sizes
-        of the compound's signatures. Of targets: ``target_score``, ``n_targets`` and
+        :func:`cfm.tl.screen_drugs`, and ``null_class``, the row of the nulls for the sizes of
+        the compound's signatures. Of targets: ``target_score``, ``n_targets`` and
         ``target_genes``.
     nulls
         ``(k, n_permutations)`` of each reading, by class; of ``"target"`` the means of random sets
@@ -85,13 +85,13 @@ class ReversalScorer:
     table
         Signatures; their genes are positions in ``labels``, −1 = not in the data.
     labels
-        ``(g,)`` names of the background genes: those that are ranked and drawn from.
+        ``(g,)`` names of the background genes, for rankings and random draws.
     n_permutations, seed
-        Of the random signatures.
+        Number and seed of the random signatures.
     model
-        Adds the reversal in its space.
+        A model for the reversal in its space.
     positions
-        ``(g,)`` place of the background genes in the model's vocabulary, −1 = unknown to it.
+        ``(g,)`` place of the background genes in the model's vocabulary, −1 = not in it.
     """
 
     table: SignatureTable
@@ -104,7 +104,7 @@ class ReversalScorer:
     _sizes: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        """Draw the random signatures, and place all signatures in the model's space."""
+        """Draw the random signatures, and embed all signatures in the model's space."""
         n = len(self.labels)
         up, down = ((s >= 0).sum(axis=1) for s in (self.table.up, self.table.down))
         parts = []
@@ -163,7 +163,7 @@ class ReversalScorer:
         )
 
     def _embed(self, model: CellPulse, positions: np.ndarray) -> None:
-        """Place the signatures and, once for each pair of coarse sizes, the random ones."""
+        """Embed the signatures and, once for each pair of coarse sizes, the random ones."""
         coarse, self._null_of = np.unique(self._sizes[:, 2:], axis=0, return_inverse=True)
         self._null_of = self._null_of.ravel()
         width = len(model.vocabulary)
@@ -195,7 +195,7 @@ class ReversalScorer:
             "cosine": [signed_cosines(cleaned, up[:, :a], down[:, :b]) for a, b in sizes],
             "connectivity": [connectivity_scores(e_up[a], e_down[b]) for a, b in sizes],
         }
-        # A random set may fall on genes that this group does not measure.
+        # A random set may consist of genes that this group does not measure.
         return {name: -np.nan_to_num(np.stack(rows)) for name, rows in scores.items()}
 
     def _compound_classes(self) -> tuple[list[tuple[int, ...]], np.ndarray]:
@@ -207,10 +207,9 @@ class ReversalScorer:
         return different, np.array([number[c] for c in own], dtype=np.int64)
 
     def _of_compounds(self, null: np.ndarray) -> np.ndarray:
-        """Summarise the null as signatures are; replicates share their random draw.
+        """Summarise the null like the signatures; replicates share their random draw.
 
-        Replicates of a compound are not independent of each other, so many of them must not make
-        the null narrower than one does.
+        Replicates of a compound are not independent, so their number must not narrow the null.
         """
         group = np.zeros(1, dtype=np.int64)
         return np.concatenate(
@@ -225,7 +224,7 @@ class ReversalScorer:
         enriched: Sequence[np.ndarray],
         each: np.ndarray,
     ) -> np.ndarray:
-        """Name the genes that the best signature of each compound reverses."""
+        """Return the genes that the best signature of each compound reverses, as text."""
         reached = np.nan_to_num(each)
         best = pd.Series(reached).groupby(self.table.compound).idxmax().to_numpy()
         out = np.full(len(best), "", dtype=object)
@@ -258,7 +257,7 @@ def host_factor_scores(
     Raises
     ------
     KeyError, TypeError, ValueError
-        If there are none, or they lack a column or all the groups.
+        If there are none, or they lack a column or all of the groups.
     """
     if isinstance(given, str):
         record = adata.uns.get(given)
@@ -291,7 +290,7 @@ def host_factor_scores(
     absent = [group for group in groups if group not in known]
     if len(absent) == len(groups):
         raise ValueError(
-            f"The host factors are of {sorted(known)[:5]}, none of which is among the groups "
+            f"The host factors are of {sorted(known)[:5]}, and none is among the groups "
             f"{list(groups)[:5]}; run cfm.tl.host_factors with the same groupby=."
         )
     if absent:
@@ -311,7 +310,7 @@ def score_targets(
     scores
         Score by gene symbol, larger = more important.
     n_permutations, seed
-        Of the random sets, which are drawn from genes that are targets of some compound.
+        Number and seed of the random sets, drawn from the targets of all compounds.
 
     Raises
     ------
@@ -328,7 +327,7 @@ def score_targets(
         )
     by_compound = found.groupby("key")["place"]
     n_targets = by_compound.size()
-    pool = found.drop_duplicates("gene")["place"].sort_values()  # whatever the genes are called
+    pool = found.drop_duplicates("gene")["place"].sort_values()  # independent of gene names
     null = random_set_means(pool, int(n_targets.max()), n_permutations, seed)
     top = found[found["place"] > 1 - TOP_SHARE].sort_values(
         ["place", "gene"], ascending=[False, True]

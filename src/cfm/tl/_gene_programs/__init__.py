@@ -15,6 +15,7 @@ from scvi import settings as scvi_settings
 from tqdm.auto import tqdm
 
 from cfm._arguments import ABOVE_0
+from cfm._docs import fill_docs
 from cfm._fields import (
     EMBEDDING_PREFIX,
     ENRICHMENT,
@@ -34,7 +35,7 @@ from cfm.models import AttentionModel, GeneFactorModel, load_model
 from cfm.stats._enrichment import overrepresentation, univariate_linear_model
 from cfm.tl._gene_programs._find import MIN_COUNT, MIN_SIZE, FoundPrograms, Settings, find_programs
 from cfm.tl._groups import profile_groups
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,6 +52,7 @@ ENRICHED = 0.05
     columns=("groupby",),
     ranges={"n_genes": MIN_SIZE, "n_permutations": 0, "resolution": ABOVE_0},
 )
+@fill_docs(TEXTS)
 def gene_programs(
     adata: AnnData,
     model: str | Path | PretrainedModel = "cellpulse-mini",
@@ -66,22 +68,21 @@ def gene_programs(
     key_added: str = GENE_PROGRAMS_KEY,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Find programs: modules of genes that a model relates and that move together.
+    r"""Find gene programs: modules of genes that a model relates and that move together.
 
-    In each group of observations the ``n_genes`` genes that are most often among the model's
-    tokens become the nodes of a graph. Two genes are as similar as the model has it (``source``),
-    times
+    In each group of observations the ``n_genes`` genes that are most often tokens of the model are
+    the nodes of a graph. The similarity of two genes is that of the model (``source``) times
 
     .. math:: \tfrac12 \left( 1 + \frac{1}{n + 5} \sum_{i=1}^{n} s_{ia} s_{ib} \right)
 
     with :math:`s` the signs of their effects in the group's :math:`n` observations (0 if not
-    measured): near 1 if the genes always move the same way. Each gene is linked to the 15 genes
-    most similar to it, and the Leiden algorithm cuts the graph into modules, of which those with
-    at least 10 genes are programs. Genes with fewer than ten counts in cases and in controls
+    measured): near 1 if the genes always move the same way. Each gene is linked to the 15 most
+    similar genes, and the Leiden algorithm cuts the graph into modules. Modules of at least 10
+    genes are programs. Genes with fewer than ten counts in cases and in controls
     (``layers["mean_count"]`` of :func:`cfm.pp.contrasts`) count as not measured.
 
-    Programs are in the order of how far they move (``effect``), with ``gene_sets`` those first
-    that hold a set (FDR of at most 0.05).
+    Programs are sorted by their ``effect``; with ``gene_sets`` programs enriched for a set (FDR of
+    at most 0.05) come first.
 
     Parameters
     ----------
@@ -91,38 +92,35 @@ def gene_programs(
         Counts or expression have no direction. ``NaN`` = not measured. Genes as symbols or
         Ensembl ids.
     model
-        A model with attention (:class:`cfm.models.AttentionModel`), which runs where it was
-        loaded, the name of a checkpoint, a folder, or ``hf://org/name``.
+        A model with attention (:class:`cfm.models.AttentionModel`), which runs on its own device.
+        %(load)s
     groupby
-        Column of ``obs``: programs are found in each group by itself, and a group does not depend
-        on the others. Rows in which it is missing take no part. Without it all rows are one group.
-    layer
-        Layer to read instead of ``X``.
+        Column of ``obs`` with groups. Each group has its own programs, independent of other groups.
+        Rows without a group are left out. By default all rows are one group.
+    %(layer)s
     gene_sets
         Gene sets to test programs for: a dictionary of lists, or the path of a gmt file.
     source
-        ``"attention"``: how alike two genes attend and are attended to, averaged over layers,
-        heads and the observations in which both are tokens. ``"interaction"``: cosine of the
+        ``"attention"``: similarity of the attention from and to two genes, averaged over layers,
+        heads and the observations with both as tokens. ``"interaction"``: cosine of the
         genes' factors in the model's linear gene-gene term
         (:class:`cfm.models.GeneFactorModel`). ``"combined"``: the sum of the two, standardised.
         ``"auto"``: interaction if the model has such a term, else attention. Measured with
-        CellPulse (see the benchmarks), modules of interaction more often hold a Reactome set or a
-        regulon than those of attention or of plain correlation, and hold together better in unseen
-        studies. In simulated contrasts correlation was better from 60 observations on.
+        CellPulse (see the benchmarks), modules of interaction are more often enriched for a
+        Reactome set or a regulon than those of attention or correlation, and more coherent in
+        unseen studies. In simulated contrasts correlation is better from 60 observations on.
     n_genes
         Largest number of genes in the graph of a group. Memory grows with its square.
     resolution
-        Of the Leiden algorithm: larger values give more and smaller programs.
+        Resolution of the Leiden algorithm: larger values give more and smaller programs.
     n_permutations
-        Number of permutations of the effects for the p-values, 0 for none. Programs are found in
-        each: quick for ``"interaction"``, but with attention the model reads all observations
-        again.
+        Number of permutations of the effects for the p-values, 0 for none. Each repeats the search:
+        quickly with ``"interaction"``, while attention needs another pass of the model.
     seed
         Seed of all random steps.
     key_added
         Name of the results.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(copy)s
 
     Returns
     -------
@@ -136,8 +134,8 @@ def gene_programs(
         that sign, else ``"mixed"``), ``effect`` (absolute mean effect of its genes in a profile, a
         mean over the group: 0 where ups and downs cancel), ``coherence`` (share of gene pairs that
         move the same way in a profile, a mean over the group), ``stability`` (mean over 20
-        bootstraps of the Jaccard index with the most similar module found again; ``NaN`` with one
-        observation), ``cohesion`` (share of the weight of its genes' edges that stays
+        bootstraps of the Jaccard index with the most similar module; ``NaN`` with one
+        observation), ``cohesion`` (share of the weight of its genes' edges
         inside), ``p_value`` (share of the programs found in permuted effects that move as far for
         their size; ``NaN`` if there are none) and ``fdr`` (Benjamini & Hochberg within the group),
         all float64.
@@ -156,13 +154,13 @@ def gene_programs(
         (joined by ``|``). Hypergeometric test; the background is the genes of the group's graph.
     ``adata.uns[key]['params']``
         The arguments, the model, its SHA-256, the share of its genes found, and ``min_count``
-        where counts are known.
+        if there are counts.
     ``adata.varm[key]``
         DataFrame float32, genes by programs: weight times sign, 0 outside.
     ``adata.obsm['X_' + key]``
         DataFrame float32, observations by programs: activity, the t-value of the slope of the
-        observation's effects on those signed weights (decoupler's ``ulm``); 0 where nothing
-        moves, ``NaN`` where fewer than three genes of a program are measured.
+        observation's effects on those signed weights (decoupler's ``ulm``); 0 without
+        effects, ``NaN`` if fewer than three genes of a program are measured.
 
     Raises
     ------
@@ -175,25 +173,25 @@ def gene_programs(
         If the gmt file does not exist.
     ValueError
         If an argument is out of range, in a group fewer than 10 genes move, no module is that
-        large, the gene sets are empty or share no gene with the programs' graphs, or the matrix is
-        not what the model reads. Whatever is raised, ``adata`` is left as it was.
+        large, the gene sets are empty or share no gene with the programs' graphs, or values are in
+        other units. ``adata`` stays unchanged.
 
     Warns
     -----
     UserWarning
         If no effect is negative, a group has no program, few of the model's genes are found, or a
-        field that another tool wrote is replaced.
+        field of another tool is replaced.
 
     Notes
     -----
     Leiden: Traag, Waltman & van Eck 2019, objective modularity, through igraph. For the p-values
     the genes of the graph swap their effects, in all observations together, and similarities,
-    graph and modules are made again. All modules of all permutations are compared with a program
+    graph and modules are computed again. A program is compared with all modules of all permutations
     by :math:`\frac{1}{n} \sum_i |\sum_a e_{ia}| / (\sigma_i \sqrt k)`, with the root mean square
     :math:`\sigma_i` of an observation and the :math:`k` genes of a module, less its trend with
     :math:`k`. A small p-value means that genes which the *model* relates move together here, not
-    that the infection is why. The coherence of random genes is not 0 but about a half. For the
-    stability more than 12 observations are drawn in 12 blocks.
+    that the infection causes it. The coherence of random genes is about a half. Bootstraps for the
+    stability draw more than 12 observations in 12 blocks.
 
     Examples
     --------
@@ -209,7 +207,7 @@ def gene_programs(
     rows_of = {ALL: np.arange(adata.n_obs)}
     if groupby is not None:
         rows_of = profile_groups(adata, groupby)
-    # "/" cannot stand in the name of a column in a file.
+    # Files take no "/" in the names of columns.
     prefixes = {g: "" if groupby is None else g.replace("/", "|") + ":" for g in rows_of}
     if len(set(prefixes.values())) < len(prefixes):
         raise ValueError(
@@ -264,11 +262,11 @@ def gene_programs(
 def _choose_source(
     model: PretrainedModel, source: str
 ) -> Literal["attention", "interaction", "combined"]:
-    """Check that a model has what ``source`` needs, and choose for ``"auto"``."""
+    """Check that the model supports ``source``, and resolve ``"auto"``."""
     if not isinstance(model, AttentionModel):
         raise TypeError(
             f"{type(model).__name__} has no attention (no get_attention method), which gene "
-            "programs are made of; use a model that has, such as 'cellpulse-mini'."
+            "programs need; use a model with attention, such as 'cellpulse-mini'."
         )
     linear = isinstance(model, GeneFactorModel)
     if source == "auto":
@@ -288,7 +286,7 @@ def _find_in_groups(
     settings: Settings,
     layer: str | None,
 ) -> dict[str, FoundPrograms]:
-    """Find the programs of every group; each warning of the model is given once."""
+    """Find the programs of every group; issue each warning of the model once."""
     found = {}
     total = sum(settings.n_steps(len(rows)) for rows in rows_of.values())
     with (
@@ -344,7 +342,7 @@ def _gene_table(
 def _edge_table(
     names: list[str], group: str, found: FoundPrograms, var_names: pd.Index
 ) -> pd.DataFrame:
-    """Return a row per edge of which both ends are in a program."""
+    """Return a row per edge between genes of programs."""
     genes = var_names[found.columns].astype(str).to_numpy(dtype=object)
     program = np.full(len(genes), "", dtype=object)
     for name, members in zip(names, found.programs, strict=True):
@@ -420,7 +418,7 @@ def _enriched_first(
     sets: Mapping[str, list[str]],
     var_names: pd.Index,
 ) -> tuple[dict[str, FoundPrograms], pd.DataFrame]:
-    """Test gene sets, and put programs that hold one first, here and in the table of the sets.
+    """Test gene sets, and sort programs enriched for one first, also in the table of the sets.
 
     Sets may name genes as the model does or as the data do.
     """
@@ -433,7 +431,7 @@ def _enriched_first(
         known = ", ".join(next(iter(found.values())).tokens[:3])
         raise ValueError(
             f"None of the {len(listed)} genes of gene_sets (such as {example}) is among the genes "
-            f"that programs are made of (such as {known}); use the same kind of gene names."
+            f"of the graphs (such as {known}); use the same kind of gene names."
         )
     ordered: dict[str, FoundPrograms] = {}
     tables = []
@@ -466,7 +464,7 @@ def activities(matrix: Any, weights: np.ndarray) -> np.ndarray:
     ``(n_obs, n_programs)`` float32, see :func:`cfm.stats._enrichment.univariate_linear_model`.
     """
     out = np.empty((matrix.shape[0], weights.shape[1]), dtype=np.float32)
-    # numba's start changes OpenMP's threads for all: on a busy machine later models would crawl.
+    # The start of numba changes OpenMP's threads, which slows later models on a busy machine.
     n_threads = torch.get_num_threads()
     for rows, block in row_blocks(matrix):
         out[rows] = univariate_linear_model(np.asarray(to_dense(block, np.float32)), weights)

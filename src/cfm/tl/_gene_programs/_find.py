@@ -39,26 +39,26 @@ from cfm.tl._groups import content_hash
 
 Source = Literal["attention", "interaction", "combined"]
 
-#: Genes that each gene is linked to.
+#: Neighbours of each gene.
 N_NEIGHBORS = 15
 #: Smaller modules are dropped.
 MIN_SIZE = 10
-#: Draws of the observations for the stability: it varies by about a tenth of its spread.
+#: Bootstraps for the stability, which then varies by about a tenth of its spread.
 N_BOOTSTRAPS = 20
-#: A bootstrap draws profiles in at most so many blocks, each of which takes n_genes² numbers.
+#: Largest number of blocks of profiles in a bootstrap; each takes n_genes² numbers.
 MAX_BLOCKS = 12
-#: Profiles that are added to those in which two genes may move the same way, and in which they do
-#: not: one profile cannot cut every tie between genes that it has on different sides.
+#: Neutral profiles added to the agreement of signs: a single profile cannot cut all ties between
+#: genes of opposite signs.
 PRIOR_PROFILES = 5.0
-#: Of fewer counts in cases and in controls a fold change is noise (``min.count`` of edgeR).
+#: With fewer counts in cases and in controls a fold change is noise (``min.count`` of edgeR).
 MIN_COUNT = 10.0
-#: A program in which at least this share of the genes moves one way has that direction.
+#: Least share of the genes of a program that move in its direction.
 _DIRECTED = 0.8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of :func:`cfm.tl.gene_programs` that decide what is found."""
+    """Arguments of :func:`cfm.tl.gene_programs` that determine the programs."""
 
     source: Source
     n_genes: int
@@ -67,7 +67,7 @@ class Settings:
     seed: int
 
     def n_steps(self, n_profiles: int) -> int:
-        """Return how many ticks a group of that many profiles takes."""
+        """Return the number of ticks for a group of so many profiles."""
         passes = 1 if self.source == "interaction" else 2 + self.n_permutations
         resamples = N_BOOTSTRAPS if n_profiles > 1 else 0
         return passes * n_profiles + resamples + self.n_permutations
@@ -80,11 +80,11 @@ class FoundPrograms:
     Attributes
     ----------
     tokens
-        ``(n,)`` names of the genes of the graph, as the model has them, sorted.
+        ``(n,)`` names of the genes of the graph in the model, sorted.
     columns
         ``(n,)`` int64 columns of those genes in the data.
     effect, sign
-        ``(n,)`` mean effect of each gene, float64, and its sign, int64; of a mean of 0 it is 1.
+        ``(n,)`` mean effect of each gene, float64, and its sign, int64; 1 for a mean of 0.
     has_negative
         Whether any effect is below 0.
     edges
@@ -108,7 +108,7 @@ class FoundPrograms:
     table: pd.DataFrame
 
     def reordered(self, order: Sequence[int]) -> FoundPrograms:
-        """Return them in another order."""
+        """Return the programs in another order."""
         return replace(
             self,
             programs=[self.programs[i] for i in order],
@@ -132,7 +132,7 @@ def find_programs(
     Raises
     ------
     ValueError
-        If fewer than :data:`MIN_SIZE` genes move in them.
+        If fewer than :data:`MIN_SIZE` genes move.
     """
     part = profiles_of(adata, rows, layer)
     tokens_of = []
@@ -143,7 +143,7 @@ def find_programs(
     graph = SimilarityOf(model, part, tokens, effects, settings.source, tick)
     edges, programs = _cut(graph(), settings)
     effect = module_effects(effects, programs)
-    # Equal effects go by size, then by the first gene, in which order the programs are already.
+    # Programs are sorted by size and first gene, which breaks ties of effects.
     order = np.argsort(-effect, kind="stable")
     effect, programs = effect[order], [programs[i] for i in order]
     p_value = _p_values(model, part, tokens, columns, effects, programs, settings, tick)
@@ -183,9 +183,9 @@ def _stability(
     settings: Settings,
     tick: Callable[[int], object],
 ) -> np.ndarray:
-    """Return the mean Jaccard index of each program with the one most like it in bootstraps.
+    """Return the mean Jaccard index of each program with the most similar one in bootstraps.
 
-    Profiles are drawn in blocks, so that no map has to be kept or made again.
+    Bootstraps draw blocks of profiles, so attention is averaged once per block.
     """
     rng = np.random.default_rng(settings.seed)
     n_blocks = graph.n_blocks
@@ -209,10 +209,10 @@ def _p_values(
     settings: Settings,
     tick: Callable[[int], object],
 ) -> np.ndarray:
-    """Compare programs with those that the same steps find in permuted effects, ``(n,)``.
+    """Compare programs with those of the same steps on permuted effects, ``(n,)``.
 
-    The genes of the graph swap their effects in all profiles together: effects that go together
-    in the data stay so, but have nothing to do with how the model relates the genes.
+    The genes of the graph swap their effects in all profiles together: effects stay correlated, but
+    independently of the relations of genes in the model.
     """
     place = np.argsort(part.var["column"].to_numpy())[columns]
     rng = np.random.default_rng([settings.seed, 1])
@@ -220,7 +220,7 @@ def _p_values(
     for _ in range(settings.n_permutations):
         order = rng.permutation(len(tokens))
         other = part
-        if settings.source != "interaction":  # attention is made from the effects too
+        if settings.source != "interaction":  # attention depends on the effects
             index = np.arange(part.n_vars)
             index[place] = place[order]
             other = AnnData(part.X[:, index], obs=part.obs, var=part.var)
@@ -238,12 +238,11 @@ def _p_values(
 
 
 def profiles_of(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
-    """Return observations by themselves: rows in an order that their values decide, genes by name.
+    """Return the observations of a group, rows sorted by their values, genes by name.
 
-    What a model makes of them is then the same to the last digit, however they were ordered;
-    near ties between neighbours would else fall either way. ``var["column"]`` is the place of a
-    gene in ``adata``. Genes of few counts (``layers["mean_count"]`` of :func:`cfm.pp.contrasts`,
-    if it is there) are not measured.
+    The output of a model then is the same to the last bit in any order of the input, which fixes
+    near ties between neighbours. ``var["column"]`` is the place of a gene in ``adata``. Genes with
+    few counts (``layers["mean_count"]`` of :func:`cfm.pp.contrasts`, if any) are not measured.
     """
     names = adata.var_names.astype(str)
     by_name = np.argsort(names.to_numpy(), kind="stable")
@@ -255,7 +254,7 @@ def profiles_of(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
     keys = []
     for i in range(len(rows)):
         values = to_dense(matrix[i : i + 1], np.float32)
-        # Whatever the genes are called first: their names decide the order of the columns.
+        # First a hash that is independent of gene names, which order the columns.
         keys.append((content_hash(np.sort(values)), content_hash(values)))
     order = sorted(range(len(rows)), key=keys.__getitem__)
     obs = pd.DataFrame(index=np.arange(len(rows)).astype(str))
@@ -266,7 +265,7 @@ def profiles_of(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
 def choose_genes(
     part: AnnData, tokens_of: list[pd.Index], n_genes: int, group: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Choose the genes that are tokens most often, the stronger mean effect first among equals.
+    """Choose the genes that are tokens most often; ties go to the larger mean effect.
 
     Returns their names, sorted, their columns, and ``(profiles, n)`` effects.
     """
@@ -294,7 +293,7 @@ def choose_genes(
 
 
 class SimilarityOf:
-    """Similarity of genes in a group, also with its profiles drawn anew.
+    """Similarity of genes in a group, also for bootstraps of its profiles.
 
     Parameters
     ----------
@@ -339,7 +338,7 @@ class SimilarityOf:
         elif self.source == "combined":
             similarity = standardise(attention) + standardise(self.interaction)
         weight = self._profile_weight(times).astype(np.float32)
-        # Pairs that always move the same way count fully, those that never do hardly.
+        # Weight 1 for pairs that always move the same way, near 0 for opposite ones.
         same = (self.signs * weight[:, None]).T @ self.signs / (weight.sum() + PRIOR_PROFILES)
         out = np.maximum(similarity, 0.0) * (1.0 + same) / 2.0
         if times is not None:
@@ -349,7 +348,7 @@ class SimilarityOf:
         return out
 
     def drawn(self, times: np.ndarray) -> np.ndarray:
-        """Return which genes move in a profile that was drawn, ``(n,)`` bool."""
+        """Return ``(n,)`` bool, the genes that move in a drawn profile."""
         return (self.signs[self._profile_weight(times) > 0] != 0).any(axis=0)
 
     def _profile_weight(self, times: np.ndarray | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a model attends to in each code: from the cell to its genes, and between genes."""
+"""Attention in each code: from the cell to its genes, and between genes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from cfm.data._counts import Units
 
-#: Genes of a code among which relations are looked for: memory grows with the square.
+#: Candidate genes for the relations of a code: memory grows with the square.
 MAX_PANEL = 1000
-#: Names that are looked up at a time, over all permutations.
+#: Names looked up at a time, over all permutations.
 _LOOKUPS = 10_000_000
 #: Parts of the genes by expression, within which names are permuted.
 _STRATA = 10
@@ -31,7 +31,7 @@ _STRATA = 10
 
 @dataclass(frozen=True)
 class Attended:
-    """What came out of the maps of the sampled cells.
+    """Attention of the sampled cells.
 
     Attributes
     ----------
@@ -42,9 +42,9 @@ class Attended:
         ``code``, ``a``, ``b`` (columns of the data, in the order of their names) and ``weight``:
         the pairs of genes of each code that attend to each other most, the strongest first.
     panel
-        Columns of the genes among which relations were looked for, sorted.
+        Columns of the candidate genes for relations, sorted.
     n_cells
-        Cells that were read.
+        Number of cells.
     """
 
     attention: np.ndarray
@@ -54,12 +54,12 @@ class Attended:
 
 
 def attention_model(model: Any) -> AttentionModel | None:
-    """Return a model with attention for what a user passes as ``model=``.
+    """Return the model with attention for ``model=``.
 
     Raises
     ------
     TypeError
-        If it has none.
+        If it has no attention.
     """
     if model is None:
         return None
@@ -67,8 +67,8 @@ def attention_model(model: Any) -> AttentionModel | None:
         model = load_model(model)
     if not isinstance(model, AttentionModel):
         raise TypeError(
-            f"{type(model).__name__} has no attention (no get_attention method); use a model that "
-            "has, such as cfm.models.CellVQ, or model=None for a graph without one."
+            f"{type(model).__name__} has no attention (no get_attention method); use a model with "
+            "attention, such as cfm.models.CellVQ, or model=None for a graph without one."
         )
     return model
 
@@ -81,18 +81,18 @@ def attention_options(
     Raises
     ------
     TypeError
-        If it does not take the units.
+        If it takes no ``units``.
     """
     taken = inspect.signature(model.get_attention).parameters
     options: dict[str, Any] = {"layer": layer}
     if units != "counts":
         if "units" not in taken:
             raise TypeError(
-                f"{type(model).__name__}.get_attention takes no units=, and what is read is in "
-                f"units={units!r}; name a layer with the values that the model reads by default."
+                f"{type(model).__name__}.get_attention takes no units=, and the values are in "
+                f"units={units!r}; name a layer with the default values of the model."
             )
         options |= {"units": units, "total_counts": total_counts}
-    if "reduce" in taken:  # such a model averages its maps as it goes, and holds few
+    if "reduce" in taken:  # this model averages its maps itself, which saves memory
         options["reduce"] = "mean"
     return options
 
@@ -111,9 +111,9 @@ def read_attention(
     Parameters
     ----------
     model
-        With attention.
+        A model with attention.
     adata
-        The data.
+        Cells by genes.
     drawn
         Row numbers of the cells to read of each code.
     share
@@ -122,7 +122,7 @@ def read_attention(
     min_share
         See above.
     n_relations
-        Pairs of genes of a code at most.
+        Largest number of pairs of genes of a code.
     options
         Further arguments of the model's ``get_attention``.
 
@@ -132,7 +132,7 @@ def read_attention(
         If no gene of the data is ever a token, or the model leaves out cells.
     """
     unique, back = np.unique(np.concatenate(drawn), return_inverse=True)  # files: sorted rows
-    # Genes by name: what a model sums up is then the same to the last digit in any order of theirs.
+    # Genes by name: sums in the model are then the same to the last bit in any order of genes.
     by_name = np.argsort(adata.var_names.astype(str).to_numpy(), kind="stable")
     part = adata[unique].to_memory()[back, by_name].copy()
     maps = iter(model.get_attention(part, **options))
@@ -165,14 +165,14 @@ def read_attention(
     if not known.any():
         raise ValueError(
             f"None of the {adata.n_vars} genes (such as {', '.join(map(str, adata.var_names[:3]))})"
-            f" is among the tokens of {type(model).__name__}; use the names that the model knows."
+            f" is among the tokens of {type(model).__name__}; use the gene names of the model."
         )
     relations = pd.concat(related, ignore_index=True)
     return Attended(attention, relations, np.unique(np.concatenate(panels)), count)
 
 
 class _TokenColumns:
-    """Columns of the data by the names that the model has for genes."""
+    """Columns of the data by the gene names of the model."""
 
     def __init__(self, model: AttentionModel, adata: AnnData) -> None:
         self._adata = adata
@@ -182,7 +182,7 @@ class _TokenColumns:
             self._look_up(list(vocabulary.genes))
 
     def __call__(self, tokens: pd.Index) -> np.ndarray:
-        """Return ``(n,)`` columns, −1 for what the data do not have."""
+        """Return ``(n,)`` columns, −1 for genes that the data lack."""
         names = [str(token) for token in tokens]
         new = [name for name in names if name not in self._seen]
         if new:
@@ -195,14 +195,14 @@ class _TokenColumns:
 
 
 def _panel(share: np.ndarray, names: pd.Index, min_share: float) -> np.ndarray:
-    """Return the columns of genes that enough cells express, by name; most cells first to stay."""
+    """Return the columns, by name, of the most frequent genes of at least ``min_share``."""
     order = np.lexsort((names.astype(str).to_numpy(), -share))
     kept = order[share[order] >= max(min_share, 1e-12)][:MAX_PANEL]
     return kept[np.argsort(names[kept].astype(str).to_numpy(), kind="stable")]
 
 
 def _relations(genes: np.ndarray, mean: AttentionMean, n: int) -> pd.DataFrame:
-    """Return the strongest pairs that meet in at least half of the cells, but in two of them."""
+    """Return the strongest pairs that are tokens together in half of the cells, at least two."""
     seen = np.array(mean.present[0], dtype=np.float32).reshape(len(mean.present[0]), len(genes))
     values = mean.mean()
     both = (values + values.T).astype(np.float64) / 2.0
@@ -221,7 +221,7 @@ def mark_relations(
     n_permutations: int,
     seed: int,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Mark the relations of codes that networks have, and test whether these are many.
+    """Add the support of networks to the relations of codes, and test its extent.
 
     ``share`` is the ``(n_genes,)`` share of cells that express a gene.
 
@@ -230,7 +230,7 @@ def mark_relations(
     table
         The relations with ``support``: names of networks joined by ``|``, ``""`` for none.
     support
-        Of each network what :func:`support_test` returns for the different pairs of all codes.
+        By network the result of :func:`support_test` for the unique pairs of all codes.
     """
     a, b = (attended.relations[end].to_numpy() for end in ("a", "b"))
     marks = pd.DataFrame(
@@ -276,13 +276,13 @@ def support_test(
     a, b
         ``(n,)`` columns of the ends of the edges; each pair once.
     genes
-        Columns among which edges were looked for, sorted and different.
+        Columns of the candidate genes for edges, sorted and unique.
     level
-        ``(len(genes),)`` how much each is expressed; names are permuted within tenths of it.
+        ``(len(genes),)`` expression of each; names are permuted within tenths of it.
     n_permutations
-        Random edge sets; 0 for none.
+        Number of random edge sets; 0 for none.
     seed
-        Of the permutations.
+        Seed of the permutations.
 
     Returns
     -------

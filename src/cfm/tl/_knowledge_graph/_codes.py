@@ -1,4 +1,4 @@
-"""Codes of cells, their annotations, and what sets a code apart: its genes, and its annotations."""
+"""Codes of cells, and the genes and annotations that distinguish a code."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-#: Added to attention before the ratio is taken: a gene that one cell in ten attends to as to any.
+#: Added to attention before ratios: mean attention in one cell of ten.
 _PRIOR = 0.1
 
 
 @dataclass(frozen=True)
 class CodedCells:
-    """Which cells have which code.
+    """The code of each cell.
 
     Attributes
     ----------
     names
         Codes with enough cells, numbers in their order, else sorted.
     rows
-        ``(n,)`` int64, row numbers of the cells with any code, by their names: what is drawn at
-        random from them does not depend on the order of the data.
+        ``(n,)`` int64, row numbers of the cells with any code, sorted by name: random draws do
+        not depend on the order of the data.
     code
         ``(n,)`` int64, place of their code in ``names``, −1 for a code with too few cells.
     """
@@ -91,7 +91,7 @@ def read_codes(adata: AnnData, codes: str, min_cells: int) -> CodedCells:
     if len(found) < 2:
         raise ValueError(
             f"adata.obs[{codes!r}] has {len(found)} code ({', '.join(found) or 'all missing'}) in "
-            f"{adata.n_obs} cells; a graph sets codes apart, so at least two are needed."
+            f"{adata.n_obs} cells; a graph compares codes, so at least two are needed."
         )
     names = sorted(found[counts >= min_cells].tolist(), key=_natural)
     if not names:
@@ -122,7 +122,7 @@ def read_annotations(
     KeyError
         If a column does not exist.
     ValueError
-        If a column is asked for twice, is that of the codes, has the name of another kind of node
+        If a column is named twice, is that of the codes, has the name of another kind of node
         or edge, or holds measurements.
     """
     if isinstance(columns, str):
@@ -175,16 +175,16 @@ def _natural(name: str) -> tuple[bool, float, str]:
 
 @dataclass(frozen=True)
 class CodeExpression:
-    """What each gene does in each code, arrays ``(n_codes, n_genes)`` float64.
+    """Statistics of each gene in each code, arrays ``(n_codes, n_genes)`` float64.
 
     Attributes
     ----------
     share
         Share of cells that express the gene.
     log2_fold_change
-        Of the mean counts per 10,000 in the code against those in the other cells, 1 added to each.
+        Log2 ratio of the mean counts per 10,000, plus 1, in the code and in the other cells.
     p_value
-        Of Welch's t-test that the code has more, on ``log1p`` of counts per 10,000.
+        P-value of Welch's t-test that the code has more, on ``log1p`` of counts per 10,000.
     """
 
     share: np.ndarray
@@ -195,25 +195,25 @@ class CodeExpression:
 def read_expression(
     matrix: Any, where: str, units: Units, cells: CodedCells, columns: np.ndarray
 ) -> tuple[CodeExpression, sparse.csr_matrix]:
-    """Return what the genes do in each code, and some genes in each cell, in one pass.
+    """Return statistics of the genes in each code, and some genes in each cell, in one pass.
 
     Parameters
     ----------
     matrix
         Cells by genes, any storage.
     where
-        Its name, for errors.
+        Name of the matrix, for errors.
     units
-        What it holds; checked.
+        Units of the matrix; checked.
     cells
-        The cells that count.
+        Codes of the cells.
     columns
         ``(m,)`` genes to keep.
 
     Returns
     -------
     expression
-        Of all genes.
+        Statistics of all genes.
     kept
         ``(n, m)`` CSR float64, ``log1p`` of counts per 10,000: the cells in the order of
         ``cells.rows``.
@@ -221,10 +221,10 @@ def read_expression(
     Raises
     ------
     ValueError
-        If the values are not in the units that were declared.
+        If the values are not in the declared units.
     """
     n_obs, n_genes = matrix.shape
-    n_codes = len(cells.names)  # a last group is of the cells in none of them
+    n_codes = len(cells.names)  # the last group has the cells without a code
     group = np.full(n_obs, -1, dtype=np.int64)
     group[cells.rows] = np.where(cells.code < 0, n_codes, cells.code)
     linear = np.zeros((n_codes + 1, n_genes))
@@ -265,18 +265,18 @@ def importance(
     min_share: float,
     max_fdr: float,
 ) -> pd.DataFrame:
-    """Return the genes of each code that it raises most.
+    """Return the genes of each code with the largest fold changes.
 
     Parameters
     ----------
     expression
-        Of the codes.
+        Statistics of the genes.
     attention
         ``(n_codes, n_genes)`` attention to each gene; ``None`` without a model.
     names
         ``(n_genes,)`` names, which order ties.
     n_genes
-        Genes of a code at most.
+        Largest number of genes of a code.
     min_share
         Least share of the cells of the code that express a gene.
     max_fdr

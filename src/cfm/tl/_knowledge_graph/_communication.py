@@ -1,4 +1,4 @@
-"""Which code may signal to which: ligand-receptor pairs, scored and tested."""
+"""Communication between codes: ligand-receptor pairs, scored and tested."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from cfm.tl._knowledge_graph._codes import CodedCells
     from cfm.tl._knowledge_graph._knowledge import Pairs
 
-#: Values that are held at a time while labels are permuted (32 MiB in float64).
+#: Values in memory at a time in permutations (32 MiB in float64).
 _VALUES = 4_000_000
-#: A permuted score this close to the real one is as large: sums differ in their last digits.
+#: Tolerance for ties of permuted and observed scores: sums differ in their last digits.
 _SLACK = 1.0 - 1e-9
 _TRIPLE = ["sender", "receiver", "ligand", "receptor"]
 
@@ -33,7 +33,7 @@ def score_links(
     n_permutations: int,
     seed: int,
 ) -> pd.DataFrame:
-    r"""Score each pair between each two codes, and test it by permuted codes.
+    r"""Score each pair between all pairs of codes, and test it by permuted codes.
 
     .. math:: s = \sqrt{L_a R_b}
 
@@ -50,13 +50,13 @@ def score_links(
     n_codes
         Number of codes.
     pairs
-        What to score.
+        Ligand-receptor pairs.
     min_share
         See above.
     n_permutations
         Random permutations of ``code``; 0 for none.
     seed
-        Of the permutations.
+        Seed of the permutations.
 
     Returns
     -------
@@ -191,12 +191,12 @@ def liana_links(
 def strongest_links(
     links: pd.DataFrame, n_links: int, max_fdr: float, n_permutations: int
 ) -> pd.DataFrame:
-    """Keep the links of positive weight that pass the test, the strongest of two codes.
+    """Return the links of positive weight that pass the test, the strongest of two codes.
 
     Warns
     -----
     UserWarning
-        If none passes because so few permutations cannot give a smaller p-value.
+        If no link passes since the smallest p-value of so few permutations is too large.
     """
     smallest = links["p_value"].min()
     passed = links["fdr"] <= max_fdr
@@ -204,7 +204,7 @@ def strongest_links(
         n_smallest = int((links["p_value"] == smallest).sum())
         warn_user(
             f"No ligand-receptor link passes a false discovery rate of {max_fdr}: {n_smallest} of "
-            f"{len(links)} that were tested have the smallest p-value of {n_permutations} "
+            f"{len(links)} tested have the smallest p-value of {n_permutations} "
             f"permutations ({smallest:.2g}), which is too large for so many tests. Use fewer "
             "codes, such as the groups of cfm.tl.cell_codes(adata, n_groups=…), or fewer pairs: "
             "knowledge={'ligand_receptor': pairs}."
@@ -218,12 +218,12 @@ def strongest_links(
 
 
 class _Complexes:
-    """The genes of ligands and of receptors, side by side, to take the least of each complex."""
+    """The genes of ligands and of receptors, for the minimum over each complex."""
 
     def __init__(self, pairs: Pairs) -> None:
         self._sides = {}
         for side in ("ligand", "receptor"):
-            # A ligand takes part in many pairs: the least is taken once.
+            # A ligand is in many pairs: its minimum is computed once.
             names, inverse = np.unique(pairs.table[side].astype(str), return_inverse=True)
             genes = [pairs.members(name) for name in names]
             starts = np.cumsum([0, *map(len, genes)])[:-1]

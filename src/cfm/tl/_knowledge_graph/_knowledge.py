@@ -1,4 +1,4 @@
-"""What is known of genes: tables of pairs, found among the genes of data."""
+"""Known relations of genes: tables of pairs, matched with the genes of data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TABLES = {
     "drugs": ("compound", "gene"),
 }
 NETWORKS = ("tf", "protein")
-#: Between the genes of a complex.
+#: Separator of the genes of a complex.
 COMPLEX = "_"
 
 
 def read_knowledge(knowledge: Any) -> dict[str, pd.DataFrame]:
-    """Return the rows of tables in which both ends are given, as text.
+    """Return the rows of tables with both ends, as text.
 
     Raises
     ------
@@ -76,16 +76,16 @@ def gene_columns(names: Iterable[str], adata: AnnData) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Ligand-receptor pairs whose genes are all measured.
+    """Ligand-receptor pairs with all genes measured.
 
     Attributes
     ----------
     table
         ``ligand`` and ``receptor``, a row per pair.
     columns
-        ``(m,)`` int64, columns of the data that hold any of their genes.
+        ``(m,)`` int64, columns of the data with any of their genes.
     place
-        By gene its place in ``columns``.
+        Place in ``columns`` by gene.
     """
 
     table: pd.DataFrame
@@ -114,8 +114,8 @@ def measured_pairs(table: pd.DataFrame, adata: AnnData) -> Pairs:
     if not len(pairs):
         raise ValueError(
             f"None of the {len(known)} ligand-receptor pairs has all of its genes measured: "
-            f"{len(column)} of {len(genes)} genes were found, looking for such as "
-            f"{', '.join(genes[:3])} among such as {', '.join(map(str, adata.var_names[:3]))}. "
+            f"{len(column)} of {len(genes)} genes were found (such as {', '.join(genes[:3])}, "
+            f"among such as {', '.join(map(str, adata.var_names[:3]))}). "
             "Pass pairs by the names that var_names has (human symbols by default, "
             "cfm.pp.map_genes) as knowledge={'ligand_receptor': pairs}, or communication=None."
         )
@@ -145,7 +145,7 @@ def read_network(table: pd.DataFrame, adata: AnnData, name: str) -> sparse.csr_m
         example = ", ".join(map(" – ".join, ends.iloc[:3].to_numpy()))
         raise ValueError(
             f"None of the {len(ends)} interactions of knowledge[{name!r}] has both genes measured, "
-            f"looking for such as {example} among such as "
+            f"such as {example}, among genes such as "
             f"{', '.join(map(str, adata.var_names[:3]))}; use the same kind of gene names."
         )
     row, column = a[known].to_numpy(dtype=np.int64), b[known].to_numpy(dtype=np.int64)

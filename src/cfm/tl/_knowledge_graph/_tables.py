@@ -26,7 +26,7 @@ IMPORTANCE, RELATION, COMMUNICATION, ENRICHMENT, TARGET = (
 )
 RESERVED = (CODE, GENE, DRUG, IMPORTANCE, RELATION, COMMUNICATION, ENRICHMENT, TARGET)
 _DIRECTED = (COMMUNICATION, TARGET)
-#: Columns of the table of edges; what a kind does not have is ``""`` or ``NaN``.
+#: Columns of the table of edges; columns of other kinds are ``""`` or ``NaN``.
 _TEXTS = ("source", "target", "kind", "code", "ligand", "receptor", "support", "evidence")
 _NUMBERS = (
     "weight",
@@ -139,7 +139,7 @@ def target_edges(table: pd.DataFrame, genes: np.ndarray) -> pd.DataFrame:
 
 
 def edge_table(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """Put the edges of all kinds together, the strongest of each kind first.
+    """Join the edges of all kinds, the strongest of each kind first.
 
     ``strength`` is the rank of the weight among the edges of the same kind over their number, so
     that kinds compare; equal weights share the mean of their ranks.
@@ -195,7 +195,7 @@ def node_table(
     symbols = map_identifiers(adata.var_names[columns].astype(str)).symbol
     for column, symbol in zip(columns, symbols.tolist(), strict=True):
         name = str(adata.var_names[column])
-        # Ensembl ids say nothing to a reader; the names of data are otherwise kept.
+        # Symbols are readable, Ensembl ids are not; other names are kept.
         label = symbol if name.upper().startswith("ENSG") and symbol else name
         rows.append((node_id(GENE, name), GENE, label, round(float(expressed[column]))))
     for name, labels in annotations.items():
@@ -214,7 +214,7 @@ def node_table(
         twice = table.index[table.index.duplicated()].unique()[:5].tolist()
         raise ValueError(
             f"Several nodes would be called {twice}; rename the columns or levels of annotations "
-            "whose names run into each other."
+            "with the same joined names."
         )
     degree = pd.Series(edges[["source", "target"]].to_numpy().ravel()).value_counts()
     table["n_edges"] = degree.reindex(table.index).fillna(0).astype(np.int64)

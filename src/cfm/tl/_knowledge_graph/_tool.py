@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from cfm._docs import fill_docs
 from cfm._fields import (
     CELL_CODE_KEY,
     GRAPH_EDGES,
@@ -55,7 +56,7 @@ from cfm.tl._knowledge_graph._tables import (
     relation_edges,
     target_edges,
 )
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,22 +68,23 @@ if TYPE_CHECKING:
 
 Communication = Literal["permutation", "liana"]
 
-#: Of a code: with more edges a drawing shows nothing, and the weakest of these are near chance.
+#: Edges of a code: more are unreadable in a plot, and the weakest of these are near chance.
 N_GENES, N_RELATIONS, N_LINKS = 10, 20, 5
-#: Codes with fewer cells have fold changes to match.
+#: Fold changes of codes with fewer cells are too noisy.
 MIN_CELLS = 10
-#: Share of the cells of a code that express a gene; liana and CellPhoneDB ask for the same.
+#: Least share of the cells of a code that express a gene, as in liana and CellPhoneDB.
 MIN_SHARE = 0.1
 #: Largest false discovery rate of an edge that is tested.
 MAX_FDR = 0.05
 #: A map of attention grows with the square of the genes; the mean of 20 cells is stable.
 N_CELLS_PER_CODE = 20
-#: As many as CellPhoneDB and liana use.
+#: As in CellPhoneDB and liana.
 N_PERMUTATIONS = 1000
 SEED = 0
 
 
 @takes_anndata(columns=("codes", "annotations"))
+@fill_docs(TEXTS)
 def knowledge_graph(
     adata: AnnData,
     model: str | Path | PretrainedModel | AttentionModel | None = "cellvq-mini",
@@ -96,26 +98,27 @@ def knowledge_graph(
     key_added: str = KNOWLEDGE_GRAPH_KEY,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Join codes of cells, their genes, and annotations in a graph (CellVQ-Graph).
+    r"""Build a graph of codes of cells, their genes, and annotations (CellVQ-Graph).
 
     Nodes are codes, genes, levels of annotations and, if given, drugs. Edges are of five kinds:
 
     ``"importance"``
-        Code and gene: the 10 genes that the code raises most, of those that 10 % of its cells
-        express and that pass a false discovery rate of .05 (Welch's t-test). The weight is the log2
-        fold change of the mean counts per 10,000 against all other cells, 1 added to each.
+        Code and gene: the 10 genes with the largest fold changes among those that 10 % of the cells
+        of the code express and that pass a false discovery rate of .05 (Welch's t-test). The weight
+        is the log2 fold change of the mean counts per 10,000 against all other cells, 1 added to
+        each.
     ``"relation"``
-        Gene and gene: the 20 pairs of a code that attend to each other most, beyond how much
-        everything attends to them, read from 20 cells of the code. Only with a model. Marked where
-        a network in ``knowledge`` has the pair.
+        Gene and gene: the 20 pairs of a code with most attention to each other relative to the mean
+        attention to them, from 20 cells of the code. Only with a model. ``support`` lists the
+        networks in ``knowledge`` with the pair.
     ``"communication"``
         From code to code: a ligand in the sender and its receptor in the receiver, the 5 strongest
         pairs of two codes; see ``communication``.
     ``"enrichment"``
-        Code and level of an annotation: the code has more such cells than expected
-        (hypergeometric test); weight is the log odds ratio.
+        Code and level of an annotation: the code has more such cells than expected (hypergeometric
+        test); the weight is the log odds ratio.
     ``"target"``
-        From drug to gene, for genes that are in the graph.
+        From drug to gene, for genes in the graph.
 
     Codes with fewer than 10 cells are left out; their cells still count as others.
 
@@ -124,39 +127,37 @@ def knowledge_graph(
     adata
         Cells by genes, in any storage. Genes as symbols or Ensembl ids.
     model
-        A model with attention (:class:`cfm.models.AttentionModel`), the name of a checkpoint, a
-        folder, or ``hf://org/name``. ``None``: without relations.
+        A model with attention (:class:`cfm.models.AttentionModel`). ``None``: without relations.
+        %(load)s
     codes
         Column of ``obs`` with the code of each cell, as :func:`cfm.tl.cell_codes` writes it, or
-        any groups of cells, such as clusters. Cells without one take no part.
+        any groups of cells, such as clusters. Cells without a code are left out.
     annotations
-        Columns of ``obs`` with categories: cell type, tissue, disease, drug … A missing value
-        counts for nothing.
+        Columns of ``obs`` with categories: cell type, tissue, disease, drug … Missing
+        values are left out.
     knowledge
-        Tables of what is known of genes, each by its name:
+        Tables of known relations, by name:
 
         - ``"ligand_receptor"``: pairs in the columns ``ligand`` and ``receptor``, genes of a
           complex joined by ``_``; by default :func:`cfm.datasets.ligand_receptor`.
         - ``"tf"``: regulation in the columns ``source`` and ``target``, such as DoRothEA.
         - ``"protein"``: interactions of proteins in the columns ``gene1`` and ``gene2``, such as
           Reactome FI.
-        - ``"drugs"``: targets of drugs in the columns ``compound``, ``gene`` and, if there,
+        - ``"drugs"``: targets of drugs in the columns ``compound``, ``gene`` and, optionally,
           ``action``, such as :func:`cfm.datasets.drug_targets`.
     communication
-        How pairs are scored. ``"permutation"``: :math:`\sqrt{L_a R_b}` with the mean expression of
-        the ligand in the sender and of the receptor in the receiver, each the least over a complex;
-        the weight is this minus that of the average cell; tested by permuting the codes of cells.
+        Score of pairs. ``"permutation"``: :math:`\sqrt{L_a R_b}` with the mean expression of the
+        ligand in the sender and of the receptor in the receiver, each the minimum over a complex;
+        the weight is the difference from the average cell, the test permutes the codes of cells.
         ``"liana"``: the weight is :math:`-\log_{10}` of the consensus of liana's methods
         (``specificity_rank``), the test that of CellPhoneDB (needs ``cfm-tools[communication]``).
         ``None``: no such edges.
     layer, units
-        Layer to read instead of ``X``, and what it holds: ``"counts"``, or ``"log1p_cp10k"``, the
-        natural ``log1p`` of counts per 10,000. Declared, and checked. Without either, what
-        :func:`cfm.tl.cell_codes` read to make the codes, if it made them, else counts in ``X``.
-    key_added
-        Name of the result.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+        Layer to read instead of ``X``, and its units: ``"counts"``, or ``"log1p_cp10k"``, the
+        natural ``log1p`` of counts per 10,000. Values are checked against the units. By default
+        those of the run of :func:`cfm.tl.cell_codes` for ``codes``, else counts in ``X``.
+    %(key_added)s
+    %(copy)s
 
     Returns
     -------
@@ -171,50 +172,51 @@ def knowledge_graph(
     ``adata.uns[key]['edges']``
         DataFrame, the strongest of each kind first: ``source``, ``target`` (ids) and ``kind``,
         str; ``weight`` float64 in the units of its kind; ``strength`` float64, its rank
-        among the edges of the kind over their number (equal ones share the mean), so that kinds
-        compare; ``directed`` bool; ``p_value`` and ``fdr`` float64
-        (Benjamini & Hochberg; of expression within a code, of communication over all that was
-        tested, of enrichment within an annotation), ``NaN`` where nothing is tested. Why it is
-        there: ``evidence``, a sentence, and by kind, else ``NaN`` or ``""``: ``attention`` (1 =
-        as much as to any token; of relations, as chance has it), ``attention_lift`` (log2 of the
-        attention to the gene against the mean of the other codes), ``log2_fold_change``, ``share``
-        (of the code's cells that express the gene); ``code`` (in which two genes are related),
+        among the edges of the kind over their number (equal ones share the mean), comparable
+        between kinds; ``directed`` bool; ``p_value`` and ``fdr`` float64
+        (Benjamini & Hochberg; of expression within a code, of communication over all
+        tests, of enrichment within an annotation), ``NaN`` without a test. The evidence:
+        ``evidence``, a sentence, and by kind, else ``NaN`` or ``""``: ``attention`` (1 = mean
+        attention to a token; of relations, the attention expected by chance), ``attention_lift``
+        (log2 of the attention to the gene against the mean of the other codes),
+        ``log2_fold_change``, ``share`` (of the code's cells that express the gene); ``code`` (of a
+        relation),
         ``support`` (``"tf"``, ``"protein"`` or both joined by ``|``); ``ligand``, ``receptor``,
         ``score`` (:math:`\sqrt{L_a R_b}`), ``ligand_mean``, ``receptor_mean``; ``log_odds``,
         ``overlap`` and ``expected`` (cells).
     ``adata.uns[key]['params']``
-        The arguments, what was read, the model, its SHA-256 and the share of its genes found;
+        The arguments, layer and units, the model, its SHA-256 and the share of its genes found;
         ``n_pairs`` ligand-receptor pairs measured; under ``support`` for each network ``n_edges``,
-        ``n_supported``, ``expected`` and ``p_value``: whether it has more of the relations than of
-        edges between other genes that are about as much expressed (permuted within tenths).
+        ``n_supported``, ``expected`` and ``p_value``: whether it supports more of the relations
+        than of edges between genes of similar expression (permuted within tenths).
 
     Raises
     ------
     TypeError
-        If ``adata`` is no AnnData, ``model`` has no attention or does not take the units, or a
-        table is no DataFrame.
+        If ``adata`` is no AnnData, ``model`` has no attention or takes no ``units``, or a table
+        is no DataFrame.
     KeyError
         If a column of ``obs`` or the layer does not exist.
     ValueError
         If there are fewer than two codes or none has 10 cells, no pair or interaction of a
         table is measured or its columns are missing, an annotation is the column of the codes or
-        has the name of another kind, names are not unique, or the values are not in the units
-        declared. Whatever is raised, ``adata`` is left as it was.
+        has the name of another kind, names are not unique, or the values are not in the
+        declared units. ``adata`` stays unchanged.
     ImportError
         If ``communication="liana"`` and liana is not installed.
 
     Warns
     -----
     UserWarning
-        If codes are left out, an annotation has one level, nothing is found, no link passes for
-        want of permutations, or a field that another tool wrote is replaced.
+        If codes are left out, an annotation has one level, there is no edge, no link passes with so
+        few permutations, or a field of another tool is replaced.
 
     Notes
     -----
-    CellVQ-Graph trains a small network of its own on each data set; here the attention of the
-    model itself is read. Attention is what a model looks at, not proof of regulation, and a
-    communication edge says that two codes express a pair more than the average cell, not that
-    their cells meet. Random draws go by the names of cells: their order changes nothing.
+    CellVQ-Graph trains a small network on each data set; this graph has the attention of the model
+    itself. Attention is no proof of regulation. A communication edge means that two codes express a
+    pair more than the average cell, not that their cells meet. Random draws depend on the names of
+    cells, not on their order.
 
     Examples
     --------
@@ -230,7 +232,7 @@ def knowledge_graph(
     labels = read_annotations(adata, annotations, codes, RESERVED)
     cells = read_codes(adata, codes, MIN_CELLS)
     made = params_of(adata.uns, codes)
-    made = made if "fingerprint" in made else {}  # written by cell_codes alone
+    made = made if "fingerprint" in made else {}  # only cell_codes writes it
     if layer is None and units is None:
         layer, units = made.get("layer"), made.get("units")
     units = units or "counts"
@@ -324,7 +326,7 @@ def knowledge_graph(
 
 @takes_anndata()
 def get_knowledge_graph(adata: AnnData, *, key: str = KNOWLEDGE_GRAPH_KEY) -> KnowledgeGraph:
-    """Return the graph that :func:`cfm.tl.knowledge_graph` stored.
+    """Return the stored graph of :func:`cfm.tl.knowledge_graph`.
 
     Parameters
     ----------

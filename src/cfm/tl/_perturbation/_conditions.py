@@ -1,4 +1,4 @@
-"""Perturbations and groups of observations, and the conditions in which methods are compared."""
+"""Perturbations and groups of observations, and the conditions of a comparison."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class Condition:
     group, parts, label
         Group, parts of the perturbation and its name.
     real
-        Rows of the perturbed observations that methods are compared with.
+        Rows of the perturbed observations to compare with.
     reference
-        Rows of the controls that their effect is measured against.
+        Rows of the controls for their effect.
     known
-        Rows of the controls that methods start from.
+        Rows of the controls where methods start.
     every, controls
         Rows of all perturbed observations and of all controls, for the ceiling.
     """
@@ -103,11 +103,11 @@ class Simulation:
     name
         The method.
     adata
-        The observations, maybe beside those of other methods.
+        The observations, possibly with those of other methods.
     rows
-        Rows by (group, parts); those without parts are simulated controls.
+        Rows by (group, parts); simulated controls have no parts.
     sources
-        ``(n_obs,)`` names of the observations that they started from, if recorded.
+        ``(n_obs,)`` names of their start observations, if recorded.
     """
 
     name: str
@@ -248,16 +248,16 @@ def draw_sources(
     Parameters
     ----------
     names
-        Names of the observations; they decide, not the order.
+        Names of the observations, which determine the draw, not their order.
     design
         Groups and controls.
     groups
         Groups to simulate.
     n_cells
-        How many per group: a random part of the controls, or all of them several times; ``None``
+        Number per group: a random part of the controls, or all of them several times; ``None``
         for each once.
     seed
-        Of the draw.
+        Seed of the draw.
     """
     chosen = []
     for group in groups:
@@ -285,7 +285,7 @@ def read_real(
     Raises
     ------
     KeyError, TypeError, ValueError
-        If something does not exist or cannot be used.
+        If a column or level does not exist, or an argument cannot be used.
     """
     require_anndata(real)
     check_unique_names(real.obs_names, axis="obs")
@@ -394,12 +394,12 @@ def read_conditions(
     key: str,
     min_cells: int,
 ) -> list[Condition]:
-    """Return the conditions that were both observed and simulated, by group and parts.
+    """Return the conditions in both observed and simulated data, by group and parts.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there is no condition.
 
     Warns
     -----
@@ -432,7 +432,7 @@ def read_conditions(
         warn_user(f"{len(what)} simulated condition(s) {reason} and are left out: {_some(what, 5)}")
     if not found:
         raise ValueError(
-            "Nothing that was simulated was also observed, with controls and enough observations: "
+            "No simulated condition was observed, with controls and enough observations: "
             + ("; ".join(f"{what[:5]} {reason}" for reason, what in skipped.items()) or "no rows")
             + ". Check key=, groupby=, split_key= and min_cells=."
         )
@@ -440,7 +440,7 @@ def read_conditions(
 
 
 def shared_genes(real: ad.AnnData, simulations: Sequence[Simulation]) -> pd.Index:
-    """Return the genes of the observed data that every method simulated, in their order.
+    """Return the genes of the observed data that every method simulates, in their order.
 
     Raises
     ------
@@ -450,7 +450,7 @@ def shared_genes(real: ad.AnnData, simulations: Sequence[Simulation]) -> pd.Inde
     Warns
     -----
     UserWarning
-        If some were not.
+        If genes are left out.
     """
     genes = real.var_names
     kept = np.ones(len(genes), dtype=bool)

@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from cfm.tl._perturbation._conditions import Design, Simulation
     from cfm.tl._perturbation._scores import Method
 
-#: Principal components of the observed data, on which distances are computed.
+#: Principal components of the observed data, for distances.
 N_COMPONENTS = 50
 #: Halvings of the observed cells; each costs as much as scoring one method.
 N_HALVES = 10
-#: Observations of a condition that distances, baselines and cell-eval take at most: the time of a
-#: distance grows with the square.
+#: Largest number of observations of a condition for distances, baselines and cell-eval: the time
+#: of a distance grows with the square.
 MAX_CELLS = 1000
 #: Name of the observed data in ``units=``.
 _REAL = "real"
@@ -69,15 +69,15 @@ def evaluate_perturbation(
     min_cells: int = 10,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compare simulated perturbations with observed ones, beside baselines and a ceiling.
+    """Score simulated perturbations against observed ones, with baselines and a ceiling.
 
-    Every score of a method stands beside that of each baseline of
-    :func:`cfm.tl.simulate_perturbation` in the same condition, and beside the ceiling: how well
-    one half of the observed cells predicts the other. A condition is a perturbation in a group.
+    For every condition the table has the scores of each method, of each baseline of
+    :func:`cfm.tl.simulate_perturbation`, and of the ceiling, the prediction of one half of the
+    observed cells by the other. A condition is a perturbation in a group.
 
-    All methods are compared as log expression on the genes that all simulated. An effect is the
-    mean of perturbed minus the mean of control observations. Baselines never read the group's own
-    observations of the perturbation, and with ``split_key`` nothing outside of training.
+    All methods are compared in log expression on the genes that all simulate. An effect is the mean
+    of perturbed minus the mean of control observations. Baselines never use the group's own
+    observations of the perturbation, and with ``split_key`` only training observations.
 
     Parameters
     ----------
@@ -88,62 +88,62 @@ def evaluate_perturbation(
         with the method in ``obs['simulated_by']`` (``"model"`` without it), or AnnData by the name
         of the method. In ``X`` counts or log expression, in ``obs`` the columns ``key`` and
         ``groupby``. Several perturbations and groups are stacked by :func:`anndata.concat` with
-        ``merge="same", uns_merge="same"``, which keeps ``var["simulated"]``: genes that were not
-        predicted are left out for all.
+        ``merge="same", uns_merge="same"``, which keeps ``var["simulated"]``: genes without a
+        prediction are left out for all.
     key
         Column of ``obs`` with perturbations; combinations are written ``"A+B"``, in any order.
     control
-        Its level for unperturbed observations. Effects of a method are measured against the
-        controls that it simulated; without any, against the observations it started from
-        (``obs['simulated_from']``, if these are controls), else against all controls of the group.
+        Level of ``key`` for unperturbed observations. Effects of a method are measured against its
+        simulated controls; without these, against its start observations
+        (``obs['simulated_from']``, if they are controls), else against all controls of the group.
     groupby
         Column of ``obs`` with groups, such as cell types or donors.
     split_key
         Column of ``real.obs`` with ``"train"`` and ``"test"``
         (:func:`cfm.pp.split_perturbations`). Methods are compared with test observations, and
-        effects measured against test controls where a group has some. Without it all observations
-        serve.
+        effects measured against test controls if a group has some. By default all observations are
+        used.
     layer
         Layer of ``real`` to read instead of ``X``.
     units
         ``"counts"``, ``"log"``, or ``"auto"``; one for all, or by name: ``"real"``, and the names
-        of methods. With ``"auto"`` whole numbers are counts, as are fractional values of which some
-        exceed 30; fractional values are logarithms if ``expm1`` of all rows has the same sum, or if
-        ``uns["log1p"]`` (:func:`scanpy.pp.log1p`) or ``uns["simulation"]`` records it; else an
-        error names the values. Of counts log1p of counts per 10,000 is taken: of the genes that are
-        compared, or of all genes if another matrix is log-normalised already.
+        of methods. With ``"auto"`` whole numbers and fractional values above 30 are counts;
+        fractional values are logarithms if ``expm1`` of all rows has the same sum, or if
+        ``uns["log1p"]`` (:func:`scanpy.pp.log1p`) or ``uns["simulation"]`` records it; else there
+        is an error. Counts become log1p of counts per 10,000: of the compared genes, or of all
+        genes if another matrix is log-normalised already.
     metrics
-        Names, see below. By default those marked with a star. ``"cell_eval"`` adds all of
+        Names of metrics (below); by default those marked with a star. ``"cell_eval"`` adds all of
         cell-eval (needs ``cfm-tools[eval]``), ``"cell_eval:mae"`` one of its metrics.
     baselines
-        What to put beside: ``"control"``, ``"mean_shift"``, ``"additive"``, ``"nearest"`` and
-        ``"linear"``, which shift the log expression of the controls, and ``"ceiling"``, means over
-        10 random halvings of the observed cells. A baseline that is among the simulated is not made
-        again: to give ``features`` or ``alpha``, or to have counts, simulate it by
-        :func:`cfm.tl.simulate_perturbation` from the training observations.
+        Any of ``"control"``, ``"mean_shift"``, ``"additive"``, ``"nearest"`` and ``"linear"``,
+        which shift the log expression of the controls, and ``"ceiling"``, means over 10 random
+        halvings of the observed cells. A baseline in ``simulated`` is used as it is: for
+        ``features``, ``alpha`` or counts, simulate it by :func:`cfm.tl.simulate_perturbation` from
+        the training observations.
     min_cells
         Conditions with fewer observed, control or simulated observations are left out.
     seed
-        Of draws and halves. Distances, baselines and cell-eval take at most 1,000 observations of a
-        condition, drawn by their names; effects take all.
+        Seed of draws and halves. Distances, baselines and cell-eval use at most 1,000 observations
+        of a condition, drawn by their names; effects use all.
 
     Returns
     -------
-    DataFrame, nothing is stored: a row for each condition, metric and method, in this order.
+    DataFrame, a row for each condition, metric and method, in this order; nothing is stored.
 
     ``group``, ``perturbation``
         str; ``group`` is ``""`` without ``groupby``.
     ``metric``
         str; see below.
     ``method``
-        str: the simulated, the baselines, ``"ceiling"``.
+        str: names in ``simulated``, baselines, ``"ceiling"``.
     ``value``
-        float64; NaN where a method or metric has no answer, such as ``"additive"`` for a
+        float64; NaN if a method or metric has no value, such as ``"additive"`` for a
         combination whose parts were not measured alone.
     ``higher_is_better``
         bool.
     ``n_real``, ``n_simulated``
-        int64, observations that were compared; of the ceiling the two halves.
+        int64, compared observations; for the ceiling the two halves.
     ``units_real``, ``units_simulated``
         str; ``"counts"`` or ``"log"``, the units of the observed data and of those of the method.
 
@@ -174,12 +174,12 @@ def evaluate_perturbation(
     Raises
     ------
     TypeError
-        If something is no AnnData.
+        If ``real`` or ``simulated`` is of another type.
     KeyError
         If a column, level or layer does not exist.
     ValueError
-        If nothing that was simulated was observed, no gene is shared, values are not finite, may
-        be counts as well as logarithms, or an argument cannot be used.
+        If no simulated condition was observed, no gene is shared, values are not finite or of
+        unclear units, or an argument cannot be used.
     ImportError
         If cell-eval is named in ``metrics`` and not installed.
 
@@ -190,14 +190,12 @@ def evaluate_perturbation(
 
     Notes
     -----
-    The ceiling compares halves, each as noisy as half of the cells: a method that is compared with
-    all of them can score above it, the more so the fewer there are. After a split of cells it is
-    the score of the training cells themselves.
+    The ceiling compares halves, which are noisier than all cells: with few cells a method can score
+    above it. After a split of cells it is the score of the training cells.
 
-    Effects of a method that makes new cells, without controls of its own, are measured against the
-    observed controls. If the observed effect is measured against the same ones, both share their
-    noise, which looks like agreement where effects are weak: simulate the controls too, or split
-    with ``hold_out_controls=True``.
+    Effects of a method without simulated controls are measured against the observed controls, and
+    then share the noise of the observed effect, which raises the scores of weak effects: simulate
+    the controls too, or split with ``hold_out_controls=True``.
 
     Cells of a condition are not independent evidence. Compare methods over conditions, for
     instance by :func:`cfm.metrics.paired_bootstrap`.
@@ -300,7 +298,7 @@ def _read_cells(
         )
         for s in simulations
     ]
-    # A logarithm was taken of shares of all genes; of counts shares of any genes can be taken.
+    # Logarithms are of shares of all genes; counts give shares of any genes.
     whole = not (counts and all(made))
     return LogCells(real, layer=layer, counts=counts, genes=genes, whole_library=whole), [
         LogCells(s.adata, counts=c, genes=genes, whole_library=whole)

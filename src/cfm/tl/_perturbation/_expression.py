@@ -1,4 +1,4 @@
-"""Log expression of observations, read in blocks; random draws of them; and shifts of it."""
+"""Log expression of observations in blocks, random draws of observations, and shifts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-#: Rows that are read at a time.
+#: Rows in a block.
 _BLOCK = 1024
-#: Observations that principal components are fitted on at most.
+#: Largest number of observations to fit principal components.
 _FITTED = 4096
 
 
 class LogCells:
-    """Log expression of an AnnData: as it is, or log1p of counts per 10,000.
+    """Log expression of an AnnData: the values, or log1p of counts per 10,000.
 
     Parameters
     ----------
@@ -37,20 +37,20 @@ class LogCells:
     layer
         Layer to read instead of ``X``.
     counts
-        Whether it holds counts.
+        Whether the matrix holds counts.
     genes
         Names of the genes to read, in their order; all by default.
     whole_library
-        Of counts, whether the library size counts all genes or only those that are read.
+        Whether the library size of counts is over all genes, or over those to read.
 
     Attributes
     ----------
     genes
-        Names of the columns that are read.
+        Names of the columns to read.
     names
         ``(n,)`` names of the observations.
     counts
-        Whether there are counts.
+        Whether the matrix holds counts.
     """
 
     def __init__(
@@ -109,11 +109,11 @@ class Components:
     cells
         Observations to fit.
     rows
-        Which of them; of many, a random part.
+        Row numbers; of many, a random part.
     n_components
         Number of components; fewer where there are fewer genes or observations.
     seed
-        Of the draw, and of a randomised solver.
+        Seed of the draw, and of a randomised solver.
     """
 
     def __init__(self, cells: LogCells, rows: np.ndarray, n_components: int, seed: int) -> None:
@@ -138,7 +138,7 @@ class Components:
 
 
 def draw_rows(names: np.ndarray, rows: np.ndarray, n: int, seed: int, purpose: str) -> np.ndarray:
-    """Draw at most ``n`` of some rows by their names, whatever their order.
+    """Draw at most ``n`` of some rows by their names, independent of their order.
 
     Parameters
     ----------
@@ -147,9 +147,9 @@ def draw_rows(names: np.ndarray, rows: np.ndarray, n: int, seed: int, purpose: s
     rows
         Row numbers to draw from.
     n
-        How many.
+        Largest number of rows.
     seed, purpose
-        What the draw depends on.
+        Seeds of the draw.
 
     Returns
     -------
@@ -165,12 +165,12 @@ def draw_rows(names: np.ndarray, rows: np.ndarray, n: int, seed: int, purpose: s
 def rows_hold_counts(
     adata: AnnData, rows: np.ndarray, layer: str | None, units: Units, *, where: str
 ) -> bool:
-    """Decide whether some rows of a matrix hold counts, and check that all values can be used.
+    """Return whether some rows of a matrix hold counts; check that values are finite.
 
     Raises
     ------
     ValueError
-        If a value is not finite, or it cannot be decided; see :func:`cfm._units.decide_units`.
+        If a value is not finite, or units are unclear; see :func:`cfm._units.decide_units`.
     """
     matrix = by_rows(get_matrix(adata, layer=layer))
     starts = range(0, len(rows), _BLOCK)
@@ -180,7 +180,7 @@ def rows_hold_counts(
 
 
 def to_log(values: Array, *, counts: bool) -> Array:
-    """Return log expression: as it is, or log1p of counts per 10,000.
+    """Return log expression: the values, or log1p of counts per 10,000.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def to_log(values: Array, *, counts: bool) -> Array:
     """
     if not np.isfinite(values).all():
         raise ValueError(
-            "The matrix holds NaN or infinite values, and means of expression cannot be formed; "
+            "The matrix holds NaN or infinite values, which have no mean; "
             "drop those genes or observations."
         )
     if not counts:
@@ -216,7 +216,7 @@ def shift_log(values: Array, shift: Array) -> Array:
 
 
 def shift_counts(values: Array, shift: Array, names: Iterable[str], seed: int) -> Array:
-    """Shift log1p of counts per 10,000, and turn it into counts of the same library size.
+    """Shift log1p of counts per 10,000, and convert it to counts of the same library size.
 
     Parameters
     ----------

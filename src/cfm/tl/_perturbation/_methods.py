@@ -63,11 +63,11 @@ class Observed:
     expression
         Their expression.
     components
-        Principal components of it.
+        Principal components of the expression.
     max_cells
-        Observations of a condition that are drawn at most.
+        Largest number of drawn observations of a condition.
     seed
-        Of draws.
+        Seed of draws.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Observed:
         self._mean: tuple[bytes, Array] | None = None
 
     def mean(self, rows: np.ndarray) -> Array:
-        """Return the mean of observations; the last one is kept, as controls serve many times."""
+        """Return the mean of observations; the last one is cached, as controls repeat."""
         place = rows.tobytes()
         if self._mean is None or self._mean[0] != place:
             self._mean = place, self.expression.mean(rows)
@@ -112,7 +112,7 @@ class Observed:
 
 
 class Simulated:
-    """Observations that a method simulated.
+    """Simulated observations of a method.
 
     Their effect is measured against the controls that the method simulated, if there are any; else
     against the observations they started from, if these are controls; else against all controls of
@@ -165,7 +165,7 @@ class Simulated:
         return self._expression.read(drawn)
 
     def _sources(self, rows: np.ndarray, condition: Condition) -> np.ndarray:
-        """Return the controls that an effect is measured against."""
+        """Return the controls for an effect."""
         if self._started is not None:
             place = np.sort(self._place.get_indexer(pd.Index(self._started[rows])))
             if np.isin(place, condition.controls).all():
@@ -174,7 +174,7 @@ class Simulated:
 
 
 class Baseline:
-    """The controls of a group, shifted by what a baseline predicts.
+    """The controls of a group, shifted by the effect of a baseline.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ class Baseline:
         self._name, self._known, self._observed = name, known, observed
 
     def answer(self, condition: Condition) -> Answer | None:
-        """Return the predicted effect and points, ``None`` if nothing can be learned from."""
+        """Return the predicted effect and points, ``None`` without data for it."""
         pair = self._shifted(condition)
         if pair is None:
             return None
@@ -212,7 +212,7 @@ class Baseline:
             try:
                 shift, _ = self._known.baseline(self._name, condition.parts, condition.group)
             except (KeyError, ValueError):
-                # Values and arguments were checked before: there is nothing to learn from.
+                # Values and arguments are checked already: the baseline has no data.
                 return None
         values = self._observed.read(condition.known, "sources")
         return values, shift_log(values, shift)
@@ -226,7 +226,7 @@ class Halves:
     observed
         The observed data.
     n_halves
-        How often they are halved.
+        Number of random halvings.
     """
 
     def __init__(self, observed: Observed, n_halves: int) -> None:
@@ -285,7 +285,7 @@ class Halves:
         for i in range(self._n):
             rng = np.random.default_rng([self._observed.seed, i, zlib.crc32(purpose.encode())])
             order = rng.permutation(len(rows))
-            # Of an odd number one is in neither half.
+            # The odd one of an odd number is in neither half.
             halves[0, i, order[:half]] = True
             halves[1, i, order[half : 2 * half]] = True
         return rows, halves

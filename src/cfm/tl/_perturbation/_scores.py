@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     #: Values of :data:`cfm._fields.SCORE_COLUMNS`.
     Row = tuple[str, str, str, str, float, bool, int, int]
 
-#: Genes of the largest observed effects that metrics of top genes take.
+#: Genes of the largest observed effects, for metrics of top genes.
 N_TOP = 50
-#: By metric the score of a condition, from the observed answer, that of a method, and the squared
-#: distance that the widths of MMD's kernels are taken from.
+#: Score of a condition by metric, from the observed result, that of a method, and the squared
+#: distance for the widths of MMD's kernels.
 _SINGLE: dict[str, Callable[[Answer, Answer, float], float]] = {
     "delta_pearson": lambda o, a, _: delta_pearson(o.effect, a.effect),
     "e_distance": lambda o, a, _: e_distance(o.points, a.points),
@@ -50,7 +50,7 @@ _SINGLE: dict[str, Callable[[Answer, Answer, float], float]] = {
     "delta_cosine": lambda o, a, _: delta_cosine(o.effect, a.effect),
     "delta_r2": lambda o, a, _: delta_r2(o.effect, a.effect),
 }
-#: By metric the scores of the conditions of a group against each other.
+#: Scores of the conditions of a group against each other, by metric.
 _TOGETHER: dict[str, Callable[[Array, Array, Sequence[np.ndarray]], Array]] = {
     "discrimination_score": lambda o, a, excluded: discrimination_score(o, a, excluded=excluded),
     "discrimination_score_cosine": lambda o, a, excluded: discrimination_score(
@@ -58,13 +58,13 @@ _TOGETHER: dict[str, Callable[[Array, Array, Sequence[np.ndarray]], Array]] = {
     ),
 }
 METRICS = (*_SINGLE, *_TOGETHER)
-#: Scored by default.
+#: Metrics by default.
 ALWAYS = ("delta_pearson", "e_distance", "mmd", "direction_accuracy", "discrimination_score")
 _LOWER_IS_BETTER = ("e_distance", "mmd")
 
-#: Prefix of cell-eval's metrics in the table; alone it stands for all of them.
+#: Prefix of cell-eval's metrics in the table; alone it means all of them.
 CELL_EVAL = "cell_eval"
-#: From this value on cell-eval does not take a matrix for logarithms.
+#: cell-eval refuses logarithms from this value on.
 _LARGEST = 15.0
 _KEY, _CONTROL = "perturbation", "__control__"
 
@@ -87,9 +87,9 @@ def score_group(
     observed
         The observed data.
     halves
-        Halves of it; ``None`` to leave the ceiling out.
+        Halves of the data; ``None`` without ceiling.
     metrics
-        Of :data:`METRICS`.
+        Names in :data:`METRICS`.
 
     Returns
     -------
@@ -168,7 +168,7 @@ def score_table(
 
 
 def known_cell_eval_metrics() -> dict[str, bool]:
-    """Return the names of cell-eval's scores with our prefix, True where higher is better.
+    """Return the names of cell-eval's scores with the prefix, True if higher is better.
 
     Raises
     ------
@@ -184,7 +184,7 @@ def known_cell_eval_metrics() -> dict[str, bool]:
     best = {
         m: metrics_registry.get_metric(m).best_value.name for m in metrics_registry.list_metrics()
     }
-    # A metric without a best value is a number of genes and no score.
+    # Metrics without a best value are numbers of genes.
     return {f"{CELL_EVAL}:{m}": b == "ONE" for m, b in best.items() if b in ("ONE", "ZERO")}
 
 
@@ -226,8 +226,8 @@ def score_by_cell_eval(
         scores = pd.DataFrame()
         if both:
             scores = _cell_eval(
-                _pooled([(label, r) for label, r, _ in both], genes),
-                _pooled([(label, p) for label, _, p in both], genes),
+                _pool([(label, r) for label, r, _ in both], genes),
+                _pool([(label, p) for label, _, p in both], genes),
                 [m.split(":", 1)[1] for m in metrics],
             )
         for condition, (r, p) in zip(conditions, pairs, strict=True):
@@ -242,7 +242,7 @@ def score_by_cell_eval(
     return rows
 
 
-def _pooled(cells: Sequence[tuple[str, Cells]], genes: pd.Index) -> ad.AnnData:
+def _pool(cells: Sequence[tuple[str, Cells]], genes: pd.Index) -> ad.AnnData:
     """Return observations of conditions, and the controls of the first (which all share)."""
     blocks = [*((label, c.perturbed) for label, c in cells), (_CONTROL, cells[0][1].controls)]
     labels = [label for label, block in blocks for _ in range(len(block))]
@@ -258,7 +258,7 @@ def _pooled(cells: Sequence[tuple[str, Cells]], genes: pd.Index) -> ad.AnnData:
 
 
 def _cell_eval(real: ad.AnnData, predicted: ad.AnnData, names: Sequence[str]) -> pd.DataFrame:
-    """Return scores by perturbation, of those metrics that cell-eval could compute."""
+    """Return scores by perturbation, for the metrics that cell-eval can compute."""
     from cell_eval import MetricsEvaluator
     from cell_eval.metrics import metrics_registry
 

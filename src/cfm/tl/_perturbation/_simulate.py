@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from cfm._arguments import ABOVE_0, checks_arguments
+from cfm._docs import fill_docs
 from cfm._fields import (
     BASELINES,
     COMBINED,
@@ -49,7 +50,7 @@ from cfm.tl._perturbation._expression import (
     shift_log,
     to_log,
 )
-from cfm.tl._store import run_record
+from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,13 +60,14 @@ if TYPE_CHECKING:
     from cfm.tl._perturbation._conditions import Design
     from cfm.tl._perturbation._expression import Array
 
-#: Observations that a baseline shifts at a time.
+#: Observations of a baseline in a block.
 _BLOCK = 512
-#: Controls that gene features are made of at most, and their components.
+#: Largest number of controls for features of genes, and number of components.
 _MOST_CONTROLS, _N_COMPONENTS = 4096, 10
 
 
 @takes_anndata(columns=("key", "groupby"))
+@fill_docs(TEXTS)
 def simulate_perturbation(
     adata: ad.AnnData,
     perturbation: str | Sequence[str],
@@ -81,27 +83,26 @@ def simulate_perturbation(
     seed: int = 0,
     **options: Any,
 ) -> ad.AnnData:
-    """Simulate a perturbation of cells, samples or profiles.
+    """Return an AnnData with a simulated perturbation of cells, samples or profiles.
 
-    Each unperturbed observation gives one new observation. Observations of a group that had the
-    perturbation are never read for the prediction of that group, so that they can serve to evaluate
-    it.
+    Each unperturbed observation gives one new observation. The prediction for a group never uses
+    observations of that group with the perturbation, so these can evaluate it.
 
     Parameters
     ----------
     adata
-        Observations by genes, of the kind that the model reads: for BulkFormer log TPM of samples
-        (:func:`cfm.pp.tpm`), for CellPulse log2 fold changes of contrasts
-        (:func:`cfm.pp.contrasts`), for CellVQ counts of cells or, with ``units="log1p_cp10k"``,
-        their logarithms, for baselines log-normalised expression or counts.
+        Observations by genes, in the units of the model: log TPM of samples for BulkFormer
+        (:func:`cfm.pp.tpm`), log2 fold changes of contrasts for CellPulse
+        (:func:`cfm.pp.contrasts`), counts of cells for CellVQ or, with ``units="log1p_cp10k"``,
+        their logarithms, log-normalised expression or counts for baselines.
     perturbation
-        A name, or a combination: ``"A+B"`` or ``["A", "B"]``, in any order. For CellPulse,
-        BulkFormer and CellVQ a gene; for a BulkFormer that was trained with compounds also one of
-        these; for CellVQ with ``targets=`` a drug.
+        A name, or a combination: ``"A+B"`` or ``["A", "B"]``, in any order. CellPulse,
+        BulkFormer and CellVQ take genes, a BulkFormer trained with compounds also these, and CellVQ
+        with ``targets=`` drugs.
     model
-        A model, the name of a checkpoint (:func:`cfm.hub.list_checkpoints`), a folder,
-        ``hf://org/name``, any object with the method of
-        :class:`cfm.models.PerturbationModel`, or a baseline (:mod:`cfm.metrics`):
+        A model, or any object with the method of :class:`cfm.models.PerturbationModel`.
+        %(load)s
+        Or a baseline (:mod:`cfm.metrics`):
 
         ``"control"``
             No change.
@@ -113,54 +114,51 @@ def simulate_perturbation(
             The sum of the effects of the parts of a combination, in the same group where they
             were measured alone, else their mean over other groups.
         ``"nearest"``
-            The effect in the group whose controls are most like this group's (Pearson). If no
-            other group has it, the effect of the perturbation with the most similar features.
+            The effect in the group with the most similar controls (Pearson). If no other group has
+            it, the effect of the perturbation with the most similar features.
         ``"linear"``
             Ridge regression of the effect on the mean of the controls, over groups; if no other
             group has it, on the features, over perturbations.
     key
         Column of ``obs`` with the perturbation of each observation; combinations are written
-        ``"A+B"``. Without it all observations are taken as unperturbed.
+        ``"A+B"``. Without it all observations count as unperturbed.
     control
-        Its level for unperturbed observations, which simulations start from. Needed with ``key``.
+        Level of ``key`` for unperturbed observations, where simulations start. Needed with ``key``.
     groupby
         Column of ``obs`` with groups, such as cell types or donors. Observations without a group
         are left out.
     groups
         Groups to simulate; all with unperturbed observations by default.
     n_cells
-        Observations to make in each group: from a random part of the unperturbed ones, or from
-        each of them several times. By default one from each.
-    layer
-        Layer to read instead of ``X``.
+        Number of new observations in each group: from a random part of the unperturbed ones, or
+        several from each of them. By default one from each.
+    %(layer)s
     device
-        Where a model runs: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+        Device of the model: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
     seed
-        Of the draw of observations, of rounding to counts, and of a model's random numbers.
+        Seed of the draw of observations, of rounding to counts, and of a model's random numbers.
     **options
-        For a model those of its ``simulate``, such as ``batch_size``. For a baseline:
+        Options of the model's ``simulate``, such as ``batch_size``. For a baseline:
 
         ``features``
-            DataFrame, perturbations (single ones) by features, for perturbations that no other
-            group has; those of a combination are summed. By default, perturbations that are
-            genes of ``adata`` are described by how these vary over the unperturbed observations.
+            DataFrame, single perturbations by features, for perturbations that no other group has;
+            features of a combination are summed. By default the features of a gene are its loadings
+            on principal components of the unperturbed observations.
         ``units``
-            ``"log"``, ``"counts"``, or ``"auto"``, which decides as in
-            :func:`cfm.tl.evaluate_perturbation`, by the values that are started from. Of counts
-            the logarithm of counts per 10,000 is shifted and turned back into counts of the same
-            library size, rounded at random.
+            ``"log"``, ``"counts"``, or ``"auto"``, by the unperturbed values as in
+            :func:`cfm.tl.evaluate_perturbation`. For counts the logarithm of counts per 10,000 is
+            shifted and converted to counts of the same library size, with random rounding.
         ``alpha``
             Penalty of ``"linear"``, 1.0; see :func:`cfm.metrics.linear_shift`.
 
     Returns
     -------
-    New AnnData in memory, one row for each observation that was started from, in their order, and
-    all genes of ``adata`` (and those that only the model has, if it predicts them). ``adata`` is
-    not changed.
+    New AnnData in memory, one row for each start observation, in their order, and all genes of
+    ``adata`` (with further genes of the model, if it predicts them). ``adata`` stays unchanged.
 
     ``.X``
-        Predicted expression in the units of what was read; CSR where counts were made. Log
-        expression is not negative where that of the source is not.
+        Predicted expression in the units of the input; CSR for counts. Log expression is not
+        negative if that of the source is not.
     ``.obs``
         The source's columns, with ``[key | 'perturbation']`` the perturbation (categorical),
         ``'simulated_from'`` the source's name and ``'simulated_by'`` the model; and columns that
@@ -171,23 +169,22 @@ def simulate_perturbation(
         model's vocabulary, which stay as in the source.
     ``.uns['simulation']['params']``
         Arguments, model, SHA-256, device, vocabulary share; ``"units"`` of ``X``: ``"counts"`` or
-        ``"log"``, or as they were declared to the model. Not there for a model of your own whose
-        values may be both.
+        ``"log"``, or as declared for the model; without it if values of an own model may be both.
     ``.uns['simulation']['learned_from']``
-        Of a baseline: DataFrame of str, the source of its effect in each ``group``.
+        With a baseline: DataFrame of str, the source of its effect in each ``group``.
     ``.uns['simulation']['code_transitions']``
-        Of :class:`cfm.models.CellVQ`: DataFrame, how many cells move from which code to which.
+        With :class:`cfm.models.CellVQ`: DataFrame, number of cells by code before and after.
 
     Raises
     ------
     TypeError
         If ``adata`` is no AnnData, the model cannot simulate, or an option does not exist.
     KeyError
-        If a column, level, group or layer does not exist, or the perturbation is in no data or
-        vocabulary that the model or baseline needs.
+        If a column, level, group or layer does not exist, or the model or baseline has neither
+        data nor a vocabulary with the perturbation.
     ValueError
-        If there is nothing to start from or to learn from, names are not unique, or the matrix is
-        not what is read.
+        If there is no unperturbed observation, a baseline has no data for the perturbation, names
+        are not unique, or values are in other units.
 
     Warns
     -----
@@ -254,7 +251,7 @@ def simulate_perturbation(
         predicted = simulator.simulate(
             sources, sorted(parts), layer=None, groupby=groupby, seed=seed, **options
         )
-        x, var = _merged(sources, predicted)
+        x, var = _merge_genes(sources, predicted)
         for column in predicted.obs.columns.difference([key or PERTURBATION, SIMULATED_FROM]):
             obs[column] = predicted.obs[column].array
         tables = dict(predicted.uns)
@@ -272,7 +269,7 @@ def simulate_perturbation(
 
 
 def _new_obs(adata: ad.AnnData, label: str, rows: np.ndarray, key: str | None) -> pd.DataFrame:
-    """Return ``obs`` of the new observations: that of their sources, and what they are."""
+    """Return ``obs`` of the new observations: that of their sources, with their perturbation."""
     sources = adata.obs_names[rows].astype(str)
     obs = in_memory_frame(adata.obs).iloc[rows]
     # Columns of scvi-tools' registration belong to the sources.
@@ -291,7 +288,7 @@ def _new_obs(adata: ad.AnnData, label: str, rows: np.ndarray, key: str | None) -
 
 
 def _as_simulator(model: Any, device: str | None) -> PerturbationModel:
-    """Return the object with ``simulate`` that ``model=`` stands for."""
+    """Return the object with ``simulate`` for ``model=``."""
     if isinstance(model, str) and "/" not in model:
         known = known_names()
         if model not in known and not Path(model).exists():
@@ -309,7 +306,7 @@ def _as_simulator(model: Any, device: str | None) -> PerturbationModel:
     return model
 
 
-def _merged(sources: ad.AnnData, predicted: ad.AnnData) -> tuple[Any, pd.DataFrame]:
+def _merge_genes(sources: ad.AnnData, predicted: ad.AnnData) -> tuple[Any, pd.DataFrame]:
     """Return ``X`` and ``var``: the predicted genes, and the others as in the sources."""
     if predicted.n_obs != sources.n_obs:
         raise ValueError(
@@ -333,7 +330,7 @@ def _merged(sources: ad.AnnData, predicted: ad.AnnData) -> tuple[Any, pd.DataFra
 
 def _units_of_model(model: Any, x: Any, uns: Any) -> KnownUnits | None:
     """Return the units that a model returned, ``None`` for a user's model if both may be."""
-    if isinstance(model, PretrainedModel):  # each returns whole counts, or logarithms
+    if isinstance(model, PretrainedModel):  # each returns whole counts or logarithms
         values = x.data if sparse.issparse(x) else x
         return "counts" if (values == np.rint(values)).all() else "log"
     try:  # it returns the units that it read
@@ -343,7 +340,7 @@ def _units_of_model(model: Any, x: Any, uns: Any) -> KnownUnits | None:
 
 
 def _storable(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that can be written into a file; of tables their size."""
+    """Return the options in a form that files take; tables become their size."""
     plain = {k: v for k, v in options.items() if isinstance(v, str | int | float | np.generic)}
     tables = {k: " x ".join(map(str, v.shape)) for k, v in options.items() if hasattr(v, "shape")}
     return tables | plain
@@ -365,7 +362,7 @@ def _by_baseline(
     units: Units = "auto",
     alpha: float = 1.0,
 ) -> tuple[Any, dict[str, Any], dict[str, str]]:
-    """Return the predicted expression, what to record, and the source of each group's effect."""
+    """Return the predicted expression, the record, and the source of each group's effect."""
     table = _check_features(features)
     uns, where = (adata.uns, "adata.X") if layer is None else (None, f"adata.layers[{layer!r}]")
     counts = (found := decide_units([block], units, where=where, uns=uns)) == "counts"
@@ -417,7 +414,7 @@ def _check_features(features: Any) -> pd.DataFrame | None:
 
 
 class KnownEffects:
-    """Effects of perturbations in the data, and the baselines that are made of them.
+    """Effects of perturbations in the data, and the baselines from them.
 
     Mean log expression of a group and perturbation is read when it is first needed.
 
@@ -441,14 +438,14 @@ class KnownEffects:
     def baseline(
         self, name: str, parts: Parts, group: str, alpha: float = 1.0
     ) -> tuple[Array, str]:
-        """Return the ``(genes,)`` change that a baseline predicts for a group, and its source.
+        """Return the ``(genes,)`` change by a baseline for a group, and its source.
 
         Observations of the group that had this perturbation are never read.
 
         Raises
         ------
         KeyError, ValueError
-            If there is nothing to learn it from.
+            If there are no data for it.
         """
         if name == "additive":
             return self._additive(parts, group)
@@ -462,9 +459,9 @@ class KnownEffects:
             others = self._others(group, parts)
             if not others:
                 raise ValueError(
-                    f"model={name!r} has nothing to learn {label!r} from: no other group has it, "
-                    "there is no other perturbation, and the observations that are to be predicted "
-                    "are not looked at. Give groupby= with more groups, or data with more "
+                    f"model={name!r} has no data for {label!r}: no other group has it, "
+                    "there is no other perturbation, and the observations to predict "
+                    "are not used. Give groupby= with more groups, or data with more "
                     "perturbations."
                 )
             if name == "mean_shift":
@@ -475,7 +472,7 @@ class KnownEffects:
                 raise KeyError(
                     f"No other group has {label!r}, so model={name!r} needs similar perturbations: "
                     f"give features=, a table with a row for {sorted(parts)} and for other "
-                    "perturbations. (Without it they are taken as genes.)"
+                    "perturbations. (By default names must be genes.)"
                 )
             query, *cases = (
                 np.sum([described[part] for part in sorted(q)], axis=0) for q in (parts, *usable)
@@ -490,7 +487,7 @@ class KnownEffects:
         return linear_shift(query, cases, effects, alpha=alpha), source
 
     def _additive(self, parts: Parts, group: str) -> tuple[Array, str]:
-        """Sum the effects of the parts: in the group, or where it has none their mean elsewhere."""
+        """Sum the effects of the parts: in the group, or else their mean over other groups."""
         effects, where, missing = [], [], []
         for part in sorted(parts):
             single = frozenset([part])
@@ -521,7 +518,7 @@ class KnownEffects:
         return self._means[place]
 
     def _effect(self, group: str, parts: Parts) -> Array | None:
-        """Return perturbed mean minus control mean, ``None`` where either is not there."""
+        """Return perturbed mean minus control mean, ``None`` without one of them."""
         if not parts or not len(self._design.rows(group)):
             return None
         if not len(self._design.rows(group, parts)):
@@ -534,7 +531,7 @@ class KnownEffects:
         return {g: e for g, e in found.items() if e is not None}
 
     def _others(self, group: str, parts: Parts) -> dict[Parts, Array]:
-        """Return effects of the other perturbations: in the group, else the mean elsewhere."""
+        """Return effects of the other perturbations: in the group, else the mean over others."""
         found = {}
         for level in sorted(self._design.levels, key=sorted):
             if level == parts:
@@ -548,7 +545,7 @@ class KnownEffects:
 
     @cached_property
     def _described(self) -> dict[str, Array]:
-        """Features of perturbations; by default how genes vary together over the controls."""
+        """Features of perturbations; by default loadings of genes on components of controls."""
         if self._features is not None:
             values = self._features.to_numpy(dtype=np.float64)
             return dict(zip(self._features.index, values, strict=True))
@@ -557,7 +554,7 @@ class KnownEffects:
         values = self._cells.read(rows)
         values -= values.mean(axis=0)
         _, size, loading = np.linalg.svd(values, full_matrices=False)
-        # The sign of a component is arbitrary, and must not depend on the order of rows.
+        # The sign of a component is arbitrary: it is fixed to be independent of the order of rows.
         size = size * np.sign(loading[np.arange(len(loading)), np.abs(loading).argmax(axis=1)])
         table = (loading[:_N_COMPONENTS] * size[:_N_COMPONENTS, None]).T / np.sqrt(len(rows))
         return dict(zip(self._cells.genes, table, strict=True))

@@ -1,4 +1,4 @@
-"""Nested cross-validation of small supervised models (heads) that keeps groups together."""
+"""Nested cross-validation of small supervised models (heads) with whole groups."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 Split = tuple[np.ndarray, np.ndarray]
 
-#: Inner folds: they choose between five penalties only.
+#: Inner folds, enough to choose between five penalties.
 N_INNER_FOLDS = 3
-#: Principal components of plain expression, as many as :func:`scanpy.pp.pca` makes by default.
+#: Principal components of plain expression, the default of :func:`scanpy.pp.pca`.
 N_COMPONENTS = 50
 #: By task the heads; by default the first two.
 HEADS = {
@@ -36,15 +36,15 @@ HEADS = {
     "regression": ("ridge", "random_forest"),
     "survival": ("cox", "random_survival_forest", "cox_elastic_net"),
 }
-#: A rotation of the features changes nothing for ridge penalties, unlike for trees and sparse
-#: models: a wide table may be replaced by its principal components, all of them.
+#: Heads with ridge penalties, which are invariant to rotations of the features: all principal
+#: components may replace a wide table.
 _ROTATION_FREE = ("logistic", "ridge", "cox")
-#: Weights of the squared-coefficient penalty, the strongest first: among equals it is taken.
+#: Weights of the squared-coefficient penalty; ties go to the first, the strongest.
 _PENALTIES: tuple[float, ...] = (1000.0, 100.0, 10.0, 1.0, 0.1)
-#: Candidates among which the inner folds choose. The elastic net sees features of unit variance.
+#: Candidates of the inner folds. Features of the elastic net have unit variance.
 _SETTINGS = dict.fromkeys(_ROTATION_FREE, _PENALTIES) | {"cox_elastic_net": (0.3, 0.1, 0.03)}
 _N_TREES = 300
-#: Attempts at a split in which every part can be learned from.
+#: Attempts at a split with all strata in every training part.
 _ATTEMPTS = 20
 
 
@@ -74,7 +74,7 @@ def choose_heads(names: str | Sequence[str] | None, task: Task, n_targets: int) 
 
 
 def _estimator(task: Task, head: str, setting: Any, seed: int) -> Any:
-    """Return an unfitted head; classes weigh alike, as in the scores that are reported."""
+    """Return an unfitted head; classes have equal weights, as in the scores."""
     if head == "logistic":
         return LogisticRegression(C=1 / setting, class_weight="balanced", max_iter=2000)
     if head == "ridge":
@@ -96,27 +96,27 @@ def _estimator(task: Task, head: str, setting: Any, seed: int) -> Any:
 
 
 class UnitEnergy(TransformerMixin, BaseEstimator):
-    """Divide all features by one number, so that rows have length 1 in the root mean square.
+    """Divide all features by one number, so that rows have a root mean square length of 1.
 
-    A penalty then means the same for 10 features and 10,000, and features keep their proportions.
+    Penalties are then comparable between 10 and 10,000 features, and features keep their ratios.
     """
 
     def fit(self, X: np.ndarray, y: Any = None) -> UnitEnergy:
-        """Measure the rows."""
+        """Compute the scale from the rows."""
         energy = float(np.mean(np.sum(np.square(X), axis=1)))
         self.scale_ = np.sqrt(energy) if energy > 0 else 1.0
         return self
 
     def transform(self, X: np.ndarray) -> np.ndarray:
-        """Divide."""
+        """Divide by the scale."""
         return np.asarray(X) / self.scale_
 
 
 def _preprocessing(head: str, shape: tuple[int, int], reduce: bool, seed: int) -> Pipeline:
-    """Return the steps between a representation and a head, to be fitted on training data only.
+    """Return the steps between a representation and a head, fitted on training data only.
 
-    Missing values become the mean. A representation is brought to unit variance; plain expression
-    (``reduce``) to its principal components. ``shape`` is that of the training data.
+    Missing values become the mean. A representation is scaled to unit variance; plain expression
+    (``reduce``) is reduced to its principal components. ``shape`` is that of the training data.
     """
     n, width = shape
     rotation_free = head in _ROTATION_FREE
@@ -146,8 +146,8 @@ class Prediction:
     survival
         ``(n, n_horizons)`` probability to be free of the event at each horizon.
     percentile
-        ``(n,)`` share of the training observations of the fold that the same model gives a lower
-        risk; unlike the risk itself comparable between folds.
+        ``(n,)`` share of the training observations with a lower risk by the same model, which is
+        comparable between folds, unlike the risk.
     """
 
     main: np.ndarray
@@ -155,7 +155,7 @@ class Prediction:
     percentile: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def part(self, rows: np.ndarray) -> Prediction:
-        """Return those of some observations."""
+        """Return the predictions of some observations."""
         parts = (self.main, self.survival, self.percentile)
         return Prediction(*(part[rows] if part.size else part for part in parts))
 
@@ -163,7 +163,7 @@ class Prediction:
 def make_splits(
     strata: np.ndarray, groups: np.ndarray, n_folds: int, seed: int, *, grouped: bool
 ) -> list[Split]:
-    """Cut observations into folds with about equal shares of each stratum, groups kept whole.
+    """Cut observations into folds of whole groups with about equal shares of each stratum.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def make_splits(
     for attempt in range(_ATTEMPTS):
         cut = kind(n_folds, shuffle=True, random_state=seed + 1000 * attempt)
         with warnings.catch_warnings():
-            # inner folds may be without a rare class; whether they can be learned from is checked
+            # inner folds may lack a rare class, which _is_learnable checks
             warnings.filterwarnings("ignore", "The least populated class in y")
             pairs = cut.split(strata, strata, groups if grouped else None)
             splits = [(train, test) for train, test in pairs if len(test)]
@@ -204,7 +204,7 @@ def make_splits(
 
 
 def _is_learnable(strata: np.ndarray, rows: np.ndarray) -> bool:
-    """Whether the rows hold more than one stratum, where there is more than one."""
+    """Return whether the rows have several strata, or there is only one."""
     return len(np.unique(strata[rows])) > 1 or len(np.unique(strata)) == 1
 
 
@@ -218,17 +218,17 @@ def out_of_fold(
     *,
     reduce: bool,
 ) -> Prediction:
-    """Predict each observation by a model that saw neither it nor its group.
+    """Predict each observation by a model that is trained without its group.
 
-    In each fold the setting of the head is chosen by an inner cross-validation of the training
-    rows; preprocessing is fitted anew on the training rows of each inner and outer fold.
+    In each fold an inner cross-validation of the training rows chooses the setting of the head;
+    preprocessing is fitted on the training rows of each inner and outer fold.
 
     Parameters
     ----------
     features
         ``(n, n_features)``.
     target
-        Of the same observations.
+        Target of the same observations.
     head
         Name of the model.
     splits
@@ -247,14 +247,14 @@ def out_of_fold(
     percentile: np.ndarray = np.full(n, np.nan)
     for train, test in splits:
         for columns, rows in _complete_parts(target, train):
-            setting = _tuned(features, target, head, rows, columns, seed, reduce)
+            setting = _tune(features, target, head, rows, columns, seed, reduce)
             steps = _preprocessing(head, (len(rows), features.shape[1]), reduce, seed)
             x = steps.fit_transform(features[rows])
             model = _estimator(target.task, head, setting, seed)
             model.fit(x, _outcome(target, rows, columns))
             z = steps.transform(features[test])
             if target.task == "classification":
-                # a class that the training rows lack keeps probability 0
+                # a class without training rows keeps probability 0
                 main[np.ix_(test, model.classes_)] = model.predict_proba(z)
             elif target.task == "regression":
                 main[np.ix_(test, columns)] = model.predict(z).reshape(len(test), -1)
@@ -268,7 +268,7 @@ def out_of_fold(
 
 
 def trivial(target: Target, splits: Iterable[Split], horizons: np.ndarray) -> Prediction:
-    """Predict what needs no features: class frequencies, the mean, or one Kaplan–Meier curve."""
+    """Predict without features: class frequencies, the mean, or one Kaplan–Meier curve."""
     n = len(target.rows)
     main = np.zeros((n, len(target.classes) or target.values.shape[1]))
     survival = np.empty((n, len(horizons)))
@@ -289,7 +289,7 @@ def trivial(target: Target, splits: Iterable[Split], horizons: np.ndarray) -> Pr
 
 
 def _complete_parts(target: Target, rows: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """Targets that are known in the same of these rows, and those rows."""
+    """Yield targets with values in the same of these rows, and those rows."""
     if target.task != "regression":
         return [(np.arange(target.values.shape[1]), rows)]
     known = np.isfinite(target.values[rows])
@@ -297,7 +297,7 @@ def _complete_parts(target: Target, rows: np.ndarray) -> Iterable[tuple[np.ndarr
     parts = [
         (np.flatnonzero(part.ravel() == k), rows[patterns[:, k]]) for k in range(patterns.shape[1])
     ]
-    # a target that all training rows lack stays unpredicted
+    # a target without training rows has no prediction
     return [(columns, part_rows) for columns, part_rows in parts if len(part_rows) > 1]
 
 
@@ -312,7 +312,7 @@ def _outcome(target: Target, rows: np.ndarray, columns: np.ndarray) -> np.ndarra
     return target.values[np.ix_(rows, columns)]
 
 
-def _tuned(
+def _tune(
     features: np.ndarray,
     target: Target,
     head: str,
@@ -321,7 +321,7 @@ def _tuned(
     seed: int,
     reduce: bool,
 ) -> Any:
-    """Choose the setting with the best mean score of the inner folds; for each target its own."""
+    """Choose the setting with the best mean score of the inner folds, per target."""
     settings = _SETTINGS.get(head)
     if settings is None:
         return None
@@ -353,10 +353,10 @@ def _tuned(
 def _inner_score(
     model: Any, task: Task, train: tuple[Any, Any], test: tuple[Any, Any]
 ) -> np.ndarray:
-    """Larger = better: minus squared error of each target, or a log-likelihood.
+    """Return minus the squared error of each target, or a log-likelihood; larger = better.
 
-    Of survival it is the cross-validated partial likelihood (Verweij and van Houwelingen 1993):
-    what the test rows add to that of the training rows. A concordance would hardly see penalties.
+    Survival has the cross-validated partial likelihood (Verweij and van Houwelingen 1993): the
+    contribution of the test rows to that of all rows. A concordance hardly depends on penalties.
     """
     (x, y), (z, truth) = train, test
     if task == "survival":
@@ -365,7 +365,7 @@ def _inner_score(
             fitted = model.predict(x)
             score = partial_likelihood(np.append(y, truth), np.append(fitted, model.predict(z)))
             return np.array([score - partial_likelihood(y, fitted)])
-        except (ArithmeticError, ValueError):  # a penalty too weak for the fit to end
+        except (ArithmeticError, ValueError):  # the penalty is too weak for the fit to converge
             return np.array([np.nan])
     model.fit(x, y)
     if task == "regression":
@@ -373,12 +373,12 @@ def _inner_score(
     proba = np.zeros((len(truth), max(int(truth.max()), int(model.classes_.max())) + 1))
     proba[:, model.classes_] = model.predict_proba(z)
     own = np.log(np.clip(proba[np.arange(len(truth)), truth], 1e-3, 1))
-    # classes weigh alike, as in the scores that are reported
+    # classes have equal weights, as in the scores
     return np.array([np.mean([own[truth == c].mean() for c in np.unique(truth)])])
 
 
 def _survival_at(model: Any, z: np.ndarray, horizons: np.ndarray) -> np.ndarray:
-    """Predicted survival at the horizons; flat beyond the last training time."""
+    """Return predicted survival at the horizons; constant after the last training time."""
     curves = model.predict_survival_function(z, return_array=True)  # (n, n_times)
     before = np.searchsorted(model.unique_times_, horizons, side="right") - 1
     found = curves[:, np.maximum(before, 0)]

@@ -1,4 +1,4 @@
-"""What a probe predicts and from what: targets, groups and features, read and checked."""
+"""Targets, groups and features of a probe, read and checked."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 Task = Literal["classification", "regression", "survival"]
 
-#: Columns whose repeated values say that observations belong together.
+#: Names of columns with groups of observations.
 _GROUP_NAMES = ("patient", "donor", "subject", "individual", "study")
-#: Name of the expression of all genes, where no representation is given.
+#: Name of the expression of all genes, the default representation.
 _ALL_GENES = "expression"
 
 
 @dataclass(frozen=True)
 class Target:
-    """The observations with a target, in the order of their names, and what is known of them.
+    """The observations with a target, in the order of their names.
 
     Attributes
     ----------
     task
         Kind of target.
     rows
-        ``(n,)`` their numbers in the AnnData. Sorted by name, so that folds and seeds mean the
-        same whatever the order of the rows.
+        ``(n,)`` row numbers in the AnnData, sorted by name, so that folds do not depend on the
+        order of the rows.
     names
         Names of the targets; of a survival target, of the time and the event.
     values
@@ -48,12 +48,12 @@ class Target:
     classes
         Names of the classes in sorted order, else empty.
     groups
-        ``(n,)`` text: what must stay on one side of each split.
+        ``(n,)`` text: groups that no split divides.
     grouped
-        Whether groups were given; else each observation is one.
+        Whether there are groups; else each observation is one.
     trains
-        ``(n,)`` bool, training rows where groups to test on were named; the others are predicted.
-        ``None``: cross-validation.
+        ``(n,)`` bool, training rows with ``test_on``; the others are predicted. ``None``:
+        cross-validation.
     """
 
     task: Task
@@ -72,14 +72,14 @@ class Target:
 
     @property
     def strata(self) -> np.ndarray:
-        """``(n,)`` int64, what folds should hold in equal shares: classes, or events."""
+        """``(n,)`` int64, the strata of folds: classes, or events."""
         if self.task == "regression":
             return np.zeros(len(self.rows), dtype=np.int64)
         return self.values[:, 0 if self.task == "classification" else 1].astype(np.int64)
 
     @property
     def scored_names(self) -> list[str]:
-        """Names of what is scored: each value, the class, or time and event as one."""
+        """Names of the scored targets: each value, the class, or time and event as one."""
         return self.names if self.task == "regression" else ["/".join(self.names)]
 
 
@@ -128,7 +128,7 @@ def read_target(
     found = Target(task, rows, targets, values[rows], classes, members, groups is not None)
     check = _CHECKS[task]
     if test_on is not None:
-        tested = _tested(found, groups, test_on)
+        tested = _test_rows(found, groups, test_on)
         check(replace(found.part(np.flatnonzero(~tested)), grouped=False), 2)
         found = replace(found, trains=~tested)
     else:
@@ -158,7 +158,7 @@ def read_target(
 def _target_frame(
     adata: AnnData, obs: pd.DataFrame, target: str | Sequence[str], task: Task
 ) -> pd.DataFrame:
-    """Return the columns of the targets, as many as the task takes."""
+    """Return the columns of the targets, in the number that the task requires."""
     if isinstance(target, str) and target not in obs.columns and target in adata.obsm:
         values = adata.obsm[target]
         if isinstance(values, pd.DataFrame):
@@ -204,7 +204,7 @@ def _numbers(column: pd.Series, name: str) -> np.ndarray:
     if not pd.api.types.is_numeric_dtype(column.dtype):
         raise TypeError(
             f"target {name!r} holds {column.dtype} values; numbers are expected (an event is 1 "
-            "or True where it was seen; for categories use task='classification')."
+            "or True if it was observed; for categories use task='classification')."
         )
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
@@ -223,7 +223,7 @@ def _groups(obs: pd.DataFrame, groups: str, rows: np.ndarray) -> np.ndarray:
     return texts.to_numpy(dtype=str)
 
 
-def _tested(found: Target, groups: str | None, test_on: str | Sequence[str]) -> np.ndarray:
+def _test_rows(found: Target, groups: str | None, test_on: str | Sequence[str]) -> np.ndarray:
     """Return ``(n,)`` bool, the observations of the groups to test on."""
     if groups is None:
         raise ValueError("test_on= names levels of groups=; pass that column too.")
@@ -242,10 +242,10 @@ def _tested(found: Target, groups: str | None, test_on: str | Sequence[str]) -> 
 
 
 def _warn_of_groups(obs: pd.DataFrame, found: Target) -> None:
-    """Point at a column whose name and repeated values say that observations belong together.
+    """Warn of a column whose name and repeated values indicate groups of observations.
 
-    Not at one that could not be passed as ``groups=``: one level, missing values, or classes that
-    are in one level each.
+    Columns that cannot be ``groups=`` are ignored: with one level, missing values, or classes in
+    one level each.
     """
     for column in map(str, obs.columns):
         if column.lower().removesuffix("_id") not in _GROUP_NAMES or obs[column].isna().any():
@@ -282,8 +282,8 @@ def _check_classes(found: Target, n_folds: int) -> None:
     if found.grouped and (n_groups < 2).any():
         alone = [found.classes[c] for c in np.flatnonzero(n_groups < 2)]
         raise ValueError(
-            f"classes {alone[:5]} occur in one group each, so that nothing is left to learn "
-            "them from when that group is held out; drop them."
+            f"classes {alone[:5]} occur in one group each, so they have no training "
+            "observations when that group is held out; drop them."
         )
 
 
@@ -313,8 +313,8 @@ def _check_survival(found: Target, n_folds: int) -> None:
     if wrong:
         shown = ", ".join(f"{value:g}" for value in wrong[:5])
         raise ValueError(
-            f"{event_name!r} holds {shown}; expected 1 (or True) where the event was seen and 0 "
-            "(or False) where the observation ended before."
+            f"{event_name!r} holds {shown}; expected 1 (or True) if the event was observed and 0 "
+            "(or False) if the observation ended before."
         )
     n_events = int(event.sum())
     if n_events < n_folds:
@@ -323,7 +323,7 @@ def _check_survival(found: Target, n_folds: int) -> None:
             f"least one for each of the {n_folds} folds is needed."
         )
     if np.ptp(time) == 0:
-        raise ValueError(f"all times in {time_name!r} are {time[0]:g}; nobody was first.")
+        raise ValueError(f"all times in {time_name!r} are {time[0]:g}; expected different times.")
 
 
 _CHECKS = {
@@ -334,7 +334,7 @@ _CHECKS = {
 
 
 def recorded_layer(adata: AnnData, use_rep: Sequence[str | LatentModel]) -> str | None:
-    """Return the layer that the representations were made from, where their records agree."""
+    """Return the recorded layer of the representations, if they have the same."""
     layers = {params_of(adata.uns, key).get("layer") for key in use_rep if isinstance(key, str)}
     layer = layers.pop() if len(layers) == 1 else None
     return layer if isinstance(layer, str) and layer in adata.layers else None
@@ -354,12 +354,13 @@ def read_features(
     layer
         Layer with the expression, ``None`` for ``X``.
     rows
-        Observations, in the order wanted.
+        Row numbers, in the order of the result.
 
     Returns
     -------
     By name ``(n, n_features)`` float; ``"expression PCA"`` is the expression, not yet reduced, and
-    is missing where there is none. Counts are scaled to the median of their sums and get ``log1p``.
+    only there if there is expression. Counts are scaled to the median of their sums and transformed
+    by ``log1p``.
 
     Raises
     ------
@@ -369,7 +370,7 @@ def read_features(
     Warns
     -----
     UserWarning
-        If features are missing, or there is no expression to compare with.
+        If features are missing, or there is no expression as a baseline.
     """
     found: dict[str, np.ndarray] = {}
     for rep in dict.fromkeys(use_rep):
@@ -380,7 +381,7 @@ def read_features(
                 "cfm.tl.embed(adata, model, key_added=…) and pass that name."
             )
         table = read_representation(adata, rep, "adata")[rows]
-        found[name] = _checked(table, f"representation {name!r}")
+        found[name] = _check_table(table, f"representation {name!r}")
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if layer is None and (adata.X is None or not adata.n_vars):
         if not use_rep:
@@ -394,7 +395,7 @@ def read_features(
         )
         return found
     matrix = get_matrix(adata, layer=layer)
-    genes = _checked(to_dense(read_rows(matrix, rows), np.float32), where)
+    genes = _check_table(to_dense(read_rows(matrix, rows), np.float32), where)
     if looks_like_counts(matrix):
         total = genes.sum(axis=1, keepdims=True)
         genes = np.log1p(genes * (np.median(total) / np.maximum(total, 1.0)))
@@ -413,7 +414,7 @@ def read_features(
     return (found or {_ALL_GENES: genes}) | {PLAIN_EXPRESSION: genes}
 
 
-def _checked(table: np.ndarray, where: str) -> np.ndarray:
+def _check_table(table: np.ndarray, where: str) -> np.ndarray:
     n_infinite = int(np.isinf(table).sum())
     if n_infinite:
         raise ValueError(f"{where} holds {n_infinite} infinite values; finite ones are expected.")

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from cfm.tl._representation import LatentModel
 
 _TRIVIAL = {"classification": "majority", "regression": "mean", "survival": "Kaplan-Meier"}
-#: Survival is scored at the times by which these shares of the events were seen: the scores then
-#: weigh early and late events alike, whatever the unit of time.
+#: Survival is scored at the times of these shares of the events, which weighs early and late events
+#: equally in any unit of time.
 _HORIZONS = (0.25, 0.5, 0.75)
 #: Draws behind each interval: between seeds its ends then differ by some 2 % of its width.
 _N_BOOT = 1000
@@ -77,20 +77,19 @@ def probe(
     key_added: str = PROBE_KEY,
     copy: bool = False,
 ) -> AnnData | None:
-    """Predict a target from embeddings, from plain expression and from nothing, side by side.
+    """Score predictions of a target from embeddings, from plain expression and without features.
 
-    Nested cross-validation: in each outer fold, small heads are fitted on the other folds, their
-    settings chosen by three inner folds of those. No group is ever split, between inner folds
-    neither. Whatever is estimated (means, variances, principal components, penalties) is estimated
-    on training observations alone. The same heads on the same folds get the first 50 principal
-    components of the expression matrix, and a trivial predictor gets nothing: a score of an
-    embedding means something beside these only. Classes weigh alike in training.
+    Nested cross-validation: for each outer fold, small models (heads) are fitted on the other
+    folds, with settings chosen by three inner folds. Groups are never split, not even between inner
+    folds. All estimates (means, variances, principal components, penalties) come from training
+    observations only. The baselines are the same heads on the first 50 principal components of the
+    expression matrix, and a trivial predictor without features. Classes have equal weights in
+    training.
 
-    What ranks (AUROC, C-index, correlations) is compared within folds, because each fold has a
-    model of its own; AUROC and C-index are means over the folds, weighted by their groups. With
-    as many folds as studies, each study is ranked by itself and counts the same. With several
-    targets each is scored by itself; the pooled correlation over targets, which mostly tells that
-    targets have different means, is not computed.
+    Rank metrics (AUROC, C-index, correlations) are computed within folds, as each fold has its own
+    model; AUROC and C-index are means over the folds, weighted by their groups. With as many folds
+    as studies, each study has its own ranking and the same weight. Several targets are scored one
+    by one, without a pooled correlation, which mostly reflects their different means.
 
     Parameters
     ----------
@@ -103,37 +102,36 @@ def probe(
         the essentiality in each cell line. Observations without a target are left out.
     task
         ``"classification"``, ``"regression"`` or ``"survival"`` (which needs
-        ``cfm-tools[survival]``). An event is 1 or ``True`` where it was seen.
+        ``cfm-tools[survival]``). An event is 1 or ``True`` if it was observed.
     groups
-        Column of ``obs`` with what belongs together: patient, donor, study. ``None`` takes each
-        observation for a group. With two groups each is predicted by the other.
+        Column of ``obs`` with the groups that stay together: patients, donors, studies. With
+        ``None`` each observation is a group. Two groups are predicted from each other.
     test_on
-        Levels of ``groups`` to predict by all others. There is no cross-validation then but for
-        the settings of the heads.
+        Levels of ``groups`` to predict from all others. Cross-validation then only chooses the
+        settings of the heads.
     use_rep
         One or more representations: ``obsm`` keys, or models with
-        ``get_latent_representation(adata)``, of cfm, scvi-tools or elsewhere, whose representation
-        is named ``X_<class>`` and not stored (a model may register ``adata``, as those of
-        scvi-tools do). The first one's predictions are stored in ``obs``.
-        ``None`` takes the expression of all genes.
+        ``get_latent_representation(adata)``, of cfm, scvi-tools or elsewhere. The representation
+        of a model is named ``X_<class>`` and not stored; models of scvi-tools register ``adata``.
+        Predictions of the first are stored in ``obs``. ``None`` is the expression of all genes.
     layer
-        Layer with the expression instead of ``X``; by default the layer that ``use_rep`` was made
-        from, as its record says. Counts are scaled to the median of their sums and get ``log1p``.
+        Layer with the expression instead of ``X``; by default the recorded layer of
+        ``use_rep``. Counts are scaled to the median of their sums and transformed by ``log1p``.
     heads
         Of ``"logistic"``, ``"random_forest"``; ``"ridge"``, ``"random_forest"``; ``"cox"`` (ridge
         penalty), ``"random_survival_forest"``, ``"cox_elastic_net"``. By default the first two of
-        the task; ridge alone for several targets (a forest predicts them jointly).
+        the task; ridge only for several targets (a forest predicts them jointly).
     n_folds
-        Outer folds, stratified by class or event. Where the training rows are of one group, inner
+        Outer folds, stratified by class or event. If the training rows are of one group, inner
         folds split observations.
     seed
         Seed of folds, forests and draws. With several seeds, such as ``range(5)``, the
         cross-validation is repeated with other folds, and predictions and scores are averaged:
         steadier for small cohorts.
     key_added
-        Where results go.
+        Name of the results.
     copy
-        Return a changed copy instead of writing to ``adata``.
+        Return a changed copy; ``adata`` stays unchanged.
 
     Returns
     -------
@@ -142,29 +140,30 @@ def probe(
     ``adata.uns[key_added]['results']``
         DataFrame, a row per ``representation``, ``head``, ``target`` and ``metric``: ``score``,
         ``low`` and ``high``, ``n_obs``, ``n_groups``. Intervals hold 95 % of 1,000 bootstrap draws
-        of whole groups; of observations within groups where there are two groups or ``test_on``
-        is given. Representations are those of ``use_rep``, ``"expression PCA"`` and ``"none"``.
+        of whole groups; of observations within groups with two groups or ``test_on``.
+        Representations are those of ``use_rep``, ``"expression PCA"`` and ``"none"``.
         Metrics: ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``auroc``; ``pearson``,
         ``spearman``, ``r2``, ``mae``; ``c_index``, ``auroc_t`` (cumulative/dynamic) and
-        ``brier_t`` (smaller = better), means over the times by which 25, 50 and 75 % of the events
-        were seen. With several targets also the ``"mean over targets"``.
+        ``brier_t`` (smaller = better), means over the times of 25, 50 and 75 % of the events.
+        With several targets also the ``"mean over targets"``.
     ``adata.uns[key_added]['comparisons']``
         DataFrame: difference of each representation to plain expression and to the trivial
         predictor with the same head, paired over the draws: ``difference``, ``low``, ``high``.
     ``adata.uns[key_added]['params']``
-        Arguments, classes, horizons, counts of observations and groups, and ``models``: what made
-        each representation (``model``, ``module`` of its class, ``sha256`` or ``""``), if recorded.
+        Arguments, classes, horizons, counts of observations and groups, and ``models``: the
+        model of each representation (``model``, ``module`` of its class, ``sha256`` or ``""``), if
+        recorded.
     ``adata.obs[key_added]``
         Out-of-fold prediction of the first representation and head: the class (categorical), the
         value, or the risk as the share of training observations with a lower one (0 to 1). Missing
-        where an observation was left out; not written for several targets.
+        if the observation is left out; not written for several targets.
     ``adata.obs[key_added + '_fold']``
-        int64, outer fold (of the first seed), -1 where left out.
+        int64, outer fold (of the first seed), -1 if left out.
     ``adata.obs[key_added + '_risk_group']``
-        Survival: ``"high"`` where the risk is above that of half the training observations.
+        Survival: ``"high"`` if the risk is above that of half the training observations.
     ``adata.obsm[key_added + '_proba']``
         Classification: DataFrame, observations by classes, of the first representation and head;
-        ``"|"`` in place of ``"/"`` in their names.
+        class names have ``"|"`` for ``"/"``.
     ``adata.obsm[key_added + '_predictions']``
         DataFrame: the same as ``obs[key_added]`` for each ``"representation|head"``; for several
         targets the predicted values, observations by targets.
@@ -176,24 +175,23 @@ def probe(
     KeyError
         If a column, layer or representation does not exist.
     TypeError
-        If a target is not of the kind the task needs, or ``use_rep`` is neither key nor model.
+        If a target does not fit the task, or ``use_rep`` is neither key nor model.
     ValueError
         If there is one class, a class with fewer members than folds or in one group only, a
         constant target, fewer groups than folds, no events, negative times, or an argument out of
-        range; or there is neither a representation nor expression. Whatever is raised, ``adata``
-        is left as it was.
+        range; or there is neither a representation nor expression. ``adata`` stays unchanged.
 
     Warns
     -----
     UserWarning
         If observations are left out, features are missing, a column such as ``patient`` repeats
-        while ``groups`` is not given, or there is no plain expression to compare with: it is
-        empty, or is the representation itself, as in an AnnData made of it.
+        while ``groups`` is not given, or there is no plain expression as a baseline: ``X`` is
+        empty, or is the representation itself.
 
     Notes
     -----
     Intervals describe the sampling of groups at given predictions, not the variance of training;
-    with less than about ten groups they are too narrow. Results do not depend on the order of the
+    with fewer than about ten groups they are too narrow. Results do not depend on the order of the
     observations.
 
     Examples
@@ -248,7 +246,7 @@ def probe(
         for number, (_, test) in enumerate(splits):
             fold[test] = number
     n_train = 0
-    if found.trains is not None:  # only what was predicted is scored
+    if found.trains is not None:  # only predicted observations are scored
         n_train, tested = int(found.trains.sum()), splits_of[0][0][1]
         found, folds = found.part(tested), folds[:, tested]
         predictions = {m: [p.part(tested) for p in of] for m, of in predictions.items()}
@@ -294,7 +292,7 @@ def probe(
 
 
 def _remove_former(adata: AnnData, key: str) -> None:
-    """Remove what an earlier probe of another kind left under this key."""
+    """Remove the fields of an earlier probe with this key."""
     former = adata.uns.get(key)
     if not isinstance(former, Mapping) or COMPARISONS not in former:
         return
@@ -312,7 +310,7 @@ def _fields(
     folds: np.ndarray,
     key: str,
 ) -> dict[str, dict[str, Any]]:
-    """Everything that is written beside ``uns``, over all observations."""
+    """Return the fields of ``obs`` and ``obsm``, over all observations."""
     fold: np.ndarray = np.full(adata.n_obs, -1, dtype=np.int64)
     fold[found.rows] = folds
     obs: dict[str, Any] = {key + FOLD: fold}
@@ -328,7 +326,7 @@ def _fields(
 
     columns: dict[str, Any]
     if found.task == "classification":
-        names = [name.replace("/", "|") for name in found.classes]  # no "/" in columns of files
+        names = [name.replace("/", "|") for name in found.classes]  # files take no "/"
         obsm[key + PROBABILITIES] = pd.DataFrame(spread(main), index=adata.obs_names, columns=names)
         columns = {}
         for method in methods:
@@ -376,7 +374,7 @@ def _score(
             from sksurv.util import Surv
 
             time, event = target.values[:, 0], target.values[:, 1].astype(bool)
-            # how long people were observed says nothing of the predictions: all observations serve
+            # censoring is independent of the predictions: all observations estimate it
             censoring = CensoringDistributionEstimator().fit(Surv.from_arrays(event, time))
             at = (censoring.predict_proba(time), censoring.predict_proba(horizons))
             risk, survival = prediction.main[:, 0], prediction.survival
@@ -416,14 +414,14 @@ def _tables(target: Target, scores: Scores) -> tuple[pd.DataFrame, pd.DataFrame]
     table = pd.DataFrame(results, columns=columns)
     columns = ["representation", "baseline", *key, "difference", *interval]
     compared = pd.DataFrame(comparisons, columns=columns)
-    # names of rows that files can hold
+    # files need text as names of rows
     return table.set_axis(table.index.astype(str)), compared.set_axis(compared.index.astype(str))
 
 
 def _summary(draws: np.ndarray) -> tuple[float, float, float]:
     """Return the plain score, and the interval of the draws; NaN where few draws have a score."""
     score, known = float(draws[0]), draws[1:][np.isfinite(draws[1:])]
-    # few draws with anything to compare are no sample of what could have been
+    # few draws with a score are no sample of the distribution
     if known.size < max(2, (len(draws) - 1) // 2):
         return score, float("nan"), float("nan")
     tail = (1 - _CONFIDENCE) / 2
