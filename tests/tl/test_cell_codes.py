@@ -151,13 +151,6 @@ def test_the_result_survives_a_file(
     pd.testing.assert_frame_equal(again.obs, query.obs)
 
 
-def test_a_copy_leaves_the_original_alone(adata: ad.AnnData, model: NearestCode) -> None:
-    before = adata.copy()
-    made = cfm.tl.cell_codes(adata, model, groupby="cell_type", copy=True)
-    assert_unchanged(adata, before)
-    assert "cell_code" in made.obs
-
-
 def test_a_view_and_backed_cells(adata: ad.AnnData, model: NearestCode, tmp_path: Path) -> None:
     before = adata.copy()
     view = adata[:90]
@@ -194,11 +187,3 @@ def test_its_own_result_is_replaced_quietly_and_others_with_a_warning(
     del adata.uns["X_nearestcode"]
     with pytest.warns(UserWarning, match=r"obsm\['X_nearestcode'\] was not written"):
         cfm.tl.cell_codes(adata, model)
-
-
-def test_duplicated_names_of_cells_are_no_matter(adata: ad.AnnData, model: NearestCode) -> None:
-    plain = cfm.tl.cell_codes(adata, model, groupby="donor", copy=True)
-    adata.obs_names = ["same"] * adata.n_obs
-    cfm.tl.cell_codes(adata, model, groupby="donor")
-    assert adata.obs["cell_code"].tolist() == plain.obs["cell_code"].tolist()
-    assert_same(adata.uns["cell_code"], plain.uns["cell_code"])

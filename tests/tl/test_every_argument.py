@@ -510,7 +510,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "by": "study",
         "mode": "pairs",
         "layer": "other",
-        "units": Change("log", given={"layer": "small"}),
+        "units": {"units": "log", "layer": "log"},
         "sample_key": {"sample_key": "donor_id", "min_cells": 1},
         "min_cells": Change(3, given=_PSEUDOBULK),
         "prior_count": Change(8.0, "^X$"),
@@ -635,3 +635,25 @@ def test_an_output_is_replaced_only_on_demand(tool: str, tmp_path: Path) -> None
         _call(tool, GIVEN[tool] | output)
     _, made, _ = _call(tool, GIVEN[tool] | output | {"overwrite": True})
     _outcome.assert_alike(_flat(made), found)
+
+
+@pytest.mark.parametrize("tool", _having("key_added"))
+def test_a_key_that_no_file_can_hold_is_refused(tool: str) -> None:
+    prefix = tool == "predict_properties"  # which may be empty
+    for key, error in (("a/b", ValueError), (3, TypeError), *[("", ValueError)] * (not prefix)):
+        made = {k: v() if callable(v) else v for k, v in GIVEN[tool].items()}
+        adata = made.get("adata", made.get("query"))
+        before = _flat(adata)
+        with pytest.raises(error, match=r"cannot be stored|key_added is a int"):
+            TOOLS[tool](**made | {"key_added": key})
+        _outcome.assert_untouched(_flat(adata), before)
+
+
+@pytest.mark.parametrize("tool", _having("model"))
+def test_what_is_no_model_is_refused(tool: str) -> None:
+    for model in (3, object()):
+        made = {k: v() if callable(v) else v for k, v in GIVEN[tool].items()}
+        before = _flat(made["adata"])
+        with pytest.raises(TypeError, match=r"model= is a (int|object)"):
+            TOOLS[tool](**made | {"model": model})
+        _outcome.assert_untouched(_flat(made["adata"]), before)

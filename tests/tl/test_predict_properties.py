@@ -117,13 +117,6 @@ def test_log_values_that_are_declared(model: CellVQ) -> None:
     assert cells.uns[KEYS[0]]["params"].items() >= arguments.items()
 
 
-def test_a_copy_leaves_the_original_alone(model: CellVQ) -> None:
-    cells = counted_cells()
-    made = cfm.tl.predict_properties(cells, model, copy=True)
-    assert_unchanged(cells, counted_cells())
-    assert set(FIELDS) <= set(made.obs)
-
-
 def test_its_own_result_is_replaced_quietly_and_others_with_a_warning(
     model: CellVQ, called: ad.AnnData
 ) -> None:

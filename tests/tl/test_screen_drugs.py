@@ -9,7 +9,7 @@ import pytest
 
 import cfm
 from cfm.models import CellPulse
-from tests._same import assert_same, assert_unchanged
+from tests._same import assert_same
 from tests.tl._drugs import DOWN, UP, host_factors, profiles, results, signatures, targets
 
 #: Most libraries here are small.
@@ -206,32 +206,6 @@ def test_results_survive_files(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(found.astype(COLUMNS), expected, check_index_type=False)
         again = read.uns["drug_screen"]["params"]["n_permutations"]
         assert again == 200
-
-
-def test_copy_view_layer_and_backed(tmp_path: Path) -> None:
-    adata = profiles()
-    before = adata.copy()
-    copied = cfm.tl.screen_drugs(adata, signatures(), model=None, n_permutations=50, copy=True)
-    assert "drug_screen" in copied.uns
-    assert_unchanged(adata, before)
-    layered = adata.copy()
-    layered.layers["lfc"] = layered.X.copy()
-    layered.X[:] = 0
-    expected = copied.uns["drug_screen"]["results"]
-    cfm.tl.screen_drugs(layered, signatures(), layer="lfc", model=None, n_permutations=50)
-    assert_same(layered.uns["drug_screen"]["results"], expected)
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    cfm.tl.screen_drugs(backed, signatures(), model=None, n_permutations=50)
-    assert_same(backed.uns["drug_screen"]["results"], expected)
-
-
-def test_what_another_tool_stored_is_replaced_with_a_warning() -> None:
-    adata = screened()
-    screened(adata)
-    adata.uns["mine"] = {"params": {}}
-    with pytest.warns(UserWarning, match=r"uns\['mine'\] was not written by this tool"):
-        screened(adata, key_added="mine")
 
 
 def test_bundled_tables_and_model_on_real_counts() -> None:
