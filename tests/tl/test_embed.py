@@ -44,22 +44,6 @@ def test_the_record_names_the_checkpoint_and_the_layer(
     assert params["vocabulary_share"] == 0.5
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_the_result_survives_a_file(
-    model: CellPulse, contrasts: ad.AnnData, tmp_path: Path, kind: str
-) -> None:
-    cfm.tl.embed(contrasts, model)
-    path = tmp_path / f"x.{kind}"
-    if kind == "h5ad":
-        contrasts.write_h5ad(path)
-        back = ad.read_h5ad(path)
-    else:
-        contrasts.write_zarr(path)
-        back = ad.read_zarr(path)
-    np.testing.assert_array_equal(back.obsm["X_cellpulse"], contrasts.obsm["X_cellpulse"])
-    assert back.uns["X_cellpulse"]["params"] == contrasts.uns["X_cellpulse"]["params"]
-
-
 def test_a_warning_that_is_an_error_leaves_the_data_alone(
     model: CellPulse, contrasts: ad.AnnData
 ) -> None:

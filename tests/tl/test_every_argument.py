@@ -540,6 +540,22 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "missing_length": "drop",
     },
 }
+#: By tool: arguments with which more tables are stored.
+RICHER: dict[str, dict[str, Any]] = {
+    "cell_codes": {"groupby": "virus", "n_groups": 2, "reference": lambda: _coded().copy()},
+    "gene_programs": {"groupby": "virus", "gene_sets": lambda: {"set": list(data.genes())[:10]}},
+    "impute": {"absent_genes": True},
+    "knowledge_graph": {
+        "annotations": ["tissue"],
+        "knowledge": lambda: {"tf": REGULATION, "ligand_receptor": _graphs.PAIRS},
+        "communication": "permutation",
+    },
+    "map_reference": {"prior": "estimated"},
+    "predict_virus": {"n_matches": 2},
+    "probe": {"groups": "donor_id", "use_rep": "X_uce"},
+    "simulate_perturbation": {"groupby": "cell_type"},
+    "contrasts": _TESTED,
+}
 #: What is read, and what has checks of its own below.
 READ = {"adata", "query", "real", "simulated"}
 BELOW = {"key_added", "copy", "output", "overwrite"}
@@ -657,3 +673,13 @@ def test_what_is_no_model_is_refused(tool: str) -> None:
         with pytest.raises(TypeError, match=r"model= is a (int|object)"):
             TOOLS[tool](**made | {"model": model})
         _outcome.assert_untouched(_flat(made["adata"]), before)
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.parametrize("tool", sorted(TOOLS.keys() - {"evaluate_perturbation", *_having("key")}))
+def test_results_and_records_survive_a_file(tool: str, kind: str, tmp_path: Path) -> None:
+    adata, made, _ = _call(tool, GIVEN[tool] | RICHER.get(tool, {}))
+    made = adata if made is None else made
+    getattr(made, f"write_{kind}")(tmp_path / "made")
+    back = getattr(ad, f"read_{kind}")(tmp_path / "made")
+    _outcome.assert_alike(_outcome.flat(back), _outcome.flat(made))

@@ -73,20 +73,6 @@ def test_genes_that_are_absent_are_predicted_if_asked_for(
     assert "imputed" not in adata.obsm
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_the_result_survives_a_file(
-    bulk: BulkFormer, adata: ad.AnnData, tmp_path: Path, kind: str
-) -> None:
-    part = adata[:, 10:].copy()
-    cfm.tl.impute(part, bulk, mask="hidden", absent_genes=True)
-    path = tmp_path / f"x.{kind}"
-    getattr(part, f"write_{kind}")(path)
-    back = ad.read_h5ad(path) if kind == "h5ad" else ad.read_zarr(path)
-    np.testing.assert_array_equal(back.layers["imputed"], part.layers["imputed"])
-    np.testing.assert_array_equal(back.obsm["imputed"], part.obsm["imputed"])
-    assert back.uns["imputed"] == part.uns["imputed"]
-
-
 def test_what_the_model_does_not_know_is_left_and_counted(
     bulk: BulkFormer, adata: ad.AnnData
 ) -> None:

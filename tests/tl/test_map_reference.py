@@ -100,21 +100,6 @@ def test_neighbours_without_a_label_do_not_vote(query: ad.AnnData, reference: ad
     assert set(query.uns["map_reference"]["evidence"]["label"]) == {"lupus", "RA"}
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_it_survives_a_file(
-    query: ad.AnnData, reference: ad.AnnData, tmp_path: Path, kind: str
-) -> None:
-    found = cfm.tl.map_reference(query, reference, "disease", key_added="like", copy=True)
-    assert "like" not in query.uns
-    getattr(found, f"write_{kind}")(tmp_path / "x")
-    back = getattr(ad, f"read_{kind}")(tmp_path / "x")
-    for name in ("neighbours", "evidence"):
-        pd.testing.assert_frame_equal(
-            back.uns["like"][name], found.uns["like"][name], check_dtype=False
-        )
-    assert back.obs["like"].tolist() == found.obs["like"].tolist()
-
-
 def test_an_index_and_a_parquet_file_give_the_same(
     query: ad.AnnData, reference: ad.AnnData, tmp_path: Path
 ) -> None:

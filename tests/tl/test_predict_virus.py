@@ -123,30 +123,6 @@ def test_names_are_given_as_asked(contrasts: ad.AnnData) -> None:
     np.testing.assert_allclose(contrasts.obs[f"{KEY}_support"], 0.5)
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_the_result_survives_a_file(called: ad.AnnData, tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"x.{kind}"
-    if kind == "h5ad":
-        called.write_h5ad(path)
-        back = ad.read_h5ad(path)
-    else:
-        called.write_zarr(path)
-        back = ad.read_zarr(path)
-    pd.testing.assert_frame_equal(
-        back.obs[FIELDS], called.obs[FIELDS], check_categorical=False, check_dtype=False
-    )
-    for name in FIELDS[2:]:
-        assert back.obs[name].dtype == np.float32
-    for name in TABLES:
-        pd.testing.assert_frame_equal(back.obsm[name], called.obsm[name])
-    for name in ("support", "matches"):
-        pd.testing.assert_frame_equal(
-            back.uns[KEY][name], called.uns[KEY][name], check_dtype=False, check_index_type=False
-        )
-    assert back.uns[KEY]["params"] == called.uns[KEY]["params"]
-    assert list(back.uns[KEY]["classes"]) == called.uns[KEY]["classes"]
-
-
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
 def test_names_with_a_slash_survive_a_file(tmp_path: Path, suffix: str) -> None:
     model = CellPulse.load(toy_checkpoint())

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -194,18 +192,6 @@ def test_results_repeat_and_do_not_depend_on_any_order(rng: np.random.Generator)
     pd.testing.assert_frame_equal(alone.reset_index(drop=True), rest)
     other = screened(seed=1, **arguments).uns["drug_screen"]["results"]
     assert (other["p_value"] != expected["p_value"]).any()
-
-
-def test_results_survive_files(tmp_path: Path) -> None:
-    adata = screened(targets=targets(), host_factors=host_factors())
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    adata.write_zarr(tmp_path / "a.zarr")
-    for read in (ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_zarr(tmp_path / "a.zarr")):
-        found = read.uns["drug_screen"]["results"]
-        expected = adata.uns["drug_screen"]["results"]
-        pd.testing.assert_frame_equal(found.astype(COLUMNS), expected, check_index_type=False)
-        again = read.uns["drug_screen"]["params"]["n_permutations"]
-        assert again == 200
 
 
 def test_bundled_tables_and_model_on_real_counts() -> None:
