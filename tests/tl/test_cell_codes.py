@@ -126,36 +126,17 @@ def test_the_order_of_cells_decides_nothing(adata: ad.AnnData, model: NearestCod
 
 
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_the_result_survives_a_file(
+def test_a_reference_is_as_good_from_a_file(
     adata: ad.AnnData, model: NearestCode, tmp_path: Path, kind: str
 ) -> None:
     cfm.tl.cell_codes(adata, model, groupby=BOTH, key_added="code")
     query = typed_cells(10, seed=2)
     cfm.tl.cell_codes(query, model, reference=adata, key_added="code")
-    for i, cells in enumerate((adata, query)):
-        getattr(cells, f"write_{kind}")(tmp_path / f"{i}.{kind}")
-        back = getattr(ad, f"read_{kind}")(tmp_path / f"{i}.{kind}")
-        pd.testing.assert_frame_equal(back.obs, cells.obs)
-        np.testing.assert_array_equal(back.obsm["X_nearestcode"], cells.obsm["X_nearestcode"])
-        for name, table in cells.uns["code"].items():
-            if isinstance(table, pd.DataFrame):
-                read = back.uns["code"][name]
-                pd.testing.assert_frame_equal(
-                    read, table, check_categorical=False, check_dtype=False
-                )
-        assert set(back.uns["code"]["params"]) == set(cells.uns["code"]["params"])
-    # a reference is as good from a file
-    back = ad.read_h5ad if kind == "h5ad" else ad.read_zarr
+    getattr(adata, f"write_{kind}")(tmp_path / "x")
+    back = getattr(ad, f"read_{kind}")(tmp_path / "x")
     again = typed_cells(10, seed=2)
-    cfm.tl.cell_codes(again, model, reference=back(tmp_path / f"0.{kind}"), key_added="code")
+    cfm.tl.cell_codes(again, model, reference=back, key_added="code")
     pd.testing.assert_frame_equal(again.obs, query.obs)
-
-
-def test_a_copy_leaves_the_original_alone(adata: ad.AnnData, model: NearestCode) -> None:
-    before = adata.copy()
-    made = cfm.tl.cell_codes(adata, model, groupby="cell_type", copy=True)
-    assert_unchanged(adata, before)
-    assert "cell_code" in made.obs
 
 
 def test_a_view_and_backed_cells(adata: ad.AnnData, model: NearestCode, tmp_path: Path) -> None:
@@ -194,11 +175,3 @@ def test_its_own_result_is_replaced_quietly_and_others_with_a_warning(
     del adata.uns["X_nearestcode"]
     with pytest.warns(UserWarning, match=r"obsm\['X_nearestcode'\] was not written"):
         cfm.tl.cell_codes(adata, model)
-
-
-def test_duplicated_names_of_cells_are_no_matter(adata: ad.AnnData, model: NearestCode) -> None:
-    plain = cfm.tl.cell_codes(adata, model, groupby="donor", copy=True)
-    adata.obs_names = ["same"] * adata.n_obs
-    cfm.tl.cell_codes(adata, model, groupby="donor")
-    assert adata.obs["cell_code"].tolist() == plain.obs["cell_code"].tolist()
-    assert_same(adata.uns["cell_code"], plain.uns["cell_code"])

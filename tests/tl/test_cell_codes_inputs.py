@@ -25,15 +25,10 @@ def adata() -> ad.AnnData:
 def refused() -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
     """Calls that fail, by what is wrong: arguments, error, words of its message."""
     return {
-        "no column": ({"groupby": "tissue"}, KeyError, "no column 'tissue'"),
         "all missing": ({"groupby": "empty"}, ValueError, "is missing in all 48 cells"),
         "numbers": ({"groupby": "age"}, ValueError, "expected categories"),
-        "layer": ({"layer": "raw"}, KeyError, "raw"),
-        "key": ({"key_added": "a/b"}, ValueError, "cannot be stored in a file"),
-        "no text": ({"key_added": 3}, TypeError, "key_added is a int"),
         "cells": ({"min_cells": 1}, ValueError, "min_cells=1; expected a whole number of at"),
         "fraction": ({"n_groups": 2.5}, ValueError, "n_groups=2.5"),
-        "model": ({"model": 3}, TypeError, "model= is a int"),
         "no codes": ({"model": "cellpulse-mini"}, TypeError, "CellPulse gives cells no codes"),
         "name": ({"model": "nobody"}, ValueError, "nobody"),
         "no reference": ({"reference": "pbmc"}, TypeError, "reference is a str"),
@@ -51,11 +46,6 @@ def test_errors_leave_the_data_alone(adata: ad.AnnData, case: str) -> None:
     with pytest.raises(error, match=words):
         cfm.tl.cell_codes(adata, **({"model": NearestCode()} | arguments))
     assert_unchanged(adata, before)
-
-
-def test_other_than_anndata_is_refused(adata: ad.AnnData) -> None:
-    with pytest.raises(TypeError, match="expected an AnnData"):
-        cfm.tl.cell_codes(adata.X, NearestCode())
 
 
 def test_a_loaded_model_without_codes_is_refused(adata: ad.AnnData) -> None:
@@ -170,20 +160,6 @@ def test_a_collapsed_codebook_is_named(adata: ad.AnnData) -> None:
     with pytest.warns(UserWarning, match="All 48 cells have the code 7, of 64"):
         cfm.tl.cell_codes(adata, model)
     assert adata.uns["cell_code"]["params"]["perplexity"] == 1.0
-
-
-def test_dense_and_sparse_storage_give_the_same(adata: ad.AnnData) -> None:
-    kinds = [sparse.csr_matrix, sparse.csc_matrix, lambda x: x.toarray()]
-    tables = []
-    for kind in kinds:
-        cells = adata.copy()
-        cells.X = kind(adata.X)
-        before = cells.X.copy()
-        cfm.tl.cell_codes(cells, NearestCode())
-        assert abs(cells.X - before).sum() == 0
-        tables.append(cells.uns["cell_code"]["markers"])
-    for table in tables[1:]:
-        pd.testing.assert_frame_equal(table, tables[0])
 
 
 def test_of_a_repeated_annotation_one_is_kept(adata: ad.AnnData) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -105,20 +102,6 @@ def test_neither_order_nor_other_donors_change_it(adata: ad.AnnData, model: Puls
         first.obs.loc[part.obs_names, "cell_importance"],
         rtol=1e-3,
     )
-
-
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_it_survives_a_file(adata: ad.AnnData, model: Pulsar, tmp_path: Path, kind: str) -> None:
-    found = cfm.tl.cell_importance(adata, "donor_id", model, groupby="cell_type", copy=True)
-    found = ad.AnnData(obs=found.obs, uns={"cell_importance": found.uns["cell_importance"]})
-    getattr(found, f"write_{kind}")(tmp_path / "x")
-    back = getattr(ad, f"read_{kind}")(tmp_path / "x")
-    pd.testing.assert_frame_equal(
-        back.uns["cell_importance"]["groups"],
-        found.uns["cell_importance"]["groups"],
-        check_dtype=False,
-    )
-    assert back.uns["cell_importance"]["params"]["groupby"] == "cell_type"
 
 
 def test_cells_in_no_group_and_donors_of_one_group(adata: ad.AnnData, model: Pulsar) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -239,31 +238,6 @@ def test_activity_is_high_in_the_group_whose_program_goes_up(stored: ad.AnnData)
         own = [c for c in activity if c.startswith(f"{group}:")]
         means = activity.groupby(stored.obs["label"].to_numpy(), observed=True)[own].mean()
         assert (means.loc[group] > 0).mean() > 0.8  # signs are those of the group's own effects
-
-
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_the_result_survives_a_file(stored: ad.AnnData, tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"x.{kind}"
-    if kind == "h5ad":
-        stored.write_h5ad(path)
-        back = ad.read_h5ad(path)
-    else:
-        stored.write_zarr(path)
-        back = ad.read_zarr(path)
-    for name in ("programs", "genes", "edges", "enrichment"):
-        pd.testing.assert_frame_equal(
-            back.uns["gene_programs"][name],
-            stored.uns["gene_programs"][name],
-            check_index_type=False,
-            check_column_type=False,
-            check_dtype=False,  # text is str in pandas 3, object before
-        )
-    for part in ("varm", "obsm"):
-        key = "gene_programs" if part == "varm" else "X_gene_programs"
-        np.testing.assert_array_equal(
-            getattr(back, part)[key].to_numpy(), getattr(stored, part)[key].to_numpy()
-        )
-    assert back.uns["gene_programs"]["params"]["groupby"] == "label"
 
 
 def test_the_order_of_rows_and_genes_changes_nothing(

@@ -131,20 +131,14 @@ def failing() -> dict[str, tuple[dict[str, Any], type, str]]:
     attending = BlockModel(genes, block)
     return {
         "no attention": ({"model": SilentModel()}, TypeError, "SilentModel has no attention"),
-        "model": ({"model": 3}, TypeError, "model= is a int"),
         "no factors": ({"source": "interaction"}, TypeError, "needs a linear gene-gene term"),
         "combined": ({"source": "combined"}, TypeError, "use source='attention'"),
-        "source": ({"source": "both"}, ValueError, "source='both'; expected one of"),
-        "column": ({"groupby": "study"}, KeyError, "no column 'study'"),
-        "layer": ({"layer": "lfc"}, KeyError, "no layer 'lfc'"),
-        "key": ({"key_added": "a/b"}, ValueError, "cannot be stored in a file"),
         "n_genes": ({"n_genes": 9}, ValueError, "n_genes=9; expected .* at least 10"),
         "resolution": (
             {"resolution": 0.0},
             ValueError,
             "resolution=0.0; expected",
         ),
-        "null": ({"n_permutations": 2.5}, ValueError, "n_permutations=2.5; expected a whole"),
         "empty sets": ({"gene_sets": {"a": []}}, ValueError, "holds 1 sets and none with a gene"),
         "text": ({"gene_sets": {"a": "MX1"}}, TypeError, r"gene_sets\['a'\] is a text"),
         "no file": ({"gene_sets": "no.gmt"}, FileNotFoundError, "'no.gmt' is no file"),
@@ -182,20 +176,6 @@ def test_groups_that_cannot_be_told_apart(adata: ad.AnnData, attending: BlockMod
     adata.obs["virus"] = np.where(np.arange(adata.n_obs) % 2, "B/x", "B|x")
     with pytest.raises(ValueError, match="the same name once"):
         cfm.tl.gene_programs(adata, attending, groupby="virus", **QUICK)
-
-
-def test_only_anndata(attending: BlockModel, adata: ad.AnnData) -> None:
-    with pytest.raises(TypeError, match="expected an AnnData"):
-        cfm.tl.gene_programs(adata.X, attending)
-
-
-def test_what_another_tool_wrote_is_replaced_with_a_warning(
-    adata: ad.AnnData, attending: BlockModel
-) -> None:
-    adata.uns["gene_programs"] = "made elsewhere"
-    with pytest.warns(UserWarning, match=r"uns\['gene_programs'\] was not written by this tool"):
-        cfm.tl.gene_programs(adata, attending, **QUICK)
-    cfm.tl.gene_programs(adata, attending, **QUICK)  # its own result: no warning
 
 
 def test_a_source_may_be_asked_for_by_name(adata: ad.AnnData) -> None:

@@ -320,18 +320,12 @@ def test_a_group_that_was_called_otherwise_is_warned_of(
 def test_bad_input(model: CellPulse, contrasts: ad.AnnData) -> None:
     before = contrasts.copy()
     cases = [
-        (KeyError, "no column 'disease'", {"groupby": "disease"}),
         (ValueError, "groupby= is missing", {"groupby": None}),
         (ValueError, "explain='Ebola'; expected 'response' or a virus", {"explain": "Ebola"}),
         (ValueError, "explain='Ebola'; expected", {"explain": {"virus_A": "Ebola"}}),
         (KeyError, r"has no \['Ebola'\]", {"explain": {"Ebola": "response"}}),
         (ValueError, "No group .* is chosen", {"explain": {}}),
-        (ValueError, "method='saliency'; expected one of", {"method": "saliency"}),
-        (ValueError, "null='genes'", {"null": "genes"}),
         (ValueError, "expected 0, or 2 or more", {"n_permutations": 1}),
-        (ValueError, "n_permutations=2.5; expected", {"n_permutations": 2.5}),
-        (KeyError, "layer", {"layer": "absent"}),
-        (ValueError, "without '/'", {"key_added": "a/b"}),
         (ValueError, "needs known=", {"method": "guided"}),
         (ValueError, "goes with method='guided'", {"known": ["IFIT1"]}),
         (TypeError, "expected a list of gene", {"method": "guided", "known": "IFIT1"}),
@@ -341,8 +335,6 @@ def test_bad_input(model: CellPulse, contrasts: ad.AnnData) -> None:
     for error, message, arguments in cases:
         with pytest.raises(error, match=message):
             cfm.tl.host_factors(contrasts, **({"groupby": "virus", "model": model} | arguments))
-    with pytest.raises(TypeError, match="expected an AnnData"):
-        cfm.tl.host_factors(contrasts.X, model=model)
     alone = contrasts[contrasts.obs["virus"] == "virus_A"].copy()
     with pytest.raises(ValueError, match="cannot permute anything"):
         cfm.tl.host_factors(alone, "virus", model=model, null="labels")
@@ -357,13 +349,3 @@ def test_a_model_without_classifier_is_refused(contrasts: ad.AnnData) -> None:
     CellPulse.setup_anndata(contrasts)
     with pytest.raises(ValueError, match="train_classifier"):
         cfm.tl.host_factors(contrasts, model=CellPulse(contrasts, **SIZES))
-
-
-def test_a_field_of_another_tool_is_replaced_with_a_warning(
-    model: CellPulse, contrasts: ad.AnnData
-) -> None:
-    contrasts.uns[KEY] = "mine"
-    arguments = {"model": model, "explain": A, "n_permutations": 0}
-    with pytest.warns(UserWarning, match="not written by this tool"):
-        cfm.tl.host_factors(contrasts, "virus", "reversal", **arguments)
-    cfm.tl.host_factors(contrasts, "virus", "reversal", **arguments)

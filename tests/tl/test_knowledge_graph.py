@@ -250,25 +250,6 @@ def test_what_is_written_holds_together() -> None:
     cfm.data.KnowledgeGraph(nodes, edges)
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_the_result_survives_a_file(tmp_path: Path, kind: str) -> None:
-    cells = coded_cells()
-    run(
-        cells,
-        PlantedAttention([], RELATED),
-        annotations=["tissue"],
-        knowledge={"tf": pd.DataFrame({"source": ["G22"], "target": ["G21"]})},
-    )
-    path = tmp_path / f"x.{kind}"
-    getattr(cells, f"write_{kind}")(path)
-    back = getattr(ad, f"read_{kind}")(path)
-    before, after = (cfm.tl.get_knowledge_graph(x) for x in (cells, back))
-    pd.testing.assert_frame_equal(after.nodes, before.nodes, check_index_type=False)
-    pd.testing.assert_frame_equal(after.edges, before.edges, check_index_type=False)
-    assert back.uns["knowledge_graph"]["params"]["support"]["tf"]["n_supported"] == 1
-    assert back.uns["knowledge_graph"]["params"]["codes"] == "cell_code"
-
-
 def test_the_order_of_cells_and_genes_changes_nothing() -> None:
     cells = coded_cells()
     rng = np.random.default_rng(1)

@@ -100,21 +100,6 @@ def test_neighbours_without_a_label_do_not_vote(query: ad.AnnData, reference: ad
     assert set(query.uns["map_reference"]["evidence"]["label"]) == {"lupus", "RA"}
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_it_survives_a_file(
-    query: ad.AnnData, reference: ad.AnnData, tmp_path: Path, kind: str
-) -> None:
-    found = cfm.tl.map_reference(query, reference, "disease", key_added="like", copy=True)
-    assert "like" not in query.uns
-    getattr(found, f"write_{kind}")(tmp_path / "x")
-    back = getattr(ad, f"read_{kind}")(tmp_path / "x")
-    for name in ("neighbours", "evidence"):
-        pd.testing.assert_frame_equal(
-            back.uns["like"][name], found.uns["like"][name], check_dtype=False
-        )
-    assert back.obs["like"].tolist() == found.obs["like"].tolist()
-
-
 def test_an_index_and_a_parquet_file_give_the_same(
     query: ad.AnnData, reference: ad.AnnData, tmp_path: Path
 ) -> None:
@@ -139,34 +124,18 @@ def test_without_a_label_only_neighbours_are_found(
     assert set(query.uns["map_reference"]) == {"params", "neighbours"}
 
 
-def test_a_foreign_column_is_replaced_with_a_warning(
-    query: ad.AnnData, reference: ad.AnnData
-) -> None:
-    query.obs["map_reference"] = 1
-    with pytest.warns(UserWarning, match="was not written by this tool"):
-        cfm.tl.map_reference(query, reference, "disease")
-
-
 def test_what_cannot_be_mapped_is_refused(query: ad.AnnData, reference: ad.AnnData) -> None:
     before = query.copy()
     call = cfm.tl.map_reference
     with pytest.raises(TypeError, match="reference is a dict"):
         call(query, {})
-    with pytest.raises(TypeError, match="expected an AnnData"):
-        call(np.ones(3), reference)
     with pytest.raises(ValueError, match="occur more than once"):
         call(ad.concat([query, query]), reference, "disease")
-    with pytest.raises(KeyError, match=r"query.obsm has no 'X_umap'"):
-        call(query, reference, use_rep="X_umap")
     with pytest.raises(KeyError, match=r"reference.obsm has no 'X_pulsar'"):
         call(query, ad.AnnData(obs=reference.obs))
-    with pytest.raises(KeyError, match="no column 'sex'"):
-        call(query, reference, "sex")
     with pytest.raises(KeyError, match=r"query.obs has no column 'site'"):
         reference.obs["site"] = "x"
         call(query, reference, exclude_key="site")
-    with pytest.raises(ValueError, match="n_neighbors="):
-        call(query, reference, n_neighbors=0)
     with pytest.raises(ValueError, match="sharpness=-1"):
         call(query, reference, sharpness=-1)
     with pytest.raises(ValueError, match="was indexed without"):

@@ -60,26 +60,6 @@ def test_nothing_else_is_touched(called: ad.AnnData) -> None:
     assert_unchanged(called, counted_cells())
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_the_result_survives_a_file(model: CellVQ, tmp_path: Path, kind: str) -> None:
-    cells = counted_cells()
-    cells.X[3] = 0
-    with pytest.warns(UserWarning, match="1 of 12 cells express none"):
-        cfm.tl.predict_properties(cells, model)
-    path = tmp_path / f"x.{kind}"
-    if kind == "h5ad":
-        cells.write_h5ad(path)
-        back = ad.read_h5ad(path)
-    else:
-        cells.write_zarr(path)
-        back = ad.read_zarr(path)
-    pd.testing.assert_frame_equal(back.obs, cells.obs, check_categorical=False)
-    for key in KEYS:
-        pd.testing.assert_frame_equal(back.obsm[f"{key}_proba"], cells.obsm[f"{key}_proba"])
-        assert back.uns[key]["params"] == cells.uns[key]["params"]
-        assert list(back.uns[key]["classes"]) == cells.uns[key]["classes"]
-
-
 def test_cells_without_genes_have_no_class(model: CellVQ) -> None:
     cells = counted_cells()
     cells.X[[0, 3]] = 0
@@ -115,13 +95,6 @@ def test_log_values_that_are_declared(model: CellVQ) -> None:
             cells.obsm[f"{key}_proba"], expected.obsm[f"{key}_proba"], atol=1e-5
         )
     assert cells.uns[KEYS[0]]["params"].items() >= arguments.items()
-
-
-def test_a_copy_leaves_the_original_alone(model: CellVQ) -> None:
-    cells = counted_cells()
-    made = cfm.tl.predict_properties(cells, model, copy=True)
-    assert_unchanged(cells, counted_cells())
-    assert set(FIELDS) <= set(made.obs)
 
 
 def test_its_own_result_is_replaced_quietly_and_others_with_a_warning(

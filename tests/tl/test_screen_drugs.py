@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -9,7 +7,7 @@ import pytest
 
 import cfm
 from cfm.models import CellPulse
-from tests._same import assert_same, assert_unchanged
+from tests._same import assert_same
 from tests.tl._drugs import DOWN, UP, host_factors, profiles, results, signatures, targets
 
 #: Most libraries here are small.
@@ -194,44 +192,6 @@ def test_results_repeat_and_do_not_depend_on_any_order(rng: np.random.Generator)
     pd.testing.assert_frame_equal(alone.reset_index(drop=True), rest)
     other = screened(seed=1, **arguments).uns["drug_screen"]["results"]
     assert (other["p_value"] != expected["p_value"]).any()
-
-
-def test_results_survive_files(tmp_path: Path) -> None:
-    adata = screened(targets=targets(), host_factors=host_factors())
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    adata.write_zarr(tmp_path / "a.zarr")
-    for read in (ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_zarr(tmp_path / "a.zarr")):
-        found = read.uns["drug_screen"]["results"]
-        expected = adata.uns["drug_screen"]["results"]
-        pd.testing.assert_frame_equal(found.astype(COLUMNS), expected, check_index_type=False)
-        again = read.uns["drug_screen"]["params"]["n_permutations"]
-        assert again == 200
-
-
-def test_copy_view_layer_and_backed(tmp_path: Path) -> None:
-    adata = profiles()
-    before = adata.copy()
-    copied = cfm.tl.screen_drugs(adata, signatures(), model=None, n_permutations=50, copy=True)
-    assert "drug_screen" in copied.uns
-    assert_unchanged(adata, before)
-    layered = adata.copy()
-    layered.layers["lfc"] = layered.X.copy()
-    layered.X[:] = 0
-    expected = copied.uns["drug_screen"]["results"]
-    cfm.tl.screen_drugs(layered, signatures(), layer="lfc", model=None, n_permutations=50)
-    assert_same(layered.uns["drug_screen"]["results"], expected)
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    cfm.tl.screen_drugs(backed, signatures(), model=None, n_permutations=50)
-    assert_same(backed.uns["drug_screen"]["results"], expected)
-
-
-def test_what_another_tool_stored_is_replaced_with_a_warning() -> None:
-    adata = screened()
-    screened(adata)
-    adata.uns["mine"] = {"params": {}}
-    with pytest.warns(UserWarning, match=r"uns\['mine'\] was not written by this tool"):
-        screened(adata, key_added="mine")
 
 
 def test_bundled_tables_and_model_on_real_counts() -> None:

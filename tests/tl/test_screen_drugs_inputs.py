@@ -233,8 +233,7 @@ def failing() -> dict[str, tuple[dict, type, str]]:
     hits = {"signatures": None, "targets": pairs}
     unmeasured = profiles()
     unmeasured.X[3] = np.nan
-    infinite, counts = profiles(), profiles()
-    infinite.X[0, 0] = np.inf
+    counts = profiles()
     counts.X[:] = np.arange(400) + 1
     holding = profiles()
     holding.uns["host_factors"] = {"params": {}, "results": host_factors(("C",))}
@@ -271,18 +270,12 @@ def failing() -> dict[str, tuple[dict, type, str]]:
         "no overlap": ({"signatures": table.assign(gene="X" + table["gene"])}, ValueError,
                        "None of the .* genes of the signatures"),
         "unmeasured group": ({"adata": unmeasured}, ValueError, "Group 'B' measures none"),
-        "infinite": ({"adata": infinite}, ValueError, "infinite values"),
         "counts": ({"adata": counts}, ValueError, "looks like expression or counts"),
-        "column": ({"groupby": "strain"}, KeyError, "no column 'strain'"),
-        "layer": ({"layer": "lfc"}, KeyError, "no layer 'lfc'"),
-        "key": ({"key_added": "a/b"}, ValueError, "cannot be stored"),
         "permutations": ({"n_permutations": 0}, ValueError, "n_permutations=0"),
-        "model": ({"model": object()}, TypeError, "model= is a object"),
         "genes of the model": ({"model": "cellpulse-mini"}, ValueError, "of the model's"),
         "no reading": ({"readings": ()}, ValueError, "expected any of cosine, connectivity, model"),
         "reading": ({"readings": "cos"}, ValueError, "readings='cos', expected any of"),
         "reading of no model": ({"readings": ("cosine", "model")}, ValueError, "model= is None"),
-        "no anndata": ({"adata": pd.DataFrame()}, TypeError, "expected an AnnData"),
     }
     # fmt: on
 
@@ -294,5 +287,4 @@ def test_calls_that_fail_leave_the_data_alone(case: str) -> None:
     before = arguments["adata"].copy()
     with pytest.raises(error, match=words):
         cfm.tl.screen_drugs(**arguments)
-    if isinstance(before, ad.AnnData):
-        assert_unchanged(arguments["adata"], before)
+    assert_unchanged(arguments["adata"], before)

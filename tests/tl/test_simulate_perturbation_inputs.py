@@ -58,18 +58,12 @@ def test_a_level_with_the_control_in_it_is_a_single_perturbation() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"key": "drug"}, KeyError, "no column 'drug'"),
-        ({"groupby": "tissue"}, KeyError, "no column 'tissue'"),
-        ({"control": "mock"}, KeyError, "no control 'mock'"),
         ({"control": None}, ValueError, "without control="),
         ({"key": None}, ValueError, "without key="),
         ({"groups": ["T", "X"]}, KeyError, "has no ['X']"),
         ({"groups": "T"}, TypeError, "one text"),
         ({"groups": []}, ValueError, "none"),
         ({"groupby": None, "groups": ["T"]}, ValueError, "without groupby="),
-        ({"n_cells": 0}, ValueError, "expected a whole number"),
-        ({"n_cells": 2.5}, ValueError, "expected a whole number"),
-        ({"layer": "log"}, KeyError, "no layer 'log'"),
         ({"units": "tpm"}, ValueError, "units='tpm'"),
         ({"strength": 2}, TypeError, "takes no ['strength']"),
         ({"features": [1]}, TypeError, "expected a DataFrame"),
@@ -77,7 +71,6 @@ def test_a_level_with_the_control_in_it_is_a_single_perturbation() -> None:
         ({"features": pd.DataFrame([["x"]])}, ValueError, "something else than numbers"),
         ({"features": pd.DataFrame([[1], [2]], index=["A", "A"])}, ValueError, "each once"),
         ({"model": "mean-shift"}, ValueError, "no baseline (control, mean_shift"),
-        ({"model": 3}, TypeError, "model= is a int"),
         (
             {"model": "linear", "alpha": 0.0},
             ValueError,
@@ -136,24 +129,17 @@ class _Loses(AddsOne):
 
 
 @pytest.mark.parametrize(
-    ("change", "options", "error", "message"),
+    ("options", "error", "message"),
     [
-        (lambda a: a.X.__setitem__((0, 0), np.nan), {}, ValueError, "NaN or infinite"),
-        (lambda a: setattr(a, "obs_names", ["x"] * a.n_obs), {}, ValueError, "obs_names occur"),
-        (lambda a: a.X, {}, TypeError, "Of a MuData, pass one modality"),
-        (None, {"model": object()}, TypeError, "model= is a object"),
-        (None, {"model": AddsOne()}, KeyError, "unknown genes"),
-        (None, {"model": _Loses(), "perturbation": "GENE1"}, ValueError, "1 observations for 6"),
-        (None, {"batch_size": 8}, TypeError, "takes no .'batch_size'"),
+        ({"model": AddsOne()}, KeyError, "unknown genes"),
+        ({"model": _Loses(), "perturbation": "GENE1"}, ValueError, "1 observations for 6"),
+        ({"batch_size": 8}, TypeError, "takes no .'batch_size'"),
     ],
 )
-def test_bad_data_and_models_are_refused(change, options, error, message) -> None:
-    cells = perturbed_cells(n=2)
-    given = change(cells) if change else None
-    cells = given if isinstance(given, np.ndarray) else cells
-    asked = {"perturbation": "A", "model": "mean_shift"} | ARGUMENTS | options
+def test_bad_models_and_options_are_refused(options, error, message) -> None:
+    given = {"perturbation": "A", "model": "mean_shift"} | ARGUMENTS | options
     with pytest.raises(error, match=message):
-        simulate_perturbation(cells, **asked)
+        simulate_perturbation(perturbed_cells(n=2), **given)
 
 
 def test_the_bundled_toy_cells_work(recwarn: pytest.WarningsRecorder) -> None:
