@@ -28,6 +28,7 @@ def test_a_gpu_that_is_not_used_does_not_decide_the_precision(
 def test_studies_are_held_out_whole_and_some_are_left() -> None:
     studies = np.array(["a", "a", "b", "c", ""], dtype=object)
     assert len(held_out_studies(studies, 0.1, 0)) == 1
-    assert len(held_out_studies(studies, 0.99, 0)) == 2
+    assert len(held_out_studies(studies, 0.99, 0)) == 2  # one is left to train on
+    assert held_out_studies(studies, 0.5, 1) == held_out_studies(studies, 0.5, 1)
     assert held_out_studies(studies, 0.0, 0) == held_out_studies(studies[:3], 0.5, 0) == []
     assert "" not in held_out_studies(studies, 0.99, 0)

@@ -24,15 +24,3 @@ def test_unknown_names_and_numbers_are_refused() -> None:
         size_of("huge")
     with pytest.raises(TypeError, match="no argument 'width'; of the size can be set: n_tokens, "):
         size_of("mini", width=3)
-
-
-@pytest.mark.parametrize("value", [0, -1, 2.0, True, "8", None])
-def test_sizes_are_positive_whole_numbers(value: object) -> None:
-    with pytest.raises(ValueError, match=r"dim=.*; expected a whole number of at least 1"):
-        size_of("mini", dim=value)
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.0])
-def test_dropout_is_a_share(value: float) -> None:
-    with pytest.raises(ValueError, match="dropout must be at least 0 and below 1"):
-        CellPulseSize(n_tokens=8, n_factors=2, dim=16, n_layers=1, n_heads=1, dropout=value)
