@@ -56,6 +56,7 @@ def test_a_model_needs_genes(name: str) -> None:
     if name != "PerturbationCountModel":
         with pytest.raises(ValueError, match="'huge'; expected one of"):
             cls(vocabulary=["A", "B"], size="huge")
+        assert cls(vocabulary=["A", "B"], size="mini", dim=48).size.dim == 48
 
 
 @pytest.mark.parametrize(
@@ -214,6 +215,15 @@ def test_training_leaves_random_state_folder_and_data_alone(
 
 def _frozen(model: Any) -> set[str]:
     return {name for name, p in model.module.named_parameters() if not p.requires_grad}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_without_validation_all_rows_train(name: str) -> None:
+    model = TRAINED[name].make()
+    balanced = {"balanced": True} if name in ("BulkFormer", "LingshuCell") else {}
+    TRAINED[name].train(model, validation_share=0.0, **balanced)
+    assert "validation_loss" not in model.history
+    assert np.isfinite(model.history["train_loss"].to_numpy(dtype=float)).all()
 
 
 class Interrupt(pl.Callback):

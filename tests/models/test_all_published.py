@@ -98,6 +98,8 @@ def test_sizes_are_checked(sizes: dict[str, Any], change: dict[str, Any], messag
         named_size("mini", sizes, change)
     with pytest.raises(ValueError, match="Unknown size 'huge'"):
         named_size("huge", sizes, {})
+    with pytest.raises(TypeError, match="no argument 'width'; of the size can be set: "):
+        named_size("mini", sizes, {"width": 3})
     assert named_size(sizes["mini"], sizes, {}) == sizes["mini"]
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS
 
 from cfm.models._streams import Drawn
-from cfm.models._training import held_out_rows
 from cfm.models.bulkformer._training import SampleStream, hide
 from tests._bulk import TRAINING, toy_bulkformer, toy_log_tpm, untrained
 
@@ -32,15 +30,6 @@ def test_history_has_training_and_validation_curves() -> None:
         assert curve[-1] < 0.7 * curve[0], name
 
 
-def test_training_leaves_a_model_that_answers() -> None:
-    model = toy_bulkformer()
-    assert model.is_trained_
-    assert not model.module.training
-    assert not model.module.recompute
-    assert not model.module.expression_embedding.frequencies.requires_grad
-    assert model.provenance["training_studies"] == ["s1", "s2", "s3", "s4"]
-
-
 def test_features_are_redrawn_when_it_is_time() -> None:
     for interval, changed in ((2, True), (0, False), (100, False)):
         model = untrained()
@@ -48,17 +37,6 @@ def test_features_are_redrawn_when_it_is_time() -> None:
         model.train(max_steps=5, redraw_interval=interval, **TRAINING)
         found = model.module.blocks[0].layers[0].attention.features
         assert torch.equal(found, features) is not changed, interval
-
-
-def test_whole_studies_are_held_out() -> None:
-    model = untrained()
-    studies = model.registered_categories(REGISTRY_KEYS.BATCH_KEY)
-    held_out = held_out_rows(studies, 0.1, 0)
-    assert len(set(studies[held_out])) == 1
-    assert not set(studies[held_out]) & set(studies[~held_out])
-    assert held_out_rows(np.full(96, "", dtype=object), 0.1, 0).sum() == 10
-    model.train(max_steps=2, validation_share=0.0, **TRAINING)
-    assert "validation_loss" not in model.history
 
 
 def test_a_stream_shows_each_sample_once_an_epoch() -> None:

@@ -72,6 +72,7 @@ def test_hidden_effects_of_a_study_never_seen_are_recovered() -> None:
 
 
 def test_history_has_training_and_validation_curves() -> None:
+    assert trained_without_test_study().module.gene_factors.shape[1] == SIZES["n_factors"]
     history = trained_without_test_study().history
     for name in ("train_loss", "train_linear_loss", "validation_loss", "validation_direction_loss"):
         curve = history[name][name].dropna()
@@ -82,14 +83,6 @@ def test_history_has_training_and_validation_curves() -> None:
     assert linear.iloc[-1] < np.log(2)
     assert accuracy.iloc[-1] > 0.55
     assert len(history["validation_loss"]) == 6  # 150 steps, a point every 25
-
-
-def test_training_leaves_a_model_that_answers() -> None:
-    model = trained_without_test_study()
-    assert not model.module.training
-    assert all(p.requires_grad for p in model.module.parameters())
-    assert model.module.gene_factors.shape[1] == SIZES["n_factors"]
-    assert model.is_trained_
 
 
 def test_using_a_model_before_training_changes_nothing() -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cfm.models import LingshuCell
-from cfm.models._training import held_out_rows
 from cfm.models.count_model._module import UNKNOWN
 from cfm.models.lingshu._training import CellStream, DiffusionPlan, withhold
 from tests._lingshu import KEYS, SIZES, TRAINING, toy_counts, toy_lingshu, untrained
@@ -49,22 +48,6 @@ def test_genes_that_are_not_measured_are_not_learned_from() -> None:
     assert (model.module.largest[:30] < 280).all()
     assert np.isfinite(model.history["train_loss"].to_numpy(dtype=float)).all()
     assert model.generate(2, n_steps=2).n_vars == 42
-
-
-def test_whole_studies_are_held_out() -> None:
-    adata = toy_counts()
-    adata.obs["study"] = np.random.default_rng(0).choice(["s1", "s2", "s3", "s4"], adata.n_obs)
-    LingshuCell.setup_anndata(adata, study_key="study", **KEYS)
-    model = LingshuCell(adata, **SIZES)
-    studies = model.registered_categories("study")
-    held_out = held_out_rows(studies, 0.1, 0)
-    assert len(set(studies[held_out])) == 1
-    assert not set(studies[held_out]) & set(studies[~held_out])
-    model.train(max_steps=2, validation_share=0.0, balanced=True, **PLAIN)
-    assert "validation_loss" not in model.history
-    assert model.provenance["training_studies"] == ["s1", "s2", "s3", "s4"]
-    none, names = np.full(50, "", dtype=object), np.array([f"c{i:02d}" for i in range(50)])
-    assert held_out_rows(none, 0.1, 0, names).sum() == held_out_rows(none, 0.1, 0).sum() == 5
 
 
 def test_an_interrupted_training_keeps_the_average_and_not_the_last_step() -> None:
