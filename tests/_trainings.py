@@ -19,13 +19,10 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from cfm.models import CellPulse, Pulsar, VirtualInstrument
 from cfm.models._base import PretrainedModel
 from cfm.nn._distributed import process_number
 from tests import _bulk, _lingshu, _planted_codes, _toy
-from tests._pulsar import donors
-
-QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+from tests._small import QUIET, TRAINED
 
 
 class Case(NamedTuple):
@@ -41,46 +38,22 @@ def _bulkformer(model: Any, **kwargs: Any) -> None:
     model.train(max_steps=7, redraw_interval=2, **_bulk.TRAINING | {"batch_size": 24} | kwargs)
 
 
-def _cellpulse() -> CellPulse:
-    adata = _toy.toy_contrasts()
-    CellPulse.setup_anndata(adata, study_key="study", sample_key="sample")
-    return CellPulse(adata, **_toy.SIZES, dropout=0.1)
-
-
-def _lingshu_model() -> Any:
-    return _lingshu.untrained(_lingshu.toy_counts(n=260))
-
-
-def _pulsar() -> Pulsar:
-    adata = donors((30, 20, 25, 22, 35, 27, 24, 26), width=10)
-    Pulsar.setup_anndata(adata, use_rep="X_uce", labels_key="disease")
-    return Pulsar(adata, dim=32, encoder_layers=1, encoder_ff=64, decoder_ff=64)
-
-
-def _instrument() -> VirtualInstrument:
-    from tests.models.pulsar.test_instrument import CONDITIONS, paired
-
-    adata = paired()
-    VirtualInstrument.setup_anndata(adata, "cytokine")
-    return VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=16)
-
-
 CASES = {
-    "bulkformer": Case(lambda: _bulk.untrained(ff_dropout=0.2), _bulkformer, 7, 3),
+    "bulkformer": Case(TRAINED["BulkFormer"].make, _bulkformer, 7, 3),
     "bulkformer, two batches a step": Case(
-        lambda: _bulk.untrained(ff_dropout=0.2),
+        TRAINED["BulkFormer"].make,
         lambda m, **k: _bulkformer(m, accumulate_grad_batches=2, **k),
         7,
         2,
     ),
     "bulkformer, one batch an epoch": Case(
-        lambda: _bulk.untrained(ff_dropout=0.2),
+        TRAINED["BulkFormer"].make,
         lambda m, **k: _bulkformer(m, **{"batch_size": 96} | k),
         7,
         1,
     ),
     "lingshu": Case(
-        _lingshu_model,
+        TRAINED["LingshuCell"].make,
         lambda m, **k: m.train(max_steps=8, **_lingshu.TRAINING | k),
         8,
         3,
@@ -100,7 +73,7 @@ CASES = {
         2,
     ),
     "cellpulse": Case(
-        _cellpulse,
+        lambda: TRAINED["CellPulse"].make(dropout=0.1),
         lambda m, **k: m.train(
             max_steps=30,
             n_linear_steps=4,
@@ -109,9 +82,14 @@ CASES = {
         30,
         25,
     ),
-    "pulsar": Case(_pulsar, lambda m, **k: m.train(3, n_cells=20, batch_size=3, **QUIET | k), 9, 3),
+    "pulsar": Case(
+        TRAINED["Pulsar"].make,
+        lambda m, **k: m.train(3, n_cells=20, batch_size=3, **QUIET | k),
+        9,
+        3,
+    ),
     "pulsar, head": Case(
-        _pulsar,
+        TRAINED["Pulsar"].make,
         lambda m, **k: m.train_head(
             "age", "regression", max_epochs=3, n_cells=20, batch_size=8, **QUIET | k
         ),
@@ -119,7 +97,7 @@ CASES = {
         4,
     ),
     "pulsar, unfrozen": Case(
-        _pulsar,
+        TRAINED["Pulsar"].make,
         lambda m, **k: m.train_head(
             "disease", frozen_layers=0, max_epochs=3, n_cells=20, batch_size=3, **QUIET | k
         ),
@@ -127,7 +105,7 @@ CASES = {
         3,
     ),
     "instrument": Case(
-        _instrument,
+        TRAINED["VirtualInstrument"].make,
         lambda m, **k: m.train(control="none", max_epochs=2, batch_size=20, **QUIET | k),
         8,
         4,

@@ -199,6 +199,33 @@ def test_virtual_instrument(tmp_path: Path) -> None:
         refused(lambda: VirtualInstrument.from_pretrained(path), what)
 
 
+def _copied(golden: Path) -> Callable[[Path], Path]:
+    return lambda folder: Path(shutil.copytree(golden, folder))
+
+
+@pytest.mark.parametrize(
+    ("model", "write", "file"),
+    [
+        *(
+            (BulkFormer, _bulk.published, name)
+            for name in ("bulkformer_tiny.pt", "G_tcga.pt", "G_tcga_weight.pt")
+        ),
+        (CellVQ, _copied(CELLVQ), "models.ckpt"),
+        (Pulsar, _copied(_pulsar.GOLDEN / "PULSAR-classifier"), "model.safetensors"),
+        (UCE, _uce.published, "uce_tiny.torch"),
+    ],
+)
+def test_truncated_files_are_named(
+    model: Any, write: Callable[[Path], Path], file: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "theirs")
+    content = (folder / file).read_bytes()
+    for kept in (0, 10, len(content) // 2, -20):
+        (folder / file).write_bytes(content[:kept])
+        with pytest.raises(ValueError, match=file):
+            model.from_pretrained(folder)
+
+
 def test_validate_config() -> None:
     with validate_config("Toy", "x", range(2)):
         made = torch.nn.Linear(10**6, 10**6)

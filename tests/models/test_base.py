@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import cfm
 from cfm.models import CellPulse, PretrainedModel, load_model
 from cfm.models._base import NOT_OFFERED, check_weights, load_weights, resolve_device
-from tests import _bulk, _lingshu, _toy
-from tests._toy import SIZES
 
 
 @pytest.fixture
@@ -67,8 +62,6 @@ def test_models_of_a_later_version_are_refused(checkpoint: Path, tmp_path: Path)
     folder = cfm.hub.save_checkpoint(tmp_path / "later", tensors, {}, model="Oracle")
     with pytest.raises(ValueError, match=r"holds a Oracle model; this version of cfm has"):
         load_model(folder)
-    with pytest.raises(ValueError, match=r"holds a Oracle model; expected CellPulse"):
-        CellPulse.from_pretrained(folder)
 
 
 def test_installed_packages_add_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +114,6 @@ def test_fitting_can_be_checked_without_memory() -> None:
         check_weights(layer, {"weight": torch.ones(1, 1), "bias": torch.ones(1)}, "toy")
 
 
-def test_models_are_named_by_their_class() -> None:
-    assert repr(type(CellPulse(vocabulary=["A"], **SIZES)).__name__) == "'CellPulse'"
-
-
 @pytest.mark.parametrize("name", NOT_OFFERED)
 def test_what_cannot_work_is_not_offered(model: CellPulse, name: str) -> None:
     for owner in (model, CellPulse, cfm.models.UCE, PretrainedModel):
@@ -150,28 +139,3 @@ def test_no_offered_method_says_that_it_is_not_implemented(model: CellPulse) -> 
         if inspect.ismethod(method) and method.__module__.startswith("scvi"):
             body = inspect.getsource(method)
             assert "raise NotImplementedError" not in body, name
-
-
-def _counts() -> tuple[PretrainedModel, Any]:
-    return _lingshu.untrained(_lingshu.toy_counts(n=60)), _lingshu.toy_counts(n=60)
-
-
-LAYERED: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "BulkFormer": lambda: (_bulk.untrained(), _bulk.toy_log_tpm()),
-    "CellPulse": lambda: (_toy.toy_model(), _toy.toy_contrasts()),
-    "LingshuCell": _counts,
-}
-
-
-@pytest.mark.parametrize("name", LAYERED)
-def test_the_registered_layer_is_read_where_no_data_are_given(name: str) -> None:
-    model, adata = LAYERED[name]()
-    adata = adata[:6].copy()
-    adata.layers["right"] = adata.X.copy()
-    adata.X = adata.X[::-1].copy()
-    keys = {"source_key": "cell_type", "perturbation_key": "drug", "control": "none"}
-    type(model).setup_anndata(adata, layer="right", **(keys if name == "LingshuCell" else {}))
-    model.attach(adata)
-    own = model.get_latent_representation()
-    np.testing.assert_array_equal(own, model.get_latent_representation(adata, layer="right"))
-    assert not np.array_equal(own, model.get_latent_representation(adata))

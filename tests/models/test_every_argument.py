@@ -88,7 +88,7 @@ def _data(name: str) -> Any:
         adata = donors((9, 8, 7, 9, 8, 7, 9, 8), width=6)
         Pulsar.setup_anndata(adata, use_rep="X_uce", labels_key="disease")
     else:
-        from tests.models.pulsar.test_instrument import paired
+        from tests._small import paired
 
         adata = paired()
         VirtualInstrument.setup_anndata(adata, "cytokine")

@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
 from cfm import models
 from cfm.models._streams import SeededStream
-from cfm.models._training import Recipe, TrainingRun, count_processes
+from cfm.models._training import (
+    Recipe,
+    TrainingRun,
+    count_processes,
+    held_out_rows,
+    held_out_studies,
+    training_precision,
+)
 from cfm.models.bulkformer._factor_model import LocalFactorModel
 from tests import _bulk
 from tests._trainings import CASES
@@ -222,3 +230,37 @@ def test_processes_can_exchange_the_state_of_every_model() -> None:
     states = [make().module.state_dict() for make in makes]
     states.append(LocalFactorModel(4, 3, 5, 2).state_dict())
     assert torch.int16 not in {t.dtype for state in states for t in state.values()}
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "expected"), [("auto", "bf16-mixed"), ("gpu", "bf16-mixed"), ("cpu", "32-true")]
+)
+def test_a_gpu_that_is_not_used_does_not_decide_the_precision(
+    accelerator: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert training_precision("auto", accelerator) == expected
+    assert training_precision("64-true", accelerator) == "64-true"
+    assert training_precision("float32", accelerator) == "32-true"
+    assert training_precision("bfloat16", accelerator) == "bf16-mixed"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert training_precision("auto", accelerator) == "32-true"
+
+
+def test_studies_are_held_out_whole_and_some_are_left() -> None:
+    studies = np.array(["a", "a", "b", "c", ""], dtype=object)
+    assert len(held_out_studies(studies, 0.1, 0)) == 1
+    assert len(held_out_studies(studies, 0.99, 0)) == 2  # one is left to train on
+    assert held_out_studies(studies, 0.5, 1) == held_out_studies(studies, 0.5, 1)
+    assert held_out_studies(studies, 0.0, 0) == held_out_studies(studies[:3], 0.5, 0) == []
+    assert "" not in held_out_studies(studies, 0.99, 0)
+    many = np.repeat(["s1", "s2", "s3", "s4"], 20).astype(object)
+    held_out = held_out_rows(many, 0.1, 0)
+    assert len(set(many[held_out])) == 1
+    assert not set(many[held_out]) & set(many[~held_out])
+
+
+def test_rows_are_held_out_where_no_study_is_known() -> None:
+    none, names = np.full(50, "", dtype=object), np.array([f"c{i:02d}" for i in range(50)])
+    assert held_out_rows(none, 0.1, 0, names).sum() == held_out_rows(none, 0.1, 0).sum() == 5

@@ -8,7 +8,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from cfm.data import GeneVocabulary
 from cfm.models.bulkformer._data import ExpressionReader, expression_blocks
 from cfm.models.bulkformer._published import vocabulary_of
 from tests._bulk import toy_log_tpm
+from tests._storages import STORAGES, stored
 
 
 def whole(adata: ad.AnnData, **arguments) -> np.ndarray:
@@ -30,24 +30,13 @@ def counts(n_genes: int = 300) -> ad.AnnData:
     return ad.AnnData(rng.poisson(mean, (6, n_genes)).astype(np.float32), var=names)
 
 
-@pytest.mark.parametrize("storage", ["dense", "float64", "csr", "csc", "backed", "layer"])
-def test_any_storage(storage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", STORAGES)
+def test_any_storage(kind: str, tmp_path: Path) -> None:
     adata = toy_log_tpm()
     adata.X[adata.X < 2.0] = 0.0
-    expected = adata.X.copy()
-    arguments = {}
-    if storage == "float64":
-        adata.X = adata.X.astype(np.float64)
-    elif storage in ("csr", "csc"):
-        adata.X = getattr(sp, f"{storage}_matrix")(adata.X)
-    elif storage == "backed":
-        adata.X = sp.csr_matrix(adata.X)
-        adata.write_h5ad(tmp_path / "x.h5ad")
-        adata = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
-    elif storage == "layer":
-        adata.layers["log_tpm"], adata.X = adata.X, np.full(adata.shape, 1e6)
-        arguments = {"layer": "log_tpm"}
-    np.testing.assert_array_equal(whole(adata, **arguments), expected)
+    np.testing.assert_array_equal(whole(stored(adata, kind, tmp_path)), adata.X)
+    other = ad.AnnData(np.full(adata.shape, 1e6), layers={"log_tpm": adata.X.astype(np.float64)})
+    np.testing.assert_array_equal(whole(other, layer="log_tpm"), adata.X)
 
 
 def test_what_tpm_makes_is_read() -> None:

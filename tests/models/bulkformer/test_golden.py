@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from cfm.models import BulkFormer, load_model
+from cfm.models import BulkFormer
 from tests._bulk import GOLDEN
+from tests._golden import assert_close, io_of
 
-#: Of the output's scale, float32.
-TOLERANCE = 1e-5
-
-
-@cache
-def io() -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / "io.safetensors")
+io = partial(io_of, "bulkformer")
 
 
 @cache
@@ -30,11 +23,6 @@ def model() -> BulkFormer:
 @cache
 def mask_rate() -> float:
     return json.loads((GOLDEN / "config.json").read_text())["mask_prob"]
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -79,25 +67,3 @@ def test_sizes_are_read_off_the_weights() -> None:
     assert (size.dim, size.n_layers, size.n_heads, size.n_blocks, size.ff_mult) == (32, 2, 4, 1, 4)
     assert len(model().vocabulary) == 160
     assert not size.centred
-
-
-def test_any_way_to_name_it() -> None:
-    x = io()["x"]
-    sources = [GOLDEN, str(GOLDEN), GOLDEN / "bulkformer_tiny.pt"]
-    for load in (BulkFormer.from_pretrained, load_model):
-        for source in sources:
-            found = load(source)
-            assert isinstance(found, BulkFormer)
-            assert found.checkpoint_name == "bulkformer_tiny"
-            assert len(found.checkpoint_sha256) == 64
-            with torch.inference_mode():
-                assert_close(found.module.encode(x, mask_rate()), io()["emb"])
-
-
-def test_our_own_format_keeps_the_numbers(tmp_path: Path) -> None:
-    loaded = BulkFormer.load(model().save(tmp_path / "ours"))
-    with torch.inference_mode():
-        assert torch.equal(loaded.module.encode(io()["x"]), model().module.encode(io()["x"]))
-        assert torch.equal(loaded.module.predict(io()["x"]), model().module.predict(io()["x"]))
-    assert loaded.size == model().size
-    assert not loaded.knows_genes

@@ -58,22 +58,6 @@ def test_genes_to_pool_over(model: BulkFormer, adata: ad.AnnData) -> None:
     )
 
 
-def test_neither_company_nor_order_nor_batches_matter(model: BulkFormer, adata: ad.AnnData) -> None:
-    expected = model.get_latent_representation(adata, precision="float32")
-    rng = np.random.default_rng(0)
-    rows, columns = rng.permutation(20), rng.permutation(N_GENES)
-    shuffled = adata[rows][:, columns].copy()
-    for batch_size in (1, 7, 64):
-        found = model.get_latent_representation(
-            shuffled, batch_size=batch_size, precision="float32"
-        )
-        np.testing.assert_allclose(found, expected[rows], rtol=1e-4, atol=1e-5)
-    alone = [
-        model.get_latent_representation(adata[[i]].copy(), precision="float32")[0] for i in rows
-    ]
-    np.testing.assert_allclose(alone, expected[rows], rtol=1e-4, atol=1e-5)
-
-
 def test_absent_genes_are_missing_not_zero(model: BulkFormer, adata: ad.AnnData) -> None:
     part = adata[:, :60].copy()
     marked = adata.copy()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfm.models.bulkformer import SIZES, BulkFormerModule
+from cfm.models.bulkformer import BulkFormerModule
 
 N = 60
 
@@ -30,22 +30,6 @@ def samples(n: int = 4, seed: int = 0) -> torch.Tensor:
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ("37M", 13_368_647),
-        ("50M", 28_641_159),
-        ("93M", 75_921_159),
-        ("127M", 112_448_967),
-        ("147M", 132_143_047),
-    ],
-)
-def test_published_sizes_have_the_published_number_of_parameters(size: str, expected: int) -> None:
-    with torch.device("meta"):
-        made = BulkFormerModule(20_010, **SIZES[size].module_arguments())
-    assert sum(p.numel() for p in made.parameters()) == expected
 
 
 @pytest.mark.parametrize(

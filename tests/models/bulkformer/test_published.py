@@ -170,31 +170,6 @@ def test_a_missing_graph_is_said(folder: Path, name: str) -> None:
         BulkFormer.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("ensg_id\nA\nB\n", "lists 2 genes"),
-        ("symbol\nA\n", "expected 'ensg_id'"),
-        ("ensg_id\n" + "A\n" * 160, "1 of them different"),
-        ('ensg_id\n"A\n', "no table"),
-    ],
-)
-def test_gene_lists_that_do_not_fit_are_refused(folder: Path, text: str, message: str) -> None:
-    (folder / "bulkformer_gene_info.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        BulkFormer.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("name", ["bulkformer_tiny.pt", "G_tcga.pt", "G_tcga_weight.pt"])
-@pytest.mark.parametrize("kept", [0, 10, 0.5, -20])
-def test_truncated_files_are_refused(folder: Path, name: str, kept: float) -> None:
-    path = folder / name
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
-    with pytest.raises(ValueError, match=name):
-        BulkFormer.from_pretrained(folder)
-
-
 def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> None:
     outside = tmp_path / "elsewhere.pt"
     (folder / "G_tcga.pt").rename(outside)

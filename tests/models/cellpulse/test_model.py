@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pytest
-import scipy.sparse as sp
 
 from cfm.data import map_identifiers
 from cfm.models import CellPulse
@@ -36,40 +33,6 @@ def test_embeddings_are_float32_and_tell_viruses_apart(
     assert similar[same].mean() > similar[~same].mean() + 0.05
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_the_batch_size_does_not_matter(
-    model: CellPulse, contrasts: ad.AnnData, batch_size: int
-) -> None:
-    close(embed(model, contrasts, batch_size=batch_size), embed(model, contrasts))
-
-
-def test_a_profile_is_the_same_alone_in_any_company_and_order(
-    model: CellPulse, contrasts: ad.AnnData, rng: np.random.Generator
-) -> None:
-    latent = embed(model, contrasts)
-    close(embed(model, contrasts[3:4].copy()), latent[3:4])
-    order = rng.permutation(contrasts.n_obs)
-    close(embed(model, contrasts[order].copy()), latent[order])
-    company = contrasts[[3, 5]].copy()
-    company.X[1] = 0.0
-    company.X[1, :2] = 5.0, -5.0
-    close(embed(model, company)[:1], latent[3:4])
-
-
-def test_the_order_of_genes_does_not_matter(
-    model: CellPulse, contrasts: ad.AnnData, rng: np.random.Generator
-) -> None:
-    order = rng.permutation(contrasts.n_vars)
-    close(embed(model, contrasts[:, order].copy()), embed(model, contrasts))
-
-
-def test_further_genes_do_not_matter(model: CellPulse, contrasts: ad.AnnData) -> None:
-    more = ad.AnnData(np.full((contrasts.n_obs, 2), 9.0, dtype=np.float32), obs=contrasts.obs)
-    more.var_names = ["NOT_A_GENE", "ANOTHER"]
-    wide = ad.concat([more, contrasts], axis="var")
-    close(embed(model, wide), embed(model, contrasts))
-
-
 def test_ensembl_ids_and_previous_symbols_are_read(model: CellPulse, contrasts: ad.AnnData) -> None:
     """Names that map to a gene of the vocabulary count as that gene."""
     ensembl = {"IFI27": "ENSG00000165949", "MX1": "ENSG00000157601.14", "ISG15": "ENSG00000187608"}
@@ -81,34 +44,11 @@ def test_ensembl_ids_and_previous_symbols_are_read(model: CellPulse, contrasts: 
     close(embed(model, renamed), embed(model, contrasts))
 
 
-def storages(adata: ad.AnnData, folder: Path) -> dict[str, ad.AnnData]:
-    import dask.array as da
-
-    made = {"float64": adata.copy(), "csr": adata.copy(), "csc": adata.copy()}
-    made["float64"].X = adata.X.astype(np.float64)
-    made["csr"].X = sp.csr_matrix(adata.X)
-    made["csc"].X = sp.csc_matrix(adata.X)
-    for name, kind in (("backed", adata), ("backed csr", made["csr"]), ("backed csc", made["csc"])):
-        path = folder / f"{name}.h5ad"
-        kind.write_h5ad(path)
-        made[name] = ad.read_h5ad(path, backed="r")
-    made["dask"] = adata.copy()
-    made["dask"].X = da.from_array(adata.X, chunks=(10, 300))
-    twice = ad.concat([adata, adata], index_unique="-")
-    made["view"] = twice[: adata.n_obs]
-    made["layer"] = adata.copy()
-    made["layer"].layers["lfc"] = made["layer"].X.copy()
-    made["layer"].X[:] = np.inf
-    return made
-
-
-def test_the_storage_does_not_matter(
-    model: CellPulse, contrasts: ad.AnnData, tmp_path: Path
-) -> None:
-    latent = embed(model, contrasts)
-    for name, adata in storages(contrasts, tmp_path).items():
-        layer = "lfc" if name == "layer" else None
-        close(embed(model, adata, layer=layer, batch_size=9), latent)
+def test_a_layer_is_read_instead(model: CellPulse, contrasts: ad.AnnData) -> None:
+    """Storages: ``tests/models/test_storages.py``."""
+    expected = embed(model, contrasts)
+    contrasts.layers["lfc"], contrasts.X = contrasts.X.astype(np.float64), contrasts.X[::-1].copy()
+    close(embed(model, contrasts, layer="lfc", batch_size=9), expected)
 
 
 def test_missing_absent_and_silent_genes_give_no_token(

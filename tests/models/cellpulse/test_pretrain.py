@@ -72,6 +72,7 @@ def test_hidden_effects_of_a_study_never_seen_are_recovered() -> None:
 
 
 def test_history_has_training_and_validation_curves() -> None:
+    assert trained_without_test_study().module.gene_factors.shape[1] == SIZES["n_factors"]
     history = trained_without_test_study().history
     for name in ("train_loss", "train_linear_loss", "validation_loss", "validation_direction_loss"):
         curve = history[name][name].dropna()
@@ -84,41 +85,6 @@ def test_history_has_training_and_validation_curves() -> None:
     assert len(history["validation_loss"]) == 6  # 150 steps, a point every 25
 
 
-def test_training_leaves_a_model_that_answers() -> None:
-    model = trained_without_test_study()
-    assert not model.module.training
-    assert all(p.requires_grad for p in model.module.parameters())
-    assert model.module.gene_factors.shape[1] == SIZES["n_factors"]
-    assert model.is_trained_
-
-
-def test_the_same_seed_repeats_exactly_and_another_does_not() -> None:
-    made = []
-    for seed in (3, 3, 4):
-        torch.manual_seed(len(made))  # what went on before does not matter
-        np.random.seed(len(made))  # noqa: NPY002
-        model = untrained(seed=0)
-        model.train(max_steps=8, n_linear_steps=3, seed=seed, **TRAINING)
-        made.append(weights(model))
-    assert torch.equal(made[0], made[1])
-    assert made[0].shape != made[2].shape or not torch.equal(made[0], made[2])
-
-
-def test_the_seed_of_a_model_is_that_of_its_weights() -> None:
-    first, second, other = (weights(untrained(seed=s)) for s in (1, 1, 2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-
-
-def test_training_leaves_the_global_random_state_alone() -> None:
-    model = untrained()
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    model.train(max_steps=2, n_linear_steps=1, **TRAINING)
-    assert torch.equal(torch.rand(3), expected)
-
-
 def test_using_a_model_before_training_changes_nothing() -> None:
     """Dropout is on in training, also after the model was switched to answering."""
     models = [untrained(dropout=0.5) for _ in range(2)]
@@ -126,12 +92,6 @@ def test_using_a_model_before_training_changes_nothing() -> None:
     for model in models:
         model.train(max_steps=8, n_linear_steps=0, **TRAINING)
     assert torch.equal(weights(models[0]), weights(models[1]))
-
-
-def test_training_writes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    untrained().train(max_steps=2, n_linear_steps=1, **TRAINING)
-    assert list(tmp_path.rglob("*")) == []
 
 
 def toy_pairs() -> cfm.data.ContrastPairs:
@@ -212,36 +172,6 @@ def test_contrasts_of_one_sample_are_made_to_agree() -> None:
     assert agreement.iloc[-1] > 0
 
 
-class Interrupt(pl.Callback):
-    """Ctrl+C after some steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *arguments) -> None:
-        if trainer.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("step", [2, 30])
-def test_an_interrupted_training_leaves_a_usable_model(step: int, tmp_path: Path) -> None:
-    model = untrained()
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=f"after step {step} of 60; the model keeps"):
-        model.train(max_steps=60, n_linear_steps=20, callbacks=[Interrupt(step)], **TRAINING)
-    assert signal.getsignal(signal.SIGINT) == handler  # a second Ctrl+C is heard
-    assert all(p.requires_grad for p in model.module.parameters())
-    assert not model.module.training
-    latent = model.get_latent_representation()
-    assert np.isfinite(latent).all()
-    loaded = CellPulse.load(model.save(tmp_path / "half"))
-    np.testing.assert_allclose(
-        loaded.get_latent_representation(model.adata), latent, rtol=1e-4, atol=1e-5
-    )
-    model.train(max_steps=6, n_linear_steps=2, **TRAINING)
-    assert np.isfinite(model.get_latent_representation()).all()
-
-
 def test_a_real_signal_is_heard() -> None:
     class Signal(pl.Callback):
         def on_train_batch_end(self, trainer, *arguments) -> None:
@@ -290,39 +220,6 @@ def test_without_studies_a_warning_says_what_is_lost() -> None:
     assert "validation_loss" not in model.history
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_steps": 0}, "max_steps="),
-        ({"batch_size": 0}, "batch_size="),
-        ({"tokens_per_profile": 0}, "tokens_per_profile="),
-        ({"n_linear_steps": -1}, "n_linear_steps="),
-        ({"n_unchanged": -2}, "n_unchanged="),
-        ({"validation_share": 1.0}, "validation_share="),
-        ({"sources": {"x": None}, "source_share": 1.0}, "leave nothing for the contrasts"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        untrained().train(**({"max_steps": 2} | TRAINING | arguments))
-
-
-def test_a_model_without_data_cannot_train(fresh: CellPulse) -> None:
-    with pytest.raises(ValueError, match="has no data"):
-        fresh.train(max_steps=2)
-
-
-def test_held_out_studies() -> None:
-    names = np.array(["a", "b", "b", "c", "d", ""], dtype=object)
-    assert len(held_out_studies(names, 0.15, 0)) == 1
-    assert len(held_out_studies(names, 0.5, 0)) == 2
-    assert len(held_out_studies(names, 0.99, 0)) == 3  # one is left to train on
-    assert held_out_studies(names, 0.0, 0) == []
-    assert held_out_studies(names[:3], 0.5, 0) == []
-    assert held_out_studies(names, 0.5, 1) == held_out_studies(names, 0.5, 1)
-    assert "" not in held_out_studies(names, 0.99, 0)
-
-
 @pytest.mark.slow
 def test_the_published_size_trains_and_reads_its_whole_context() -> None:
     """Over 100 million parameters and 2,048 tokens."""
@@ -343,13 +240,6 @@ def test_the_published_size_trains_and_reads_its_whole_context() -> None:
     *_, tokens = next(model.encode_blocks(one))
     assert tokens.gene.shape == (1, 2048)
     assert model.get_latent_representation(one).shape == (1, 768)
-
-
-@pytest.mark.parametrize(("steps", "linear"), [(8, 8), (8, 80), (1, 1)])
-def test_steps_that_never_reach_the_transformer_are_refused(steps: int, linear: int) -> None:
-    model = untrained()
-    with pytest.raises(ValueError, match=f"n_linear_steps={linear} of max_steps={steps} leave"):
-        model.train(max_steps=steps, n_linear_steps=linear, **TRAINING)
 
 
 def test_few_steps_train_the_transformer_too() -> None:

@@ -307,26 +307,6 @@ def test_input_that_does_not_fit_is_refused() -> None:
         CellVQModule(0, size=size())
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"dim": 0}, "dim=0; expected a whole number"),
-        ({"n_bits": True}, "n_bits=True; expected a whole number"),
-        ({"n_bits": 21}, "n_bits must be at most 20"),
-        ({"n_heads": 5}, "dim=16 must be divisible by n_heads=5"),
-        ({"decoder_heads": 3}, "decoder_dim=16 must be divisible"),
-        ({"relation": "some"}, "relation must be"),
-        ({"relation": 0}, "relation must be"),
-        ({"relation": True}, "relation must be"),
-        ({"dropout": 1.0}, "dropout must be"),
-        ({"code_term": 1}, "code_term=1; expected True or False"),
-    ],
-)
-def test_sizes_are_checked(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        size(**change)
-
-
 def test_sizes_have_names() -> None:
     assert SIZES["published"] == CellVQSize()
     assert CellVQSize().n_codes == 4096

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
-from scipy import sparse
 from sklearn.metrics import normalized_mutual_info_score
 
 from cfm.models import CellVQ
 from cfm.nn._values import zinb_nll
-from tests._planted_codes import QUIET, TRAINING, planted_cells, trained, untrained
-from tests._same import assert_unchanged
+from tests._planted_codes import SMALL, TRAINING, planted_cells, trained, untrained
 
 #: Sums of float32 in another order, where threads share the work of a busy machine.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
@@ -93,59 +87,6 @@ def _unseen(model: CellVQ) -> list[str]:
     return held_out_studies(model.adata.obs["study"].to_numpy(dtype=object), 0.1, 0)
 
 
-def test_the_same_seed_repeats_exactly_and_another_does_not() -> None:
-    made = []
-    for seed in (3, 3, 4):
-        torch.manual_seed(len(made))  # what went on before does not matter
-        model = untrained(labels_keys=["cell_type"])
-        model.train(max_steps=4, seed=seed, code_label_weight=1.0, balance_weight=0.1, **TRAINING)
-        made.append(weights(model))
-    torch.testing.assert_close(made[0], made[1], **ROUNDING)
-    assert not torch.allclose(made[0], made[2], atol=1e-3)
-
-
-def test_training_leaves_the_random_state_the_folder_and_the_data_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = untrained()
-    before = model.adata.copy()
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    model.train(max_steps=2, **TRAINING)
-    assert torch.equal(torch.rand(3), expected)
-    assert list(tmp_path.rglob("*")) == []
-    assert_unchanged(model.adata, before)
-
-
-class Interrupt(pl.Callback):
-    """Press Ctrl+C."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-        if trainer.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupted_training_leaves_a_model_that_works(tmp_path: Path) -> None:
-    model = untrained(labels_keys=["cell_type"])
-    before = weights(model)
-    with pytest.raises(KeyboardInterrupt, match="after step 3 of 20"):
-        model.train(max_steps=20, callbacks=[Interrupt(3)], **TRAINING)
-    assert not torch.equal(before, weights(model))
-    assert model.is_trained_
-    assert not model.module.training
-    assert type(model.module.quantiser.proj) is torch.nn.Linear
-    again = CellVQ.load(model.save(tmp_path / "model"))
-    cells = planted_cells(5, seed=9)
-    np.testing.assert_array_equal(
-        again.get_latent_representation(cells), model.get_latent_representation(cells)
-    )
-
-
 def test_a_loss_that_is_no_number_stops_with_a_sentence() -> None:
     model = untrained()
     with torch.no_grad():
@@ -155,32 +96,15 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence() -> None:
     assert type(model.module.quantiser.proj) is torch.nn.Linear
 
 
-@pytest.mark.parametrize("kind", ["csr", "csc", "layer", "log"])
-def test_storage_and_units_are_no_matter(kind: str) -> None:
+def test_log_values_train_the_same() -> None:
     plain = untrained()
     cells = planted_cells(60)
-    setup: dict[str, Any] = {}
-    if kind in ("csr", "csc"):
-        cells.X = getattr(sparse, f"{kind}_matrix")(cells.X)
-    elif kind == "layer":
-        cells.layers["counts"] = cells.X
-        cells.X = np.full_like(cells.X, 0.5)
-        CellVQ.setup_anndata(cells, layer="counts")
-    else:
-        total = cells.X.sum(1)
-        cells.obs["total"] = total
-        cells.X = np.log1p(cells.X / total[:, None] * 1e4)
-        setup = {"units": "log1p_cp10k", "total_counts": "total"}
-    other = CellVQ(cells, **_sizes()) if kind == "layer" else untrained(cells, **setup)
+    cells.obs["total"] = total = cells.X.sum(1)
+    cells.X = np.log1p(cells.X / total[:, None] * 1e4)
+    other = untrained(cells, units="log1p_cp10k", total_counts="total")
     for model in (plain, other):
         model.train(max_steps=3, **TRAINING | {"lr": 1e-4})
     torch.testing.assert_close(weights(plain), weights(other), rtol=1e-3, atol=1e-4)
-
-
-def _sizes() -> dict[str, Any]:
-    from tests._planted_codes import SMALL
-
-    return SMALL
 
 
 def test_cells_without_genes_are_left_out_and_counted() -> None:
@@ -207,7 +131,7 @@ def test_genes_that_are_not_measured_are_not_judged() -> None:
     cells = planted_cells(40)[:, :30].copy()
     genes = [f"G{i}" for i in range(60)]
     CellVQ.setup_anndata(cells)
-    model = CellVQ(cells, vocabulary=genes, **_sizes())
+    model = CellVQ(cells, vocabulary=genes, **SMALL)
     before = model.module.code_term.genes.detach().clone()
     model.train(max_steps=3, weight_decay=0.0, **TRAINING)
     after = model.module.code_term.genes.detach()
@@ -218,45 +142,14 @@ def test_genes_that_are_not_measured_are_not_judged() -> None:
 def test_few_shared_genes_are_warned_of() -> None:
     cells = planted_cells(20)[:, :12].copy()
     CellVQ.setup_anndata(cells)
-    model = CellVQ(cells, vocabulary=[f"G{i}" for i in range(60)], **_sizes())
+    model = CellVQ(cells, vocabulary=[f"G{i}" for i in range(60)], **SMALL)
     with pytest.warns(UserWarning, match="Only 20% of the model's 60 genes"):
         model.train(max_steps=1, **TRAINING)
 
 
 def test_other_genes_are_refused() -> None:
     cells: AnnData = planted_cells(20)
-    model = CellVQ.__new__(CellVQ)
     CellVQ.setup_anndata(cells)
-    model = CellVQ(cells, vocabulary=[f"H{i}" for i in range(60)], **_sizes())
+    model = CellVQ(cells, vocabulary=[f"H{i}" for i in range(60)], **SMALL)
     with pytest.raises(ValueError, match="Found 0 of the model's 60 genes"):
         model.train(max_steps=1, **TRAINING)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"max_epochs": 0}, "max_epochs="),
-        ({"batch_size": 0}, "batch_size="),
-        ({"keep_share": 0.0}, "keep_share must be a share above 0"),
-        ({"keep_share": (0.7, 0.3)}, "the smaller first"),
-        ({"code_only_share": 1.1}, "code_only_share="),
-        ({"last_temperature": 0.0}, "last_temperature="),
-        ({"anneal_share": 2.0}, "anneal_share="),
-        ({"schedule": "linear"}, "schedule='linear'"),
-        ({"freeze": "decoder"}, "freeze='decoder'"),
-        ({"separation_weight": -1.0}, "at least 0"),
-        ({"reconstruction_weight": 0.0}, "There is nothing to train"),
-        ({"validation_share": 1.0}, "validation_share="),
-    ],
-)
-def test_wrong_arguments(wrong: dict[str, Any], message: str) -> None:
-    model = untrained()
-    before = weights(model)
-    with pytest.raises(ValueError, match=message):
-        model.train(**{"max_steps": 1} | wrong, **QUIET)
-    assert torch.equal(before, weights(model))
-
-
-def test_without_data_there_is_nothing_to_train_on() -> None:
-    with pytest.raises(ValueError, match="no data"):
-        CellVQ(vocabulary=["A", "B"]).train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import anndata as ad
@@ -156,43 +155,17 @@ def test_unseen_targets_follow_from_features() -> None:
         model.predict_effects("IFNA2")
 
 
-@pytest.mark.parametrize("described", [False, True])
-def test_saved_models_make_the_same_cells(
-    described: bool, controls: ad.AnnData, tmp_path: Path
-) -> None:
+def test_saved_models_make_the_same_cells(controls: ad.AnnData, tmp_path: Path) -> None:
     table = pd.DataFrame(np.eye(3), index=["y", "z", "x"], columns=["a", "b", "c"])
-    model = trained(perturbation_features=table if described else None)
-    loaded = load_model(model.save(tmp_path / "model"), device="cpu")
-    assert isinstance(loaded, PerturbationCountModel)
-    perturbation = "z" if described else "x"
-    assert same(loaded.simulate(controls, [perturbation]), model.simulate(controls, [perturbation]))
-    assert loaded.provenance == model.provenance == {"training_studies": [], "training_seed": 0}
+    model = trained(toy_counts(n=260), perturbation_features=table)
+    loaded, compact = (
+        load_model(model.save(tmp_path / str(small), compact=small)) for small in (False, True)
+    )
+    made = model.simulate(controls, ["z"])
+    assert same(loaded.simulate(controls, ["z"]), made)
+    assert loaded.provenance == {"training_studies": [], "training_seed": 0}
     assert loaded.weights_record()["sha256"] == model.weights_record()["sha256"]
-    compact = PerturbationCountModel.load(model.save(tmp_path / "small", compact=True))
-    made, small = (m.simulate(controls, ["x"]) for m in (model, compact))
-    assert abs(made.X - small.X).sum() < 0.02 * made.X.sum()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c.pop("levels"), "lacks or garbles"),
-        (lambda c: c.pop("sizes"), "lacks or garbles"),
-        (lambda c: c["sizes"].update(n_parts=3), "lacks or garbles"),
-        (lambda c: c["sizes"].update(combinations=[[2, 99]]), "lacks or garbles"),
-        (lambda c: c["sizes"].update(combinations=[]), "do not fit the sizes"),
-        (lambda c: c["levels"].update(sources=["B"]), "lacks or garbles"),
-    ],
-)
-def test_damaged_settings_are_refused(
-    model: PerturbationCountModel, tmp_path: Path, change, message: str
-) -> None:
-    folder = model.save(tmp_path / "model")
-    header = json.loads((folder / "config.json").read_text())
-    change(header["config"])
-    (folder / "config.json").write_text(json.dumps(header))
-    with pytest.raises(ValueError, match=message):
-        PerturbationCountModel.load(folder)
+    assert abs(made.X - compact.simulate(controls, ["z"]).X).sum() < 0.02 * made.X.sum()
 
 
 def test_what_cannot_be_answered_is_refused(
@@ -212,10 +185,6 @@ def test_what_cannot_be_answered_is_refused(
     PerturbationCountModel.setup_anndata(adata, **KEYS)
     with pytest.raises(ValueError, match="not trained"):
         PerturbationCountModel(adata).simulate(controls, ["x"])
-    with pytest.raises(ValueError, match="has no data"):
-        PerturbationCountModel(vocabulary=["A"]).train()
-    with pytest.raises(ValueError, match="needs adata or vocabulary"):
-        PerturbationCountModel()
 
 
 def test_counts_of_any_size_are_taken() -> None:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cfm.models._sizes import named_size
-from cfm.models.lingshu import SIZES, ConditionLevels, Conditions, LingshuModule, LingshuSize
+from cfm.models.lingshu import SIZES, ConditionLevels, Conditions, LingshuModule
 from cfm.models.lingshu._module import MASK, MISSING
 
 LEVELS = ConditionLevels("cell", ["B", "T"], "drug", ["x", "y"], "none", {"batch": ["1", "2"]})
@@ -181,20 +180,3 @@ def test_a_network_without_conditions_has_no_prefix() -> None:
     assert module.n_prefix == 0
     states = module.encode(torch.full((2, 10), MASK), ConditionLevels().conditions(2))
     assert states.shape == (2, 3, 16)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"dim": 0}, "at least 1"),
-        ({"dim": 30, "n_heads": 4}, "even width"),
-        ({"depth": 1}, "True or False"),
-        ({"group_size": 2.5}, "whole number"),
-    ],
-)
-def test_impossible_sizes_are_refused(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        named_size("mini", SIZES, changes)
-    with pytest.raises(ValueError, match="Unknown size"):
-        named_size("huge", SIZES, {})
-    assert named_size(LingshuSize(8, 1, 2, 8, 2), SIZES, {}).dim == 8

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cfm.models import Pulsar, load_model
-from cfm.models.pulsar import SIZES, PulsarModule, PulsarSize
+from cfm.models import Pulsar
+from cfm.models.pulsar import SIZES, PulsarModule
 from cfm.nn._transformers import TORCH_NAMES
+from tests._golden import assert_close, io_of
 from tests._pulsar import GOLDEN
 
-#: Of the output's scale, float32.
-TOLERANCE = 1e-5
+io = partial(io_of, "pulsar")
+
 TINY, CLASSIFIER = GOLDEN / "PULSAR-tiny", GOLDEN / "PULSAR-classifier"
-
-
-@cache
-def io() -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / "io.safetensors")
 
 
 @cache
 def model() -> Pulsar:
     return Pulsar.from_pretrained(TINY)
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -67,23 +58,6 @@ def test_bfloat16_is_alike() -> None:
     assert model().module.bfloat16_agreement() > 0.99
 
 
-def test_parameters_of_the_released_size() -> None:
-    with torch.device("meta"):
-        module = PulsarModule(SIZES["released"])
-    sizes = {name: p.numel() for name, p in module.named_parameters()}
-    assert sum(sizes.values()) == 87_372_288
-    assert sum(n for name, n in sizes.items() if "_template" not in name) == 76_869_120
-
-
-def test_any_way_to_name_it() -> None:
-    for load in (Pulsar.from_pretrained, load_model):
-        for source in (TINY, str(TINY)):
-            found = load(source)
-            assert isinstance(found, Pulsar)
-            assert found.checkpoint_name == "PULSAR-tiny"
-            assert len(found.checkpoint_sha256) == 64
-
-
 @pytest.mark.parametrize("folder", [TINY, CLASSIFIER])
 def test_our_own_format_keeps_the_numbers(folder: Path, tmp_path: Path) -> None:
     first = Pulsar.from_pretrained(folder)
@@ -91,7 +65,10 @@ def test_our_own_format_keeps_the_numbers(folder: Path, tmp_path: Path) -> None:
     assert again.size == first.size
     assert again.head == first.head
     with torch.no_grad():
-        assert torch.equal(again.module.encode(io()["cells"]), first.module.encode(io()["cells"]))
+        assert torch.equal(
+            again.module.encode(io()["cells"]),
+            first.module.encode(io()["cells"]),
+        )
     small = Pulsar.load(first.save(tmp_path / "small", compact=True))
     assert torch.cosine_similarity(
         small.module.embed(list(io()["cells"])), io()["donor_embedding"]
@@ -196,18 +173,6 @@ def test_a_regression_head(tmp_path: Path) -> None:
 def test_damaged_checkpoints_are_refused(tmp_path: Path, changes, tensors, message) -> None:
     with pytest.raises(ValueError, match=message):
         Pulsar.from_pretrained(variant(tmp_path, changes, tensors))
-
-
-def test_our_settings_are_checked() -> None:
-    for change, message in (
-        ({"dim": 0}, "dim=0; expected a whole number"),
-        ({"templates": 1}, "templates=1; expected True or False"),
-        ({"dropout": 1.0}, "dropout must be at least 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            PulsarSize(**change)
-    with pytest.raises(ValueError, match="Unknown size 'huge'"):
-        Pulsar(size="huge")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,31 +12,11 @@ from safetensors.torch import load_file
 
 import cfm
 from cfm.models import PerturbationModel, VirtualInstrument, load_model
-from cfm.models.pulsar import InstrumentModule, InstrumentSize
+from cfm.models.pulsar import InstrumentSize
 from tests._pulsar import GOLDEN
+from tests._small import CONDITIONS, N_DONORS, paired
 
 WEIGHTS = GOLDEN / "virtual_instrument.pt"
-N_DONORS, WIDTH = 24, 6
-#: What conditions do: a shift each, and the second half of the donors answers the other way.
-CONDITIONS = pd.DataFrame(np.eye(3, 5), index=["A", "B", "C"])
-
-
-def paired(seed: int = 0) -> ad.AnnData:
-    """Donors under no condition and three, ``X`` their embeddings."""
-    rng = np.random.default_rng(seed)
-    base = rng.normal(size=(N_DONORS, WIDTH))
-    base[:, 0] = np.where(np.arange(N_DONORS) % 2, 3.0, -3.0)
-    shifts = 2 * rng.normal(size=(3, WIDTH))
-    direction = np.where(base[:, :1] > 0, 1.0, -1.0)
-    rows, obs = [base], [("none", i) for i in range(N_DONORS)]
-    for name, shift in zip(CONDITIONS.index, shifts, strict=True):
-        rows.append(base + direction * shift)
-        obs += [(name, i) for i in range(N_DONORS)]
-    x = np.concatenate(rows).astype(np.float32)
-    frame = pd.DataFrame(obs, columns=["cytokine", "person"])
-    frame["donor_id"] = "donor" + frame.pop("person").astype(str)
-    frame.index = frame["donor_id"] + "-" + frame["cytokine"]
-    return ad.AnnData(x, obs=frame.astype("category"), obsm={"X_pulsar": x.copy()})
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +49,6 @@ def test_published_weights_give_the_published_numbers() -> None:
         np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 
-def test_parameters_of_the_published_size() -> None:
-    with torch.device("meta"):
-        module = InstrumentModule(InstrumentSize())
-    assert sum(p.numel() for p in module.parameters()) == 12_597_248
-
-
 def test_it_learns_what_conditions_do(trained: VirtualInstrument) -> None:
     """Of donors it has not seen, and depending on the donor."""
     history = trained.history
@@ -104,36 +77,9 @@ def test_saved_models_know_their_conditions(trained: VirtualInstrument, tmp_path
     loaded = load_model(trained.save(tmp_path / "instrument"))
     pd.testing.assert_frame_equal(loaded.conditions, trained.conditions, check_names=False)
     x = paired().X
-    np.testing.assert_array_equal(loaded.predict(x, "C"), trained.predict(x, "C"))
-    assert loaded.provenance == trained.provenance
-    assert list(loaded.history) == list(trained.history)
     loaded.add_conditions(pd.DataFrame(np.ones((1, 5)), index=["D"]))
     assert loaded.conditions.index.tolist() == ["A", "B", "C", "D"]
     assert np.isfinite(loaded.predict(x, "D")).all()
-
-
-def test_a_compact_checkpoint_says_nearly_the_same(
-    trained: VirtualInstrument, tmp_path: Path
-) -> None:
-    small = VirtualInstrument.from_pretrained(trained.save(tmp_path / "small", compact=True))
-    donors = paired().X[:4]
-    exact = trained.predict(donors, "B")
-    np.testing.assert_allclose(small.predict(donors, "B"), exact, atol=0.02)
-    sizes = [
-        (trained.save(tmp_path / name, compact=name == "half") / "model.safetensors").stat().st_size
-        for name in ("half", "whole")
-    ]
-    assert sizes[0] < 0.6 * sizes[1]
-
-
-def test_it_trains_on_from_a_checkpoint(trained: VirtualInstrument, tmp_path: Path) -> None:
-    adata = paired(1)
-    VirtualInstrument.setup_anndata(adata, "cytokine")
-    more = VirtualInstrument.from_pretrained(trained.save(tmp_path / "first"), adata)
-    before = more.predict(adata.X[:3], "A")
-    more.train(control="none", max_epochs=2, enable_progress_bar=False)
-    assert np.abs(more.predict(adata.X[:3], "A") - before).max() > 0
-    assert more.provenance["started_from"]["name"] == "first"
 
 
 def test_pairs_start_from_the_donor_without_a_condition() -> None:
@@ -166,14 +112,10 @@ def test_what_cannot_be_learned_is_refused() -> None:
         model.train(control="PBS")
     with pytest.raises(KeyError, match=r"does not have the conditions \['C'\]"):
         VirtualInstrument(adata, conditions=CONDITIONS.iloc[:2], hidden_dim=4).train(control="none")
-    with pytest.raises(ValueError, match="no data"):
-        VirtualInstrument(conditions=CONDITIONS, donor_dim=4, hidden_dim=4).train(control="none")
     adata.obs["donor_id"] = adata.obs_names
     VirtualInstrument.setup_anndata(adata, "cytokine")
     with pytest.raises(ValueError, match="No donor is there both"):
         VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=4).train(control="none")
-    with pytest.raises(KeyError, match="no column 'dose'"):
-        VirtualInstrument.setup_anndata(adata, "dose")
 
 
 def test_what_does_not_fit_is_refused(trained: VirtualInstrument, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -55,19 +54,11 @@ def separation(model: Pulsar, adata: ad.AnnData) -> float:
     return float(like[same].mean() - like[ill[:, None] != ill].mean())
 
 
-def test_a_run_repeats_and_is_saved(adata: ad.AnnData, tmp_path: Path) -> None:
-    runs = []
-    for _ in range(2):
-        model = Pulsar(adata, **SMALL)
-        model.train(max_steps=3, n_cells=20, **QUIET)
-        runs.append(model.get_latent_representation(precision="float32"))
-    np.testing.assert_array_equal(*runs)
-    loaded = Pulsar.from_pretrained(model.save(tmp_path / "ours"), adata)
-    np.testing.assert_array_equal(loaded.get_latent_representation(precision="float32"), runs[0])
-    assert loaded.provenance["use_rep"] == "X_uce"
-    loaded.train(1, n_cells=20, reconstruction_weight=0, **QUIET)
-    assert loaded.provenance["started_from"]["name"] == "ours"
-    assert "train_reconstruction" not in loaded.history
+def test_a_term_without_weight_is_not_computed(adata: ad.AnnData) -> None:
+    model = Pulsar(adata, **SMALL)
+    model.train(1, n_cells=20, reconstruction_weight=0, **QUIET)
+    assert "train_reconstruction" not in model.history
+    assert model.provenance["use_rep"] == "X_uce"
 
 
 def test_published_weights_train_on() -> None:
@@ -152,19 +143,6 @@ def test_agreement_is_about_donors_and_labels() -> None:
 
 
 def test_what_cannot_be_trained_is_refused(adata: ad.AnnData) -> None:
-    model = Pulsar(adata, **SMALL)
-    for change, message in (
-        ({"keep_share": 0.0}, "keep_share="),
-        ({"mask_share": 1.0}, "mask_share="),
-        ({"n_cells": 1}, "n_cells="),
-        ({"contrastive_weight": -1.0}, "contrastive_weight="),
-        ({"contrastive_weight": 0, "reconstruction_weight": 0}, "not both be 0"),
-        ({"validation_share": 1.0}, "validation_share"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            model.train(1, **change)
-    with pytest.raises(ValueError, match="no data"):
-        Pulsar(**SMALL).train(1)
     bare = Pulsar(adata, decoder_layers=0, **SMALL)
     with pytest.raises(ValueError, match="no decoder"):
         bare.train(1)

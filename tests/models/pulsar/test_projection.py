@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
 
 import cfm
-from cfm.data import open_files
 from cfm.models import CellProjection, Pulsar
 from tests._same import assert_unchanged
-
-KINDS = ["dense", "csc", "int", "view", "backed", "h5ad", "zarr", "dask", "layer"]
+from tests._storages import STORAGES, stored
 
 
 @pytest.fixture(scope="module")
@@ -30,44 +27,19 @@ def projection(cells: ad.AnnData) -> CellProjection:
     return CellProjection.fit(cells)
 
 
-def _stored(cells: ad.AnnData, kind: str, folder: Path) -> tuple[ad.AnnData, str | None]:
-    """Return the same cells in another storage, and the layer that holds their counts."""
-    cells = cells.copy()
-    if kind in ("dense", "csc", "int"):
-        how: Any = {"dense": np.asarray, "csc": sparse.csc_matrix}
-        x = cells.X.toarray()
-        cells.X = x.astype(np.int64) if kind == "int" else how[kind](x)
-    elif kind == "view":
-        more = cells[:5].copy()
-        more.obs_names = [f"more{i}" for i in range(5)]
-        cells = ad.concat([cells, more])[: cells.n_obs]
-    elif kind == "layer":
-        cells.layers["counts"] = cells.X.copy()
-        cells.X = np.log1p(cells.X)
-        return cells, "counts"
-    elif kind == "dask":
-        cells.X = da.from_array(cells.X.toarray(), chunks=(100, -1))
-    elif kind == "zarr":
-        cells.write_zarr(folder / "x.zarr")
-        cells = open_files(folder / "x.zarr")
-    else:
-        cells.write_h5ad(folder / "x.h5ad")
-        cells = (
-            ad.read_h5ad(folder / "x.h5ad", backed="r")
-            if kind == "backed"
-            else open_files(folder / "x.h5ad")
-        )
-    return cells, None
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*STORAGES, "layer"])
 def test_any_storage(
     kind: str, cells: ad.AnnData, projection: CellProjection, tmp_path: Path
 ) -> None:
     expected = projection.transform(cells)
     assert expected.shape == (cells.n_obs, projection.n_components)
     assert expected.dtype == np.float32
-    same, layer = _stored(cells, kind, tmp_path)
+    layer = "counts" if kind == "layer" else None
+    if layer:
+        same = cells.copy()
+        same.layers["counts"], same.X = cells.X.astype(np.int64), np.log1p(cells.X)
+    else:
+        same = stored(cells, kind, tmp_path)
     np.testing.assert_allclose(projection.transform(same, layer), expected, atol=1e-5)
     again = CellProjection.fit(same, layer=layer)
     np.testing.assert_allclose(again.components, projection.components, atol=1e-4)

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from cfm.models import UCE
+from tests._golden import assert_close, io_of
 from tests._uce import GOLDEN, N_HEADS
 
-TOLERANCE = 1e-5
-
-
-@cache
-def io() -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / "io.safetensors")
+io = partial(io_of, "uce")
 
 
 @cache
 def model() -> UCE:
     return UCE.from_pretrained(GOLDEN, n_heads=N_HEADS)
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -76,16 +65,6 @@ def test_sizes_are_read_off_the_weights() -> None:
     assert (size.dim, size.n_layers, size.n_heads, size.ff_dim) == (32, 2, 4, 48)
     assert (size.n_tokens, size.token_dim, size.output_dim, size.head_dim) == (60, 24, 16, 24)
     assert size.expression_dims == (32, 16, 8)
-
-
-def test_our_own_format_keeps_the_numbers(tmp_path: Path) -> None:
-    loaded = UCE.load(model().save(tmp_path / "ours"))
-    with torch.no_grad():
-        again = loaded.module(io()["tokens"], io()["mask"])
-        first = model().module(io()["tokens"], io()["mask"])
-    assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
-    assert loaded.size == model().size
-    assert len(model().checkpoint_sha256) == 64
 
 
 def test_tokens_that_do_not_fit_are_refused() -> None:

@@ -38,19 +38,12 @@ def test_the_tables_say_which_token_a_gene_has(model: UCE, folder: Path) -> None
     assert model.genes["start"].tolist() == starts.loc[GENES].tolist()
 
 
-def test_neither_batch_nor_order_nor_storage_matter(model: UCE) -> None:
+def test_embeddings_have_unit_length_and_a_seed(model: UCE) -> None:
     adata = cells()
     found = model.get_latent_representation(adata, sample_size=64, precision="float32")
     assert found.shape == (12, 16)
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-5)
-    order = np.random.default_rng(1).permutation(12)
-    shuffled = adata[order][:, ::-1].copy()
-    shuffled.X = sparse.csc_matrix(shuffled.X)
-    again = model.get_latent_representation(
-        shuffled, sample_size=64, batch_size=5, precision="float32"
-    )
-    np.testing.assert_allclose(again, found[order], atol=1e-5)
     other = model.get_latent_representation(adata, sample_size=64, seed=1, precision="float32")
     assert np.abs(other - found).max() > 1e-3
 
