@@ -151,7 +151,7 @@ CELL_CODE_KEY = "cell_code"
 SIMILARITY, MARGIN = "_similarity", "_margin"
 #: Tables in ``uns[CELL_CODE_KEY]``; its neighbouring codes are under :data:`NEIGHBOURS`.
 CODES, MARKERS = "codes", "markers"
-#: ``obs[key + GROUP]``: codes merged into groups, where they were asked for.
+#: ``obs[key + GROUP]``: codes merged into groups, with ``n_groups``.
 GROUP = "_group"
 #: Further tables there: vectors of the codes, what annotations and codes have in common, and which
 #: codes a reference has.

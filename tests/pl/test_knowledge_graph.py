@@ -134,7 +134,7 @@ def test_what_the_tool_stores_is_drawn() -> None:
         (KeyError, "edge_kinds 'target' is not in", {"edge_kinds": "target"}),
         (ValueError, "max_nodes=1", {"max_nodes": 1}),
         (ValueError, "no edge at gene:lonely", {"node": "gene:lonely"}),
-        (ValueError, "no edge between the kinds asked for", {"kinds": ["tissue"]}),
+        (ValueError, "no edge between these kinds", {"kinds": ["tissue"]}),
     ],
 )
 def test_refusals(error: type[Exception], words: str, arguments: dict) -> None:

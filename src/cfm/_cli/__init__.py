@@ -36,7 +36,7 @@ app = typer.Typer(
 #: is ``None``, and the tool's default holds.
 _OPTIONS: dict[str, tuple[Any, ...]] = {
     "model": (str, "name, folder or hf://org/name"),
-    "groupby": (str, "column that tells cases from controls"),
+    "groupby": (str, "column with cases and controls"),
     "control": (str, "its control level"),
     "by": (list[str], "compare only samples that agree in this column, as study; repeatable"),
     "mode": (Literal["replicates", "test"], "shrunken difference of means, or PyDESeq2"),

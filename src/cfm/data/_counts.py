@@ -52,7 +52,7 @@ def check_single_cells(matrix: Any, where: str) -> None:
 
     Of about 40 public data sets, those of bulk samples have medians of 1 to 70 million counts, and
     those of single cells at most 300,000 (Smart-seq2), on a third of the measured genes. A
-    pseudobulk of few cells has as many counts as a cell, and is not told from one.
+    pseudobulk of few cells has as many counts as a cell, and is not distinguished from one.
 
     Parameters
     ----------

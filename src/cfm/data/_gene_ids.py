@@ -40,7 +40,7 @@ class GeneMapping:
         symbol), ``"ensembl"`` (a human Ensembl id), ``"ortholog"`` (a mouse symbol whose
         upper-case form is a human symbol or previous symbol) or ``"unmapped"``.
     organism
-        ``"human"`` or ``"mouse"``: what was asked for, or detected.
+        ``"human"`` or ``"mouse"``: as given, or detected.
 
     Examples
     --------

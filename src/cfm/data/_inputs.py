@@ -1,4 +1,4 @@
-"""What data are read from: files that no result may replace, and what tells data from others.
+"""What data are read from: files that no result may replace, and what identifies data.
 
 What a lazy matrix reads from stands in no attribute of it: a dask array, for example, holds a graph
 of functions, some of which hold a path. Pickling visits all that an object needs to be used
@@ -112,7 +112,7 @@ def _state(path: Path) -> str:
 
 
 def matrix_identity(matrix: Any) -> tuple[str, list[Path]]:
-    """Return a digest of a matrix, and the files whose state is the rest of what tells it apart.
+    """Return a digest of a matrix, and the files whose state completes its identity.
 
     Parameters
     ----------

@@ -272,7 +272,7 @@ def check_counts(matrix: Any, *, where: str = "adata.X") -> CountSummary:
     Whole numbers stored as any dtype are counts. Fractional values pass as *expected counts* (as
     salmon, kallisto or RSEM give) if the largest value exceeds 30, which no logarithm of a count
     reaches, and if the observations do not all have the same sum, as TPM and CPM have. FPKM
-    cannot be told from expected counts by its values, so it is for the caller to know.
+    cannot be distinguished from expected counts by its values; the caller has to declare it.
 
     Parameters
     ----------

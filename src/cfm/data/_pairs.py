@@ -1,4 +1,4 @@
-"""Every (case, control) pair as a profile, made when asked for."""
+"""Every (case, control) pair as a profile, made on demand."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class ProfileDraw:
         ``False`` for signed gene sets, where only the sign of an effect is known.
     study
         ``(n,)`` object, the study of each profile, ``""`` or ``None`` if unknown. Training
-        predicts a profile without what it knows of the profile's own study.
+        predicts a profile without the profile's own study.
 
     Examples
     --------

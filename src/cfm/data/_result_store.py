@@ -328,7 +328,7 @@ class ResultStore:
             If another process writes there at this moment.
         """
         wanted = json.loads(json.dumps(fingerprint, default=str))
-        with told(self.path):
+        with reraise_disk_full(self.path):
             self._work.open()
             found = self._work.record()
             if found != wanted:
@@ -359,7 +359,7 @@ class ResultStore:
         OSError
             If the disk is full; what was written before stays.
         """
-        with told(self.path):
+        with reraise_disk_full(self.path):
             _write(self._chunk(number), arrays)
 
     def read(self, number: int) -> dict[str, np.ndarray]:
@@ -417,7 +417,7 @@ class ResultStore:
             If the disk is full; the chunks stay.
         """
         made = self.folder / f"made{self.path.suffix}"
-        with told(self.path):
+        with reraise_disk_full(self.path):
             remove(made)
             write_results(made, adata, streamed)
             put_in_place(made, self.path, overwrite=overwrite)
@@ -477,8 +477,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Say of a full disk what is lost: nothing."""
+def reraise_disk_full(path: Path) -> Iterator[None]:
+    """Re-raise disk-full errors with what to do; finished chunks are kept."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # HDF5 raises either

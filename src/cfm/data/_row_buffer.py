@@ -27,7 +27,7 @@ _MOST_ORDERS = 2
 class RowBuffer:
     """Rows of a matrix, of which the next are read while the present ones are used.
 
-    Whoever knows the order in which rows will be asked for passes it to :meth:`prefetch`. They are
+    The order in which rows will be read is given to :meth:`prefetch`, where it is known. They are
     then read many at a time, in the order of storage, in a thread: two buffers are in memory, the
     one in use and the next. Rows that were not expected are read at once. What is returned never
     depends on what was expected. Two orders are remembered, so that validation may come in the
@@ -74,7 +74,7 @@ class RowBuffer:
         return self.matrix.shape
 
     def prefetch(self, rows: np.ndarray) -> None:
-        """Say which rows will be asked for, in order; the first are begun to be read."""
+        """Read the first of these rows ahead; all will be read in this order."""
         if not self._on_disk or not len(rows):
             return
         if self._process != os.getpid():
@@ -129,18 +129,18 @@ class _Order:
                 self._buffers[i] = self._reader.submit(read_rows, self._matrix, self.numbers(i))
 
     def is_over(self, rows: np.ndarray) -> bool:
-        """Return whether all was asked for, or is to be asked for anew."""
+        """Return whether all rows were read, or will be read anew."""
         return self._n_taken >= len(self._rows) or np.array_equal(self._rows, rows)
 
     def rest(self) -> None:
-        """Let go of what was read; it is read again if it is asked for."""
+        """Free what was read ahead; it is read again when it is needed."""
         for buffer in self._buffers.values():
             buffer.cancel()
         self._buffers = {}
 
     def find(self, rows: np.ndarray) -> int | None:
         """Return the last of the buffers, from the present one, that these rows lie in."""
-        # as many as so many rows may lie in, when they come in the order that was told
+        # as many as so many rows may lie in, when they come in the order of prefetch
         most = min(self._present + 2 + len(rows) // self._n_rows, self._n_buffers)
         left = rows
         for i in range(self._present, most):
@@ -177,7 +177,7 @@ class _Order:
     def _content(self, i: int) -> Any:
         buffer = self._buffers[i]
         if buffer.exception() is not None:
-            # so that the next who asks has it read again
+            # so that it is read again
             self.rest()
         return buffer.result()
 
@@ -204,7 +204,7 @@ _AT_ONCE = 128
 class RowCache:
     """Rows of a float32 matrix that is read on demand, in bounded memory.
 
-    Rows that were asked for longest ago make room for new ones. Memory is taken as it is filled.
+    The least recently used rows make room for new ones. Memory is taken as it is filled.
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ class RowCache:
         self._rows = np.empty((self.n_kept, n_columns), dtype=np.float32)
         self._place = np.full(n_rows, -1, dtype=np.int64)  # of each row of the matrix, -1 = none
         self._holds = np.full(self.n_kept, -1, dtype=np.int64)  # the row at each place
-        self._asked = np.zeros(self.n_kept, dtype=np.int64)  # when it was asked for last
+        self._used = np.zeros(self.n_kept, dtype=np.int64)  # when it was used last
         self._clock = 0
 
     def __len__(self) -> int:
@@ -246,22 +246,24 @@ class RowCache:
         """
         wanted = np.unique(rows)
         if len(wanted) > self.n_kept:
-            raise ValueError(f"{len(wanted)} rows were asked for; {self.n_kept} can be kept.")
+            raise ValueError(
+                f"Found {len(wanted)} different rows; expected at most {self.n_kept} in a call."
+            )
         self._clock += 1
         known = self._place[wanted]
-        self._asked[known[known >= 0]] = self._clock
+        self._used[known[known >= 0]] = self._clock
         missing = wanted[known < 0]
         for start in range(0, len(missing), _AT_ONCE):
             self._fetch(missing[start : start + _AT_ONCE])
         return self._rows, self._place[rows]
 
     def _fetch(self, rows: np.ndarray) -> None:
-        """Read rows that are not held in the places of those asked for longest ago."""
+        """Read rows into the places of the least recently used ones."""
         values = self._read(rows)  # if this fails, everything is as it was
-        places = np.argpartition(self._asked, len(rows) - 1)[: len(rows)]
+        places = np.argpartition(self._used, len(rows) - 1)[: len(rows)]
         out = self._holds[places]
         self._place[out[out >= 0]] = -1
         self._rows[places] = values
         self._holds[places] = rows
         self._place[rows] = places
-        self._asked[places] = self._clock
+        self._used[places] = self._clock

@@ -212,7 +212,7 @@ def stack_rows(
 
 
 def _row_and_column(index: Any) -> tuple[Any, Any]:
-    """Split an index; the column is None where all are asked for."""
+    """Split an index; the column is None for all columns."""
     if not isinstance(index, tuple):
         index = (index,)
     index = tuple(slice(None) if i is Ellipsis else i for i in index)

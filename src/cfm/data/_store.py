@@ -19,7 +19,7 @@ _PARAMS = "params"
 
 
 def target(adata: AnnData, *, copy: bool) -> AnnData:
-    """Return the AnnData to write to: a copy in memory if asked for."""
+    """Return the AnnData to write to: a copy in memory with ``copy=True``."""
     if not copy:
         return adata
     return adata.to_memory() if adata.isbacked else adata.copy()

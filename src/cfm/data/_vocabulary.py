@@ -59,7 +59,7 @@ class GeneAlignment:
 
 
 class GeneVocabulary:
-    """Ordered, unique gene symbols that a model knows.
+    """Ordered, unique gene symbols of a model.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Data to try things on: simulated with a known answer, real tables, and public studies.
 
-Nothing here needs the internet but :func:`fetch`, which says so when it needs an address.
+Nothing here needs the internet but :func:`fetch`, whose error names the address.
 """
 
 from cfm.datasets._bundled import (

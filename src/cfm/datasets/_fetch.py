@@ -25,7 +25,7 @@ URL_VARIABLE = "CFM_DATA_URL"
 
 
 def list_datasets() -> pd.DataFrame:
-    """Public infection studies that :func:`fetch` knows.
+    """Public infection studies that :func:`fetch` downloads.
 
     Returns
     -------

@@ -109,7 +109,7 @@ def read_plain(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} was refused because it is damaged or asks for more than tensors and plain "
+            f"{path} was refused because it is damaged or contains more than tensors and plain "
             f"containers ({_reason(error)}); nothing in it was executed. Ask its authors for "
             "safetensors, or convert it on a machine where that file may run code."
         ) from error

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Kind = Literal["composition", "markers", "map"]
-#: Codes that are drawn unless told otherwise.
+#: Codes that are drawn by default.
 _MOST = {"composition": 30, "markers": 15, "map": 400}
 
 

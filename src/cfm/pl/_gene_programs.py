@@ -27,7 +27,7 @@ _GENE_COLUMNS = ("program", "gene", "weight", "sign", "rank")
 _EDGE_COLUMNS = ("gene_a", "gene_b", "weight", "program_a", "program_b")
 #: Rows of a heat map that fit a screen, and genes of a program that tell what it is.
 _ROWS, _FEWEST = 60, 3
-#: Nodes of a network that can still be told apart.
+#: Nodes of a network that can still be distinguished.
 _NODES = 300
 
 

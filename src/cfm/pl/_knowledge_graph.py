@@ -100,7 +100,7 @@ def knowledge_graph(
     strength = _strength(nodes, edges, centre)
     candidates = nodes[(strength > 0) | (nodes.index == centre)]
     if len(candidates) < 2:
-        what = "edge between the kinds asked for" if centre is None else f"edge at {centre}"
+        what = "edge between these kinds" if centre is None else f"edge at {centre}"
         raise ValueError(f"{where} has no {what}: there is nothing to draw.")
     later = (candidates["kind"] != _CODE) if centre is None else (candidates.index != centre)
     order = np.lexsort((candidates.index, -strength[candidates.index], later))

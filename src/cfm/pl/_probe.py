@@ -214,7 +214,7 @@ _LINES: tuple[Any, ...] = (
     (0, (9, 2)),
     (0, (5, 2, 1.5, 2, 1.5, 2)),
 )
-#: More curves than this cannot be told apart, and more bands hide each other.
+#: More curves than this cannot be distinguished, and more bands hide each other.
 _MOST, _MOST_BANDS = len(_LINES), 3
 
 
@@ -302,7 +302,7 @@ def survival(
     # in the order of the categories, else by name
     parts = {str(name): part for name, part in frame.groupby("group", observed=True)}
     if len(parts) > _MOST:
-        raise ValueError(f"{column!r} has {len(parts)} groups; at most {_MOST} can be told apart.")
+        raise ValueError(f"{column!r} has {len(parts)} groups; expected at most {_MOST}.")
 
     panel = ax or fig.new_figure(5.6, 3.6 + 0.35 * len(parts)).add_subplot()
     for i, (name, part) in enumerate(parts.items()):

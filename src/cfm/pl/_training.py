@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-#: Which part of the data a curve was measured on: how its name says so, and how it is drawn.
+#: Which part of the data a curve was measured on: its suffix, and how it is drawn.
 _PARTS = ("train", "validation", "test")
 #: Of curves that do not say on which part they were measured.
 _UNSAID = ""
