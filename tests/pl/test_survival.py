@@ -84,7 +84,7 @@ def test_bad_input():
     with pytest.raises(KeyError, match="no column 'stage'"):
         cfm.pl.survival(adata, groupby="stage", show=False)
     adata.obs["name"] = adata.obs_names
-    with pytest.raises(ValueError, match="60 groups; at most 6"):
+    with pytest.raises(ValueError, match="60 groups; expected at most 6"):
         cfm.pl.survival(adata, groupby="name", show=False)
     adata.obs["probe_risk_group"] = np.nan
     with pytest.raises(ValueError, match="no observation has"):
