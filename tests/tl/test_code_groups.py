@@ -55,5 +55,5 @@ def test_an_annotation_called_group_falls_on_it() -> None:
     reference, query = typed_cells(12), typed_cells(12, seed=3)
     reference.obs["group"] = reference.obs["donor"]
     cfm.tl.cell_codes(reference, NearestCode(), groupby="group")
-    with pytest.raises(ValueError, match="would be obs"):
+    with pytest.raises(ValueError, match="taken by another result"):
         cfm.tl.cell_codes(query, NearestCode(), reference=reference, n_groups=2)
