@@ -25,6 +25,7 @@ EXTRAS = {
     "eval": "cell_eval",
     "scale": "dask",
     "parquet": "pyarrow",
+    "communication": "liana",
 }
 SYSTEMS = ("CellPulse", "BulkFormer", "Lingshu-Cell", "PULSAR", "CellVQ")
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import xxhash
-from distributed import Client, as_completed
-from distributed.client import FutureCancelledError
 
 from cfm.tl._run import Chunk, Made, make_chunk
 
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from anndata import AnnData
+    from distributed import Client
 
     from cfm.tl._run import Compute, Rows
 
@@ -53,6 +52,9 @@ def compute_on_workers(
     layers
         Matrices to read.
     """
+    from distributed import as_completed
+    from distributed.client import FutureCancelledError
+
     device = str(getattr(model, "device", "cpu")).split(":")[0]
     payload = _pickle((function, model, rows if rows.paths else None, list(layers)), model)
     digest = xxhash.xxh3_128_hexdigest(payload)
