@@ -45,7 +45,8 @@ def flat(value: Any, name: str = "", *, skip: bool = False) -> dict[str, Any]:
     if isinstance(value, Mapping):
         found = {}
         for key in value:
-            if not (skip and str(key).startswith(ASIDE)):
+            aside = key is None or (skip and str(key).startswith(ASIDE))  # layers[None] is X
+            if not aside:
                 found |= flat(value[key], f"{name}/{key}", skip=skip)
         return found
     array = np.asarray(value)

@@ -251,7 +251,7 @@ class KnowledgeGraph:
         table.insert(0, "source", np.array(steps[:-1], dtype=object))
         table.insert(1, "target", np.array(steps[1:], dtype=object))
         table.insert(6, "length", 1.0 / table["strength"])
-        return table.reset_index(drop=True)
+        return table.astype({"source": object, "target": object}).reset_index(drop=True)
 
     @staticmethod
     def _described(edges: pd.DataFrame, ahead: np.ndarray) -> pd.DataFrame:
@@ -266,7 +266,7 @@ class KnowledgeGraph:
                 "evidence": edges.get("evidence", ""),
             },
             index=edges.index,
-        ).astype({"evidence": object})
+        ).astype({"edge": object, "direction": object, "evidence": object})
 
     def _find(self, node: str) -> str:
         """Return the id of a node that was named by its id or label."""

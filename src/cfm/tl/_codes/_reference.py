@@ -162,7 +162,10 @@ class ReferenceCodes:
             levels = sorted(set(labels) - {""})
             # place −1 (no code) selects the last element
             of_cell = np.append(labels, "")[used.place]
-            columns[f"{key}_{name}"] = pd.Categorical(of_cell, categories=levels)
+            places = pd.Index(levels, dtype=object).get_indexer(of_cell)
+            columns[f"{key}_{name}"] = pd.Categorical.from_codes(
+                places, categories=pd.Index(levels)
+            )
             columns[f"{key}_{name}{PURITY}"] = np.append(purity, np.nan)[used.place]
         return columns
 
