@@ -164,7 +164,7 @@ BELOW_1 = Range(0, 1, "high")
 
 
 def checks_arguments(**ranges: int | Range) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a public function: what its signature says of arguments is checked at its start.
+    """Decorate a public function: its arguments are checked against its signature at its start.
 
     A parameter annotated as ``bool`` takes bools, ``int`` whole numbers of at least 1, ``seed``
     what all libraries take, ``float`` finite numbers, a ``Literal`` its choices, each also ``None``

@@ -1,4 +1,4 @@
-"""Whether expression is counts or logarithms: decided where values leave no doubt, else asked."""
+"""Whether expression is counts or logarithms: decided where values leave no doubt, or declared."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LARGEST_LIBRARY = 1e6
 
 
 def units_of(name: str, units: Units | Mapping[str, Units]) -> Units:
-    """Return what the user says of one matrix: the same for all, or by its name."""
+    """Return what the user declared for one matrix: the same for all, or by its name."""
     found = units.get(name, "auto") if isinstance(units, Mapping) else units
     return check_choice("units", found, get_args(Units))
 
@@ -46,14 +46,14 @@ def decide_units(
 
     Whole numbers are counts. Fractional values are logarithms if ``expm1`` of all rows has the
     same sum, and counts if some exceed 30, which no logarithm does. Of other values, such as mean
-    counts of few reads or logarithms of some of the genes, only what is recorded can tell.
+    counts of few reads or logarithms of some of the genes, only a record can decide.
 
     Parameters
     ----------
     blocks
         Rows of the matrix, all genes of each: arrays or CSR.
     units
-        What the user says.
+        What the user declared.
     where
         How to name the matrix in an error.
     uns

@@ -143,3 +143,35 @@ def test_few_rows_stay_here(client: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     few = counted_cells(CHUNK)
     cfm.tl.embed(few, small_model())
     assert few.obsm["X_cellvq"].shape[0] == CHUNK
+
+
+def test_donors_are_sent_without_the_other_donors(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    donors = cfm.datasets.toy_donors()
+    rng = np.random.default_rng(0)
+    donors.obsm["X_uce"] = rng.standard_normal((donors.n_obs, 12)).astype(np.float32)
+    monkeypatch.setattr("cfm.tl._donor_rows.DONORS_AT_ONCE", 5)
+    arguments = {"use_rep": "X_uce", "n_cells": None}
+    cfm.models.Pulsar.setup_anndata(donors, donor_key="donor_id", use_rep="X_uce")
+    model = cfm.models.Pulsar(donors, dim=16, encoder_layers=1, encoder_ff=16, decoder_ff=16)
+    with monkeypatch.context() as patch:
+        patch.setattr("cfm.tl._run._dask_client", lambda n_rows: None)
+        alone = cfm.tl.embed_donors(
+            donors, "donor_id", model, output=tmp_path / "alone.h5ad", **arguments
+        )
+    sent: list[ad.AnnData] = []
+    submit = client.submit
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        sent.append(args[-1])
+        return submit(*args, **kwargs)
+
+    monkeypatch.setattr(client, "submit", watched)
+    found = cfm.tl.embed_donors(
+        donors, "donor_id", model, output=tmp_path / "shared.h5ad", **arguments
+    )
+    np.testing.assert_array_equal(found.obsm["X_pulsar"][:], alone.obsm["X_pulsar"][:])
+    assert len(sent) == -(-found.n_obs // 5)
+    assert not [part for part in sent if part.is_view]
+    assert sum(part.n_obs for part in sent) == donors.n_obs

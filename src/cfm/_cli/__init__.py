@@ -182,8 +182,8 @@ def _add(
     app.command(name, help=what, epilog=shown + EXIT_STATUS)(command)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         sys.stdout.write(f"cfm {__version__}\n")
         raise typer.Exit
 

@@ -34,7 +34,7 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 130  # what a shell makes of Ctrl-C
 TERMINATED = 143  # and of SIGTERM
 
-#: What a log says of each.
+#: Fields of a log line.
 NAMES = {
     OK: "ok",
     BAD_INPUT: "refused",

@@ -39,7 +39,7 @@ READ = (".h5ad", ".zarr", ".h5mu", *_SEPARATORS)
 #: Lines that htseq-count and STAR add to a table of genes.
 _TALLIES = """__no_feature __ambiguous __too_low_aQual __not_aligned __alignment_not_unique
 N_unmapped N_multimapping N_noFeature N_ambiguous"""
-#: Names that are looked up to tell genes from samples.
+#: Names that are looked up to distinguish genes from samples.
 _LOOKED_UP = 2000
 #: Rows of a table that are written at a time, and values of a matrix that are copied.
 _ROWS, _VALUES = 8192, 4_000_000
@@ -79,7 +79,7 @@ def read_inputs(given: SimpleNamespace, inputs: list[Path]) -> ad.AnnData | list
     FileNotFoundError
         If the metadata do not exist.
     ValueError
-        If a file cannot be read as what its name says, a cell of the table is no number, sample
+        If a file is not of the kind of its name, a cell of the table is no number, sample
         names are repeated, or table and metadata share no sample.
     """
     path = inputs[0]
@@ -390,7 +390,7 @@ def _copy(element: Any, group: Any, name: str) -> None:
 
 def _opened(path: Path, mode: Any) -> Any:
     if path.is_dir():
-        # what is written has to be seen at once, not what a summary says
+        # what is written has to be visible at once, not its summary
         return nullcontext(zarr.open_group(str(path), mode=mode, use_consolidated=False))
     return h5py.File(path, mode)
 

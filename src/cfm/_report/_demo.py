@@ -70,7 +70,7 @@ def run_demo(
     folder
         Where files go; it exists.
     source
-        What the report says of the input: ``name``, and ``sha256`` if it is a file.
+        The input in the report: ``name``, and ``sha256`` if it is a file.
     groupby, control, by, mode, units, sample_key
         See :func:`cfm.pp.contrasts`.
     organism

@@ -328,5 +328,5 @@ Part = CompressedPart | DensePart | MemoryPart
 
 
 def encoding(stored: Any) -> str:
-    """Return what a group or array of an AnnData file says it is."""
+    """Return the encoding of a group or array of an AnnData file."""
     return str(stored.attrs.get("encoding-type", ""))

@@ -34,7 +34,7 @@ Join = Literal["inner", "exact"]
 _SUFFIXES = (".h5ad", ".zarr")
 #: Kinds of matrices that are read by rows; old files do not name those that are dense.
 _MATRICES = ("csr_matrix", "csc_matrix", "array", "")
-#: Above this share of the genes of a file that other files lack, a warning says so.
+#: Above this share of the genes of a file that other files lack, there is a warning.
 _LOST_SHARE = 0.25
 
 

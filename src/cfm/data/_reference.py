@@ -1,4 +1,4 @@
-"""Embeddings with a table that says what they are, indexed for search by cosine."""
+"""Embeddings with a table of their labels, indexed for search by cosine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reference:
     embedding
         ``(n, dim)`` embeddings.
     table
-        ``n`` rows that say what they are: labels, data sets.
+        ``n`` rows of labels and data sets.
     names
         ``(n,)`` names; by default the index of ``table``.
     centre

@@ -47,7 +47,7 @@ def trim_heap() -> None:
 #: Marks a folder as made here, and keeps a second process out.
 _MARK = "cfm.lock"
 _RECORD = "run.json"
-#: What says nothing to a reader.
+#: Digests, which an error message leaves out.
 _DIGEST = re.compile("[0-9a-f]{32,64}")
 
 
@@ -493,7 +493,7 @@ def reraise_disk_full(path: Path) -> Iterator[None]:
 
 
 def _no_room(error: OSError | RuntimeError) -> int | None:
-    """Return the number of an error that says that the disk is full."""
+    """Return the number of an error that means a full disk."""
     number = getattr(error, "errno", None)
     if number in _NO_ROOM:
         return int(number)

@@ -231,7 +231,7 @@ def response_library() -> ad.AnnData:
         `adata.obs` : ``study``, ``organism`` (``"human"``, or ``"human or mouse"`` for gene sets
         that came over orthologues), ``tissue``, ``stimulus``, ``response`` (``"viral"``,
         ``"interferon I/III"``, ``"interferon II"``, ``"bacterial"``, ``"other"``, or ``""`` where
-        the name of a set does not tell), ``source`` and ``licence`` as categories, ``time_h``
+        the name of a set does not give), ``source`` and ``licence`` as categories, ``time_h``
         (float64, ``NaN`` = unknown).
 
     Notes

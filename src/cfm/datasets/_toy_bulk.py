@@ -95,7 +95,7 @@ def toy_infection(
     -----
     Symbols come from the MSigDB hallmark sets 7.5.1 (Liberzon et al. 2015, CC BY 4.0) and the
     interferon-stimulated genes listed in the package qusage. The assignment of hallmark sets to
-    the invented viruses is arbitrary: nothing here says what a real virus does.
+    the invented viruses is arbitrary: nothing here describes a real virus.
 
     Examples
     --------

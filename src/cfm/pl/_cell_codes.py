@@ -63,7 +63,7 @@ def cell_codes(
     other; a line goes to the nearest code, which two dimensions cannot always show.
 
     Levels have a letter and a colour, the letter telling them apart also where colours recur.
-    Codes that are not drawn are those with fewest cells, which the title says.
+    Codes that are not drawn are those with fewest cells; the title gives their number.
 
     Parameters
     ----------

@@ -84,8 +84,8 @@ def cell_importance(
     ['B cell (4)', 'Monocyte (4)', 'NK cell (4)', 'T cell (4)']
     """
     fig.require_anndata(adata)
-    asked = fig.Look(tool="cell_importance", arguments="groupby=…")
-    table = fig.stored_table(adata, key, IMPORTANCE_GROUPS, _COLUMNS, **asked)
+    look = fig.Look(tool="cell_importance", arguments="groupby=…")
+    table = fig.stored_table(adata, key, IMPORTANCE_GROUPS, _COLUMNS, **look)
     importance = kind == "importance"
     value = "enrichment" if importance else "removal"
     table = table[np.isfinite(table[value])]

@@ -109,7 +109,7 @@ def top_genes(
 
 # --- Matches ---------------------------------------------------------------------------------
 
-#: Columns of the library that say what a match is, the first ones that are there.
+#: Columns of the library that describe a match, the first ones that are there.
 _DESCRIBED = ("stimulus", "compound", "tissue", "time_h", "study")
 
 

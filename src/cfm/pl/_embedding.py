@@ -45,7 +45,7 @@ def embedding(
     """Draw an embedding in two dimensions with :func:`scanpy.pl.embedding`.
 
     An embedding with more than two dimensions is shown through its first two principal
-    components; the axis labels say so and how much variance each carries. Categories differ in
+    components; the axis labels name them and the variance that each carries. Categories differ in
     colour and in marker.
 
     Parameters
@@ -126,8 +126,8 @@ def donors(
     """Draw embedded donors in two dimensions, with rings for the spread over draws.
 
     An embedding with more than two dimensions is shown through its first two principal
-    components; the axis labels say so. Both axes have one scale, so that a ring is a distance: its
-    radius is the root mean squared distance of single draws of cells from their mean, in all
+    components; the axis labels name them. Both axes have one scale, so that a ring is a distance:
+    its radius is the root mean squared distance of single draws of cells from their mean, in all
     dimensions, and thus more than is seen of it in two. Donors whose rings overlap may lie in
     another order with other cells.
 

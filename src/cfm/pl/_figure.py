@@ -85,7 +85,7 @@ def require_anndata(adata: object) -> None:
     Raises
     ------
     TypeError
-        If it is not; the error says what to pass instead.
+        If it is not; the error names what to pass instead.
     ValueError
         If names are no text, or a column is there twice.
     """
@@ -282,7 +282,7 @@ def width_and_height(ax: Axes) -> tuple[float, float]:
 def finish(
     drawn: T, ax: Axes | None, *, show: bool | None = None, save: str | Path | None = None
 ) -> T:
-    """Save, show and close as asked; return what was drawn.
+    """Save, show and close the figure by the arguments; return what was drawn.
 
     Parameters
     ----------
@@ -441,7 +441,7 @@ _ROUNDING = 0.09
 
 
 def shorten(name: object, limit: int = 60) -> str:
-    """Cut a name to ``limit`` characters by leaving out its middle: both ends tell it apart."""
+    """Cut a name to ``limit`` characters by leaving out its middle: both ends identify it."""
     text = str(name)
     if len(text) <= limit:
         return text

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PROGRAM_COLUMNS = ("group", "size", "direction", "coherence", "fdr")
 _GENE_COLUMNS = ("program", "gene", "weight", "sign", "rank")
 _EDGE_COLUMNS = ("gene_a", "gene_b", "weight", "program_a", "program_b")
-#: Rows of a heat map that fit a screen, and genes of a program that tell what it is.
+#: Rows of a heat map that fit a screen, and genes of a program that identify it.
 _ROWS, _FEWEST = 60, 3
 #: Nodes of a network that can still be distinguished.
 _NODES = 300
@@ -73,7 +73,7 @@ def gene_programs(
         Names of the programs to draw, in this order; ``None`` takes the first ``n_programs`` as
         stored.
     n_programs
-        At most so many, where ``programs`` is ``None``. The title says how many there are.
+        At most so many, where ``programs`` is ``None``. The title gives how many there are.
     n_genes
         At most so many genes of each program, the first by rank. ``None`` takes what fits: 60
         rows, but at least 3 genes a program; or 300 nodes.

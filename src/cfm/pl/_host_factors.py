@@ -60,8 +60,8 @@ def host_factors(
     """Draw the first host factors of a group, in the order of their rank.
 
     The title has the group and what is explained: a virus, or that there is a response.
-    The length of a bar is the score. It points right if the gene speaks for the call
-    (``call_effect`` > 0) and left if it speaks against it. Colour and arrow give the direction of
+    The length of a bar is the score. It points right if the gene supports the call
+    (``call_effect`` > 0) and left if it opposes it. Colour and arrow give the direction of
     the gene's own effect in the group (▲ up, ▼ down, ● unchanged), and the number its mean log2
     fold change. A filled bar with a star has a false discovery rate of at most 0.05, a hollow one
     a larger one, and a hatched one none because no null distribution was possible. Genes that were

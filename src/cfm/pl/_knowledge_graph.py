@@ -42,8 +42,8 @@ def knowledge_graph(
 ) -> Axes:
     """Draw codes, genes and annotations, and what joins them.
 
-    Nodes that are joined lie near each other; shape and colour say their kind, and size the number
-    of edges drawn. Lines say the kind of an edge by their style, and its strength by their width;
+    Nodes that are joined lie near each other; shape and colour show their kind, and size the number
+    of edges drawn. The style of a line shows the kind of its edge, and the width its strength;
     arrows go from sender to receiver and from drug to gene. Several edges of a kind between two
     nodes are one line, and of arrows the strongest three of each node are drawn. Up to 60 nodes all
     are named where there is room; of more the 40 with the most edges, codes first. Nodes without
@@ -62,7 +62,7 @@ def knowledge_graph(
     edge_kinds
         Kinds of edges to draw, such as ``["communication"]``; all by default.
     max_nodes
-        At most so many nodes: codes, then those with the strongest edges. The title says how many
+        At most so many nodes: codes, then those with the strongest edges. The title gives how many
         there are.
     %(ax)s
 

@@ -332,7 +332,7 @@ def perturbation_umap(
     fig.legend_below(panel, handles, columns=1, drop=0.22)
     if groupby is not None:
         fig.settle(panel)  # places of names need the final layout
-        # cells that were left alone say where a group lies: the others may have gone astray
+        # control cells show where a group lies: the others may have gone astray
         middles = [
             np.median(points[(group == name) & (kind == kind[group == name].min())], axis=0)
             for name in dict.fromkeys(group)

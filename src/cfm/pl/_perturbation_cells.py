@@ -264,7 +264,7 @@ def _shared_genes(
     shown = np.flatnonzero(both & predicted[places])
     if not len(shown):
         raise ValueError(
-            f"simulated.var[{SIMULATED!r}] says that no gene of real was predicted; is this the "
+            f"simulated.var[{SIMULATED!r}] marks no gene of real as predicted; is this the "
             "right model for these genes?"
         )
     names = real.var_names[shown].to_numpy(dtype=object)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-#: Fewer cases say nothing of which method is best.
+#: With fewer cases the methods cannot be ranked.
 _LEAST_CASES = 3
 _LABELS = {
     "delta_pearson": "Pearson of effects",
@@ -106,7 +106,7 @@ def perturbation_metrics(
             table[column].isin(fig.pick(column, wanted, table[column].unique(), "scores"))
         ]
     if table.empty:
-        raise ValueError("The table of scores has no rows for what was asked.")
+        raise ValueError("The table of scores has no rows for these arguments.")
     found = list(table["metric"].unique())
     metrics = fig.pick("metric", metric, found, "scores")
     if metric is None:

@@ -264,7 +264,7 @@ def survival(
     -----
     The p-value of the log-rank test (two groups) takes the groups for given. Groups that come from
     cross-validation are not independent of each other, so it is somewhat too small (Simon et al.
-    2011); the interval of the C-index in ``uns[key]['results']`` says more.
+    2011); the interval of the C-index in ``uns[key]['results']`` is more reliable.
 
     Examples
     --------

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Which part of the data a curve was measured on: its suffix, and how it is drawn.
 _PARTS = ("train", "validation", "test")
-#: Of curves that do not say on which part they were measured.
+#: Of curves without a part of the data in their name.
 _UNSAID = ""
 _ALIASES = {"val": "validation", "valid": "validation", "training": "train"}
 _DRAWN = {
@@ -122,7 +122,7 @@ def _draw(ax: Axes, metric: str, parts: Mapping[str, pd.Series], *, log: bool) -
     for part in (name for name in (*_PARTS, _UNSAID) if name in parts):
         values = parts[part]
         color, line, marker = _DRAWN[part]
-        every = max(1, len(values) // 12)  # enough markers to tell the curves without colour
+        every = max(1, len(values) // 12)  # enough markers to distinguish the curves without colour
         ax.plot(
             values.index,
             values.to_numpy(),

@@ -69,7 +69,7 @@ def compute_on_workers(
                 if sent is None:
                     sent = client.scatter(payload, broadcast=True, hash=False)
                 number, chunk = waiting.pop()
-                part = None if rows.paths else rows.read(chunk, layers)
+                part = None if rows.paths else _without_rest(rows.read(chunk, layers))
                 future = client.submit(
                     _on_worker, sent, digest, device, number, chunk, part, pure=False
                 )
@@ -86,6 +86,11 @@ def compute_on_workers(
             yield made
     finally:
         client.cancel(list(chunk_of))
+
+
+def _without_rest(part: AnnData) -> AnnData:
+    """Return the rows alone: a pickled view would take the whole AnnData along."""
+    return part.to_memory() if part.is_view else part
 
 
 def _on_worker(

@@ -146,8 +146,12 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine_to_its_end() -> None:
 
 
 def test_the_width_of_the_average_has_a_bound() -> None:
-    with pytest.raises(ValueError, match=r"between 0 and 0\.28"):
-        untrained(toy_counts(n=50)).train(max_steps=1, **PLAIN | {"average_width": 0.5})
+    model = untrained(toy_counts(n=50))
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    with pytest.raises(ValueError, match=r"above 0 and below 0\.28"):
+        model.train(max_steps=1, **PLAIN | {"average_width": 0.5})
+    for name, value in model.module.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
 def test_training_in_bfloat16_follows_float32() -> None:

@@ -325,11 +325,11 @@ def shown(names: Sequence[str], n: int = 8) -> str:
 
 
 def _numbers(names: Sequence[str] | np.ndarray | pd.Series, levels: list[str], what: str) -> Any:
-    asked = pd.Index(np.asarray(names, dtype=object).astype(str))
-    found = pd.Index(levels).get_indexer(asked)
+    wanted = pd.Index(np.asarray(names, dtype=object).astype(str))
+    found = pd.Index(levels).get_indexer(wanted)
     if (found < 0).any():
         raise KeyError(
-            f"The model does not have the {what} {asked[found < 0][0]!r}; it has {shown(levels)}."
+            f"The model does not have the {what} {wanted[found < 0][0]!r}; it has {shown(levels)}."
         )
     return found.astype(np.int64)
 

@@ -272,13 +272,13 @@ class RegisteredCounts(PretrainedModel):
                 raise ValueError(
                     "features= was given, but the model was trained without perturbation_features=."
                 )
-            asked = sorted(set() if perturbation is None else set(perturbation))
+            wanted = sorted(set() if perturbation is None else set(perturbation))
             known = {*self.levels.perturbations, self.levels.control}
-            new = [p for name in asked for p in split_parts(name) if p not in known]
+            new = [p for name in wanted for p in split_parts(name) if p not in known]
             if len(set(new)) != 1:
                 raise ValueError(
                     f"features= describes one perturbation that the model does not have; found "
-                    f"{sorted(set(new))} in {asked}."
+                    f"{sorted(set(new))} in {wanted}."
                 )
             described = new[:1]
             row = torch.from_numpy(self.perturbation_features.describe(features))

@@ -183,17 +183,17 @@ class PerturbationCountModel(RegisteredCounts):
         self._check_trained()
         name = perturbation if isinstance(perturbation, str) else "+".join(perturbation)
         sources = self.levels.sources
-        asked = self._numbered(
+        wanted = self._numbered(
             max(1, len(sources)),
             source=np.array(sources, dtype=object) if sources else None,
             perturbation=np.full(max(1, len(sources)), name, dtype=object),
             covariates=None,
             features=features,
         )
-        parts = [p for p in asked.parts[0].tolist() if p >= 0]
+        parts = [p for p in wanted.parts[0].tolist() if p >= 0]
         effects = [
-            self.module.expected_log(s, parts, asked.features) - self.module.control[s]
-            for s in asked.source.tolist()
+            self.module.expected_log(s, parts, wanted.features) - self.module.control[s]
+            for s in wanted.source.tolist()
         ]
         return pd.DataFrame(
             torch.stack(effects).cpu().numpy(),

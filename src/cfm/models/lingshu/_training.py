@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfm._arguments import BELOW_1, NOT_NEGATIVE, PART
+from cfm._arguments import BELOW_1, NOT_NEGATIVE, PART, Range
 from cfm.data._row_order import BLOCK_SIZE
 from cfm.models._streams import Drawn, RowStream
 from cfm.models._training import Recipe, TrainingPlan
@@ -88,7 +88,7 @@ class LingshuRecipe(Recipe):
     least_time: Annotated[float, PART] = 1e-3
     last_lr: Annotated[float, NOT_NEGATIVE] = 2e-5
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
-    average_width: float | None = 0.05
+    average_width: Annotated[float | None, Range(0, 0.28, "both")] = 0.05
     recompute: bool = False
     block_size: int = BLOCK_SIZE
 
