@@ -241,7 +241,7 @@ def _counts(made):
         (_without_record, {}, ValueError, "both are needed"),
         (_one_name_twice, {}, ValueError, "simulated.var_names holds names twice"),
         (_other_genes, {}, ValueError, "share no gene"),
-        (_nothing_predicted, {}, ValueError, "no gene of real was predicted"),
+        (_nothing_predicted, {}, ValueError, "marks no gene of real as predicted"),
         (_nan, {}, ValueError, "NaN or infinite"),
         (_counts, {}, ValueError, "real holds 'log' and simulated 'counts'"),
     ],
