@@ -80,21 +80,6 @@ def test_names_never_cover_points_or_each_other(predicted):
         assert not any(box.contains(x, y) for x, y in pixels)
 
 
-def test_bad_arguments(predicted):
-    adata = predicted(4)
-    with pytest.raises(KeyError, match=r"run cfm\.tl\.embed"):
-        cfm.pl.embedding(adata, basis="X_none", show=False)
-    with pytest.raises(KeyError, match="neither a column of obs"):
-        cfm.pl.embedding(adata, color="strain", show=False)
-    with pytest.raises(KeyError, match="obs has no column 'strain'"):
-        cfm.pl.embedding(adata, label="strain", show=False)
-    with pytest.raises(ValueError, match="empty list"):
-        cfm.pl.embedding(adata, color=[], show=False)
-    adata.obsm["X_cellpulse"][0, 0] = np.nan
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        cfm.pl.embedding(adata, show=False)
-
-
 def test_embedding_stored_as_a_frame(predicted):
     adata = predicted(4)
     values = adata.obsm["X_cellpulse"]

@@ -143,22 +143,3 @@ def test_own_axes_saving_and_room(tmp_path):
     assert cfm.pl.perturbation_metrics(table, metric="mmd", ax=ax, show=False) is ax
     assert ax.get_legend() is not None
     assert plt.fignum_exists(figure.number)
-
-
-@pytest.mark.parametrize(
-    ("change", "arguments", "error", "message"),
-    [
-        (lambda t: t.drop(columns="value"), {}, KeyError, "has no column value"),
-        (lambda t: t.iloc[:0], {}, ValueError, "no rows"),
-        (lambda t: t["value"], {}, TypeError, "scores is a Series; expected the table"),
-        (None, {"metric": "auc"}, KeyError, "metric 'auc' is not in scores"),
-        (None, {"group": "NK"}, KeyError, "group 'NK' is not in scores"),
-        (None, {"perturbation": "TNF"}, KeyError, "perturbation 'TNF' is not in scores"),
-    ],
-)
-def test_bad_input(change, arguments, error, message):
-    table = make_scores()
-    if change:
-        table = change(table)
-    with pytest.raises(error, match=message):
-        cfm.pl.perturbation_metrics(table, show=False, **arguments)

@@ -7,7 +7,6 @@ import pytest
 
 import cfm
 from tests.pl._stored import make_searched
-from tests.tl.test_search_signatures import queries
 
 pytestmark = pytest.mark.filterwarnings("ignore:The library has:UserWarning")
 
@@ -78,15 +77,3 @@ def test_volcano_takes_p_values_or_means_where_they_are(searched):
     assert cfm.pl.volcano(searched, mean_key="base_mean", show=False).get_ylabel() == (
         "mean expression"
     )
-
-
-def test_what_is_not_there_is_said(searched):
-    for plot in (cfm.pl.signature_search, cfm.pl.volcano):
-        with pytest.raises(KeyError, match=r"cfm\.tl\.search_signatures"):
-            plot(queries(), show=False)
-        with pytest.raises(KeyError, match="'nothing'"):
-            plot(searched, "nothing", show=False)
-    for arguments in ({"match": "nothing"}, {"layer": "nothing"}, {"p_layer": "nothing"},
-                      {"mean_key": "nothing"}):  # fmt: skip
-        with pytest.raises(KeyError, match="'nothing'"):
-            cfm.pl.volcano(searched, show=False, **arguments)

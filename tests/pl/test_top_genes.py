@@ -47,15 +47,3 @@ def test_sparse_and_layers(predicted):
     dense = drawn(cfm.pl.top_genes(adata, 1, show=False))
     adata.layers["stat"] = sparse.csr_matrix(adata.X)
     assert drawn(cfm.pl.top_genes(adata, 1, layer="stat", show=False)) == dense
-
-
-def test_bad_arguments(predicted):
-    adata = predicted(2)
-    with pytest.raises(KeyError, match="not in obs_names"):
-        cfm.pl.top_genes(adata, "nothing", show=False)
-    with pytest.raises(KeyError, match="out of range"):
-        cfm.pl.top_genes(adata, 2, show=False)
-    with pytest.raises(KeyError, match="no layer"):
-        cfm.pl.top_genes(adata, 0, layer="stat", show=False)
-    with pytest.raises(ValueError, match="at least 1"):
-        cfm.pl.top_genes(adata, 0, n_genes=0, show=False)

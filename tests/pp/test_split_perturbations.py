@@ -116,24 +116,6 @@ def test_a_drawn_group_has_controls_and_something_to_hold_out() -> None:
         assert {g for g, _ in _held(_split(cells, seed=seed))} <= {"B", "NK"}
 
 
-def test_it_writes_in_place_survives_files_and_warns_of_what_it_replaces(tmp_path) -> None:
-    cells = _cells()
-    assert split_perturbations(cells, "drug", control="ctrl", groupby="type") is None
-    cells.write_h5ad(tmp_path / "x.h5ad")
-    back = ad.read_h5ad(tmp_path / "x.h5ad")
-    pd.testing.assert_series_equal(back.obs["split"], cells.obs["split"])
-    cells.write_zarr(tmp_path / "x.zarr")
-    assert ad.read_zarr(tmp_path / "x.zarr").uns["split"]["params"]["key"] == "drug"
-    split_perturbations(cells, "drug", control="ctrl", hold_out="cells")  # its own: no warning
-    backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
-    again = split_perturbations(backed, "drug", control="ctrl", groupby="type", copy=True)
-    pd.testing.assert_series_equal(again.obs["split"], back.obs["split"])
-    backed.file.close()
-    cells.obs["mine"] = 1
-    with pytest.warns(UserWarning, match=r"obs\['mine'\]"):
-        split_perturbations(cells, "drug", control="ctrl", hold_out="cells", key_added="mine")
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

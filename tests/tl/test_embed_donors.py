@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -48,20 +46,6 @@ def test_what_is_made(model: Pulsar, adata: ad.AnnData) -> None:
     said = {"model": "PULSAR-tiny", "donor_key": "donor_id", "n_cells": 20, "n_draws": 3, "seed": 0}
     assert params.items() >= said.items()
     assert len(params["sha256"]) == 64
-
-
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_it_survives_a_file(model: Pulsar, adata: ad.AnnData, tmp_path: Path, kind: str) -> None:
-    adata.obs["note"] = pd.Series(["x", None] * (adata.n_obs // 2) + ["x"], index=adata.obs_names)
-    found = cfm.tl.embed_donors(adata, "donor_id", model, key_added="people")
-    path = tmp_path / f"x.{kind}"
-    getattr(found, f"write_{kind}")(path)
-    back = getattr(ad, f"read_{kind}")(path)
-    np.testing.assert_array_equal(back.obsm["people"], found.obsm["people"])
-    pd.testing.assert_frame_equal(
-        back.uns["people"]["varying"], found.uns["people"]["varying"], check_dtype=False
-    )
-    assert back.obs["note"].tolist() == ["x"] * 6
 
 
 def test_names_folders_and_own_representations(model: Pulsar, adata: ad.AnnData) -> None:

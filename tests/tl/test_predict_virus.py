@@ -17,7 +17,6 @@ from tests._same import assert_same, assert_unchanged
 from tests._toy import SIZES, toy_checkpoint, toy_contrasts, toy_model
 
 KEY = "predicted_virus"
-FIELDS = [KEY, f"{KEY}_response", f"{KEY}_infected", f"{KEY}_support"]
 TABLES = [f"{KEY}_proba", f"{KEY}_response_proba"]
 VIRUSES = ["virus_A", "virus_B", "virus_C", "virus_D"]
 BY = ["study", "donor", "time_h"]
@@ -52,15 +51,6 @@ def test_what_is_written_is_what_the_model_says(model: CellPulse, called: ad.Ann
     assert called.uns[KEY]["support"].to_dict("records") == model.classifier.support
     expected = {"names": "supported", "n_matches": 5, "model": "CellPulse"}
     assert called.uns[KEY]["params"].items() >= (expected | {"vocabulary_share": 1.0}).items()
-
-
-def test_nothing_else_is_touched(called: ad.AnnData) -> None:
-    for name in FIELDS:
-        del called.obs[name]
-    for name in TABLES:
-        del called.obsm[name]
-    del called.uns[KEY]
-    assert_unchanged(called, toy_contrasts())
 
 
 def library_contrasts(n: int = 4) -> ad.AnnData:
@@ -168,18 +158,6 @@ def test_from_counts_the_result_survives_a_file(
     made.write_zarr(tmp_path / "x.zarr")
 
 
-def test_from_counts_further_arguments_reach_the_contrasts(
-    model: CellPulse, counts: ad.AnnData
-) -> None:
-    log = counts.copy()
-    log.layers["log"] = np.log2(counts.X + 1)
-    log.X[:] = 1
-    made = cfm.tl.predict_virus(
-        log, model, groupby="virus", control="none", by=BY, layer="log", units="log"
-    )
-    assert made.n_obs == 48
-
-
 def test_duplicated_observation_names_are_no_matter(
     model: CellPulse, contrasts: ad.AnnData
 ) -> None:
@@ -208,13 +186,6 @@ def test_a_view_is_written_to_without_its_parent(model: CellPulse, contrasts: ad
         cfm.tl.predict_virus(view, model)
     assert KEY in view.obs
     assert_unchanged(contrasts, toy_contrasts())
-
-
-def test_few_genes_warn(model: CellPulse, contrasts: ad.AnnData) -> None:
-    few = contrasts[:, :100].copy()
-    with pytest.warns(UserWarning, match="Only 12% of the model's 800 genes"):
-        cfm.tl.predict_virus(few, model)
-    assert few.uns[KEY]["params"]["vocabulary_share"] == 0.125
 
 
 def untaught() -> CellPulse:

@@ -226,17 +226,3 @@ def test_no_rows(counting: Counting, cells: ad.AnnData, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no observations"):
         cfm.tl.embed(tmp_path / "none.h5ad", counting)
     assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize("flag", ["False", 1, None])
-def test_overwrite_is_true_or_false(flag: Any, counting: Counting, tmp_path: Path) -> None:
-    out = tmp_path / "out.h5ad"
-    out.write_text("mine")
-    for call in (
-        lambda: cfm.tl.embed(counted_cells(4), counting, output=out, overwrite=flag),
-        lambda: cfm.tl.embed_donors(counted_cells(4), output=out, overwrite=flag),
-        lambda: counting.save(tmp_path / "model", overwrite=flag),
-    ):
-        with pytest.raises(ValueError, match=r"overwrite=.*expected True or False"):
-            call()
-    assert out.read_text() == "mine"
