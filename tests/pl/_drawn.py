@@ -51,7 +51,8 @@ def _outside(found: list[tuple[str, Bbox]], frame: Bbox) -> list[str]:
 def unreadable(figure: Figure) -> list[Any]:
     """Texts of a figure that leave it, and pairs that cover each other."""
     figure.draw_without_rendering()  # which sets the ticks
-    found = boxes(text for ax in figure.axes for text in _texts(ax))
+    legends = [text for legend in figure.legends for text in legend.get_texts()]
+    found = boxes([*legends, *(text for ax in figure.axes for text in _texts(ax))])
     return [*_outside(found, figure.bbox), *_overlapping(found)]
 
 

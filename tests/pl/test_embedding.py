@@ -53,13 +53,6 @@ def test_missing_labels_are_a_category_of_their_own(predicted):
     assert len(offsets(ax)) == 20
 
 
-def test_numbers_genes_and_several_panels(predicted):
-    adata = predicted(20)
-    axes = cfm.pl.embedding(adata, color=["predicted_virus_infected", "GENE3"], show=False)
-    assert list(axes) == ["predicted_virus_infected", "GENE3"]
-    assert axes["GENE3"].get_title() == "GENE3"
-
-
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_points_are_named(predicted, n):
     adata = predicted(n)

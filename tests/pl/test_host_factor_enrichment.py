@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cfm
-from tests.pl._drawn import legend_texts, outside, overlapping
+from tests.pl._drawn import legend_texts
 from tests.pl._stored import with_host_factors
 
 
@@ -81,12 +81,3 @@ def test_runs_repeat_and_write_nothing_to_the_terminal(ranked, capfd):
     assert said[0] == said[1]
     assert capfd.readouterr().err == ""
     assert logging.root.manager.disable == 0
-
-
-def test_long_names_and_many_lists_stay_readable(ranked):
-    order = genes(ranked)
-    lists = {f"a long name of a screen in some cell line, hour {i}": order[i::40] for i in range(6)}
-    ax = cfm.pl.host_factor_enrichment(ranked, lists, n_permutations=20, show=False)
-    texts = [*ax.get_legend().get_texts(), ax.title, ax.xaxis.label]
-    assert overlapping(texts) == []
-    assert outside(texts, ax.figure.bbox) == []

@@ -48,15 +48,6 @@ def test_cells_hold_the_stored_probabilities(predicted):
     assert [t.get_text() for t in ax.get_yticklabels()] == list(adata.obs_names)
 
 
-def test_kinds_of_response_stand_apart_from_viruses(predicted):
-    adata = predicted(3, 4)
-    ax = cfm.pl.virus_probabilities(adata, show=False)
-    gaps = np.diff(ax.get_xticks())
-    n = adata.obsm[KINDS].shape[1]
-    assert gaps[n - 1] > 1
-    assert np.allclose(np.delete(gaps, n - 1), 1)
-
-
 def test_viruses_have_the_colour_only_where_one_is_named(predicted):
     adata = predicted(4, 4)
     adata.obs[KEY] = ["IAV", "unresolved", "not viral", "uninfected"]
@@ -115,9 +106,3 @@ def test_support_of_the_response_without_the_table(predicted):
     of_response, of_call = column_of_texts(cfm.pl.virus_probabilities(adata, show=False), "support")
     assert of_response == ["–", "0.70", "0.30"]
     assert of_call == ["–", "0.70", "–"]
-
-
-def test_label_names_the_rows(predicted):
-    adata = predicted(3)
-    ax = cfm.pl.virus_probabilities(adata, label="virus", show=False)
-    assert [t.get_text() for t in ax.get_yticklabels()] == adata.obs["virus"].tolist()
