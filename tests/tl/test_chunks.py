@@ -102,7 +102,6 @@ def test_a_run_that_only_lacked_its_name_computes_nothing(
     [
         ({"batch_size": 8}, "batch_size was 64 and is now 8"),
         ({"representation": "code"}, "representation was None and is now 'code'"),
-        ({"values": True}, "X changed"),
         ({"names": True}, "obs_names changed"),
         ({"weights": True}, "weights changed"),
     ],
@@ -115,8 +114,6 @@ def test_another_run_does_not_go_on_with_it(
     with pytest.raises(KeyboardInterrupt):
         cfm.tl.embed(cells, counting, output=out)
     counting.stop = None
-    if change.pop("values", False):
-        cells.X[-1, 5] += 1
     if change.pop("names", False):
         cells.obs_names = [f"{name}b" for name in cells.obs_names]
     if change.pop("weights", False):
@@ -169,13 +166,13 @@ def test_a_killed_program_goes_on(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_next_chunk_is_read_meanwhile(
+def test_only_the_next_chunk_is_read_meanwhile(
     counting: Counting, cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    n_read: list[int] = []
+    n_read: list[tuple[int, int]] = []
 
     def read(matrix: Any, rows: np.ndarray) -> Any:
-        n_read.append(int(rows[0]))
+        n_read.append((int(rows[0]), len(rows)))
         return _matrix.read_rows(matrix, rows)
 
     ahead = []
@@ -191,7 +188,7 @@ def test_the_next_chunk_is_read_meanwhile(
     monkeypatch.setattr(_run, "read_rows", read)
     monkeypatch.setattr(counting, "get_latent_representation", slow)
     cfm.tl.embed(cells, counting, output=tmp_path / "out.zarr")
-    assert (ahead, n_read) == ([2, 3, 4, 5, 5], [0, 10, 20, 30, 40])
+    assert (ahead, n_read) == ([2, 3, 4, 5, 5], [(row, 10) for row in range(0, 50, 10)])
 
 
 def test_an_error_of_reading_reaches_the_caller(

@@ -77,11 +77,13 @@ def test_expression_of_donors_is_that_of_their_cells(model: Pulsar, adata: ad.An
 
 
 def test_a_column_that_should_be_constant_is_reported(model: Pulsar, adata: ad.AnnData) -> None:
+    adata.obs["note"] = np.where(np.arange(adata.n_obs) % 2, None, "x")
     first = adata.obs_names[adata.obs["donor_id"] == "donor2"][0]
     adata.obs.loc[first, "age"] = 31.0
     with pytest.warns(UserWarning, match=r"'age'\] varies within 1 of 6 donors"):
         found = cfm.tl.embed_donors(adata, "donor_id", model)
     assert found.uns["X_pulsar"]["varying"]["column"].tolist() == ["cell_type", "age"]
+    assert found.obs["note"].tolist() == ["x"] * 6
     adata.obs["age"] = np.where(adata.obs["donor_id"] == "donor2", np.nan, 5.0)
     adata.obs["n_cells"] = 3
     with pytest.warns(UserWarning, match=r"\['n_cells'\] of adata.obs are replaced"):
