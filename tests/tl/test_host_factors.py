@@ -218,9 +218,10 @@ def test_missing_genes_have_no_row_and_missing_groups_no_profiles(
 
 
 def test_nothing_moves_and_everything_is_tied(model: CellPulse, contrasts: ad.AnnData) -> None:
-    contrasts.X = np.zeros_like(contrasts.X)
-    cfm.tl.host_factors(contrasts, "virus", model=model, n_permutations=3)
-    found = table(contrasts)
+    still = contrasts[::3].copy()
+    still.X = np.zeros_like(still.X)
+    cfm.tl.host_factors(still, "virus", model=model, n_permutations=2)
+    found = table(still)
     assert (found["p_value"] == 1).all()
     assert (found["direction"] == "unchanged").all()
     names = found.loc[found["group"] == "virus_A", "gene"].tolist()

@@ -61,7 +61,11 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], ad.AnnData], Callable[[]
         _log_tpm,
         lambda: {"model": toy_bulkformer(), "batch_size": 4},
     ),
-    "predict_virus": (cfm.tl.predict_virus, _contrasts, lambda: {"model": toy_model()}),
+    "predict_virus": (
+        cfm.tl.predict_virus,
+        _contrasts,
+        lambda: {"model": toy_model(), "n_matches": 0},
+    ),
     "impute": (cfm.tl.impute, _log_tpm, lambda: {"model": toy_bulkformer(), "batch_size": 4}),
     "impute_mask": (
         cfm.tl.impute,
@@ -258,7 +262,7 @@ def test_results_of_whole_chunks_are_bit_identical(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cfm.settings, "chunk_size", 2048)
-    cells, model = counted_cells(4500), small_model()
+    cells, model = counted_cells(2100), small_model()
     expected = model.get_latent_representation(cells, batch_size=50)
     found = cfm.tl.embed(cells, model, batch_size=50, output=tmp_path / "out.zarr")
     np.testing.assert_array_equal(found.obsm["X_cellvq"][:], expected)
@@ -302,7 +306,7 @@ def test_another_result_is_replaced_in_the_output_with_a_warning(tmp_path: Path)
 def test_its_own_result_is_replaced_in_the_output_quietly(tmp_path: Path) -> None:
     adata, model = toy_contrasts(), toy_model()
     cfm.tl.embed(adata, model)
-    cfm.tl.predict_virus(adata, model)
+    cfm.tl.predict_virus(adata, model, n_matches=0)
     cfm.tl.embed(adata, model, output=tmp_path / "e.zarr")  # a warning would be an error
-    found = cfm.tl.predict_virus(adata, model, output=tmp_path / "v.zarr")
+    found = cfm.tl.predict_virus(adata, model, n_matches=0, output=tmp_path / "v.zarr")
     assert "predicted_virus_proba" in found.obsm

@@ -120,7 +120,7 @@ def test_cells_of_which_a_head_is_unsure_are_unknown(tmp_path: Path) -> None:
     cells.X[::2, :10] *= 20
     CellVQ.setup_anndata(cells, labels_keys=["cell_type"])
     model = CellVQ(cells, vocabulary=GENES, **SIZES)
-    held_out = {"max_steps": 30, "validation_share": 0.5, "accelerator": "cpu"}
+    held_out = {"max_steps": 30, "batch_size": 16, "validation_share": 0.5, "accelerator": "cpu"}
     model.train(**held_out, enable_progress_bar=False)
     assert len(model.confidence_levels["cell_type"]) == 51
 

@@ -104,10 +104,10 @@ def test_names_are_given_as_asked(contrasts: ad.AnnData) -> None:
     model = CellPulse.load(toy_checkpoint())
     for record in model.classifier.support:
         record["share"] = 0.5
-    cfm.tl.predict_virus(contrasts, model)
+    cfm.tl.predict_virus(contrasts, model, n_matches=0)
     assert not set(contrasts.obs[KEY]) & set(VIRUSES)
     assert "unresolved" in set(contrasts.obs[KEY])
-    cfm.tl.predict_virus(contrasts, model, names="always")
+    cfm.tl.predict_virus(contrasts, model, names="always", n_matches=0)
     assert set(contrasts.obs[KEY]) >= set(VIRUSES)
     assert contrasts.uns[KEY]["params"]["names"] == "always"
     np.testing.assert_allclose(contrasts.obs[f"{KEY}_support"], 0.5)
@@ -122,7 +122,7 @@ def test_names_with_a_slash_survive_a_file(tmp_path: Path, suffix: str) -> None:
         {"level": "response", "answer": "either/or", "n_contrasts": 9, "n_studies": 9, "share": 1.0}
     ]
     adata = toy_contrasts()
-    cfm.tl.predict_virus(adata, model)
+    cfm.tl.predict_virus(adata, model, n_matches=0)
     getattr(adata, f"write_{suffix}")(tmp_path / "x")
     back = getattr(ad, f"read_{suffix}")(tmp_path / "x")
     assert "either/or" in set(back.obs[f"{KEY}_response"])
@@ -151,7 +151,9 @@ def test_from_counts_it_makes_the_contrasts_first(model: CellPulse, counts: ad.A
 def test_from_counts_the_result_survives_a_file(
     model: CellPulse, counts: ad.AnnData, tmp_path: Path
 ) -> None:
-    made = cfm.tl.predict_virus(counts, model, groupby="virus", control="none", by="study")
+    made = cfm.tl.predict_virus(
+        counts, model, groupby="virus", control="none", by="study", n_matches=0
+    )
     made.write_h5ad(tmp_path / "x.h5ad")
     back = ad.read_h5ad(tmp_path / "x.h5ad")
     assert list(back.uns[KEY]["params"]["by"]) == ["study"]
@@ -162,7 +164,7 @@ def test_duplicated_observation_names_are_no_matter(
     model: CellPulse, contrasts: ad.AnnData
 ) -> None:
     contrasts.obs_names = ["same"] * contrasts.n_obs
-    cfm.tl.predict_virus(contrasts, model)
+    cfm.tl.predict_virus(contrasts, model, n_matches=0)
     assert contrasts.obs[KEY].notna().all()
 
 
@@ -171,9 +173,9 @@ def test_one_contrast_silent_and_missing_ones(model: CellPulse, contrasts: ad.An
     few.X[0] = 0.0
     few.X[1] = np.nan
     with pytest.warns(UserWarning, match="1 of 3 contrasts measure fewer than 50"):
-        cfm.tl.predict_virus(few, model)
+        cfm.tl.predict_virus(few, model, n_matches=0)
     one = few[:1].copy()
-    cfm.tl.predict_virus(one, model, key_added="again")
+    cfm.tl.predict_virus(one, model, key_added="again", n_matches=0)
     assert one.obs["again"].tolist() == few.obs[KEY].tolist()[:1]
     for name in TABLES:
         assert np.isfinite(few.obsm[name]).all(axis=None)
@@ -183,7 +185,7 @@ def test_a_view_is_written_to_without_its_parent(model: CellPulse, contrasts: ad
     view = contrasts[4:8]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ad.ImplicitModificationWarning)
-        cfm.tl.predict_virus(view, model)
+        cfm.tl.predict_virus(view, model, n_matches=0)
     assert KEY in view.obs
     assert_unchanged(contrasts, toy_contrasts())
 
@@ -282,7 +284,7 @@ def test_scaled_samples_are_refused() -> None:
         np.random.default_rng(0).normal(size=(20, len(toy_model().vocabulary))).astype(np.float32),
         var=pd.DataFrame(index=toy_model().vocabulary.genes),
     )
-    cfm.tl.predict_virus(samples.copy(), toy_model())
+    cfm.tl.predict_virus(samples.copy(), toy_model(), n_matches=0)
     sc.pp.scale(samples)
     with pytest.raises(ValueError, match="mean 0 and standard deviation 1"):
         cfm.tl.predict_virus(samples, toy_model())
@@ -291,4 +293,4 @@ def test_scaled_samples_are_refused() -> None:
 def test_many_contrasts_of_the_same_controls_are_read() -> None:
     counts = cfm.datasets.toy_infection()
     pairs = cfm.pp.contrasts(counts, "virus", "none", by="study", mode="pairs")
-    cfm.tl.predict_virus(pairs.to_adata(n=60), toy_model())
+    cfm.tl.predict_virus(pairs.to_adata(n=60), toy_model(), n_matches=0)
