@@ -249,14 +249,10 @@ def test_test_mode_needs_replicates(tested):
 
 @pytest.mark.parametrize("file_format", ["h5ad", "zarr"])
 @pytest.mark.parametrize("mode", ["replicates", "test", "pairs"])
-@pytest.mark.parametrize("skips", [False, True])
-def test_survives_writing(counts, tmp_path, file_format, mode, skips):
-    if skips:
-        counts.obs["study"] = pd.Categorical(["study1"] * 6 + ["study2"] * 3 + ["study3"] * 3)
-        with pytest.warns(UserWarning):
-            result = contrasts(counts, "virus", "none", by="study", mode=mode)
-    else:
-        result = contrasts(counts, "virus", "none", mode=mode)
+def test_what_was_left_out_survives_writing(counts, tmp_path, file_format, mode):
+    counts.obs["study"] = pd.Categorical(["study1"] * 6 + ["study2"] * 3 + ["study3"] * 3)
+    with pytest.warns(UserWarning):
+        result = contrasts(counts, "virus", "none", by="study", mode=mode)
     if mode == "pairs":
         result = result.to_adata(n=5)
     getattr(result, f"write_{file_format}")(tmp_path / "a")
@@ -266,8 +262,6 @@ def test_survives_writing(counts, tmp_path, file_format, mode, skips):
     skipped = again.uns["contrasts"]["skipped"]
     assert skipped["reason"].tolist() == result.uns["contrasts"]["skipped"]["reason"].tolist()
     assert again.uns["contrasts"]["params"]["mode"] == mode
-    for layer in result.layers:
-        assert np.array_equal(again.layers[layer], result.layers[layer], equal_nan=True)
 
 
 @pytest.fixture

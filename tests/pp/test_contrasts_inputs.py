@@ -1,45 +1,20 @@
 """Contrasts of every kind of input, and of input that is wrong."""
 
 import anndata as ad
-import dask.array as da
 import numpy as np
 import pytest
-from scipy import sparse
 
 from cfm.pp import contrasts
+from tests._storages import stored
 
 
-@pytest.fixture
-def expected(counts):
-    return {
-        "replicates": contrasts(counts, "virus", "none", by="study").X,
-        "pairs": contrasts(counts, "virus", "none", by="study", mode="pairs")[:],
-    }
-
-
-def with_matrix(counts, matrix):
-    return ad.AnnData(matrix, obs=counts.obs.copy(), var=counts.var.copy())
-
-
-def backed(counts, matrix, path):
-    with_matrix(counts, matrix).write_h5ad(path)
-    return ad.read_h5ad(path, backed="r")
-
-
-STORAGE = {
-    "csr_array": lambda a, path: with_matrix(a, sparse.csr_array(a.X)),
-    "dask": lambda a, path: with_matrix(a, da.from_array(a.X, chunks=(5, 20))),
-    "backed": lambda a, path: backed(a, a.X, path),
-    "backed_csc": lambda a, path: backed(a, sparse.csc_matrix(a.X), path),
-    "view": lambda a, path: ad.concat([a, a], keys=["x", "y"], index_unique="-")[:12],
-}
-
-
-@pytest.mark.parametrize("storage", STORAGE)
-def test_pairs_of_any_storage(counts, expected, storage, tmp_path):
-    adata = STORAGE[storage](counts, tmp_path / "a.h5ad")
-    pairs = contrasts(adata, "virus", "none", by="study", mode="pairs")
-    assert np.allclose(pairs[:], expected["pairs"], atol=1e-5)
+@pytest.mark.parametrize("storage", ["csr", "csc", "view", "dask", "backed_csc", "backed_dense"])
+def test_pairs_of_any_storage(counts, storage, tmp_path):
+    pairs, expected = (
+        contrasts(adata, "virus", "none", by="study", mode="pairs")
+        for adata in (stored(counts, storage, tmp_path), counts)
+    )
+    assert np.allclose(pairs[:], expected[:], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +109,7 @@ def test_bad_log_values(counts, bad, message):
 
 
 def test_values_in_the_wrong_units(counts):
-    logs = with_matrix(counts, np.log1p(counts.X))
+    logs = ad.AnnData(np.log1p(counts.X), obs=counts.obs, var=counts.var)
     with pytest.raises(ValueError, match=r"adata\.X holds .* look log-transformed"):
         contrasts(logs, "virus", "none")
     with pytest.raises(ValueError, match="not log2 expression"):
@@ -147,12 +122,9 @@ def test_values_in_the_wrong_units(counts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "wald"}, "mode='wald'; expected one of"),
-        ({"units": "tpm"}, "units='tpm'; expected one of"),
         ({"units": "log", "mode": "test"}, "need counts"),
         ({"units": "log", "sample_key": "donor"}, "need counts"),
         ({"prior_count": 0}, "above 0"),
-        ({"prior_count": np.inf}, "prior_count=inf; expected a finite number"),
         ({"by": "virus"}, "none of them groupby"),
         ({"by": ["study", "study"]}, "different columns"),
         ({"by": "control"}, "name of a column of the result"),

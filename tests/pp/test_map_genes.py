@@ -158,9 +158,8 @@ def test_without_x(adata):
 
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
 @pytest.mark.parametrize("file_format", ["h5ad", "zarr"])
-@pytest.mark.parametrize("names", [NAMES, ["ISG15", "MX1", "a", "b", "c", "d", "IFIT1"], None])
-def test_survives_writing(tmp_path, file_format, names):
-    names = names or ["ISG15", "MX1", "IFIT1", "IFI6", "RSAD2", "IFI27", "IFI44L"]
+def test_an_empty_record_survives_writing(tmp_path, file_format):
+    names = ["ISG15", "MX1", "IFIT1", "IFI6", "RSAD2", "IFI27", "IFI44L"]
     adata = ad.AnnData(VALUES.copy(), var=pd.DataFrame(index=names))
     map_genes(adata)
     getattr(adata, f"write_{file_format}")(tmp_path / "a")
@@ -176,14 +175,6 @@ def test_bad_input(adata):
         map_genes(ad.AnnData(np.ones((1, 2)), var=pd.DataFrame(index=["a", "b"])))
     with pytest.raises(ValueError, match="adata has no genes"):
         map_genes(ad.AnnData(np.ones((2, 0))))
-    with pytest.raises(KeyError, match="no column 'symbol'"):
-        map_genes(adata, var_key="symbol")
-    with pytest.raises(ValueError, match="aggregate='max'"):
-        map_genes(adata, aggregate="max")
-    with pytest.raises(ValueError, match="unmapped='error'"):
-        map_genes(adata, unmapped="error")
-    with pytest.raises(ValueError, match="organism='rat'; expected one of"):
-        map_genes(adata, organism="rat")
     with pytest.raises(TypeError, match="Found a ndarray; expected an AnnData"):
         map_genes(np.ones((1, 1)))
     assert adata.var_names.equals(before.var_names)
