@@ -91,16 +91,6 @@ def test_nothing_is_left(counts):
         contrasts(counts[[0, 3]], "virus", "none", mode="test")
 
 
-@pytest.mark.parametrize(
-    "columns", [("vrius", None), ("virus", "stduy"), ("virus", ["study", "x"])]
-)
-def test_column_that_does_not_exist(counts, columns):
-    with pytest.raises(KeyError, match=r"no column .* in adata.obs; it has"):
-        contrasts(counts, columns[0], "none", by=columns[1])
-    with pytest.raises(KeyError, match="no column 'cell'"):
-        contrasts(counts, "virus", "none", sample_key="cell")
-
-
 @pytest.mark.parametrize(("bad", "message"), [(np.nan, "1 NaN"), (np.inf, "1 infinite")])
 def test_bad_log_values(counts, bad, message):
     counts.X[2, 3] = bad

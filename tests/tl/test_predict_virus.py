@@ -196,33 +196,20 @@ def untaught() -> CellPulse:
 
 def failing(contrasts: ad.AnnData) -> dict[str, tuple[ad.AnnData, dict, type, str]]:
     """Calls that fail, by what is wrong: data, arguments, error, words of its message."""
-    infinite, counts, probes = contrasts.copy(), contrasts.copy(), contrasts.copy()
-    infinite.X[-1, -1] = -np.inf
+    counts = contrasts.copy()
     counts.X[:] = np.arange(contrasts.n_vars) % 50 + 1
-    probes.var_names = [f"probe{i}" for i in range(contrasts.n_vars)]
     whole = {"groupby": "virus", "control": "none"}
     return {
         "counts": (counts, {}, ValueError, "looks like expression or counts"),
         "contrasts as counts": (contrasts, whole | {"control": "virus_A"}, ValueError, "negative"),
-        "log as counts": (log_values(counts), whole, ValueError, "log-transformed|control"),
-        "infinite": (infinite, {}, ValueError, "infinite values"),
-        "no gene": (probes, {}, ValueError, "Found 0 of the model's 800 genes"),
         "few genes": (contrasts[:, :30].copy(), {}, ValueError, "at least 50 are needed"),
         "half a design": (contrasts, {"groupby": "virus"}, ValueError, "give both"),
         "other half": (contrasts, {"control": "none"}, ValueError, "give both"),
         "by alone": (contrasts, {"by": "study"}, TypeError, "only go with groupby="),
         "mode alone": (contrasts, {"mode": "test"}, TypeError, "only go with groupby="),
         "pairs": (counts, whole | {"mode": "pairs"}, ValueError, "mode='pairs' makes no AnnData"),
-        "no level": (counts, whole | {"control": "mock"}, ValueError, "mock"),
         "no classifier": (contrasts, {"model": untaught()}, ValueError, "no virus classifier"),
     }
-
-
-def log_values(counts: ad.AnnData) -> ad.AnnData:
-    counts = counts.copy()
-    counts.obs["virus"] = ["none", *["virus_A"] * (counts.n_obs - 1)]
-    counts.X = np.log1p(counts.X)
-    return counts
 
 
 @pytest.mark.parametrize("case", list(failing(toy_contrasts())))
