@@ -110,7 +110,7 @@ def test_a_killed_worker_loses_nothing(
 
 
 def test_a_mask_and_several_results(client: Any, tmp_path: Path) -> None:
-    samples, model = toy_log_tpm(n=101), toy_bulkformer()
+    samples, model = toy_log_tpm(n=120), toy_bulkformer()
     mask = np.random.default_rng(0).random(samples.shape) < 0.1
     found = cfm.tl.impute(samples, model, mask=mask, output=tmp_path / "out.zarr")
     alone = samples.copy()

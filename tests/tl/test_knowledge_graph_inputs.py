@@ -45,6 +45,7 @@ class OtherNames(PlantedAttention):
 @pytest.mark.parametrize(
     ("error", "words", "arguments"),
     [
+        (KeyError, r"no columns \['organ'\]", {"annotations": ["tissue", "organ"]}),
         (TypeError, r"expected a list: \['tissue'\]", {"annotations": "tissue"}),
         (ValueError, "each column once", {"annotations": ["tissue", "tissue"]}),
         (ValueError, "each column once", {"annotations": ["cell_code"]}),
