@@ -106,6 +106,7 @@ def _passes(name: str, parameter: str, value: Any) -> None:
 def test_flags_take_only_bools(name: str, parameter: str) -> None:
     for value in ("False", 0, NOTHING):
         _refused(name, parameter, value)
+    _passes(name, parameter, np.False_)
 
 
 @pytest.mark.parametrize(("name", "parameter"), _parameters(_is(int)))

@@ -434,14 +434,6 @@ def test_rows_far_into_a_matrix():
     assert _disk_parts.stretches(end - np.int32(5), end) == [(0, 2)]
 
 
-def test_what_is_stored_together_is_read_together():
-    start, end = np.array([0, 50_000, 120_000]), np.array([10, 50_010, 120_010])
-    assert _disk_parts.stretches(start, end) == [(0, 1), (1, 2), (2, 3)]
-    assert _disk_parts.stretches(start, end, chunk=60_000) == [(0, 2), (2, 3)]
-    near = np.array([0, 5_000, 20_000])
-    assert _disk_parts.stretches(near, near + 10) == [(0, 2), (2, 3)]
-
-
 def test_large_matrices_are_read_in_pieces(tmp_path, monkeypatch):
     """Stretches are cut where they would be too long, and gaps are read over where short."""
     rng = np.random.default_rng(0)

@@ -66,47 +66,6 @@ def test_blocks_become_an_anndata(path: Path, small: ad.AnnData) -> None:
     assert not store.folder.exists()
 
 
-def test_chunks_come_back_as_they_were(path: Path) -> None:
-    store = _begun(path)
-    arrays = {
-        "x": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "text": np.array(["a", "longer|b"]),
-        "n": np.array([3, -1]),
-    }
-    store.write(11, arrays)
-    assert store.done() == {11}
-    for name, array in store.read(11).items():
-        assert_same(array, arrays[name])
-    assert_same(store.read_one(11, "text"), arrays["text"])
-
-
-def test_the_same_run_goes_on_and_another_does_not(path: Path) -> None:
-    first = _begun(path)
-    first.write(0, {"x": np.zeros(2)})
-    first.release()
-    again = _begun(path)
-    assert again.done() == {0}
-    again.release()
-    other = ResultStore(path)
-    with pytest.raises(
-        ValueError, match=r"1 finished chunks of another run .*\(batch_size was 64 and is now 8\)"
-    ):
-        other.begin(RUN | {"batch_size": 8})
-    other.release()
-    assert other.done() == {0}
-    other.begin(RUN | {"batch_size": 8}, overwrite=True)
-    assert other.done() == set()
-
-
-def test_overwriting_goes_on_with_the_same_run(path: Path) -> None:
-    first = _begun(path)
-    first.write(0, {"x": np.zeros(2)})
-    first.release()
-    again = ResultStore(path)
-    again.begin(RUN, overwrite=True)
-    assert again.done() == {0}
-
-
 def test_what_cannot_be_told_is_begun_anew(path: Path) -> None:
     store = _begun(path)
     store.write(0, {"x": np.zeros(2)})

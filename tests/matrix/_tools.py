@@ -284,7 +284,7 @@ TABLE = [
     Tool(
         "tl.predict_virus",
         data.effects,
-        lambda x, **k: tl.predict_virus(x, data.cellpulse(), **k),
+        lambda x, **k: tl.predict_virus(x, data.cellpulse(), n_matches=0, **k),
         ("layer",),
         paths=True,
         bad=_BY_ROW | _EFFECTS | {"duplicate obs names": OWN},
@@ -293,7 +293,10 @@ TABLE = [
         "tl.predict_virus (of counts)",
         data.counts,
         lambda x, **k: tl.predict_virus(
-            x, data.cellpulse(), **({"groupby": "virus", "control": "none", "by": "study"} | k)
+            x,
+            data.cellpulse(),
+            n_matches=0,
+            **({"groupby": "virus", "control": "none", "by": "study"} | k),
         ),
         ("layer", "groupby", "by"),
         paths=True,

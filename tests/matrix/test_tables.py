@@ -106,7 +106,6 @@ MATRICES: dict[str, Callable[[np.ndarray], Any]] = {
     "float16": lambda x: x.astype(np.float16),
     "big-endian": lambda x: x.astype(">f4"),
     "csr_array": sp.csr_array,
-    "csc_array": sp.csc_array,
 }
 
 

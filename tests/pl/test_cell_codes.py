@@ -9,17 +9,11 @@ from matplotlib.collections import LineCollection, PatchCollection, PathCollecti
 from matplotlib.patches import Rectangle
 
 import cfm
-from tests.pl._drawn import legend_texts, outside, overlapping, row_names
-from tests.pl._stored import TYPES, with_cell_codes
+from tests.pl._drawn import legend_texts, row_names
+from tests.pl._stored import with_cell_codes
 
 KINDS = ["composition", "markers", "map"]
 MANY = [f"type {i}" for i in range(34)]
-
-
-def all_texts(ax) -> list:
-    texts = [*ax.texts, *ax.get_yticklabels(), *ax.get_xticklabels(), ax.title]
-    legend = ax.get_legend()
-    return texts + [ax.xaxis.label] + (list(legend.get_texts()) if legend else [])
 
 
 # --- composition ----------------------------------------------------------------------------
@@ -195,45 +189,3 @@ def test_like_codes_lie_near_each_other():
     distance = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1))
     np.fill_diagonal(distance, np.inf)
     assert (kind[distance.argmin(axis=1)] == kind).mean() > 0.7
-
-
-# --- all kinds ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("n", "cells", "types"), [(1, 30, TYPES), (5, 400, TYPES), (60, 900, MANY), (150, 900, TYPES)]
-)
-def test_no_text_is_clipped_or_covered(kind, n, cells, types):
-    ax = cfm.pl.cell_codes(with_cell_codes(n, cells, types), kind=kind, show=False)
-    assert overlapping(all_texts(ax)) == []
-    assert outside(all_texts(ax), ax.figure.bbox) == []
-
-
-def test_what_cannot_be_drawn_is_said():
-    adata = with_cell_codes(5)
-    call = cfm.pl.cell_codes
-    with pytest.raises(ValueError, match="kind='pie'"):
-        call(adata, kind="pie")
-    with pytest.raises(ValueError, match="n_codes=0"):
-        call(adata, n_codes=0)
-    with pytest.raises(ValueError, match="n_genes=0"):
-        call(adata, kind="markers", n_genes=0)
-    with pytest.raises(ValueError, match="code is an empty list"):
-        call(adata, codes=[])
-    with pytest.raises(KeyError, match="code '-3' is not in"):
-        call(adata, codes=["-3"])
-    with pytest.raises(KeyError, match="obs has no column 'tissue'"):
-        call(adata, groupby="tissue")
-    with pytest.raises(ValueError, match="holds fractional numbers"):
-        call(adata, groupby="cell_code_margin")
-    with pytest.raises(KeyError, match=r"run cfm\.tl\.cell_codes\(adata, key_added='other'\)"):
-        call(adata, key="other")
-    with pytest.raises(KeyError, match="genes GENE0"):
-        call(adata[:, 1:].copy(), kind="markers")
-    del adata.uns["cell_code"]["vectors"]
-    with pytest.raises(KeyError, match=r"uns\['cell_code'\]\['vectors'\] not found"):
-        call(adata, kind="map")
-    adata.obs["cell_code"] = pd.Categorical([None] * adata.n_obs, categories=["1"])
-    with pytest.raises(ValueError, match="is missing in all 400 cells"):
-        call(adata)

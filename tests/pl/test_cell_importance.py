@@ -45,17 +45,3 @@ def test_removal_is_drawn_beside_random_cells(adata: ad.AnnData) -> None:
     shapes = {c.get_paths()[0].vertices.tobytes() for c in ax.collections}
     assert len(shapes) == 2  # told apart by more than colour
     assert len(ax.get_legend().get_texts()) == 2
-
-
-def test_what_cannot_be_drawn_is_said(adata: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match="kind='both'"):
-        cfm.pl.cell_importance(adata, kind="both")
-    with pytest.raises(KeyError, match="group 'X' is not in"):
-        cfm.pl.cell_importance(adata, groups=["X"])
-    with pytest.raises(
-        KeyError, match=r"run cfm\.tl\.cell_importance\(adata, groupby=…, key_added="
-    ):
-        cfm.pl.cell_importance(adata, key="other")
-    adata.uns["cell_importance"]["groups"]["removal"] = np.nan
-    with pytest.raises(ValueError, match="no finite removal"):
-        cfm.pl.cell_importance(adata, kind="removal")

@@ -49,10 +49,3 @@ def test_wide_embeddings_numbers_and_no_rings(adata: ad.AnnData, tmp_path: Path)
     assert not [c for c in ax.collections if isinstance(c, EllipseCollection)]
     ax = cfm.pl.donors(adata, spread=False, label=False, show=False)
     assert not [c for c in ax.collections if isinstance(c, EllipseCollection)]
-
-
-def test_what_is_not_there_is_said(adata: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match="obsm"):
-        cfm.pl.donors(adata, basis="X_none")
-    with pytest.raises(KeyError, match="color 'sex'"):
-        cfm.pl.donors(adata, color="sex")

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 
 import cfm
 from cfm.pl._figure import COLORS
-from tests.pl._drawn import legend_texts, outside, overlapping, row_names
+from tests.pl._drawn import legend_texts, row_names
 from tests.pl._stored import with_drug_screen
 
 MARKED = COLORS[0].lower()
@@ -58,20 +58,6 @@ def test_waterfall_has_all_scores_and_names_the_first():
     assert [name.split()[:2] for name in named] == [[str(i + 1), f"compound-{i}"] for i in range(9)]
     (stems,) = [c for c in ax.collections if isinstance(c, LineCollection)]
     assert [segment[0][0] for segment in stems.get_segments()] == [1, 2]
-
-
-@pytest.mark.parametrize("n", [2, 25, 31, 60, 1300])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", ["c{}", "(2R)-a very long name of a compound hydrochloride {}"])
-def test_no_text_is_clipped_or_covered(n, tied, name):
-    adata = with_drug_screen(n, tied=tied, null=not tied, name=name)
-    ax = cfm.pl.drug_screen(adata, show=False)
-    texts = [*ax.texts, *ax.get_yticklabels(), ax.title, ax.xaxis.label]
-    texts += ax.get_legend().get_texts()
-    seen = [text for text in texts if text not in ax.get_yticklabels() or n <= 30]
-    assert overlapping(seen) == []
-    assert outside(seen, ax.figure.bbox) == []
-    assert ("no FDR possible" in legend_texts(ax)) == tied
 
 
 def test_names_stand_above_the_bars():
@@ -137,32 +123,3 @@ def test_marked_points_differ_in_colour_and_shape():
     assert len(marked) == 1
     assert len(marked[0].get_offsets()) == 2
     assert len(looks) == 2
-
-
-@pytest.mark.parametrize("n", [2, 25, 1300])
-@pytest.mark.parametrize("name", ["c{}", "(2R)-a very long name of a compound hydrochloride {}"])
-def test_names_of_points_do_not_overlap(n, name):
-    adata = with_drug_screen(n, name=name)
-    ax = cfm.pl.drug_screen(adata, kind="scatter", show=False)
-    assert overlapping([*ax.texts, ax.title]) == []
-    assert outside([*ax.texts, ax.title], ax.figure.bbox) == []
-    assert any(name.format(0)[-3:] in text.get_text() for text in ax.texts)
-
-
-# --- both -----------------------------------------------------------------------------------
-
-
-def test_bad_arguments(predicted):
-    draw = cfm.pl.drug_screen
-    with pytest.raises(KeyError, match=r"uns\['drug_screen'\].*run cfm\.tl\.screen_drugs"):
-        draw(predicted(3), show=False)
-    adata = with_drug_screen(10, ("IAV", "RSV"))
-    with pytest.raises(ValueError, match="kind='bars'"):
-        draw(adata, kind="bars", show=False)
-    with pytest.raises(ValueError, match="at least 0"):
-        draw(adata, n_compounds=-1, show=False)
-    with pytest.raises(KeyError, match="column of numbers 'compound' is not in"):
-        draw(adata, kind="scatter", x="compound", show=False)
-    result(adata)[["cosine_reversal", "target_score"]] = np.nan
-    with pytest.raises(ValueError, match="no compound of group 'IAV' has a value"):
-        draw(adata, kind="scatter", show=False)

@@ -53,13 +53,6 @@ def test_missing_labels_are_a_category_of_their_own(predicted):
     assert len(offsets(ax)) == 20
 
 
-def test_numbers_genes_and_several_panels(predicted):
-    adata = predicted(20)
-    axes = cfm.pl.embedding(adata, color=["predicted_virus_infected", "GENE3"], show=False)
-    assert list(axes) == ["predicted_virus_infected", "GENE3"]
-    assert axes["GENE3"].get_title() == "GENE3"
-
-
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_points_are_named(predicted, n):
     adata = predicted(n)
@@ -78,21 +71,6 @@ def test_names_never_cover_points_or_each_other(predicted):
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
         assert not any(box.contains(x, y) for x, y in pixels)
-
-
-def test_bad_arguments(predicted):
-    adata = predicted(4)
-    with pytest.raises(KeyError, match=r"run cfm\.tl\.embed"):
-        cfm.pl.embedding(adata, basis="X_none", show=False)
-    with pytest.raises(KeyError, match="neither a column of obs"):
-        cfm.pl.embedding(adata, color="strain", show=False)
-    with pytest.raises(KeyError, match="obs has no column 'strain'"):
-        cfm.pl.embedding(adata, label="strain", show=False)
-    with pytest.raises(ValueError, match="empty list"):
-        cfm.pl.embedding(adata, color=[], show=False)
-    adata.obsm["X_cellpulse"][0, 0] = np.nan
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        cfm.pl.embedding(adata, show=False)
 
 
 def test_embedding_stored_as_a_frame(predicted):

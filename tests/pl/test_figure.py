@@ -10,12 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-import cfm
-from cfm._docs import fill_docs
 from cfm.pl._figure import SAVE_DPI, category_styles, label_points, pick, push_apart
 from tests.pl._drawn import outside
 from tests.pl._plots import DATA, KINDS, digest, draw
-from tests.pl._stored import make_predicted
 
 pytestmark = pytest.mark.filterwarnings("ignore:The library has:UserWarning")
 #: UMAP takes seconds a call.
@@ -153,24 +150,3 @@ def test_answers_that_name_no_virus_do_not_change_the_looks_of_viruses():
     styles = category_styles(["IAV", *answers, "RSV"])
     assert len(set(styles.values())) == 5
     assert {name: styles[name] for name in ("IAV", "RSV")} == category_styles(["IAV", "RSV"])
-
-
-def test_shared_texts_fill_docstrings_at_their_indentation():
-    def function():
-        pass
-
-    function.__doc__ = "Draw.\n\n    Parameters\n    ----------\n    %(ax)s\n    %(other)s\n    "
-    filled = fill_docs({"ax": "\nax\n    The Axes.\n"})(function)
-    assert filled is function
-    lines = filled.__doc__.splitlines()
-    assert lines[4:7] == ["    ax", "        The Axes.", "    %(other)s"]
-
-
-def test_input_is_left_alone():
-    adata = make_predicted(4)
-    copy = adata.copy()
-    cfm.pl.virus_probabilities(adata, show=False)
-    cfm.pl.embedding(adata, color="virus", show=False)
-    assert adata.obs.equals(copy.obs)
-    assert adata.obsm["predicted_virus_proba"].equals(copy.obsm["predicted_virus_proba"])
-    assert set(adata.uns) == set(copy.uns)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cfm
-from tests.pl._drawn import legend_texts, outside, overlapping
+from tests.pl._drawn import legend_texts
 from tests.pl._stored import with_host_factors
 
 
@@ -81,32 +81,3 @@ def test_runs_repeat_and_write_nothing_to_the_terminal(ranked, capfd):
     assert said[0] == said[1]
     assert capfd.readouterr().err == ""
     assert logging.root.manager.disable == 0
-
-
-def test_long_names_and_many_lists_stay_readable(ranked):
-    order = genes(ranked)
-    lists = {f"a long name of a screen in some cell line, hour {i}": order[i::40] for i in range(6)}
-    ax = cfm.pl.host_factor_enrichment(ranked, lists, n_permutations=20, show=False)
-    texts = [*ax.get_legend().get_texts(), ax.title, ax.xaxis.label]
-    assert overlapping(texts) == []
-    assert outside(texts, ax.figure.bbox) == []
-
-
-def test_bad_arguments(ranked, predicted):
-    draw = cfm.pl.host_factor_enrichment
-    with pytest.raises(KeyError, match=r"run cfm\.tl\.host_factors"):
-        draw(predicted(3), ["GENE1"], show=False)
-    with pytest.raises(TypeError, match="is the text 'GENE1'"):
-        draw(ranked, "GENE1", show=False)
-    with pytest.raises(ValueError, match="list 'a' is empty"):
-        draw(ranked, {"a": []}, show=False)
-    with pytest.raises(ValueError, match="empty dict"):
-        draw(ranked, {}, show=False)
-    with pytest.raises(ValueError, match="none of the 400 ranked genes"):
-        draw(ranked, ["Ifit1"], show=False)
-    with pytest.raises(ValueError, match="has all 400 ranked genes"):
-        draw(ranked, genes(ranked), show=False)
-    with pytest.raises(ValueError, match="at least 1"):
-        draw(ranked, ["GENE1"], n_permutations=0, show=False)
-    with pytest.raises(ValueError, match="have the same score"):
-        draw(with_host_factors(tied=True), ["GENE1"], show=False)

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 
 import cfm
 from cfm.pl._figure import DOWN, GREY, UP
-from tests.pl._drawn import legend_texts, outside, overlapping, row_names
+from tests.pl._drawn import legend_texts, overlapping, row_names
 from tests.pl._stored import with_host_factors
 
 LOOKS = {"up": (UP.lower(), "▲"), "down": (DOWN.lower(), "▼"), "unchanged": (GREY.lower(), "●")}
@@ -55,19 +55,6 @@ def test_without_a_null_nothing_looks_significant():
     assert all(bar.get_hatch() for bar in ax.patches)
     assert "no FDR possible" in legend_texts(ax)
     assert "(1 profile)" in ax.get_title()
-
-
-@pytest.mark.parametrize("n", [1, 2, 15, 60])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", ["G{}", "ENSG_a_very_long_name_of_a_gene_{}"])
-def test_no_text_is_clipped_or_covered(n, tied, name):
-    adata = with_host_factors(n, tied=tied, seed=n, name=name)
-    ax = cfm.pl.host_factors(adata, n_genes=60, show=False)
-    texts = [*ax.texts, *ax.get_yticklabels(), ax.title, ax.xaxis.label]
-    texts += ax.get_legend().get_texts()
-    assert overlapping(texts) == []
-    assert outside(texts, ax.figure.bbox) == []
-    assert outside(ax.texts, ax.get_window_extent()) == []
 
 
 def test_the_title_tells_what_is_explained():
@@ -120,19 +107,3 @@ def test_groups_become_panels():
     texts = [ax.title for ax in axes.values()]
     texts += [text for ax in axes.values() for text in ax.get_legend().get_texts()]
     assert overlapping(texts) == []
-
-
-def test_bad_arguments(predicted):
-    with pytest.raises(KeyError, match=r"uns\['host_factors'\].*run cfm\.tl\.host_factors"):
-        cfm.pl.host_factors(predicted(3), show=False)
-    adata = with_host_factors(groups=("IAV", "RSV"))
-    with pytest.raises(KeyError, match=r"'HIV-1' is not in .*expected one of IAV, RSV"):
-        cfm.pl.host_factors(adata, group="HIV-1", show=False)
-    with pytest.raises(ValueError, match="at least 1"):
-        cfm.pl.host_factors(adata, n_genes=0, show=False)
-    del adata.uns["host_factors"]["results"]["call_effect"]
-    with pytest.raises(KeyError, match="no column call_effect"):
-        cfm.pl.host_factors(adata, show=False)
-    adata.uns["host_factors"] = {"results": with_host_factors().uns["host_factors"]["results"][:0]}
-    with pytest.raises(ValueError, match="has no rows"):
-        cfm.pl.host_factors(adata, show=False)

@@ -7,7 +7,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib.patches import FancyArrowPatch
 
 import cfm
@@ -123,29 +122,3 @@ def test_what_the_tool_stores_is_drawn() -> None:
     cfm.tl.knowledge_graph(cells, None, codes="cell_type")
     ax = cfm.pl.knowledge_graph(cells, show=False)
     assert "Monocyte" in names(ax)
-
-
-@pytest.mark.parametrize(
-    ("error", "words", "arguments"),
-    [
-        (KeyError, r"run cfm\.tl\.knowledge_graph", {"key": "other"}),
-        (KeyError, "no node 'gene:00'; near matches are .*gene:0", {"node": "gene:00"}),
-        (KeyError, "kinds 'drug' is not in", {"kinds": ["drug"]}),
-        (KeyError, "edge_kinds 'target' is not in", {"edge_kinds": "target"}),
-        (ValueError, "max_nodes=1", {"max_nodes": 1}),
-        (ValueError, "no edge at gene:lonely", {"node": "gene:lonely"}),
-        (ValueError, "no edge between these kinds", {"kinds": ["tissue"]}),
-    ],
-)
-def test_refusals(error: type[Exception], words: str, arguments: dict) -> None:
-    before = plt.get_fignums()
-    with pytest.raises(error, match=words):
-        cfm.pl.knowledge_graph(make_graph(), show=False, **arguments)
-    assert plt.get_fignums() == before
-
-
-def test_no_edges_at_all() -> None:
-    adata = make_graph()
-    adata.uns["knowledge_graph"]["edges"] = adata.uns["knowledge_graph"]["edges"].iloc[:0]
-    with pytest.raises(ValueError, match="found nothing to draw"):
-        cfm.pl.knowledge_graph(adata)

@@ -13,7 +13,7 @@ from scipy import sparse
 import cfm
 from cfm.pl import _perturbation_cells
 from cfm.pl._perturbation import _agreement
-from tests.pl._drawn import legend_texts, outside, overlapping, row_names
+from tests.pl._drawn import legend_texts, outside, overlapping
 from tests.pl._stored import GENES, GROUPS, MADE, REAL, as_counts, cells, make_screen
 
 
@@ -122,12 +122,11 @@ def test_order_of_genes_and_cells_sparsity_and_blocks_do_not_matter(monkeypatch)
     np.testing.assert_allclose(after, before, atol=1e-5)
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_cells_on_disk_are_read(tmp_path, dense):
+def test_cells_on_disk_are_read(tmp_path):
     real, made = make_screen()
     made.obs["simulated_from"] = [real.obs_names[0]] * 6 + [real.obs_names[6]] * 6
     before = drawn(cfm.pl.perturbation_effect(real, made, show=False))
-    real.X = real.X if dense else sparse.csr_matrix(real.X)
+    real.X = sparse.csr_matrix(real.X)
     real.write_h5ad(tmp_path / "real.h5ad")
     backed = ad.read_h5ad(tmp_path / "real.h5ad", backed="r")
     np.testing.assert_allclose(drawn(cfm.pl.perturbation_effect(backed, made, show=False)), before)
@@ -178,31 +177,17 @@ def test_a_layer_is_read_where_it_is():
     np.testing.assert_allclose(drawn(ax), expected("B cell"), atol=1e-5)
 
 
-def test_own_axes_saving_and_room(tmp_path):
-    toy = cfm.datasets.toy_perturbation()
-    made = cfm.tl.simulate_perturbation(
-        toy,
-        "IFNB1",
-        model="nearest",
-        key="perturbation",
-        control="control",
-        groupby="cell_type",
-    )
-    axes = cfm.pl.perturbation_effect(
-        toy, made, groupby="cell_type", save=tmp_path / "a.png", show=False
-    )
-    assert (tmp_path / "a.png").stat().st_size > 10_000
+def test_names_of_a_toy_screen_have_room():
+    toy = cfm.datasets.toy_perturbation(n_cells=600)
+    columns = {"key": "perturbation", "control": "control", "groupby": "cell_type"}
+    made = cfm.tl.simulate_perturbation(toy, "IFNB1", model="nearest", **columns)
+    axes = cfm.pl.perturbation_effect(toy, made, groupby="cell_type", show=False)
     assert {"ISG15", "OAS1", "MX1", "IFI6"} & {name for ax in axes.values() for name in names(ax)}
     for ax in axes.values():
-        assert overlapping(ax.texts) == []
         assert outside(ax.texts, ax.get_window_extent()) == []
-        assert row_names(ax)
     every = [text for ax in axes.values() for text in ax.get_legend().get_texts()]
     every += [text for ax in axes.values() for text in (ax.xaxis.label, ax.title, *ax.texts)]
     assert overlapping(every) == []
-    figure, ax = plt.subplots()
-    assert cfm.pl.perturbation_effect(toy, made, ax=ax, show=False) is ax
-    assert plt.fignum_exists(figure.number)
 
 
 def _without_record(made):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import cfm
-from tests.pl._drawn import outside, overlapping, row_names
+from tests.pl._drawn import row_names
 from tests.pl._stored import METRICS, make_scores
 
 
@@ -125,40 +125,3 @@ def test_several_models_and_negative_scores():
     assert ax.get_xlim()[0] <= -0.2
     model, other, baseline = (ax.patches[i].get_facecolor() for i in (0, 1, 2))
     assert model == other != baseline
-
-
-def test_own_axes_saving_and_room(tmp_path):
-    table = make_scores(groups=[f"type {i}" for i in range(8)])
-    axes = cfm.pl.perturbation_metrics(table, save=tmp_path / "a.png", show=False)
-    assert (tmp_path / "a.png").stat().st_size > 10_000
-    figure = next(iter(axes.values())).get_figure()
-    every = [text for ax in axes.values() for text in (*ax.texts, ax.title)]
-    every += [text for ax in axes.values() for text in ax.get_yticklabels()]
-    every += list(figure.legends[0].get_texts())
-    assert overlapping(every) == []
-    assert outside(every, figure.bbox) == []
-    for ax in axes.values():
-        assert outside(ax.texts, ax.get_window_extent()) == []
-    figure, ax = plt.subplots()
-    assert cfm.pl.perturbation_metrics(table, metric="mmd", ax=ax, show=False) is ax
-    assert ax.get_legend() is not None
-    assert plt.fignum_exists(figure.number)
-
-
-@pytest.mark.parametrize(
-    ("change", "arguments", "error", "message"),
-    [
-        (lambda t: t.drop(columns="value"), {}, KeyError, "has no column value"),
-        (lambda t: t.iloc[:0], {}, ValueError, "no rows"),
-        (lambda t: t["value"], {}, TypeError, "scores is a Series; expected the table"),
-        (None, {"metric": "auc"}, KeyError, "metric 'auc' is not in scores"),
-        (None, {"group": "NK"}, KeyError, "group 'NK' is not in scores"),
-        (None, {"perturbation": "TNF"}, KeyError, "perturbation 'TNF' is not in scores"),
-    ],
-)
-def test_bad_input(change, arguments, error, message):
-    table = make_scores()
-    if change:
-        table = change(table)
-    with pytest.raises(error, match=message):
-        cfm.pl.perturbation_metrics(table, show=False, **arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 import cfm
 from tests.pl._stored import make_probed
@@ -60,17 +59,3 @@ def test_what_is_not_defined_is_said():
     assert texts(ax)[2:] == ["not defined", "not defined"]
     assert not [line for line in ax.get_lines() if line.get_linestyle() == "--"]
     assert "majority" not in [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"key": "other"}, KeyError, r"uns\['other'\] holds no probe; run cfm.tl.probe"),
-        ({"metric": "c_index"}, KeyError, "metric 'c_index' is not in"),
-        ({"metric": []}, ValueError, "metric is an empty list"),
-        ({"target": "drug"}, KeyError, "target 'drug' is not in"),
-    ],
-)
-def test_bad_arguments(arguments, error, message):
-    with pytest.raises(error, match=message):
-        cfm.pl.probe(make_probed(), show=False, **arguments)

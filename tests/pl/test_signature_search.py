@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 
 import cfm
 from tests.pl._stored import make_searched
-from tests.tl.test_search_signatures import queries
 
 pytestmark = pytest.mark.filterwarnings("ignore:The library has:UserWarning")
 
@@ -41,18 +38,6 @@ def test_signs_say_what_colours_say(searched):
         assert (text.get_text() == "+") == (values[int(row), int(column)] > 0)
 
 
-@pytest.mark.parametrize("n", [1, 50])
-def test_one_and_fifty_matches_are_readable(searched, n, tmp_path):
-    ax = cfm.pl.signature_search(searched, n_matches=n, show=False)
-    figure = ax.figure
-    figure.draw_without_rendering()
-    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
-    assert len(boxes) == n + 1
-    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
-    cfm.pl.signature_search(searched, n_matches=n, show=False, save=tmp_path / "x.png")
-    assert (tmp_path / "x.png").stat().st_size > 5000
-
-
 def test_opposite_is_said():
     adata = make_searched(direction="opposite")
     assert "opposed" in cfm.pl.signature_search(adata, show=False).get_title()
@@ -78,15 +63,3 @@ def test_volcano_takes_p_values_or_means_where_they_are(searched):
     assert cfm.pl.volcano(searched, mean_key="base_mean", show=False).get_ylabel() == (
         "mean expression"
     )
-
-
-def test_what_is_not_there_is_said(searched):
-    for plot in (cfm.pl.signature_search, cfm.pl.volcano):
-        with pytest.raises(KeyError, match=r"cfm\.tl\.search_signatures"):
-            plot(queries(), show=False)
-        with pytest.raises(KeyError, match="'nothing'"):
-            plot(searched, "nothing", show=False)
-    for arguments in ({"match": "nothing"}, {"layer": "nothing"}, {"p_layer": "nothing"},
-                      {"mean_key": "nothing"}):  # fmt: skip
-        with pytest.raises(KeyError, match="'nothing'"):
-            cfm.pl.volcano(searched, show=False, **arguments)

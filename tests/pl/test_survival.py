@@ -75,20 +75,3 @@ def test_left_out_patients_are_not_drawn():
     adata = make_survival()
     adata.obs.loc[adata.obs_names[:10], "probe_risk_group"] = np.nan
     assert "n = 25" in steps(cfm.pl.survival(adata, show=False))[0].get_label()
-
-
-def test_bad_input():
-    adata = make_survival()
-    with pytest.raises(KeyError, match=r"run cfm\.tl\.probe"):
-        cfm.pl.survival(adata, key="other", show=False)
-    with pytest.raises(KeyError, match="no column 'stage'"):
-        cfm.pl.survival(adata, groupby="stage", show=False)
-    adata.obs["name"] = adata.obs_names
-    with pytest.raises(ValueError, match="60 groups; expected at most 6"):
-        cfm.pl.survival(adata, groupby="name", show=False)
-    adata.obs["probe_risk_group"] = np.nan
-    with pytest.raises(ValueError, match="no observation has"):
-        cfm.pl.survival(adata, show=False)
-    adata.uns["probe"]["params"]["task"] = "regression"
-    with pytest.raises(KeyError, match="probe of a regression target"):
-        cfm.pl.survival(adata, show=False)

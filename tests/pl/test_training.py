@@ -59,15 +59,6 @@ def test_several_metrics(history):
     assert plt.get_fignums() == []
 
 
-def test_bad_arguments(history):
-    with pytest.raises(KeyError, match="expected one of loss, magnitude"):
-        cfm.pl.training(history, metric="accuracy", show=False)
-    with pytest.raises(KeyError, match=r"call its train\(\) first"):
-        cfm.pl.training(SimpleNamespace(history=None), show=False)
-    with pytest.raises(TypeError, match="without a history"):
-        cfm.pl.training(3, show=False)
-
-
 def test_one_epoch(history):
     ax = cfm.pl.training({"validation_loss": history["validation_loss"].iloc[:1]}, show=False)
     assert ax.get_xlim() == (-1, 1)

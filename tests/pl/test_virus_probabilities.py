@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.text import Annotation, Text
 
@@ -47,15 +46,6 @@ def test_cells_hold_the_stored_probabilities(predicted):
     names = [t.get_text() for t in ax.get_xticklabels()]
     assert names == [*adata.uns[KEY]["responses"], *adata.uns[KEY]["classes"]]
     assert [t.get_text() for t in ax.get_yticklabels()] == list(adata.obs_names)
-
-
-def test_kinds_of_response_stand_apart_from_viruses(predicted):
-    adata = predicted(3, 4)
-    ax = cfm.pl.virus_probabilities(adata, show=False)
-    gaps = np.diff(ax.get_xticks())
-    n = adata.obsm[KINDS].shape[1]
-    assert gaps[n - 1] > 1
-    assert np.allclose(np.delete(gaps, n - 1), 1)
 
 
 def test_viruses_have_the_colour_only_where_one_is_named(predicted):
@@ -116,54 +106,3 @@ def test_support_of_the_response_without_the_table(predicted):
     of_response, of_call = column_of_texts(cfm.pl.virus_probabilities(adata, show=False), "support")
     assert of_response == ["–", "0.70", "0.30"]
     assert of_call == ["–", "0.70", "–"]
-
-
-def test_label_names_the_rows(predicted):
-    adata = predicted(3)
-    ax = cfm.pl.virus_probabilities(adata, label="virus", show=False)
-    assert [t.get_text() for t in ax.get_yticklabels()] == adata.obs["virus"].tolist()
-
-
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 20), (80, 20)])
-def test_no_text_is_clipped_or_written_over_another(predicted, n, k):
-    ax = cfm.pl.virus_probabilities(
-        predicted(n, k, "placental macrophages|early gestation|donor {i:03d}|{virus}_vs_mock"),
-        truth="virus",
-        show=False,
-    )
-    figure = ax.figure
-    figure.draw_without_rendering()
-    shown = [t for t in ax.findobj(Text) if t.get_text() and t.get_visible()]
-    boxes = [t.get_window_extent() for t in shown]
-    page = figure.bbox
-    for text, box in zip(shown, boxes, strict=True):
-        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
-        assert inside, text.get_text()
-    corners = np.array([box.extents for box in boxes]) + np.array([1, 1, -1, -1])
-    for i, (x0, y0, x1, y1) in enumerate(corners):
-        rest = corners[i + 1 :]
-        hit = (rest[:, 0] < x1) & (rest[:, 2] > x0) & (rest[:, 1] < y1) & (rest[:, 3] > y0)
-        assert not hit.any(), (shown[i].get_text(), shown[i + 1 + hit.argmax()].get_text())
-
-
-def test_missing_fields_name_the_tool_to_run(predicted):
-    adata = predicted(3)
-    with pytest.raises(KeyError, match=r"run cfm\.tl\.predict_virus\(adata, key_added='other'\)"):
-        cfm.pl.virus_probabilities(adata, key="other", show=False)
-    del adata.obs["predicted_virus_response"]
-    del adata.obsm["predicted_virus_response_proba"]
-    with pytest.raises(
-        KeyError, match=r"obs\['\w+_response'\], obsm\['\w+_response_proba'\] not found"
-    ):
-        cfm.pl.virus_probabilities(adata, show=False)
-
-
-def test_bad_arguments(predicted):
-    adata = predicted(3)
-    with pytest.raises(KeyError, match="no column 'strain'"):
-        cfm.pl.virus_probabilities(adata, truth="strain", show=False)
-    with pytest.raises(ValueError, match="no contrasts"):
-        cfm.pl.virus_probabilities(adata[:0], show=False)
-    adata.obsm[KINDS] = adata.obsm[KINDS].to_numpy()
-    with pytest.raises(TypeError, match="expected the DataFrame"):
-        cfm.pl.virus_probabilities(adata, show=False)

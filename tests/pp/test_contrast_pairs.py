@@ -116,8 +116,3 @@ def test_samples_are_read_when_they_are_needed_only(counts, tmp_path, monkeypatc
     assert len(asked) == 2
     found[0]
     assert len(asked) == 2
-
-
-def test_memory_has_to_be_some(counts) -> None:
-    with pytest.raises(ValueError, match="memory_mib=0; expected a finite number above 0"):
-        make(counts, memory_mib=0)

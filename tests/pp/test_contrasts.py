@@ -4,8 +4,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cfm.data import ContrastPairs
 from cfm.pp import contrasts
@@ -50,15 +48,6 @@ def test_replicates(counts):
     assert counts.uns == before.uns
 
 
-def test_gene_without_counts_has_no_change(counts):
-    counts.X[:, 20] = 0
-    counts.X *= np.linspace(0.5, 3, 12).round(1)[:, None].astype(np.float32)
-    counts.X = counts.X.round()
-    result = contrasts(counts, "virus", "none", by="study")
-    assert (result.X[:, 20] == 0).all()
-    assert np.isfinite(result.X).all()
-
-
 @pytest.mark.parametrize("mode", ["replicates", "test"])
 def test_the_larger_mean_count_of_cases_and_controls_is_kept(counts, mode):
     result = contrasts(counts, "virus", "none", by="study", mode=mode)
@@ -69,14 +58,6 @@ def test_the_larger_mean_count_of_cases_and_controls_is_kept(counts, mode):
     assert result.layers["mean_count"].dtype == np.float32
     counts.X = np.log2(counts.X + 1)
     assert "mean_count" not in contrasts(counts, "virus", "none", by="study", units="log").layers
-
-
-def test_prior_shrinks(counts):
-    counts.X = np.random.default_rng(0).poisson(1.5, counts.shape)
-    sizes = [
-        np.abs(contrasts(counts, "virus", "none", prior_count=p).X).mean() for p in (0.5, 2, 20)
-    ]
-    assert sizes[0] > sizes[1] > sizes[2]
 
 
 def test_several_columns_and_levels(counts):
@@ -94,27 +75,6 @@ def test_several_columns_and_levels(counts):
     assert result.obs["time"].tolist() == [4, 24, 24, 4, 24]
     assert result.obs["n_cases"].tolist() == [1, 1, 1, 1, 2]
     assert result.obs["n_controls"].tolist() == [1, 2, 2, 1, 2]
-
-
-@given(st.permutations(range(12)), st.sampled_from(["replicates", "pairs"]))
-def test_order_of_samples_does_not_matter(order, mode):
-    counts = example()
-    one = contrasts(counts, "virus", "none", by="study", mode=mode)
-    two = contrasts(counts[list(order)], "virus", "none", by="study", mode=mode)
-    if mode == "pairs":
-        one, two = one.to_adata(), two.to_adata()
-        assert set(one.obs_names) == set(two.obs_names)
-        two = two[one.obs_names]
-    assert one.obs_names.tolist() == two.obs_names.tolist()
-    assert np.allclose(one.X, two.X, atol=1e-5)
-
-
-@pytest.mark.parametrize("by", [None, "study"])
-def test_swapping_case_and_control_flips_the_sign(counts, by):
-    there = contrasts(counts, "virus", "none", by=by)
-    back = contrasts(counts, "virus", "IAV", by=by)
-    assert np.array_equal(there.X, -back.X)
-    assert back.obs_names[0].endswith("none_vs_IAV")
 
 
 def test_a_contrast_depends_on_its_own_samples_only(counts):
@@ -249,14 +209,10 @@ def test_test_mode_needs_replicates(tested):
 
 @pytest.mark.parametrize("file_format", ["h5ad", "zarr"])
 @pytest.mark.parametrize("mode", ["replicates", "test", "pairs"])
-@pytest.mark.parametrize("skips", [False, True])
-def test_survives_writing(counts, tmp_path, file_format, mode, skips):
-    if skips:
-        counts.obs["study"] = pd.Categorical(["study1"] * 6 + ["study2"] * 3 + ["study3"] * 3)
-        with pytest.warns(UserWarning):
-            result = contrasts(counts, "virus", "none", by="study", mode=mode)
-    else:
-        result = contrasts(counts, "virus", "none", mode=mode)
+def test_what_was_left_out_survives_writing(counts, tmp_path, file_format, mode):
+    counts.obs["study"] = pd.Categorical(["study1"] * 6 + ["study2"] * 3 + ["study3"] * 3)
+    with pytest.warns(UserWarning):
+        result = contrasts(counts, "virus", "none", by="study", mode=mode)
     if mode == "pairs":
         result = result.to_adata(n=5)
     getattr(result, f"write_{file_format}")(tmp_path / "a")
@@ -266,8 +222,6 @@ def test_survives_writing(counts, tmp_path, file_format, mode, skips):
     skipped = again.uns["contrasts"]["skipped"]
     assert skipped["reason"].tolist() == result.uns["contrasts"]["skipped"]["reason"].tolist()
     assert again.uns["contrasts"]["params"]["mode"] == mode
-    for layer in result.layers:
-        assert np.array_equal(again.layers[layer], result.layers[layer], equal_nan=True)
 
 
 @pytest.fixture
@@ -335,19 +289,6 @@ def test_cells_without_a_sample_are_left_out(cells):
     with pytest.warns(UserWarning, match="80 cell"):
         result = contrasts(cells, "stim", "ctrl", sample_key="donor")
     assert result.obs["n_cases"].tolist() == [1]
-
-
-def example():
-    """The ``counts`` fixture's layout, for hypothesis."""
-    rng = np.random.default_rng(5)
-    obs = pd.DataFrame(
-        {
-            "study": np.repeat(["study1", "study2"], 6),
-            "virus": np.tile(np.repeat(["none", "IAV"], 3), 2),
-        },
-        index=[f"s{i}" for i in range(12)],
-    )
-    return ad.AnnData(rng.poisson(30, size=(12, 25)), obs=obs)
 
 
 def test_studies_of_the_cases_are_kept(counts: ad.AnnData) -> None:

@@ -1,55 +1,20 @@
 """Contrasts of every kind of input, and of input that is wrong."""
 
 import anndata as ad
-import dask.array as da
 import numpy as np
 import pytest
-from scipy import sparse
 
 from cfm.pp import contrasts
+from tests._storages import stored
 
 
-@pytest.fixture
-def expected(counts):
-    return {
-        "replicates": contrasts(counts, "virus", "none", by="study").X,
-        "pairs": contrasts(counts, "virus", "none", by="study", mode="pairs")[:],
-    }
-
-
-def with_matrix(counts, matrix):
-    return ad.AnnData(matrix, obs=counts.obs.copy(), var=counts.var.copy())
-
-
-def backed(counts, matrix, path):
-    with_matrix(counts, matrix).write_h5ad(path)
-    return ad.read_h5ad(path, backed="r")
-
-
-STORAGE = {
-    "csr_array": lambda a, path: with_matrix(a, sparse.csr_array(a.X)),
-    "dask": lambda a, path: with_matrix(a, da.from_array(a.X, chunks=(5, 20))),
-    "backed": lambda a, path: backed(a, a.X, path),
-    "backed_csc": lambda a, path: backed(a, sparse.csc_matrix(a.X), path),
-    "view": lambda a, path: ad.concat([a, a], keys=["x", "y"], index_unique="-")[:12],
-}
-
-
-@pytest.mark.parametrize("storage", STORAGE)
-def test_pairs_of_any_storage(counts, expected, storage, tmp_path):
-    adata = STORAGE[storage](counts, tmp_path / "a.h5ad")
-    pairs = contrasts(adata, "virus", "none", by="study", mode="pairs")
-    assert np.allclose(pairs[:], expected["pairs"], atol=1e-5)
-
-
-def test_layer(counts, expected):
-    counts.layers["counts"] = sparse.csc_matrix(counts.X)
-    counts.X = np.log1p(counts.X)
-    result = contrasts(counts, "virus", "none", by="study", layer="counts")
-    assert np.allclose(result.X, expected["replicates"], atol=1e-5)
-    assert result.uns["contrasts"]["params"]["layer"] == "counts"
-    with pytest.raises(KeyError, match="no layer 'raw'"):
-        contrasts(counts, "virus", "none", layer="raw")
+@pytest.mark.parametrize("storage", ["csr", "csc", "view", "dask", "backed_csc", "backed_dense"])
+def test_pairs_of_any_storage(counts, storage, tmp_path):
+    pairs, expected = (
+        contrasts(adata, "virus", "none", by="study", mode="pairs")
+        for adata in (stored(counts, storage, tmp_path), counts)
+    )
+    assert np.allclose(pairs[:], expected[:], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -126,26 +91,6 @@ def test_nothing_is_left(counts):
         contrasts(counts[[0, 3]], "virus", "none", mode="test")
 
 
-def test_control_that_does_not_exist(counts):
-    with pytest.raises(ValueError, match=r"'mock' is not a level .* it has 'IAV', 'none'"):
-        contrasts(counts, "virus", "mock")
-
-
-@pytest.mark.parametrize(
-    "columns", [("vrius", None), ("virus", "stduy"), ("virus", ["study", "x"])]
-)
-def test_column_that_does_not_exist(counts, columns):
-    with pytest.raises(KeyError, match=r"no column .* in adata.obs; it has"):
-        contrasts(counts, columns[0], "none", by=columns[1])
-    with pytest.raises(KeyError, match="no column 'cell'"):
-        contrasts(counts, "virus", "none", sample_key="cell")
-
-
-def test_one_sample(counts):
-    with pytest.raises(ValueError, match="one sample only"):
-        contrasts(counts[0], "virus", "none")
-
-
 @pytest.mark.parametrize(("bad", "message"), [(np.nan, "1 NaN"), (np.inf, "1 infinite")])
 def test_bad_log_values(counts, bad, message):
     counts.X[2, 3] = bad
@@ -154,7 +99,7 @@ def test_bad_log_values(counts, bad, message):
 
 
 def test_values_in_the_wrong_units(counts):
-    logs = with_matrix(counts, np.log1p(counts.X))
+    logs = ad.AnnData(np.log1p(counts.X), obs=counts.obs, var=counts.var)
     with pytest.raises(ValueError, match=r"adata\.X holds .* look log-transformed"):
         contrasts(logs, "virus", "none")
     with pytest.raises(ValueError, match="not log2 expression"):
@@ -167,12 +112,9 @@ def test_values_in_the_wrong_units(counts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "wald"}, "mode='wald'; expected one of"),
-        ({"units": "tpm"}, "units='tpm'; expected one of"),
         ({"units": "log", "mode": "test"}, "need counts"),
         ({"units": "log", "sample_key": "donor"}, "need counts"),
         ({"prior_count": 0}, "above 0"),
-        ({"prior_count": np.inf}, "prior_count=inf; expected a finite number"),
         ({"by": "virus"}, "none of them groupby"),
         ({"by": ["study", "study"]}, "different columns"),
         ({"by": "control"}, "name of a column of the result"),

@@ -5,8 +5,6 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import sparse
 
 from cfm.pp import map_genes
@@ -64,14 +62,6 @@ def test_copy_leaves_the_input_alone(adata):
     assert result.var_names.tolist() == ["ISG15", "RIGI", "MX1"]
     assert np.allclose(result.X, SUMS[:, [0, 1, 3]] / [2, 2, 1])
     assert result.X.dtype == np.float32
-
-
-def test_is_idempotent(adata):
-    map_genes(adata)
-    again = map_genes(adata, copy=True)
-    assert again.var_names.tolist() == MERGED
-    assert np.array_equal(again.X, adata.X)
-    assert again.uns["map_genes"]["n_merged"] == 0
 
 
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
@@ -158,9 +148,8 @@ def test_without_x(adata):
 
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
 @pytest.mark.parametrize("file_format", ["h5ad", "zarr"])
-@pytest.mark.parametrize("names", [NAMES, ["ISG15", "MX1", "a", "b", "c", "d", "IFIT1"], None])
-def test_survives_writing(tmp_path, file_format, names):
-    names = names or ["ISG15", "MX1", "IFIT1", "IFI6", "RSAD2", "IFI27", "IFI44L"]
+def test_an_empty_record_survives_writing(tmp_path, file_format):
+    names = ["ISG15", "MX1", "IFIT1", "IFI6", "RSAD2", "IFI27", "IFI44L"]
     adata = ad.AnnData(VALUES.copy(), var=pd.DataFrame(index=names))
     map_genes(adata)
     getattr(adata, f"write_{file_format}")(tmp_path / "a")
@@ -176,33 +165,10 @@ def test_bad_input(adata):
         map_genes(ad.AnnData(np.ones((1, 2)), var=pd.DataFrame(index=["a", "b"])))
     with pytest.raises(ValueError, match="adata has no genes"):
         map_genes(ad.AnnData(np.ones((2, 0))))
-    with pytest.raises(KeyError, match="no column 'symbol'"):
-        map_genes(adata, var_key="symbol")
-    with pytest.raises(ValueError, match="aggregate='max'"):
-        map_genes(adata, aggregate="max")
-    with pytest.raises(ValueError, match="unmapped='error'"):
-        map_genes(adata, unmapped="error")
-    with pytest.raises(ValueError, match="organism='rat'; expected one of"):
-        map_genes(adata, organism="rat")
     with pytest.raises(TypeError, match="Found a ndarray; expected an AnnData"):
         map_genes(np.ones((1, 1)))
     assert adata.var_names.equals(before.var_names)
     assert np.array_equal(adata.X, before.X)
-
-
-@pytest.mark.filterwarnings("ignore:Variable names are not unique")
-@given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=12), st.randoms())
-def test_totals_stay_and_columns_may_come_in_any_order(names, random):
-    names = ["ISG15", *names]
-    values = np.random.default_rng(0).poisson(5, (2, len(names)))
-    order = random.sample(range(len(names)), len(names))
-    one = ad.AnnData(values, var=pd.DataFrame(index=names))
-    two = ad.AnnData(values[:, order], var=pd.DataFrame(index=np.array(names)[order]))
-    map_genes(one)
-    map_genes(two)
-    assert np.array_equal(one.X.sum(axis=1), values.sum(axis=1))
-    assert set(one.var_names) == set(two.var_names)
-    assert np.array_equal(one.X, two[:, one.var_names].X)
 
 
 def test_hardly_any_gene_known_warns():

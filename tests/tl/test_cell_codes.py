@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -13,7 +12,7 @@ from scipy import sparse
 
 import cfm
 from tests._codes import GENES, N_OWN, TYPES, NearestCode, typed_cells
-from tests._same import assert_same, assert_unchanged
+from tests._same import assert_unchanged
 
 BOTH = ["cell_type", "donor"]
 
@@ -137,41 +136,3 @@ def test_a_reference_is_as_good_from_a_file(
     again = typed_cells(10, seed=2)
     cfm.tl.cell_codes(again, model, reference=back, key_added="code")
     pd.testing.assert_frame_equal(again.obs, query.obs)
-
-
-def test_a_view_and_backed_cells(adata: ad.AnnData, model: NearestCode, tmp_path: Path) -> None:
-    before = adata.copy()
-    view = adata[:90]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ad.ImplicitModificationWarning)
-        cfm.tl.cell_codes(view, model, groupby="cell_type")
-    assert_unchanged(adata, before)
-    assert len(view.obs["cell_code"]) == 90
-    adata.write_h5ad(tmp_path / "x.h5ad")
-    backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
-    cfm.tl.cell_codes(backed, model, groupby="cell_type")
-    copied = cfm.tl.cell_codes(backed, model, groupby="cell_type", copy=True)
-    assert backed.isbacked
-    assert not copied.isbacked
-    cfm.tl.cell_codes(adata, model, groupby="cell_type")
-    for cells in (backed, copied):
-        assert_same(cells.uns["cell_code"], adata.uns["cell_code"])
-
-
-def test_its_own_result_is_replaced_quietly_and_others_with_a_warning(
-    adata: ad.AnnData, model: NearestCode
-) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cfm.tl.cell_codes(adata, model)
-        cfm.tl.cell_codes(adata, model)
-    adata.obs["cluster"] = "a"
-    before = adata.copy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match=r"obs\['cluster'\] was not written by this tool"):
-            cfm.tl.cell_codes(adata, model, key_added="cluster")
-    assert_unchanged(adata, before)
-    del adata.uns["X_nearestcode"]
-    with pytest.warns(UserWarning, match=r"obsm\['X_nearestcode'\] was not written"):
-        cfm.tl.cell_codes(adata, model)

@@ -123,10 +123,6 @@ def test_what_cannot_be_explained_is_refused(adata: ad.AnnData, model: Pulsar) -
     call = cfm.tl.cell_importance
     with pytest.raises(TypeError, match="does not read the cells of donors"):
         call(adata, "donor_id", CellPulse.from_pretrained("cellpulse-mini"))
-    with pytest.raises(KeyError, match="no column 'kind'"):
-        call(adata, "donor_id", model, groupby="kind")
-    with pytest.raises(ValueError, match="method='shap'"):
-        call(adata, "donor_id", model, method="shap")
     with pytest.raises(ValueError, match="attention has no outputs"):
         call(adata, "donor_id", model, output="lupus")
     with pytest.raises(KeyError, match="no output 'gout'"):

@@ -56,16 +56,6 @@ def test_a_warning_that_is_an_error_leaves_the_data_alone(
     assert_unchanged(contrasts, before)
 
 
-def test_a_view_is_read_and_written_as_scanpy_does(model: CellPulse, contrasts: ad.AnnData) -> None:
-    before = contrasts.copy()
-    view = contrasts[5:9]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ad.ImplicitModificationWarning)
-        cfm.tl.embed(view, model)
-    assert view.obsm["X_cellpulse"].shape[0] == 4
-    assert_unchanged(contrasts, before)
-
-
 def test_one_contrast_and_silent_ones(model: CellPulse, contrasts: ad.AnnData) -> None:
     one = contrasts[:1].copy()
     one.X[:] = 0.0

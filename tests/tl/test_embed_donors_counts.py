@@ -70,23 +70,13 @@ def test_what_is_stored(cells: ad.AnnData, model: Pulsar, expected: ad.AnnData) 
     assert half.uns["X_pulsar"]["params"]["vocabulary_share"] == 0.5
 
 
-@pytest.mark.parametrize("how", ["genes", "shuffled", "layer"])
-def test_order_and_layer_do_not_matter(
+@pytest.mark.parametrize("how", ["genes", "shuffled"])
+def test_order_does_not_matter(
     how: str, cells: ad.AnnData, model: Pulsar, expected: ad.AnnData
 ) -> None:
-    same, arguments = cells.copy(), dict(ARGUMENTS)
-    if how == "genes":
-        same = same[:, ::-1]
-    elif how == "shuffled":
-        same = same[np.random.default_rng(0).permutation(same.n_obs)].copy()
-    else:
-        same.layers["counts"] = same.X.copy()
-        same.X = np.log1p(same.X)
-        arguments["layer"] = "counts"
-    found = cfm.tl.embed_donors(same, "donor_id", model, **arguments)
-    _assert_same(found, expected)
-    if how == "layer":
-        np.testing.assert_allclose(found.X, expected.X)
+    order = np.random.default_rng(0).permutation(cells.n_obs)
+    same = cells[:, ::-1] if how == "genes" else cells[order].copy()
+    _assert_same(cfm.tl.embed_donors(same, "donor_id", model, **ARGUMENTS), expected)
 
 
 def test_other_donors_do_not_matter(cells: ad.AnnData, model: Pulsar, expected: ad.AnnData) -> None:
@@ -95,18 +85,14 @@ def test_other_donors_do_not_matter(cells: ad.AnnData, model: Pulsar, expected: 
     _assert_same(found, expected[["donor03", "donor07"]])
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "zarr", "backed"])
 def test_files_and_output(
-    kind: str, cells: ad.AnnData, model: Pulsar, expected: ad.AnnData, tmp_path: Path
+    cells: ad.AnnData, model: Pulsar, expected: ad.AnnData, tmp_path: Path
 ) -> None:
-    path = tmp_path / f"in.{'zarr' if kind == 'zarr' else 'h5ad'}"
-    getattr(cells, f"write_{path.suffix[1:]}")(path)
-    data = ad.read_h5ad(path, backed="r") if kind == "backed" else path
-    _assert_same(cfm.tl.embed_donors(data, "donor_id", model, **ARGUMENTS), expected)
-    out = tmp_path / "out.h5ad"
-    found = cfm.tl.embed_donors(data, "donor_id", model, output=out, **ARGUMENTS)
-    _assert_same(found, expected)
-    _assert_same(ad.read_h5ad(out), expected)
+    cells.write_h5ad(tmp_path / "in.h5ad")
+    backed = ad.read_h5ad(tmp_path / "in.h5ad", backed="r")
+    out = tmp_path / "out.zarr"
+    _assert_same(cfm.tl.embed_donors(backed, "donor_id", model, output=out, **ARGUMENTS), expected)
+    _assert_same(ad.read_zarr(out), expected)
 
 
 def test_a_stopped_run_goes_on_with_the_same_counts_only(
@@ -183,8 +169,6 @@ def test_bad_counts_are_refused(cells: ad.AnnData, model: Pulsar) -> None:
     before = log.copy()
     with pytest.raises(ValueError, match=r"not raw counts.*pass the layer"):
         cfm.tl.embed_donors(log, "donor_id", model)
-    with pytest.raises(KeyError, match="no layer 'counts'"):
-        cfm.tl.embed_donors(log, "donor_id", model, layer="counts")
     assert_unchanged(log, before)
     with pytest.raises(ValueError, match="adata has no genes"):
         cfm.tl.embed_donors(donors(), "donor_id", "pulsar-mini")

@@ -107,5 +107,3 @@ def test_what_does_not_go_together_is_refused(
             cfm.tl.embed_donors(
                 data, "donor_id", model, output=tmp_path / "in.h5ad", overwrite=True
             )
-    with pytest.raises(KeyError, match="no column 'patient'"):
-        cfm.tl.embed_donors(tmp_path / "in.h5ad", "patient", model)

@@ -71,8 +71,6 @@ def test_genes_of_one_factor_lie_together(bulk: BulkFormer, samples: ad.AnnData)
 
 def test_bad_input(bulk: BulkFormer, samples: ad.AnnData, contrasts: ad.AnnData) -> None:
     before = samples.copy()
-    with pytest.raises(ValueError, match="level='cell'; expected one of"):
-        cfm.tl.embed(samples, bulk, level="cell")
     with pytest.raises(TypeError, match="does not go with level='gene'"):
         cfm.tl.embed(samples, bulk, level="gene", genes=["GENE1"])
     assert_unchanged(samples, before)

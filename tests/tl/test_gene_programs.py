@@ -8,14 +8,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
 from scipy.stats import kstest
 from sklearn.metrics import adjusted_rand_score
 
 import cfm
 from cfm.models import CellPulse
 from tests._block_model import BLOCK, N_BLOCKS, BlockModel, FactorModel, block_data
-from tests._same import assert_same, assert_unchanged
+from tests._same import assert_same
 
 QUICK: dict[str, Any] = {"n_permutations": 3}
 
@@ -270,20 +269,6 @@ def test_a_seed_repeats_and_a_group_does_not_depend_on_the_others(
     alone = run(contrasts[rows].copy(), model, groupby="label")
     part = both["programs"][both["programs"]["group"] == "virus_C"]
     pd.testing.assert_frame_equal(alone["programs"], part)
-
-
-def test_sparse_layers_and_copies(model: CellPulse, contrasts: ad.AnnData) -> None:
-    dense = run(contrasts.copy(), model)
-    other = contrasts.copy()
-    other.layers["lfc"] = sp.csr_matrix(other.X)
-    other.X = np.abs(other.X)
-    before = other.copy()
-    made = cfm.tl.gene_programs(other, model, layer="lfc", key_added="mine", copy=True, **QUICK)
-    assert_unchanged(other, before)
-    pd.testing.assert_frame_equal(made.uns["mine"]["programs"], dense["programs"])
-    assert "X_mine" in made.obsm
-    assert "mine" in made.varm
-    assert made.uns["mine"]["params"]["layer"] == "lfc"
 
 
 def test_higher_resolution_gives_more_programs(model: CellPulse, contrasts: ad.AnnData) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import cfm
 from cfm.data._gene_ids import _tables
-from tests._block_model import BLOCK, BlockModel, FactorModel, SilentModel, block_data
+from tests._block_model import BLOCK, BlockModel, SilentModel, block_data
 from tests._same import assert_unchanged
 
 QUICK: dict[str, Any] = {"n_permutations": 2}
@@ -176,12 +176,6 @@ def test_groups_that_cannot_be_told_apart(adata: ad.AnnData, attending: BlockMod
     adata.obs["virus"] = np.where(np.arange(adata.n_obs) % 2, "B/x", "B|x")
     with pytest.raises(ValueError, match="the same name once"):
         cfm.tl.gene_programs(adata, attending, groupby="virus", **QUICK)
-
-
-def test_a_source_may_be_asked_for_by_name(adata: ad.AnnData) -> None:
-    _, block, genes = block_data()
-    cfm.tl.gene_programs(adata, FactorModel(genes, block), source="attention", **QUICK)
-    assert adata.uns["gene_programs"]["params"]["source"] == "attention"
 
 
 def test_gene_sets_of_a_dictionary_and_of_a_file(

@@ -218,9 +218,10 @@ def test_missing_genes_have_no_row_and_missing_groups_no_profiles(
 
 
 def test_nothing_moves_and_everything_is_tied(model: CellPulse, contrasts: ad.AnnData) -> None:
-    contrasts.X = np.zeros_like(contrasts.X)
-    cfm.tl.host_factors(contrasts, "virus", model=model, n_permutations=3)
-    found = table(contrasts)
+    still = contrasts[::3].copy()
+    still.X = np.zeros_like(still.X)
+    cfm.tl.host_factors(still, "virus", model=model, n_permutations=2)
+    found = table(still)
     assert (found["p_value"] == 1).all()
     assert (found["direction"] == "unchanged").all()
     names = found.loc[found["group"] == "virus_A", "gene"].tolist()
@@ -255,23 +256,15 @@ def test_guided_finds_genes_that_respond_like_known_ones(
     assert (found["fdr"] < 0.05).mean() < 0.02
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_round_trip(kind: str, model: CellPulse, contrasts: ad.AnnData, tmp_path) -> None:
+def test_groups_with_a_slash_survive_a_file(
+    model: CellPulse, contrasts: ad.AnnData, tmp_path
+) -> None:
     contrasts.obs["virus"] = contrasts.obs["virus"].astype(str).replace({"virus_A": "HSV-1/2"})
-    cfm.tl.host_factors(contrasts, "virus", model=model, n_permutations=2)
-    path = tmp_path / f"x.{kind}"
-    if kind == "h5ad":
-        contrasts.write_h5ad(path)
-        back = ad.read_h5ad(path)
-    else:
-        contrasts.write_zarr(path)
-        back = ad.read_zarr(path)
+    cfm.tl.host_factors(contrasts, "virus", "reversal", model=model, n_permutations=0)
+    contrasts.write_zarr(tmp_path / "x")
+    back = ad.read_zarr(tmp_path / "x")
     pd.testing.assert_frame_equal(table(back), table(contrasts))
     pd.testing.assert_frame_equal(back.varm[KEY], contrasts.varm[KEY])
-    params = contrasts.uns[KEY]["params"]
-    assert back.uns[KEY]["params"].keys() == params.keys()
-    for name, value in params.items():
-        np.testing.assert_array_equal(back.uns[KEY]["params"][name], value)
 
 
 def test_ensembl_ids_and_views(contrasts: ad.AnnData) -> None:

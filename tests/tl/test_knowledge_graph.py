@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -261,41 +260,6 @@ def test_the_order_of_cells_and_genes_changes_nothing() -> None:
         found.append(data.uns["knowledge_graph"])
     pd.testing.assert_frame_equal(found[1]["nodes"], found[0]["nodes"])
     pd.testing.assert_frame_equal(found[1]["edges"], found[0]["edges"], rtol=1e-6)
-
-
-def test_storage_layers_units_and_copies(tmp_path: Path) -> None:
-    cells = coded_cells()
-    expected = run(cells.copy())
-    dense = cells.copy()
-    dense.X = dense.X.toarray()
-    pd.testing.assert_frame_equal(run(dense), expected)
-    view = coded_cells()[:, :]
-    assert view.is_view
-    with pytest.warns(ad.ImplicitModificationWarning):
-        pd.testing.assert_frame_equal(run(view), expected)
-    logged = cells.copy()
-    total = logged.X.sum(axis=1).A1
-    logged.layers["log"] = sparse.csr_matrix(np.log1p(logged.X.toarray() / total[:, None] * 1e4))
-    logged.X = np.abs(np.random.default_rng(0).standard_normal(logged.shape))
-    before = logged.copy()
-    known = {"ligand_receptor": PAIRS}
-    made = cfm.tl.knowledge_graph(
-        logged,
-        None,
-        knowledge=known,
-        layer="log",
-        units="log1p_cp10k",
-        key_added="mine",
-        copy=True,
-    )
-    assert_unchanged(logged, before)
-    pd.testing.assert_frame_equal(made.uns["mine"]["edges"], expected, rtol=1e-6)
-    cells.write_h5ad(tmp_path / "x.h5ad")
-    backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
-    model = PlantedAttention(["R3"], RELATED)
-    made = cfm.tl.knowledge_graph(backed, model, knowledge=known, copy=True)
-    in_memory = run(cells, model)
-    pd.testing.assert_frame_equal(made.uns["knowledge_graph"]["edges"], in_memory)
 
 
 def test_ensembl_ids_are_found_and_read_as_symbols() -> None:

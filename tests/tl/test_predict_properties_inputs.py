@@ -26,7 +26,6 @@ def failing() -> dict[str, tuple[ad.AnnData, dict[str, Any], type[Exception], st
     declared = {"units": "log1p_cp10k"}
     other = UCE(size=UCESize(n_tokens=8, token_dim=4, dim=4, n_heads=1, n_layers=1, ff_dim=4))
     return {
-        "normalised": (log, {}, ValueError, "not whole .* declare units='log1p_cp10k'"),
         "counts as logs": (cells, declared, ValueError, "values up to"),
         "few genes": (cells[:, :9].copy(), {}, ValueError, "at least 10 are needed"),
         "no matrix": (empty, {}, ValueError, "adata.X is None"),

@@ -255,20 +255,6 @@ def test_a_query_without_an_effect_has_no_match():
     assert set(table["query"]) == {"w", "y", "z"}
 
 
-def test_stored_fields_survive_files(tmp_path):
-    adata = queries()
-    expected = search(adata, n=5)
-    adata.write_h5ad(tmp_path / "x.h5ad")
-    adata.write_zarr(tmp_path / "x.zarr")
-    for back in (ad.read_h5ad(tmp_path / "x.h5ad"), ad.read_zarr(tmp_path / "x.zarr")):
-        found = back.uns["signature_search"]
-        assert found["params"]["method"] == "leading"
-        assert found["results"]["match"].astype(str).tolist() == expected["match"].tolist()
-        assert list(found["evidence"]) == list(adata.uns["signature_search"]["evidence"])
-        ax = cfm.pl.signature_search(back, show=False)
-        assert len(ax.get_yticklabels()) == 6
-
-
 def test_bundled_library_finds_interferon():
     contrasts = cfm.pp.contrasts(cfm.datasets.blanco_melo(), "virus", "none", by="series")
     rsv = contrasts[contrasts.obs["virus"] == "RSV"].copy()

@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 
 from cfm.tl import simulate_perturbation
-from tests._same import assert_same, assert_unchanged
+from tests._same import assert_same
 from tests.tl._perturbed import (
     ARGUMENTS,
     EFFECT_A,
@@ -163,27 +163,6 @@ def test_results_repeat_and_do_not_depend_on_the_order_of_observations() -> None
     np.testing.assert_array_equal(first.X.toarray(), second.X.toarray())
     other = simulate_perturbation(cells, "A", seed=1, **arguments)
     assert set(other.obs_names) != set(first.obs_names)
-
-
-def test_the_input_is_not_changed_and_the_result_can_be_written(tmp_path: Path) -> None:
-    cells = perturbed_cells()
-    before = cells.copy()
-    features = pd.DataFrame(np.eye(2), index=["A", "B"])
-    made = simulate_perturbation(
-        cells, ["A", "B"], model="mean_shift", n_cells=3, features=features, **ARGUMENTS
-    )
-    assert_unchanged(cells, before)
-    made.write_h5ad(tmp_path / "made.h5ad")
-    made.write_zarr(tmp_path / "made.zarr")
-    for read in (ad.read_h5ad(tmp_path / "made.h5ad"), ad.read_zarr(tmp_path / "made.zarr")):
-        params = read.uns["simulation"]["params"]
-        assert params["perturbation"] == "A+B"
-        assert params["model"] == "mean_shift"
-        assert params["features"] == "2 x 2"
-        learned = read.uns["simulation"]["learned_from"]
-        assert learned["group"].tolist() == ["B", "NK", "T"]
-        assert learned["learned_from"].tolist()[0] == "A+B in NK, T"
-        np.testing.assert_array_equal(read.X, made.X)
 
 
 def test_any_object_with_the_method_is_a_model() -> None:
