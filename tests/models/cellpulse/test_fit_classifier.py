@@ -7,7 +7,6 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from cfm.metrics import unit_weights
 from cfm.models.cellpulse._classifier import (
     SIGNED_STATISTICS,
     LabelledProfiles,
@@ -21,7 +20,6 @@ from cfm.models.cellpulse._classifier import (
     fit_temperature,
     profile_statistics,
     softmax_regression,
-    support_records,
     unit,
 )
 
@@ -215,12 +213,6 @@ def test_statistics_do_not_depend_on_genes_that_are_not_measured() -> None:
     )
 
 
-def test_statistics_of_nothing_are_finite() -> None:
-    effects = torch.zeros(3, 50)
-    effects[1] = torch.nan
-    assert torch.isfinite(profile_statistics(effects, torch.zeros(50))).all()
-
-
 def test_views_are_centred_clipped_and_of_unit_length() -> None:
     classifier = VirusClassifier(4, classes=["a", "b"])
     classifier.common.copy_(torch.tensor([1.0, 1.0, 1.0, 0.0]))
@@ -231,13 +223,6 @@ def test_views_are_centred_clipped_and_of_unit_length() -> None:
     torch.testing.assert_close(views.common, direction / 37**0.5)
 
 
-def test_units_weigh_alike() -> None:
-    """What the fits rely on: a study with many contrasts does not drown the others."""
-    labels, studies = np.array(["a"] * 9 + ["a", "b"]), np.array(["s"] * 9 + ["t", "t"])
-    weight = unit_weights(labels, studies)
-    assert weight[:9].sum() == pytest.approx(weight[9]) == pytest.approx(weight[10])
-
-
 def test_only_a_difference_beyond_its_standard_error_is_clear() -> None:
     reference = np.array([1.0, 1.0, 1.0, 1.0])
     # mean -0.25, standard error 0.5 / 2: not beyond it
@@ -246,22 +231,3 @@ def test_only_a_difference_beyond_its_standard_error_is_clear() -> None:
     assert clearly_lower(reference + np.array([-1.0, -1.0, 0.0, 0.0]), reference)
     assert not clearly_lower(reference + np.array([1.0, 1.0, 0.0, 0.0]), reference)
     assert not clearly_lower(reference[:1] - 1.0, reference[:1])  # one unit says nothing
-
-
-def test_support_is_counted_by_study_and_by_answer() -> None:
-    labels = np.array(["A", "A", "B", "uninfected", "uninfected"], dtype=object)
-    kinds = np.array(["viral", "viral", "viral", "other", "none"], dtype=object)
-    studies = np.array(["s", "s", "t", "t", "u"])
-    called = np.array(["viral", "viral", "viral", "viral", "other"], dtype=object)
-    virus = np.array(["A", "B", "A", "A", "A"], dtype=object)
-    found = support_records(labels, kinds, studies, called, virus)
-    counted = {
-        (r["level"], r["answer"]): (r["n_contrasts"], r["n_studies"], r["share"]) for r in found
-    }
-    assert counted == {
-        ("response", "viral"): (4, 2, 0.75),  # all of s, half of t
-        ("response", "other"): (1, 1, 0.0),
-        ("not viral", "other"): (1, 1, 0.0),  # there was no response
-        ("virus", "A"): (3, 2, 0.5),
-        ("virus", "B"): (1, 1, 0.0),
-    }

@@ -91,13 +91,6 @@ def test_batches_hide_a_part_and_keep_the_rest() -> None:
         assert not batch.masked[batch.target.state == PADDING].any()
 
 
-def test_some_genes_that_do_not_move_are_among_the_tokens() -> None:
-    states = Counter()
-    for batch in stream(weighted(matrix()), n_tokens=24):
-        states.update(batch.target.state.ravel().tolist())
-    assert states[UNCHANGED] > 0
-
-
 def test_half_of_the_batches_do_without_magnitudes() -> None:
     known = [
         bool((~torch.isnan(b.target.magnitude)).any())
@@ -172,8 +165,3 @@ def test_sources_of_other_genes_fall_onto_the_vocabulary() -> None:
     effects = np.ones((2, 51), dtype=np.float32) * np.arange(51)
     for batch in stream(weighted(ProfileMatrix(effects, names)), n_unchanged=0, n_tokens=30):
         assert batch.target.gene.max() <= 19  # the strongest are the first of the vocabulary
-
-
-def test_nothing_to_draw_from_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one source"):
-        stream()
