@@ -213,7 +213,7 @@ def test_the_published_size_trains_and_reads_its_whole_context() -> None:
     counts = cfm.datasets.toy_infection()
     adata = cfm.pp.contrasts(counts, "virus", "none", by=["study", "donor", "time_h"])
     CellPulse.setup_anndata(adata, study_key="study")
-    model = CellPulse(adata, size="published", n_layers=1, dim=48, n_factors=12)
+    model = CellPulse(adata, size="published", n_layers=1, dim=192, n_factors=12)
     before = model.module.blocks[-1].feed_forward[1].weight.clone()
     steps = {"max_steps": 2, "n_linear_steps": 0, "validation_share": 0.0}  # the first warms up
     model.train(**steps, **TRAINING | {"batch_size": 1})
@@ -222,7 +222,7 @@ def test_the_published_size_trains_and_reads_its_whole_context() -> None:
     one = adata[:1].copy()
     *_, tokens = next(model.encode_blocks(one))
     assert tokens.gene.shape == (1, 2048)
-    assert model.get_latent_representation(one).shape == (1, 48)
+    assert model.get_latent_representation(one).shape == (1, 192)
 
 
 def test_few_steps_train_the_transformer_too() -> None:
