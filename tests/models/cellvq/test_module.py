@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cfm.models import CellVQ
 from cfm.models.cellvq._module import SIZES, CellVQModule, CellVQSize
 
 N_GENES = 30
@@ -262,22 +261,6 @@ def test_bfloat16_is_alike() -> None:
     assert training.training
 
 
-def test_heads_can_be_replaced_and_have_any_name() -> None:
-    made = fresh()
-    kept = made.property_heads[0]
-    made.property_heads.change({"values": None, "type": list("xyz"), "train": list("xy")})
-    assert list(made.property_heads.classes) == ["cell_type", "type", "train"]
-    logits = made.classify(torch.randn(5, 64))
-    assert {k: v.shape for k, v in logits.items()} == {
-        "cell_type": (5, 4),
-        "type": (5, 3),
-        "train": (5, 2),
-    }
-    assert made.property_heads[0] is kept
-    made.property_heads.change({"cell_type": list("abcdefg")})
-    assert made.classify(torch.randn(5, 64))["cell_type"].shape == (5, 7)
-
-
 def test_the_published_size_has_the_published_numbers() -> None:
     heads = {name: [str(i) for i in range(n)] for name, n in PUBLISHED_HEADS.items()}
     with torch.device("meta"):
@@ -305,11 +288,3 @@ def test_input_that_does_not_fit_is_refused() -> None:
             list(module().attention(*arguments))
     with pytest.raises(ValueError, match="n_genes must be at least 1"):
         CellVQModule(0, size=size())
-
-
-def test_sizes_have_names() -> None:
-    assert SIZES["published"] == CellVQSize()
-    assert CellVQSize().n_codes == 4096
-    assert CellVQ(vocabulary=["A", "B"], size=size(), n_bits=3).size.n_codes == 8
-    with pytest.raises(ValueError, match="Unknown size 'huge'"):
-        CellVQ(vocabulary=["A", "B"], size="huge")
