@@ -304,6 +304,7 @@ OWN: dict[str, list[Any]] = {
         {"n_validation": 0},
         {"condition_dropout": 1.0},
         {"least_time": 0.0},
+        ({"average_width": 0.5}, r"above 0 and below 0\.28"),
     ],
     "Pulsar": [
         {"keep_share": 0.0},

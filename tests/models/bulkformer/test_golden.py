@@ -54,14 +54,6 @@ def test_the_size_of_the_pieces_is_no_matter(tokens: int, monkeypatch: pytest.Mo
         assert_close(module.predict(io()["x"], mask_rate()), io()["pred"])
 
 
-def test_bfloat16_is_alike() -> None:
-    with torch.inference_mode():
-        found = model().module.encode(io()["x"], mask_rate(), dtype=torch.bfloat16)
-        assert model().module.bfloat16_agreement() > 0.999
-    expected = io()["emb"]
-    assert torch.cosine_similarity(found[..., :-3], expected[..., :-3], dim=-1).mean() > 0.999
-
-
 def test_sizes_are_read_off_the_weights() -> None:
     size = model().size
     assert (size.dim, size.n_layers, size.n_heads, size.n_blocks, size.ff_mult) == (32, 2, 4, 1, 4)

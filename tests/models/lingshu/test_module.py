@@ -173,10 +173,3 @@ def test_training_with_a_count_term_starts_from_it_alone() -> None:
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert module.head.weight.grad.abs().sum() > 0
-
-
-def test_a_network_without_conditions_has_no_prefix() -> None:
-    module = LingshuModule(10, **(SMALL | {"depth": False}))
-    assert module.n_prefix == 0
-    states = module.encode(torch.full((2, 10), MASK), ConditionLevels().conditions(2))
-    assert states.shape == (2, 3, 16)

@@ -82,19 +82,6 @@ def test_saved_models_know_their_conditions(trained: VirtualInstrument, tmp_path
     assert np.isfinite(loaded.predict(x, "D")).all()
 
 
-def test_pairs_start_from_the_donor_without_a_condition() -> None:
-    adata = paired()
-    VirtualInstrument.setup_anndata(adata, "cytokine")
-    model = VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=4)
-    before, condition, after, donors = model._pairs("none")
-    rows = pd.DataFrame(adata.X, index=adata.obs_names)
-    names = CONDITIONS.index[condition.argmax(axis=1)]
-    np.testing.assert_allclose(before, rows.loc[[f"{d}-none" for d in donors]])
-    np.testing.assert_allclose(
-        after, rows.loc[[f"{d}-{c}" for d, c in zip(donors, names, strict=True)]]
-    )
-
-
 def test_donors_without_a_pair_are_left_out_with_a_warning() -> None:
     adata = paired()
     adata = adata[~((adata.obs["donor_id"] == "donor3") & (adata.obs["cytokine"] == "none"))].copy()

@@ -51,15 +51,6 @@ def test_neither_neighbours_nor_pieces_matter() -> None:
     assert_close(model().module.embed(sentences[::-1]), together.flip(0))
 
 
-def test_bfloat16_is_alike() -> None:
-    sentences = [io()["tokens"][0]]
-    exact, rough = (
-        model().module.embed(sentences, dtype=d) for d in (torch.float32, torch.bfloat16)
-    )
-    assert torch.cosine_similarity(exact, rough).min() > 0.99
-    assert model().module.bfloat16_agreement() > 0.99
-
-
 def test_sizes_are_read_off_the_weights() -> None:
     size = model().size
     assert (size.dim, size.n_layers, size.n_heads, size.ff_dim) == (32, 2, 4, 48)
