@@ -134,7 +134,7 @@ def ended_well(both: list[subprocess.Popen[str]], folder: Path) -> None:
 def test_two_processes_save_one_checkpoint(tmp_path: Path, steps: str) -> None:
     """Whoever is last wins; a reader finds one of the two, whole, and nobody has an error."""
     folder = tmp_path / "c"
-    both = writers(folder, 200, steps)
+    both = writers(folder, 100, steps)
     seen: list[float] = []
     while any(process.poll() is None for process in both):
         if seen or folder.exists():

@@ -71,15 +71,6 @@ def test_views_and_shared_tensors_are_each_stored_in_full(tmp_path):
         assert torch.equal(loaded.tensors[name], tensor)
 
 
-def test_parameters_of_a_module_are_accepted(tmp_path):
-    module = torch.nn.Linear(3, 2)
-    loaded = load_checkpoint(
-        save_checkpoint(tmp_path / "deep" / "er" / "c", dict(module.named_parameters()), {})
-    )
-    assert torch.equal(loaded.tensors["weight"], module.weight)
-    assert not loaded.tensors["weight"].requires_grad
-
-
 def test_config_card_files_and_model(tmp_path):
     config = {"model": "CellPulse", "rate": np.float32(0.5), "sizes": np.array([1, 2]), "t": (1,)}
     folder = save_checkpoint(
