@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 
 from cfm.models import _resume
-from cfm.models._resume import CheckpointFiles, write_whole
+from cfm.models._resume import CheckpointFiles
 from tests._trainings import CASES, StopAfter, StoppedError, state
 
 REPOSITORY = Path(__file__).parents[2]
@@ -351,27 +351,6 @@ def test_a_full_disk_costs_a_warning_and_no_state(
     assert_same(state(model), uninterrupted("bulkformer"))
     assert sorted(p.name for p in tmp_path.glob("step-*")) == before
     assert not list(tmp_path.glob(".*partial"))
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "state"
-    write_whole(path, lambda file: file.write(b"old"))
-
-    def fails(file: Any) -> None:
-        file.write(b"new, and half")
-        assert path.read_bytes() == b"old"  # what is written has another name
-        raise OSError(errno.EIO, "broken disk")
-
-    with pytest.raises(OSError, match="broken disk"):
-        write_whole(path, fails)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_other_errors_of_writing_are_not_hidden(tmp_path: Path) -> None:
-    with pytest.raises((AttributeError, TypeError), match=r"pickle|local object"):
-        CheckpointFiles(tmp_path).save_checkpoint({"x": lambda: 0}, tmp_path / "step-1.ckpt")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_random_state_of_numpy_and_python_goes_on(tmp_path: Path) -> None:

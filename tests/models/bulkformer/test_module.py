@@ -183,16 +183,6 @@ def test_a_model_that_starts_from_the_mean_predicts_it() -> None:
     torch.testing.assert_close(out[observed], mean.expand(4, N)[observed])
 
 
-def test_a_centred_model_does_not_read_the_marker_of_missing_genes() -> None:
-    module = network(centred=True)
-    module.gene_offset.uniform_(1.0, 4.0)
-    x = samples()
-    x[0, 7] = -10.0
-    filled = x.clone()
-    filled[0, 7] = module.gene_offset[7]
-    torch.testing.assert_close(module._sample_terms(x), module._sample_terms(filled))
-
-
 def test_the_trial_of_bfloat16_sees_weights_that_cannot_bear_it() -> None:
     module = network()
     assert module.bfloat16_agreement() > 0.999

@@ -111,39 +111,6 @@ def test_stored_weights_give_the_logits_of_the_fit() -> None:
     np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-3, atol=1e-3)
 
 
-def test_profiles_that_do_not_teach_are_named_without_their_study_too() -> None:
-    views, labels, studies = planted()
-    classes = np.array(["v0", "v1", "v2"])
-    teaching = np.flatnonzero(labels != "uninfected")
-    some = teaching[::2]
-    found = VirusFit(LabelledProfiles(views, labels, studies), some, classes).out_of_fold()
-    assert np.isfinite(found).all()
-    # the same profile twice, once as one that teaches, gets the same logits
-    twice = LabelledProfiles(
-        tuple(np.concatenate([v, v]) for v in views), np.tile(labels, 2), np.tile(studies, 2)
-    )
-    found = VirusFit(twice, some, classes).out_of_fold()
-    np.testing.assert_allclose(found[some], found[some + len(labels)])
-    strange = studies.astype(object)
-    strange[-1] = "another"
-    found = VirusFit(LabelledProfiles(views, labels, strange.astype(str)), some, classes)
-    assert np.isfinite(found.out_of_fold()[-1]).all()
-
-
-def test_viruses_of_one_study_are_not_judged() -> None:
-    views, labels, studies = planted()
-    labels = labels.copy()
-    labels[(studies == "s0") & (labels == "v0")] = "only"
-    classes = np.array(["only", "v0", "v1", "v2"])
-    fit = VirusFit(
-        LabelledProfiles(views, labels, studies), np.flatnonzero(labels != "uninfected"), classes
-    )
-    held_out = fit.out_of_fold()
-    own = fit.labels == "only"
-    assert np.isneginf(held_out[fit.training[own], 0]).all()
-    np.testing.assert_array_equal(fit.known(held_out), ~own)
-
-
 def test_temperature_is_that_of_the_smallest_log_loss() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 3))

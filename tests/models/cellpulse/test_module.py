@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -10,12 +9,10 @@ from cfm.models.cellpulse import CellPulseModule
 from cfm.models.cellpulse._module import (
     MASKED,
     PADDING,
-    UNCHANGED,
     UP,
     Tokens,
     agreement_loss,
     mask_tokens,
-    subsample,
 )
 
 N_GENES = 60
@@ -97,16 +94,6 @@ def test_flipping_all_directions_changes_the_embedding() -> None:
     assert (network.encode(flipped).summary - network.encode(tokens).summary).abs().max() > 0.1
 
 
-def test_magnitudes_change_the_embedding_and_may_be_unknown() -> None:
-    network, tokens = module(), batch()
-    summary = network.encode(tokens).summary
-    larger = network.encode(tokens._replace(magnitude=tokens.magnitude + 1)).summary
-    unknown = network.encode(tokens._replace(magnitude=tokens.magnitude * float("nan"))).summary
-    assert (larger - summary).abs().max() > 0.05
-    assert torch.isfinite(unknown).all()
-    assert (unknown - summary).abs().max() > 0.05
-
-
 def test_what_is_hidden_never_leaks() -> None:
     """Any other truth at the hidden places gives exactly the same predictions."""
     network, target = module(), batch()
@@ -124,19 +111,6 @@ def test_what_is_hidden_never_leaks() -> None:
         outputs(network, hidden_again), outputs(network, hidden), strict=True
     ):
         assert torch.equal(found, expected)
-
-
-def test_asking_for_more_genes_does_not_change_the_linear_term() -> None:
-    network, tokens = module(), batch()
-    linear, _, z = network.linear_scores(tokens)
-    masked = Tokens(
-        torch.cat([tokens.gene, (tokens.gene[:, :6] + 1) % N_GENES], 1),
-        torch.cat([tokens.state, torch.full((3, 6), MASKED)], 1),
-        torch.cat([tokens.magnitude, torch.full((3, 6), torch.nan)], 1),
-    )
-    more, _, same = network.linear_scores(masked)
-    assert_close(more[:, :20], linear)
-    assert_close(same, z)
 
 
 def test_the_factor_mask_takes_factors_away() -> None:
@@ -205,25 +179,6 @@ def test_losses_have_gradients_everywhere() -> None:
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
-def test_losses_without_magnitudes() -> None:
-    network, target = module(), batch()
-    target = target._replace(magnitude=torch.full_like(target.magnitude, torch.nan))
-    hidden, masked = mask_tokens(target, torch.full((3,), 0.5))
-    losses = network.losses(hidden, target, masked)
-    assert losses["magnitude"] == 0
-    assert "agreement" not in losses
-    assert all(torch.isfinite(v) for v in losses.values())
-
-
-def test_the_linear_loss_only_reads_genes_that_move() -> None:
-    network, target = module(), batch()
-    hidden, masked = mask_tokens(target, torch.full((3,), 0.5), torch.Generator().manual_seed(0))
-    loss = network.linear_loss(hidden, target, masked)
-    moved = masked & (target.state != UNCHANGED)
-    assert loss > 0
-    assert_close(network.linear_loss(hidden, target, moved), loss)
-
-
 def test_a_batch_that_asks_nothing_teaches_nothing() -> None:
     """Not NaN, which would destroy the weights."""
     network, target = module(), batch()
@@ -248,32 +203,3 @@ def test_agreement_pulls_profiles_of_a_sample_together() -> None:
         [logits.log_softmax(1)[i, j] for i, j in [(0, 1), (1, 0), (2, 3), (3, 2)]]
     )
     assert_close(together, expected.mean())
-
-
-def test_hiding_takes_the_asked_share_and_never_padding() -> None:
-    tokens = padded(batch(b=2, n=50), 10)
-    share = torch.tensor([0.2, 0.9])
-    hidden, masked = mask_tokens(tokens, share, torch.Generator().manual_seed(0))
-    assert not masked[:, 50:].any()
-    assert (masked[:, :50].float().mean(1) - share).abs().max() < 0.2
-    assert (hidden.state[masked] == MASKED).all()
-    assert torch.isnan(hidden.magnitude[masked]).all()
-    assert torch.equal(hidden.gene, tokens.gene)
-    assert torch.equal(hidden.state[~masked], tokens.state[~masked])
-
-
-def test_subsampling_keeps_tokens_whole_and_padding_last() -> None:
-    tokens = padded(batch(b=2, n=6), 10)
-    tokens.state[1, 2:6] = PADDING
-    few = subsample(tokens, 5, torch.Generator().manual_seed(0))
-    assert few.gene.shape == (2, 5)
-    assert (few.state[0] != PADDING).all()
-    assert (few.state[1] != PADDING).sum() == 2
-    known = set(zip(*(t[0].tolist() for t in tokens), strict=True))
-    assert set(zip(*(t[0].tolist() for t in few), strict=True)) <= known
-    assert subsample(tokens, 16, torch.Generator()) is tokens
-
-
-def test_factors_of_other_genes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"of 5 genes; expected 60"):
-        module().set_gene_factors(torch.zeros(5, 3), torch.zeros(3).long())

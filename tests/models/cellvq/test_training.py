@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cfm.models.cellvq import SIZES, CellVQModule, _data
+from cfm.models.cellvq import SIZES, CellVQModule
 from cfm.models.cellvq._additions import CentredProjection
 from cfm.models.cellvq._data import CellReader, Cells, CellStream
 from cfm.models.cellvq._training import (
@@ -83,14 +83,6 @@ def test_each_cell_shows_at_least_one_gene(seed: int, share: float) -> None:
     np.testing.assert_array_equal(kept[kept > 0], cells.values.toarray()[kept > 0])
     if share == 1.0:
         assert part.values.nnz == cells.values.nnz
-
-
-def test_the_mean_of_genes_is_that_of_each_cell_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_data, "_CHUNK", 7)
-    cells = planted_cells(30)
-    reader = stream(30).reader
-    expected = (cells.X / cells.X.sum(1, keepdims=True) * 1e4)[5:].mean(0)
-    np.testing.assert_allclose(reader.mean_expression(np.arange(5, 30)), expected, 1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "geometric"])

@@ -67,19 +67,6 @@ def test_genes_are_revealed_in_order_and_number(n_steps: int) -> None:
         assert (np.diff(steps[i, hidden[i]][order]) >= 0).all()
 
 
-def test_states_do_not_depend_on_other_cells() -> None:
-    ready = sampler()
-    n = ready.cells_at_once
-    assert n > 3
-    tokens, conditions = torch.randint(0, 282, (n, N_GENES)), told(n)
-    full = ready.states(tokens, conditions)
-    assert torch.equal(ready.states(tokens[:2], conditions.rows(slice(0, 2))), full[:2])
-    order = torch.randperm(n)
-    assert torch.equal(ready.states(tokens[order], conditions.rows(order)), full[order])
-    expected = ready.module.encode(tokens, conditions)
-    torch.testing.assert_close(full, expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("guidance", [Guidance(), Guidance(2.0, 1e-3), Guidance(1.0)])
 def test_both_ways_to_score_make_the_same_cells(guidance: Guidance) -> None:
     ready = sampler()
