@@ -21,7 +21,7 @@ import torch
 from cfm import models
 from cfm.hub import list_checkpoints, load_checkpoint, resolve, save_checkpoint
 from tests.hub._hostile import copied
-from tests.hub._hub import Hub, answer_of
+from tests.hub._hub import Hub, answers_of
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_FSIZE")
 
@@ -41,7 +41,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_two_processes_download_one_checkpoint(hub: Hub, tmp_path: Path) -> None:
     both = [hub.start("hf://o/n") for _ in range(2)]
-    assert [answer_of(process) for process in both] == [["o/n", {"k": 7}]] * 2
+    assert [answers_of(process) for process in both] == [[["o/n", {"k": 7}]]] * 2
     (snapshot,) = (tmp_path / "cache").glob("hub/models--o--n/snapshots/*")
     assert digests(snapshot) == digests(hub.folder)
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
@@ -50,12 +50,12 @@ def test_two_processes_download_one_checkpoint(hub: Hub, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_transfer_that_is_cut(hub: Hub) -> None:
     hub.cut, hub.n_cuts = 5000, 10**6
-    kind, message = hub.ask("hf://o/n")
+    ((kind, message),) = hub.ask("hf://o/n")
     assert kind == "ConnectionError"
     assert "cut short" in message
     assert "try again" in message
     hub.n_cuts = 0
-    assert hub.ask("hf://o/n") == ["o/n", {"k": 7}]
+    assert hub.ask("hf://o/n") == [["o/n", {"k": 7}]]
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])

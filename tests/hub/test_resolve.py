@@ -7,7 +7,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from cfm.hub import _resolve, load_checkpoint, register_checkpoint, resolve, save_checkpoint
-from tests.hub._hub import Hub, answer_of
+from tests.hub._hub import Hub
 
 
 def make(folder, **config):
@@ -131,16 +131,14 @@ def test_hub_out_of_reach(monkeypatch):
 
 @pytest.mark.slow
 def test_download_from_a_local_hub(tmp_path):
+    sources = ("hf://o/n@main", "hf://o/other")
     with Hub(make(tmp_path / "served", k=7), tmp_path / "cache") as hub:
-        served, absent = [hub.start(f"hf://o/{name}") for name in ("n@main", "other")]
-        assert answer_of(served) == ["o/n", {"k": 7}]
-        kind, message = answer_of(absent)
+        served, (kind, message) = hub.ask(*sources)
+        assert served == ["o/n", {"k": 7}]
         assert kind == "ValueError"
         assert "does not give out" in message
     # From the cache, without the server; and what the cache does not hold.
-    offline = {"HF_HUB_OFFLINE": "1"}
-    served, absent = [hub.start(f"hf://o/{name}", **offline) for name in ("n@main", "other")]
-    assert answer_of(served) == ["o/n", {"k": 7}]
-    kind, message = answer_of(absent)
+    served, (kind, message) = hub.ask(*sources, HF_HUB_OFFLINE="1")
+    assert served == ["o/n", {"k": 7}]
     assert kind == "ConnectionError"
     assert "not in the local cache" in message

@@ -128,28 +128,23 @@ def test_a_training_that_was_ended_early_is_finished(tmp_path: Path) -> None:
 
 
 def test_curves_go_on_after_earlier_training(tmp_path: Path) -> None:
-    made = []
-    for folder in (None, tmp_path):
+    train, keep = CASES["cellvq"].train, {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
+
+    def once() -> Any:
         model = CASES["cellvq"].make()
-        CASES["cellvq"].train(model)
-        if folder is not None:
-            with pytest.raises(StoppedError):
-                CASES["cellvq"].train(
-                    model, seed=1, checkpoint_dir=folder, checkpoint_every=1,
-                    callbacks=[StopAfter(5)],
-                )  # fmt: skip
-            model = CASES["cellvq"].make()
-            CASES["cellvq"].train(model)
-        CASES["cellvq"].train(
-            model, seed=1, **({} if folder is None else {"checkpoint_dir": folder})
-            | ({} if folder is None else {"checkpoint_every": 1})
-        )  # fmt: skip
-        made.append(model)
-    assert_same(state(made[1]), state(made[0]))
-    for name, curve in made[0].history.items():
+        train(model)
+        return model
+
+    whole, stopped, resumed = once(), once(), once()
+    train(whole, seed=1)
+    with pytest.raises(StoppedError):
+        train(stopped, seed=1, callbacks=[StopAfter(5)], **keep)
+    train(resumed, seed=1, **keep)
+    assert_same(state(resumed), state(whole))
+    for name, curve in whole.history.items():
         assert (curve.dtypes == np.float64).all()
-        pd.testing.assert_frame_equal(made[1].history[name], curve, check_exact=True)
-    assert len(made[0].history["train_loss"]) == 4
+        pd.testing.assert_frame_equal(resumed.history[name], curve, check_exact=True)
+    assert len(whole.history["train_loss"]) == 4
 
 
 def test_a_model_that_was_interrupted_goes_on_itself(tmp_path: Path) -> None:
