@@ -275,12 +275,24 @@ def _uce_cells() -> ad.AnnData:
 BATCH, PRECISION = Change(5, STAYS), Change("float32", CHANGES, {"precision": "bfloat16"})
 LAYER = Change("other")
 READS = {"layer": LAYER, "batch_size": BATCH, "precision": PRECISION}
+EFFECTS, TARGET = Change(lambda: -_profiles()), Change(lambda: _virus())
 MASK = np.arange(12 * 78).reshape(12, 78) % 7 == 0
 SOME = ["GENE5", "GENE9", "GENE20"]
 COUNTS = {
     "layer": LAYER,
     "units": Change({"units": "log1p_cp10k", "layer": "log"}),
     "total_counts": Change("depth", CHANGES, {"layer": "log", "units": "log1p_cp10k"}),
+}
+
+#: Of both models that make counts of perturbed cells.
+PERTURBED = {
+    "perturbation": Change(["y"]),
+    "layer": LAYER,
+    "groupby": Change("other", CHANGES, {"adata": _counts_without_source, "groupby": "kind"}),
+    "batch_size": BATCH,
+    "seed": Change(3),
+    "start": Change("noise"),
+    "features": Change(NEW, CHANGES, {"perturbation": ["z"], "features": -NEW}),
 }
 
 
@@ -382,10 +394,7 @@ METHODS: dict[str, Method] = {
     ),
     "CellPulse.predict_hidden": Method(
         {"effects": _profiles, "hidden": lambda: _profiles() > 0},
-        {
-            "effects": Change(lambda: -_profiles()),
-            "hidden": Change(lambda: _profiles() < 0),
-        },
+        {"effects": EFFECTS, "hidden": Change(lambda: _profiles() < 0)},
     ),
     "CellPulse.simulate": Method(
         {"adata": lambda: _contrasts()[:6].copy(), "perturbation": lambda: _genes(0)},
@@ -407,7 +416,7 @@ METHODS: dict[str, Method] = {
     ),
     "CellPulse.target_log_odds": Method(
         {"effects": _profiles, "target": "response"},
-        {"effects": Change(lambda: -_profiles()), "target": Change(lambda: _virus())},
+        {"effects": EFFECTS, "target": TARGET},
     ),
     "CellPulse.summary_attention": Method(
         {"effects": _profiles},
@@ -415,20 +424,11 @@ METHODS: dict[str, Method] = {
     ),
     "CellPulse.integrated_gradients": Method(
         {"effects": _profiles, "target": "response"},
-        {
-            "effects": Change(lambda: -_profiles()),
-            "target": Change(lambda: _virus()),
-            "n_steps": Change(2),
-            "batch_size": Change(2, STAYS),
-        },
+        {"effects": EFFECTS, "target": TARGET, "n_steps": Change(2), "batch_size": BATCH},
     ),
     "CellPulse.reversal": Method(
         {"effects": _profiles, "target": "response"},
-        {
-            "effects": Change(lambda: -_profiles()),
-            "target": Change(lambda: _virus()),
-            "mode": Change("flip"),
-        },
+        {"effects": EFFECTS, "target": TARGET, "mode": Change("flip")},
     ),
     "CellVQ.get_latent_representation": Method(
         {"adata": _cells},
@@ -492,21 +492,13 @@ METHODS: dict[str, Method] = {
     ),
     "LingshuCell.simulate": Method(
         {"adata": _counts, "perturbation": ["x"], "n_steps": 4},
-        {
-            "perturbation": Change(["y"]),
-            "layer": LAYER,
-            "groupby": Change(
-                "other", CHANGES, {"adata": _counts_without_source, "groupby": "kind"}
-            ),
-            "batch_size": BATCH,
-            "seed": Change(3),
-            "start": Change("noise"),
+        PERTURBED
+        | {
             "guidance": Change(8.0),
             "guidance_floor": Change(0.3, CHANGES, {"guidance": 8.0}),
             "n_steps": Change(12),
             "keep_genes": Change(["GENE3"], CHANGES, {"start": "noise"}),
             "frozen": Change({"GENE3": 50}),
-            "features": Change(NEW, CHANGES, {"perturbation": ["z"], "features": -NEW}),
             "dequantise": Change("midpoint", CHANGES, {"start": "noise"}),
             "precision": Change(
                 "float32", CHANGES, {"adata": _more_counts, "precision": "bfloat16"}
@@ -522,17 +514,7 @@ METHODS: dict[str, Method] = {
     ),
     "PerturbationCountModel.simulate": Method(
         {"adata": _counts, "perturbation": ["x"]},
-        {
-            "perturbation": Change(["y"]),
-            "layer": LAYER,
-            "groupby": Change(
-                "other", CHANGES, {"adata": _counts_without_source, "groupby": "kind"}
-            ),
-            "batch_size": BATCH,
-            "seed": Change(3),
-            "start": Change("noise"),
-            "features": Change(NEW, CHANGES, {"perturbation": ["z"], "features": -NEW}),
-        },
+        PERTURBED,
     ),
 }
 _DRAWS = {
