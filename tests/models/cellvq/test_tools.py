@@ -1,4 +1,4 @@
-"""Tools that take any model, with a CellVQ: embed, probe, simulate and judge."""
+"""Tools that take any model, with a CellVQ: embeddings of genes, and simulations."""
 
 from __future__ import annotations
 
