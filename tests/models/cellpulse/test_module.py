@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -203,3 +204,8 @@ def test_agreement_pulls_profiles_of_a_sample_together() -> None:
         [logits.log_softmax(1)[i, j] for i, j in [(0, 1), (1, 0), (2, 3), (3, 2)]]
     )
     assert_close(together, expected.mean())
+
+
+def test_factors_of_other_genes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"of 5 genes; expected 60"):
+        module().set_gene_factors(torch.zeros(5, 3), torch.zeros(3).long())

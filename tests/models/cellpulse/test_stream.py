@@ -165,3 +165,8 @@ def test_sources_of_other_genes_fall_onto_the_vocabulary() -> None:
     effects = np.ones((2, 51), dtype=np.float32) * np.arange(51)
     for batch in stream(weighted(ProfileMatrix(effects, names)), n_unchanged=0, n_tokens=30):
         assert batch.target.gene.max() <= 19  # the strongest are the first of the vocabulary
+
+
+def test_nothing_to_draw_from_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one source"):
+        stream()

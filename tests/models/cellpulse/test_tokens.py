@@ -109,3 +109,8 @@ def test_unchanged_genes_are_found_where_there_are_some() -> None:
     assert (tokens.state == UNCHANGED).sum() >= 4
     with pytest.raises(ValueError, match="needs rng"):
         tokenizer.encode(effects, n_unchanged=8)
+
+
+def test_a_context_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="n_tokens must be at least 1"):
+        ProfileTokenizer(VOCABULARY, 0)

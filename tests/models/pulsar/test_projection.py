@@ -262,3 +262,9 @@ def test_a_projection_that_does_not_fit_is_refused(
     )
     with pytest.raises(ValueError, match=message):
         Pulsar.load(path)
+
+
+def test_parts_that_cannot_be_are_refused(projection: CellProjection) -> None:
+    parts = dict(vars(projection))
+    with pytest.raises(ValueError, match="negative radius, scale"):
+        CellProjection(**(parts | {"scale": -parts["scale"]}))
