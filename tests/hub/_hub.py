@@ -12,17 +12,19 @@ import threading
 from pathlib import Path
 from typing import Any
 
-#: Loads what it is told to, and says what it got or what it was told instead.
+#: Loads what it is told to, and says of each what it got or what it was told instead.
 CODE = """
 import json, sys
 from cfm.hub import load_checkpoint
-try:
-    loaded = load_checkpoint(sys.argv[1])
-except (ValueError, OSError) as error:
-    answer = [type(error).__name__, str(error)]
-else:
-    answer = [loaded.name, loaded.config]
-sys.stdout.write(json.dumps(answer))
+answers = []
+for source in sys.argv[1:]:
+    try:
+        loaded = load_checkpoint(source)
+    except (ValueError, OSError) as error:
+        answers.append([type(error).__name__, str(error)])
+    else:
+        answers.append([loaded.name, loaded.config])
+sys.stdout.write(json.dumps(answers))
 """
 
 
@@ -99,8 +101,8 @@ class Hub:
             else:
                 request.wfile.write(body)
 
-    def start(self, source: str, **more: str) -> subprocess.Popen[str]:
-        """Ask for a source in a process of its own, as huggingface_hub reads settings at import."""
+    def start(self, *sources: str, **more: str) -> subprocess.Popen[str]:
+        """Ask for sources in a process of its own, as huggingface_hub reads settings at import."""
         environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
         environment.pop("HF_HUB_OFFLINE", None)
         environment |= {
@@ -110,21 +112,21 @@ class Hub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
         return subprocess.Popen(
-            [sys.executable, "-c", CODE, source],
+            [sys.executable, "-c", CODE, *sources],
             env=environment | more,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def ask(self, source: str, **more: str) -> list[Any]:
-        """Ask, and wait for the answer."""
-        return answer_of(self.start(source, **more))
+    def ask(self, *sources: str, **more: str) -> list[list[Any]]:
+        """Ask, and wait for the answers."""
+        return answers_of(self.start(*sources, **more))
 
 
-def answer_of(process: subprocess.Popen[str]) -> list[Any]:
-    """Wait for the answer of a process."""
+def answers_of(process: subprocess.Popen[str]) -> list[list[Any]]:
+    """Wait for the answers of a process."""
     out, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
-    answer: list[Any] = json.loads(out)
-    return answer
+    answers: list[list[Any]] = json.loads(out)
+    return answers

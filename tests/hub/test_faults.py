@@ -21,7 +21,7 @@ import torch
 from cfm import models
 from cfm.hub import list_checkpoints, load_checkpoint, resolve, save_checkpoint
 from tests.hub._hostile import copied
-from tests.hub._hub import Hub, answer_of
+from tests.hub._hub import Hub, answers_of
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_FSIZE")
 
@@ -41,7 +41,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_two_processes_download_one_checkpoint(hub: Hub, tmp_path: Path) -> None:
     both = [hub.start("hf://o/n") for _ in range(2)]
-    assert [answer_of(process) for process in both] == [["o/n", {"k": 7}]] * 2
+    assert [answers_of(process) for process in both] == [[["o/n", {"k": 7}]]] * 2
     (snapshot,) = (tmp_path / "cache").glob("hub/models--o--n/snapshots/*")
     assert digests(snapshot) == digests(hub.folder)
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
@@ -50,12 +50,12 @@ def test_two_processes_download_one_checkpoint(hub: Hub, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_transfer_that_is_cut(hub: Hub) -> None:
     hub.cut, hub.n_cuts = 5000, 10**6
-    kind, message = hub.ask("hf://o/n")
+    ((kind, message),) = hub.ask("hf://o/n")
     assert kind == "ConnectionError"
     assert "cut short" in message
     assert "try again" in message
     hub.n_cuts = 0
-    assert hub.ask("hf://o/n") == ["o/n", {"k": 7}]
+    assert hub.ask("hf://o/n") == [["o/n", {"k": 7}]]
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
@@ -67,14 +67,6 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, number:
     with pytest.raises(OSError, match=r"could not be written.*HF_HOME") as caught:
         resolve("hf://o/n")
     assert caught.value.errno == number
-
-
-@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder nobody can write")
-def test_a_read_only_file_system(hub: Hub) -> None:
-    hub.cache = Path("/sys/kernel/cfm")
-    kind, message = hub.ask("hf://o/n")
-    assert kind in ("OSError", "PermissionError")
-    assert "HF_HOME" in message
 
 
 #: Saves over a checkpoint again and again: the folder, a number, rounds, and whether in two steps.
@@ -134,7 +126,7 @@ def ended_well(both: list[subprocess.Popen[str]], folder: Path) -> None:
 def test_two_processes_save_one_checkpoint(tmp_path: Path, steps: str) -> None:
     """Whoever is last wins; a reader finds one of the two, whole, and nobody has an error."""
     folder = tmp_path / "c"
-    both = writers(folder, 200, steps)
+    both = writers(folder, 100, steps)
     seen: list[float] = []
     while any(process.poll() is None for process in both):
         if seen or folder.exists():
@@ -218,19 +210,6 @@ def test_a_reader_begins_again_with_the_new_folder(
             monkeypatch.setattr(_checkpoint, step, original)
             assert found.tensors["w"].tolist() == [found.config["k"]] * 3, (step, after)
             assert found.card == str(found.config["k"]) == "1", (step, after)
-
-
-def test_a_damaged_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cfm.hub import _checkpoint
-
-    folder = copied("UCE", tmp_path)
-    (folder / "model.safetensors").write_bytes(b"no weights")
-    calls = []
-    read = _checkpoint.read_config
-    monkeypatch.setattr(_checkpoint, "read_config", lambda f: (calls.append(1), read(f))[1])
-    with pytest.raises(ValueError, match="not a safetensors file"):
-        load_checkpoint(folder)
-    assert len(calls) == 1
 
 
 @LINUX

@@ -42,12 +42,6 @@ def test_table_of_checkpoints(site):
     assert table.loc["ours", "origin"] == "local"
 
 
-def test_a_damaged_folder_does_not_hide_the_others(site):
-    (site / "site" / "ours" / "config.json").write_text("{")
-    with pytest.warns(UserWarning, match="'ours' is left out"):
-        assert list(list_checkpoints().index) == ["mini"]
-
-
 def test_no_checkpoints_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(_resolve, "files", lambda package: tmp_path)
     monkeypatch.delenv("CFM_CHECKPOINTS", raising=False)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-import cfm.hub
 from cfm.hub import _resolve, load_checkpoint, register_checkpoint, resolve, save_checkpoint
 from tests.hub._hub import Hub
 
@@ -79,20 +78,22 @@ def test_a_close_name_is_suggested():
         resolve("minni")
 
 
-def test_other_types():
-    with pytest.raises(TypeError, match="int"):
-        resolve(5)
-
-
-@pytest.mark.parametrize("source", ["https://x.org/m", "s3://bucket/m", "file:///tmp/m"])
-def test_other_addresses(source):
-    with pytest.raises(ValueError, match="hf://org/name"):
-        resolve(source)
-
-
-@pytest.mark.parametrize("source", ["hf://", "hf://org", "hf://a/b/c", "hf://../x", "hf://a/..@m"])
-def test_malformed_addresses_of_the_hub(source):
-    with pytest.raises(ValueError, match="not an address"):
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (5, TypeError, "int"),
+        *(
+            (address, ValueError, "hf://org/name")
+            for address in ("https://x.org/m", "s3://bucket/m", "file:///tmp/m")
+        ),
+        *(
+            (address, ValueError, "not an address")
+            for address in ("hf://", "hf://org", "hf://a/b/c", "hf://../x", "hf://a/..@m")
+        ),
+    ],
+)
+def test_other_addresses_are_refused(source, error, message):
+    with pytest.raises(error, match=message):
         resolve(source)
 
 
@@ -130,17 +131,14 @@ def test_hub_out_of_reach(monkeypatch):
 
 @pytest.mark.slow
 def test_download_from_a_local_hub(tmp_path):
+    sources = ("hf://o/n@main", "hf://o/other")
     with Hub(make(tmp_path / "served", k=7), tmp_path / "cache") as hub:
-        assert hub.ask("hf://o/n@main") == ["o/n", {"k": 7}]
-        kind, message = hub.ask("hf://o/other")
+        served, (kind, message) = hub.ask(*sources)
+        assert served == ["o/n", {"k": 7}]
         assert kind == "ValueError"
         assert "does not give out" in message
     # From the cache, without the server; and what the cache does not hold.
-    assert hub.ask("hf://o/n@main", HF_HUB_OFFLINE="1") == ["o/n", {"k": 7}]
-    kind, message = hub.ask("hf://o/other", HF_HUB_OFFLINE="1")
+    served, (kind, message) = hub.ask(*sources, HF_HUB_OFFLINE="1")
+    assert served == ["o/n", {"k": 7}]
     assert kind == "ConnectionError"
     assert "not in the local cache" in message
-
-
-def test_all_names_are_public():
-    assert all(hasattr(cfm.hub, name) for name in cfm.hub.__all__)

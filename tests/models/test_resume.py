@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 
 from cfm.models import _resume
-from cfm.models._resume import CheckpointFiles, write_whole
+from cfm.models._resume import CheckpointFiles
 from tests._trainings import CASES, StopAfter, StoppedError, state
 
 REPOSITORY = Path(__file__).parents[2]
@@ -128,28 +128,23 @@ def test_a_training_that_was_ended_early_is_finished(tmp_path: Path) -> None:
 
 
 def test_curves_go_on_after_earlier_training(tmp_path: Path) -> None:
-    made = []
-    for folder in (None, tmp_path):
+    train, keep = CASES["cellvq"].train, {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
+
+    def once() -> Any:
         model = CASES["cellvq"].make()
-        CASES["cellvq"].train(model)
-        if folder is not None:
-            with pytest.raises(StoppedError):
-                CASES["cellvq"].train(
-                    model, seed=1, checkpoint_dir=folder, checkpoint_every=1,
-                    callbacks=[StopAfter(5)],
-                )  # fmt: skip
-            model = CASES["cellvq"].make()
-            CASES["cellvq"].train(model)
-        CASES["cellvq"].train(
-            model, seed=1, **({} if folder is None else {"checkpoint_dir": folder})
-            | ({} if folder is None else {"checkpoint_every": 1})
-        )  # fmt: skip
-        made.append(model)
-    assert_same(state(made[1]), state(made[0]))
-    for name, curve in made[0].history.items():
+        train(model)
+        return model
+
+    whole, stopped, resumed = once(), once(), once()
+    train(whole, seed=1)
+    with pytest.raises(StoppedError):
+        train(stopped, seed=1, callbacks=[StopAfter(5)], **keep)
+    train(resumed, seed=1, **keep)
+    assert_same(state(resumed), state(whole))
+    for name, curve in whole.history.items():
         assert (curve.dtypes == np.float64).all()
-        pd.testing.assert_frame_equal(made[1].history[name], curve, check_exact=True)
-    assert len(made[0].history["train_loss"]) == 4
+        pd.testing.assert_frame_equal(resumed.history[name], curve, check_exact=True)
+    assert len(whole.history["train_loss"]) == 4
 
 
 def test_a_model_that_was_interrupted_goes_on_itself(tmp_path: Path) -> None:
@@ -351,27 +346,6 @@ def test_a_full_disk_costs_a_warning_and_no_state(
     assert_same(state(model), uninterrupted("bulkformer"))
     assert sorted(p.name for p in tmp_path.glob("step-*")) == before
     assert not list(tmp_path.glob(".*partial"))
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "state"
-    write_whole(path, lambda file: file.write(b"old"))
-
-    def fails(file: Any) -> None:
-        file.write(b"new, and half")
-        assert path.read_bytes() == b"old"  # what is written has another name
-        raise OSError(errno.EIO, "broken disk")
-
-    with pytest.raises(OSError, match="broken disk"):
-        write_whole(path, fails)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_other_errors_of_writing_are_not_hidden(tmp_path: Path) -> None:
-    with pytest.raises((AttributeError, TypeError), match=r"pickle|local object"):
-        CheckpointFiles(tmp_path).save_checkpoint({"x": lambda: 0}, tmp_path / "step-1.ckpt")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_random_state_of_numpy_and_python_goes_on(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfm.nn import _kernels
-from cfm.nn._kernels import Linear, fast_bfloat16, linear, prepare_linear, rounded_up
+from cfm.nn._kernels import Linear, linear, prepare_linear, rounded_up
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -39,11 +39,6 @@ def test_strided_input() -> None:
     weight, x = torch.randn(4, 6), torch.randn(3, 5, 12)[:, ::2, ::2]
     found = prepare_linear(weight, None, torch.float32)(x)
     torch.testing.assert_close(found, x @ weight.T, rtol=1e-5, atol=1e-5)
-
-
-def test_whether_bfloat16_is_fast_has_an_answer() -> None:
-    assert fast_bfloat16(torch.device("cpu")) in (True, False)
-    assert fast_bfloat16(torch.device("meta")) is False
 
 
 @pytest.mark.parametrize("onednn", [True, False])

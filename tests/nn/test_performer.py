@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfm.nn import PerformerAttention, PerformerLayer
-from cfm.nn._performer import chunks, orthogonal_features, run_layers
+from cfm.nn._performer import orthogonal_features, run_layers
 
 
 def layers(dim: int = 32, n_heads: int = 4, n: int = 2, scale: float = 1.0) -> list[PerformerLayer]:
@@ -109,19 +109,6 @@ def test_bfloat16_stays_close() -> None:
     found = run_layers(made, x.clone(), chunk=32, dtype=torch.bfloat16)
     assert found.dtype == torch.float32
     assert torch.cosine_similarity(found, expected, dim=-1).min() > 0.999
-
-
-def test_no_layers_change_nothing() -> None:
-    x = torch.randn(1, 3, 8)
-    assert torch.equal(run_layers([], x.clone(), chunk=2, dtype=torch.float32), x)
-
-
-def test_chunks_cover_everything_once() -> None:
-    assert [list(range(10))[rows] for rows in chunks(10, 4)] == [
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-        [8, 9],
-    ]
 
 
 def test_redrawing_changes_features_and_repeats_with_its_seed() -> None:

@@ -69,10 +69,6 @@ def test_magnitudes_are_told_apart_over_the_whole_range() -> None:
     assert distance.min() > 1e-2
 
 
-def test_frequencies_are_no_weights() -> None:
-    assert "frequencies" not in MagnitudeEmbedding(8).state_dict()
-
-
 # A value becomes a mixture of bins
 
 
@@ -91,28 +87,6 @@ def test_it_is_the_formula() -> None:
         with torch.no_grad():
             torch.testing.assert_close(found(v), p @ found.bins)
             torch.testing.assert_close(found.shares(v), p)
-
-
-def test_shares_sum_to_one_in_any_shape() -> None:
-    values = torch.rand(2, 3, 4) * 10
-    shares = binned().shares(values)
-    assert shares.shape == (2, 3, 4, 5)
-    torch.testing.assert_close(shares.sum(-1), torch.ones(2, 3, 4))
-    assert binned()(values).shape == (2, 3, 4, 6)
-    assert binned()(torch.tensor(0.0)).shape == (6,)
-
-
-def test_bins_can_be_learned() -> None:
-    found = binned()
-    values = torch.linspace(0, 8, 60)
-    target = torch.stack([(values > 3).float()] * 6, -1)
-    optimiser = torch.optim.Adam(found.parameters(), 0.05)
-    for _ in range(150):
-        optimiser.zero_grad()
-        loss = (found(values) - target).square().mean()
-        loss.backward()
-        optimiser.step()
-    assert loss < 0.02
 
 
 def test_no_bins_are_refused() -> None:

@@ -12,7 +12,6 @@ import torch
 
 import cfm
 from cfm.models import BulkFormer
-from cfm.models.bulkformer._compounds import split_compounds
 from tests._bulk import toy_log_tpm
 from tests.models.bulkformer._compounds import (
     TRAINING,
@@ -204,14 +203,6 @@ def test_targets_make_features() -> None:
     np.testing.assert_allclose(head.features.norm(dim=1), 1.0, atol=1e-6)
 
 
-def test_compounds_are_held_out_whole() -> None:
-    names = np.repeat([f"c{i}" for i in range(20)], 3).astype(object)
-    held_out = split_compounds(names, 0.25, seed=0)
-    assert held_out.reshape(20, 3).all(axis=1).sum() == 5
-    assert held_out.sum() == 15
-    assert not split_compounds(names, 0.1, seed=0).any()
-
-
 def _bad(**changed):
     changes, features = toy_compounds()
     given = {"signatures": changes, "baseline": toy_log_tpm(n=4), "features": features} | changed
@@ -240,7 +231,6 @@ SIGNED = pd.DataFrame({"compound": ["drug1"], "gene": ["GENE1"], "direction": [1
         ({"unlisted_weight": 2.0}, ValueError, "unlisted_weight="),
         ({"validation_share": 1.0}, ValueError, "validation_share="),
         ({"n_steps": 0}, ValueError, "n_steps="),
-        ({"layer": "x"}, KeyError, "no layer 'x'"),
     ],
 )
 def test_bad_input_is_refused(arguments, error, message) -> None:
@@ -248,13 +238,6 @@ def test_bad_input_is_refused(arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         model.train_compounds(**(_bad() | arguments))
     assert model.compounds == []
-
-
-def test_an_unknown_sample_is_refused() -> None:
-    changes, features = toy_compounds()
-    changes.obs["sample"] = "nobody"
-    with pytest.raises(KeyError, match=r"no samples \['nobody'\]"):
-        fresh_model().train_compounds(**_bad(signatures=changes, features=features))
 
 
 def test_the_bundled_signatures_and_targets_fit_together() -> None:

@@ -76,12 +76,6 @@ def test_a_group_may_lack_genes() -> None:
     assert np.square(made - new)[own][hidden[own]].mean() < 0.1
 
 
-def test_nothing_observed_gives_finite_values() -> None:
-    x, groups = two_groups(1)
-    term = LocalFactorModel.fit(x, groups, n_factors=8)
-    assert np.isfinite(term.predict(np.full((1, x.shape[1]), np.nan))).all()
-
-
 @pytest.fixture(scope="module")
 def model() -> BulkFormer:
     made = untrained()
@@ -156,11 +150,3 @@ def test_it_can_be_fitted_by_other_groups() -> None:
         model.fit_linear_term(4, weight=2.0)
     with pytest.raises(KeyError, match="no column 'none'"):
         model.fit_linear_term(4, group_key="none")
-
-
-def test_studies_alike_in_training_batches() -> None:
-    adata = toy_log_tpm(n=96)
-    adata.obs["study"] = np.where(np.arange(96) < 88, "large", "small")
-    model = untrained(adata)
-    model.train(max_steps=2, balanced=True, validation_share=0.0, **TRAINING)
-    assert model.is_trained

@@ -129,19 +129,6 @@ def test_a_graph_is_copied_and_one_in_the_same_memory_is_another() -> None:
     assert module.edges.tolist() == [[0], [1]]
 
 
-def test_it_is_computed_once_per_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, x = network(), samples()
-    calls = []
-    project = module.gene_projection.forward
-    monkeypatch.setattr(
-        module.gene_projection, "forward", lambda t: (calls.append(1), project(t))[1]
-    )
-    with torch.no_grad():
-        for _ in range(3):
-            module.predict(x)
-    assert len(calls) == 1
-
-
 def test_using_it_does_not_stand_in_the_way_of_training() -> None:
     module, x = network(), samples()
     with torch.inference_mode():
@@ -170,11 +157,6 @@ def test_hidden_entries_are_not_seen() -> None:
             torch.testing.assert_close(module.losses(values, hidden)["loss"], expected)
 
 
-def test_nothing_hidden_is_no_loss() -> None:
-    loss = network().losses(samples(), torch.zeros(4, N, dtype=torch.bool))["loss"]
-    assert float(loss.detach()) == 0.0
-
-
 @pytest.mark.parametrize("recompute", [True, False])
 def test_recomputing_changes_memory_and_no_gradient(recompute: bool) -> None:
     module = network(attention_dropout=0.0, ff_dropout=0.0).train()
@@ -201,27 +183,6 @@ def test_a_model_that_starts_from_the_mean_predicts_it() -> None:
     torch.testing.assert_close(out[observed], mean.expand(4, N)[observed])
 
 
-def test_a_centred_model_does_not_read_the_marker_of_missing_genes() -> None:
-    module = network(centred=True)
-    module.gene_offset.uniform_(1.0, 4.0)
-    x = samples()
-    x[0, 7] = -10.0
-    filled = x.clone()
-    filled[0, 7] = module.gene_offset[7]
-    torch.testing.assert_close(module._sample_terms(x), module._sample_terms(filled))
-
-
-def test_redrawing_repeats_with_its_seed() -> None:
-    made = []
-    for seed in (1, 1, 2):
-        module = network()
-        module.redraw_features(torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            made.append(module.encode(samples()))
-    assert torch.equal(made[0], made[1])
-    assert not torch.equal(made[0], made[2])
-
-
 def test_the_trial_of_bfloat16_sees_weights_that_cannot_bear_it() -> None:
     module = network()
     assert module.bfloat16_agreement() > 0.999
@@ -241,9 +202,3 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 def test_a_network_without_a_graph_says_so() -> None:
     with pytest.raises(ValueError, match="has no gene graph"):
         BulkFormerModule(N, dim=16, n_layers=1, n_heads=2).encode(torch.zeros(1, N))
-
-
-def test_no_samples() -> None:
-    with torch.no_grad():
-        assert network().predict(torch.zeros(0, N)).shape == (0, N)
-        assert network().encode(torch.zeros(0, N)).shape == (0, N, 19)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cfm.models import CellPulse
-from cfm.models.cellpulse._attribution import INFECTED_BASELINE, GatedOdds, target_odds
+from cfm.models.cellpulse._attribution import INFECTED_BASELINE, GatedOdds
 from tests._toy import SIZES, toy_contrasts
 
 
@@ -71,18 +71,6 @@ def test_response_attributions_add_up_but_for_statistics_that_count(
     np.testing.assert_allclose(np.nansum(shares, axis=1), (full - start).numpy(), atol=1e-3)
 
 
-def test_rollout_of_one_layer_is_the_summary_row(model: CellPulse, effects: np.ndarray) -> None:
-    adata = toy_contrasts()[:6].copy()
-    adata.X = effects
-    found = model.summary_attention(effects)
-    for i, (genes, weights) in enumerate(model.get_attention(adata)):
-        row = weights[0].mean(axis=0)[0, 1:]
-        columns = model.vocabulary.genes.get_indexer(genes[1:])
-        np.testing.assert_allclose(found[i, columns], row / row.mean(), rtol=1e-4)
-        rest = np.setdiff1d(np.arange(found.shape[1]), columns)
-        assert (np.nan_to_num(found[i, rest]) == 0).all()
-
-
 def test_rollout_multiplies_layers(effects: np.ndarray) -> None:
     adata = toy_contrasts()
     CellPulse.setup_anndata(adata, study_key="study")
@@ -95,15 +83,7 @@ def test_rollout_multiplies_layers(effects: np.ndarray) -> None:
     found = model.summary_attention(np.asarray(adata.X[:1]))
     columns = model.vocabulary.genes.get_indexer(genes[1:])
     np.testing.assert_allclose(found[0, columns], row / row.mean(), rtol=1e-3)
-
-
-@pytest.mark.parametrize("what", ["summary_attention", "integrated_gradients", "reversal"])
-def test_each_profile_is_judged_alone(model: CellPulse, effects: np.ndarray, what: str) -> None:
-    arguments = () if what == "summary_attention" else ("virus_D",)
-    together = getattr(model, what)(effects[:4], *arguments)
-    for i in range(4):
-        alone = getattr(model, what)(effects[i : i + 1], *arguments)
-        np.testing.assert_allclose(together[i], alone[0], atol=2e-4)
+    assert not np.nan_to_num(np.delete(found[0], columns)).any()
 
 
 def test_a_gene_that_the_model_does_not_weigh_carries_nothing(
@@ -130,10 +110,3 @@ def test_a_model_without_classifier_explains_no_call(effects: np.ndarray) -> Non
     with pytest.raises(ValueError, match="train_classifier"):
         model.reversal(effects, "response")
     assert np.isfinite(model.summary_attention(effects[:1])).all()
-
-
-def test_odds_of_the_classifier_are_calibrated(model: CellPulse, effects: np.ndarray) -> None:
-    views = model.classifier.views(torch.from_numpy(effects))
-    raw = model.classifier.raw_infected(views)
-    expected = model.classifier.infected_scale * raw + model.classifier.infected_shift
-    torch.testing.assert_close(target_odds(model.classifier, views, None), expected)

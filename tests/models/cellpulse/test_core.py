@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -17,6 +12,7 @@ import pytest
 import cfm
 from cfm.data import GeneVocabulary
 from cfm.models import CellPulse
+from cfm.models.cellpulse._data import check_effects
 from tests._toy import SIZES
 
 
@@ -32,25 +28,11 @@ def test_registered_effects_follow_the_vocabulary(contrasts: ad.AnnData) -> None
     assert model.registered_categories("sample").tolist() == [""] * contrasts.n_obs
 
 
-def test_a_layer_is_read_when_registered(contrasts: ad.AnnData) -> None:
-    contrasts.layers["lfc"] = contrasts.X * 2
-    CellPulse.setup_anndata(contrasts, layer="lfc", study_key="study")
-    effects, _ = CellPulse(contrasts, **SIZES).registered_effects()
-    np.testing.assert_array_equal(effects, contrasts.X * 2)
-
-
 def test_registering_small_categories_is_quiet(contrasts: ad.AnnData) -> None:
     """Each sample has one contrast: nothing to warn of."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         CellPulse.setup_anndata(contrasts, study_key="study", sample_key="sample")
-
-
-def test_data_have_to_be_registered_first(contrasts: ad.AnnData, fresh: CellPulse) -> None:
-    with pytest.raises(ValueError, match=r"set up your AnnData with .*setup_anndata"):
-        CellPulse(contrasts, **SIZES)
-    with pytest.raises(ValueError, match=r"set up your AnnData with .*setup_anndata"):
-        fresh.attach(contrasts)
 
 
 def test_counts_are_refused_as_training_data() -> None:
@@ -60,40 +42,39 @@ def test_counts_are_refused_as_training_data() -> None:
         CellPulse(counts, **SIZES)
 
 
+@pytest.mark.parametrize("make", [np.round, np.log1p], ids=["counts", "log"])
+def test_a_row_of_expression_is_refused(make, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(3, 300))
+    x[1] = make(rng.gamma(2.0, 20.0, size=300))
+    with pytest.raises(ValueError, match=r"Row 1 .*looks like expression or counts"):
+        check_effects(x)
+
+
+def test_one_sided_contrasts_of_few_genes_pass() -> None:
+    x = np.zeros((1, 300))
+    x[0, :150] = 2.0
+    check_effects(x)
+
+
 def test_the_share_of_the_vocabulary(model: CellPulse, contrasts: ad.AnnData) -> None:
     assert model.vocabulary_share(contrasts) == 1.0
     assert model.vocabulary_share(contrasts[:, :200]) == 0.25
 
 
-def test_saving_and_loading_keeps_every_prediction(
+def test_saving_keeps_predictions_of_viruses_and_hidden_effects(
     model: CellPulse, contrasts: ad.AnnData, tmp_path: Path
 ) -> None:
-    folder = model.save(tmp_path / "saved", card="# Card\n\nText.")
-    loaded = CellPulse.load(folder)
-    assert loaded.vocabulary == model.vocabulary
-    assert loaded.size.n_tokens == SIZES["n_tokens"]
-    assert loaded.card == "# Card\n\nText."
-    assert loaded.checkpoint_name == "saved"
-    assert len(loaded.checkpoint_sha256) == 64
-    assert loaded.provenance == model.provenance
-    np.testing.assert_array_equal(
-        loaded.get_latent_representation(contrasts), model.get_latent_representation(contrasts)
-    )
+    """Embeddings: ``tests/models/test_all_checkpoints.py``."""
+    loaded = CellPulse.load(model.save(tmp_path / "saved"))
     first, second = model.predict(contrasts), loaded.predict(contrasts)
-    np.testing.assert_array_equal(first.response_proba, second.response_proba)
-    np.testing.assert_array_equal(first.virus_proba, second.virus_proba)
+    assert first.response_proba.equals(second.response_proba)
+    assert first.virus_proba.equals(second.virus_proba)
     np.testing.assert_array_equal(first.support, second.support)
     assert first.call.tolist() == second.call.tolist()
     hidden = np.zeros((2, 800), dtype=bool)
     hidden[:, :7] = True
-    for found, expected in zip(
-        loaded.predict_hidden(contrasts.X[:2], hidden),
-        model.predict_hidden(contrasts.X[:2], hidden),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(found, expected)
-    again = CellPulse.load(loaded.save(tmp_path / "again"))
-    assert again.checkpoint_sha256 == loaded.checkpoint_sha256
+    found, expected = (m.predict_hidden(contrasts.X[:2], hidden) for m in (loaded, model))
+    np.testing.assert_array_equal(found, expected)
     compact = CellPulse.load(model.save(tmp_path / "compact", compact=True)).predict(contrasts)
     for table in ("response_proba", "virus_proba"):
         assert (getattr(first, table) - getattr(compact, table)).abs().max(axis=None) < 0.01
@@ -104,25 +85,6 @@ def test_gene_names_may_hold_spaces(tmp_path: Path) -> None:
     names = ["HLA A", "B", "β-globin"]
     model = CellPulse(vocabulary=names, **SIZES)
     assert CellPulse.load(model.save(tmp_path / "x")).vocabulary.genes.tolist() == names
-
-
-def edited(checkpoint: Path, folder: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
-    shutil.copytree(checkpoint, folder)
-    path = folder / "config.json"
-    header = json.loads(path.read_text())
-    edit(header)
-    path.write_text(json.dumps(header))
-    return folder
-
-
-def test_a_vocabulary_of_another_length_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    def edit(header: dict[str, Any]) -> None:
-        path = tmp_path / "x" / "genes.txt"
-        path.write_text("A\nB\n")
-        header["files"]["genes.txt"] = hashlib.sha256(path.read_bytes()).hexdigest()
-
-    with pytest.raises(ValueError, match="do not fit the sizes"):
-        CellPulse.load(edited(checkpoint, tmp_path / "x", edit))
 
 
 def test_settings_in_the_provenance_do_not_displace_the_models_own(

@@ -7,7 +7,6 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from cfm.metrics import unit_weights
 from cfm.models.cellpulse._classifier import (
     SIGNED_STATISTICS,
     LabelledProfiles,
@@ -21,7 +20,6 @@ from cfm.models.cellpulse._classifier import (
     fit_temperature,
     profile_statistics,
     softmax_regression,
-    support_records,
     unit,
 )
 
@@ -113,39 +111,6 @@ def test_stored_weights_give_the_logits_of_the_fit() -> None:
     np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-3, atol=1e-3)
 
 
-def test_profiles_that_do_not_teach_are_named_without_their_study_too() -> None:
-    views, labels, studies = planted()
-    classes = np.array(["v0", "v1", "v2"])
-    teaching = np.flatnonzero(labels != "uninfected")
-    some = teaching[::2]
-    found = VirusFit(LabelledProfiles(views, labels, studies), some, classes).out_of_fold()
-    assert np.isfinite(found).all()
-    # the same profile twice, once as one that teaches, gets the same logits
-    twice = LabelledProfiles(
-        tuple(np.concatenate([v, v]) for v in views), np.tile(labels, 2), np.tile(studies, 2)
-    )
-    found = VirusFit(twice, some, classes).out_of_fold()
-    np.testing.assert_allclose(found[some], found[some + len(labels)])
-    strange = studies.astype(object)
-    strange[-1] = "another"
-    found = VirusFit(LabelledProfiles(views, labels, strange.astype(str)), some, classes)
-    assert np.isfinite(found.out_of_fold()[-1]).all()
-
-
-def test_viruses_of_one_study_are_not_judged() -> None:
-    views, labels, studies = planted()
-    labels = labels.copy()
-    labels[(studies == "s0") & (labels == "v0")] = "only"
-    classes = np.array(["only", "v0", "v1", "v2"])
-    fit = VirusFit(
-        LabelledProfiles(views, labels, studies), np.flatnonzero(labels != "uninfected"), classes
-    )
-    held_out = fit.out_of_fold()
-    own = fit.labels == "only"
-    assert np.isneginf(held_out[fit.training[own], 0]).all()
-    np.testing.assert_array_equal(fit.known(held_out), ~own)
-
-
 def test_temperature_is_that_of_the_smallest_log_loss() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 3))
@@ -215,12 +180,6 @@ def test_statistics_do_not_depend_on_genes_that_are_not_measured() -> None:
     )
 
 
-def test_statistics_of_nothing_are_finite() -> None:
-    effects = torch.zeros(3, 50)
-    effects[1] = torch.nan
-    assert torch.isfinite(profile_statistics(effects, torch.zeros(50))).all()
-
-
 def test_views_are_centred_clipped_and_of_unit_length() -> None:
     classifier = VirusClassifier(4, classes=["a", "b"])
     classifier.common.copy_(torch.tensor([1.0, 1.0, 1.0, 0.0]))
@@ -231,13 +190,6 @@ def test_views_are_centred_clipped_and_of_unit_length() -> None:
     torch.testing.assert_close(views.common, direction / 37**0.5)
 
 
-def test_units_weigh_alike() -> None:
-    """What the fits rely on: a study with many contrasts does not drown the others."""
-    labels, studies = np.array(["a"] * 9 + ["a", "b"]), np.array(["s"] * 9 + ["t", "t"])
-    weight = unit_weights(labels, studies)
-    assert weight[:9].sum() == pytest.approx(weight[9]) == pytest.approx(weight[10])
-
-
 def test_only_a_difference_beyond_its_standard_error_is_clear() -> None:
     reference = np.array([1.0, 1.0, 1.0, 1.0])
     # mean -0.25, standard error 0.5 / 2: not beyond it
@@ -246,22 +198,3 @@ def test_only_a_difference_beyond_its_standard_error_is_clear() -> None:
     assert clearly_lower(reference + np.array([-1.0, -1.0, 0.0, 0.0]), reference)
     assert not clearly_lower(reference + np.array([1.0, 1.0, 0.0, 0.0]), reference)
     assert not clearly_lower(reference[:1] - 1.0, reference[:1])  # one unit says nothing
-
-
-def test_support_is_counted_by_study_and_by_answer() -> None:
-    labels = np.array(["A", "A", "B", "uninfected", "uninfected"], dtype=object)
-    kinds = np.array(["viral", "viral", "viral", "other", "none"], dtype=object)
-    studies = np.array(["s", "s", "t", "t", "u"])
-    called = np.array(["viral", "viral", "viral", "viral", "other"], dtype=object)
-    virus = np.array(["A", "B", "A", "A", "A"], dtype=object)
-    found = support_records(labels, kinds, studies, called, virus)
-    counted = {
-        (r["level"], r["answer"]): (r["n_contrasts"], r["n_studies"], r["share"]) for r in found
-    }
-    assert counted == {
-        ("response", "viral"): (4, 2, 0.75),  # all of s, half of t
-        ("response", "other"): (1, 1, 0.0),
-        ("not viral", "other"): (1, 1, 0.0),  # there was no response
-        ("virus", "A"): (3, 2, 0.5),
-        ("virus", "B"): (1, 1, 0.0),
-    }

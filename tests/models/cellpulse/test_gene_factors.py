@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from cfm.models.cellpulse._gene_factors import (
     fit_gene_factors,
     graded_direction,
-    leading_rotation,
     usual_sizes,
 )
 
@@ -125,15 +124,6 @@ def test_graded_directions_of_short_and_empty_profiles() -> None:
     graded = graded_direction(x, n_top=3)
     np.testing.assert_allclose(graded[0], [np.tanh(1), -np.tanh(1), 0, 0], rtol=1e-6)
     assert (graded[1] == 0).all()
-
-
-def test_compressing_keeps_the_covariance() -> None:
-    rng = np.random.default_rng(0)
-    values = (rng.normal(size=(60, 4)) @ rng.normal(size=(4, 20))).astype(np.float32)
-    rotation = leading_rotation(values, 4)
-    smaller = values @ rotation
-    np.testing.assert_allclose(rotation.T @ rotation, np.eye(4), atol=1e-5)
-    np.testing.assert_allclose(smaller @ smaller.T, values @ values.T, rtol=1e-3, atol=1e-2)
 
 
 def test_usual_sizes_are_relative_to_the_profile_and_shrunken() -> None:

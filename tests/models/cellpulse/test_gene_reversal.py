@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,33 +92,3 @@ def test_shifted_order_is_what_sorting_gives(seed: int, n: int) -> None:
             row[i] = replaced[i]
             expected.append(np.sort(row)[k])
         np.testing.assert_array_equal(shifted_order(values, replaced, k), expected)
-
-
-def test_the_order_of_genes_does_not_matter(rng: np.random.Generator) -> None:
-    x = rng.normal(size=80)
-    classifier = some_classifier(rng, 80)
-    weights = ReversalWeights.of(classifier, infected=True)
-    order = rng.permutation(80)
-    turned = weights._replace(
-        every=weights.every[order],
-        is_common=weights.is_common[order],
-        interferon=weights.interferon[order],
-    )
-    plain = reversed_logits(x, np.zeros(80), weights)[1]
-    moved = reversed_logits(x[order], np.zeros(80), turned)[1]
-    np.testing.assert_allclose(moved, plain[order])
-
-
-def test_a_change_to_the_same_value_changes_nothing(rng: np.random.Generator) -> None:
-    x = rng.normal(size=50)
-    for infected in (False, True):
-        weights = ReversalWeights.of(some_classifier(rng, 50), infected=infected)
-        before, after = reversed_logits(x, x, weights)
-        np.testing.assert_allclose(after, np.broadcast_to(before, after.shape), atol=1e-10)
-
-
-def test_nothing_measured_gives_no_rows(rng: np.random.Generator) -> None:
-    weights = ReversalWeights.of(some_classifier(rng, 5), infected=False)
-    before, after = reversed_logits(np.full(5, np.nan), np.zeros(5), weights)
-    assert after.shape == (0, 3)
-    assert before == pytest.approx(weights.bias)

@@ -6,7 +6,6 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from cfm.data import map_identifiers
 from cfm.models import CellPulse
 from tests._toy import SIZES, hide_half
 
@@ -33,24 +32,6 @@ def test_embeddings_are_float32_and_tell_viruses_apart(
     assert similar[same].mean() > similar[~same].mean() + 0.05
 
 
-def test_ensembl_ids_and_previous_symbols_are_read(model: CellPulse, contrasts: ad.AnnData) -> None:
-    """Names that map to a gene of the vocabulary count as that gene."""
-    ensembl = {"IFI27": "ENSG00000165949", "MX1": "ENSG00000157601.14", "ISG15": "ENSG00000187608"}
-    mapped = map_identifiers(list(ensembl.values())).symbol
-    assert mapped.tolist() == list(ensembl)
-    assert set(ensembl) <= set(contrasts.var_names)
-    renamed = contrasts.copy()
-    renamed.var_names = [ensembl.get(name, name) for name in contrasts.var_names]
-    close(embed(model, renamed), embed(model, contrasts))
-
-
-def test_a_layer_is_read_instead(model: CellPulse, contrasts: ad.AnnData) -> None:
-    """Storages: ``tests/models/test_storages.py``."""
-    expected = embed(model, contrasts)
-    contrasts.layers["lfc"], contrasts.X = contrasts.X.astype(np.float64), contrasts.X[::-1].copy()
-    close(embed(model, contrasts, layer="lfc", batch_size=9), expected)
-
-
 def test_missing_absent_and_silent_genes_give_no_token(
     model: CellPulse, contrasts: ad.AnnData
 ) -> None:
@@ -62,38 +43,6 @@ def test_missing_absent_and_silent_genes_give_no_token(
     expected = embed(model, contrasts[:, keep].copy())
     close(embed(model, missing), expected)
     close(embed(model, silent), expected)
-
-
-def test_a_contrast_in_which_nothing_moves(model: CellPulse, contrasts: ad.AnnData) -> None:
-    contrasts.X[:2] = 0.0
-    contrasts.X[1] = np.nan
-    with pytest.warns(UserWarning, match=r"1 of \d+ contrasts measure fewer than"):
-        latent = embed(model, contrasts)
-    assert np.isfinite(latent).all()
-    close(latent[0], latent[1])
-
-
-def test_its_own_data_are_the_default(model: CellPulse) -> None:
-    close(embed(model, None), embed(model, model.adata))
-
-
-def test_a_loaded_model_has_no_data_of_its_own(fresh: CellPulse) -> None:
-    with pytest.raises(ValueError, match="no data of its own; pass adata"):
-        fresh.get_latent_representation()
-
-
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_no_batch_is_smaller_than_one(
-    model: CellPulse, contrasts: ad.AnnData, batch_size: int
-) -> None:
-    with pytest.raises(ValueError, match="batch_size="):
-        embed(model, contrasts, batch_size=batch_size)
-
-
-def test_flipping_a_profile_changes_its_embedding(model: CellPulse, contrasts: ad.AnnData) -> None:
-    flipped = contrasts.copy()
-    flipped.X = -flipped.X
-    assert np.abs(embed(model, flipped) - embed(model, contrasts)).max() > 0.1
 
 
 def test_attention_maps_name_their_genes(model: CellPulse, contrasts: ad.AnnData) -> None:
@@ -150,11 +99,3 @@ def test_the_model_describes_itself(
             f"CellPulse: 800 genes, 96 tokens, {n:,} parameters",
             "Training status: Trained",
         ]
-
-
-def test_a_loaded_model_shows_the_curves_it_came_with(model: CellPulse, fresh: CellPulse) -> None:
-    assert fresh.history_ is None  # none of its own
-    assert set(fresh.history) == set(model.history)
-    for name, curve in model.history.items():
-        shown = curve.dropna().astype(float)
-        np.testing.assert_allclose(fresh.history[name].to_numpy(), shown.to_numpy(), rtol=1e-5)

@@ -8,16 +8,12 @@ from torch import Tensor
 
 from cfm.models.cellpulse import CellPulseModule
 from cfm.models.cellpulse._module import (
-    DOWN,
     MASKED,
     PADDING,
-    UNCHANGED,
     UP,
-    Encoded,
     Tokens,
     agreement_loss,
     mask_tokens,
-    subsample,
 )
 
 N_GENES = 60
@@ -62,18 +58,6 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_shapes() -> None:
-    network, tokens = module(), batch()
-    encoded = network(tokens)
-    assert isinstance(encoded, Encoded)
-    assert encoded.summary.shape == (3, 32)
-    assert encoded.tokens.shape == (3, 20, 32)
-    logits, size = network.predict_tokens(encoded)
-    assert logits.shape == (3, 20, 3)
-    assert size.shape == (3, 20)
-    assert network.attention(tokens).shape == (3, 2, 2, 21, 21)
-
-
 def test_the_order_of_tokens_carries_no_meaning() -> None:
     network, tokens = module(), mask_tokens(batch(), torch.full((3,), 0.4))[0]
     order = torch.randperm(20)
@@ -105,28 +89,10 @@ def test_padding_gets_no_attention() -> None:
     assert_close(weights.sum(-1), torch.ones(3, 2, 2, 25))
 
 
-def test_an_empty_profile_is_finite_and_like_any_other() -> None:
-    network = module()
-    empty = padded(Tokens(*(t[:, :0] for t in batch())), 3)
-    summary, logits, size = outputs(network, empty)
-    assert torch.isfinite(torch.cat([summary.ravel(), logits.ravel(), size.ravel()])).all()
-    assert_close(summary[0], summary[1])
-
-
 def test_flipping_all_directions_changes_the_embedding() -> None:
     network, tokens = module(), batch()
     flipped = tokens._replace(state=2 - tokens.state)
     assert (network.encode(flipped).summary - network.encode(tokens).summary).abs().max() > 0.1
-
-
-def test_magnitudes_change_the_embedding_and_may_be_unknown() -> None:
-    network, tokens = module(), batch()
-    summary = network.encode(tokens).summary
-    larger = network.encode(tokens._replace(magnitude=tokens.magnitude + 1)).summary
-    unknown = network.encode(tokens._replace(magnitude=tokens.magnitude * float("nan"))).summary
-    assert (larger - summary).abs().max() > 0.05
-    assert torch.isfinite(unknown).all()
-    assert (unknown - summary).abs().max() > 0.05
 
 
 def test_what_is_hidden_never_leaks() -> None:
@@ -146,30 +112,6 @@ def test_what_is_hidden_never_leaks() -> None:
         outputs(network, hidden_again), outputs(network, hidden), strict=True
     ):
         assert torch.equal(found, expected)
-
-
-def test_asking_for_more_genes_does_not_change_the_linear_term() -> None:
-    network, tokens = module(), batch()
-    linear, _, z = network.linear_scores(tokens)
-    masked = Tokens(
-        torch.cat([tokens.gene, (tokens.gene[:, :6] + 1) % N_GENES], 1),
-        torch.cat([tokens.state, torch.full((3, 6), MASKED)], 1),
-        torch.cat([tokens.magnitude, torch.full((3, 6), torch.nan)], 1),
-    )
-    more, _, same = network.linear_scores(masked)
-    assert_close(more[:, :20], linear)
-    assert_close(same, z)
-
-
-def test_visible_tokens_do_reach_the_hidden_ones() -> None:
-    network, tokens = module(), batch()
-    state = tokens.state.clone()
-    state[:, 10:] = MASKED
-    hidden = Tokens(tokens.gene, state, tokens.magnitude.masked_fill(state == MASKED, float("nan")))
-    flipped = hidden._replace(state=torch.where(state < 3, 2 - state, state))
-    _, logits, _ = outputs(network, hidden)
-    _, other, _ = outputs(network, flipped)
-    assert (logits - other)[:, 10:].abs().max() > 0.1
 
 
 def test_the_factor_mask_takes_factors_away() -> None:
@@ -197,18 +139,6 @@ def test_rotating_the_factors_changes_nothing() -> None:
     assert_close(found[2], size)
     assert_close(network.scaled_factors(), network.gene_factors)  # relevances are absorbed
     assert network.log_relevance.shape == (1,)
-
-
-def test_rotating_away_empty_directions_changes_nothing() -> None:
-    network, tokens = module(), batch()
-    with torch.no_grad():
-        network.gene_factors[:, 4:] = 0
-    summary, logits, _ = outputs(network, tokens)
-    network.rotate_factors(torch.eye(N_FACTORS)[:, :4])
-    found = outputs(network, tokens)
-    assert network.gene_factors.shape == (N_GENES, 4)
-    assert_close(found[0], summary)
-    assert_close(found[1], logits)
 
 
 def test_before_training_the_linear_term_speaks_alone() -> None:
@@ -250,25 +180,6 @@ def test_losses_have_gradients_everywhere() -> None:
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
-def test_losses_without_magnitudes() -> None:
-    network, target = module(), batch()
-    target = target._replace(magnitude=torch.full_like(target.magnitude, torch.nan))
-    hidden, masked = mask_tokens(target, torch.full((3,), 0.5))
-    losses = network.losses(hidden, target, masked)
-    assert losses["magnitude"] == 0
-    assert "agreement" not in losses
-    assert all(torch.isfinite(v) for v in losses.values())
-
-
-def test_the_linear_loss_only_reads_genes_that_move() -> None:
-    network, target = module(), batch()
-    hidden, masked = mask_tokens(target, torch.full((3,), 0.5), torch.Generator().manual_seed(0))
-    loss = network.linear_loss(hidden, target, masked)
-    moved = masked & (target.state != UNCHANGED)
-    assert loss > 0
-    assert_close(network.linear_loss(hidden, target, moved), loss)
-
-
 def test_a_batch_that_asks_nothing_teaches_nothing() -> None:
     """Not NaN, which would destroy the weights."""
     network, target = module(), batch()
@@ -295,43 +206,6 @@ def test_agreement_pulls_profiles_of_a_sample_together() -> None:
     assert_close(together, expected.mean())
 
 
-def test_agreement_of_strangers_is_nothing() -> None:
-    summary = torch.randn(4, 8, requires_grad=True)
-    loss = agreement_loss(summary, torch.arange(4))
-    assert loss == 0
-    loss.backward()
-    assert (summary.grad == 0).all()
-
-
-def test_hiding_takes_the_asked_share_and_never_padding() -> None:
-    tokens = padded(batch(b=2, n=50), 10)
-    share = torch.tensor([0.2, 0.9])
-    hidden, masked = mask_tokens(tokens, share, torch.Generator().manual_seed(0))
-    assert not masked[:, 50:].any()
-    assert (masked[:, :50].float().mean(1) - share).abs().max() < 0.2
-    assert (hidden.state[masked] == MASKED).all()
-    assert torch.isnan(hidden.magnitude[masked]).all()
-    assert torch.equal(hidden.gene, tokens.gene)
-    assert torch.equal(hidden.state[~masked], tokens.state[~masked])
-
-
-def test_subsampling_keeps_tokens_whole_and_padding_last() -> None:
-    tokens = padded(batch(b=2, n=6), 10)
-    tokens.state[1, 2:6] = PADDING
-    few = subsample(tokens, 5, torch.Generator().manual_seed(0))
-    assert few.gene.shape == (2, 5)
-    assert (few.state[0] != PADDING).all()
-    assert (few.state[1] != PADDING).sum() == 2
-    known = set(zip(*(t[0].tolist() for t in tokens), strict=True))
-    assert set(zip(*(t[0].tolist() for t in few), strict=True)) <= known
-    assert subsample(tokens, 16, torch.Generator()) is tokens
-
-
 def test_factors_of_other_genes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"of 5 genes; expected 60"):
         module().set_gene_factors(torch.zeros(5, 3), torch.zeros(3).long())
-
-
-def test_down_and_up_are_signs() -> None:
-    """The code reads directions as ``state - 1``."""
-    assert (DOWN - 1, UNCHANGED - 1, UP - 1) == (-1, 0, 1)

@@ -11,7 +11,6 @@ import torch
 
 import cfm.models.cellpulse._model as module
 from cfm.models import CellPulse
-from cfm.models.cellpulse._data import StoredEffects
 from cfm.models.cellpulse._gene_factors import fitted_rows
 from tests._toy import SIZES, TRAINING, toy_contrasts
 
@@ -24,22 +23,6 @@ def model_of(adata: ad.AnnData, **arguments) -> CellPulse:
 def backed(folder: Path) -> ad.AnnData:
     toy_contrasts().write_h5ad(folder / "toy.h5ad")
     return ad.read_h5ad(folder / "toy.h5ad", backed="r")
-
-
-def test_rows_are_read_when_asked_for(tmp_path, monkeypatch) -> None:
-    genes = ["ABSENT", *toy_contrasts().var_names[200:100:-1]]
-    expected, studies = model_of(toy_contrasts(), vocabulary=genes).registered_effects()
-    monkeypatch.setattr(module, "MAX_HELD_BYTES", 0)
-    stored, found = model_of(backed(tmp_path), vocabulary=genes).registered_profiles()
-    assert isinstance(stored, StoredEffects)
-    assert found.tolist() == studies.tolist()
-    assert stored.shape == expected.shape
-    mask = np.arange(len(expected)) % 3 == 0
-    for rows in (slice(5, 9), np.array([7, 2, 2]), mask):
-        np.testing.assert_array_equal(stored[rows], expected[rows])
-    part = stored.only(mask)
-    assert len(part) == mask.sum()
-    np.testing.assert_array_equal(part[[3, 1]], expected[mask][[3, 1]])
 
 
 @pytest.mark.parametrize("store", [lambda folder: toy_contrasts(), backed])
@@ -75,20 +58,3 @@ def test_factors_are_fitted_to_some_of_many_rows() -> None:
     }
     assert rows.tolist() == fitted_rows(groups, n_most=200, seed=3).tolist()
     assert rows.tolist() != fitted_rows(groups, n_most=200, seed=4).tolist()
-
-
-def test_the_model_is_fitted_to_no_more_than_that(monkeypatch) -> None:
-    adata = toy_contrasts()
-    asked: list[int] = []
-    original = module.fit_gene_factors
-
-    def fit(effects, studies, **keywords):
-        asked.append(len(effects))
-        return original(effects, studies, **keywords)
-
-    monkeypatch.setattr(module, "fit_gene_factors", fit)
-    monkeypatch.setattr(
-        module, "fitted_rows", lambda studies, seed: fitted_rows(studies, n_most=20)
-    )
-    model_of(adata)
-    assert asked == [20]

@@ -91,13 +91,6 @@ def test_batches_hide_a_part_and_keep_the_rest() -> None:
         assert not batch.masked[batch.target.state == PADDING].any()
 
 
-def test_some_genes_that_do_not_move_are_among_the_tokens() -> None:
-    states = Counter()
-    for batch in stream(weighted(matrix()), n_tokens=24):
-        states.update(batch.target.state.ravel().tolist())
-    assert states[UNCHANGED] > 0
-
-
 def test_half_of_the_batches_do_without_magnitudes() -> None:
     known = [
         bool((~torch.isnan(b.target.magnitude)).any())

@@ -13,12 +13,10 @@ from cfm.data import GeneVocabulary
 from cfm.models.cellpulse import ProfileTokenizer
 from cfm.models.cellpulse._module import (
     DOWN,
-    MASKED,
     PADDING,
     UNCHANGED,
     UP,
     Tokens,
-    append_masked,
 )
 
 N_GENES = 12
@@ -69,14 +67,6 @@ def test_the_order_of_the_columns_does_not_matter(effects: np.ndarray, k: int, s
         assert as_set(moved, row) == as_set(tokens, row)
 
 
-@given(effects=profiles, k=st.integers(1, N_GENES))
-def test_a_profile_does_not_see_its_batch(effects: np.ndarray, k: int) -> None:
-    tokenizer = ProfileTokenizer(VOCABULARY, k)
-    together = tokenizer.encode(effects)
-    for row, profile in enumerate(effects):
-        assert as_set(tokenizer.encode(profile[None]), 0) == as_set(together, row)
-
-
 @given(effects=profiles)
 def test_padding_holds_nothing(effects: np.ndarray) -> None:
     tokens = ProfileTokenizer(VOCABULARY, 8).encode(effects)
@@ -87,32 +77,11 @@ def test_padding_holds_nothing(effects: np.ndarray) -> None:
     assert tokens.state.shape == (len(effects), width)
 
 
-def test_genes_that_are_absent_or_missing_are_the_same() -> None:
-    effects = np.arange(1.0, N_GENES + 1, dtype=np.float32)[None]
-    missing = effects.copy()
-    missing[:, 3:6] = np.nan
-    keep = np.r_[0:3, 6:N_GENES]
-    tokenizer = ProfileTokenizer(VOCABULARY, 20)
-    absent = tokenizer.encode(effects[:, keep], VOCABULARY.align(VOCABULARY.genes[keep]))
-    assert as_set(absent, 0) == as_set(tokenizer.encode(missing), 0)
-
-
-def test_unknown_genes_of_the_input_are_left_out() -> None:
-    alignment = VOCABULARY.align(["nobody", "G3", "else", "G1"])
-    tokens = ProfileTokenizer(VOCABULARY, 4).encode(np.array([[9.0, -1.0, 8.0, 2.0]]), alignment)
-    assert as_set(tokens, 0) == {(3, DOWN, 0.69315), (1, UP, 1.09861)}
-
-
 def test_signed_sets_have_no_magnitude() -> None:
     effects = np.array([[1, -1, 0] + [0] * 9], dtype=np.float32)
     tokens = ProfileTokenizer(VOCABULARY, 4).encode(effects, has_magnitude=False)
     assert torch.isnan(tokens.magnitude).all()
     assert sorted(tokens.state[0].tolist()) == [DOWN, UP]
-
-
-def test_dtypes() -> None:
-    tokens = ProfileTokenizer(VOCABULARY, 4).encode(np.ones((2, N_GENES), dtype=np.int32))
-    assert [t.dtype for t in tokens] == [torch.int64, torch.int64, torch.float32]
 
 
 @given(effects=profiles, seed=st.integers(0, 99))
@@ -140,15 +109,6 @@ def test_unchanged_genes_are_found_where_there_are_some() -> None:
     assert (tokens.state == UNCHANGED).sum() >= 4
     with pytest.raises(ValueError, match="needs rng"):
         tokenizer.encode(effects, n_unchanged=8)
-
-
-def test_masked_tokens_are_appended() -> None:
-    tokens = ProfileTokenizer(VOCABULARY, 3).encode(np.ones((2, N_GENES), dtype=np.float32))
-    longer = append_masked(tokens, torch.tensor([7, 5]))
-    assert longer.gene[:, -2:].tolist() == [[7, 5], [7, 5]]
-    assert (longer.state[:, -2:] == MASKED).all()
-    assert torch.isnan(longer.magnitude[:, -2:]).all()
-    assert torch.equal(longer.gene[:, :-2], tokens.gene)
 
 
 def test_a_context_of_nothing_is_refused() -> None:

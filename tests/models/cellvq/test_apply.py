@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
-from scipy import sparse
 
-import cfm
-from cfm.models import AttentionModel, CellVQ, CodeModel, GeneEmbeddingModel
+from cfm.models import CellVQ
 from cfm.models.cellvq import _model
 from tests._cellvq import GENES, SIZES, counted_cells, small_model
 from tests._same import assert_unchanged
-from tests._storages import stored
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "cellvq"
 EXACT: dict[str, Any] = {"precision": "float32"}
 
 
@@ -36,28 +28,6 @@ def assert_same_codes(found: Any, expected: Any, rows: Any = slice(None)) -> Non
         value = getattr(found, name)
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, getattr(expected, name)[rows], atol=1e-5)
-
-
-def test_golden_cells_through_anndata() -> None:
-    """The authors' weights and counts, as an AnnData with its genes in another order."""
-    io = load_file(GOLDEN / "io.safetensors")
-    genes = [f"g{i}" for i in range(90)]
-    golden = CellVQ.from_pretrained(GOLDEN / "models.ckpt", genes=genes)
-    cells = ad.AnnData(sparse.csr_matrix(io["counts"].astype(np.float32)))
-    cells.var_names = genes
-    found = golden.get_cell_codes(cells[:, ::-1].copy(), batch_size=4, **EXACT)
-    np.testing.assert_array_equal(found.code, io["cell_code"])
-    np.testing.assert_allclose(found.embedding, io["cell_embedding"], atol=1e-5)
-    proba = golden.predict_properties(cells, **EXACT)
-    assert list(proba) == ["cell_type", "tissue", "disease", "sex", "age"]
-    for name, table in proba.items():
-        logits = torch.from_numpy(io[name])
-        np.testing.assert_allclose(table, torch.softmax(logits, dim=-1), atol=1e-5)
-    embedded = np.concatenate([x for _, x in golden.get_gene_embeddings(cells, **EXACT)])
-    for i in range(6):
-        ids = io[f"cell{i}_gene_ids"][0]
-        np.testing.assert_allclose(embedded[i, ids[:-2]], io[f"cell{i}_encoded"][0, :-2], atol=1e-5)
-        assert np.isnan(np.delete(embedded[i], ids[:-2], axis=0)).all()
 
 
 def test_codes_say_what_they_were_read_off(model: CellVQ) -> None:
@@ -81,15 +51,6 @@ def test_codes_say_what_they_were_read_off(model: CellVQ) -> None:
         )
         assert latent.dtype == np.float32
         np.testing.assert_allclose(latent, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["csc", "backed_csr", "lazy"])
-def test_storage_is_no_matter(model: CellVQ, tmp_path: Path, kind: str) -> None:
-    cells = counted_cells()
-    expected = model.get_cell_codes(cells, **EXACT)
-    assert_same_codes(model.get_cell_codes(stored(cells, kind, tmp_path), **EXACT), expected)
-    cells.layers["counts"], cells.X = cells.X.astype(np.int32), None
-    assert_same_codes(model.get_cell_codes(cells, layer="counts", **EXACT), expected)
 
 
 @given(
@@ -164,23 +125,6 @@ def test_cells_without_genes_are_missing(model: CellVQ) -> None:
     assert np.isnan(latent).any(axis=1).nonzero()[0].tolist() == [2, 7]
 
 
-def test_bfloat16_is_near_and_the_default_depends_on_the_weights_alone(
-    model: CellVQ, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cells = counted_cells()
-    exact = model.get_latent_representation(cells, **EXACT)
-    rough = model.get_latent_representation(cells, precision="bfloat16")
-    assert not np.array_equal(rough, exact)
-    np.testing.assert_allclose(rough, exact, atol=0.1)
-    with pytest.raises(ValueError, match="precision='half'"):
-        model.get_latent_representation(cells, precision="half")
-    monkeypatch.setattr("cfm.models._base.fast_bfloat16", lambda device: True)
-    monkeypatch.setattr(model.module, "bfloat16_agreement", lambda: 0.5)
-    with pytest.warns(UserWarning, match="so float32 is used"):
-        found = model.get_latent_representation(cells)
-    np.testing.assert_array_equal(found, exact)
-
-
 def test_attention_is_that_of_the_network(model: CellVQ) -> None:
     cells = counted_cells(3)
     cells.X[1] = 0
@@ -205,11 +149,6 @@ def test_attention_is_that_of_the_network(model: CellVQ) -> None:
     assert_unchanged(cells, before)
 
 
-def test_it_is_what_tools_ask_for(model: CellVQ) -> None:
-    for protocol in (AttentionModel, CodeModel, GeneEmbeddingModel, cfm.models.PerturbationModel):
-        assert isinstance(model, protocol)
-
-
 def test_own_data_are_read_as_they_were_registered() -> None:
     cells = counted_cells()
     log = cells[:, GENES].copy()
@@ -221,42 +160,6 @@ def test_own_data_are_read_as_they_were_registered() -> None:
     found = own.get_cell_codes(**EXACT)
     arguments: dict[str, Any] = {"units": "log1p_cp10k", "total_counts": "depth", "layer": "log"}
     assert_same_codes(found, own.get_cell_codes(log, **arguments, **EXACT))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"representation": "gene"}, ValueError, "representation='gene'"),
-        ({"batch_size": 0}, ValueError, "batch_size="),
-        ({"layer": "nothing"}, KeyError, "no layer 'nothing'"),
-        ({"units": "tpm"}, ValueError, "units='tpm'"),
-        ({"total_counts": "n"}, ValueError, "only goes with"),
-        ({"units": "log1p_cp10k", "total_counts": "n"}, KeyError, "no column 'n'"),
-    ],
-)
-def test_wrong_arguments(
-    model: CellVQ, arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        model.get_latent_representation(counted_cells(), **arguments)
-
-
-def test_wrong_input(model: CellVQ) -> None:
-    cells = counted_cells()
-    with pytest.raises(ValueError, match="has no data of its own"):
-        model.get_cell_codes()
-    with pytest.raises(TypeError, match="expected an AnnData"):
-        model.get_cell_codes(cells.X)
-    with pytest.raises(ValueError, match="reduce='max'"):
-        next(model.get_attention(cells, reduce="max"))
-    with pytest.raises(ValueError, match="batch_size="):
-        next(model.get_gene_embeddings(cells, batch_size=0))
-    cells.var_names = [f"Z{i}" for i in range(cells.n_vars)]
-    with pytest.raises(ValueError, match="Found 0 of the model's 40 genes"):
-        model.get_cell_codes(cells)
-    golden = CellVQ.from_pretrained(GOLDEN / "models.ckpt")
-    with pytest.raises(ValueError, match="without the names of their genes"):
-        golden.get_cell_codes(cells)
 
 
 SHARED = small_model()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cfm.models.cellvq._additions import CodeTerm
-from cfm.models.cellvq._module import SIZES, CellVQModule, CellVQSize
+from cfm.models.cellvq._module import SIZES, CellVQModule
 from cfm.nn._values import LEAST_MEAN, MOST_MEAN
 
 N_GENES = 7
@@ -57,9 +57,3 @@ def test_without_a_code_the_term_is_silent(module):
     module.code_term.start(torch.full((N_GENES,), 50.0))
     after, _, _ = module.decode(encoded, genes)
     torch.testing.assert_close(before, after)
-
-
-def test_the_published_model_has_no_such_term():
-    module = CellVQModule(N_GENES, size=CellVQSize(dim=12, n_layers=1, codebook_dim=4, n_bits=2))
-    assert module.code_term is None
-    assert not [k for k in module.state_dict() if "code_term" in k]

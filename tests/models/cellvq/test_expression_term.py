@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cfm.models.cellvq._additions import ExpressionTerm
-from cfm.models.cellvq._module import SIZES, CellVQModule, CellVQSize
+from cfm.models.cellvq._module import SIZES, CellVQModule
 
 N_GENES = 12
 
@@ -83,9 +83,3 @@ def test_every_token_of_a_cell_gets_it_and_nothing_else_changes():
     expected = (plain + term.unsqueeze(1)).masked_fill(padding.unsqueeze(-1), 0.0)
     torch.testing.assert_close(moved, expected)
     torch.testing.assert_close(module.encode(*cells), moved, atol=1e-5, rtol=1e-4)
-
-
-def test_the_published_model_has_no_such_term():
-    module = CellVQModule(N_GENES, size=CellVQSize(dim=12, n_layers=1, codebook_dim=4, n_bits=2))
-    assert module.expression_term is None
-    assert not [k for k in module.state_dict() if "expression_term" in k]

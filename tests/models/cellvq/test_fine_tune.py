@@ -116,13 +116,6 @@ def test_labels_may_shape_the_codes() -> None:
     assert not any("code_heads" in k for k in model.module.state_dict())
 
 
-def test_whole_studies_are_held_out() -> None:
-    model = untrained(study_key="study")
-    model.train(max_epochs=1, **QUIET)
-    assert model.provenance["n_training_cells"] == 45  # three of four studies
-    assert "validation_loss" in model.history
-
-
 def test_the_published_shape_trains_at_a_reduced_depth() -> None:
     """Relations of all genes, the codes of 12 bits, no term of codes; narrow and shallow."""
     cells = planted_cells(10)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cfm.models import CellVQ
 from cfm.models.cellvq._module import SIZES, CellVQModule, CellVQSize
 
 N_GENES = 30
@@ -134,19 +133,6 @@ def test_pooling_takes_the_count_tokens_and_sums_up_the_genes() -> None:
         module().pool(encoded, padding)
 
 
-def test_values_genes_and_relations_matter() -> None:
-    ((v, g),) = cells([9])
-    with torch.no_grad():
-        base = module().encode(v[None], g[None])
-        other = g.clone()
-        other[0] = (set(range(N_GENES)) - set(g.tolist())).pop()
-        assert not torch.allclose(base, module().encode(v[None], other[None]), atol=1e-3)
-        assert not torch.allclose(base, module().encode(v[None] + 1.0, g[None]), atol=1e-3)
-        changed = deepcopy(module())
-        changed.relation[g[0]] += 1.0
-        assert not torch.allclose(base, changed.encode(v[None], g[None]), atol=1e-3)
-
-
 @pytest.mark.parametrize("relation", ["full", "none", 3])
 def test_relations_are_a_row_per_position_through_a_projection(relation) -> None:
     made = fresh(relation=relation).eval()
@@ -221,21 +207,6 @@ def test_attention_is_what_the_encoder_uses() -> None:
     torch.testing.assert_close(x[real], expected[real], atol=1e-5, rtol=1e-4)
 
 
-def test_the_decoder_reads_what_is_known_and_the_vector() -> None:
-    values, genes, padding = padded(cells([9, 4]))
-    with torch.no_grad():
-        encoded = module().encode(values, genes, padding)
-        plain = module().decode(encoded, genes, padding)
-        assert [t.shape for t in plain] == [(2, N_GENES)] * 3
-        assert all((t > 0).all() for t in plain)
-        moved = module().decode(encoded.roll(1, -1), genes, padding)
-        assert not torch.allclose(plain[0], moved[0])
-        nothing = module().decode(encoded, genes, padding, vector=torch.zeros(2, 16))
-        code = module().decode(encoded, genes, padding, vector=torch.ones(2, 16))
-    torch.testing.assert_close(nothing[0], plain[0])
-    assert not torch.allclose(code[0], plain[0])
-
-
 def test_one_loss_reaches_every_weight() -> None:
     made = fresh().train()
     values, genes, padding = padded(cells([9, 4, 7]))
@@ -247,35 +218,6 @@ def test_one_loss_reaches_every_weight() -> None:
     sum(p.log_softmax(-1).square().sum() for p in parts).backward()
     missing = [n for n, p in made.named_parameters() if p.grad is None]
     assert missing == []
-
-
-def test_bfloat16_is_alike() -> None:
-    values, genes, _ = padded(cells([9]))
-    with torch.no_grad():
-        exact = module().encode(values, genes)
-        rough = module().encode(values, genes, dtype=torch.bfloat16)
-    assert rough.dtype == torch.float32
-    assert not torch.equal(exact, rough)
-    assert torch.cosine_similarity(exact, rough, dim=-1).min() > 0.999
-    training = fresh().train()
-    assert training.bfloat16_agreement() > 0.99
-    assert training.training
-
-
-def test_heads_can_be_replaced_and_have_any_name() -> None:
-    made = fresh()
-    kept = made.property_heads[0]
-    made.property_heads.change({"values": None, "type": list("xyz"), "train": list("xy")})
-    assert list(made.property_heads.classes) == ["cell_type", "type", "train"]
-    logits = made.classify(torch.randn(5, 64))
-    assert {k: v.shape for k, v in logits.items()} == {
-        "cell_type": (5, 4),
-        "type": (5, 3),
-        "train": (5, 2),
-    }
-    assert made.property_heads[0] is kept
-    made.property_heads.change({"cell_type": list("abcdefg")})
-    assert made.classify(torch.randn(5, 64))["cell_type"].shape == (5, 7)
 
 
 def test_the_published_size_has_the_published_numbers() -> None:
@@ -305,11 +247,3 @@ def test_input_that_does_not_fit_is_refused() -> None:
             list(module().attention(*arguments))
     with pytest.raises(ValueError, match="n_genes must be at least 1"):
         CellVQModule(0, size=size())
-
-
-def test_sizes_have_names() -> None:
-    assert SIZES["published"] == CellVQSize()
-    assert CellVQSize().n_codes == 4096
-    assert CellVQ(vocabulary=["A", "B"], size=size(), n_bits=3).size.n_codes == 8
-    with pytest.raises(ValueError, match="Unknown size 'huge'"):
-        CellVQ(vocabulary=["A", "B"], size="huge")

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 import cfm
 from cfm.models import CellVQ
-from cfm.models.cellvq._perturbation import transitions
 from tests._cellvq import GENES, counted_cells, small_model
 from tests._same import assert_same, assert_unchanged
 
@@ -266,12 +265,6 @@ def test_cells_that_say_nothing_stay_as_they_are(model: CellVQ) -> None:
     assert found.uns["code_transitions"]["n_cells"].sum() == 10
 
 
-def test_transitions_by_hand() -> None:
-    table = transitions(np.array([10, 2, 10, -1, 2, 3]), np.array([2, 2, 2, -1, 2, -1]))
-    assert table.to_dict("list") == {"before": ["2", "10"], "after": ["2", "2"], "n_cells": [2, 2]}
-    assert table.index.tolist() == ["0", "1"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -281,25 +274,16 @@ def test_transitions_by_hand() -> None:
         ({"quantile": 95}, ValueError, "quantile=95; expected"),
         ({"n_folds": 1}, ValueError, "n_folds="),
         ({"max_fold": 0.5}, ValueError, "max_fold=0.5"),
-        ({"batch_size": 0}, ValueError, "batch_size="),
-        ({"units": "log1p_cp10k"}, ValueError, "values up to"),
-        ({"layer": "x"}, KeyError, "no layer 'x'"),
+        ({"perturbation": "G3"}, TypeError, "'G3' is one text"),
+        ({"perturbation": []}, ValueError, "perturbation= is empty"),
+        ({"perturbation": ["G3", "NO"]}, KeyError, "'NO' is none of the model's genes, such as G0"),
     ],
 )
 def test_wrong_arguments(
     model: CellVQ, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        model.simulate(counted_cells(), ["G3"], **arguments)
-
-
-def test_wrong_perturbations(model: CellVQ) -> None:
-    with pytest.raises(TypeError, match="'G3' is one text"):
-        model.simulate(counted_cells(), "G3")
-    with pytest.raises(ValueError, match="perturbation= is empty"):
-        model.simulate(counted_cells(), [])
-    with pytest.raises(KeyError, match="'NOGENE' is none of the model's genes, such as G0, G1"):
-        model.simulate(counted_cells(), ["G3", "NOGENE"])
+        model.simulate(counted_cells(), **({"perturbation": ["G3"]} | arguments))
 
 
 SHARED = trained()

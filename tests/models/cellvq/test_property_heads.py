@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from cfm.models import CellVQ
 from cfm.models.cellvq._property_heads import PropertyHeads
@@ -52,40 +50,6 @@ def test_some_properties_in_the_order_that_was_asked_for(model: CellVQ) -> None:
     assert one["tissue"].equals(every["tissue"])
 
 
-def test_neighbours_and_batches_are_no_matter(model: CellVQ) -> None:
-    cells = counted_cells()
-    every = model.predict_properties(cells, precision="float32")["cell_type"]
-    rows = [7, 2, 9]
-    some = model.predict_properties(cells[rows].copy(), batch_size=2, precision="float32")
-    np.testing.assert_allclose(some["cell_type"], every.iloc[rows], atol=1e-5)
-
-
-def test_a_head_that_was_fitted_answers_for_other_cells() -> None:
-    """Two kinds of cells that express different genes."""
-    told = small_model(properties={"kind": ["even", "odd"]})
-    cells = counted_cells(160)
-    cells.X[::2, :8] = 0
-    cells.X[1::2, 8:16] = 0
-    truth = np.tile(["even", "odd"], 80)
-    embedding = told.get_latent_representation(cells[:120].copy(), precision="float32")
-    fitted = LogisticRegression(max_iter=1000).fit(embedding, truth[:120] == "odd")
-    with torch.no_grad():
-        for sign, i in ((-0.5, 0), (0.5, 1)):
-            head = told.module.property_heads[0]
-            head.weight[i] = torch.from_numpy(sign * fitted.coef_[0])
-            head.bias[i] = sign * float(fitted.intercept_[0])
-    called = told.predict_properties(cells[120:].copy())["kind"].idxmax(axis=1)
-    assert (called == truth[120:]).mean() > 0.75  # 0.5 by chance
-
-
-def test_cells_without_genes_are_missing(model: CellVQ) -> None:
-    cells = counted_cells()
-    cells.X[4] = 0
-    with pytest.warns(UserWarning, match="1 of 12 cells express none"):
-        found = model.predict_properties(cells, "tissue")["tissue"]
-    assert found.isna().any(axis=1).to_numpy().nonzero()[0].tolist() == [4]
-
-
 def test_a_head_of_one_class_is_warned_of() -> None:
     single = small_model(properties={"tissue": ["blood"], "cell_type": ["B", "T"]})
     with pytest.warns(UserWarning, match=r"heads \['tissue'\] have a single class"):
@@ -112,19 +76,6 @@ def test_unknown_properties(
 def test_a_model_without_heads_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"no property heads; .* cfm\.tl\.probe"):
         small_model(properties={}).predict_properties(counted_cells())
-
-
-def test_normalised_values_have_to_be_declared(model: CellVQ) -> None:
-    cells = counted_cells(genes=GENES)
-    expected = model.predict_properties(cells, precision="float32")["tissue"]
-    cells.obs["n"] = cells.X.sum(axis=1)
-    cells.X = np.log1p(cells.X / cells.X.sum(axis=1, keepdims=True) * 1e4)
-    with pytest.raises(ValueError, match="declare units='log1p_cp10k'"):
-        model.predict_properties(cells)
-    found = model.predict_properties(
-        cells, units="log1p_cp10k", total_counts="n", precision="float32"
-    )
-    np.testing.assert_allclose(found["tissue"], expected, atol=1e-5)
 
 
 def two_kinds(n: int = 160) -> tuple[Any, np.ndarray]:
@@ -194,20 +145,6 @@ def test_a_class_without_cells_is_refused() -> None:
     heads = PropertyHeads(6, {"kind": ["odd", "even", "prime"]})
     with pytest.raises(ValueError, match="No cell has the classes"):
         heads.fit_expression("kind", cells.X, truth, genes=np.arange(cells.n_vars), n_genes=99)
-
-
-def test_heads_come_back_from_their_state() -> None:
-    heads = PropertyHeads(6, {"tissue": ["x", "y"]})
-    heads.set_confidence_levels("tissue", np.linspace(0.5, 1, 20))
-    settings, files = heads.state()
-    again = PropertyHeads.from_state(6, 30, json.loads(json.dumps(settings)), files)
-    again.load_state_dict(heads.state_dict())
-    assert again.classes == heads.classes
-    assert again.confidence_levels == heads.confidence_levels
-    x = torch.randn(4, 6)
-    np.testing.assert_array_equal(again.predict(x)["tissue"], heads.predict(x)["tissue"])
-    again.change({"tissue": None})
-    assert (list(again.classes), again.confidence_levels, len(again)) == ([], {}, 0)
 
 
 def test_cells_without_the_genes_of_a_head_are_missing() -> None:

@@ -1,4 +1,4 @@
-"""Tools that take any model, with a CellVQ: embed, probe, simulate and judge."""
+"""Tools that take any model, with a CellVQ: embeddings of genes, and simulations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import cfm
 from cfm.models import CellVQ
-from tests._cellvq import GENES, counted_cells, small_model
+from tests._cellvq import counted_cells, small_model
 from tests._same import assert_unchanged
 
 
@@ -20,22 +20,6 @@ def model() -> CellVQ:
     made = small_model()
     made.provenance = {"training_studies": []}
     return made
-
-
-def test_embed_writes_the_cell_embedding(model: CellVQ) -> None:
-    cells = counted_cells()
-    cfm.tl.embed(cells, model)
-    np.testing.assert_array_equal(cells.obsm["X_cellvq"], model.get_latent_representation(cells))
-    assert cells.uns["X_cellvq"]["params"]["model"] == "CellVQ"
-    log = cells[:, GENES].copy()
-    log.X = np.log1p(log.X / log.X.sum(axis=1, keepdims=True) * 1e4)
-    log.obs["n"] = cells[:, GENES].X.sum(axis=1)
-    units = {"units": "log1p_cp10k", "total_counts": "n"}
-    cfm.tl.embed(log, model, key_added="X_log", representation="code", **units)
-    assert log.obsm["X_log"].shape == (12, 8)
-    assert log.uns["X_log"]["params"].items() >= (units | {"representation": "code"}).items()
-    with pytest.raises(ValueError, match="not whole"):
-        cfm.tl.embed(log, model)
 
 
 def test_embed_averages_a_gene_over_the_cells_that_express_it(model: CellVQ) -> None:
@@ -48,20 +32,6 @@ def test_embed_averages_a_gene_over_the_cells_that_express_it(model: CellVQ) -> 
     assert 0 < seen.sum() < 12
     np.testing.assert_allclose(found[4], each[seen, 4].mean(axis=0), atol=1e-5)
     assert np.isnan(found).any(axis=1).nonzero()[0].tolist() == [9, 40, 41]
-
-
-def test_probe_reads_the_embedding(model: CellVQ) -> None:
-    cells = counted_cells(60)
-    cells.X[::2, :8] = 0
-    cells.X[1::2, 8:16] = 0
-    cells.obs["kind"] = pd.Categorical(["even", "odd"] * 30)
-    cells.layers["log"] = np.log1p(cells.X)
-    cfm.tl.embed(cells, model)
-    cfm.tl.probe(cells, "kind", use_rep="X_cellvq", layer="log", heads="logistic", n_folds=3)
-    table = cells.uns["probe"]["results"]
-    auroc = table[table["metric"] == "auroc"].set_index("representation")["score"]
-    assert auroc["X_cellvq"] > 0.8
-    assert auroc["none"] == pytest.approx(0.5)
 
 
 def screen() -> ad.AnnData:
@@ -103,12 +73,3 @@ def test_options_reach_the_model_and_the_record(model: CellVQ) -> None:
     assert (made[:, "G5"].X.toarray() >= cells[:, "G5"].X).all()
     with pytest.raises(KeyError, match="'other' is neither"):
         cfm.tl.simulate_perturbation(cells, "other", model=model, targets=targets)
-
-
-def test_simulations_can_be_judged(model: CellVQ) -> None:
-    cells = screen()[:, GENES].copy()
-    made = cfm.tl.simulate_perturbation(cells, "G5", model=model, key="target", control="none")
-    table = cfm.tl.evaluate_perturbation(
-        cells, made, key="target", control="none", metrics=["delta_pearson"]
-    )
-    assert {"control", "CellVQ"} <= set(table["method"])

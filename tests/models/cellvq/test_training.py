@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cfm.models.cellvq import SIZES, CellVQModule, _data
+from cfm.models.cellvq import SIZES, CellVQModule
 from cfm.models.cellvq._additions import CentredProjection
-from cfm.models.cellvq._data import CellReader, Cells, CellStream, split_rows
+from cfm.models.cellvq._data import CellReader, Cells, CellStream
 from cfm.models.cellvq._training import (
     CellVQPlan,
     Weights,
@@ -71,16 +71,6 @@ def test_what_is_shown_is_not_asked_and_the_rest_is() -> None:
     )
 
 
-def test_epochs_differ_unless_they_are_fixed() -> None:
-    for fixed in (False, True):
-        batches = stream(fixed=fixed)
-        one, two = next(iter(batches)), None
-        list(batches)
-        two = next(iter(batches))
-        same = one.values.shape == two.values.shape and torch.equal(one.values, two.values)
-        assert same == fixed
-
-
 @given(st.integers(0, 1000), st.floats(0.01, 1.0))
 def test_each_cell_shows_at_least_one_gene(seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
@@ -93,26 +83,6 @@ def test_each_cell_shows_at_least_one_gene(seed: int, share: float) -> None:
     np.testing.assert_array_equal(kept[kept > 0], cells.values.toarray()[kept > 0])
     if share == 1.0:
         assert part.values.nnz == cells.values.nnz
-
-
-def test_the_mean_of_genes_is_that_of_each_cell_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_data, "_CHUNK", 7)
-    cells = planted_cells(30)
-    reader = stream(30).reader
-    expected = (cells.X / cells.X.sum(1, keepdims=True) * 1e4)[5:].mean(0)
-    np.testing.assert_allclose(reader.mean_expression(np.arange(5, 30)), expected, 1e-4)
-
-
-def test_studies_or_cells_are_held_out() -> None:
-    studies = np.array([f"s{i % 5}" for i in range(50)], dtype=object)
-    training, checks = split_rows(np.arange(50), studies, 0.2, 100, 0)
-    assert not set(studies[training]) & set(studies[checks])
-    assert len(training) == 40
-    nothing = np.full(50, "", dtype=object)
-    training, checks = split_rows(np.arange(50), nothing, 0.2, 4, 0)
-    assert len(training) == 40
-    assert len(checks) == 4
-    assert not set(training) & set(checks)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "geometric"])

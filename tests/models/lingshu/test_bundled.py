@@ -24,9 +24,9 @@ def model() -> LingshuCell:
 
 @pytest.fixture(scope="module")
 def cells(model: LingshuCell) -> ad.AnnData:
-    """Forty control cells of each type."""
+    """Twenty control cells of each type."""
     made = [
-        model.generate(40, source=source, perturbation="ctrl", n_steps=2, seed=i)
+        model.generate(20, source=source, perturbation="ctrl", n_steps=2, seed=i)
         for i, source in enumerate(model.levels.sources)
     ]
     out = ad.concat(made)
@@ -53,8 +53,9 @@ def test_cells_are_counts_of_their_type(cells: ad.AnnData) -> None:
 
 
 def test_interferon_answers(cells: ad.AnnData) -> None:
+    columns = {"key": "condition", "control": "ctrl", "groupby": "cell_type"}
     answer = cfm.tl.simulate_perturbation(
-        cells, "stim", model=NAME, key="condition", control="ctrl", groupby="cell_type", n_cells=4
+        cells, "stim", model=NAME, n_cells=4, n_steps=4, **columns
     )
     assert answer.n_obs == 20
     assert answer.uns["simulation"]["params"]["model"] == NAME
@@ -71,7 +72,7 @@ def test_embedding_tells_cell_types_apart(cells: ad.AnnData) -> None:
     copy = cells.copy()
     cfm.tl.embed(copy, NAME, key_added="X_test")
     got = copy.obsm["X_test"]
-    assert got.shape == (200, 128)
+    assert got.shape == (100, 128)
     head = LogisticRegression(max_iter=2000)
     standard = (got - got.mean(axis=0)) / got.std(axis=0)
     assert cross_val_score(head, standard, copy.obs["cell_type"], cv=4).mean() > 0.4

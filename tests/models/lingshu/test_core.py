@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,10 +93,3 @@ def test_a_described_target_can_be_asked_for_at_call_time() -> None:
         model.generate(5, perturbation="new", features=[1, 0], **asked)
     with pytest.raises(KeyError, match="takes others by features="):
         model.generate(5, perturbation="new", **asked)
-
-
-def test_the_user_keeps_a_plain_anndata() -> None:
-    adata = toy_counts(n=50)
-    LingshuCell.setup_anndata(adata, **KEYS)
-    assert isinstance(adata, ad.AnnData)
-    assert adata.obs.columns.difference(["cell_type", "drug", "batch", "_scvi_study"]).empty

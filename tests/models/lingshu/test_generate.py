@@ -47,7 +47,7 @@ def test_planted_effects_are_recovered() -> None:
 
     made = {
         (source, drug): mean_log(
-            model.generate(150, source=source, perturbation=drug, n_steps=8, guidance=0.0)
+            model.generate(120, source=source, perturbation=drug, n_steps=8, guidance=0.0)
         )
         for source in "BT"
         for drug in ("none", "x", "y", "x+y")
@@ -213,16 +213,6 @@ def test_an_interrupted_stream_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         toy_lingshu().generate(4, path=tmp_path / "cells.h5ad", **ASKED)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_scanpy_takes_the_cells() -> None:
-    import scanpy as sc
-
-    cells = toy_lingshu().generate(30, **ASKED)
-    sc.pp.normalize_total(cells, target_sum=1e4)
-    sc.pp.log1p(cells)
-    sc.pp.pca(cells, n_comps=5)
-    assert np.isfinite(cells.obsm["X_pca"]).all()
 
 
 def test_a_model_without_conditions_makes_cells() -> None:

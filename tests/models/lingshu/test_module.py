@@ -139,14 +139,6 @@ def test_combinations_are_sums_in_any_order() -> None:
     assert torch.equal(with_control, one)
 
 
-def test_depth_changes_smoothly() -> None:
-    module = small()
-    depths = np.geomspace(20, 5e5, 400).astype(np.float32)
-    tokens = module.prefix(told(400, depth=depths))[:, -1]
-    steps = (tokens[1:] - tokens[:-1]).norm(dim=-1)
-    assert steps.max() < 0.2 * tokens.norm(dim=-1).mean()
-
-
 def test_features_describe_perturbations() -> None:
     module = small(n_features=3)
     module.features.copy_(torch.randn(2, 3))
@@ -173,10 +165,3 @@ def test_training_with_a_count_term_starts_from_it_alone() -> None:
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert module.head.weight.grad.abs().sum() > 0
-
-
-def test_a_network_without_conditions_has_no_prefix() -> None:
-    module = LingshuModule(10, **(SMALL | {"depth": False}))
-    assert module.n_prefix == 0
-    states = module.encode(torch.full((2, 10), MASK), ConditionLevels().conditions(2))
-    assert states.shape == (2, 3, 16)

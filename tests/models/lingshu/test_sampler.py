@@ -67,19 +67,6 @@ def test_genes_are_revealed_in_order_and_number(n_steps: int) -> None:
         assert (np.diff(steps[i, hidden[i]][order]) >= 0).all()
 
 
-def test_states_do_not_depend_on_other_cells() -> None:
-    ready = sampler()
-    n = ready.cells_at_once
-    assert n > 3
-    tokens, conditions = torch.randint(0, 282, (n, N_GENES)), told(n)
-    full = ready.states(tokens, conditions)
-    assert torch.equal(ready.states(tokens[:2], conditions.rows(slice(0, 2))), full[:2])
-    order = torch.randperm(n)
-    assert torch.equal(ready.states(tokens[order], conditions.rows(order)), full[order])
-    expected = ready.module.encode(tokens, conditions)
-    torch.testing.assert_close(full, expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("guidance", [Guidance(), Guidance(2.0, 1e-3), Guidance(1.0)])
 def test_both_ways_to_score_make_the_same_cells(guidance: Guidance) -> None:
     ready = sampler()
@@ -93,22 +80,6 @@ def test_both_ways_to_score_make_the_same_cells(guidance: Guidance) -> None:
     np.testing.assert_array_equal(*made)
     assert (made[0][2, :7] == 3).all()
     assert made[0].max() <= 280
-
-
-def test_the_first_step_is_computed_once_per_condition(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = untrained(depth=False)
-    ready = Sampler(model.module.eval(), torch.float32)
-    names = [f"c{i}" for i in range(4)]
-    tokens, draws = np.full((4, N_GENES), MASK), draw_numbers(names, N_GENES, 0)
-    asked = {"n_steps": 3, "guidance": Guidance(2.0)}
-    made = ready.sample(tokens, told(4), draws, **asked)
-    calls = []
-    states = Sampler.states
-    monkeypatch.setattr(Sampler, "states", lambda *a: calls.append(1) or states(*a))
-    assert (ready.sample(tokens, told(4), draws, **asked) == made).all()
-    assert len(calls) == 4  # the second and the third step, with and without the perturbation
-    monkeypatch.setattr(Sampler, "_states", states)
-    assert (ready.sample(tokens, told(4), draws, **asked) == made).all()
 
 
 def test_a_sampled_value_follows_the_scores() -> None:
@@ -142,15 +113,3 @@ def test_numbers_of_known_values_give_them_again() -> None:
     assert torch.equal(found[::10], uniform[::10])
     known = values != MASK
     assert torch.equal(draw_tokens(scores, found)[known], values[known])
-
-
-def test_a_cell_is_explained_by_its_own_draws() -> None:
-    ready = sampler()
-    tokens, names = np.full((4, N_GENES), MASK), list("abcd")
-    draws, conditions = draw_numbers(names, N_GENES, 0), told(4)
-    made = ready.sample(tokens, conditions, draws, n_steps=5, guidance=Guidance())
-    other = draw_numbers(names, N_GENES, 9)._replace(key=draws.key)
-    found = ready.explain(tokens, made, conditions, other, n_steps=5)
-    again = ready.sample(tokens, conditions, found, n_steps=5, guidance=Guidance())
-    np.testing.assert_array_equal(again, made)
-    np.testing.assert_array_equal(found.key, draws.key)

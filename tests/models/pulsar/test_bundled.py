@@ -86,16 +86,6 @@ def test_the_tools_of_donors_take_it(cells: ad.AnnData) -> None:
     cfm.tl.map_reference(donors[:5].copy(), donors[5:].copy(), "half", n_neighbors=2)
 
 
-def test_other_names_of_genes(cells: ad.AnnData) -> None:
-    expected = cfm.tl.embed_donors(cells, **KEYS)
-    ids = {"B2M": "ENSG00000166710", "STAT1": "ENSG00000115415.20", "ISG15": "G1P2"}
-    assert set(ids) <= set(cells.var_names)
-    other = cells.copy()
-    other.var_names = [ids.get(name, name) for name in cells.var_names]
-    found = cfm.tl.embed_donors(other, **KEYS)
-    np.testing.assert_allclose(found.obsm["X_pulsar"], expected.obsm["X_pulsar"], atol=1e-5)
-
-
 def test_other_tissues_are_warned_about(cells: ad.AnnData) -> None:
     copy = cells.copy()
     copy.obs["tissue"] = "lung"

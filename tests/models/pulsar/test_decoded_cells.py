@@ -93,8 +93,6 @@ def test_what_does_not_fit_is_refused(
         instrument.simulate(cells, ["IL6"], groupby="donor_id", encoder=instrument)
     with pytest.raises(ValueError, match="groupby= must name"):
         instrument.simulate(cells, ["IL6"], encoder=encoder)
-    with pytest.raises(KeyError, match="person"):
-        instrument.simulate(cells, ["IL6"], groupby="person", encoder=encoder)
     with pytest.raises(ValueError, match="X has 10 columns"):
         instrument.simulate(cells[:, :10].copy(), ["IL6"], groupby="donor_id", encoder=encoder)
     with pytest.raises(KeyError, match="TNF"):

@@ -82,19 +82,6 @@ def test_saved_models_know_their_conditions(trained: VirtualInstrument, tmp_path
     assert np.isfinite(loaded.predict(x, "D")).all()
 
 
-def test_pairs_start_from_the_donor_without_a_condition() -> None:
-    adata = paired()
-    VirtualInstrument.setup_anndata(adata, "cytokine")
-    model = VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=4)
-    before, condition, after, donors = model._pairs("none")
-    rows = pd.DataFrame(adata.X, index=adata.obs_names)
-    names = CONDITIONS.index[condition.argmax(axis=1)]
-    np.testing.assert_allclose(before, rows.loc[[f"{d}-none" for d in donors]])
-    np.testing.assert_allclose(
-        after, rows.loc[[f"{d}-{c}" for d, c in zip(donors, names, strict=True)]]
-    )
-
-
 def test_donors_without_a_pair_are_left_out_with_a_warning() -> None:
     adata = paired()
     adata = adata[~((adata.obs["donor_id"] == "donor3") & (adata.obs["cytokine"] == "none"))].copy()
@@ -104,18 +91,24 @@ def test_donors_without_a_pair_are_left_out_with_a_warning() -> None:
         model.train(control="none", max_epochs=1, enable_progress_bar=False)
 
 
-def test_what_cannot_be_learned_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("control", "conditions", "alone", "error", "message"),
+    [
+        ("PBS", CONDITIONS, False, KeyError, "control='PBS' is no condition"),
+        ("none", CONDITIONS.iloc[:2], False, KeyError, r"does not have the conditions \['C'\]"),
+        ("none", CONDITIONS, True, ValueError, "No donor is there both"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(
+    control: str, conditions: pd.DataFrame, alone: bool, error: type[Exception], message: str
+) -> None:
     adata = paired()
+    if alone:
+        adata.obs["donor_id"] = adata.obs_names
     VirtualInstrument.setup_anndata(adata, "cytokine")
-    model = VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=4)
-    with pytest.raises(KeyError, match="control='PBS' is no condition"):
-        model.train(control="PBS")
-    with pytest.raises(KeyError, match=r"does not have the conditions \['C'\]"):
-        VirtualInstrument(adata, conditions=CONDITIONS.iloc[:2], hidden_dim=4).train(control="none")
-    adata.obs["donor_id"] = adata.obs_names
-    VirtualInstrument.setup_anndata(adata, "cytokine")
-    with pytest.raises(ValueError, match="No donor is there both"):
-        VirtualInstrument(adata, conditions=CONDITIONS, hidden_dim=4).train(control="none")
+    model = VirtualInstrument(adata, conditions=conditions, hidden_dim=4)
+    with pytest.raises(error, match=message):
+        model.train(control=control)
 
 
 def test_what_does_not_fit_is_refused(trained: VirtualInstrument, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import zarr
 
-import cfm
 from cfm.data import open_files
 from cfm.data._row_stack import DenseRowStack
 from cfm.models import Pulsar
@@ -53,16 +52,6 @@ def test_stored_cells_are_the_same(kind: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(cells[index], expected[index])
         assert cells[index].dtype == np.float32
     np.testing.assert_array_equal(np.asarray(cells), expected)
-
-
-def test_moments_are_those_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adata = donors()
-    cells = read_cells(_stored(adata, "opened_h5ad", tmp_path), "X_uce", None)
-    monkeypatch.setattr("cfm.data._matrix._BLOCK_VALUES", 48 * 30)
-    np.testing.assert_array_equal(cells.mean(axis=0), adata.obsm["X_uce"].mean(axis=0))
-    np.testing.assert_array_equal(cells.std(axis=0), adata.obsm["X_uce"].std(axis=0))
-    with pytest.raises(ValueError, match="axis=1; cells in a file"):
-        cells.mean(axis=1)
 
 
 @pytest.mark.parametrize("kind", ["opened_h5ad", "zarr"])
@@ -118,14 +107,3 @@ def test_bad_cells_are_found_in_files_and_looked_for_once(
     adata.obsm["X_uce"][3, 2] = np.nan
     with pytest.raises(ValueError, match="NaN or infinite in 1 of 175 cells"):
         read_cells(_stored(adata, "opened_h5ad", tmp_path), "X_uce", None)
-
-
-def test_donors_of_files(tmp_path: Path) -> None:
-    adata = donors()
-    Pulsar.setup_anndata(adata, use_rep="X_uce")
-    model = Pulsar(adata, size="mini")
-    expected = cfm.tl.embed_donors(adata, "donor_id", model, n_cells=12)
-    stored = _stored(adata, "opened_h5ad", tmp_path)
-    found = cfm.tl.embed_donors(stored, "donor_id", model, n_cells=12)
-    np.testing.assert_array_equal(found.X, expected.X)
-    assert found.obs.equals(expected.obs)

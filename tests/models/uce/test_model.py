@@ -12,7 +12,6 @@ import pytest
 import torch
 from scipy import sparse
 
-import cfm
 from cfm.models import UCE
 from cfm.models.uce import UCESize
 from tests._uce import FIRST, GENES, N_GENES, N_HEADS, cells, published
@@ -36,16 +35,6 @@ def test_the_tables_say_which_token_a_gene_has(model: UCE, folder: Path) -> None
     table = pd.read_csv(folder / "species_chrom.csv").query("species == 'human'")
     starts = table.set_index("gene_symbol")["start"]
     assert model.genes["start"].tolist() == starts.loc[GENES].tolist()
-
-
-def test_embeddings_have_unit_length_and_a_seed(model: UCE) -> None:
-    adata = cells()
-    found = model.get_latent_representation(adata, sample_size=64, precision="float32")
-    assert found.shape == (12, 16)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-5)
-    other = model.get_latent_representation(adata, sample_size=64, seed=1, precision="float32")
-    assert np.abs(other - found).max() > 1e-3
 
 
 def test_values_that_are_stored_in_parts_are_one_count(model: UCE) -> None:
@@ -75,41 +64,6 @@ def test_it_is_the_embedding_of_the_sentence(model: UCE) -> None:
         with torch.no_grad():
             _, expected = model.module(tokens, torch.ones(tokens.shape))
         np.testing.assert_allclose(row, expected[0], atol=1e-5)
-
-
-def test_embed_stores_it(folder: Path) -> None:
-    adata = cells()
-    model = UCE.from_pretrained(folder, n_heads=N_HEADS)
-    cfm.tl.embed(adata, model, sample_size=32)
-    assert adata.obsm["X_uce"].shape == (12, 16)
-    params = adata.uns["X_uce"]["params"]
-    assert params["model"] == "uce_tiny"
-    assert params["sample_size"] == 32
-    assert params["vocabulary_share"] == 1.0
-    assert cfm.models.load_model(model.save(folder.parent / "ours")).genes.equals(model.genes)
-
-
-def test_a_layer_and_the_models_own_data(model: UCE) -> None:
-    adata = cells()
-    expected = model.get_latent_representation(adata, sample_size=32)
-    adata.layers["counts"] = adata.X.copy()
-    adata.X = np.log1p(adata.X)
-    found = model.get_latent_representation(adata, layer="counts", sample_size=32)
-    np.testing.assert_array_equal(found, expected)
-    with pytest.raises(ValueError, match="log-transformed"):
-        model.get_latent_representation(adata)
-    with pytest.raises(KeyError, match="no layer 'raw'"):
-        model.get_latent_representation(adata, layer="raw")
-    UCE.setup_anndata(adata, layer="counts")
-    model.attach(adata)
-    assert len(model.get_sentences(layer="counts", sample_size=8)) == 12
-
-
-def test_an_empty_cell_is_named(model: UCE) -> None:
-    adata = cells()
-    adata.X[4] = 0
-    with pytest.raises(ValueError, match="In the cell 'cell4' none of the model's genes"):
-        model.get_latent_representation(adata)
 
 
 def test_few_genes_are_a_warning_and_fewer_an_error(model: UCE) -> None:
@@ -202,8 +156,3 @@ def test_the_trial_in_bfloat16_fits_into_few_positions() -> None:
         n_tokens=40, max_length=8, token_dim=4, dim=8, n_heads=2, n_layers=1, ff_dim=8, output_dim=4
     )
     assert UCE(size=size).module.eval().bfloat16_agreement() > 0.99
-
-
-def test_it_is_not_trained(model: UCE) -> None:
-    with pytest.raises(TypeError, match="used as its authors trained it"):
-        model.train()
