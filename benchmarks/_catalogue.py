@@ -73,6 +73,10 @@ BENCHMARKS = {
         "hidden genes of bulk samples, between cohorts and donors",
         panels=(Dots("scores", "centred", ("method",), facet="data", title="centred correlation"),),
     ),
+    "beside_pca": Benchmark(
+        "bulk embeddings beside principal components, on cohorts left out of the corpus",
+        panels=(Dots("paired", "difference", ("cohort", "baseline"), title="ours less PCA"),),
+    ),
     "probe": Benchmark(
         "embeddings against plain expression: survival, infections, groups left out",
         panels=(

@@ -15,14 +15,17 @@ import pandas as pd
 
 import cfm
 from cfm.data import map_identifiers
+from cfm.data._matrix import to_dense
 
 #: Libraries with fewer reads say little of any but the most abundant genes.
 MIN_COUNTS = 200_000
 #: A gene is expressed in a table with a TPM of at least this in this share of its samples.
 MIN_TPM = 1.0
-MIN_SAMPLES = 0.2
-#: As many as a checkpoint of some 4 MB has room for.
-N_GENES = 3840
+MIN_SAMPLES = 0.1
+#: As many as a checkpoint of some 7 MB has room for.
+N_GENES = 4500
+#: A gene counts by its variance in a group of samples, at most 1, and as expressed by this.
+EXPRESSED = 0.1
 #: Links of each gene in the co-expression graph.
 N_NEIGHBORS = 8
 
@@ -38,11 +41,15 @@ class BulkTable:
     units
         ``"counts"``: TPM is made of all of the file's genes. ``"FPKM"``: brought to a sum of a
         million per sample, which is TPM. ``"TPM"``: taken as it is; a file with some of the genes
-        only keeps the values that they had among all.
+        only keeps the values that they had among all. ``"log2 RSEM"``: logarithms of normalised
+        counts; TPM by gene lengths.
+    groups
+        Column that divides the samples into kinds that differ as tissues do; none: one kind.
     """
 
     file: str
     units: str = "counts"
+    groups: str | None = None
 
 
 #: Human RNA sequencing. Left out: arrays and tables of logarithms, whose TPM cannot be had
@@ -53,6 +60,18 @@ TABLES = (
     BulkTable("bulk/gtex_brain", "TPM"),
     BulkTable("bulk/gtex_heart", "TPM"),
     BulkTable("bulk/gtex_liver", "TPM"),
+    BulkTable("bulk/tcga_small5_rsem", "log2 RSEM", "cancer"),
+    BulkTable("bulk/GSE50244_islets"),
+    BulkTable("bulk/TB_HIV_blood"),
+    BulkTable("stimuli/Alasoo2018_macrophage"),
+    BulkTable("stimuli/Boulant_T84_IL22_IFNL"),
+    BulkTable("stimuli/Campo_AM_MDM_Mtb"),
+    BulkTable("stimuli/Campo_MDM_IFN"),
+    BulkTable("stimuli/GSE120844_IFNg", "FPKM"),
+    BulkTable("stimuli/Griss2019_Bcell_melanoma_medium"),
+    BulkTable("stimuli/Jankowski_HPPT_IFN"),
+    BulkTable("stimuli/SAEC_IFN_Lee"),
+    BulkTable("virus_counts/Bezemer2025_DENV_ZIKV"),
     BulkTable("virus_counts/GSE110496_pseudobulk"),
     BulkTable("virus_counts/GSE118305_FPKM", "FPKM"),
     BulkTable("virus_counts/GSE119117"),
@@ -63,6 +82,7 @@ TABLES = (
     BulkTable("virus_counts/GSE148729"),
     BulkTable("virus_counts/GSE155974"),
     BulkTable("virus_counts/GSE176480"),
+    BulkTable("virus_counts/GSE185557"),
     BulkTable("virus_counts/HofbauerCells"),
     BulkTable("virus_counts/Jia2020_balf"),
     BulkTable("virus_counts/KSHV_ORF11"),
@@ -77,8 +97,15 @@ TABLES = (
 
 
 def read_table(data: Path, table: BulkTable) -> ad.AnnData:
-    """Read a file as log TPM, human symbols as genes, ``obs``: ``table``, ``study``, ``donor``."""
+    """Read a file as log TPM, human symbols as genes.
+
+    ``obs`` has ``table``, ``group``, ``study`` and ``donor``, and the columns of the file.
+    """
     adata = ad.read_h5ad(data / f"{table.file}.h5ad")
+    name = Path(table.file).name
+    if table.units == "log2 RSEM":
+        adata.X = np.exp2(to_dense(adata.X, np.float32)) - 1.0
+        adata.uns["units"] = "counts"  # normalised: TPM does not depend on the scale of a sample
     if table.units == "counts":
         deep = np.asarray(adata.X.sum(axis=1)).ravel() >= MIN_COUNTS
         adata = adata[deep].copy()
@@ -86,7 +113,7 @@ def read_table(data: Path, table: BulkTable) -> ad.AnnData:
         # genes without symbol or length: said once in the card
         warnings.simplefilter("ignore", UserWarning)
         cfm.pp.map_genes(adata, organism="human", aggregate="sum", unmapped="keep")
-        if table.units == "counts":
+        if table.units in ("counts", "log2 RSEM"):
             cfm.pp.tpm(adata)
             values = adata.layers["log_tpm"]
         else:
@@ -94,17 +121,18 @@ def read_table(data: Path, table: BulkTable) -> ad.AnnData:
     values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
     if table.units == "FPKM":
         values = values / values.sum(axis=1, keepdims=True) * 1e6
-    if table.units != "counts":
+    if table.units in ("FPKM", "TPM"):
         values = np.log1p(values)
-    name = Path(table.file).name
-    obs = pd.DataFrame(
-        {
-            "table": name,
-            "study": adata.obs["study"].astype(str).to_numpy(),
-            "donor": adata.obs["donor"].astype(str).to_numpy(),
-        },
-        index=[f"{name}:{sample}" for sample in adata.obs_names],
+    obs = adata.obs.copy()
+    kind = "" if table.groups is None else "/" + obs[table.groups].astype(str)
+    donor = "patient" if "patient" in obs else "donor"
+    obs = obs.assign(
+        table=name,
+        group=name + kind,
+        study=obs["study"].astype(str) if "study" in obs else name,
+        donor=obs[donor].astype(str),
     )
+    obs.index = [f"{name}:{sample}" for sample in adata.obs_names]
     var = pd.DataFrame(index=adata.var_names.astype(str))
     return ad.AnnData(values.astype(np.float32), obs=obs, var=var)
 
@@ -115,11 +143,20 @@ def read_tables(data: Path) -> dict[str, ad.AnnData]:
 
 
 def vocabulary(tables: Collection[ad.AnnData], n_genes: int = N_GENES) -> pd.Index:
-    """Genes with a current symbol that are expressed in most tables, in alphabetical order."""
+    """Genes with a current symbol that vary or are expressed in most tables, in order of names.
+
+    What differs between samples of a kind is what an embedding is about: genes that are expressed
+    in every sample alike leave no room for those of sex or of a response.
+    """
     votes: Counter[str] = Counter()
     for adata in tables:
+        groups = adata.obs["group"]
+        sizes = groups.value_counts()
+        spread = [np.zeros(adata.n_vars)]
+        spread += [adata.X[(groups == g).to_numpy()].var(axis=0) for g in sizes.index[sizes >= 4]]
         expressed = (math.log1p(MIN_TPM) <= adata.X).mean(axis=0) >= MIN_SAMPLES
-        votes.update(adata.var_names[expressed].tolist())
+        vote = np.where(expressed, np.minimum(np.max(spread, axis=0), 1.0) + EXPRESSED, 0.0)
+        votes.update(dict(zip(adata.var_names, vote.tolist(), strict=True)))
     genes = pd.Index(sorted(votes))
     genes = genes[map_identifiers(genes.tolist(), organism="human").mapped]
     number = np.array([votes[gene] for gene in genes])
@@ -132,18 +169,19 @@ def join(tables: Collection[ad.AnnData], genes: pd.Index) -> ad.AnnData:
     for adata in tables:
         place = adata.var_names.get_indexer(genes)
         values = np.where(place >= 0, adata.X[:, place], np.float32(np.nan))
-        parts.append(ad.AnnData(values, obs=adata.obs, var=pd.DataFrame(index=genes)))
+        obs = adata.obs[["table", "group", "study", "donor"]].astype(str)
+        parts.append(ad.AnnData(values, obs=obs, var=pd.DataFrame(index=genes)))
     return ad.concat(parts)
 
 
 def add_graph(corpus: ad.AnnData) -> None:
-    """Add the co-expression graph of the samples around the mean of their table.
+    """Add the co-expression graph of the samples around the mean of their group.
 
-    Around the mean of all samples, what tells tables apart would link most genes.
+    Around the mean of all samples, what distinguishes groups would link most genes.
     """
     values = corpus.X.copy()
-    for table in corpus.obs["table"].unique():
-        rows = (corpus.obs["table"] == table).to_numpy()
+    for group in corpus.obs["group"].unique():
+        rows = (corpus.obs["group"] == group).to_numpy()
         known = np.isfinite(values[rows])
         mean = np.where(known, values[rows], 0.0).sum(0) / np.maximum(known.sum(0), 1)
         values[rows] = np.where(known, values[rows] - mean, 0.0)

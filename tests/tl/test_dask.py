@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,3 +177,17 @@ def test_donors_are_sent_without_the_other_donors(
     assert len(sent) == -(-found.n_obs // 5)
     assert not [part for part in sent if part.is_view]
     assert sum(part.n_obs for part in sent) == donors.n_obs
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about its allocator")
+def test_workers_keep_the_memory_that_they_use_again(client: Any) -> None:
+    assert set(client.run(lambda: os.environ["MALLOC_TRIM_THRESHOLD_"]).values()) == {"65536"}
+    cfm.tl.embed(counted_cells(4 * CHUNK), small_model())
+
+    def page_faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(100):
+            np.ones(2**20)  # 2,048 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert max(client.run(page_faults).values()) < 5 * 2**11

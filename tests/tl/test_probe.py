@@ -86,6 +86,23 @@ def test_a_representation_is_compared_under_the_same_head_only():
     np.testing.assert_allclose(table["difference"], expected[heads])
 
 
+def test_representations_are_compared_with_those_after_them():
+    adata = cohort()
+    adata.obsm["X_noise"] = np.random.default_rng(3).normal(size=(adata.n_obs, 4))
+    probe(adata, "disease", groups="patient", use_rep=["X_emb", "X_noise"], **QUICK)
+    table = adata.uns["probe"]["comparisons"]
+    table = table[table["metric"] == "auroc"].set_index(["representation", "baseline"])
+    assert table.index.tolist() == [
+        ("X_emb", "X_noise"),
+        ("X_emb", "expression PCA"),
+        ("X_emb", "none"),
+        ("X_noise", "expression PCA"),
+        ("X_noise", "none"),
+        ("expression PCA", "none"),
+    ]
+    assert table.loc[("X_emb", "X_noise"), "low"] > 0
+
+
 def test_scores_are_those_of_the_stored_predictions():
     adata = cohort()
     probe(adata, "grade", groups="patient", use_rep="X_emb", **QUICK)

@@ -47,7 +47,10 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
     "n_matches": (int, "similar public contrasts to list for each (5)"),
     "units": (str, "of the values: counts or log1p_cp10k"),
     "total_counts": (str, "column with counts of a cell, for --units log1p_cp10k"),
-    "pooling": (Literal["mean", "max", "median"], "of gene embeddings, for BulkFormer"),
+    "pooling": (
+        Literal["auto", "factors", "mean", "max", "median"],
+        "of gene embeddings, for BulkFormer",
+    ),
     "precision": (Literal["auto", "float32", "bfloat16"], "of the computation"),
     "mask": (str, "layer with entries to hide and predict as well"),
     "absent_genes": (bool, "also predict the model's genes that IN lacks"),

@@ -95,6 +95,24 @@ def test_it_improves_on_a_network_that_was_hardly_trained(model: BulkFormer) -> 
     assert both < 0.3 * network
 
 
+def test_the_factors_embed_where_they_have_most_of_the_weight(model: BulkFormer) -> None:
+    new = toy_log_tpm(seed=9, n=8)
+    factors = model.get_latent_representation(new, pooling="factors")
+    network = model.get_latent_representation(new, pooling="mean")
+    np.testing.assert_array_equal(model.get_latent_representation(new), factors)
+    part = model.get_latent_representation(new, genes=list(new.var_names[:10]))
+    assert np.abs(part - factors).max() > 1e-3
+    fewer = model.get_latent_representation(new[:, 5:].copy())
+    same = model.get_latent_representation(new, genes=list(new.var_names[5:]))
+    np.testing.assert_allclose(fewer, same, rtol=1e-5, atol=1e-5)
+    weight = model.linear_term.weight.clone()
+    model.linear_term.weight.fill_(0.5)
+    np.testing.assert_array_equal(model.get_latent_representation(new), network)
+    model.linear_term.weight.copy_(weight)
+    with pytest.raises(ValueError, match=r"fit_linear_term\(\), or pass pooling='mean'"):
+        untrained().get_latent_representation(new, pooling="factors")
+
+
 def test_weight_zero_is_the_network(model: BulkFormer) -> None:
     new = toy_log_tpm(seed=9, n=4)
     term = model.linear_term

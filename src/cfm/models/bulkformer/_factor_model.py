@@ -1,13 +1,12 @@
 """Local factor model: expression of all genes from the observed ones, in closed form.
 
 An addition of this package, apart from the published architecture of BulkFormer: it is used alone,
-or blended with the predictions of a network.
+or blended with the predictions of a network, and its factors embed samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 from typing import Self
 
 import numpy as np
@@ -15,17 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Smallest variance of a gene that the factors do not explain, in squared log TPM.
+#: Factors, and projections of what they leave, that embed a sample.
+N_FACTORS, N_PROJECTIONS = 64, 64
+#: Added to the variance of a gene that the factors do not explain, in squared log TPM.
 NOISE_FLOOR = 0.03
 #: Ridge penalty of the scores of a sample, times the share of genes that it does not measure.
 _RIDGE = 0.3
 #: Smallest share of a gene's variance that counts as noise.
 _LEAST_NOISE = 0.1
-#: Candidates of λ, κ and τ.
-_GRID = ((0.3, 1.0, 3.0), (0.1, 0.5, 3.0), (1.0,))
-#: Studies, and samples of each, on which settings are compared.
-_STUDIES, _SAMPLES = 8, 2
-#: Share of a sample's genes that is hidden for the comparison.
+#: Weight κ of the covariance of centres.
+_BETWEEN = 0.1
+#: Candidates of λ, and of the noise in units of that of the training samples.
+_LOCAL = (0.03, 0.1, 1.0, 10.0)
+_NOISE = (0.5, 1.5, 4.0, 8.0)
+#: Groups with a smaller share in a sample are left out.
+_LEAST_SHARE = 1e-4
+#: A sample chooses among them by one in so many of its observed genes, predicted from the others.
+_EVERY = 5
+#: Studies, samples of each, and share of hidden genes by which the share of a network is chosen.
+_SAMPLES = 8
 _HIDDEN = 0.3
 
 
@@ -35,15 +42,20 @@ class LocalFactorModel(nn.Module):
     Each group of training samples :math:`t` (a study, a tissue) has a centre :math:`c_t`. A sample
     :math:`x` belongs to group :math:`t` with
 
-    .. math:: g_t \propto \exp(-\tfrac{1}{2 \tau} \operatorname{mean}_{O}
-        (x - c_t)^2 / v)
+    .. math:: g_t \propto \exp(-\tfrac{1}{2} \operatorname{mean}_{O} (x - c_t)^2 / v)
 
     over its observed genes :math:`O`, and is modelled as a draw from
-    :math:`N(\mu, L S L^\top + D)` with :math:`\mu = \sum_t g_t c_t`, loadings :math:`L` common to
-    all, and the score covariance :math:`S` of the training samples, weighted by :math:`g` of
-    their group plus :math:`\lambda`, plus :math:`\kappa` times that of the centres around
-    :math:`\mu`. The prediction is the conditional mean given :math:`x_O`: ridge regression on all
-    observed genes, in which similar samples have the largest weight.
+    :math:`N(\mu, L S L^\top + \sigma^2)` with :math:`\mu = \sum_t g_t c_t`, loadings :math:`L`
+    common to all, and the score covariance :math:`S` of the training samples, weighted by
+    :math:`g` of their group plus :math:`\lambda`, plus :math:`\kappa` times that of the centres
+    around :math:`\mu`. The prediction is the conditional mean given :math:`x_O`: ridge regression
+    on all observed genes, in which similar samples have the largest weight. How local it is,
+    :math:`\lambda`, and the noise :math:`\sigma^2` are chosen for each sample alone: those that
+    best predict a fifth of its observed genes from the others.
+
+    The leading factors embed samples (:meth:`embed`). They are the principal components of the
+    training samples around the centre of their group, so that what distinguishes studies does not
+    lead.
 
     Make one with :meth:`fit`; the constructor sets the sizes only.
 
@@ -69,13 +81,14 @@ class LocalFactorModel(nn.Module):
     loading_scale: Tensor
     centres: Tensor
     centre_scores: Tensor
+    middle: Tensor
     variances: Tensor
+    noise: Tensor
     measured: Tensor
     usual: Tensor
     scores: Tensor
     score_scale: Tensor
     group: Tensor
-    settings: Tensor
     weight: Tensor
 
     def __init__(self, n_genes: int, n_factors: int, n_groups: int, n_rows: int) -> None:
@@ -86,33 +99,27 @@ class LocalFactorModel(nn.Module):
         self.register_buffer("loading_scale", torch.ones(n_genes))
         self.register_buffer("centres", torch.zeros(n_groups, n_genes))
         self.register_buffer("centre_scores", torch.zeros(n_groups, n_factors))
-        # Variance within a group that the loadings do not explain.
-        self.register_buffer("variances", torch.ones(n_groups, n_genes))
+        # Mean of the centres.
+        self.register_buffer("middle", torch.zeros(n_genes))
+        # Variance within groups that the loadings do not explain: of each gene, and their mean.
+        self.register_buffer("variances", torch.ones(n_genes))
+        self.register_buffer("noise", torch.tensor(1.0))
         self.register_buffer("measured", torch.ones(n_groups, n_genes, dtype=torch.bool))
         # Mean squared distance of a group's samples from its centre.
         self.register_buffer("usual", torch.ones(n_groups))
         self.register_buffer("scores", torch.zeros(n_rows, n_factors, dtype=torch.int8))
         self.register_buffer("score_scale", torch.ones(n_factors))
         self.register_buffer("group", torch.zeros(n_rows, dtype=torch.int32))
-        #: λ, κ and τ.
-        self.register_buffer("settings", torch.tensor([0.1, 0.05, 0.1]))
         #: Share of this model in a blended prediction; the rest is the network's.
         self.register_buffer("weight", torch.tensor(1.0))
 
     @classmethod
-    def fit(
-        cls,
-        values: np.ndarray,
-        groups: np.ndarray,
-        *,
-        studies: np.ndarray | None = None,
-        n_factors: int = 192,
-        seed: int = 0,
-    ) -> Self:
-        """Fit centres, loadings and scores, and choose λ, κ and τ.
+    def fit(cls, values: np.ndarray, groups: np.ndarray, *, n_factors: int = 192) -> Self:
+        """Fit centres, loadings and scores.
 
         The loadings are the leading directions of the samples around the centre of their group,
-        and of the centres around their mean, in units of each gene's spread within groups.
+        and of the centres around their mean; those along which samples of a group differ most come
+        first.
 
         Parameters
         ----------
@@ -120,14 +127,8 @@ class LocalFactorModel(nn.Module):
             ``(n, n_genes)`` float32 log TPM, ``NaN`` = missing.
         groups
             ``(n,)`` group of each sample: names or numbers.
-        studies
-            ``(n,)`` study of each sample. λ, κ and τ are chosen on samples that are predicted
-            without the groups of their study. Without ``studies``, or with fewer than three of
-            them whose groups can be left out, they keep their defaults.
         n_factors
             Number of loadings; fewer if the samples have fewer directions.
-        seed
-            Of the choice of studies, samples and hidden genes.
 
         Returns
         -------
@@ -144,47 +145,36 @@ class LocalFactorModel(nn.Module):
         )
         middle = np.where(measured, centres, 0.0).sum(0) / np.maximum(measured.sum(0), 1)
         within = np.where(known, values - centres[groups], np.float32(0.0))
-        weight = np.full((len(values), 1), 1.0 / len(values))
-        variance = (weight * within**2).sum(0)
-        spread = np.sqrt(variance + NOISE_FLOOR).astype(np.float32)
+        between = np.where(measured, centres - middle, 0.0).astype(np.float32)
 
-        between = np.where(measured, centres - middle, 0.0) / np.sqrt(n_groups)
-        rows = np.concatenate([within * np.sqrt(weight), between]) / spread
-        rows = rows.astype(np.float32)
+        rows = np.concatenate([within / np.sqrt(len(values)), between / np.sqrt(n_groups)])
         eigenvalues, vectors = np.linalg.eigh((rows @ rows.T).astype(np.float64))
         kept = np.argsort(eigenvalues)[::-1][:n_factors]
         kept = kept[eigenvalues[kept] > 1e-6 * eigenvalues.max()]
         directions = rows.T @ (vectors[:, kept] / np.sqrt(eigenvalues[kept])).astype(np.float32)
-        rounded, scale = _to_int8(directions, axis=1)
+        along = within @ directions
+        _, turn = np.linalg.eigh((along.T @ along).astype(np.float64))
+        rounded, scale = _to_int8(directions @ turn[:, ::-1].astype(np.float32), axis=1)
         directions = rounded * scale  # as they are read back
-        loadings = (directions * spread[:, None]).astype(np.float32)  # (g, r)
 
-        scores = _scores(within, known, directions, spread)
-        centre_scores = _scores(
-            np.where(measured, centres - middle, 0.0), measured, directions, spread
-        )
+        scores = _scores(within, known, directions)
+        centre_scores = _scores(between, measured, directions)
         # Genes that a group does not measure follow from its other genes.
-        centres = np.where(measured, centres, middle + centre_scores @ loadings.T)
+        centres = np.where(measured, centres, middle + centre_scores @ directions.T)
         rounded_scores, score_scale = _to_int8(scores, axis=0)
-        left = np.where(known, within - scores @ loadings.T, 0.0) ** 2
-        pooled = (weight * left).sum(0) / np.maximum((weight * known).sum(0), 1e-9)
-        variances = np.empty_like(centres)
-        for t in range(n_groups):
-            own = groups == t
-            # A variance of few samples is uncertain: add eight samples of the pooled one.
-            n = known[own].sum(0)
-            variances[t] = (left[own].sum(0) + 8.0 * pooled) / (n + 8.0)
-            # The loadings were fitted to these samples, so their residuals are too small.
-            whole = ((within[own] ** 2).sum(0) + 8.0 * variance) / (n + 8.0)
-            variances[t] = np.maximum(variances[t], _LEAST_NOISE * whole)
+        count = np.maximum(known.sum(0), 1)
+        left = (np.where(known, within - scores @ directions.T, 0.0) ** 2).sum(0) / count
+        # The loadings were fitted to these samples, so what they leave is too little.
+        left = np.maximum(left, _LEAST_NOISE * (within**2).sum(0) / count)
 
-        model = cls(values.shape[1], loadings.shape[1], n_groups, len(values))
+        model = cls(values.shape[1], directions.shape[1], n_groups, len(values))
         filled = {
             "loadings": rounded,
-            "loading_scale": scale.ravel() * spread,
+            "loading_scale": scale.ravel(),
             "centres": centres,
             "centre_scores": centre_scores,
-            "variances": variances,
+            "middle": middle,
+            "variances": left + NOISE_FLOOR,
             "measured": measured,
             "scores": rounded_scores,
             "score_scale": score_scale.ravel(),
@@ -192,13 +182,12 @@ class LocalFactorModel(nn.Module):
         }
         for name, array in filled.items():
             getattr(model, name).copy_(torch.from_numpy(np.ascontiguousarray(array)))
+        model.noise.fill_(float(left.mean()) + 1e-6)
         tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
         distance = torch.stack([model.distance(x)[t] for x, t in zip(tensor, groups, strict=True)])
         total = np.bincount(groups, weights=distance.numpy())
         typical = float(np.median(total / size))  # counts as four more samples of each group
         model.usual.copy_(torch.from_numpy((total + 4.0 * typical) / (size + 4.0)))
-        if studies is not None:
-            model._choose_settings(tensor, studies, seed)
         return model
 
     @torch.no_grad()
@@ -231,11 +220,61 @@ class LocalFactorModel(nn.Module):
         -------
         ``(n, n_genes)`` float32.
         """
-        loadings = self.loadings.float() * self.loading_scale.unsqueeze(1)
         out = values.new_empty(values.shape, dtype=torch.float32)
-        for i, x in enumerate(values):
-            out[i] = self._conditional_mean(x.float(), loadings, without)
+        loadings = self.loadings.float() * self.loading_scale.unsqueeze(1)
+        group = self.group.long()
+        rows = self.scores * self.score_scale / self._sizes()[group].sqrt().unsqueeze(1)
+        common = self._sizes().sqrt()
+        if without is not None:
+            common = torch.where(without, 0.0, common)
+        common = common / common.sum()
+        weighted = rows * common[group].sqrt().unsqueeze(1)
+        usual = weighted.T @ weighted
+        measured = torch.isfinite(values)
+        for i, x in enumerate(values.float()):
+            if i == 0 or not torch.equal(measured[i], measured[i - 1]):
+                grams = self._grams(loadings, measured[i])
+            belongs, _ = self.membership(x, without)
+            near = belongs[group] > _LEAST_SHARE
+            close = rows[near] * belongs[group[near]].sqrt().unsqueeze(1)
+            offset = self.centre_scores - belongs @ self.centre_scores
+            if without is not None:
+                offset = offset[~without]
+            own = close.T @ close + _BETWEEN / len(offset) * (offset.T @ offset)
+            out[i] = self._conditional_mean(x, belongs, own, usual, loadings, grams)
         return out
+
+    @torch.no_grad()
+    def embed(self, values: np.ndarray) -> np.ndarray:
+        r"""Return the leading factors of samples, and random projections of the rest.
+
+        With the variance :math:`w` of each factor within groups of training samples and
+        :math:`x` around the mean of the centres, the means of the factors given the observed genes
+        are :math:`z = (L_O^\top L_O + \sigma^2 \operatorname{diag}(1 / w))^{-1} L_O^\top x_O`. What
+        they leave, :math:`x_O - L_O z`, is projected on fixed vectors of random signs, which keeps
+        distances between samples about as they are (Achlioptas, J. Comput. Syst. Sci. 66:671,
+        2003): differences that the training samples do not have are not lost.
+
+        Parameters
+        ----------
+        values
+            ``(n, n_genes)`` log TPM, ``NaN`` = missing.
+
+        Returns
+        -------
+        ``(n, f + 64)`` float32, at most 64 factors and 64 projections, in units of log TPM.
+        """
+        scale = self.loading_scale.unsqueeze(1)
+        loadings = (self.loadings[:, :N_FACTORS].float() * scale).cpu().numpy()
+        variance = (self.scores * self.score_scale).square().mean(0).cpu().numpy()[:N_FACTORS]
+        known = np.isfinite(values)
+        rows = np.where(known, values - self.middle.cpu().numpy(), np.float32(0.0))
+        penalty = float(self.noise) / np.maximum(variance, 1e-9)
+        factors = _scores(rows, known, loadings, penalty)
+        left = np.where(known, rows - factors @ loadings.T, np.float32(0.0))
+        bits = np.random.PCG64(0).random_raw(len(loadings) * N_PROJECTIONS // 64)
+        signs = np.unpackbits(bits.view(np.uint8)).reshape(-1, N_PROJECTIONS) * np.float32(2.0) - 1
+        return np.hstack([factors, left @ signs / np.float32(np.sqrt(N_PROJECTIONS))])
 
     def blend(self, network: Tensor, values: Tensor) -> Tensor:
         """Return a weighted mean of the network's prediction and of this model's, at least 0.
@@ -284,7 +323,7 @@ class LocalFactorModel(nn.Module):
         distance = self.distance(x)
         if without is not None:
             distance = torch.where(without, torch.inf, distance)
-        belongs = torch.softmax(-0.5 * distance / self.settings[2], 0)
+        belongs = torch.softmax(-0.5 * distance, 0)
         share = self.usual / distance.clamp(min=1e-6)
         return belongs, 1.0 - (belongs @ share).clamp(max=1.0)
 
@@ -294,65 +333,63 @@ class LocalFactorModel(nn.Module):
         Infinite for a group that measures none of the sample's genes.
         """
         seen = torch.isfinite(x) & self.measured  # (t, g)
-        distance = (x - self.centres).square() / (self.variances.mean(0) + NOISE_FLOOR)
+        distance = (x - self.centres).square() / self.variances
         mean = torch.where(seen, distance, 0.0).sum(1) / seen.sum(1).clamp(min=1)
         return torch.where(seen.any(1), mean, torch.inf) if bool(seen.any()) else mean
 
-    def _conditional_mean(self, x: Tensor, loadings: Tensor, without: Tensor | None) -> Tensor:
-        """Return the mean of all genes given the observed ones of a sample, ``(n_genes,)``."""
-        belongs, _ = self.membership(x, without)
-        wide, shift, _ = self.settings
-        group = self.group.long()
-        n = torch.bincount(group, minlength=len(belongs)).clamp(min=1)
-        common = n.float().sqrt()
-        if without is not None:
-            common = torch.where(without, 0.0, common)
-        common = common / common.sum()
-        share = belongs + wide * common
-        mean = belongs @ self.centres
-        rows = self.scores * self.score_scale * (share / n)[group].sqrt().unsqueeze(1)
-        covariance = rows.T @ rows  # (r, r)
-        offset = self.centre_scores - belongs @ self.centre_scores
-        if without is not None:
-            offset = offset[~without]
-        covariance = covariance + shift / len(offset) * (offset.T @ offset)
-        noise = share @ self.variances + NOISE_FLOOR  # (g,)
-        # With a root of the covariance the system is well conditioned even if it is singular.
-        values, vectors = torch.linalg.eigh(covariance.double())
-        root = (vectors * values.clamp(min=0.0).sqrt()).float()
-        seen = torch.nonzero(torch.isfinite(x)).squeeze(1)
-        observed = loadings[seen] @ root
-        weighted = observed / noise[seen].unsqueeze(1)
-        gram = weighted.T @ observed + torch.eye(len(root), device=x.device)
-        scores = torch.linalg.solve(gram, weighted.T @ (x - mean)[seen])
-        return mean + loadings @ (root @ scores)
+    def _sizes(self) -> Tensor:
+        """Return the number of training samples of each group, at least 1, ``(n_groups,)``."""
+        return torch.bincount(self.group.long(), minlength=len(self.centres)).clamp(min=1).float()
 
-    def _choose_settings(self, values: Tensor, studies: np.ndarray, seed: int) -> None:
-        """Set λ, κ and τ to those with the smallest mean log squared error of hidden genes."""
-        studies = studies.astype(str)
-        names = [n for n in np.unique(studies) if not self._groups_of(studies == n).all()]
-        if len(names) < 3:
-            return
-        rng = np.random.default_rng(seed)
-        cases = [
-            (values[row : row + 1], self._groups_of(studies == name))
-            for name in rng.permutation(names)[:_STUDIES]
-            for row in rng.permutation(np.flatnonzero(studies == name))[:_SAMPLES]
-        ]
-        masks = [_hide(x, rng) for x, _ in cases]
-        tried, errors = list(product(*_GRID)), []
-        for settings in tried:
-            self.settings.copy_(torch.tensor(settings))
-            made = [
-                self(x.masked_fill(hidden, torch.nan), without)
-                for (x, without), hidden in zip(cases, masks, strict=True)
-            ]
-            error = [
-                float((p - x)[hidden].square().mean().log())
-                for p, (x, _), hidden in zip(made, cases, masks, strict=True)
-            ]
-            errors.append(float(np.mean(error)))
-        self.settings.copy_(torch.tensor(tried[int(np.argmin(errors))]))
+    def _grams(self, loadings: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`L^\top L` over the genes to fit to, and over all observed ones."""
+        fit, check = _parts(seen)
+        gram = loadings[fit].T @ loadings[fit]
+        return gram, gram + loadings[check].T @ loadings[check]
+
+    def _conditional_mean(
+        self,
+        x: Tensor,
+        belongs: Tensor,
+        own: Tensor,
+        usual: Tensor,
+        loadings: Tensor,
+        grams: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Return the mean of all genes given the observed ones of a sample, ``(n_genes,)``.
+
+        Parameters
+        ----------
+        x
+            ``(n_genes,)`` log TPM, ``NaN`` = missing.
+        belongs
+            ``(n_groups,)`` share of each group.
+        own, usual
+            ``(r, r)`` covariance of scores of samples like this one, and of all; their sum with
+            weights 1 and λ is that of the sample.
+        loadings, grams
+            ``(n_genes, r)``, and what :meth:`_grams` makes of them.
+        """
+        mean = belongs @ self.centres
+        left = torch.nan_to_num(x - mean)
+        fit, check = _parts(torch.isfinite(x))
+        right = loadings[fit].T @ left[fit]
+        both = right + loadings[check].T @ left[check]
+        unit = torch.eye(len(own), device=x.device)
+        least = torch.inf
+        for local in _LOCAL:
+            # With a root of the covariance the system is well conditioned even if it is singular.
+            root = _root(own + local * usual)
+            gram, target = root.T @ grams[0] @ root, root.T @ right
+            for times in _NOISE:
+                noise = times * self.noise
+                scores = root @ _solve(gram + noise * unit, target)
+                error = float((loadings[check] @ scores - left[check]).square().sum())
+                if error < least:
+                    least, chosen = error, (root, noise)
+        root, noise = chosen
+        whole = root.T @ grams[1] @ root + noise * unit
+        return mean + loadings @ (root @ _solve(whole, root.T @ both))
 
     @torch.no_grad()
     def choose_weight(
@@ -385,7 +422,7 @@ class LocalFactorModel(nn.Module):
         above = below = 0.0
         for study in np.unique(studies[held_out].astype(str)):
             without = self._groups_of(studies == study)
-            rows = rng.permutation(np.flatnonzero(studies == study))[: 4 * _SAMPLES]
+            rows = rng.permutation(np.flatnonzero(studies == study))[:_SAMPLES]
             if without.all() or not len(rows):
                 continue
             x = torch.from_numpy(values[rows])
@@ -417,8 +454,30 @@ def _mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     return (total / np.maximum(known.sum(0), 1)).astype(np.float32)
 
 
+def _parts(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Split observed genes into those to fit to, and every fifth to check predictions by."""
+    place = torch.nonzero(seen).squeeze(1)
+    check = torch.arange(len(place), device=place.device) % _EVERY == _EVERY - 1
+    return place[~check], place[check]
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Return a matrix whose product with its transpose is the covariance, almost."""
+    jitter = 1e-7 * covariance.diagonal().mean() + 1e-12
+    unit = torch.eye(len(covariance), device=covariance.device, dtype=torch.float64)
+    return torch.linalg.cholesky(covariance.double() + jitter * unit).float()
+
+
+def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Solve a system that is positive definite, but for rounding."""
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        return torch.linalg.solve(matrix, vector)
+    return torch.cholesky_solve(vector.unsqueeze(1), root).squeeze(1)
+
+
 def _scores(
-    rows: np.ndarray, known: np.ndarray, directions: np.ndarray, spread: np.ndarray
+    rows: np.ndarray, known: np.ndarray, directions: np.ndarray, penalty: np.ndarray | None = None
 ) -> np.ndarray:
     """Return least-squares scores of rows on the loadings, over the genes that each measures."""
     out = np.empty((len(rows), directions.shape[1]), dtype=np.float32)
@@ -426,9 +485,9 @@ def _scores(
     for p, pattern in enumerate(patterns):
         chosen = np.flatnonzero(which.ravel() == p)
         d = directions[pattern].astype(np.float64)
-        penalty = 1e-3 + _RIDGE * (1.0 - pattern.mean())
-        gram = d.T @ d + penalty * np.eye(d.shape[1])
-        right = (rows[chosen][:, pattern] / spread[pattern]) @ d
+        own = 1e-3 + _RIDGE * (1.0 - pattern.mean()) if penalty is None else penalty
+        gram = d.T @ d + own * np.eye(d.shape[1])
+        right = rows[chosen][:, pattern] @ d
         out[chosen] = np.linalg.solve(gram, right.T).T
     return out
 

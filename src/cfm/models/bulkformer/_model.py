@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
     from cfm.hub import Checkpoint
 
-Pooling = Literal["mean", "max", "median"]
+Pooling = Literal["auto", "factors", "mean", "max", "median"]
 PerturbationKind = Literal["auto", "gene", "compound"]
 
 #: Names in a checkpoint of what a model may hold beside its network.
@@ -245,12 +245,12 @@ class BulkFormer(PretrainedModel):
         adata: AnnData | None = None,
         *,
         layer: str | None = None,
-        pooling: Pooling = "mean",
+        pooling: Pooling = "auto",
         genes: Sequence[str] | None = None,
         batch_size: int = 64,
         precision: Precision = "auto",
     ) -> np.ndarray:
-        """Return embeddings of samples: the embeddings of their genes, pooled.
+        """Return embeddings of samples: the embeddings of their genes, pooled, or linear factors.
 
         Parameters
         ----------
@@ -260,9 +260,14 @@ class BulkFormer(PretrainedModel):
         layer
             Layer with the log TPM instead of ``X``.
         pooling
-            ``"mean"``, ``"max"`` or ``"median"`` (the lower of two middle values) over genes.
+            Of the network's embeddings: ``"mean"``, ``"max"`` or ``"median"`` (the lower of two
+            middle values) over genes. ``"factors"``: at most 64 factors of the linear term and 64
+            random projections of what they leave, without the network. ``"auto"``: ``"factors"``
+            if the term has more than half of the weight in predictions (:meth:`fit_linear_term`),
+            else ``"mean"``.
         genes
-            Genes to pool over, names of the vocabulary; by default those that ``adata`` has.
+            Genes to pool over or to fit the factors to, names of the vocabulary; by default those
+            that ``adata`` has.
         batch_size
             Samples to read at a time; the result does not depend on it.
         precision
@@ -271,18 +276,34 @@ class BulkFormer(PretrainedModel):
         Returns
         -------
         ``(n, dim + 3)`` float32; the last three are the share of missing genes, the mean of the
-        measured values and the share of values that are not zero.
+        measured values and the share of values that are not zero. Of factors ``(n, f + 64)``
+        float32, in units of log TPM.
 
         Raises
         ------
         KeyError
             If the layer or a gene does not exist.
         ValueError
-            If the matrix is not log TPM, or too few genes are found.
+            If the matrix is not log TPM, too few genes are found, or a model without linear term
+            is to return its factors.
         """
         reader = self._reader(adata, layer)
         measured = np.sort(reader.alignment.positions)
         place = measured if genes is None else self._positions(genes)
+        term = self.linear_term
+        if pooling == "auto":
+            pooling = "factors" if term is not None and float(term.weight) > 0.5 else "mean"
+        if pooling == "factors":
+            if term is None:
+                raise ValueError(
+                    "pooling='factors' needs a linear term, which this model does not have; call "
+                    "model.fit_linear_term(), or pass pooling='mean'."
+                )
+            parts = [
+                term.embed(_only(expression, place))
+                for _, _, expression in reader.batches(batch_size)
+            ]
+            return np.concatenate(parts)
         index = torch.from_numpy(place).to(self.device)
         out = np.empty((reader.adata.n_obs, self.module.dim + N_SUMMARY), dtype=np.float32)
         for rows, embedded in self._embeddings(reader, batch_size, precision):
@@ -660,9 +681,9 @@ class BulkFormer(PretrainedModel):
         """Fit a linear gene-gene term that is blended with the network's predictions.
 
         The term is a Gaussian of the training samples most like the sample to predict, in closed
-        form (see ``LocalFactorModel``). It changes predicted expression, not embeddings. Its
-        locality and its share in the prediction are chosen on studies that are predicted without
-        their own samples.
+        form (see ``LocalFactorModel``). Its share in the prediction is chosen on studies that are
+        predicted without their own samples; with more than half of it, its factors also embed
+        samples (:meth:`get_latent_representation`).
 
         Parameters
         ----------
@@ -696,7 +717,7 @@ class BulkFormer(PretrainedModel):
             groups = self.adata.obs[group_key].astype(str).to_numpy(dtype=object)
         expression = reader.read_all()
         values = expression.masked_fill(expression == MISSING, torch.nan).numpy()
-        term = LocalFactorModel.fit(values, groups, studies=studies, n_factors=n_factors, seed=seed)
+        term = LocalFactorModel.fit(values, groups, n_factors=n_factors)
         if weight is None:
             held_out = held_out_rows(studies, validation_share, seed)
             term.choose_weight(self._network, values, studies, held_out, seed=seed)
@@ -1007,3 +1028,11 @@ class BulkFormer(PretrainedModel):
         model._summarise()
         model.provenance = config
         return model
+
+
+def _only(expression: torch.Tensor, place: np.ndarray) -> np.ndarray:
+    """Return log TPM with ``NaN`` where a gene is missing or not among those at ``place``."""
+    values = np.full(expression.shape, np.nan, dtype=np.float32)
+    chosen = expression[:, torch.from_numpy(place)].numpy()
+    values[:, place] = np.where(chosen == MISSING, np.float32(np.nan), chosen)
+    return values

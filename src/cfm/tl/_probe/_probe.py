@@ -147,8 +147,9 @@ def probe(
         ``brier_t`` (smaller = better), means over the times of 25, 50 and 75 % of the events.
         With several targets also the ``"mean over targets"``.
     ``adata.uns[key_added]['comparisons']``
-        DataFrame: difference of each representation to plain expression and to the trivial
-        predictor with the same head, paired over the draws: ``difference``, ``low``, ``high``.
+        DataFrame: difference of each representation to those after it in ``use_rep``, to plain
+        expression and to the trivial predictor, with the same head and paired over the draws:
+        ``difference``, ``low``, ``high``.
     ``adata.uns[key_added]['params']``
         Arguments, classes, horizons, counts of observations and groups, and ``models``: the
         model of each representation (``model``, ``module`` of its class, ``sha256`` or ``""``), if
@@ -391,20 +392,20 @@ def _score(
 
 
 def _tables(target: Target, scores: Scores) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return scores, and their differences to plain expression and to no features."""
+    """Return scores, and the difference of each representation to those after it."""
     names, member = np.unique(target.groups, return_inverse=True)
     counts = dict.fromkeys([MEAN_TARGET, *target.scored_names], (len(target.rows), len(names)))
     if target.task == "regression":
         for name, used in zip(target.names, np.isfinite(target.values).T, strict=True):
             counts[name] = int(used.sum()), len(np.unique(member.ravel()[used]))
     results, comparisons = [], []
+    order = list(dict.fromkeys(representation for representation, _ in scores))
     for (representation, head), own in scores.items():
         for (metric, name), draws in own.items():
             results.append((representation, head, name, metric, *_summary(draws), *counts[name]))
         for (baseline, other_head), others in scores.items():
-            is_plain = baseline == PLAIN_EXPRESSION and other_head == head
-            is_baseline = is_plain or baseline == NO_FEATURES
-            if not is_baseline or representation in (baseline, NO_FEATURES):
+            is_after = order.index(baseline) > order.index(representation)
+            if not is_after or (other_head != head and baseline != NO_FEATURES):
                 continue
             for (metric, name), draws in own.items():  # paired over the draws
                 difference = _summary(draws - others[metric, name])
