@@ -493,11 +493,6 @@ METHODS: dict[str, Method] = {
             "max_fold": Change(1.01),
         },
     ),
-    "LingshuCell.get_latent_representation": Method(
-        _of(_lingshu_cell, "get_latent_representation"),
-        {"adata": _counts},
-        READS | {"use_conditions": Change(True)},
-    ),
     "LingshuCell.generate": Method(
         _of(_lingshu_cell, "generate"),
         {"cells": 8, "perturbation": "x", "n_steps": 4},

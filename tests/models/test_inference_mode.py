@@ -74,8 +74,9 @@ def train_cellvq(model: Any, adata: ad.AnnData) -> None:
 
 
 def use_lingshu(model: Any, adata: ad.AnnData) -> list[np.ndarray]:
-    cells = model.generate(3, source="B", perturbation="x", seed=0, n_steps=2)
-    return [embedded(adata, model, "X_lingshucell"), np.asarray(cells.X.todense())]
+    made = model.generate(3, source="B", perturbation="x", seed=0, n_steps=2)
+    moved = model.simulate(adata, ["x"], n_steps=2)
+    return [np.asarray(cells.X.todense()) for cells in (made, moved)]
 
 
 def train_lingshu(model: Any, adata: ad.AnnData) -> None:

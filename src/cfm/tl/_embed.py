@@ -133,6 +133,12 @@ def embed(
             f"{type(model).__name__} embeds donors, not single observations; use "
             "cfm.tl.embed_donors(adata, donor_key)."
         )
+    if level == "observation" and not hasattr(model, "get_latent_representation"):
+        raise TypeError(
+            f"{type(model).__name__} makes counts and does not embed observations; use "
+            "scanpy.pp.pca of log-normalised counts, or a model that embeds cells, such as CellVQ, "
+            "UCE or scvi.model.SCVI."
+        )
     key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower() + _SUFFIXES.get(level, "")
     if key_added is None and output is None:
         refuse_other_model(run.whole, key, model)
