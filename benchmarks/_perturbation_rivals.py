@@ -276,7 +276,7 @@ def count_model(task: Task, seed: int) -> ad.AnnData:
 
 COUNT_MODEL = "Count model"
 VARIANTS = (COUNT_MODEL, *_lingshu_recipe.PERTURBED)
-BASELINES = ("control", "mean_shift", "additive", "nearest", "linear")
+BASELINES = ("control", "mean_shift", "nearest", "linear")
 _SCVI = {"gene_likelihood": "nb", "n_layers": 2, "n_latent": 30}
 METHODS: dict[str, Method] = (
     {name: baseline(name) for name in BASELINES}
