@@ -617,7 +617,11 @@ MODELS = [
         data.counts,
         _registered(LingshuCell, _perturbed(data.lingshu)),
         ("layer", "source_key", "perturbation_key"),
-        bad=_BY_ROW | _WHOLE | _VAR_TWICE | _OBS_TWICE,
+        bad=_BY_ROW
+        | _WHOLE
+        | _VAR_TWICE
+        | _OBS_TWICE
+        | {"one class": "KeyError: .*does not have the source .* 'none'; it has"},
     ),
     Tool(
         "PerturbationCountModel.setup_anndata",
