@@ -92,8 +92,8 @@ BENCHMARKS = {
     "perturbation": Benchmark(
         "perturbed cells that were held out, beside baselines and other models",
         panels=(
-            Dots("interferon", "delta_pearson", ("method",), title="interferon, shared controls"),
-            Dots("interferon_apart", "delta_pearson", ("method",), title="controls held out"),
+            Dots("interferon", "delta_pearson", ("method",), title="interferon, unseen type"),
+            Dots("patients", "delta_pearson", ("method",), title="panobinostat, unseen patient"),
             Dots("targets", "delta_pearson", ("method",), title="unseen CRISPR targets"),
         ),
     ),
@@ -102,14 +102,6 @@ BENCHMARKS = {
         panels=tuple(
             Dots(data, "MMD", ("method",), title=data, lower_is_better=True)
             for data in ("kang", "hao")
-        ),
-    ),
-    "cell_embedding": Benchmark(
-        "cell types and stimulation from embeddings of the bundled Lingshu-Cell",
-        panels=(
-            Dots(
-                "scores", "balanced accuracy", ("representation",), facet="target", title="donors"
-            ),
         ),
     ),
     "cell_types": Benchmark(

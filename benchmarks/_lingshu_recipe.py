@@ -39,7 +39,7 @@ class Recipe:
         if self.steps:
             model.train(max_steps=self.steps, count_term=self.count_term, seed=seed, **_QUIET)
         else:
-            model.fit_count_term(seed=seed)
+            model.fit_count_term()
 
 
 #: The recipe of the main rows, then what it consists of, one thing left out at a time.
@@ -49,16 +49,13 @@ PERTURBED = {
         400, False, {"start": "noise", "guidance": 2.0, "n_steps": 3}
     ),
 }
-#: What the count model is asked, by row.
-COUNTED: dict[str, dict[str, Any]] = {
-    "Count model": {},
-    "Count model, new cells": {"start": "noise"},
-}
 GENERATED = {
     "Lingshu-Cell": Recipe(100, ask={"n_steps": 8}),
     "Lingshu-Cell, count term alone": Recipe(0, ask={"n_steps": 1}),
     "Lingshu-Cell, as published": Recipe(400, False, {"n_steps": 32}),
 }
+#: Columns of tasks with groups that are sources of cells; halves of the cells are not.
+GROUPS = ("cell_type", "patient_id")
 #: Of Leiden clusters, which stand in for cell types where cells have no labels.
 RESOLUTION = 2.0
 
@@ -70,7 +67,7 @@ def perturbed(recipe: Recipe, task: Task, seed: int) -> dict[str, np.ndarray]:
     not told.
     """
     train = task.train.copy()
-    source = task.groupby if task.groupby == "cell_type" else None
+    source = task.groupby if task.groupby in GROUPS else None
     LingshuCell.setup_anndata(
         train, source_key=source, perturbation_key=task.key, control=task.control
     )
@@ -83,20 +80,22 @@ def perturbed(recipe: Recipe, task: Task, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def counted(ask: dict[str, Any], task: Task, seed: int) -> dict[str, np.ndarray]:
-    """Train the count model as :func:`perturbed` does Lingshu-Cell, and simulate."""
+def counted(task: Task, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Train the count model as :func:`perturbed` does Lingshu-Cell; return cells and effects."""
     train = task.train.copy()
-    source = task.groupby if task.groupby == "cell_type" else None
+    source = task.groupby if task.groupby in GROUPS else None
     PerturbationCountModel.setup_anndata(
         train, source_key=source, perturbation_key=task.key, control=task.control
     )
     model = PerturbationCountModel(train, perturbation_features=task.features)
-    model.train(seed=seed)
+    model.train()
     sources = task.sources(seed)
-    return {
-        p: log_expression(model.simulate(sources, [p], groupby=source, seed=seed, **ask))
+    cells = {
+        p: log_expression(model.simulate(sources, [p], groupby=source, seed=seed))
         for p in task.asked
     }
+    place = "all" if source is None else task.group
+    return cells, {p: model.predict_effects(p).loc[place].to_numpy() for p in task.asked}
 
 
 def generated(recipe: Recipe, train: ad.AnnData, n: int, seed: int) -> np.ndarray:

@@ -67,7 +67,8 @@ class Bootstrap:
                 made = run[(run.obs[task.key] == perturbation).to_numpy()]
                 x = np.asarray(made.X, dtype=np.float64)
                 rows = obs.index.get_indexer(made.obs["simulated_from"].astype(str))
-                guess = (x - self._x[rows]).mean(axis=0)
+                stated = run.uns.get("effects", {}).get(perturbation)
+                guess = (x - self._x[rows]).mean(axis=0) if stated is None else stated
                 point = self._components.of(x)
                 across = 2 * w_real @ cdist(place, point).mean(axis=1)
                 own = cdist(point, point).sum() / (len(x) * (len(x) - 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from sklearn.model_selection import train_test_split
 N_FOLDS = 5
 #: Cells per perturbation of the screen that are trained on or judged with, and that are made.
 MOST_CELLS, N_MADE = 300, 400
-#: Random halves of the controls of a cell type.
-N_DRAWS = 4
+#: Random halves of the controls of a cell type or a patient.
+N_DRAWS = 2
 _N_NETWORK = 16
 _STOP = 0.3
 _STEPS = 30
@@ -45,6 +45,8 @@ class Task:
         Perturbations by features, where perturbations are asked for that were never seen.
     n_cells
         Cells to make of each perturbation; one from each control if ``None``.
+    seed
+        Added to the seeds of methods.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Task:
     group: str | None = None
     features: pd.DataFrame | None = None
     n_cells: int | None = None
+    seed: int = 0
 
     @cached_property
     def train(self) -> ad.AnnData:
@@ -89,28 +92,39 @@ def log_expression(adata: ad.AnnData) -> np.ndarray:
 
 
 def cell_types(folder: Path) -> Iterator[Task]:
-    """Hold out the stimulated cells of each cell type in turn; all controls are seen."""
+    """Hold out the stimulated cells of each cell type in turn, and half of its controls."""
     adata = ad.read_h5ad(folder / "single_cell" / "kang_ifnb_muscat.h5ad")
-    for name in sorted(adata.obs["cell_type"].astype(str).unique()):
-        hidden = (adata.obs["cell_type"] == name) & (adata.obs["condition"] == "stim")
-        split = _with_split(adata, hidden.to_numpy())
-        yield Task(name, split, ("stim",), "condition", "ctrl", "cell_type", name)
+    yield from _one_held_out(adata, "cell_type", "stim")
 
 
-def cell_types_apart(folder: Path) -> Iterator[Task]:
-    """Hold out half of the controls of the cell type as well, to measure its effect against.
+def patients(folder: Path) -> Iterator[Task]:
+    """Hold out the treated slices of each patient in turn, and half of the cells of its control."""
+    adata = ad.read_h5ad(folder / "single_cell" / "glioblastoma_panobinostat.h5ad")
+    yield from _one_held_out(adata, "patient_id", "panobinostat")
 
-    :data:`N_DRAWS` random halves of each.
+
+def _one_held_out(adata: ad.AnnData, groupby: str, perturbation: str) -> Iterator[Task]:
+    """Hold out perturbed cells of each group, and random halves of the group's controls.
+
+    Effects are measured against the controls that no method knows: chance in the mean of controls
+    cannot be part of a prediction. :data:`N_DRAWS` halves of each, with a seed of their own.
     """
-    for task in cell_types(folder):
-        controls = np.flatnonzero(
-            (task.adata.obs["cell_type"] == task.name) & (task.adata.obs["condition"] == "ctrl")
-        )
+    groups, condition = (adata.obs[key].astype(str) for key in (groupby, "condition"))
+    for name in sorted(groups.unique()):
+        controls = np.flatnonzero((groups == name) & (condition == "ctrl"))
         for draw in range(N_DRAWS):
-            split = task.adata.copy()
-            out = np.random.default_rng(draw).permutation(controls)[: len(controls) // 2]
-            split.obs.iloc[out, split.obs.columns.get_loc("split")] = "test"
-            yield replace(task, name=f"{task.name} {draw + 1}", adata=split)
+            hidden = ((groups == name) & (condition == perturbation)).to_numpy()
+            hidden[np.random.default_rng(draw).permutation(controls)[: len(controls) // 2]] = True
+            yield Task(
+                f"{name} {draw + 1}",
+                _with_split(adata, hidden),
+                (perturbation,),
+                "condition",
+                "ctrl",
+                groupby,
+                name,
+                seed=draw,
+            )
 
 
 def read_screen(folder: Path) -> ad.AnnData:

@@ -106,10 +106,10 @@ def table() -> pd.DataFrame:
             "never",
         ),
         (
-            "`simulate_perturbation`, Lingshu-Cell",
+            "`simulate_perturbation`, count model",
             "interferon in a cell type left out",
-            "delta Pearson " + number(shifts["interferon"], "delta_pearson", method="Lingshu-Cell"),
-            best(shifts["interferon"], "delta_pearson", "method", "Lingshu-Cell", "ceiling"),
+            "delta Pearson " + number(shifts["interferon"], "delta_pearson", method="Count model"),
+            best(shifts["interferon"], "delta_pearson", "method", "Count model", "ceiling"),
             "never; `evaluate_perturbation` gives its score on your cells",
         ),
         (

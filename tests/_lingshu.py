@@ -7,9 +7,13 @@ from functools import cache
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse
 
 from cfm.models import LingshuCell
+from cfm.models.count_model._data import DenseCountReader
+from cfm.models.lingshu._data import to_tokens
+from cfm.models.lingshu._sampler import Sampler
 
 #: Sizes that train in seconds.
 SIZES = {"dim": 32, "n_layers": 2, "n_heads": 2, "ff_dim": 64, "group_size": 4}
@@ -84,3 +88,16 @@ def mean_log(adata: ad.AnnData) -> np.ndarray:
     """Mean of log1p counts, ``(genes,)``."""
     x = adata.X.toarray() if sparse.issparse(adata.X) else np.asarray(adata.X)
     return np.log1p(x.astype(np.float64)).mean(axis=0)
+
+
+def states(model: LingshuCell, adata: ad.AnnData) -> np.ndarray:
+    """Return the mean final state of each cell, ``(n, dim)``, with nothing hidden."""
+    reader = DenseCountReader(adata, model.vocabulary, None)
+    model.module.eval()
+    sampler = Sampler(model.module, torch.float32)
+    parts = np.arange(adata.n_obs)
+    made = []
+    for rows in np.split(parts, parts[sampler.cells_at_once :: sampler.cells_at_once]):
+        tokens = torch.from_numpy(to_tokens(reader.counts(rows)))
+        made.append(sampler.states(tokens, model.levels.conditions(len(rows))).mean(1).numpy())
+    return np.concatenate(made)

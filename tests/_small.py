@@ -115,7 +115,7 @@ TRAINED = {
         _CONDITIONS,
         _lingshu.SIZES,
         _lingshu.TRAINING | {"max_steps": 4},
-        _latent,
+        _lingshu.states,
     ),
     "Pulsar": Small(
         Pulsar,

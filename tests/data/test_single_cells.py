@@ -12,7 +12,7 @@ from scipy import sparse
 
 import cfm
 from cfm.data._counts import check_single_cells
-from cfm.models import CellVQ, LingshuCell
+from cfm.models import CellVQ
 
 N_GENES = 3000
 GENES = [f"G{i}" for i in range(N_GENES)]
@@ -56,7 +56,6 @@ def test_a_few_deep_cells_are_no_matter_and_panels_are_not_judged_by_their_share
             x, CellVQ(vocabulary=genes[:40], n_layers=1, properties={"a": ["b", "c"]})
         ),
         lambda x, genes: cfm.tl.cell_codes(x, CellVQ(vocabulary=genes[:40], n_layers=1)),
-        lambda x, genes: cfm.tl.embed(x, LingshuCell(vocabulary=genes[:40], n_layers=1)),
     ],
 )
 def test_models_of_single_cells_refuse_bulk(kind: Callable, ask: Callable, tmp_path: Path) -> None:

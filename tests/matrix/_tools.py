@@ -266,14 +266,6 @@ TABLE = [
         bad=_BY_ROW | _WHOLE,
     ),
     Tool(
-        "tl.embed (LingshuCell)",
-        data.counts,
-        lambda x, **k: tl.embed(x, data.lingshu(), **k),
-        ("layer",),
-        paths=True,
-        bad=_BY_ROW | _WHOLE,
-    ),
-    Tool(
         "tl.embed (UCE)",
         data.counts,
         lambda x, **k: tl.embed(x, data.uce(), **k),
@@ -626,9 +618,13 @@ MODELS = [
     Tool(
         "LingshuCell.setup_anndata",
         data.counts,
-        _registered(LingshuCell, _latent(data.lingshu)),
+        _registered(LingshuCell, _perturbed(data.lingshu)),
         ("layer", "source_key", "perturbation_key"),
-        bad=_BY_ROW | _WHOLE | _VAR_TWICE,
+        bad=_BY_ROW
+        | _WHOLE
+        | _VAR_TWICE
+        | _OBS_TWICE
+        | {"one class": "KeyError: .*does not have the source .* 'none'; it has"},
     ),
     Tool(
         "PerturbationCountModel.setup_anndata",

@@ -468,9 +468,6 @@ METHODS: dict[str, Method] = {
             "max_fold": Change(1.01),
         },
     ),
-    "LingshuCell.get_latent_representation": Method(
-        {"adata": _counts}, READS | {"use_conditions": Change(True)}
-    ),
     "LingshuCell.generate": Method(
         {"cells": 8, "perturbation": "x", "n_steps": 4},
         {

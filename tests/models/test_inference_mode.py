@@ -31,7 +31,7 @@ def used(name: str, model: Any) -> list[np.ndarray]:
         found.append(cfm.tl.cell_codes(adata, model, copy=True).obs.astype(str).to_numpy())
     elif name == "LingshuCell":
         cells = model.generate(3, source="B", perturbation="x", seed=0, n_steps=2)
-        found.append(cells.X.toarray())
+        found += [cells.X.toarray(), model.simulate(adata, ["x"], n_steps=2).X.toarray()]
     elif name == "Pulsar":
         found.append(np.asarray(cfm.tl.embed_donors(adata, "donor_id", model=model).X))
     return found

@@ -17,7 +17,7 @@ from scipy import sparse
 import cfm
 from cfm.data import GeneVocabulary, _matrix, _row_buffer
 from cfm.data._row_stack import RowStack
-from cfm.models import UCE, CellPulse, CellVQ, LingshuCell
+from cfm.models import UCE, CellPulse, CellVQ
 from cfm.models.bulkformer import _data as bulk_data
 from tests import _bulk, _lingshu, _planted_codes, _pulsar, _toy, _uce
 from tests._small import TRAINED
@@ -40,9 +40,9 @@ LEARNED = [
 
 
 @cache
-def bundled(name: str) -> tuple[object, ad.AnnData]:
-    """A bundled model of counts and cells that express some of its genes."""
-    model = {"cellvq-mini": CellVQ, "lingshu-pbmc-mini": LingshuCell}[name].from_pretrained(name)
+def cellvq() -> tuple[CellVQ, ad.AnnData]:
+    """The bundled model and cells that express some of its genes."""
+    model = CellVQ.from_pretrained("cellvq-mini")
     genes = list(model.vocabulary.genes)[:700][::-1]
     rng = np.random.default_rng(0)
     counts = rng.poisson(rng.gamma(0.3, 3.0, size=(25, len(genes))))
@@ -65,8 +65,7 @@ def uce() -> tuple[UCE, ad.AnnData]:
 
 EMBEDDED: dict[str, Callable[[], tuple[object, ad.AnnData]]] = {
     "cellpulse-mini": cellpulse,
-    "cellvq-mini": lambda: bundled("cellvq-mini"),
-    "lingshu-pbmc-mini": lambda: bundled("lingshu-pbmc-mini"),
+    "cellvq-mini": cellvq,
     "bulkformer": lambda: (_bulk.toy_bulkformer(), _bulk.toy_log_tpm(n=24)),
     "uce": uce,
 }

@@ -94,7 +94,8 @@ def embed(
     Raises
     ------
     TypeError
-        If ``adata`` or ``model`` is of another type, or the model has no such argument.
+        If ``adata`` or ``model`` is of another type, or the model has no such argument or, as
+        :class:`cfm.models.LingshuCell`, no embedding.
     KeyError
         If the layer does not exist.
     ValueError
@@ -132,6 +133,11 @@ def embed(
         raise TypeError(
             f"{type(model).__name__} embeds donors, not single observations; use "
             "cfm.tl.embed_donors(adata, donor_key)."
+        )
+    if level == "observation" and not hasattr(model, "get_latent_representation"):
+        raise TypeError(
+            f"{type(model).__name__} does not embed observations; use scanpy.pp.pca, or a model "
+            "that does, such as CellVQ, UCE or scvi.model.SCVI for cells."
         )
     key = key_added or EMBEDDING_PREFIX + type(model).__name__.lower() + _SUFFIXES.get(level, "")
     if key_added is None and output is None:

@@ -124,17 +124,11 @@ class PerturbationCountModel(RegisteredCounts):
         """Device of the tables."""
         return self.module.control.device
 
-    @checks_arguments()
-    def train(self, *, seed: int = 0) -> None:  # type: ignore[override]
+    def train(self) -> None:  # type: ignore[override]
         """Fit means, effects and dispersions to the registered cells.
 
-        Conditions with at least five cells are met as measured; the others are predicted.
-
-        Parameters
-        ----------
-        seed
-            Of the rows that the correction of predicted effects is learned from, where there are
-            more than 400,000.
+        Effects of conditions with at least five cells are measured, and shrunk by what chance
+        explains of them; the others are predicted.
 
         Raises
         ------
@@ -150,10 +144,10 @@ class PerturbationCountModel(RegisteredCounts):
         conditions = self._conditions_of(in_memory_frame(self.adata.obs))
         rows = np.arange(self.adata.n_obs)
         device, features = self.device, self.perturbation_features
-        fitted = fit_counts(reader, rows, conditions, self.levels, features, seed=seed)
+        fitted = fit_counts(reader, rows, conditions, self.levels, features)
         self.module = fitted.to(device)
         self.is_trained_ = True
-        self.mark_trained(self.registered_categories("study"), training_seed=seed)
+        self.mark_trained(self.registered_categories("study"))
 
     @checks_arguments()
     def predict_effects(

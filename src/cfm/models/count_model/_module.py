@@ -12,7 +12,7 @@ from scipy.stats import nbinom
 from torch import Tensor, nn
 
 from cfm._arguments import check_whole
-from cfm.metrics import linear_shift
+from cfm.models.count_model._response import Cases, ResponsePredictor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -241,7 +241,9 @@ class NegativeBinomialModule(nn.Module):
         if not len(rows):
             return torch.zeros_like(self.control[source])
         known = self.effects[source, FIRST_PART + torch.from_numpy(rows)].double().cpu().numpy()
-        found = linear_shift(table[part - FIRST_PART], table[rows], known)
+        control = self.control[source].double().cpu().numpy()
+        cases = Cases.of_one_source(table[rows], control, known)
+        found = ResponsePredictor([cases]).predict(table[part - FIRST_PART], control, cases)
         return torch.from_numpy(found).to(self.control)
 
 

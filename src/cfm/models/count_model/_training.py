@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.ensemble import HistGradientBoostingRegressor
 
 from cfm.data._warn import warn_user
-from cfm.metrics import linear_shift, mean_shift, nearest_shift
+from cfm.metrics import linear_shift, mean_shift
 from cfm.models.count_model._conditions import shown
 from cfm.models.count_model._module import (
     CONTROL,
@@ -21,9 +19,10 @@ from cfm.models.count_model._module import (
     UNKNOWN,
     NegativeBinomialModule,
 )
+from cfm.models.count_model._response import Cases, ResponsePredictor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -52,15 +51,12 @@ def fit_counts(
     conditions: Conditions,
     levels: ConditionLevels,
     features: PerturbationFeatures | None = None,
-    *,
-    seed: int = 0,
 ) -> NegativeBinomialModule:
     """Fit the distribution of counts that source, perturbation and depth alone imply.
 
-    Mean log expression of conditions that were measured is taken as it is. Effects that were not
-    measured in a source are predicted from the sources where they were
-    (:class:`ResponsePredictor`), those of perturbations that were measured nowhere from others by
-    ``features`` (:func:`cfm.metrics.linear_shift`).
+    Effects that were measured are shrunk by what chance explains of them. Those that were not
+    measured in a source are predicted from the sources where they were, those of perturbations
+    that were measured nowhere from others by ``features`` (:class:`ResponsePredictor`).
 
     Parameters
     ----------
@@ -72,8 +68,6 @@ def fit_counts(
         Of all cells.
     levels, features
         Of the model.
-    seed
-        Of :class:`ResponsePredictor`.
 
     Warns
     -----
@@ -84,19 +78,19 @@ def fit_counts(
     n_parts = len(levels.perturbations)
     table = None if features is None else features.values.astype(np.float64)
     cell = _cells(conditions)
-    means, depths, dispersion = _moments(reader.counts, rows, cell, n_genes)
-    control = _controls(means, n_sources, n_genes)
+    means, variance, depths, dispersion = _moments(reader.counts, rows, cell, n_genes)
+    control, n_controls = _controls(means, n_sources, n_genes)
     combinations = sorted({parts for _, parts in means if len(parts) > 1})
     module = NegativeBinomialModule(n_genes, n_sources, n_parts, combinations)
     effects = np.zeros((1 + n_sources, FIRST_PART + n_parts + len(combinations), n_genes))
     known = {
-        (s, p): mean - control[s]
+        (s, p): _shrunk(mean - control[s], variance * (1 / n + 1 / n_controls[s]))
         for (s, p), (n, mean) in means.items()
         if n >= LEAST_CELLS and p != (CONTROL,)
     }
     bare = _without_controls(means)
     _fill_unknown(effects, means, control)
-    measured = _fill_parts(effects, known, control, bare, n_parts, table, seed)
+    measured = _fill_parts(effects, known, control, bare, n_parts, table)
     for i, parts in enumerate(combinations):
         _fill_combination(effects, known, control, bare, parts, FIRST_PART + n_parts + i)
     every = np.concatenate(list(depths.values()))
@@ -130,15 +124,20 @@ def _cells(conditions: Conditions) -> list[Cell]:
 
 def _moments(
     read: Read, rows: np.ndarray, cell: list[Cell], n_genes: int
-) -> tuple[dict[Cell, tuple[int, Array]], dict[int, Array], Array]:
-    """Return mean log expression and number of cells by condition, depths by source, dispersion."""
+) -> tuple[dict[Cell, tuple[int, Array]], Array, dict[int, Array], Array]:
+    """Return number of cells and mean log expression by condition, and what all share.
+
+    The variance of log expression within conditions, depths by source, and the dispersion.
+    """
     total: dict[Cell, Array] = defaultdict(lambda: np.zeros(n_genes))
     counts: dict[Cell, Array] = defaultdict(lambda: np.zeros(n_genes))
     number: dict[Cell, int] = defaultdict(int)
     depths: dict[int, list[Array]] = defaultdict(list)
+    variance = np.zeros(n_genes)
     for condition, block, depth in _blocks(read, rows, cell):
         log = np.log1p(block * (LIBRARY / np.maximum(depth, 1.0))[:, None])
         total[condition] += log.sum(axis=0)
+        variance += (log**2).sum(axis=0)
         counts[condition] += block.sum(axis=0)
         number[condition] += len(block)
         depths[condition[0]].append(depth)
@@ -154,7 +153,9 @@ def _moments(
     weight = squares / (squares + _DISPERSION_PRIOR)
     dispersion = np.clip(weight * own + (1 - weight) * usual, _LEAST_DISPERSION, _MOST_DISPERSION)
     means = {c: (number[c], total[c] / number[c]) for c in total}
-    return means, {s: np.concatenate(d) for s, d in depths.items()}, dispersion
+    variance -= sum(n * mean**2 for n, mean in means.values())
+    variance = np.maximum(variance, 0.0) / max(sum(number.values()) - len(number), 1)
+    return means, variance, {s: np.concatenate(d) for s, d in depths.items()}, dispersion
 
 
 def _blocks(read: Read, rows: np.ndarray, cell: list[Cell]) -> Iterator[tuple[Cell, Array, Array]]:
@@ -170,8 +171,16 @@ def _blocks(read: Read, rows: np.ndarray, cell: list[Cell]) -> Iterator[tuple[Ce
                 yield condition, block[chosen], depth[chosen]
 
 
-def _controls(means: dict[Cell, tuple[int, Array]], n_sources: int, n_genes: int) -> Array:
-    """Return the mean of each source's controls; row 0 is that of all.
+def _shrunk(effect: Array, variance: Array) -> Array:
+    """Return an effect without the share of it that chance explains."""
+    square = effect**2
+    return effect * square / np.maximum(square + variance, 1e-12)
+
+
+def _controls(
+    means: dict[Cell, tuple[int, Array]], n_sources: int, n_genes: int
+) -> tuple[Array, Array]:
+    """Return the mean of each source's controls and their number; row 0 is that of all.
 
     Where nothing is perturbed, that of all its cells; for a source without controls that of all.
     """
@@ -186,7 +195,8 @@ def _controls(means: dict[Cell, tuple[int, Array]], n_sources: int, n_genes: int
                 number[s] += n
     out /= np.maximum(number, 1)[:, None]
     out[number == 0] = out[0]
-    return out
+    number[number == 0] = max(number[0], 1)
+    return out, number
 
 
 def _without_controls(means: dict[Cell, tuple[int, Array]]) -> set[int]:
@@ -206,7 +216,6 @@ def _fill_parts(
     bare: set[int],
     n_parts: int,
     features: Array | None,
-    seed: int,
 ) -> np.ndarray:
     """Write the effect of each single perturbation in each source; return which were measured."""
     sources = range(1 if len(control) > 1 else 0, len(control))
@@ -224,7 +233,7 @@ def _fill_parts(
     }
     measured = np.array([bool(single[part]) for part in numbers], dtype=bool)
     absent = [(s, part) for part in cases for s in sources if s not in single[part]]
-    across = ResponsePredictor(list(cases.values()), seed=seed) if absent else None
+    across = ResponsePredictor(list(cases.values())) if absent else None
     for part, found in single.items():
         for source, effect in found.items():
             effects[source, part] = effect
@@ -245,16 +254,13 @@ def _cases(found: dict[int, Array], control: Array) -> Cases:
 def _fill_by_features(
     effects: Array, control: Array, measured: np.ndarray, features: Array, sources: range
 ) -> None:
-    """Write the effects of perturbations that were never measured.
-
-    The effects of one source share the noise of its controls, which whatever is chosen by how
-    well they predict each other would learn: here the penalty is fixed and nothing is corrected.
-    """
+    """Write the effects of perturbations that were never measured."""
     rows = FIRST_PART + np.flatnonzero(measured)
-    for i in np.flatnonzero(~measured):
-        for s in sources:
-            effect = linear_shift(features[i], features[measured], effects[s, rows])
-            effects[s, FIRST_PART + i] = np.maximum(effect, -control[s])
+    for s in sources:
+        cases = Cases.of_one_source(features[measured], control[s], effects[s, rows])
+        predictor = ResponsePredictor([cases])
+        for i in np.flatnonzero(~measured):
+            effects[s, FIRST_PART + i] = predictor.predict(features[i], control[s], cases)
 
 
 def _from_combinations(
@@ -313,149 +319,3 @@ def _agreed(extras: list[Array]) -> Array | float:
     n = len(table)
     between = (gram.sum() - np.trace(gram)) / (n * (n - 1))
     return mean * float(np.clip(between / max(float(mean @ mean), 1e-12), 0.0, 1.0))
-
-
-#: Ridge penalties to choose among, and cases that a correction is learned from at least.
-ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
-_LEAST_CASES = 4
-#: Rows (genes of cases) that the trees read at most.
-_MOST_ROWS = 400_000
-
-
-@dataclass(frozen=True)
-class Cases:
-    """Known effects: of one perturbation in several sources, or of several in one source.
-
-    Attributes
-    ----------
-    profiles
-        ``(k, d)`` description of each case: the control mean of its source, or features of its
-        perturbation.
-    controls
-        ``(k, genes)`` mean log expression of the controls of its source.
-    effects
-        ``(k, genes)`` perturbed mean minus control mean.
-    """
-
-    profiles: Array
-    controls: Array
-    effects: Array
-
-    def __len__(self) -> int:
-        return len(self.effects)
-
-    def without(self, i: int) -> Cases:
-        """Return all cases but one."""
-        keep = np.arange(len(self)) != i
-        return Cases(self.profiles[keep], self.controls[keep], self.effects[keep])
-
-
-class ResponsePredictor:
-    """Ridge regression over cases, and a correction that all genes share.
-
-    The ridge of :func:`cfm.metrics.linear_shift` predicts each gene of a new case by itself. How
-    far such predictions go wrong is alike for genes in the same situation: one that is silent in
-    the new source cannot fall, one that is turned on everywhere is turned on here too. Gradient
-    boosted trees learn this error from known cases that are left out in turn, with a row per gene
-    and case.
-
-    Parameters
-    ----------
-    groups
-        Sets of cases that predict each other; the ridge penalty and the correction are chosen
-        over all of them.
-    seed
-        Of the rows that trees read, where there are too many.
-    """
-
-    def __init__(self, groups: Sequence[Cases], *, seed: int = 0) -> None:
-        self.alpha = _best_alpha([g for g in groups if len(g) >= 3])
-        self.trees: HistGradientBoostingRegressor | None = None
-        usable = [g for g in groups if len(g) >= _LEAST_CASES]
-        if usable:
-            self._fit_trees(usable, seed)
-
-    def predict(self, profile: Array, control: Array, cases: Cases) -> Array:
-        """Return the effect in a new case, ``(genes,)``.
-
-        Parameters
-        ----------
-        profile, control
-            ``(d,)`` and ``(genes,)`` of the new case.
-        cases
-            Known ones, at least one.
-        """
-        effect = self._ridge(profile, cases)
-        if self.trees is not None and len(cases) >= _LEAST_CASES - 1:
-            effect = effect + self.trees.predict(_situation(effect, profile, control, cases))
-        # mean log expression is not negative
-        return np.maximum(effect, -control)
-
-    def _ridge(self, profile: Array, cases: Cases) -> Array:
-        return linear_shift(profile, cases.profiles, cases.effects, alpha=self.alpha)
-
-    def _fit_trees(self, groups: Sequence[Cases], seed: int) -> None:
-        rows: list[Array] = []
-        errors: list[Array] = []
-        for group in groups:
-            for i in range(len(group)):
-                others, query = group.without(i), (group.profiles[i], group.controls[i])
-                ridge = self._ridge(query[0], others)
-                rows.append(_situation(ridge, *query, others))
-                errors.append(group.effects[i] - ridge)
-        x, y = np.vstack(rows), np.concatenate(errors)
-        keep = np.arange(len(y))
-        if len(y) > _MOST_ROWS:
-            keep = np.random.default_rng(seed).permutation(len(y))[:_MOST_ROWS]
-        self.trees = _trees(seed).fit(x[keep], y[keep])
-
-
-def _trees(seed: int) -> HistGradientBoostingRegressor:
-    return HistGradientBoostingRegressor(
-        max_iter=60,
-        learning_rate=0.05,
-        max_leaf_nodes=8,
-        min_samples_leaf=100,
-        early_stopping=False,
-        random_state=seed,
-    )
-
-
-def _situation(ridge: Array, profile: Array, control: Array, cases: Cases) -> Array:
-    """Describe each gene of a new case, ``(genes, features)``."""
-    level = cases.controls
-    share = (level * cases.effects).sum(axis=0) / ((level**2).sum(axis=0) + 0.3)
-    return np.stack(
-        [
-            ridge,
-            mean_shift(cases.effects),
-            nearest_shift(profile, cases.profiles, cases.effects),
-            cases.effects.min(axis=0),
-            cases.effects.max(axis=0),
-            share * control,  # if the effect were in proportion to the level
-            control,
-            nearest_shift(profile, cases.profiles, level),
-            level.mean(axis=0),
-        ],
-        axis=1,
-    )
-
-
-def _best_alpha(groups: Sequence[Cases]) -> float:
-    """Choose the ridge penalty by the cases that it predicts from the others."""
-    if not groups:
-        return 1.0
-    errors = [
-        sum(
-            float(((g.effects[i] - linear_shift(g.profiles[i], *_known(g, i), alpha=a)) ** 2).sum())
-            for g in groups
-            for i in range(len(g))
-        )
-        for a in ALPHAS
-    ]
-    return ALPHAS[int(np.argmin(errors))]
-
-
-def _known(group: Cases, i: int) -> tuple[Array, Array]:
-    others = group.without(i)
-    return others.profiles, others.effects

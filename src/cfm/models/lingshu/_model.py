@@ -36,7 +36,7 @@ from cfm.models.lingshu._data import (
 )
 from cfm.models.lingshu._generation import CellFile, Generation
 from cfm.models.lingshu._module import MISSING, SIZES, LingshuModule, LingshuSize
-from cfm.models.lingshu._sampler import Guidance, Sampler, draw_numbers
+from cfm.models.lingshu._sampler import Guidance, draw_numbers
 from cfm.models.lingshu._training import (
     CellStream,
     DiffusionPlan,
@@ -300,78 +300,6 @@ class LingshuCell(RegisteredCounts):
             )
         model.provenance = config
         return model
-
-    @checks_arguments()
-    @torch.inference_mode()
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        *,
-        layer: str | None = None,
-        use_conditions: bool = False,
-        batch_size: int = 64,
-        precision: Precision = "float32",
-    ) -> np.ndarray:
-        """Embed cells: the mean of the final states of their groups of genes.
-
-        Nothing is hidden; genes that ``adata`` lacks are masked, as in training.
-
-        Parameters
-        ----------
-        adata
-            Cells by genes, raw counts, any gene order; need not be registered. The model's own
-            data if not given.
-        layer
-            Layer with the counts instead of ``X``.
-        use_conditions
-            Give the model the registered conditions of each cell, from the columns of ``obs`` of
-            the same names, and its depth. By default they are unknown, so that cells are embedded
-            by their counts alone.
-        batch_size
-            Cells to read at a time; the result does not depend on it.
-        precision
-            As for :meth:`generate`.
-
-        Returns
-        -------
-        ``(n, dim)`` float32.
-
-        Raises
-        ------
-        KeyError
-            If the layer or a column does not exist, or a condition is unknown.
-        ValueError
-            If values are no counts, or none of the model's genes is measured.
-        """
-        adata, layer = self._given_or_own(adata, layer)
-        self.module.eval()
-        sampler = Sampler(self.module, self.inference_dtype(precision))
-        reader = DenseCountReader(adata, self.vocabulary, layer)
-        n = adata.n_obs
-        conditions = self.levels.conditions(n)
-        if use_conditions:
-            obs = in_memory_frame(adata.obs)
-            keys = [self.levels.source_key, self.levels.perturbation_key, *self.levels.covariates]
-            missing = [key for key in keys if key is not None and key not in obs]
-            if missing:
-                raise KeyError(
-                    f"adata.obs has no columns {missing}, which hold the model's conditions; it "
-                    f"has {obs.columns.tolist()}."
-                )
-            conditions = self._conditions_of(obs)
-        out = np.empty((n, self.module.dim), dtype=np.float32)
-        for start in range(0, n, batch_size):
-            counts = reader.counts(np.arange(start, min(start + batch_size, n)))
-            tokens, depth = to_tokens(counts), library_sizes(counts)
-            for first in range(0, len(tokens), sampler.cells_at_once):
-                part = slice(first, min(first + sampler.cells_at_once, len(tokens)))
-                rows = slice(start + part.start, start + part.stop)
-                own = conditions.rows(rows)
-                if use_conditions:
-                    own = own._replace(depth=torch.from_numpy(depth[part]))
-                clean = torch.from_numpy(tokens[part]).to(self.device)
-                out[rows] = sampler.states(clean, own.to(self.device)).mean(1).cpu().numpy()
-        return out
 
     @checks_arguments(guidance=Range(-1), guidance_floor=BELOW_1)
     def generate(
@@ -689,7 +617,7 @@ class LingshuCell(RegisteredCounts):
             known = self.is_trained_ or self.module.count_term is not None
             fits_counts = self.size.depth and not known
         if fits_counts:
-            self._fit_count_term(reader, conditions, training, seed)
+            self._fit_count_term(reader, conditions, training)
         self._set_ranges(reader, conditions, training)
 
         def read(rows: np.ndarray) -> tuple[torch.Tensor, Conditions]:
@@ -736,19 +664,13 @@ class LingshuCell(RegisteredCounts):
             plan.show_average(True)
         self.mark_trained(studies, training_seed=seed, max_steps=n_steps)
 
-    @checks_arguments()
-    def fit_count_term(self, *, seed: int = 0) -> None:
+    def fit_count_term(self) -> None:
         """Fit a count model of the registered cells beside the network, in a minute, not in hours.
 
         The same as :meth:`set_count_term` of a :class:`PerturbationCountModel` that was trained on
         the model's own data. The untrained network adds nothing to it; :meth:`train` then
         learns dependences between genes. Weights that were trained without a count term do
         not fit beside it, so the scores of the network begin anew.
-
-        Parameters
-        ----------
-        seed
-            Of the rows that are read where there are too many.
 
         Raises
         ------
@@ -764,17 +686,17 @@ class LingshuCell(RegisteredCounts):
         reader = self._registered_reader()
         conditions = self._conditions_of(in_memory_frame(self.adata.obs))
         rows = np.arange(self.adata.n_obs)
-        self._fit_count_term(reader, conditions, rows, seed)
+        self._fit_count_term(reader, conditions, rows)
         self._set_ranges(reader, conditions, rows)
         self.is_trained_ = True
-        self.mark_trained(self.registered_categories("study"), count_term_seed=seed)
+        self.mark_trained(self.registered_categories("study"))
 
     def _fit_count_term(
-        self, reader: DenseCountReader, conditions: Conditions, rows: np.ndarray, seed: int
+        self, reader: DenseCountReader, conditions: Conditions, rows: np.ndarray
     ) -> None:
         self._check_depth()
         features = self.perturbation_features
-        self._use_count_term(fit_counts(reader, rows, conditions, self.levels, features, seed=seed))
+        self._use_count_term(fit_counts(reader, rows, conditions, self.levels, features))
 
     def _set_ranges(
         self, reader: DenseCountReader, conditions: Conditions, rows: np.ndarray

@@ -54,7 +54,7 @@ class LingshuRecipe(Recipe):
         weight of one over the root of ``n``.
     condition_dropout
         Probability that a cell is shown without any of its conditions, and that each is withheld,
-        so that cells can be embedded and generated without them. 0 as published.
+        so that cells can be generated without them. 0 as published.
     stratified
         Spread the shares ``t`` of a batch evenly; each alone is uniform as before.
     least_time
