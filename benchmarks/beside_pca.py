@@ -187,11 +187,11 @@ def score(cohort: Cohort, embedded: dict[str, np.ndarray]) -> tuple[dict[str, An
     adata.obsm.update(embedded)
     if not cohort.relative:
         cfm.tl.embed(adata, "bulkformer-mini", key_added=NETWORK, pooling="mean")
-    arguments = {"heads": "logistic"} | cohort.arguments
-    cfm.tl.probe(adata, use_rep=list(adata.obsm), **arguments)
+    used = list(adata.obsm)
+    cfm.tl.probe(adata, use_rep=used, **({"heads": "logistic"} | cohort.arguments))
     found = adata.uns["probe"]["results"]
     found = found[found["metric"] == cohort.metric].set_index("representation")
-    names = {name: name for name in adata.obsm} | {"expression PCA": OWN}
+    names = {name: name for name in used} | {"expression PCA": OWN}
     row: dict[str, Any] = {"cohort": cohort.name, "samples": adata.n_obs, "score": cohort.metric}
     row |= {label: float(found.loc[name, "score"]) for name, label in names.items()}
     pairs = adata.uns["probe"]["comparisons"]

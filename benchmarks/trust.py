@@ -14,6 +14,8 @@ import pandas as pd
 
 from benchmarks._report import REPOSITORY, RESULTS, markdown_table, replace_section
 
+#: The baseline of ``benchmarks.beside_pca`` that a user has without this package.
+COHORT_PCA = "PCA of the cohort"
 PAGE = REPOSITORY / "docs" / "guide" / "trust.md"
 
 
@@ -42,6 +44,7 @@ def table() -> pd.DataFrame:
     response, virus, search = (results(n) for n in ("response", "virus", "signature_search"))
     types, codes, imputed = (results(n) for n in ("cell_types", "cell_codes", "imputation"))
     shifts, drugs, factors = (results(n) for n in ("perturbation", "drugs", "host_factors"))
+    beside = results("beside_pca")
     kinds, ours = response["all_contrasts"], "CellPulse"
     mean = {"label": "mean of the types"}
     by_method = pd.DataFrame(imputed["scores"]).groupby("method", sort=False)["centred"].mean()
@@ -99,6 +102,13 @@ def table() -> pd.DataFrame:
             "other tissues are often named (below)",
         ),
         (
+            "`embed`, `bulkformer-mini`",
+            f"{len(beside['scores'])} bulk cohorts left out of the corpus",
+            f"not below 50 components of the cohort in {_not_below(beside['paired'])}",
+            f"clearly above it in {_above(beside['paired'])}",
+            "never; `probe` compares it with components of your samples",
+        ),
+        (
             "`impute`, `bulkformer-mini`",
             "15 % of the genes hidden in five cohorts left out",
             f"mean centred correlation {number(cohorts, 'centred', method='BulkFormer mini')}",
@@ -126,6 +136,16 @@ def table() -> pd.DataFrame:
 
 DRUGS = "screen_drugs: readings chosen on other classes"
 LINGSHU = "Lingshu-Cell"
+
+
+def _not_below(pairs: list[dict[str, Any]]) -> int:
+    """Count cohorts in which the interval of ours less their own components reaches 0."""
+    return sum(pair["high"] >= 0 for pair in pairs if pair["baseline"] == COHORT_PCA)
+
+
+def _above(pairs: list[dict[str, Any]]) -> int:
+    """Count cohorts in which the interval lies above 0."""
+    return sum(pair["low"] > 0 for pair in pairs if pair["baseline"] == COHORT_PCA)
 
 
 def _codes(rows: list[dict[str, Any]], *, ours: bool) -> str:

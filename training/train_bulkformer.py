@@ -18,7 +18,7 @@ from training.bulk_corpus import N_GENES, add_graph, join, read_tables, vocabula
 
 SEED = 0
 MAX_STEPS = 600
-N_FACTORS = 900
+N_FACTORS = 640
 #: Sizes that a checkpoint of some 7 MB has room for; the factors take most of it.
 SIZES = {"dim": 32, "n_layers": 1, "n_heads": 4}
 MASK_SHARE = 0.3

@@ -207,6 +207,9 @@ BULK_SOURCES = """\
 | lcl_rnaseq_pickrell | Pickrell et al. 2010, Nature | bioc/tweeDEseqCountData, MIT |
 | lcl_rnaseq_montgomery | Montgomery et al. 2010, Nature | bioc/tweeDEseqCountData, MIT |
 | gtex_brain, gtex_heart, gtex_liver | GTEx, TPM | calebji123/MultiCoex, MIT |
+| tcga_small5_rsem | TCGA, five small cancers | RTCGA.rnaseq.20160128, TCGA open access |
+| GSE50244_islets | Fadista et al. 2014 | meichendong/SCDC, not stated |
+| TB_HIV_blood | GSE107104 (inferred) | compbiomed/TBSignatureProfiler, MIT |
 """
 
 
@@ -220,15 +223,22 @@ def bulkformer_card() -> str:
     measured = "Not written yet: `python -m benchmarks.imputation --write`, then this script."
     if (RESULTS / "imputation.json").is_file():
         measured = f"""\
-Models trained by the same script, their networks for 60 steps, without the samples that are scored
-(this checkpoint has seen all). 15 % of the genes hidden; `centred` takes the training mean of each
-gene off:
+Vocabulary and linear term as here, fitted without the samples that are scored (this checkpoint has
+seen all counts and TPM). 15 % of the genes hidden; `centred` takes the training mean of each gene
+off:
 
 {scores("imputation", "scores")}
 
 Minus the best baseline on the centred score, paired over donors, 95 % bootstrap interval:
 
-{scores("imputation", "paired")}"""
+{scores("imputation", "paired")}
+
+Embeddings of cohorts whose studies were left out, beside principal components; ours minus these,
+paired over groups, 95 % bootstrap interval:
+
+{scores("beside_pca", "scores")}
+
+{scores("beside_pca", "paired")}"""
     return f"""\
 # bulkformer-mini
 
@@ -244,22 +254,22 @@ For research on embeddings load the authors' checkpoints. Research use only.
 
 ## Limits
 
-- {len(checkpoint.files["genes.txt"].splitlines()):,} genes, those expressed in most of the training
-  tables: genes of a single tissue are missing. Human only. Not for arrays or single cells.
-- {config["n_samples"]} samples of {len(config["training_studies"])} studies. Imputation is good for
-  samples like them (lymphoblastoid lines, blood, GTEx brain, heart and liver); a sample of a new
-  kind is predicted with far larger errors.
-- Imputation is the linear term's alone: blended in, a network of so few samples made it worse.
-- Embeddings come from the network alone, which was trained for {config["max_steps"]} steps on these
-  samples: they are for trying things out. `python -m benchmarks.probe` holds them against plain
-  expression.
+- {len(checkpoint.files["genes.txt"].splitlines()):,} genes, those that vary in most of the training
+  tables: genes of a single tissue are missing. Human only. Not for arrays or single cells as they
+  are: bring each gene to the mean that it has here first.
+- {config["n_samples"]:,} samples of {len(config["training_studies"])} studies. Imputation is good
+  for samples like them (lymphoblastoid lines, blood, GTEx brain, heart and liver); a sample of a
+  new kind is predicted with far larger errors.
+- **Imputation and embedding are the linear term's alone.** A network of so few samples made both
+  worse. It is there to be tried: `pooling="mean"`. An embedding has 64 factors, which are
+  principal components within groups of samples, and 64 random projections of what they leave.
 
 ## Training
 
 `{config["training_command"]} --data DATA --output FOLDER`, seed {config["training_seed"]}, on a CPU
-in a few minutes; two runs give the same weights. Hidden expression (mean squared error), studies
-drawn with a weight of one over the root of their size; then the linear term, whose settings are
-chosen on studies predicted without their own samples.
+in some minutes; two runs give the same weights. The linear term is in closed form. The network:
+hidden expression (mean squared error), {config["max_steps"]} steps, studies drawn with a weight of
+one over the root of their size.
 
 ## Scores
 
@@ -267,8 +277,8 @@ chosen on studies predicted without their own samples.
 
 ## Data
 
-Counts as log1p TPM of all genes of a table; FPKM brought to a sum of a million; GTEx subsets as
-their TPM are. Libraries of fewer than 200,000 reads are left out.
+Counts as log1p TPM of all genes of a table, RSEM too; FPKM brought to a sum of a million; GTEx
+subsets as their TPM are. Libraries of fewer than 200,000 reads are left out.
 
 {BULK_SOURCES}
 {markdown_table(sources[["name", "accession", "citation", "licence"]])}

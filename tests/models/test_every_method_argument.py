@@ -665,7 +665,6 @@ def test_each_argument_changes_the_result_or_must_not(name: str, argument: str) 
         (_bulkformer, _log_tpm),
         (_cellpulse, _contrasts),
         (_cellvq, _cells),
-        (_lingshu_cell, _counts),
         (lambda: _projected()[0], _counts_of_donors),
         (_uce_model, _uce_cells),
     ],
