@@ -261,8 +261,9 @@ For research on embeddings load the authors' checkpoints. Research use only.
   for samples like them (lymphoblastoid lines, blood, GTEx brain, heart and liver); a sample of a
   new kind is predicted with far larger errors.
 - **Imputation and embedding are the linear term's alone.** A network of so few samples made both
-  worse. It is there to be tried: `pooling="mean"`. An embedding has 64 factors, which are
-  principal components within groups of samples, and 64 random projections of what they leave.
+  worse. It is there to be tried: `pooling="mean"`. An embedding has 128 factors: principal
+  components of the training samples within their groups. In a tissue that the corpus lacks,
+  components of your own samples may be better (HbA1c of islets, with the islets left out).
 
 ## Training
 

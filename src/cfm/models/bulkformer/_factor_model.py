@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Factors, and projections of what they leave, that embed a sample.
-N_FACTORS, N_PROJECTIONS = 64, 64
+#: Factors that embed a sample.
+N_EMBEDDED = 128
 #: Added to the variance of a gene that the factors do not explain, in squared log TPM.
 NOISE_FLOOR = 0.03
 #: Ridge penalty of the scores of a sample, times the share of genes that it does not measure.
@@ -246,14 +246,11 @@ class LocalFactorModel(nn.Module):
 
     @torch.no_grad()
     def embed(self, values: np.ndarray) -> np.ndarray:
-        r"""Return the leading factors of samples, and random projections of the rest.
+        r"""Return the leading factors of samples: their means given the observed genes.
 
         With the variance :math:`w` of each factor within groups of training samples and
-        :math:`x` around the mean of the centres, the means of the factors given the observed genes
-        are :math:`z = (L_O^\top L_O + \sigma^2 \operatorname{diag}(1 / w))^{-1} L_O^\top x_O`. What
-        they leave, :math:`x_O - L_O z`, is projected on fixed vectors of random signs, which keeps
-        distances between samples about as they are (Achlioptas, J. Comput. Syst. Sci. 66:671,
-        2003): differences that the training samples do not have are not lost.
+        :math:`x` around the mean of the centres,
+        :math:`(L_O^\top L_O + \sigma^2 \operatorname{diag}(1 / w))^{-1} L_O^\top x_O`.
 
         Parameters
         ----------
@@ -262,19 +259,14 @@ class LocalFactorModel(nn.Module):
 
         Returns
         -------
-        ``(n, f + 64)`` float32, at most 64 factors and 64 projections, in units of log TPM.
+        ``(n, f)`` float32, at most 128 factors, in units of log TPM.
         """
         scale = self.loading_scale.unsqueeze(1)
-        loadings = (self.loadings[:, :N_FACTORS].float() * scale).cpu().numpy()
-        variance = (self.scores * self.score_scale).square().mean(0).cpu().numpy()[:N_FACTORS]
+        loadings = (self.loadings[:, :N_EMBEDDED].float() * scale).cpu().numpy()
+        variance = (self.scores * self.score_scale).square().mean(0).cpu().numpy()[:N_EMBEDDED]
         known = np.isfinite(values)
         rows = np.where(known, values - self.middle.cpu().numpy(), np.float32(0.0))
-        penalty = float(self.noise) / np.maximum(variance, 1e-9)
-        factors = _scores(rows, known, loadings, penalty)
-        left = np.where(known, rows - factors @ loadings.T, np.float32(0.0))
-        bits = np.random.PCG64(0).random_raw(len(loadings) * N_PROJECTIONS // 64)
-        signs = np.unpackbits(bits.view(np.uint8)).reshape(-1, N_PROJECTIONS) * np.float32(2.0) - 1
-        return np.hstack([factors, left @ signs / np.float32(np.sqrt(N_PROJECTIONS))])
+        return _scores(rows, known, loadings, float(self.noise) / np.maximum(variance, 1e-9))
 
     def blend(self, network: Tensor, values: Tensor) -> Tensor:
         """Return a weighted mean of the network's prediction and of this model's, at least 0.

@@ -261,10 +261,9 @@ class BulkFormer(PretrainedModel):
             Layer with the log TPM instead of ``X``.
         pooling
             Of the network's embeddings: ``"mean"``, ``"max"`` or ``"median"`` (the lower of two
-            middle values) over genes. ``"factors"``: at most 64 factors of the linear term and 64
-            random projections of what they leave, without the network. ``"auto"``: ``"factors"``
-            if the term has more than half of the weight in predictions (:meth:`fit_linear_term`),
-            else ``"mean"``.
+            middle values) over genes. ``"factors"``: the leading factors of the linear term
+            instead, at most 128, without the network. ``"auto"``: ``"factors"`` if the term has
+            more than half of the weight in predictions (:meth:`fit_linear_term`), else ``"mean"``.
         genes
             Genes to pool over or to fit the factors to, names of the vocabulary; by default those
             that ``adata`` has.
@@ -276,7 +275,7 @@ class BulkFormer(PretrainedModel):
         Returns
         -------
         ``(n, dim + 3)`` float32; the last three are the share of missing genes, the mean of the
-        measured values and the share of values that are not zero. Of factors ``(n, f + 64)``
+        measured values and the share of values that are not zero. Of factors ``(n, f)``
         float32, in units of log TPM.
 
         Raises
