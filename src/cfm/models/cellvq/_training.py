@@ -75,9 +75,10 @@ class CellVQRecipe(Recipe):
     number as a share of all codes).
 
     With ``expression_codes`` (the ``mini`` size) the codes are clusters of up to 5,000 training
-    cells, made before the first step and again only with ``code_label_weight``; they depend on no
-    seed and are not trained. The settings of the quantiser (``schedule``, ``last_temperature``,
-    ``anneal_share``, ``separation_weight``, ``balance_weight``) then have no influence.
+    cells, made before the first step and again only with ``code_label_weight``. They are not
+    trained, and depend on the seed only by the cells that are held out. The settings of the
+    quantiser (``schedule``, ``last_temperature``, ``anneal_share``, ``separation_weight``,
+    ``balance_weight``) then have no influence.
 
     An open recipe: published are the task, the kinds of the losses and the quantiser. The shares,
     the weights and the schedule are ours, as is the decoder that sees the code.
