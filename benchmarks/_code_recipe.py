@@ -83,23 +83,22 @@ class Recipe:
 
 
 TRAINING: dict[str, Any] = {"max_steps": 300}
-PLAIN = Recipe("without labels", labels=False, training=TRAINING)
-LABELLED = Recipe("with labels", labels=True, training=TRAINING | {"code_label_weight": 1.0})
+#: Codes that are clusters are made before the first step.
+PLAIN = Recipe("without labels", labels=False, training={"max_steps": 1})
+LABELLED = Recipe("with labels", labels=True, training={"max_steps": 1, "code_label_weight": 1.0})
 #: The quantiser as published, at the sizes that ``mini`` had before its codes were clusters.
 QUANTISER = Recipe(
-    "quantiser, without labels",
+    "quantiser",
     labels=False,
     sizes={"expression_codes": False, "n_bits": 8},
     training=TRAINING,
 )
-#: Codes alone: they are made before the first step.
-CODES = Recipe("without labels", labels=False, training={"max_steps": 1})
 RESAMPLED, SHARE = 5, 0.8
 
 
 def resampled(cells: Cells, vocabulary: list[str] | None = None) -> list[CellVQ]:
     """Return models whose codes were made from 80 % of the cells, five times anew."""
-    recipe = CODES if vocabulary is None else replace(CODES, sizes={"vocabulary": vocabulary})
+    recipe = PLAIN if vocabulary is None else replace(PLAIN, sizes={"vocabulary": vocabulary})
     models = []
     for seed in range(RESAMPLED):
         rows = part_of(cells.adata.n_obs, seed)

@@ -99,8 +99,10 @@ def rivals(cells: Cells, plain: ad.AnnData, coded: Coded) -> dict[str, np.ndarra
     found = {
         "k-means on PCA, as many groups": k_means(plain.obsm["X_pca"], n_used),
         "Leiden on PCA, as many groups": leiden_of(plain, n_used),
-        "k-means on the same embedding": k_means(embedding, n_used),
     }
+    has_network = not coded.run.name.endswith((PLAIN.name, LABELLED.name))
+    if has_network:
+        found["k-means on the same embedding"] = k_means(embedding, n_used)
     n_types = len(set(cells.truth) - {""})
     if 0 < n_types < n_used:
         size = stored["codes"]["n_cells"].to_numpy()
@@ -108,7 +110,8 @@ def rivals(cells: Cells, plain: ad.AnnData, coded: Coded) -> dict[str, np.ndarra
         place = stored["codes"].index.get_indexer(coded.codes)
         found["codes, merged to as many as types"] = np.where(place < 0, -1, group[place])
         found["k-means on PCA, as many as types"] = k_means(plain.obsm["X_pca"], n_types)
-        found["k-means on the same embedding, as many as types"] = k_means(embedding, n_types)
+        if has_network:
+            found["k-means on the same embedding, as many as types"] = k_means(embedding, n_types)
     return found
 
 
@@ -328,14 +331,15 @@ def write(
     """Report the tables."""
     report = Report("cell_codes", "Codes of cells beside clusters")
     report.text(
-        f"CellVQ is trained for {TRAINING['max_steps']} steps, which is short, on the cells of one "
+        "CellVQ makes its codes of the cells of one "
         "donor of Kang 2018 (interferon-beta and control, 1,267 genes), and gives codes to those "
         "of the other donor, then, as it is, to Zheng 2017 (scanpy's pbmc68k_reduced: 700 cells, "
         "765 genes, 323 of them in common; log values as they are, and taken back to counts) and "
-        "to 1,000 cells of Hao 2021, which have no cell types. Its codes are clusters of the "
-        "training cells, by expression alone (*without labels*) or with their types (*with labels*); "
-        "*quantiser* has the codes of the published layers instead. Nothing of the cells that are "
-        "scored was seen. The codes of the bundled cellvq-mini are clusters of the cells of "
+        "to 1,000 cells of Hao 2021, which have no cell types. Codes are clusters of the training "
+        "cells, by expression alone (*without labels*) or with their types (*with labels*); they "
+        "are made before the network is trained. *Quantiser* has codes that are learned, as "
+        f"published, in {TRAINING['max_steps']} steps, which is short. Nothing of the cells that "
+        "are scored was seen. The codes of the bundled cellvq-mini are clusters of the cells of "
         "Hao 2021, without labels, so both donors and Zheng 2017 are new to them; its network and "
         "its head of cell types learned from both donors. The number of codes, and how they are "
         "made, were chosen on donor 107 with codes of donor 101; codes of which dataset to bundle "
