@@ -100,7 +100,7 @@ def rivals(cells: Cells, plain: ad.AnnData, coded: Coded) -> dict[str, np.ndarra
         "k-means on PCA, as many groups": k_means(plain.obsm["X_pca"], n_used),
         "Leiden on PCA, as many groups": leiden_of(plain, n_used),
     }
-    has_network = not coded.run.name.endswith((PLAIN.name, LABELLED.name))
+    has_network = coded.run.name.endswith(QUANTISER.name)  # its codes are of the embedding
     if has_network:
         found["k-means on the same embedding"] = k_means(embedding, n_used)
     n_types = len(set(cells.truth) - {""})

@@ -72,7 +72,7 @@ cells (minutes), or load the authors' weights. Research use only.
 - **Codes are coarse, and linear.** A code is a cluster of the {unlabelled:,} cells without labels,
   and is found in other cells by linear discriminant analysis of expression; the network has no part
   in it, because codes that a network of this size learned agreed less with cell types than k-means
-  on a PCA. A code is not a cell state that anybody has confirmed, and states that these cells do not
+  on a PCA. A code is no cell state that anybody has confirmed, and states that these cells do not
   have (an answer to interferon, say) have no code of their own. Where they matter, cluster.
 - `condition` (`ctrl`, `stim`), which is only predicted when asked for by name, means
   interferon-beta for six hours in the cells of Kang 2018. It is
