@@ -67,6 +67,30 @@ def k_means(space: np.ndarray, n_groups: int, seed: int = 0) -> np.ndarray:
     return KMeans(n_groups, n_init=10, random_state=seed).fit_predict(space)
 
 
+def k_means_from(space: np.ndarray, rows: np.ndarray, n_groups: int, seed: int) -> np.ndarray:
+    """Cluster some rows of a matrix, and give all rows the nearest centre."""
+    model = KMeans(min(n_groups, len(rows)), n_init=10, random_state=seed).fit(space[rows])
+    return model.predict(space)
+
+
+def difference(
+    groups: np.ndarray, others: Sequence[np.ndarray], truth: np.ndarray, *, n_drawn: int = 200
+) -> dict[str, float]:
+    """Return NMI and ARI of a grouping less the mean of others, with 95 % intervals over cells."""
+    known = np.flatnonzero((truth != "") & (groups.astype(str) != "-1"))
+    rng = np.random.default_rng(0)
+    draws = [known, *(rng.choice(known, len(known)) for _ in range(n_drawn))]
+    out: dict[str, float] = {}
+    scores = {"NMI": normalized_mutual_info_score, "ARI": adjusted_rand_score}
+    for name, score in scores.items():
+        ours = np.array([score(truth[d], groups[d]) for d in draws])
+        theirs = np.array([np.mean([score(truth[d], g[d]) for g in others]) for d in draws])
+        low, high = np.percentile((ours - theirs)[1:], [2.5, 97.5])
+        out |= {f"{name} of codes": ours[0], f"{name} of k-means": theirs[0]}
+        out |= {f"{name} difference": ours[0] - theirs[0], f"{name} low": low, f"{name} high": high}
+    return out
+
+
 def logistic(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Name the cells of one matrix by those of another."""
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))

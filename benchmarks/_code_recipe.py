@@ -83,8 +83,32 @@ class Recipe:
 
 
 TRAINING: dict[str, Any] = {"max_steps": 300}
-PLAIN = Recipe("without labels", labels=False, training=TRAINING)
-LABELLED = Recipe("with labels", labels=True, training=TRAINING | {"code_label_weight": 1.0})
+#: Codes that are clusters are made before the first step.
+PLAIN = Recipe("without labels", labels=False, training={"max_steps": 1})
+LABELLED = Recipe("with labels", labels=True, training={"max_steps": 1, "code_label_weight": 1.0})
+#: The quantiser as published, at the sizes that ``mini`` had before its codes were clusters.
+QUANTISER = Recipe(
+    "quantiser",
+    labels=False,
+    sizes={"expression_codes": False, "n_bits": 8},
+    training=TRAINING,
+)
+RESAMPLED, SHARE = 5, 0.8
+
+
+def resampled(cells: Cells, vocabulary: list[str] | None = None) -> list[CellVQ]:
+    """Return models whose codes were made from 80 % of the cells, five times anew."""
+    recipe = PLAIN if vocabulary is None else replace(PLAIN, sizes={"vocabulary": vocabulary})
+    models = []
+    for seed in range(RESAMPLED):
+        rows = part_of(cells.adata.n_obs, seed)
+        models.append(recipe.fit(cells.adata[rows], seed))
+    return models
+
+
+def part_of(n: int, seed: int) -> np.ndarray:
+    """Return 80 % of ``n`` rows, drawn by a seed, ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(n)[: round(SHARE * n)])
 
 
 def fold_model(recipe: Recipe, cells: Cells, seed: int, folder: Path) -> CellVQ:

@@ -17,6 +17,7 @@ SIZES: dict[str, Any] = {
     **{"dim": 16, "n_layers": 2, "n_heads": 2, "ff_dim": 24},
     **{"decoder_dim": 12, "decoder_layers": 1, "decoder_heads": 2},
     **{"n_bins": 8, "n_bits": 6, "codebook_dim": 16, "codebook_layers": 2, "code_dim": 8},
+    "expression_codes": False,
 }
 
 

@@ -16,6 +16,7 @@ SMALL: dict[str, Any] = {
     **{"dim": 32, "n_layers": 1, "n_heads": 2, "ff_dim": 64, "n_bins": 8},
     **{"decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2},
     **{"n_bits": 5, "codebook_dim": 32, "codebook_layers": 2},
+    "expression_codes": False,
 }
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "accelerator": "cpu"}
 TRAINING: dict[str, Any] = {"lr": 1e-2, "keep_share": (0.3, 0.7), **QUIET}

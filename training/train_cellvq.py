@@ -1,5 +1,7 @@
 """Training of ``cellvq-mini`` on blood cells: without labels first, then with cell types.
 
+Codes are clusters of the cells without labels, and stay when labels are learned.
+
 The head of cell types is then fitted on the expression of the cells of both studies, so that it
 knows natural killer cells, dendritic cells and platelets too. The cells of the second study have no
 labels of their authors; they are named by marker genes of their clusters (:func:`marker_types`).
@@ -107,7 +109,7 @@ def train(
     labelled.var_names = symbols(labelled.var_names)
     CellVQ.setup_anndata(labelled, labels_keys=PROPERTIES)
     model.attach(labelled)
-    model.train(max_steps=max_steps[1], code_label_weight=1.0, **_RUN)
+    model.train(max_steps=max_steps[1], **_RUN)
     unlabelled.obs["cell_type"] = marker_types(unlabelled)
     fit_types(model, [labelled, unlabelled])
     model.provenance |= {

@@ -11,7 +11,9 @@ import pytest
 from benchmarks import cell_codes
 from benchmarks._code_clusters import (
     agreement,
+    difference,
     k_means,
+    k_means_from,
     leiden,
     leiden_of,
     log_cells,
@@ -20,7 +22,16 @@ from benchmarks._code_clusters import (
     stability,
 )
 from benchmarks._code_recipe import PLAIN, Cells, fold_model, sorted_blood
-from benchmarks.cell_codes import Run, read_all, score_cells, stable, summary, use_of_codes
+from benchmarks.cell_codes import (
+    Run,
+    against_k_means,
+    beside_k_means,
+    read_all,
+    score_cells,
+    stable,
+    summary,
+    use_of_codes,
+)
 from tests._codes import TYPES, NearestCode, typed_cells
 
 
@@ -45,6 +56,18 @@ def test_perplexity_and_stability() -> None:
     assert stability([rng.integers(0, 4, 2000) for _ in range(3)])["ARI"] < 0.02
 
 
+def test_the_difference_to_other_groupings_has_an_interval() -> None:
+    truth = np.repeat(np.array(["a", "b", "c", ""], dtype=object), 50)
+    right = np.repeat([0, 1, 2, 3], 50)
+    merged = np.minimum(right, 1)
+    found = difference(right, [merged, merged], truth)
+    assert found["NMI of codes"] == pytest.approx(1.0)
+    assert found["ARI difference"] == pytest.approx(1.0 - agreement(merged, truth)["ARI"])
+    assert 0 < found["ARI low"] < found["ARI difference"] < found["ARI high"]
+    same = difference(right, [right], truth)
+    assert same["NMI low"] == same["NMI high"] == 0.0
+
+
 def test_clusterings_find_planted_types() -> None:
     cells = typed_cells(30)
     truth = cells.obs["cell_type"].astype(str).to_numpy()
@@ -54,6 +77,8 @@ def test_clusterings_find_planted_types() -> None:
         assert agreement(groups, truth)["ARI"] > 0.95
     assert len(set(leiden_of(plain, 9))) in range(7, 12)
     half = np.arange(cells.n_obs) % 2 == 0
+    found = k_means_from(plain.obsm["X_pca"], np.flatnonzero(half), 4, 0)
+    assert agreement(found, truth)["ARI"] > 0.95
     space = plain.obsm["X_pca"]
     called = logistic(space[half], truth[half], space[~half])
     assert (called == truth[~half]).mean() > 0.95
@@ -82,11 +107,17 @@ def test_tables_of_planted_cells(capsys: pytest.CaptureFixture[str]) -> None:
     use = use_of_codes(cells, read)
     assert len(use) == 1
     assert 4 <= use[0]["in use"] <= 64
-    steady = pd.DataFrame(stable(cells, plain, read)).set_index("method")
+    parts = {"fake": [NearestCode(seed=0), NearestCode(seed=1)]}
+    steady = pd.DataFrame(stable(cells, plain, read, parts)).set_index("method")
     assert steady.loc["codes", "ARI"] == 1.0  # the same model twice
-    assert steady["seeds"].tolist() == [2, 2, 2]
+    assert steady.loc["codes, from 80 % of the training cells", "ARI"] < 1.0
+    assert steady["seeds"].tolist() == [2, 5, 2, 2, 2]
+    paired = pd.DataFrame(beside_k_means(cells, plain, read))
+    assert paired["seed"].tolist() == [0, 1]
+    assert "query: NMI " in against_k_means(paired)
     assert "query: " in summary(scores)
-    cell_codes.write(scores, pd.DataFrame(use), steady.reset_index(), SimpleNamespace(write=False))
+    tables = (scores, paired, pd.DataFrame(use), steady.reset_index())
+    cell_codes.write(*tables, SimpleNamespace(write=False))
     assert "Groups and cell types" in capsys.readouterr().out
 
 

@@ -109,14 +109,14 @@ class GeneDiscriminant:
         truth: list[np.ndarray] = []
         for inside in _folds(classes, studies, rng):
             kept, own = np.unique(classes[~inside], return_inverse=True)
-            part = cls._fitted(counts[~inside], own, studies[~inside], n_factors)
+            part = cls.estimate(counts[~inside], own, studies[~inside], n_factors)
             scored = inside & np.isin(classes, kept)
             for genes in subsets if len(kept) > 1 and scored.any() else ():
                 delta = np.full((int(scored.sum()), int(classes.max()) + 1), -np.inf)
                 delta[:, kept] = part._scores(counts[np.ix_(scored, genes)], genes)
                 scores.append(delta)
                 truth.append(classes[scored])
-        whole = cls._fitted(counts, classes, studies, n_factors)
+        whole = cls.estimate(counts, classes, studies, n_factors)
         if not scores:
             return whole, np.zeros(0)
         delta, right = np.concatenate(scores), np.concatenate(truth)
@@ -125,13 +125,13 @@ class GeneDiscriminant:
         return replace(whole, slope=slope), sure
 
     @classmethod
-    def _fitted(
+    def estimate(
         cls, counts: np.ndarray, classes: np.ndarray, studies: np.ndarray, n_factors: int
     ) -> Self:
-        """Fit means and covariance; the slope is 1."""
+        """Fit means and covariance, parameters as of :meth:`fit`; the slope is 1."""
         total = counts.sum(axis=1, keepdims=True)
         abundance = (counts / np.where(total > 0, total, 1.0)).mean(axis=0)
-        values = _log_normalised(counts, abundance, np.arange(counts.shape[1]))
+        values = log_normalised(counts, abundance, np.arange(counts.shape[1]))
         centre, spread = values.mean(axis=0), values.std(axis=0) + _LEAST_SPREAD
         values = (values - centre) / spread
         _, study = np.unique(studies, return_inverse=True)
@@ -174,12 +174,30 @@ class GeneDiscriminant:
 
     def _scores(self, counts: np.ndarray, genes: np.ndarray) -> np.ndarray:
         """Return discriminants in units of the distance between classes, ``(n, n_classes)``."""
-        weights, offset = self._weights(genes)
-        values = _log_normalised(counts, self.abundance, genes)
+        weights, offset, _ = self._weights(genes)
+        values = log_normalised(counts, self.abundance, genes)
         return ((values - self.centre[genes]) / self.spread[genes]) @ weights.T - offset
 
-    def _weights(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights ``(n_classes, n)`` of scaled expression, and what is taken off."""
+    def subset(self, classes: np.ndarray) -> Self:
+        """Return the discriminant of some of the classes."""
+        return replace(self, means=self.means[classes])
+
+    def scaled(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classes by some genes, where the mean square distance of two is 1.
+
+        Returns
+        -------
+        weights
+            ``(n_classes, n)`` of scaled expression.
+        products
+            ``(n_classes, n_classes)``, inner products of the class means.
+        """
+        weights, _, distance = self._weights(genes)
+        weights = weights / distance
+        return weights, weights @ self.means[:, genes].astype(float).T
+
+    def _weights(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return weights ``(n_classes, n)`` of scaled expression, what is taken off, distance."""
         means, factors = self.means[:, genes].astype(float), self.factors[genes].astype(float)
         # Woodbury: inverse of F Fᵀ + diag(ψ), applied to the means
         scaled = means / self.noise[genes]
@@ -190,7 +208,7 @@ class GeneDiscriminant:
         square = own[:, None] + own - product - product.T
         n_pairs = max(len(own) * (len(own) - 1), 1)
         distance = np.sqrt(max(square.sum() / n_pairs, 1e-12))
-        return weights / distance, own / (2 * distance)
+        return weights / distance, own / (2 * distance), float(distance)
 
 
 def _folds(
@@ -217,7 +235,7 @@ def _slope(scores: np.ndarray, truth: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-6.0, 4.0), method="bounded").x))
 
 
-def _log_normalised(counts: np.ndarray, abundance: np.ndarray, genes: np.ndarray) -> np.ndarray:
+def log_normalised(counts: np.ndarray, abundance: np.ndarray, genes: np.ndarray) -> np.ndarray:
     """Return ``log1p`` of counts per 10,000, of which these genes have their usual part."""
     part = _TARGET_SUM * abundance[genes].sum() / max(abundance.sum(), 1e-12)
     total = counts.sum(axis=1, keepdims=True)

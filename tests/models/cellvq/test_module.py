@@ -23,7 +23,7 @@ PUBLISHED_HEADS = {"cell_type": 831, "tissue": 377, "disease": 150, "sex": 3, "a
 def size(**changes) -> CellVQSize:
     small = {"dim": 16, "n_layers": 2, "n_heads": 4, "ff_dim": 24, "decoder_dim": 16}
     small |= {"decoder_layers": 1, "decoder_heads": 2, "n_bins": 6, "n_bits": 5, "relation": "full"}
-    small |= {"code_term": False, "expression_term": False}
+    small |= {"code_term": False, "expression_term": False, "expression_codes": False}
     return replace(SIZES["mini"], **(small | changes))
 
 

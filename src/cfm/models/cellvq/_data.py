@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from cfm.models.cellvq._expression_codes import CodeReader
+
 #: Registry key of the column with the study.
 STUDY = "study"
 #: First count token, the requested depth: 10,000 counts, as in the authors' ``inference.py``.
@@ -30,6 +32,8 @@ DEPTH_ASKED = 4.0
 NO_CODE = -1
 #: Cells to read, and to sort by length, at a time.
 _CHUNK = 2048
+#: Cells to read at a time where the values of all of them are kept.
+_READ_AT_ONCE = 256
 
 
 class Tokens(NamedTuple):
@@ -195,6 +199,19 @@ class CellReader(CountReader):
         found = [chunk[cells.n_expressed > 0] for chunk, cells in self._chunks()]
         return np.concatenate(found)
 
+    def dense_counts(self, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        """Return counts of some cells and genes, ``(b, n)`` float64, read a few cells at a time."""
+        out = np.empty((len(rows), len(genes)))
+        for start in range(0, len(rows), _READ_AT_ONCE):
+            part = slice(start, start + _READ_AT_ONCE)
+            out[part] = self.counts(rows[part])[:, genes].toarray()
+        return out
+
+    def positions(self, codes: CodeReader, rows: np.ndarray) -> Tensor:
+        """Return where cells lie among codes that are read from expression, ``(b, code_dim)``."""
+        parts = [rows[i : i + _READ_AT_ONCE] for i in range(0, len(rows), _READ_AT_ONCE)]
+        return torch.cat([codes.positions(self.cells(part).values) for part in parts])
+
     def mean_expression(self, rows: np.ndarray) -> Tensor:
         """Return the mean counts per 10,000 of each gene over some cells, ``(n_genes,)``."""
         total = np.zeros(self.alignment.n_vocabulary)
@@ -308,6 +325,9 @@ class Batch(NamedTuple):
         ``(b,)`` bool: the decoder sees the code of the cell, and none of its genes.
     labels
         ``(b, n_properties)`` int64; −1 = unknown.
+    position
+        ``(b, code_dim)``, where the whole cells lie among codes that are read from expression;
+        ``None`` for other codes.
     """
 
     values: Tensor
@@ -318,6 +338,7 @@ class Batch(NamedTuple):
     total: Tensor
     code_only: Tensor
     labels: Tensor
+    position: Tensor | None = None
 
 
 class CellStream(RowStream):
@@ -336,6 +357,8 @@ class CellStream(RowStream):
         own, drawn uniformly between them. At least one gene is seen.
     code_only_share
         Probability that the decoder sees the code alone.
+    codes
+        Reader of the codes, where they are read from expression.
     """
 
     def __init__(
@@ -348,6 +371,7 @@ class CellStream(RowStream):
         seed: int,
         keep_share: tuple[float, float],
         code_only_share: float,
+        codes: CodeReader | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(rows, batch_size=batch_size, seed=seed, prefetch=reader.prefetch, **kwargs)
@@ -355,6 +379,7 @@ class CellStream(RowStream):
         self.labels = labels
         self.keep_share = keep_share
         self.code_only_share = code_only_share
+        self.codes = codes
 
     def batch(self, drawn: Drawn, generator: torch.Generator) -> Batch:
         """Return the batch of some cells."""
@@ -374,6 +399,7 @@ class CellStream(RowStream):
             torch.from_numpy(dense.sum(axis=1)),
             torch.from_numpy(_draw(n, generator)[own] < self.code_only_share),
             torch.from_numpy(self.labels[rows]),
+            None if self.codes is None else self.codes.positions(cells.values),
         )
 
 

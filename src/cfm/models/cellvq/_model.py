@@ -152,14 +152,16 @@ class CellVQ(PretrainedModel):
     which 371 million are the table of relations between genes). The weights of the losses and the
     schedule of the temperature were not published; those here are ours, see :meth:`train`. The
     ``mini`` size adds two linear terms to the published network (``code_term`` and
-    ``expression_term`` of :class:`cfm.models.cellvq.CellVQSize`).
+    ``expression_term`` of :class:`cfm.models.cellvq.CellVQSize`), and its codes are clusters of
+    the training cells, a linear function of expression (``expression_codes``), which agree with
+    cell types better than those of its quantiser. ``expression_codes=False, n_bits=8`` has that.
 
     Examples
     --------
     >>> import cfm
     >>> model = cfm.models.CellVQ(vocabulary=["A", "B", "C"], n_layers=1)
     >>> model.module.codebook().shape
-    torch.Size([256, 32])
+    torch.Size([16, 32])
     """
 
     module: CellVQModule
@@ -194,7 +196,7 @@ class CellVQ(PretrainedModel):
             "genes without names" if self._vocabulary is None else f"{len(self.vocabulary)} genes"
         )
         self._model_summary_string = (
-            f"CellVQ: {genes}, {2**self.size.n_bits} codes, properties {list(self.properties)}, "
+            f"CellVQ: {genes}, {self.size.n_codes} codes, properties {list(self.properties)}, "
             f"width {self.size.dim}, {self.size.n_layers} layers, {n:,} parameters"
         )
 
@@ -362,7 +364,7 @@ class CellVQ(PretrainedModel):
         for rows, encoded in self._encoded(reader, batch_size, precision):
             found = encoded.embedding
             if representation == "code":
-                found = self.module.quantize(encoded.maximum).latent
+                found = self.module.quantize(encoded.quantised).latent
             out[rows] = found.float().cpu().numpy()
         return out
 
@@ -407,7 +409,7 @@ class CellVQ(PretrainedModel):
             for width in (4 * self.size.dim, self.size.code_dim, 2)
         )
         for rows, encoded in self._encoded(reader, batch_size, precision):
-            found = self.module.quantize(encoded.maximum)
+            found = self.module.quantize(encoded.quantised)
             code[rows] = found.code.cpu().numpy()
             embedding[rows] = encoded.embedding.float().cpu().numpy()
             latent[rows] = found.latent.float().cpu().numpy()
@@ -783,6 +785,7 @@ class CellVQ(PretrainedModel):
             max_fold,
             # elsewhere decoders were trained without the codes of cells
             self.module.code_term is not None or "training_studies" in self.provenance,
+            reader.measured,
         )
         rounding = Rounding([str(n) for n in adata.obs_names], seed) if units == "counts" else None
         return simulator.run(adata, reader, batch_size=batch_size, rounding=rounding)
@@ -827,9 +830,13 @@ class CellVQ(PretrainedModel):
         """Yield ``(rows, output of the encoder)`` of the cells that express a gene of the model."""
         dtype = self.inference_dtype(precision)
         most = _ON_CPU if self.device.type == "cpu" else _ON_GPU
+        codes = self.module.code_reader(reader.measured)
         for rows, cells in reader.batches(batch_size, most_tokens=most):
             tokens = cells.tokens().to(self.device)
-            yield rows, self.module.encode_cells(*tokens, dtype=dtype)
+            encoded = self.module.encode_cells(*tokens, dtype=dtype)
+            if codes is not None:
+                encoded = encoded._replace(quantised=codes.positions(cells.values).to(self.device))
+            yield rows, encoded
 
     @classmethod
     @reads_checkpoint

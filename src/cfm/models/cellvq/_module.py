@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from cfm.models._sizes import check_sizes
 from cfm.models.cellvq._additions import CodeTerm, ExpressionTerm
+from cfm.models.cellvq._expression_codes import N_LIFTED, ExpressionCodes
 from cfm.models.cellvq._property_heads import PropertyHeads
 from cfm.nn import PerformerLayer, TransformerEncoderLayer
 from cfm.nn._kernels import WeightCache
@@ -20,6 +21,10 @@ from cfm.nn._values import BinnedValueEmbedding, ZINBHeads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+
+    from cfm.models.cellvq._expression_codes import CodeReader
 
 #: Tokens beside the genes, the last two of each cell: a constant and the log10 of its counts.
 N_COUNT_TOKENS = 2
@@ -55,6 +60,10 @@ class CellVQSize:
     expression_term
         Add :class:`~cfm.models.cellvq._additions.ExpressionTerm` to the tokens of a cell. Not in
         the published model.
+    expression_codes
+        Codes are clusters of the training cells, found in expression by
+        :class:`~cfm.models.cellvq._expression_codes.ExpressionCodes`. Otherwise they are learned
+        by the quantiser, as published; only that has ``codebook_dim`` and ``codebook_layers``.
     """
 
     dim: int = 768
@@ -74,6 +83,7 @@ class CellVQSize:
     dropout: float = 0.1
     code_term: bool = False
     expression_term: bool = False
+    expression_codes: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(self, dropouts=("dropout",))
@@ -92,6 +102,10 @@ class CellVQSize:
             )
         if isinstance(self.bin_alpha, bool) or not abs(self.bin_alpha) < float("inf"):
             raise ValueError(f"bin_alpha must be a finite number; found {self.bin_alpha!r}.")
+        if self.expression_codes and self.code_dim <= N_LIFTED:
+            raise ValueError(
+                f"code_dim must be above {N_LIFTED} with expression_codes; found {self.code_dim}."
+            )
 
     @property
     def n_codes(self) -> int:
@@ -111,13 +125,14 @@ SIZES = {
         decoder_layers=1,
         decoder_heads=2,
         n_bins=32,
-        n_bits=8,
+        n_bits=4,
         codebook_dim=64,
         codebook_layers=3,
         relation="none",
         dropout=0.0,  # with it, attention on a CPU takes four times as long in training
         code_term=True,
         expression_term=True,
+        expression_codes=True,
     ),
     "published": CellVQSize(),
 }
@@ -132,13 +147,14 @@ class Encoded(NamedTuple):
         ``(b, n, dim)``, outputs of the tokens.
     embedding
         ``(b, 4 * dim)``, the cell embedding.
-    maximum
-        ``(b, dim)``, largest value over the tokens, which is quantised.
+    quantised
+        ``(b, dim)``, largest value over the tokens, which is quantised; with ``expression_codes``
+        to be replaced by what :meth:`CodeReader.positions` returns.
     """
 
     states: Tensor
     embedding: Tensor
-    maximum: Tensor
+    quantised: Tensor
 
 
 class ExpressionDecoder(nn.Module):
@@ -231,13 +247,19 @@ class CellVQModule(nn.Module):
             for _ in range(size.n_layers)
         )
         self.norm = nn.LayerNorm(dim)
-        self.quantiser = SoftCodes(
-            dim,
-            n_bits=size.n_bits,
-            hidden=size.codebook_dim,
-            n_hidden=size.codebook_layers,
-            code_dim=size.code_dim,
-        )
+        self.quantiser: SoftCodes | ExpressionCodes
+        if size.expression_codes:
+            self.quantiser = ExpressionCodes(
+                n_genes, dim, n_bits=size.n_bits, code_dim=size.code_dim
+            )
+        else:
+            self.quantiser = SoftCodes(
+                dim,
+                n_bits=size.n_bits,
+                hidden=size.codebook_dim,
+                n_hidden=size.codebook_layers,
+                code_dim=size.code_dim,
+            )
         self.decoder = ExpressionDecoder(size)
         self.expression_term = ExpressionTerm(n_genes, dim) if size.expression_term else None
         self.code_term = CodeTerm(n_genes, dim, size.code_dim) if size.code_term else None
@@ -371,7 +393,8 @@ class CellVQModule(nn.Module):
         Parameters
         ----------
         maximum
-            ``(b, dim)``, the second output of :meth:`pool`.
+            ``(b, dim)``, the second output of :meth:`pool`; with ``expression_codes``
+            ``(b, code_dim)``, where cells lie among the codes.
         temperature, generator
             As in :meth:`cfm.nn._soft_codes.SoftCodes.forward`; at 0 the nearest code is taken.
         """
@@ -390,9 +413,22 @@ class CellVQModule(nn.Module):
 
         In evaluation mode without gradients they are computed once per weights.
         """
-        network = self.quantiser.network
-        weights = [*network.parameters(), *network.buffers()]
-        return self._keep("codebook", weights, self.quantiser.codebook)
+        quantiser = self.quantiser
+        if isinstance(quantiser, ExpressionCodes):
+            return quantiser.codebook()
+        weights = [*quantiser.network.parameters(), *quantiser.network.buffers()]
+        return self._keep("codebook", weights, quantiser.codebook)
+
+    def code_reader(self, measured: np.ndarray) -> CodeReader | None:
+        """Return how codes are read from the measured genes; ``None`` where the encoder finds them.
+
+        Parameters
+        ----------
+        measured
+            ``(n_genes,)`` bool.
+        """
+        quantiser = self.quantiser
+        return quantiser.reader(measured) if isinstance(quantiser, ExpressionCodes) else None
 
     @property
     def bits(self) -> Tensor:

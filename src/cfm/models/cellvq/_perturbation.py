@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cfm.data import GeneVocabulary
     from cfm.models.cellvq._data import CellReader
+    from cfm.models.cellvq._expression_codes import CodeReader
     from cfm.models.cellvq._module import CellVQModule
 
 #: Change of genes; a number is a factor of their counts.
@@ -193,6 +194,8 @@ class Simulator:
         Largest factor by which a gene rises or falls.
     decodes_codes
         Whether the decoder was trained with the codes of cells: here it is, elsewhere not.
+    measured
+        ``(n_genes,)`` bool, which genes are measured.
     """
 
     module: CellVQModule
@@ -200,6 +203,7 @@ class Simulator:
     fold: np.ndarray
     max_fold: float
     decodes_codes: bool
+    measured: np.ndarray
 
     @property
     def device(self) -> torch.device:
@@ -262,9 +266,13 @@ class Simulator:
         out = np.full(len(cells.depth), NO_CODE, dtype=np.int64)
         some = np.flatnonzero(cells.n_expressed > 0)
         if len(some):
-            tokens = cells.rows(some).tokens().to(self.device)
-            maximum = self.module.encode_cells(*tokens).maximum
-            out[some] = self.module.quantize(maximum).code.cpu().numpy()
+            codes = self.module.code_reader(self.measured)
+            if codes is None:
+                tokens = cells.rows(some).tokens().to(self.device)
+                found = self.module.encode_cells(*tokens).quantised
+            else:
+                found = codes.positions(cells.rows(some).values).to(self.device)
+            out[some] = self.module.quantize(found).code.cpu().numpy()
         return out
 
     def ratio(self, before: Cells, after: Cells) -> np.ndarray:
@@ -276,15 +284,19 @@ class Simulator:
             # with no gene left to encode there is no prediction
             some = np.flatnonzero(np.minimum(*(s.n_expressed for s in shown)) > 0)
             if len(some):
-                old, new = (self.decoded_means(s.rows(some))[:, hidden] for s in shown)
+                codes = self.module.code_reader(self.measured & ~hidden)
+                old, new = (self.decoded_means(s.rows(some), codes)[:, hidden] for s in shown)
                 ratio[np.ix_(some, hidden)] = new / old
         return ratio
 
-    def decoded_means(self, cells: Cells) -> np.ndarray:
+    def decoded_means(self, cells: Cells, codes: CodeReader | None = None) -> np.ndarray:
         """Return the means that are decoded, ``(b, n_genes)`` float64."""
         tokens = cells.tokens().to(self.device)
         encoded = self.module.encode_cells(*tokens)
-        vector = self.module.quantize(encoded.maximum).vector if self.decodes_codes else None
+        found = encoded.quantised
+        if codes is not None:
+            found = codes.positions(cells.values).to(self.device)
+        vector = self.module.quantize(found).vector if self.decodes_codes else None
         mean, _, _ = self.module.decode(
             encoded.states, tokens.gene_ids, tokens.padding, vector=vector
         )

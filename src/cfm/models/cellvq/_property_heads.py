@@ -42,6 +42,8 @@ class ExpressionHead(nn.Module):
         Sizes.
     """
 
+    slope: Tensor
+
     def __init__(self, n_classes: int, n_genes: int, n_factors: int) -> None:
         super().__init__()
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(ARRAYS, (n_genes,))
@@ -54,17 +56,35 @@ class ExpressionHead(nn.Module):
     def of(cls, found: GeneDiscriminant, genes: np.ndarray, n_genes: int) -> Self:
         """Make a head of a discriminant of some of the genes of the model."""
         head = cls(len(found.means), n_genes, found.factors.shape[1])
-        at = torch.from_numpy(genes)
+        head.fill(found, genes, np.arange(len(found.means)))
+        return head
+
+    @torch.no_grad()
+    def fill(self, found: GeneDiscriminant, genes: np.ndarray, classes: np.ndarray) -> None:
+        """Set the arrays to those of a discriminant of some genes, its classes in this order.
+
+        What it has fewer of, classes or factors, is 0.
+        """
+        device = self.slope.device
+        at = torch.from_numpy(genes).to(device)
         for name in ARRAYS:
             array = torch.as_tensor(np.asarray(getattr(found, name)), dtype=torch.float32)
-            buffer = getattr(head, name)
-            if name == "means":
-                buffer[:, at] = array
-            elif name == "slope":
+            array, buffer = array.to(device), getattr(self, name)
+            if name == "slope":
                 buffer.copy_(array)
+                continue
+            buffer.zero_()
+            if name == "means":
+                buffer[: len(classes), at] = array[torch.from_numpy(classes)]
+            elif name == "factors":
+                buffer[at, : array.shape[1]] = array
             else:
                 buffer[at] = array
-        return head
+
+    def found(self) -> GeneDiscriminant:
+        """Return the discriminant."""
+        arrays = {name: getattr(self, name).cpu().numpy().astype(float) for name in ARRAYS}
+        return GeneDiscriminant(**arrays | {"slope": float(arrays["slope"])})
 
     def predict(self, values: sparse.csr_matrix, measured: np.ndarray) -> np.ndarray:
         """Return probabilities of cells.
@@ -80,10 +100,9 @@ class ExpressionHead(nn.Module):
         -------
         ``(b, n_classes)`` float64; ``NaN`` for cells without a count of the genes of the head.
         """
-        arrays = {name: getattr(self, name).cpu().numpy().astype(float) for name in ARRAYS}
-        genes = np.flatnonzero(measured & (arrays["abundance"] > 0))
+        found = self.found()
+        genes = np.flatnonzero(measured & (found.abundance > 0))
         counts = np.expm1(values[:, genes].toarray().astype(float))
-        found = GeneDiscriminant(**arrays | {"slope": float(arrays["slope"])})
         out = np.exp(found.log_probabilities(counts, genes))
         out[counts.sum(axis=1) == 0] = np.nan
         return out

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from cfm.data._warn import warn_user
 from cfm.models._training import Recipe, Training, TrainingPlan
 from cfm.models.cellvq._additions import EPS, CentredProjection, spread_cells
 from cfm.models.cellvq._data import STUDY, Batch, CellStream, levels_of, split_rows, spread_rows
+from cfm.models.cellvq._expression_codes import ExpressionCodes
 from cfm.nn._distributed import (
     all_gather_int,
     common_numbers,
@@ -37,11 +38,11 @@ if TYPE_CHECKING:
     from cfm.models.cellvq._data import CellReader, Tokens
     from cfm.models.cellvq._model import CellVQ
     from cfm.models.cellvq._module import CellVQModule
-    from cfm.nn._soft_codes import Quantised
+    from cfm.nn._soft_codes import Quantised, SoftCodes
 
 Schedule = Literal["geometric", "cosine"]
 
-#: Cells that a head on expression is fitted to: at least, at most, and values in memory.
+#: Cells that codes and heads on expression are fitted to: at least, at most, values in memory.
 _FITTED_AT_LEAST, _FITTED_AT_MOST, _FITTED_VALUES = 500, 5000, 30_000_000
 #: Cells on which the projection to the codes is centred when training starts.
 _EXAMPLES = 256
@@ -73,6 +74,12 @@ class CellVQRecipe(Recipe):
     many codes they are spread), ``n_live_codes`` (how many they use) and ``live_codes`` (that
     number as a share of all codes).
 
+    With ``expression_codes`` (the ``mini`` size) the codes are clusters of up to 5,000 training
+    cells, made before the first step and again only with ``code_label_weight``. They are not
+    trained, and depend on the seed only by the cells that are held out. The settings of the
+    quantiser (``schedule``, ``last_temperature``, ``anneal_share``, ``separation_weight``,
+    ``balance_weight``) then have no influence.
+
     An open recipe: published are the task, the kinds of the losses and the quantiser. The shares,
     the weights and the schedule are ours, as is the decoder that sees the code.
 
@@ -101,7 +108,9 @@ class CellVQRecipe(Recipe):
         Weight of the cross-entropy of the heads, or weights by name of the head.
     code_label_weight
         Weight of the same properties predicted from the code alone, so that labels shape the codes.
-        These heads are for training only; those of the model read the embedding.
+        These heads are for training only; those of the model read the embedding. With
+        ``expression_codes``, where cells are clustered, the spread of labels beside that of
+        expression.
     class_weights
         Weigh cells so that the classes of a property count alike, however many cells they have.
     head_input
@@ -239,7 +248,8 @@ def training_losses(
     encoded = module.encode_cells(batch.values, batch.gene_ids, batch.padding)
     parts: dict[str, Tensor] = {}
     total = encoded.embedding.sum() * 0.0
-    quantised = module.quantize(encoded.maximum, temperature=temperature)
+    found = encoded.quantised if batch.position is None else batch.position
+    quantised = module.quantize(found, temperature=temperature)
     if weights.reconstruction:
         parts["reconstruction"] = reconstruction_loss(
             module, batch, encoded.states, quantised.vector
@@ -372,6 +382,8 @@ class CellVQPlan(TrainingPlan):
         Heads on the code; not part of the model.
     checked
         All tokens of the cells whose codes are counted.
+    positions
+        ``(n, code_dim)`` of these cells, where codes are read from expression, else ``None``.
     examples
         All tokens of the cells on which the projection to the codes is centred.
     frozen
@@ -397,12 +409,14 @@ class CellVQPlan(TrainingPlan):
         schedule: Schedule | None,
         last_temperature: float,
         anneal_share: float,
+        positions: Tensor | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(module, **settings)
         self.weights = weights
         self.code_heads = nn.ModuleList(code_heads)
         self.checked = checked
+        self.positions = positions
         self.examples = examples
         self.frozen = list(frozen)
         self.schedule = schedule
@@ -494,6 +508,8 @@ class CellVQPlan(TrainingPlan):
     @torch.no_grad()
     def codes(self) -> Tensor:
         """Return the nearest codes of the cells that are checked, ``(n,)`` int64."""
+        if self.positions is not None:
+            return self.module.quantize(self.positions.to(self.device)).code
         self.module.eval()
         projection = self.module.quantiser.proj
         pooled = pooled_cells(self.module, self.checked)
@@ -556,7 +572,7 @@ def centred_projection(
         The network was never trained: spread the cells with :func:`spread_cells` first.
         Otherwise cells stay where they are.
     """
-    quantiser = module.quantiser
+    quantiser = cast("SoftCodes", module.quantiser)
     plain = quantiser.proj
     pooled = pooled_cells(module, cells)
     if fresh:
@@ -583,7 +599,7 @@ def pooled_cells(module: CellVQModule, cells: Iterable[Tokens]) -> Tensor:
     training = module.training
     module.eval()
     device = module.position_embedding.weight.device
-    found = [module.encode_cells(*tokens.to(device)).maximum for tokens in cells]
+    found = [module.encode_cells(*tokens.to(device)).quantised for tokens in cells]
     module.train(training)
     return torch.cat(found)
 
@@ -631,9 +647,21 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
     if recipe.class_weights:
         n_classes = [len(names) for names in model.properties.values()]
         weights = weights.balanced(labels[training], n_classes)
+    # a loaded model counts as trained also after a training of it failed
+    fresh = not (model.is_trained_ or model.checkpoint_sha256 or model.provenance)
+    codes = None
+    if isinstance(module.quantiser, ExpressionCodes):
+        unmade = not bool(module.quantiser.share.any())
+        if not frozen and (unmade or recipe.code_label_weight):
+            rows, genes = fitted_part(reader, training)
+            used = labels[rows][:, np.array(weights.properties, dtype=float) > 0]
+            counts = reader.dense_counts(rows, genes)
+            module.quantiser.start(counts, genes, used, recipe.code_label_weight)
+        codes = module.quantiser.reader(reader.measured)
     settings: dict[str, Any] = {
         "keep_share": recipe.keep_share,
         "code_only_share": recipe.code_only_share,
+        "codes": codes,
         **run.layout,
     }
     batches = CellStream(reader, labels, training, seed=seed, **settings)
@@ -650,21 +678,21 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
         code_heads=code_heads(module, seed) if weights.code_labels else [],
         examples=examples,
         checked=reader.whole_cells(counted, recipe.batch_size),
+        positions=None if codes is None else reader.positions(codes, counted),
         frozen=frozen_parts,
-        schedule=None if frozen else recipe.schedule,
+        schedule=None if frozen or codes is not None else recipe.schedule,
         last_temperature=recipe.last_temperature,
         anneal_share=recipe.anneal_share,
         **run.schedule,
     )
     projection: Any = nullcontext()
     if not frozen:
-        # a loaded model counts as trained also after a training of it failed
-        fresh = not (model.is_trained_ or model.checkpoint_sha256 or model.provenance)
         if fresh and module.code_term is not None:
             module.code_term.start(reader.mean_expression(training).to(model.device))
         if fresh and module.expression_term is not None:
             module.expression_term.start([cells.to(model.device) for cells in examples])
-        projection = centred_projection(module, examples, fresh=fresh)
+        if codes is None:
+            projection = centred_projection(module, examples, fresh=fresh)
     for name in module.property_heads.expression():
         if name in learned:  # by a linear head; expression is tried again after the training
             model.set_properties({name: model.properties[name]}, seed=seed)
@@ -678,7 +706,7 @@ def training_of(model: CellVQ, run: TrainingRun) -> Iterator[Training]:
     model.mark_trained(
         studies, training_seed=seed, max_steps=n_steps, n_training_cells=len(training)
     )
-    if not frozen:
+    if not frozen and codes is None:
         warn_of_collapse(plan.perplexities, len(counted), model.size.n_codes)
 
 
@@ -727,8 +755,9 @@ def loss_weights(module: CellVQModule, labels: np.ndarray, recipe: CellVQRecipe)
         raise KeyError(f"property_weight names no heads {unknown}; there are {names}.")
     properties = tuple(by_name.get(name, 1.0) for name in names)
     reconstruction = recipe.reconstruction_weight
+    fixed = recipe.freeze is not None or module.size.expression_codes
     separation, balance, code_labels = (
-        0.0 if recipe.freeze else getattr(recipe, name)
+        0.0 if fixed else getattr(recipe, name)
         for name in ("separation_weight", "balance_weight", "code_label_weight")
     )
     for weight in properties:
@@ -784,6 +813,13 @@ def measure_confidence(
     return {name: probability.argmax(axis=1) for name, probability in out.items()}
 
 
+def fitted_part(reader: CellReader, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of the rows to fit expression to, ascending, and the measured genes."""
+    genes = np.flatnonzero(reader.measured)
+    most = max(_FITTED_AT_LEAST, min(_FITTED_AT_MOST, _FITTED_VALUES // len(genes)))
+    return np.sort(spread_rows(rows, most)), genes
+
+
 def balanced_accuracy(answers: np.ndarray, truth: np.ndarray) -> float:
     """Return the share of right answers, a mean over classes; cells of −1 do not count."""
     classes = np.unique(truth[truth >= 0])
@@ -818,9 +854,7 @@ def read_expression_if_better(
         Balanced accuracy of the linear head on the validation cells.
     """
     known = training[labels[training] >= 0]
-    genes = np.flatnonzero(reader.measured)
-    most = max(_FITTED_AT_LEAST, min(_FITTED_AT_MOST, _FITTED_VALUES // len(genes)))
-    known = spread_rows(known[np.argsort(labels[known], kind="stable")], most)
+    known, genes = fitted_part(reader, known[np.argsort(labels[known], kind="stable")])
     classes = np.array(model.properties[name])
     if len(np.unique(labels[known])) < len(classes) or len(classes) < 2:
         return  # a class without a cell, or one class
@@ -830,11 +864,11 @@ def read_expression_if_better(
     levels = heads.confidence_levels.get(name)
     heads.fit_expression(
         name,
-        reader.counts(np.sort(known))[:, genes].toarray(),
-        classes[labels[np.sort(known)]],
+        reader.dense_counts(known, genes),
+        classes[labels[known]],
         genes=genes,
         n_genes=model.module.n_genes,
-        studies=studies[np.sort(known)],
+        studies=studies[known],
     )
     judged = validation[labels[validation] >= 0]
     if not len(judged):
