@@ -17,6 +17,7 @@ from scipy import sparse
 
 import cfm
 from cfm.models import CellVQ
+from cfm.models.cellvq._data import CellReader
 from training.train_lingshu import symbols
 
 _QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -104,6 +105,15 @@ def resampled(cells: Cells, vocabulary: list[str] | None = None) -> list[CellVQ]
         rows = part_of(cells.adata.n_obs, seed)
         models.append(recipe.fit(cells.adata[rows], seed))
     return models
+
+
+def codes_alone(model: CellVQ, cells: Cells) -> np.ndarray:
+    """Return codes that are read from expression, as text, without running the network."""
+    units = {"units": cells.units, "total_counts": cells.total_counts}
+    reader = CellReader(cells.adata, model.vocabulary, **units)
+    codes = model.module.code_reader(reader.measured)
+    found = model.module.quantize(reader.positions(codes, np.arange(reader.n_cells))).code
+    return found.numpy().astype(str).astype(object)
 
 
 def part_of(n: int, seed: int) -> np.ndarray:

@@ -41,6 +41,7 @@ from benchmarks._code_recipe import (
     Cells,
     Recipe,
     cite_blood,
+    codes_alone,
     fold_model,
     interferon,
     part_of,
@@ -178,11 +179,11 @@ def use_of_codes(cells: Cells, read: list[Coded]) -> list[dict]:
 
 
 def stable(
-    cells: Cells, plain: ad.AnnData, read: list[Coded], parts: dict[str, list[CellVQ]]
+    cells: Cells, plain: ad.AnnData, read: list[Coded], parts: dict[str, list[np.ndarray]]
 ) -> list[dict]:
     """Hold codes of differently seeded models against each other, and seeds of clusterings.
 
-    ``parts`` are models by name that were made from 80 % of their training cells each.
+    ``parts`` are codes of models by name that were made from 80 % of their training cells each.
     """
     rows = []
     pca = plain.obsm["X_pca"]
@@ -192,8 +193,7 @@ def stable(
         row["perplexity"] = float(np.mean([perplexity(f) for f in found]))
         rows.append(row | stability(found))
 
-    for name, models in parts.items():
-        codes = [Coded(Run(name, 0, m, None), read_codes(m, cells)).codes for m in models]
+    for name, codes in parts.items():
         n_used = round(float(np.mean([len(set(c)) for c in codes])))
         add("codes, from 80 % of the training cells", name, codes)
         drawn = [part_of(len(pca), seed) for seed in range(RESAMPLED)]
@@ -309,8 +309,9 @@ def main() -> None:
             paired += beside_k_means(cells, plain, read)
             own = [Coded(run, run.reference) for run in runs if run.reference is not None]
             use += use_of_codes(training, own) + use_of_codes(cells, read)
-            own_parts = {k: v for k, v in parts.items() if not k.startswith(cells.name)}
-            steady += stable(cells, plain, read, own_parts)
+            drawn = {k: v for k, v in parts.items() if not k.startswith(cells.name)}
+            found = {k: [codes_alone(m, cells) for m in v] for k, v in drawn.items()}
+            steady += stable(cells, plain, read, found)
         first, second = (runs for _, runs in by_donor.values())
         for cells in others:
             plain = log_cells(cells.adata, counts=cells.units == "counts")
@@ -320,7 +321,9 @@ def main() -> None:
                 more = read_all(cells, second, named=False)
                 paired += beside_k_means(cells, plain, read + more)
             use += use_of_codes(cells, read)
-            steady += stable(cells, plain, read, {} if cells.name == unlabelled.name else parts)
+            drawn = {} if cells.name == unlabelled.name else parts
+            found = {k: [codes_alone(m, cells) for m in v] for k, v in drawn.items()}
+            steady += stable(cells, plain, read, found)
     tables = (pd.DataFrame(rows) for rows in (scores, paired, use, steady))
     write(*tables, args)
 

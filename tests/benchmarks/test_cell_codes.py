@@ -107,7 +107,8 @@ def test_tables_of_planted_cells(capsys: pytest.CaptureFixture[str]) -> None:
     use = use_of_codes(cells, read)
     assert len(use) == 1
     assert 4 <= use[0]["in use"] <= 64
-    parts = {"fake": [NearestCode(seed=0), NearestCode(seed=1)]}
+    others = (NearestCode(seed=seed) for seed in range(2))
+    parts = {"fake": [other.get_cell_codes(cells.adata).code for other in others]}
     steady = pd.DataFrame(stable(cells, plain, read, parts)).set_index("method")
     assert steady.loc["codes", "ARI"] == 1.0  # the same model twice
     assert steady.loc["codes, from 80 % of the training cells", "ARI"] < 1.0
