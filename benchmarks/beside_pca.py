@@ -21,9 +21,15 @@ import numpy as np
 import pandas as pd
 from scvi import settings
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import cfm
 from benchmarks._report import Report, add_arguments, data_folder
+from cfm.metrics import paired_bootstrap
 from cfm.models.bulkformer import LocalFactorModel
 from training.bulk_corpus import join, read_tables, vocabulary
 from training.train_bulkformer import N_FACTORS
@@ -149,35 +155,60 @@ class Embedders:
         return {OURS: self.term.embed(values), CORPUS: components}
 
 
-def infections(tables: dict[str, ad.AnnData]) -> tuple[Cohort, dict[str, np.ndarray]]:
-    """Return infected and control samples, embedded by what is fitted without their studies."""
-    parts = {}
-    for name, table in tables.items():
-        if "virus" not in table.obs or "stimulus" in table.obs:
-            continue
-        part = table[table.obs["condition"].isin(["infected", "control"]).to_numpy()].copy()
-        if part.obs["condition"].nunique() == 2:
-            parts[name] = part
-    studies = sorted({str(part.obs["study"].iloc[0]) for part in parts.values()})
-    order = np.random.default_rng(0).permutation(studies)
-    fold_of = {study: i % N_FOLDS for i, study in enumerate(order)}
-    embedded: dict[str, dict[str, np.ndarray]] = {}
+def infections(tables: dict[str, ad.AnnData]) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Score infected against control samples; what embeds never saw the studies of a fold.
+
+    All samples are embedded by the same fit in a fold, so this is no cohort of :func:`score`.
+    """
+    parts = []
+    for table in tables.values():
+        if "virus" in table.obs and "stimulus" not in table.obs:
+            part = table[table.obs["condition"].isin(["infected", "control"]).to_numpy()].copy()
+            part.obs = part.obs[["study", "condition"]].astype(str)
+            parts.append(part)
+    joined = ad.concat(parts, join="outer", fill_value=np.nan)
+    both = joined.obs.groupby("study")["condition"].transform("nunique") == 2
+    joined = joined[both.to_numpy()].copy()
+    study = joined.obs["study"].to_numpy()
+    infected = (joined.obs["condition"] == "infected").to_numpy()
+    order = np.random.default_rng(0).permutation(np.unique(study))
+    found: list[dict[str, Any]] = []
     for fold in range(N_FOLDS):
-        scored = {study for study in studies if fold_of[study] == fold}
-        rest = [t for t in tables.values() if str(t.obs["study"].iloc[0]) not in scored]
-        embed = Embedders(rest)
-        for name, part in parts.items():
-            if part.obs["study"].iloc[0] in scored:
-                embedded[name] = embed(part, relative=False)
-    for name, part in parts.items():
-        part.obsm.update(embedded[name])
-        part.obs = part.obs[["study", "condition"]].astype(str)
-    joined = ad.concat(list(parts.values()), join="outer", fill_value=np.nan)
-    common = np.isfinite(np.asarray(joined.X)).mean(axis=0) >= 0.9
-    joined = joined[:, common].copy()
-    arguments = {"target": "condition", "groups": "study", "n_folds": len(studies)}
-    cohort = Cohort("infected or control, other study", joined, "auroc", arguments)
-    return cohort, {name: joined.obsm[name] for name in (OURS, CORPUS)}
+        scored = np.isin(study, order[fold::N_FOLDS])
+        rest = [t for t in tables.values() if t.obs["study"].iloc[0] not in set(study[scored])]
+        features = Embedders(rest)(joined, relative=False)
+        features[OWN] = _own_components(np.asarray(joined.X), ~scored)
+        for name, values in features.items():
+            folds = list(GroupKFold(3).split(values[~scored], groups=study[~scored]))
+            head = LogisticRegressionCV(
+                Cs=np.logspace(-4, 1, 6), cv=folds, class_weight="balanced", max_iter=3000
+            )
+            model = make_pipeline(StandardScaler(), head)
+            model.fit(values[~scored], infected[~scored])
+            answer = model.decision_function(values[scored])
+            for one in np.unique(study[scored]):
+                rows = study[scored] == one
+                auroc = roc_auc_score(infected[scored][rows], answer[rows])
+                found.append({"study": one, "method": name, "auroc": auroc})
+    by = pd.DataFrame(found).pivot(index="study", columns="method", values="auroc")
+    name = "infected or control, other study"
+    row = {"cohort": name, "samples": joined.n_obs, "score": "auroc"} | by.mean().to_dict()
+    pairs = []
+    for baseline in (CORPUS, OWN):
+        pair = paired_bootstrap(by[OURS], by[baseline], by.index.to_numpy())
+        pairs.append(
+            {"cohort": name, "baseline": baseline, "difference": pair["diff"]}
+            | {"low": pair["low"], "high": pair["high"]}
+        )
+    return row, pd.DataFrame(pairs)
+
+
+def _own_components(values: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Return 50 components of the genes that nearly all measure, fitted to the training rows."""
+    values = values[:, np.isfinite(values).mean(axis=0) >= 0.9]
+    values = np.where(np.isfinite(values), values, np.nanmean(values[training], axis=0))
+    pca = PCA(50, svd_solver="randomized", random_state=0).fit(values[training])
+    return np.asarray(pca.transform(values))
 
 
 def score(cohort: Cohort, embedded: dict[str, np.ndarray]) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -214,8 +245,7 @@ def main() -> None:
     embedders: dict[tuple[str, ...], Embedders] = {}
     rows, pairs = [], []
 
-    def add(cohort: Cohort, embedded: dict[str, np.ndarray]) -> None:
-        row, compared = score(cohort, embedded)
+    def add(row: dict[str, Any], compared: pd.DataFrame) -> None:
         rows.append(row)
         pairs.append(compared)
         print(row, flush=True)
@@ -226,7 +256,7 @@ def main() -> None:
         if cohort.without not in embedders:
             rest = [table for name, table in tables.items() if name not in cohort.without]
             embedders[cohort.without] = Embedders(rest)
-        add(cohort, embedders[cohort.without](cohort.adata, cohort.relative))
+        add(*score(cohort, embedders[cohort.without](cohort.adata, cohort.relative)))
     if not args.only or "infected" in args.only:
         add(*infections(tables))
     report = Report("beside_pca", "Bulk embeddings beside principal components")
