@@ -21,7 +21,7 @@ _SHARES = (1.0, 0.5, 0.25)
 _FOLDS = 5
 #: Added to the standard deviation of a gene, so that genes which are hardly expressed weigh little.
 _LEAST_SPREAD = 0.1
-_TARGET_SUM = 1e4
+TARGET_SUM = 1e4
 #: Arrays of a discriminant, by which it is saved.
 ARRAYS = ("abundance", "centre", "spread", "means", "factors", "noise", "slope")
 
@@ -237,6 +237,6 @@ def _slope(scores: np.ndarray, truth: np.ndarray) -> float:
 
 def log_normalised(counts: np.ndarray, abundance: np.ndarray, genes: np.ndarray) -> np.ndarray:
     """Return ``log1p`` of counts per 10,000, of which these genes have their usual part."""
-    part = _TARGET_SUM * abundance[genes].sum() / max(abundance.sum(), 1e-12)
+    part = TARGET_SUM * abundance[genes].sum() / max(abundance.sum(), 1e-12)
     total = counts.sum(axis=1, keepdims=True)
     return np.log1p(counts * (part / np.where(total > 0, total, 1.0)))

@@ -13,10 +13,9 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.data._counts import TARGET_SUM
 from cfm.models.cellvq._property_heads import ExpressionHead
 from cfm.nn._soft_codes import Quantised, binary_numbers
-from cfm.stats._discriminant import GeneDiscriminant, log_normalised
+from cfm.stats._discriminant import TARGET_SUM, GeneDiscriminant, log_normalised
 
 #: Principal components that are clustered, and factors of the covariance within clusters.
 #: Chosen with the number of codes on one donor of Kang 2018, from the cells of the other.
