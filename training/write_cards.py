@@ -263,7 +263,9 @@ For research on embeddings load the authors' checkpoints. Research use only.
 - **Imputation and embedding are the linear term's alone.** A network of so few samples made both
   worse. It is there to be tried: `pooling="mean"`. An embedding has 128 factors: principal
   components of the training samples within their groups. In a tissue that the corpus lacks,
-  components of your own samples may be better (HbA1c of islets, with the islets left out).
+  components of your own samples may be better (HbA1c of islets, with the islets left out); and
+  plain components of the corpus separate infected or control samples of a new study better (tables
+  below).
 
 ## Training
 

@@ -111,7 +111,7 @@ def test_a_property_of_the_training_data_is_predicted_only_when_asked_for() -> N
         "predicted_cell_type_proba"
     ]
     cfm.tl.predict_properties(cells, properties="condition", units="log1p_cp10k")
-    assert set(cells.obs["predicted_condition"]) <= {"ctrl", "stim"}
+    assert set(cells.obs["predicted_condition"]) <= {"ctrl", "stim", "unknown"}
 
 
 def test_cells_of_which_a_head_is_unsure_are_unknown(tmp_path: Path) -> None:
