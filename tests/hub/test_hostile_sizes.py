@@ -211,10 +211,10 @@ def test_many_tensors_in_settings(tmp_path: Path) -> None:
     header = header_of(folder)
     header["tensors"] = {f"w{i}": {"shape": [], "dtype": ""} for i in range(100_000)}
     write_header(folder, header)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match="disagree"):
         load_model(folder)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_archives_of_many_records(tmp_path: Path) -> None:
