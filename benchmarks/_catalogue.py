@@ -75,7 +75,12 @@ BENCHMARKS = {
     ),
     "beside_pca": Benchmark(
         "bulk embeddings beside principal components, on cohorts left out of the corpus",
-        panels=(Dots("paired", "difference", ("cohort", "baseline"), title="ours less PCA"),),
+        panels=tuple(
+            Dots(
+                "paired", "difference", ("cohort",), where={"baseline": name}, title=f"less {name}"
+            )
+            for pca in ("PCA of the cohort", "PCA of the corpus")
+        ),
     ),
     "probe": Benchmark(
         "embeddings against plain expression: survival, infections, groups left out",
