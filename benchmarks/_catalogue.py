@@ -76,9 +76,7 @@ BENCHMARKS = {
     "beside_pca": Benchmark(
         "bulk embeddings beside principal components, on cohorts left out of the corpus",
         panels=tuple(
-            Dots(
-                "paired", "difference", ("cohort",), where={"baseline": name}, title=f"less {name}"
-            )
+            Dots("paired", "difference", ("cohort",), where={"baseline": pca}, title=f"less {pca}")
             for pca in ("PCA of the cohort", "PCA of the corpus")
         ),
     ),
