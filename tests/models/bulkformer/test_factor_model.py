@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cfm.models import BulkFormer
-from cfm.models.bulkformer import LocalFactorModel
+from cfm.models.bulkformer import LocalFactorModel, _factor_model
 from tests._bulk import TRAINING, toy_log_tpm, untrained
 
 
@@ -51,6 +51,29 @@ def test_a_sample_belongs_to_its_group() -> None:
     torch.testing.assert_close(belongs.sum(1), torch.ones(len(seen)))
     without = torch.tensor([True, False])
     assert float(term.membership(seen[0], without)[0][0]) == 0.0
+
+
+def test_noise_and_locality_are_chosen_for_each_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fixed setting is as good for sparse clean samples and for complete noisy ones."""
+    x, groups = two_groups(1, n_genes=300)
+    rng = np.random.default_rng(3)
+    x = x + 0.5 * rng.normal(size=x.shape).astype(np.float32)
+    term = LocalFactorModel.fit(x, groups, n_factors=8)
+    truth, _ = two_groups(2, n_genes=300)
+    noise = rng.normal(size=truth.shape).astype(np.float32)
+    cases = [hide(truth + 0.05 * noise, 0.9), hide(truth + 2.0 * noise, 0.3)]
+
+    def error() -> float:
+        """Geometric mean of the squared errors of both cases."""
+        each = [np.square(term.predict(seen) - truth)[hidden].mean() for seen, hidden in cases]
+        return float(np.sqrt(np.prod(each)))
+
+    chosen = error()
+    for local in (0.03, 10.0):
+        for times in (0.5, 8.0):
+            monkeypatch.setattr(_factor_model, "_LOCAL", (local,))
+            monkeypatch.setattr(_factor_model, "_NOISE", (times,))
+            assert chosen < 0.97 * error()
 
 
 def test_hidden_values_are_not_read_and_samples_do_not_mix() -> None:

@@ -31,7 +31,7 @@ _NOISE = (0.5, 1.5, 4.0, 8.0)
 _LEAST_SHARE = 1e-4
 #: A sample chooses among them by one in so many of its observed genes, predicted from the others.
 _EVERY = 5
-#: Studies, samples of each, and share of hidden genes by which the share of a network is chosen.
+#: Samples of each study, and share of their genes hidden, by which a network's share is chosen.
 _SAMPLES = 8
 _HIDDEN = 0.3
 

@@ -299,7 +299,7 @@ class BulkFormer(PretrainedModel):
                     "model.fit_linear_term(), or pass pooling='mean'."
                 )
             parts = [
-                term.embed(_only(expression, place))
+                term.embed(_observed(expression, place))
                 for _, _, expression in reader.batches(batch_size)
             ]
             return np.concatenate(parts)
@@ -1029,7 +1029,7 @@ class BulkFormer(PretrainedModel):
         return model
 
 
-def _only(expression: torch.Tensor, place: np.ndarray) -> np.ndarray:
+def _observed(expression: torch.Tensor, place: np.ndarray) -> np.ndarray:
     """Return log TPM with ``NaN`` where a gene is missing or not among those at ``place``."""
     values = np.full(expression.shape, np.nan, dtype=np.float32)
     chosen = expression[:, torch.from_numpy(place)].numpy()

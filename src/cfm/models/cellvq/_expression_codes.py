@@ -95,22 +95,13 @@ class ExpressionCodes(nn.Module):
         unused[:, -N_LIFTED] = -1.0
         return torch.where(self.share[:, None] > 0, codes, unused)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-        codebook: Tensor | None = None,
-    ) -> Quantised:
-        """Give each cell its nearest code, whatever the temperature.
+    def forward(self, x: Tensor) -> Quantised:
+        """Give each cell its nearest code.
 
         Parameters
         ----------
         x
             ``(b, code_dim)``, what :meth:`CodeReader.positions` returned.
-        temperature, generator, codebook
-            As of :class:`cfm.nn._soft_codes.SoftCodes`; not used.
         """
         codes = self.codebook()
         latent = F.normalize(x.to(codes.dtype), dim=-1)

@@ -396,17 +396,17 @@ class CellVQModule(nn.Module):
             ``(b, dim)``, the second output of :meth:`pool`; with ``expression_codes``
             ``(b, code_dim)``, where cells lie among the codes.
         temperature, generator
-            As in :meth:`cfm.nn._soft_codes.SoftCodes.forward`; at 0 the nearest code is taken.
+            As in :meth:`cfm.nn._soft_codes.SoftCodes.forward`; at 0 the nearest code is taken,
+            as with ``expression_codes`` always.
         """
-        return cast(
-            "Quantised",
-            self.quantiser(
-                maximum,
-                temperature=temperature,
-                generator=generator,
-                codebook=self.codebook(),
-            ),
-        )
+        quantised: Quantised
+        if isinstance(self.quantiser, ExpressionCodes):
+            quantised = self.quantiser(maximum)
+        else:
+            quantised = self.quantiser(
+                maximum, temperature=temperature, generator=generator, codebook=self.codebook()
+            )
+        return quantised
 
     def codebook(self) -> Tensor:
         """Return all codes, ``(n_codes, code_dim)`` of unit length.

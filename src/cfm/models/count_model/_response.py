@@ -85,7 +85,7 @@ class ResponsePredictor:
                 spread += float(((guesses - guesses.mean(axis=0)) ** 2).sum()) / _N_GUESSES
         self.weights = np.full(_N_GUESSES, 1 / _N_GUESSES)
         if spread > 0:
-            # few cases tell little: weights are drawn to equal ones
+            # with few cases the errors are uncertain: weights are drawn to equal ones
             root = np.linalg.cholesky(error + spread * np.eye(_N_GUESSES)) / np.sqrt(spread)
             found, _ = nnls(
                 np.vstack([root.T, np.ones(_N_GUESSES)]), np.r_[np.zeros(_N_GUESSES), 1.0]
