@@ -27,6 +27,8 @@ class Draw:
         ``(n_donors, n_cells)`` rows of the cells.
     means
         ``(n_donors, width)`` mean of the cells.
+    moments
+        ``(n_donors, 2 width)`` mean and log variance, as of ``Pulsar`` with ``pooling="moments"``.
     shares
         ``(n_donors, n_types)`` log share of each cell type, with half a cell added.
     energy
@@ -37,6 +39,7 @@ class Draw:
 
     rows: np.ndarray
     means: np.ndarray
+    moments: np.ndarray
     shares: np.ndarray
     energy: np.ndarray
     mmd: np.ndarray
@@ -72,9 +75,12 @@ def draw_cells(
             distance[i, j] = distance[j, i] = apart.mean()
             kernel[i, j] = kernel[j, i] = np.exp(-(apart**2) / scale).mean()
     own, alike = np.diag(distance), np.diag(kernel)
+    means, variance = x.mean(axis=1), x.var(axis=1)
+    size = x.shape[1]
     return Draw(
         rows,
-        x.mean(axis=1),
+        means,
+        np.hstack([means, np.log((1.0 + size * variance) / (1.0 + size))]),
         np.log(counts / counts.sum(axis=1, keepdims=True)),
         2 * distance - own[:, None] - own[None],
         alike[:, None] + alike[None] - 2 * kernel,

@@ -43,8 +43,9 @@ OURS = "PULSAR, trained in the fold"
 UNTRAINED = "PULSAR, not trained"
 AXES = "PULSAR, trained in the fold, other axes"
 MEANS, SHARES, PCS = "mean of cells", "cell-type composition", "PCA of donor means"
+MOMENTS = "moments of cells"
 ENERGY, MMD = "energy distance", "maximum mean discrepancy"
-SIMPLE = (MEANS, SHARES, PCS, ENERGY, MMD)
+SIMPLE = (MEANS, MOMENTS, SHARES, PCS, ENERGY, MMD)
 
 
 def read_cells(folder: Path) -> ad.AnnData:
@@ -109,7 +110,12 @@ def score_fold(
 ) -> dict[str, np.ndarray]:
     """Score all donors by each method, learned from those outside of ``test``."""
     training = np.setdiff1d(np.arange(len(ill)), test)
-    vectors = {MEANS: draw.means, SHARES: draw.shares, PCS: components(draw.means, training)}
+    vectors = {
+        MEANS: draw.means,
+        MOMENTS: draw.moments,
+        SHARES: draw.shares,
+        PCS: components(draw.means, training),
+    }
     vectors |= fixed
     vectors |= {name: embed(m, adata, draw, axes) for name, (m, axes) in models.items()}
     scores = {name: logistic(x, ill, training) for name, x in vectors.items()}

@@ -125,8 +125,6 @@ N_CELLS, N_CELLS_USED = "n_cells", "n_cells_used"
 SPREAD = "_spread"
 #: ``obs[key + UNKNOWN_SHARE]``: share of cells that lie outside of the model's reference.
 UNKNOWN_SHARE = "_unknown"
-#: ``obsm[key + MEAN]``: mean of the components of a donor's cells.
-MEAN = "_mean"
 #: ``uns[key][VARYING]``: DataFrame of ``obs`` columns that vary within donors.
 VARYING = "varying"
 

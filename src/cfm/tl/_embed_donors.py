@@ -15,7 +15,6 @@ from cfm._arguments import checks_arguments
 from cfm._docs import fill_docs
 from cfm._fields import (
     EMBEDDING_PREFIX,
-    MEAN,
     N_CELLS,
     N_CELLS_USED,
     PARAMS,
@@ -99,19 +98,17 @@ def embed_donors(
     %(output)s
     %(overwrite)s
     **model_kwargs
-        Further arguments of the model's ``get_donor_embeddings``, such as ``batch_size`` and
-        ``precision``.
+        Further arguments of the model's ``get_donor_embeddings``: ``pooling`` (``"cls"`` is the
+        network's token of the donor, ``"moments"`` a summary of the cells without the network),
+        ``batch_size``, ``precision``.
 
     Returns
     -------
     AnnData of donors, sorted by name; with ``output``, the AnnData in that file.
 
     ``obsm['X_pulsar' | key_added]``
-        ``(n_donors, dim)`` float32, the mean over draws.
-    ``obsm['X_pulsar_mean']``
-        With a model that reads counts: ``(n_donors, n_components)`` float32, mean of the principal
-        components of a donor's cells. Compare it with the embedding by :func:`cfm.tl.probe`: for
-        donors with many unknown cells it is often the better summary.
+        ``(n_donors, dim)`` float32, the mean over draws. With ``"pulsar-mini"`` mean and log
+        variance of the principal components of a donor's cells; ``pooling="cls"`` has the network.
     ``X``, ``var``
         ``(n_donors, n_genes)`` float32, pseudobulk of all cells of a donor as a baseline for
         :func:`cfm.tl.probe`: sums of counts, else means. Empty if the cells have no ``X``, with
@@ -195,7 +192,7 @@ def embed_donors(
     counted = getattr(loaded, "projection", None) is not None
     rep = use_rep or getattr(loaded, "provenance", {}).get("use_rep", "X_uce")
     run = Run(DonorRows(cells, donor_key, None if counted else rep), output, overwrite=overwrite)
-    of_donors = (*_DONOR_RESULTS, "unknown", "mean") if counted else _DONOR_RESULTS
+    of_donors = (*_DONOR_RESULTS, "unknown") if counted else _DONOR_RESULTS
 
     def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
         found = loaded.get_donor_embeddings(part, **reading)
@@ -221,8 +218,6 @@ def embed_donors(
         for column, name in columns.items():
             table[column] = results.take(name)
         obsm = {key: results.take("embedding")}
-        if counted:
-            obsm[key + MEAN] = results.take("mean")
         donors = ad.AnnData(obs=table, obsm=obsm)
         if alone and (layer is not None or cells.X is not None) and cells.n_vars:
             ids = pd.Index(obs[donor_key].astype(str))

@@ -89,11 +89,6 @@ class Donors:
         rng = np.random.default_rng([seed, stable_number(self.names[donor])])
         return list(np.array_split(rng.permutation(rows), -(-len(rows) // n_cells)))
 
-    def mean_cells(self) -> np.ndarray:
-        """Return the mean of each donor's cells, ``(n_donors, width)`` float32."""
-        means = [self.cells[rows].mean(axis=0, dtype=np.float64) for rows in self.rows]
-        return np.asarray(means, dtype=np.float32)
-
 
 class StoredCells:
     """A representation of cells in a file or of dask, whose rows are read when needed.

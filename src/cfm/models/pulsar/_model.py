@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from cfm.hub import Checkpoint
 
 Method = Literal["attention", "gradient"]
+Pooling = Literal["auto", "cls", "moments"]
 
 #: Names of the registered fields.
 _CELLS_KEY, _DONOR_KEY = "cells", "donor"
@@ -82,7 +83,8 @@ class DonorEmbeddings:
     donors
         ``(n_donors,)`` names, sorted.
     embedding
-        ``(n_donors, dim)`` float32, the mean over draws.
+        ``(n_donors, dim)`` float32, or with ``pooling="moments"`` ``(n_donors, 2 * input_dim)``;
+        the mean over draws.
     spread
         ``(n_donors,)`` float32, root of the mean squared distance of single draws from their
         mean (with one degree of freedom less); 0 where all cells are used, ``NaN`` with one draw.
@@ -91,9 +93,6 @@ class DonorEmbeddings:
     unknown
         ``(n_donors,)`` float32, share of a donor's cells that lie outside of the reference of the
         model's :class:`CellProjection`; ``None`` for models that read a representation.
-    mean
-        ``(n_donors, n_components)`` float32, mean of the components of a donor's cells, the simple
-        summary to compare with; ``None`` likewise.
     """
 
     donors: pd.Index
@@ -102,7 +101,6 @@ class DonorEmbeddings:
     n_cells: np.ndarray
     n_used: np.ndarray
     unknown: np.ndarray | None = None
-    mean: np.ndarray | None = None
 
 
 class Pulsar(PretrainedModel):
@@ -402,6 +400,7 @@ class Pulsar(PretrainedModel):
         n_cells: int | None = N_CELLS,
         n_draws: int = 1,
         seed: int = 0,
+        pooling: Pooling = "auto",
         batch_size: int = 16,
         precision: Precision = "auto",
     ) -> np.ndarray:
@@ -409,12 +408,12 @@ class Pulsar(PretrainedModel):
 
         Parameters
         ----------
-        adata, donor_key, use_rep, layer, n_cells, n_draws, seed, batch_size, precision
+        adata, donor_key, use_rep, layer, n_cells, n_draws, seed, pooling, batch_size, precision
             As for :meth:`get_donor_embeddings`.
 
         Returns
         -------
-        ``(n_donors, dim)`` float32, donors in the order of their sorted names.
+        The ``embedding`` of :meth:`get_donor_embeddings`, donors sorted by name.
         """
         return self.get_donor_embeddings(
             adata,
@@ -424,6 +423,7 @@ class Pulsar(PretrainedModel):
             n_cells=n_cells,
             n_draws=n_draws,
             seed=seed,
+            pooling=pooling,
             batch_size=batch_size,
             precision=precision,
         ).embedding
@@ -439,6 +439,7 @@ class Pulsar(PretrainedModel):
         n_cells: int | None = N_CELLS,
         n_draws: int = 1,
         seed: int = 0,
+        pooling: Pooling = "auto",
         batch_size: int = 16,
         precision: Precision = "auto",
     ) -> DonorEmbeddings:
@@ -463,6 +464,12 @@ class Pulsar(PretrainedModel):
             Draws to average over.
         seed
             Seed of the draws, which depend on it and on the names of donor and cells only.
+        pooling
+            ``"cls"`` is the network's token of the donor. ``"moments"`` needs no network: the mean
+            and the log variance of each number that represents a cell, in the model's units (see
+            :meth:`PulsarModule.moments`). ``"auto"`` is what the checkpoint names as its default,
+            else ``"cls"``; that of ``pulsar-mini`` is ``"moments"``, by which donors of a new
+            laboratory are told apart better. Training makes ``"cls"`` the default.
         batch_size
             Donors at a time; the result does not depend on it.
         precision
@@ -481,7 +488,8 @@ class Pulsar(PretrainedModel):
         ValueError
             If donor ids are missing, cells are ``NaN`` or of the wrong width, or their names are
             not unique; of a model that reads counts also if ``use_rep`` is given, too few of its
-            genes are found, values are no counts, or these are bulk samples.
+            genes are found, values are no counts, or these are bulk samples; with
+            ``pooling="moments"`` also if the model does not standardise its input.
 
         Warns
         -----
@@ -489,9 +497,15 @@ class Pulsar(PretrainedModel):
             If donors have few cells, are of a tissue that the model was not made for, or over
             half of the cells of a donor are unknown.
         """
+        if pooling == "auto":
+            pooling = self.provenance.get("pooling", "cls")
         donors = self.read_donors(adata, donor_key, use_rep, layer)
         draws = list(donors.draws(n_cells, n_draws, seed))
-        embedded = self._embed(donors, [rows for _, rows in draws], batch_size, precision)
+        rows = [rows for _, rows in draws]
+        if pooling == "moments":
+            embedded = self.module.moments(donors.cells, rows)
+        else:
+            embedded = self._embed(donors, rows, batch_size, precision)
         mean, spread = mean_over_draws(embedded, np.array([donor for donor, _ in draws]))
         used = donors.n_cells if n_cells is None else np.minimum(donors.n_cells, n_cells)
         return DonorEmbeddings(
@@ -501,7 +515,6 @@ class Pulsar(PretrainedModel):
             n_cells=donors.n_cells,
             n_used=used,
             unknown=self._unknown_share(donors),
-            mean=None if self.projection is None else donors.mean_cells(),
         )
 
     def _unknown_share(self, donors: Donors) -> np.ndarray | None:
@@ -550,7 +563,8 @@ class Pulsar(PretrainedModel):
         Parameters
         ----------
         adata, donor_key, use_rep, layer, n_cells, n_draws, seed, batch_size, precision
-            As for :meth:`get_donor_embeddings`; the head reads the mean over draws.
+            As for :meth:`get_donor_embeddings`; the head reads the network's token of the donor,
+            the mean over draws.
 
         Returns
         -------
@@ -573,6 +587,7 @@ class Pulsar(PretrainedModel):
             n_cells=n_cells,
             n_draws=n_draws,
             seed=seed,
+            pooling="cls",
             batch_size=batch_size,
             precision=precision,
         )

@@ -337,6 +337,41 @@ class PulsarModule(nn.Module):
             out[batch] = encoder([torch.from_numpy(cells[draws[i]]) for i in batch]).cpu().numpy()
         return out
 
+    def moments(self, cells: Any, draws: Sequence[np.ndarray]) -> np.ndarray:
+        r"""Summarise draws of cells without the network, by mean and variance.
+
+        With :math:`z` the cells of a draw, standardised by the means and spreads of the training
+        cells, the mean :math:`\bar z` and
+        :math:`\log\bigl((1 + \sum_i (z_i - \bar z)^2) / (1 + n)\bigr)`: a variance of 1 counts as
+        one more cell, so that few cells have one too.
+
+        Parameters
+        ----------
+        cells, draws
+            As for :meth:`embed_draws`.
+
+        Returns
+        -------
+        ``(n_draws, 2 * input_dim)`` float32.
+
+        Raises
+        ------
+        ValueError
+            If the model does not standardise its input.
+        """
+        if not self.size.standardised:
+            raise ValueError(
+                "pooling='moments' is of standardised numbers, and this model reads its input as "
+                "it is (standardised=False); pass pooling='cls'."
+            )
+        mean, scale = self.input_mean.cpu().numpy(), self.input_scale.cpu().numpy()
+        out = np.empty((len(draws), 2 * self.size.input_dim), dtype=np.float32)
+        for place, rows in enumerate(draws):
+            z = (np.asarray(cells[np.sort(rows)], dtype=np.float64) - mean) / scale
+            spread = np.log((1.0 + len(z) * z.var(axis=0)) / (1.0 + len(z)))
+            out[place] = np.concatenate([z.mean(axis=0), spread])
+        return out
+
     @torch.no_grad()
     def attention(
         self, cells: Tensor, padding: Tensor | None = None, *, every: bool = False
