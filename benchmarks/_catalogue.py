@@ -129,7 +129,7 @@ BENCHMARKS = {
     ),
     "pseudo_donors": Benchmark(
         "pseudo-donors with planted differences: pulsar-mini beside simple summaries",
-        panels=(Dots("scores", "AUROC", ("method",), facet="task", title="planted difference"),),
+        panels=(Dots("means", "AUROC", ("method", "has seen"), title="planted differences"),),
     ),
     "lingshu": Benchmark(
         "speed and memory of Lingshu-Cell",
