@@ -44,9 +44,8 @@ def expected(cells: ad.AnnData, model: Pulsar) -> ad.AnnData:
 
 def _assert_same(found: ad.AnnData, expected: ad.AnnData) -> None:
     assert found.obs_names.equals(expected.obs_names)
-    for name in ("X_pulsar", "X_pulsar_mean"):
-        embeddings = (np.asarray(found.obsm[name][:]), expected.obsm[name])
-        np.testing.assert_allclose(*embeddings, atol=1e-5)
+    embeddings = (np.asarray(found.obsm["X_pulsar"][:]), expected.obsm["X_pulsar"])
+    np.testing.assert_allclose(*embeddings, atol=1e-5)
     for name in ("X_pulsar_spread", "X_pulsar_unknown", "n_cells"):
         np.testing.assert_allclose(found.obs[name], expected.obs[name], atol=1e-5)
 
@@ -61,13 +60,41 @@ def test_what_is_stored(cells: ad.AnnData, model: Pulsar, expected: ad.AnnData) 
     assert params["vocabulary_share"] == 1.0
     assert "use_rep" not in params
     _assert_same(found, expected)
-    assert model.projection is not None
-    components = pd.DataFrame(model.projection.transform(cells), index=cells.obs["donor_id"])
-    means = components.groupby(level=0, observed=True).mean().loc[found.obs_names]
-    np.testing.assert_allclose(found.obsm["X_pulsar_mean"], means, atol=1e-5)
-    assert found.obsm["X_pulsar_mean"].dtype == np.float32
+    assert list(found.obsm) == ["X_pulsar"]
     half = cfm.tl.embed_donors(cells[:, ::2].copy(), "donor_id", model, **ARGUMENTS)
     assert half.uns["X_pulsar"]["params"]["vocabulary_share"] == 0.5
+
+
+def test_moments_are_mean_and_log_variance(cells: ad.AnnData, model: Pulsar) -> None:
+    found = cfm.tl.embed_donors(cells, "donor_id", model, n_cells=None, pooling="moments")
+    assert found.obsm["X_pulsar"].dtype == np.float32
+    assert model.projection is not None
+    z = (model.projection.transform(cells) - model.module.input_mean.numpy()) / (
+        model.module.input_scale.numpy()
+    )
+    donors = pd.DataFrame(z, index=cells.obs["donor_id"]).groupby(level=0, observed=True)
+    n = donors.size().to_numpy()[:, None]
+    variance = (1 + n * donors.var(ddof=0).to_numpy()) / (1 + n)
+    expected = np.hstack([donors.mean().to_numpy(), np.log(variance)])
+    np.testing.assert_allclose(found.obsm["X_pulsar"], expected, atol=1e-4)
+    network = cfm.tl.embed_donors(cells, "donor_id", model, n_cells=None)  # a model trained here
+    assert network.obsm["X_pulsar"].shape[1] == model.size.dim
+
+
+def test_moments_do_not_depend_on_order_or_other_donors(cells: ad.AnnData, model: Pulsar) -> None:
+    settings: dict[str, Any] = ARGUMENTS | {"pooling": "moments"}
+    expected = cfm.tl.embed_donors(cells, "donor_id", model, **settings)
+    shuffled = cells[np.random.default_rng(0).permutation(cells.n_obs)].copy()
+    _assert_same(cfm.tl.embed_donors(shuffled, "donor_id", model, **settings), expected)
+    part = cells[cells.obs["donor_id"].isin(["donor03", "donor07"])].copy()
+    found = cfm.tl.embed_donors(part, "donor_id", model, **settings)
+    _assert_same(found, expected[["donor03", "donor07"]])
+
+
+@pytest.mark.filterwarnings("ignore:1 of 1 donors have fewer")
+def test_moments_of_a_single_cell_are_finite(cells: ad.AnnData, model: Pulsar) -> None:
+    found = cfm.tl.embed_donors(cells[:1].copy(), "donor_id", model, pooling="moments")
+    assert np.isfinite(found.obsm["X_pulsar"]).all()
 
 
 @pytest.mark.parametrize("how", ["genes", "shuffled"])

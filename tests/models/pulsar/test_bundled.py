@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -9,6 +11,7 @@ import pytest
 
 import cfm
 from cfm.models import Pulsar
+from cfm.models.pulsar._model import Pooling
 
 NAME = "pulsar-mini"
 KEYS = {"donor_key": "donor_id", "model": NAME}
@@ -44,7 +47,7 @@ def cells() -> ad.AnnData:
 
 def test_it_embeds_donors_of_any_size(cells: ad.AnnData) -> None:
     donors = cfm.tl.embed_donors(cells, "donor_id")
-    assert donors.obsm["X_pulsar"].shape == (10, 64)
+    assert donors.obsm["X_pulsar"].shape == (10, 32)
     assert donors.uns["X_pulsar"]["params"]["model"] == NAME
     assert donors.uns["X_pulsar"]["params"]["vocabulary_share"] == 1.0
     assert (donors.obs["X_pulsar_unknown"] < 0.2).all()
@@ -67,15 +70,26 @@ def test_composition_shows(share: float, cells: ad.AnnData) -> None:
     assert (x @ axis)[first].min() > (x @ axis)[~first].max()
 
 
-def test_two_draws_of_a_donor_are_alike(cells: ad.AnnData) -> None:
+@pytest.mark.parametrize("pooling", ["cls", "moments"])
+def test_two_draws_of_a_donor_are_alike(pooling: Pooling, cells: ad.AnnData) -> None:
     """Contrastive training asks for it: nearer to each other than to draws of other donors."""
     model = Pulsar.from_pretrained(NAME)
-    settings = {"donor_key": "donor_id", "n_cells": 50}
+    settings: dict[str, Any] = {"donor_key": "donor_id", "n_cells": 50, "pooling": pooling}
     one, two = (model.get_latent_representation(cells, seed=s, **settings) for s in (0, 1))
     centre = one.mean(axis=0)
     within = np.linalg.norm(one - two, axis=1).mean()
     between = np.linalg.norm(one - centre, axis=1).mean()
     assert within < between
+
+
+def test_moments_are_the_default_until_it_is_trained_further(cells: ad.AnnData) -> None:
+    Pulsar.setup_anndata(cells, donor_key="donor_id")
+    model = Pulsar.from_pretrained(NAME, cells)
+    moments = model.get_latent_representation(n_cells=50, pooling="moments")
+    np.testing.assert_array_equal(model.get_latent_representation(n_cells=50), moments)
+    model.train(max_steps=1, n_cells=20, enable_progress_bar=False, accelerator="cpu")
+    network = model.get_latent_representation(n_cells=50, pooling="cls")
+    np.testing.assert_array_equal(model.get_latent_representation(n_cells=50), network)
 
 
 def test_the_tools_of_donors_take_it(cells: ad.AnnData) -> None:

@@ -25,6 +25,11 @@ def adata() -> ad.AnnData:
     return donors()
 
 
+def test_moments_need_a_model_that_standardises(model: Pulsar, adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match=r"standardised=False.*pass pooling='cls'"):
+        model.get_donor_embeddings(adata, pooling="moments")
+
+
 def test_donors_are_embedded_in_the_order_of_their_names(model: Pulsar, adata: ad.AnnData) -> None:
     found = model.get_donor_embeddings(adata, precision="float32")
     assert found.donors.tolist() == [f"donor{i}" for i in range(6)]
