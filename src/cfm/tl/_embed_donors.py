@@ -99,16 +99,16 @@ def embed_donors(
     %(overwrite)s
     **model_kwargs
         Further arguments of the model's ``get_donor_embeddings``: ``pooling`` (``"cls"`` is the
-        network's token of the donor, ``"moments"`` a summary of the cells without the network),
-        ``batch_size``, ``precision``.
+        network's token of the donor, ``"moments"`` a summary of the cells without the network,
+        or ``"both"``), ``batch_size``, ``precision``.
 
     Returns
     -------
     AnnData of donors, sorted by name; with ``output``, the AnnData in that file.
 
     ``obsm['X_pulsar' | key_added]``
-        ``(n_donors, dim)`` float32, the mean over draws. With ``"pulsar-mini"`` mean and log
-        variance of the principal components of a donor's cells; ``pooling="cls"`` has the network.
+        ``(n_donors, n)`` float32, the mean over draws: the network's token of the donor. That of
+        ``"pulsar-mini"`` has mean and log variance of the components of the cells before it.
     ``X``, ``var``
         ``(n_donors, n_genes)`` float32, pseudobulk of all cells of a donor as a baseline for
         :func:`cfm.tl.probe`: sums of counts, else means. Empty if the cells have no ``X``, with

@@ -47,7 +47,7 @@ def cells() -> ad.AnnData:
 
 def test_it_embeds_donors_of_any_size(cells: ad.AnnData) -> None:
     donors = cfm.tl.embed_donors(cells, "donor_id")
-    assert donors.obsm["X_pulsar"].shape == (10, 32)
+    assert donors.obsm["X_pulsar"].shape == (10, 96)
     assert donors.uns["X_pulsar"]["params"]["model"] == NAME
     assert donors.uns["X_pulsar"]["params"]["vocabulary_share"] == 1.0
     assert (donors.obs["X_pulsar_unknown"] < 0.2).all()
@@ -70,7 +70,7 @@ def test_composition_shows(share: float, cells: ad.AnnData) -> None:
     assert (x @ axis)[first].min() > (x @ axis)[~first].max()
 
 
-@pytest.mark.parametrize("pooling", ["cls", "moments"])
+@pytest.mark.parametrize("pooling", ["cls", "moments", "both"])
 def test_two_draws_of_a_donor_are_alike(pooling: Pooling, cells: ad.AnnData) -> None:
     """Contrastive training asks for it: nearer to each other than to draws of other donors."""
     model = Pulsar.from_pretrained(NAME)
@@ -82,11 +82,16 @@ def test_two_draws_of_a_donor_are_alike(pooling: Pooling, cells: ad.AnnData) -> 
     assert within < between
 
 
-def test_moments_are_the_default_until_it_is_trained_further(cells: ad.AnnData) -> None:
+def test_both_are_the_default_until_it_is_trained_further(cells: ad.AnnData) -> None:
     Pulsar.setup_anndata(cells, donor_key="donor_id")
     model = Pulsar.from_pretrained(NAME, cells)
-    moments = model.get_latent_representation(n_cells=50, pooling="moments")
-    np.testing.assert_array_equal(model.get_latent_representation(n_cells=50), moments)
+    both = np.hstack(
+        [
+            2 * model.get_latent_representation(n_cells=50, pooling="moments"),
+            model.get_latent_representation(n_cells=50, pooling="cls"),
+        ]
+    )
+    np.testing.assert_allclose(model.get_latent_representation(n_cells=50), both, rtol=1e-6)
     model.train(max_steps=1, n_cells=20, enable_progress_bar=False, accelerator="cpu")
     network = model.get_latent_representation(n_cells=50, pooling="cls")
     np.testing.assert_array_equal(model.get_latent_representation(n_cells=50), network)

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from cfm.hub import Checkpoint
 
 Method = Literal["attention", "gradient"]
-Pooling = Literal["auto", "cls", "moments"]
+Pooling = Literal["auto", "cls", "moments", "both"]
 
 #: Names of the registered fields.
 _CELLS_KEY, _DONOR_KEY = "cells", "donor"
@@ -70,6 +70,8 @@ _CELLS_KEY, _DONOR_KEY = "cells", "donor"
 USUAL_REP, USUAL_DONOR = "X_uce", "donor_id"
 #: Cells of a donor that the released model was trained with.
 N_CELLS = 1024
+#: Weight of moments beside the network's token.
+_MOMENT_WEIGHT = 2.0
 #: Share of unknown cells from which on donors are warned about.
 _UNKNOWN = 0.5
 
@@ -83,8 +85,8 @@ class DonorEmbeddings:
     donors
         ``(n_donors,)`` names, sorted.
     embedding
-        ``(n_donors, dim)`` float32, or with ``pooling="moments"`` ``(n_donors, 2 * input_dim)``;
-        the mean over draws.
+        ``(n_donors, n)`` float32, the mean over draws; ``n`` is ``dim``, with ``pooling="moments"``
+        twice ``input_dim``, and with ``"both"`` their sum.
     spread
         ``(n_donors,)`` float32, root of the mean squared distance of single draws from their
         mean (with one degree of freedom less); 0 where all cells are used, ``NaN`` with one draw.
@@ -467,9 +469,11 @@ class Pulsar(PretrainedModel):
         pooling
             ``"cls"`` is the network's token of the donor. ``"moments"`` needs no network: the mean
             and the log variance of each number that represents a cell, in the model's units (see
-            :meth:`PulsarModule.moments`). ``"auto"`` is what the checkpoint names as its default,
-            else ``"cls"``; that of ``pulsar-mini`` is ``"moments"``, by which donors of a new
-            laboratory are told apart better. Training makes ``"cls"`` the default.
+            :meth:`PulsarModule.moments`). ``"both"`` is twice the moments, by which both parts vary
+            about as much between donors, and the token. ``"auto"`` is what the checkpoint names as
+            its default, else ``"cls"``; that of ``pulsar-mini`` is ``"both"``, since its network
+            distinguishes donors of a new laboratory less well than moments do. Training makes
+            ``"cls"`` the default.
         batch_size
             Donors at a time; the result does not depend on it.
         precision
@@ -489,7 +493,7 @@ class Pulsar(PretrainedModel):
             If donor ids are missing, cells are ``NaN`` or of the wrong width, or their names are
             not unique; of a model that reads counts also if ``use_rep`` is given, too few of its
             genes are found, values are no counts, or these are bulk samples; with
-            ``pooling="moments"`` also if the model does not standardise its input.
+            moments also if the model does not standardise its input.
 
         Warns
         -----
@@ -502,10 +506,13 @@ class Pulsar(PretrainedModel):
         donors = self.read_donors(adata, donor_key, use_rep, layer)
         draws = list(donors.draws(n_cells, n_draws, seed))
         rows = [rows for _, rows in draws]
-        if pooling == "moments":
-            embedded = self.module.moments(donors.cells, rows)
-        else:
-            embedded = self._embed(donors, rows, batch_size, precision)
+        parts = []
+        if pooling in ("moments", "both"):
+            weight = _MOMENT_WEIGHT if pooling == "both" else 1.0
+            parts.append(weight * self.module.moments(donors.cells, rows))
+        if pooling != "moments":
+            parts.append(self._embed(donors, rows, batch_size, precision))
+        embedded = np.hstack(parts)
         mean, spread = mean_over_draws(embedded, np.array([donor for donor, _ in draws]))
         used = donors.n_cells if n_cells is None else np.minimum(donors.n_cells, n_cells)
         return DonorEmbeddings(

@@ -361,7 +361,7 @@ class PulsarModule(nn.Module):
         """
         if not self.size.standardised:
             raise ValueError(
-                "pooling='moments' is of standardised numbers, and this model reads its input as "
+                "Moments are of standardised numbers, and this model reads its input as "
                 "it is (standardised=False); pass pooling='cls'."
             )
         mean, scale = self.input_mean.cpu().numpy(), self.input_scale.cpu().numpy()

@@ -1,0 +1,143 @@
+"""The page *Models beside PCA*: bundled models beside the best simple method of each task.
+
+``python -m benchmarks.models_beside_pca`` prints the table from the numbers in
+``benchmarks/results``; ``--write`` puts it into ``docs/guide/models_beside_pca.md``. It computes
+nothing anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pandas as pd
+
+from benchmarks._report import REPOSITORY, markdown_table, replace_section
+from benchmarks.pseudo_donors import LESS, NOTHING, OTHER, OURS, SAME, SEEN
+from benchmarks.trust import results
+
+PAGE = REPOSITORY / "docs" / "guide" / "models_beside_pca.md"
+#: Width of an interval, in decimals.
+_DIGITS = 3
+#: The share of hidden genes whose rows are shown.
+_HIDDEN = 0.15
+
+
+def row(model: str, task: str, rival: str, ours: float, pair: dict[str, Any]) -> dict[str, Any]:
+    """Return a row: our score, the difference to the rival with its interval, and who is ahead."""
+    low, high = pair["low"], pair["high"]
+    verdict = "ahead" if low > 0 else "**behind**" if high < 0 else "level"
+    return {
+        "model": model,
+        "left out": task,
+        "ours": f"{ours:.{_DIGITS}f}",
+        "best beside it": rival,
+        "difference": f"{pair['difference']:+.{_DIGITS}f} ({low:.{_DIGITS}f} – {high:.{_DIGITS}f})",
+        "": verdict,
+    }
+
+
+def embeddings() -> list[dict[str, Any]]:
+    """Rows of the embedding of bulk samples: the stronger of both kinds of components."""
+    found = results("beside_pca")
+    out = []
+    for scores in found["scores"]:
+        pairs = [
+            p
+            for p in found["paired"]
+            if p["cohort"] == scores["cohort"] and p["baseline"].startswith("PCA")
+        ]
+        pair = min(pairs, key=lambda p: p["difference"])
+        task = f"{scores['cohort']} ({scores['score']})"
+        out.append(
+            row(
+                "`bulkformer-mini`, `embed`",
+                task,
+                pair["baseline"],
+                scores["BulkFormer mini"],
+                pair,
+            )
+        )
+    return out
+
+
+def imputations() -> list[dict[str, Any]]:
+    """Rows of imputation."""
+    found = results("imputation")
+    ours = {r["data"]: r["centred"] for r in found["scores"] if r["method"] == "BulkFormer mini"}
+    return [
+        row(
+            "`bulkformer-mini`, `impute`",
+            f"{pair['data']} (centred correlation)",
+            pair["best baseline"],
+            ours[pair["data"]],
+            pair | {"difference": pair["diff"]},
+        )
+        for pair in found["paired"]
+        if pair["hidden"] == _HIDDEN
+    ]
+
+
+def donors() -> list[dict[str, Any]]:
+    """Rows of donors: moments and network, as `pulsar-mini` returns them."""
+    means = results("pseudo_donors")["means"]
+    out = []
+    for seen, where in ((SAME, "known laboratory"), (OTHER, "new laboratory")):
+        ours = next(m["AUROC"] for m in means if (m["method"], m[SEEN]) == (OURS, seen))
+        key = f"{LESS} {seen}"
+        rivals = [m for m in means if m.get(key) is not None and m[SEEN] in (seen, NOTHING)]
+        rivals = [m for m in rivals if "PULSAR" not in m["method"]]
+        rival = min(rivals, key=lambda m: m[key])
+        pair = {
+            "difference": rival[key],
+            "low": rival[f"low, {seen}"],
+            "high": rival[f"high, {seen}"],
+        }
+        task = f"pseudo-donors, {where} (mean AUROC)"
+        out.append(row("`pulsar-mini`, `embed_donors`", task, rival["method"], ours, pair))
+    return out
+
+
+def perturbations() -> list[dict[str, Any]]:
+    """Rows of the count model: means over what was held out."""
+    found = results("perturbation")
+    tasks = {
+        "interferon": "interferon, a cell type",
+        "patients": "panobinostat, a patient",
+        "targets": "Papalexi, a gene with a clear effect",
+    }
+    out = []
+    for name, task in tasks.items():
+        (pair,) = (
+            p
+            for p in found[f"{name}_paired"]
+            if p["metric"] == "delta_pearson" and p["held out"] == "mean"
+        )
+        scores = found["targets_clear" if name == "targets" else name]
+        ours = next(s["delta_pearson"] for s in scores if s["method"] == "Count model")
+        out.append(row("count model", f"{task} (Δ Pearson)", pair["best rival"], ours, pair))
+    return out
+
+
+def table() -> pd.DataFrame:
+    """Return the whole table."""
+    return pd.DataFrame([*embeddings(), *imputations(), *donors(), *perturbations()])
+
+
+def page(document: str) -> str:
+    """Return the page with the table renewed."""
+    return replace_section(document, "models_beside_pca", markdown_table(table()))
+
+
+def main() -> None:
+    """Print, or write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the page")
+    args = parser.parse_args()
+    print(markdown_table(table()))
+    if args.write:
+        PAGE.write_text(page(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
