@@ -122,7 +122,8 @@ def train(
         "training_data": cells.uns.get("source", []),
         "n_cells": cells.n_obs,
         "scope": list(BLOOD),
-        "pooling": "both",  # the network alone is behind in a new laboratory: benchmarks.pseudo_donors
+        # In a new laboratory the network alone is behind: benchmarks.pseudo_donors.
+        "pooling": "both",
     }
     return model
 
