@@ -80,7 +80,8 @@ def overview() -> str:
     for name, entry in BENCHMARKS.items():
         command = " ".join([f"python -m benchmarks.{name}", *entry.arguments])
         path = RESULTS / f"{name}.json"
-        when, at = "not run yet", "–"
+        when = "–" if "from the others" in entry.measures else "not run yet"
+        at = "–"
         if path.is_file():
             found = json.loads(path.read_text())
             when = found["environment"].rsplit("; ", 1)[-1]

@@ -189,5 +189,8 @@ BENCHMARKS = {
         panels=(Dots("compile", "speed-up", ("case",), title="torch.compile"),),
         data=False,
     ),
-    "trust": Benchmark("the table of the page Trust, from the numbers of the others", data=False),
+    "trust": Benchmark("the table of the page Trust, from the others' numbers", data=False),
+    "models_beside_pca": Benchmark(
+        "the table of the page Models beside PCA, from the others' numbers", data=False
+    ),
 }

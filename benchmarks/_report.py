@@ -192,6 +192,16 @@ def replace_section(document: str, name: str, section: str) -> str:
     return f"{document.rstrip()}\n\n{block}\n"
 
 
+def print_or_write(path: Path, name: str, table: pd.DataFrame, description: str) -> None:
+    """Print a table that computes nothing anew; with ``--write`` put it into a page, too."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--write", action="store_true", help=f"write {path.name}")
+    section = markdown_table(table)
+    if parser.parse_args().write:
+        path.write_text(replace_section(path.read_text(), name, section))
+    print(section)
+
+
 def with_figure(document: str, name: str, panels: tuple[Dots | Lines, ...]) -> str:
     """Draw the figure of a benchmark that has results, and put it below its heading."""
     path, begin, end = RESULTS / f"{name}.json", f"<!-- begin {name} -->", f"<!-- end {name} -->"

@@ -7,12 +7,11 @@ nothing anew.
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import pandas as pd
 
-from benchmarks._report import REPOSITORY, markdown_table, replace_section
+from benchmarks._report import REPOSITORY, print_or_write
 from benchmarks.pseudo_donors import LESS, NOTHING, OTHER, OURS, SAME, SEEN
 from benchmarks.trust import results
 
@@ -33,7 +32,7 @@ def row(model: str, task: str, rival: str, ours: float, pair: dict[str, Any]) ->
         "ours": f"{ours:.{_DIGITS}f}",
         "best beside it": rival,
         "difference": f"{pair['difference']:+.{_DIGITS}f} ({low:.{_DIGITS}f} – {high:.{_DIGITS}f})",
-        "": verdict,
+        "result": verdict,
     }
 
 
@@ -124,20 +123,5 @@ def table() -> pd.DataFrame:
     return pd.DataFrame([*embeddings(), *imputations(), *donors(), *perturbations()])
 
 
-def page(document: str) -> str:
-    """Return the page with the table renewed."""
-    return replace_section(document, "models_beside_pca", markdown_table(table()))
-
-
-def main() -> None:
-    """Print, or write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write the page")
-    args = parser.parse_args()
-    print(markdown_table(table()))
-    if args.write:
-        PAGE.write_text(page(PAGE.read_text()))
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(PAGE, "models_beside_pca", table(), __doc__ or "")

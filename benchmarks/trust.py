@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
 import pandas as pd
 
-from benchmarks._report import REPOSITORY, RESULTS, markdown_table, replace_section
+from benchmarks._report import REPOSITORY, RESULTS, print_or_write
 
 #: The baseline of ``benchmarks.beside_pca`` that a user has without this package.
 COHORT_PCA = "PCA of the cohort"
@@ -157,20 +156,5 @@ def _codes(rows: list[dict[str, Any]], *, ours: bool) -> str:
     return best([row for row in theirs if row["model"] == "–"], "AMI", "method")
 
 
-def page(document: str) -> str:
-    """Return the page with the table renewed."""
-    return replace_section(document, "trust", markdown_table(table()))
-
-
-def main() -> None:
-    """Print, or write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write docs/guide/trust.md")
-    args = parser.parse_args()
-    print(markdown_table(table()))
-    if args.write:
-        PAGE.write_text(page(PAGE.read_text()))
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(PAGE, "trust", table(), __doc__ or "")
