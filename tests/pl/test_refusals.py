@@ -173,7 +173,7 @@ REFUSED: dict[str, list[Row]] = {
         (None, {"max_nodes": 1}, ValueError, "max_nodes=1"),
         (None, {"node": "gene:lonely"}, ValueError, "no edge at gene:lonely"),
         (None, {"kinds": ["tissue"]}, ValueError, "no edge between these kinds"),
-        (_no_rows("knowledge_graph", "edges"), {}, ValueError, "found nothing to draw"),
+        (_no_rows("knowledge_graph", "edges"), {}, ValueError, "found nothing"),
     ],
     "perturbation_metrics": [
         (lambda t: t.drop(columns="value"), {}, KeyError, "has no column value"),
