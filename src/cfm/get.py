@@ -173,18 +173,20 @@ def virus_calls(adata: AnnData, *, key: str = f.VIRUS_KEY) -> pd.DataFrame:
     )
     of_kind = _support(adata, key, np.full(len(kind), "response"), kind)
     of_call = _support(adata, key, level, np.where(level == "virus", call, kind))
-    # the support that is stored beside these calls is that of the response
-    own = np.isin(call, (f.UNINFECTED, f.UNRESOLVED)) & np.isfinite(stored)
+    # what is stored beside these calls is the support of the response
+    own = np.where(np.isin(call, (f.UNINFECTED, f.UNRESOLVED)), stored, np.nan)
+    named = np.where(call == f.UNRESOLVED, np.nan, stored)
+    places = kinds.columns.get_indexer(pd.Index(kind))
     calls = pd.DataFrame(
         {
             "contrast": adata.obs_names.astype(str),
             "response": response,
             "most_probable": kind,
-            "probability": kinds.to_numpy()[np.arange(len(kind)), kinds.columns.get_indexer(kind)],
-            "support": np.where(own, stored, of_kind["share"]),
+            "probability": kinds.to_numpy()[np.arange(len(kind)), places],
+            "support": np.where(of_kind["share"].isna(), own, of_kind["share"]),
             "studies": of_kind["n_studies"].fillna(0).astype(np.int64).to_numpy(),
             "call": call,
-            "call_support": np.where(call == f.UNRESOLVED, np.nan, stored),
+            "call_support": np.where(of_call["share"].isna(), named, of_call["share"]),
             "call_studies": of_call["n_studies"].fillna(0).astype(np.int64).to_numpy(),
         }
     )

@@ -42,7 +42,7 @@ def calls_table(contrasts: AnnData, key: str) -> pd.DataFrame:
     table = get.virus_calls(contrasts, key=key)
     matches = _matches(get.similar_contrasts(contrasts, key=key))
     similar = [matches.get(name, "") for name in table["contrast"]]
-    table.insert(table.columns.get_loc("call"), "similar_to", similar)
+    table.insert(list(table).index("call"), "similar_to", similar)
     return table
 
 

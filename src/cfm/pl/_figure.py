@@ -532,6 +532,15 @@ def push_apart(
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C7A00")
 MARKERS = ("o", "s", "^", "D", "v", "p", "<", "*", ">", "d", "h")
 DASHED = (0, (4, 3))
+#: Lines that are told apart without their colour.
+LINES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 2)),
+    (0, (1.5, 1.5)),
+    (0, (5, 2, 1.5, 2)),
+    (0, (9, 2)),
+    (0, (5, 2, 1.5, 2, 1.5, 2)),
+)
 GREY, AXIS, INK = "#8A8A8A", "#777777", "#222222"
 #: Direction of an effect, blue–red with grey at zero.
 DOWN, ZERO, UP = "#2166AC", "#D9D9D9", "#B2182B"
