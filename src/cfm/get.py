@@ -7,8 +7,8 @@ Each returns a new table with a row per result, ready to filter, join or write t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -41,6 +41,7 @@ __all__ = [
     "virus_probabilities",
 ]
 
+G = TypeVar("G", bound=Callable[..., Any])
 _TAKES = """
 Parameters
 ----------
@@ -49,20 +50,26 @@ adata
 key
     Where it is stored (``key_added`` of the tool).
 """
+_TABLE = """
+table
+    Which table of the result.
+"""
+_GROUP = """
+group
+    One or more groups (queries, programs, codes or observations); ``None`` returns all.
+"""
 _RAISES = """
 Raises
 ------
 KeyError
     If there is no such result or group; the error names the tool to run.
 """
-_documented = fill_docs(
+_fill = fill_docs(
     {
         "takes": _TAKES,
-        "takes_group": _TAKES
-        + """
-group
-    One or more groups; ``None`` returns all.
-""".lstrip(),
+        "takes_table": _TAKES + _TABLE.lstrip(),
+        "takes_group": _TAKES + _GROUP.lstrip(),
+        "takes_both": _TAKES + _TABLE.lstrip() + _GROUP.lstrip(),
         "raises": _RAISES,
         "rows": f"""
 Returns
@@ -73,6 +80,10 @@ DataFrame with the columns that the tool documents.
 """,
     }
 )
+
+
+def _getter(function: G) -> G:
+    return checks_arguments()(_fill(function))  # type: ignore[return-value]
 
 
 def _rows(
@@ -134,8 +145,7 @@ def _not_found(names: list[str], tool: str, key: str) -> KeyError:
 # --- Contrasts -------------------------------------------------------------------------------
 
 
-@checks_arguments()
-@_documented
+@_getter
 def virus_calls(adata: AnnData, *, key: str = f.VIRUS_KEY) -> pd.DataFrame:
     """Return the answers of :func:`cfm.tl.predict_virus`, a row per contrast.
 
@@ -206,8 +216,7 @@ def _support(adata: AnnData, key: str, level: np.ndarray, answer: np.ndarray) ->
     return numbers.reindex(pd.MultiIndex.from_arrays([level.astype(str), answer.astype(str)]))
 
 
-@checks_arguments()
-@_documented
+@_getter
 def virus_probabilities(
     adata: AnnData, *, key: str = f.VIRUS_KEY, level: Literal["virus", "response"] = "virus"
 ) -> pd.DataFrame:
@@ -241,16 +250,13 @@ def virus_probabilities(
     return table.rename(columns={str(name).replace("/", "|"): str(name) for name in names})
 
 
-@checks_arguments()
-@_documented
+@_getter
 def similar_contrasts(
     adata: AnnData, *, key: str = f.VIRUS_KEY, group: str | Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Return the public contrasts that :func:`cfm.tl.predict_virus` lists beside its calls.
 
-    %(takes)s
-    group
-        One or more queries (``obs_names``); ``None`` returns all.
+    %(takes_group)s
 
     %(rows)s
 
@@ -265,8 +271,7 @@ def similar_contrasts(
     return _rows(adata, key, f.MATCHES, "predict_virus", ("query", "match"), group)
 
 
-@checks_arguments()
-@_documented
+@_getter
 def signature_search(
     adata: AnnData,
     *,
@@ -276,11 +281,7 @@ def signature_search(
 ) -> pd.DataFrame:
     """Return the matches of :func:`cfm.tl.search_signatures`, or the genes behind them.
 
-    %(takes)s
-    table
-        ``"results"``: a row per query and match; ``"evidence"``: per query, match and gene.
-    group
-        One or more queries (``obs_names``); ``None`` returns all.
+    %(takes_both)s
 
     %(rows)s
 
@@ -295,8 +296,7 @@ def signature_search(
     return _rows(adata, key, table, "search_signatures", ("query", "match"), group)
 
 
-@checks_arguments()
-@_documented
+@_getter
 def host_factors(
     adata: AnnData, *, key: str = f.HOST_FACTORS_KEY, group: str | Sequence[str] | None = None
 ) -> pd.DataFrame:
@@ -317,8 +317,7 @@ def host_factors(
     return _rows(adata, key, f.RESULTS, "host_factors", ("group", "explained", "gene"), group)
 
 
-@checks_arguments()
-@_documented
+@_getter
 def gene_programs(
     adata: AnnData,
     *,
@@ -328,11 +327,7 @@ def gene_programs(
 ) -> pd.DataFrame:
     """Return the programs of :func:`cfm.tl.gene_programs`, their genes, edges or gene sets.
 
-    %(takes)s
-    table
-        Which of them.
-    group
-        One or more programs (of edges: of ``gene_a``); ``None`` returns all.
+    %(takes_both)s
 
     %(rows)s
 
@@ -349,8 +344,7 @@ def gene_programs(
     return _rows(adata, key, table, "gene_programs", (by,), group, **look.get(table, {}))
 
 
-@checks_arguments()
-@_documented
+@_getter
 def drug_screen(
     adata: AnnData, *, key: str = f.DRUG_SCREEN_KEY, group: str | Sequence[str] | None = None
 ) -> pd.DataFrame:
@@ -374,16 +368,13 @@ def drug_screen(
 # --- Cohorts and donors ----------------------------------------------------------------------
 
 
-@checks_arguments()
-@_documented
+@_getter
 def probe_scores(
     adata: AnnData, *, key: str = f.PROBE_KEY, table: Literal["results", "comparisons"] = "results"
 ) -> pd.DataFrame:
     """Return the scores of :func:`cfm.tl.probe`, or the differences of representations.
 
-    %(takes)s
-    table
-        Which of them.
+    %(takes_table)s
 
     %(rows)s
 
@@ -399,8 +390,7 @@ def probe_scores(
     return _rows(adata, key, table, "probe", ("representation", "head", "metric"))
 
 
-@checks_arguments()
-@_documented
+@_getter
 def probe_predictions(adata: AnnData, *, key: str = f.PROBE_KEY) -> pd.DataFrame:
     """Return the out-of-fold predictions of :func:`cfm.tl.probe` beside the truth.
 
@@ -479,8 +469,7 @@ def _targets(adata: AnnData, key: str, params: Any) -> pd.DataFrame:
     return in_memory(adata.obs)[names]
 
 
-@checks_arguments()
-@_documented
+@_getter
 def predicted_properties(
     adata: AnnData, *, key: str = f.PROPERTY_PREFIX, group: str | Sequence[str] | None = None
 ) -> pd.DataFrame:
@@ -531,8 +520,7 @@ def predicted_properties(
     return pd.concat(parts, ignore_index=True)
 
 
-@checks_arguments()
-@_documented
+@_getter
 def donors(adata: AnnData, *, key: str = "X_pulsar") -> pd.DataFrame:
     """Return the donors of :func:`cfm.tl.embed_donors`: their columns beside their embedding.
 
@@ -562,8 +550,7 @@ def donors(adata: AnnData, *, key: str = "X_pulsar") -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(values, columns=names)], axis=1)
 
 
-@checks_arguments()
-@_documented
+@_getter
 def cell_importance(
     adata: AnnData, *, key: str = f.CELL_IMPORTANCE_KEY, group: str | Sequence[str] | None = None
 ) -> pd.DataFrame:
@@ -590,8 +577,7 @@ def cell_importance(
 # --- Cells -----------------------------------------------------------------------------------
 
 
-@checks_arguments()
-@_documented
+@_getter
 def map_reference(
     adata: AnnData,
     *,
@@ -601,11 +587,7 @@ def map_reference(
 ) -> pd.DataFrame:
     """Return the neighbours of :func:`cfm.tl.map_reference`, or the votes for each label.
 
-    %(takes)s
-    table
-        Which of them.
-    group
-        One or more observations; ``None`` returns all.
+    %(takes_both)s
 
     %(rows)s
 
@@ -624,8 +606,7 @@ def map_reference(
     return _rows(adata, key, table, "map_reference", columns, group, arguments=arguments)
 
 
-@checks_arguments()
-@_documented
+@_getter
 def cell_codes(
     adata: AnnData,
     *,
@@ -635,11 +616,7 @@ def cell_codes(
 ) -> pd.DataFrame:
     """Return a table of :func:`cfm.tl.cell_codes`.
 
-    %(takes)s
-    table
-        Which of them.
-    group
-        One or more codes (of annotations: their names); ``None`` returns all.
+    %(takes_both)s
 
     %(rows)s
 
@@ -658,8 +635,7 @@ def cell_codes(
     return _rows(adata, key, table, "cell_codes", (by,), group, index=index, arguments=needed)
 
 
-@checks_arguments()
-@_documented
+@_getter
 def knowledge_graph(adata: AnnData, *, key: str = f.KNOWLEDGE_GRAPH_KEY) -> KnowledgeGraph:
     """Return the graph of :func:`cfm.tl.knowledge_graph`.
 

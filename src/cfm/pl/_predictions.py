@@ -178,7 +178,8 @@ def draw_confusion(ax: Axes, found: Classes) -> None:
     sums = counts.sum(axis=1)
     labels = [f"{fig.shorten(r, 24)} ({n})" for r, n in zip(rows, sums, strict=True)]
     ax.set_yticks(range(len(rows)), labels)
-    ax.set_xticks(range(len(columns)), [fig.shorten(c, 24) for c in columns], rotation=90)
+    turned = 90 if max(map(len, columns)) > 6 else 0
+    ax.set_xticks(range(len(columns)), [fig.shorten(c, 24) for c in columns], rotation=turned)
     ax.set(xlabel="predicted", ylabel="true (observations)")
     ax.set_title("share of the row, observations", fontsize=9)
     fig.tidy(ax, "left", "bottom")
@@ -209,7 +210,7 @@ def draw_calibration(ax: Axes, found: Classes, label: str | None) -> None:
         shift = fig.Look(xytext=(5, -9), textcoords="offset points")
         ax.annotate(str(n[i]), (x[i], y[i]), fontsize=7, color=fig.INK, **shift)
     fig.tidy(ax)
-    ax.legend(frameon=False, fontsize=7.5, loc="upper left")
+    ax.legend(frameon=False, fontsize=7.5, loc="lower right")
 
 
 def draw_predicted(ax: Axes, true: np.ndarray, predicted: np.ndarray, note: str) -> None:

@@ -204,7 +204,7 @@ def _draw_predictions(
     scores = scores[(scores["head"] == head) & (scores["target"] == target)]
     scores = scores[scores["metric"] == "pearson"].set_index("representation")
     for name, part in parts.items():
-        note = f"{fig.shorten(name, 30)}\nr = {_in_words(scores.loc[name].squeeze())} within folds"
+        note = f"{fig.shorten(name, 30)}\nr = {_in_words(scores.loc[[name]].iloc[0])} within folds"
         true, predicted = part[["true", "predicted"]].to_numpy(np.float64).T
         draw_predicted(panels[name], true, predicted, note)
         panels[name].set_xlabel(f"true {fig.shorten(target, 30)}")
