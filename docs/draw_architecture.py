@@ -23,6 +23,7 @@ ROOMS = {
     "models": ("the systems", 1.5),
     "datasets": ("toy and public data", 0.0),
     "pp": ("AnnData → AnnData", 3.6),
+    "get": ("results as tables", 1.8),
     "hub": ("checkpoints", 0.4),
     "metrics": ("scores", 1.64),
     "stats": ("nulls, enrichment", 2.6),

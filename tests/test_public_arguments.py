@@ -13,7 +13,7 @@ import pytest
 
 import cfm
 
-ROOMS = (cfm.pp, cfm.tl, cfm.pl, cfm.metrics, cfm.datasets)
+ROOMS = (cfm.pp, cfm.tl, cfm.pl, cfm.get, cfm.metrics, cfm.datasets)
 #: What a function is called with: each check is the first thing that it does.
 NOTHING = object()
 #: Checked where they are used: by the runs in chunks, and by what a name means.

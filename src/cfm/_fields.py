@@ -79,6 +79,8 @@ RISK_GROUP = "_risk_group"
 LOW_RISK, HIGH_RISK = "low", "high"
 #: ``obsm[key + PREDICTIONS]``: DataFrame, observations by methods, or by targets.
 PREDICTIONS = "_predictions"
+#: ``obsm[key + METHOD_PROBABILITIES]``: DataFrame, observations by ``"representation|head|class"``.
+METHOD_PROBABILITIES = "_method_proba"
 #: ``representation`` of what plain expression and no features at all give.
 PLAIN_EXPRESSION, NO_FEATURES = "expression PCA", "none"
 #: ``target`` of the mean over several targets.

@@ -11,7 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from cfm import pp, tl
+from cfm import get, pp, tl
 from cfm.models import (
     UCE,
     BulkFormer,
@@ -412,9 +412,9 @@ TABLE = [
         ),
     ),
     Tool(
-        "tl.get_knowledge_graph",
+        "get.knowledge_graph",
         lambda: _graphed().copy(),
-        lambda x, **k: _tables(tl.get_knowledge_graph(x, **k)),
+        lambda x, **k: _tables(get.knowledge_graph(x, **k)),
         ("key",),
         copy=False,
         bad=dict.fromkeys(_BY_ROW, SAME) | _ANY_VALUE,

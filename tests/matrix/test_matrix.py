@@ -84,7 +84,7 @@ def test_every_model_is_in_the_table() -> None:
 @pytest.mark.parametrize("name", TOOLS)
 def test_the_table_says_what_becomes_of_all_that_is_bad(name: str) -> None:
     assert set(TOOLS[name].bad) == set(_kinds.BAD)
-    assert name.startswith(("tl.get_", "VirtualInstrument")) or expected(name)
+    assert name.startswith(("get.", "VirtualInstrument")) or expected(name)
 
 
 @pytest.mark.parametrize("kind", _kinds.STORAGES)

@@ -119,6 +119,7 @@ def _history() -> pd.DataFrame:
 DATA: dict[str, Callable[[], tuple[Any, ...]]] = {
     "cell_codes": lambda: (_two(with_cell_codes, "cell_code", 8, seed=1),),
     "cell_importance": lambda: (_two(make_importance, "cell_importance", seed=1),),
+    "classification": lambda: (_predicted(), "virus"),
     "donors": lambda: (_donors(),),
     "drug_screen": lambda: (_two(with_drug_screen, "drug_screen", 40, ("IAV", "RSV"), seed=1),),
     "embedding": lambda: (_predicted(),),
@@ -156,6 +157,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in DAT
     "removal": ("cell_importance", {"kind": "removal"}),
     "scatter": ("drug_screen", {"kind": "scatter"}),
     "network": ("gene_programs", {"kind": "network"}),
+    "class calibration": ("classification", {"kind": "calibration"}),
+    "probe roc": ("probe", {"kind": "roc"}),
+    "probe precision_recall": ("probe", {"kind": "precision_recall"}),
+    "probe confusion": ("probe", {"kind": "confusion"}),
+    "probe calibration": ("probe", {"kind": "calibration"}),
 }
 
 

@@ -117,11 +117,21 @@ def make_probed(n_targets: int = 1, n_reps: int = 1, seed: int = 0) -> AnnData:
     names += ["score", "low", "high", "n_obs", "n_groups"]
     table = pd.DataFrame(rows, columns=names)
     table.index = table.index.astype(str)
-    adata = AnnData(np.zeros((4, 2)))
-    adata.uns["probe"] = {
-        "params": {"task": "classification", "target": ["disease"]},
-        "results": table,
-    }
+    n = 60
+    truth = np.array(["case", "healthy"], dtype=object)[np.arange(n) % 2]
+    obs = pd.DataFrame({"disease": truth, "probe_fold": np.arange(n) % 3})
+    adata = AnnData(np.zeros((n, 2)), obs=obs.set_index(obs.index.astype(str)))
+    proba, calls = {}, {}
+    for (rep, _), head in itertools.product(methods, heads):
+        p = np.clip(0.6 * (truth == "case") + rng.uniform(0, 0.4, n), 0, 1)
+        p = np.where(rng.uniform(size=n) < 0.2, 1 - p, p)
+        proba |= {f"{rep}|{head}|case": p, f"{rep}|{head}|healthy": 1 - p}
+        calls[f"{rep}|{head}"] = np.where(p > 0.5, "case", "healthy")
+    adata.obsm["probe_method_proba"] = pd.DataFrame(proba, index=adata.obs_names)
+    adata.obsm["probe_predictions"] = pd.DataFrame(calls, index=adata.obs_names)
+    params = {"task": "classification", "target": ["disease"], "groups": "", "target_key": ""}
+    params |= {"classes": ["case", "healthy"], "predictions": "X_model0|logistic"}
+    adata.uns["probe"] = {"params": params, "results": table}
     return adata
 
 
@@ -142,7 +152,9 @@ def make_survival(n: int = 60, seed: int = 0) -> AnnData:
     )
     adata = AnnData(np.zeros((n, 2)), obs=obs)
     params = {"task": "survival", "target": ["days", "died"]}
-    adata.uns["probe"] = {"params": params, "results": pd.DataFrame({"score": [0.7]})}
+    results = pd.DataFrame({"representation": ["X"], "head": "cox", "metric": "c_index"})
+    results = results.assign(score=0.7).set_axis(["0"])
+    adata.uns["probe"] = {"params": params, "results": results}
     return adata
 
 

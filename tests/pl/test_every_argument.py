@@ -34,6 +34,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "n_genes": (2, {"kind": "markers"}),
     },
     "cell_importance": {"key": "other", "kind": "removal", "groups": ["T", "B"], "n_groups": 2},
+    "classification": {
+        "truth": "predicted_virus_response",
+        "key": "predicted_virus_response",
+        "kind": "calibration",
+        "label": ("SARS-CoV", {"kind": "calibration"}),
+    },
     "donors": {
         "basis": "other",
         "color": "disease",
@@ -89,7 +95,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "group": "T cell",
     },
     "perturbation_umap": _CELLS | {"n_cells": 6},
-    "probe": {"key": "other", "metric": "auroc", "target": "drug1"},
+    "probe": {
+        "kind": "roc",
+        "key": "other",
+        "metric": "auroc",
+        "target": "drug1",
+        "label": ("case", {"kind": "roc"}),
+        "use_rep": "X_model0",
+        "head": "random_forest",
+    },
     "signature_search": {"query": "x", "key": "other", "n_matches": 2, "n_genes": 4},
     "survival": {"key": "other", "groupby": "stage", "confidence": 0.5},
     "top_genes": {"contrast": 1, "n_genes": 3, "layer": "half"},
@@ -146,7 +160,7 @@ def test_the_figure_changes(plot: str, argument: str) -> None:
         value = [data[0].obs["cell_code"].astype(str).iloc[0]]
     if value == "@match":
         value = data[0].uns["signature_search"]["evidence"]["match"].iloc[0]
-    if argument == "reference":
+    if argument == "reference" or (plot, argument) == ("classification", "truth"):
         changed = digest(draw(plot, (data[0], value), show=False))
     else:
         given = value if argument == "kwargs" else {argument: value}

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The library has:UserWarning")
 TOOLS = {
     "cell_codes": "cell_codes",
     "cell_importance": "cell_importance",
+    "classification": "predict_virus",
     "drug_screen": "screen_drugs",
     "embedding": "embed",
     "gene_programs": "gene_programs",
@@ -93,6 +94,23 @@ def _of_numbers(adata: ad.AnnData) -> None:
     adata.uns["probe"]["params"]["task"] = "regression"
 
 
+def _one_class(adata: ad.AnnData) -> None:
+    adata.obs["disease"] = "case"
+
+
+def _no_truth(adata: ad.AnnData) -> None:
+    adata.obs["virus"] = np.nan
+
+
+def _other_truth(adata: ad.AnnData) -> None:
+    adata.obs["virus"] = "measles"
+
+
+def _under_other_keys(adata: ad.AnnData) -> None:
+    adata.uns["a"] = adata.uns["b"] = adata.uns.pop("probe")
+    del adata.uns["other"]
+
+
 MARKERS, MAP, SCATTER, NETWORK = ({"kind": k} for k in ("markers", "map", "scatter", "network"))
 Row = tuple[Callable[[ad.AnnData], Any] | None, dict[str, Any], type[Exception], str]
 #: By plot: a change of the data or what is drawn instead, arguments, error, words.
@@ -121,6 +139,14 @@ REFUSED: dict[str, list[Row]] = {
     "donors": [
         (None, {"basis": "X_none"}, KeyError, "obsm"),
         (None, {"color": "sex"}, KeyError, "color 'sex'"),
+    ],
+    "classification": [
+        (None, {"kind": "pie"}, ValueError, "kind='pie'"),
+        (None, {"key": "call"}, KeyError, r"run cfm\.tl\.predict_virus\(adata\) or"),
+        (None, {"label": "RSV"}, ValueError, "label='RSV' is not for kind='confusion'"),
+        (None, {"kind": "roc", "label": "flu"}, KeyError, "label 'flu' is not in"),
+        (_no_truth, {}, ValueError, r"No observation has a class in obs\['virus'\]"),
+        (_other_truth, {"kind": "roc"}, ValueError, "has none of the classes"),
     ],
     "drug_screen": [
         (None, {"kind": "bars"}, ValueError, "kind='bars'"),
@@ -173,7 +199,7 @@ REFUSED: dict[str, list[Row]] = {
         (None, {"max_nodes": 1}, ValueError, "max_nodes=1"),
         (None, {"node": "gene:lonely"}, ValueError, "no edge at gene:lonely"),
         (None, {"kinds": ["tissue"]}, ValueError, "no edge between these kinds"),
-        (_no_rows("knowledge_graph", "edges"), {}, ValueError, "found nothing to draw"),
+        (_no_rows("knowledge_graph", "edges"), {}, ValueError, "found nothing"),
     ],
     "perturbation_metrics": [
         (lambda t: t.drop(columns="value"), {}, KeyError, "has no column value"),
@@ -187,6 +213,21 @@ REFUSED: dict[str, list[Row]] = {
         (None, {"metric": "c_index"}, KeyError, "metric 'c_index' is not in"),
         (None, {"metric": []}, ValueError, "metric is an empty list"),
         (None, {"target": "drug"}, KeyError, "target 'drug' is not in"),
+        (None, {"kind": "pie"}, ValueError, "kind='pie'"),
+        (None, {"kind": "roc", "metric": "auroc"}, ValueError, "metric= does not go with"),
+        (None, {"kind": "confusion", "label": "case"}, ValueError, "label= does not go with"),
+        (None, {"kind": "roc", "label": "ill"}, KeyError, "label 'ill' is not in .*case, healthy"),
+        (None, {"head": "svm"}, KeyError, "head 'svm' is not in"),
+        (None, {"use_rep": "X_none"}, KeyError, "use_rep 'X_none' is not in"),
+        (None, {"kind": "predicted"}, ValueError,
+         "draws a regression, but uns.* is a classification; see kind='scores'"),
+        (_of_numbers, {"kind": "roc"}, ValueError,
+         "draws a classification, but .* is a regression"),
+        (_without("obsm", "probe_method_proba"), {"kind": "roc"}, KeyError,
+         r"\['probe_method_proba'\] not found; run cfm\.tl\.probe"),
+        (_without("obs", "disease"), {"kind": "roc"}, KeyError, "the target of the probe 'probe'"),
+        (_one_class, {"kind": "roc"}, ValueError, "has one class, 'case', among"),
+        (_under_other_keys, {}, KeyError, "Found such tables with key='a' and 'b'"),
     ],
     "signature_search": [(None, {"query": "nothing"}, KeyError, "'nothing'")],
     "survival": [

@@ -53,6 +53,21 @@ def test_volcano_marks_the_evidence(searched):
     assert {t.get_text() for t in ax.texts} <= set(proof["gene"])
 
 
+def test_volcano_of_any_contrasts_names_the_strongest(searched):
+    del searched.uns["signature_search"]
+    searched.layers["pval"] = np.random.default_rng(0).uniform(0.001, 1, size=searched.shape)
+    name = searched.obs_names[0]
+    ax = cfm.pl.volcano(searched, key=None, n_genes=5, show=False)
+    assert ax.get_title() == name
+    size = np.abs(searched.X[0]) * -np.log10(searched.layers["pval"][0])
+    first = np.sort(searched.X[0][np.argsort(-size)[:5]])
+    marked = np.vstack([points.get_offsets() for points in ax.collections[1:3]])
+    np.testing.assert_allclose(np.sort(marked[:, 0]), first, rtol=1e-6)
+    assert "strongest, up" in ax.get_legend().get_texts()[0].get_text()
+    with pytest.raises(KeyError, match="match='a' is no match"):
+        cfm.pl.volcano(searched, key=None, match="a", show=False)
+
+
 def test_volcano_takes_p_values_or_means_where_they_are(searched):
     searched.var["base_mean"] = np.arange(600.0)
     assert cfm.pl.volcano(searched, show=False).get_ylabel() == "mean expression"

@@ -268,7 +268,6 @@ GIVEN: dict[str, dict[str, Any]] = {
         "resolution": 0.3,
         "n_permutations": 2,
     },
-    "get_knowledge_graph": {"adata": lambda: _two_graphs().copy()},
     "host_factors": {
         "adata": _effects,
         "groupby": "virus",
@@ -382,7 +381,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "n_permutations": Change(3, _RANDOM),
         "seed": 1,
     },
-    "get_knowledge_graph": {"key": "other"},
     "host_factors": {
         "groupby": Change("study", given={"explain": "A"}),
         "method": "attention",
@@ -676,9 +674,7 @@ def test_what_is_no_model_is_refused(tool: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-@pytest.mark.parametrize(
-    "tool", sorted(TOOLS.keys() - {"evaluate_perturbation", "get_knowledge_graph"})
-)
+@pytest.mark.parametrize("tool", sorted(TOOLS.keys() - {"evaluate_perturbation"}))
 def test_results_and_records_survive_a_file(tool: str, kind: str, tmp_path: Path) -> None:
     adata, made, _ = _call(tool, GIVEN[tool] | RICHER.get(tool, {}))
     made = adata if made is None else made

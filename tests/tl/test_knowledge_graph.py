@@ -270,7 +270,7 @@ def test_ensembl_ids_are_found_and_read_as_symbols() -> None:
     pairs = pd.DataFrame({"ligand": ["CXCL10"], "receptor": ["CXCR3"]})
     links = of_kind(run(cells, knowledge={"ligand_receptor": pairs}), "communication")
     assert ("code:0", "code:1") in set(zip(links["source"], links["target"], strict=True))
-    graph = cfm.tl.get_knowledge_graph(cells)
+    graph = cfm.get.knowledge_graph(cells)
     assert graph.nodes.loc["gene:ENSG00000169245", "label"] == "CXCL10"
     assert "gene:ENSG00000169245" in graph.query("code:0", 50).index
     assert len(graph.query("CXCL10")) > 0

@@ -163,7 +163,7 @@ def test_random_codes_have_few_edges_or_none() -> None:
     with pytest.warns(UserWarning, match="No edge of any kind"):
         stored = run(cells, codes="random", annotations=["batch"])
     assert len(stored["edges"]) == 0
-    assert cfm.tl.get_knowledge_graph(cells).query("code:a").empty
+    assert cfm.get.knowledge_graph(cells).query("code:a").empty
 
 
 def test_too_few_permutations_for_so_many_tests() -> None:
@@ -179,9 +179,9 @@ def test_too_few_permutations_for_so_many_tests() -> None:
 def test_no_graph_to_get() -> None:
     cells = coded_cells(30)
     with pytest.raises(TypeError, match="expected an AnnData"):
-        cfm.tl.get_knowledge_graph(None)
+        cfm.get.knowledge_graph(None)
     with pytest.raises(KeyError, match="run cfm"):
-        cfm.tl.get_knowledge_graph(cells)
+        cfm.get.knowledge_graph(cells)
     cells.uns["knowledge_graph"] = {"nodes": 3}
-    with pytest.raises(KeyError, match="holds no knowledge graph"):
-        cfm.tl.get_knowledge_graph(cells)
+    with pytest.raises(KeyError, match=r"\['nodes'\] not found; run cfm\.tl\.knowledge_graph"):
+        cfm.get.knowledge_graph(cells)

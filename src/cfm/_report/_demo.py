@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import pandas as pd
 
-from cfm import datasets, hub, pp, tl
+from cfm import datasets, get, hub, pp, tl
 from cfm._fields import (
     DRUG_SCREEN_KEY,
     ENRICHMENT,
@@ -27,7 +27,6 @@ from cfm._fields import (
 )
 from cfm._report._page import write_page
 from cfm._tables import text_is_written
-from cfm.pl._virus import stored_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -178,9 +177,8 @@ def _explain(contrasts: AnnData, groupby: str, model: str, embedding_model: str)
 
 def _write_tables(contrasts: AnnData, folder: Path) -> None:
     """Write every result as csv; one of an earlier run that this one has not is removed."""
-    stored = stored_prediction(contrasts, VIRUS_KEY)
-    kinds = stored.response_proba.add_prefix("P(").add_suffix(")")
-    viruses = stored.virus_proba.add_prefix("P(").add_suffix(f" | {VIRAL})")
+    kinds = get.virus_probabilities(contrasts, level="response").add_prefix("P(").add_suffix(")")
+    viruses = get.virus_probabilities(contrasts).add_prefix("P(").add_suffix(f" | {VIRAL})")
     calls = pd.concat([contrasts.obs, kinds, viruses], axis=1)
     calls.to_csv(folder / "calls.csv", index_label="contrast")
     contrasts.uns[VIRUS_KEY][MATCHES].to_csv(folder / "matches.csv", index=False)

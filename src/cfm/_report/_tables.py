@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
+from cfm import get
 from cfm._fields import (
     ENRICHMENT,
-    MATCHES,
-    NO_RESPONSE,
-    NOT_VIRAL,
     PROGRAM_GENES,
     PROGRAMS,
     SET_SEPARATOR,
-    UNINFECTED,
-    UNRESOLVED,
 )
 from cfm.pl._figure import SIGNIFICANT
-from cfm.pl._virus import answer_support, stored_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,33 +36,13 @@ def calls_table(contrasts: AnnData, key: str) -> pd.DataFrame:
 
     Returns
     -------
-    Columns ``contrast``; ``response`` and the ``most_probable`` kind, which is another where the
-    response is ``"unresolved"``, with ``probability``, ``support`` (share of such answers that were
-    right in studies left out of training; NaN where it was never given) and ``studies`` (their
-    number); ``similar_to``: the first matches beyond chance, joined by ``"; "``; ``call``, the
-    virus or what is said instead, with ``call_support`` and ``call_studies``; ``cases`` and
-    ``controls`` where their numbers are stored.
+    Those of :func:`cfm.get.virus_calls`, with ``similar_to``: the first matches beyond chance,
+    joined by ``"; "``.
     """
-    stored = stored_prediction(contrasts, key)
-    support = answer_support(contrasts.uns[key])
-    matches = _matches(contrasts.uns[key][MATCHES])
-    rows = []
-    for i, name in enumerate(contrasts.obs_names):
-        call, response = str(stored.call[i]), str(stored.response[i])
-        kinds = stored.response_proba.iloc[i]
-        kind = response if response != UNRESOLVED else str(kinds.drop(NO_RESPONSE).idxmax())
-        level = {UNINFECTED: ("response", kind), NOT_VIRAL: (NOT_VIRAL, kind)}
-        unknown = (np.nan, 0)
-        share, studies = support.get(("response", kind), unknown)
-        call_share, call_studies = support.get(level.get(call, ("virus", call)), unknown)
-        first = [str(name), response, kind, float(kinds[kind]), share, studies]
-        rows.append([*first, matches.get(str(name), ""), call, call_share, call_studies])
-    columns = ["contrast", "response", "most_probable", "probability", "support", "studies"]
-    columns += ["similar_to", "call", "call_support", "call_studies"]
-    table = pd.DataFrame(rows, columns=columns)
-    for column in ("cases", "controls"):
-        if f"n_{column}" in contrasts.obs:
-            table[column] = contrasts.obs[f"n_{column}"].to_numpy()
+    table = get.virus_calls(contrasts, key=key)
+    matches = _matches(get.similar_contrasts(contrasts, key=key))
+    similar = [matches.get(name, "") for name in table["contrast"]]
+    table.insert(list(table).index("call"), "similar_to", similar)
     return table
 
 

@@ -53,7 +53,7 @@ class KnowledgeGraph:
 
     See Also
     --------
-    cfm.tl.get_knowledge_graph : reads one out of an AnnData.
+    cfm.get.knowledge_graph : reads one out of an AnnData.
 
     Examples
     --------

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from os import PathLike
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from anndata import AnnData
 
 from cfm._arguments import checks_arguments
-from cfm._tables import check_tables
+from cfm._tables import check_tables, require_anndata
 
 if TYPE_CHECKING:
     from cfm._arguments import Range
@@ -50,23 +49,3 @@ def takes_anndata(
         return checks_arguments(**(ranges or {}))(guarded)
 
     return decorate
-
-
-def require_anndata(adata: object) -> None:
-    """Check that something is an AnnData.
-
-    Raises
-    ------
-    TypeError
-        If it is not. For a MuData the message names ``mdata["rna"]``, for a path how to read it.
-    """
-    if isinstance(adata, str | PathLike):
-        raise TypeError(
-            f"Found the path {str(adata)!r}; expected an AnnData: read it with anndata.read_h5ad, "
-            "or open it with cfm.data.open_files."
-        )
-    if not isinstance(adata, AnnData):
-        raise TypeError(
-            f"Found a {type(adata).__name__}; expected an AnnData. Of a MuData, pass "
-            "one modality: mdata['rna']."
-        )

@@ -17,6 +17,7 @@ from cfm.pl._host_factors import host_factor_enrichment, host_factors
 from cfm.pl._knowledge_graph import knowledge_graph
 from cfm.pl._perturbation import perturbation_effect, perturbation_umap
 from cfm.pl._perturbation_metrics import perturbation_metrics
+from cfm.pl._predictions import classification
 from cfm.pl._probe import probe, survival
 from cfm.pl._training import training
 from cfm.pl._virus import virus_probabilities
@@ -24,6 +25,7 @@ from cfm.pl._virus import virus_probabilities
 __all__ = [
     "cell_codes",
     "cell_importance",
+    "classification",
     "donors",
     "drug_screen",
     "embedding",

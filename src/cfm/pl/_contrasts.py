@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from cfm._arguments import check_layer, checks_arguments
 from cfm._fields import EVIDENCE, RESULTS, SIGNATURE_SEARCH_KEY, params_of
@@ -13,7 +14,6 @@ from cfm.pl import _figure as fig
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
 
@@ -244,7 +244,7 @@ def volcano(
     adata: AnnData,
     query: str | None = None,
     *,
-    key: str = SIGNATURE_SEARCH_KEY,
+    key: str | None = SIGNATURE_SEARCH_KEY,
     match: str | None = None,
     layer: str | None = None,
     p_layer: str | None = None,
@@ -258,17 +258,19 @@ def volcano(
 
     Without p-values the vertical axis is the mean expression, and without that the rank of the
     size of the effect, so that the strongest genes are on top. Evidence genes of the matches are
-    filled, triangles up or down, and named; all others are grey points.
+    filled, triangles up or down, and named; all others are grey points. With ``key=None`` no search
+    is needed: the genes with the largest product of effect and height are marked instead.
 
     Parameters
     ----------
     adata
-        Contrasts with the fields written by :func:`cfm.tl.search_signatures`.
+        Contrasts, with the fields written by :func:`cfm.tl.search_signatures` unless ``key=None``.
     query
         Name of the contrast (``obs_names``); the first that has evidence by default.
-    %(key)s
+    key
+        Where they are stored (``key_added`` of that call); ``None`` for any contrasts.
     match
-        Mark the evidence genes of this match only; of all matches by default.
+        Mark the evidence genes of this match only; of all matches by default. Needs ``key``.
     layer
         Layer with the effects instead of ``X``.
     p_layer
@@ -303,10 +305,13 @@ def volcano(
     'log2 fold change'
     """
     fig.require_anndata(adata)
-    columns = ("query", "match", "gene", "var_name")
-    table = fig.stored_table(adata, key, EVIDENCE, columns, tool="search_signatures")
-    name = table["query"].iloc[0] if query is None else str(query)
     names = adata.obs_names.astype(str)
+    columns = ("query", "match", "gene", "var_name")
+    if key is not None:
+        table = fig.stored_table(adata, key, EVIDENCE, columns, tool="search_signatures")
+    else:
+        table = pd.DataFrame({name: names[:1] for name in columns})
+    name = table["query"].iloc[0] if query is None else str(query)
     if name not in names:
         raise KeyError(f"query={name!r} is not in obs_names (such as {list(names[:3])}).")
     marked = table[table["query"] == name]
@@ -318,11 +323,15 @@ def volcano(
         check_layer(adata, given)
     row = int(np.flatnonzero(names == name)[0])
     x = _effects(adata, layer, row)
-    y, what = _height(adata, row, x, p_layer, mean_key)
+    y, height = _height(adata, row, x, p_layer, mean_key)
     shown = np.isfinite(x) & np.isfinite(y)
     if not shown.any():
         raise ValueError(f"The contrast {name!r} has no gene with an effect to draw.")
     genes = adata.var_names.astype(str)
+    if key is None:
+        size = np.where(shown, np.abs(x) * y, -np.inf)
+        first = genes[np.argsort(-size, kind="stable")[:n_genes]]
+        marked = pd.DataFrame({"gene": first, "var_name": first})
     evidence = shown & genes.isin(marked["var_name"])
 
     panel = ax or fig.new_figure(5.2, 4.6).add_subplot()
@@ -332,11 +341,12 @@ def volcano(
     for sign, direction in ((1, "up"), (-1, "down")):
         color, marker = fig.DIRECTION_STYLES[direction]
         part = evidence & (x * sign > 0)
-        label = f"evidence, {direction} ({part.sum()})"
+        what = "evidence" if key is not None else "strongest"
+        label = f"{what}, {direction} ({part.sum()})"
         look = fig.Look(s=22, color=color, marker=marker, linewidths=0, label=label)
         handles.append(panel.scatter(x[part], y[part], **look))  # type: ignore[arg-type]
     panel.axvline(0, color=fig.AXIS, linewidth=0.8, zorder=0)
-    panel.set(xlabel="log2 fold change", ylabel=what)
+    panel.set(xlabel="log2 fold change", ylabel=height)
     panel.set_title(fig.shorten(name, 60), fontsize=9)
     fig.tidy(panel)
     panel.margins(0.1)

@@ -23,6 +23,9 @@ from cfm._docs import fill_docs
 from cfm._fields import NOT_VIRAL, UNINFECTED, UNRESOLVED
 from cfm._sparse_indices import check_sparse
 from cfm._tables import check_tables
+from cfm._tables import pick as pick
+from cfm._tables import require_anndata as _require_anndata
+from cfm._tables import stored_table as stored_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -89,16 +92,12 @@ def require_anndata(adata: object) -> None:
     ValueError
         If names are no text, or a column is there twice.
     """
-    if not isinstance(adata, AnnData):
-        raise TypeError(
-            f"Found a {type(adata).__name__}; expected an AnnData. Of a MuData, pass one modality: "
-            "mdata['rna']."
-        )
-    if not isinstance(adata.obs, pd.DataFrame):
+    if isinstance(adata, AnnData) and not isinstance(adata.obs, pd.DataFrame):
         raise TypeError(
             "adata was read by anndata.experimental.read_lazy, and a figure is drawn from memory; "
             "pass adata.to_memory()."
         )
+    _require_anndata(adata)
     check_tables(adata)
 
 
@@ -109,79 +108,6 @@ def require_columns(adata: AnnData, *names: str | None) -> None:
             raise KeyError(
                 f"obs has no column {name!r}; expected one of {', '.join(map(str, adata.obs))}."
             )
-
-
-def stored_table(
-    adata: AnnData,
-    key: str,
-    table: str,
-    columns: Sequence[str] = (),
-    *,
-    tool: str,
-    empty: bool = False,
-    arguments: str = "",
-) -> pd.DataFrame:
-    """Return a copy of the table ``uns[key][table]`` that a tool stored, its texts as plain text.
-
-    Parameters
-    ----------
-    columns
-        What has to be there.
-    tool
-        Name of the tool, such as ``"host_factors"``, for the error.
-    empty
-        Whether a table without rows will do.
-    arguments
-        What the tool needs so that it writes the table, such as ``"groupby=…"``.
-
-    Raises
-    ------
-    KeyError
-        If the table or a column is missing; the text names the tool that writes them.
-    ValueError
-        If the table has no rows.
-    """
-    stored = adata.uns.get(key)
-    frame = stored.get(table) if hasattr(stored, "get") else None
-    call = ", ".join(filter(None, ("adata", arguments, f"key_added={key!r}")))
-    advice = f"run cfm.tl.{tool}({call}) first, or pass the key it was stored under."
-    if not isinstance(frame, pd.DataFrame):
-        raise KeyError(f"uns[{key!r}][{table!r}] not found; {advice}")
-    if missing := [name for name in columns if name not in frame]:
-        raise KeyError(f"uns[{key!r}][{table!r}] has no column {', '.join(missing)}; {advice}")
-    if frame.empty and not empty:
-        raise ValueError(
-            f"uns[{key!r}][{table!r}] has no rows: cfm.tl.{tool} found nothing to draw."
-        )
-    plain = frame.copy()
-    for name in plain:  # a file gives texts back as categories
-        if not pd.api.types.is_numeric_dtype(plain[name]):
-            plain[name] = plain[name].astype(str)
-    return plain
-
-
-def pick(
-    what: str, wanted: str | Sequence[str] | None, known: Iterable[object], where: str
-) -> list[str]:
-    """Return the names to draw: the one or those wanted, each once, or all that are known.
-
-    Raises
-    ------
-    KeyError
-        If a name is not known.
-    ValueError
-        If the list is empty.
-    """
-    names = list(map(str, known))
-    if wanted is None:
-        return names
-    found = list(dict.fromkeys([wanted] if isinstance(wanted, str) else map(str, wanted)))
-    if not found:
-        raise ValueError(f"{what} is an empty list; pass None for all or name at least one.")
-    if missing := [name for name in found if name not in names]:
-        some = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-        raise KeyError(f"{what} {missing[0]!r} is not in {where}; expected one of {some}.")
-    return found
 
 
 def stored_rows(matrix: Any, rows: Any) -> Any:
@@ -606,6 +532,15 @@ def push_apart(
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C7A00")
 MARKERS = ("o", "s", "^", "D", "v", "p", "<", "*", ">", "d", "h")
 DASHED = (0, (4, 3))
+#: Lines that are told apart without their colour.
+LINES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 2)),
+    (0, (1.5, 1.5)),
+    (0, (5, 2, 1.5, 2)),
+    (0, (9, 2)),
+    (0, (5, 2, 1.5, 2, 1.5, 2)),
+)
 GREY, AXIS, INK = "#8A8A8A", "#777777", "#222222"
 #: Direction of an effect, blue–red with grey at zero.
 DOWN, ZERO, UP = "#2166AC", "#D9D9D9", "#B2182B"

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
+from cfm import get
 from cfm._arguments import PART, checks_arguments
 from cfm._fields import (
     HIGH_RISK,
     LOW_RISK,
     MEAN_TARGET,
     NO_FEATURES,
-    PARAMS,
     PLAIN_EXPRESSION,
     PROBE_KEY,
-    RESULTS,
     RISK_GROUP,
     params_of,
 )
 from cfm.pl import _figure as fig
+from cfm.pl._predictions import Classes, draw_classes, draw_predicted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,58 +53,77 @@ _LABELS = {
 _STEP = 0.24
 
 
-def _stored_probe(adata: AnnData, key: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-    """Return the table of scores and the record of :func:`cfm.tl.probe`."""
-    record = adata.uns.get(key)
-    if not isinstance(record, Mapping) or RESULTS not in record or not params_of(adata.uns, key):
-        raise KeyError(
-            f"uns[{key!r}] holds no probe; run cfm.tl.probe(adata, …, key_added={key!r}) first, or "
-            "pass the key it was stored under."
-        )
-    return record[RESULTS], record[PARAMS]
-
-
 @checks_arguments()
 @fig.documented
 def probe(
     adata: AnnData,
     *,
+    kind: Literal[
+        "scores", "roc", "precision_recall", "confusion", "calibration", "predicted"
+    ] = "scores",
     key: str = PROBE_KEY,
     metric: str | Sequence[str] | None = None,
     target: str | None = None,
+    label: str | None = None,
+    use_rep: str | Sequence[str] | None = None,
+    head: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> Axes | dict[str, Axes]:
     """Draw how well each representation predicts the target, and what a baseline reaches.
 
-    A row is a representation, the last one the principal components of plain expression; a marker
-    is a head, its line the bootstrap interval, its number on the right. The dashed line is the
-    trivial predictor, which sees no features. With several targets a marker is their mean, and
-    the small dots are the targets.
+    ``"scores"``: a row is a representation, the last one the principal components of plain
+    expression; a marker is a head, its line the bootstrap interval, its number on the right. The
+    dashed line is the trivial predictor, which sees no features. With several targets a marker is
+    their mean, and the small dots are the targets.
+
+    The other kinds draw the out-of-fold predictions. ``"roc"`` and ``"precision_recall"``: a curve
+    for each representation, the mean over the folds as in the scores, with its area in the legend
+    and the line of chance. ``"confusion"``: counts of each true and predicted class; shades are
+    shares of the row. ``"calibration"``: share that is right by predicted probability, with the
+    observations of each bin. ``"predicted"``: predicted against true values, with the correlation
+    within folds and its bootstrap interval.
 
     Parameters
     ----------
     adata
         With the result of :func:`cfm.tl.probe`.
+    kind
+        What to draw.
     %(key)s
     metric
-        What to draw, by default ``"balanced_accuracy"``, ``"pearson"`` or ``"c_index"``. Several
-        make a panel each.
+        For ``"scores"``: by default ``"balanced_accuracy"``, ``"pearson"`` or ``"c_index"``.
+        Several make a panel each.
     target
-        One of several targets, instead of their mean.
+        One of several targets; ``"scores"`` draws their mean by default.
+    label
+        Class of a curve or a calibration. By default the second of two; of more classes their mean,
+        and in calibration the most probable class of each observation.
+    use_rep
+        Representations to draw. By default all of the scores and curves, and the first of the other
+        kinds; several make a panel each there.
+    head
+        Head to draw: by default all of the scores, and the first of the other kinds.
     %(panel)s
 
     Returns
     -------
-    The Axes drawn on; with several metrics a dict from metric to Axes.
+    The Axes drawn on; with several metrics or panels a dict from metric or representation to Axes.
 
     Raises
     ------
     KeyError
-        If :func:`cfm.tl.probe` was not run, or has no such metric or target.
+        If :func:`cfm.tl.probe` was not run, or has no such metric, target, class, representation or
+        head.
     ValueError
-        If ``ax`` is given with several metrics, or no metric.
+        If ``kind`` does not fit the task, an argument does not go with ``kind``, ``ax`` is given
+        with several panels, no metric is named, or the truth has one class.
+
+    Notes
+    -----
+    Curves of several seeds are those of the mean predictions, so their areas differ a little from
+    the scores, which are means over the seeds.
 
     Examples
     --------
@@ -116,15 +134,31 @@ def probe(
     >>> ax = cfm.pl.probe(adata, show=False)
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['expression', 'expression PCA']
+    >>> cfm.pl.probe(adata, kind="roc", show=False).get_ylabel()
+    'true positive rate'
     """
     fig.require_anndata(adata)
-    results, params = _stored_probe(adata, key)
+    misplaced = {
+        "metric": metric is not None and kind != "scores",
+        "target": target is not None and kind not in ("scores", "predicted"),
+        "label": label is not None and kind in ("scores", "confusion", "predicted"),
+    }
+    if wrong := [name for name, is_wrong in misplaced.items() if is_wrong]:
+        raise ValueError(f"{wrong[0]}= does not go with kind={kind!r}; leave it out.")
+    results, params = get.probe_scores(adata, key=key), params_of(adata.uns, key)
     where = f"uns[{key!r}]"
+    seen = results[results["representation"] != NO_FEATURES]
+    names = fig.pick("use_rep", use_rep, seen["representation"].unique(), where)
+    heads = fig.pick("head", head, seen["head"].unique(), where)
+    if kind != "scores":
+        curves = kind in ("roc", "precision_recall")
+        shown = names if use_rep is not None or curves else names[:1]
+        panels = _draw_predictions(adata, key, kind, target, label, shown, heads[0], ax)
+        wanted = None if curves else use_rep
+        return fig.one_or_all(fig.finish(panels, ax, show=show, save=save), wanted)
     wanted = _DEFAULT[str(params["task"])] if metric is None else metric
     metrics = fig.pick("metric", wanted, results["metric"].unique(), where)
     target = fig.pick("target", target, results["target"].unique(), where)[0]
-    names = [name for name in results["representation"].unique() if name != NO_FEATURES]
-    heads = list(results.loc[results["representation"] != NO_FEATURES, "head"].unique())
     side = 0.075 * max(len(fig.shorten(name, 30)) for name in names)
     height = 1.1 + len(names) * max(0.45, 0.26 * len(heads))
     panels = fig.open_panels(metrics, ax, side + 4.7, height, argument="metric")
@@ -134,6 +168,59 @@ def probe(
         label = _LABELS.get(name, name)
         panel.set_xlabel(f"{label}\n{subject}; {panel.get_xlabel()}", fontsize=9)
     return fig.one_or_all(fig.finish(panels, ax, show=show, save=save), metric)
+
+
+def _draw_predictions(
+    adata: AnnData,
+    key: str,
+    kind: str,
+    target: str | None,
+    label: str | None,
+    names: list[str],
+    head: str,
+    ax: Axes | None,
+) -> dict[str, Axes]:
+    task = str(params_of(adata.uns, key)["task"])
+    needed = "regression" if kind == "predicted" else "classification"
+    if task != needed:
+        other = "cfm.pl.survival" if task == "survival" else "kind='scores'"
+        raise ValueError(
+            f"kind={kind!r} draws a {needed}, but uns[{key!r}] is a {task}; see {other}."
+        )
+    table = get.probe_predictions(adata, key=key)
+    table = table[(table["head"] == head) & table["true"].notna()]
+    where = f"the predictions of uns[{key!r}]"
+    fig.pick("use_rep", names, table["representation"].unique(), where)
+    targets = list(table["target"].unique())
+    if target is None and len(targets) > 1:
+        raise ValueError(f"target= has to name one of {len(targets)}: {', '.join(targets[:10])}.")
+    target = fig.pick("target", target, targets, where)[0]
+    parts = {n: table[(table["representation"] == n) & (table["target"] == target)] for n in names}
+    if kind != "predicted":
+        found = {name: _classes(part) for name, part in parts.items()}
+        return draw_classes(kind, found, label, f"obs[{target!r}]", ax)
+    panels = fig.open_panels(names, ax, 4.2, 4.0, argument="use_rep")
+    scores = get.probe_scores(adata, key=key)
+    scores = scores[(scores["head"] == head) & (scores["target"] == target)]
+    scores = scores[scores["metric"] == "pearson"].set_index("representation")
+    for name, part in parts.items():
+        note = f"{fig.shorten(name, 30)}\nr = {_in_words(scores.loc[[name]].iloc[0])} within folds"
+        true, predicted = part[["true", "predicted"]].to_numpy(np.float64).T
+        draw_predicted(panels[name], true, predicted, note)
+        panels[name].set_xlabel(f"true {fig.shorten(target, 30)}")
+    return panels
+
+
+def _classes(part: pd.DataFrame) -> Classes:
+    proba = part.filter(regex="^probability_")
+    groups = part["group" if "group" in part else "observation"]
+    return Classes(
+        part["true"].to_numpy(dtype=object),
+        part["predicted"].to_numpy(dtype=object),
+        proba.set_axis([str(name).removeprefix("probability_") for name in proba], axis=1),
+        part["fold"].to_numpy(),
+        1 / groups.groupby(groups).transform("size").to_numpy(np.float64),
+    )
 
 
 def _draw_scores(
@@ -206,16 +293,8 @@ def _in_words(row: pd.Series) -> str:
 
 # --- Survival --------------------------------------------------------------------------------
 
-_LINES: tuple[Any, ...] = (
-    "-",
-    (0, (5, 2)),
-    (0, (1.5, 1.5)),
-    (0, (5, 2, 1.5, 2)),
-    (0, (9, 2)),
-    (0, (5, 2, 1.5, 2, 1.5, 2)),
-)
 #: More curves than this cannot be distinguished, and more bands hide each other.
-_MOST, _MOST_BANDS = len(_LINES), 3
+_MOST, _MOST_BANDS = len(fig.LINES), 3
 
 
 @checks_arguments(confidence=PART)
@@ -285,7 +364,8 @@ def survival(
     'time days'
     """
     fig.require_anndata(adata)
-    _, params = _stored_probe(adata, key)
+    get.probe_scores(adata, key=key)
+    params = params_of(adata.uns, key)
     if params["task"] != "survival":
         raise KeyError(
             f"uns[{key!r}] is a probe of a {params['task']} target; expected "
@@ -328,7 +408,7 @@ def survival(
 
 def _draw_curve(ax: Axes, part: pd.DataFrame, label: str, i: int, confidence: float | None) -> None:
     curve = stats.ecdf(_censored(part)).sf
-    color, line = fig.COLORS[i % len(fig.COLORS)], _LINES[i % len(_LINES)]
+    color, line = fig.COLORS[i % len(fig.COLORS)], fig.LINES[i % len(fig.LINES)]
 
     def whole(start: float, found: np.ndarray, end: float) -> np.ndarray:
         """Extend from everybody at the start to the last observation."""

@@ -1,115 +1,25 @@
-"""What :func:`cfm.tl.predict_virus` stored: read together, and drawn as a heat map."""
+"""What :func:`cfm.tl.predict_virus` stored, drawn as a heat map."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from matplotlib.colors import Normalize
 
+from cfm import get
 from cfm._arguments import checks_arguments
-from cfm._fields import (
-    NOT_VIRAL,
-    PROBABILITIES,
-    RESPONSE,
-    RESPONSE_PROBABILITIES,
-    SUPPORT,
-    SUPPORT_SUFFIX,
-    UNINFECTED,
-    UNRESOLVED,
-    VIRUS_KEY,
-)
+from cfm._fields import NOT_VIRAL, UNINFECTED, UNRESOLVED, VIRUS_KEY
 from cfm.pl import _figure as fig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True)
-class StoredPrediction:
-    """What :func:`cfm.tl.predict_virus` left in an AnnData of ``n`` profiles.
-
-    Attributes
-    ----------
-    call, response
-        ``(n,)`` names: the call, and the kind of response.
-    call_support, response_support
-        ``(n,)`` shares of such answers that were right in studies left out of training; NaN where
-        none was given, and for what is ``"unresolved"``.
-    response_proba, virus_proba
-        ``(n, kinds)`` and ``(n, viruses)``; columns are the names as they stand in ``obs``.
-    """
-
-    call: np.ndarray
-    response: np.ndarray
-    call_support: np.ndarray
-    response_support: np.ndarray
-    response_proba: pd.DataFrame
-    virus_proba: pd.DataFrame
-
-
-def stored_prediction(adata: AnnData, key: str) -> StoredPrediction:
-    """Collect the fields of a virus call.
-
-    Raises
-    ------
-    KeyError
-        If any of them is missing; the text names the tool that writes them.
-    """
-    columns = [key, key + RESPONSE, key + SUPPORT_SUFFIX]
-    tables = [key + part for part in (RESPONSE_PROBABILITIES, PROBABILITIES)]
-    missing = [f"obs[{name!r}]" for name in columns if name not in adata.obs]
-    missing += [f"obsm[{name!r}]" for name in tables if name not in adata.obsm]
-    if missing:
-        raise KeyError(
-            f"{', '.join(missing)} not found; run cfm.tl.predict_virus(adata, key_added={key!r}) "
-            "first, or pass the key it was stored under."
-        )
-    for name in tables:
-        if not isinstance(adata.obsm[name], pd.DataFrame):
-            raise TypeError(
-                f"obsm[{name!r}] is a {type(adata.obsm[name]).__name__}; expected the DataFrame "
-                "(profiles by names) that cfm.tl.predict_virus stores: run it again."
-            )
-    call, response = (adata.obs[n].astype(str).to_numpy(dtype=object) for n in columns[:2])
-    support = adata.obs[columns[2]].to_numpy(dtype=np.float64)
-    # the support that is stored beside these calls is that of the response
-    of_response = np.where(np.isin(call, (UNINFECTED, UNRESOLVED)), support, np.nan)
-    stored = adata.uns.get(key)
-    made = stored if isinstance(stored, Mapping) else {}
-    known = answer_support(stored)
-    in_table = [known.get(("response", name), (np.nan, 0))[0] for name in response]
-    return StoredPrediction(
-        call=call,
-        response=response,
-        call_support=np.where(call == UNRESOLVED, np.nan, support),
-        response_support=np.where(np.isnan(of_response), in_table, of_response),
-        response_proba=_named(adata.obsm[tables[0]], [*made.get("responses", ()), *response]),
-        virus_proba=_named(adata.obsm[tables[1]], [*made.get("classes", ()), *call]),
-    )
-
-
-def _named(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Put the names into the columns, in which ``|`` stands for ``/``."""
-    return table.rename(columns={str(name).replace("/", "|"): str(name) for name in names})
-
-
-def answer_support(stored: object) -> dict[tuple[str, str], tuple[float, int]]:
-    """Return ``(share, n_studies)`` by level and answer from ``uns[key]``, if they are there."""
-    table = stored.get(SUPPORT) if isinstance(stored, Mapping) else None
-    if not isinstance(table, pd.DataFrame):
-        return {}
-    answers = zip(table["level"].astype(str), table["answer"].astype(str), strict=True)
-    numbers = zip(table["share"].astype(float), table["n_studies"].astype(int), strict=True)
-    return dict(zip(answers, numbers, strict=True))
 
 
 # --- Figure ----------------------------------------------------------------------------------
@@ -203,20 +113,22 @@ def virus_probabilities(
     True
     """
     fig.require_anndata(adata)
-    stored = stored_prediction(adata, key)
+    calls = get.virus_calls(adata, key=key)
+    kinds_proba = get.virus_probabilities(adata, key=key, level="response")
+    virus_proba = get.virus_probabilities(adata, key=key)
     fig.require_columns(adata, label, truth)
     if adata.n_obs == 0:
         raise ValueError("adata has no contrasts; expected at least one row to draw.")
     rows = [fig.shorten(name) for name in (adata.obs_names if label is None else adata.obs[label])]
-    kinds, viruses = (list(map(str, t)) for t in (stored.response_proba, stored.virus_proba))
+    kinds, viruses = (list(map(str, t)) for t in (kinds_proba, virus_proba))
     order = np.array([*kinds, *viruses], dtype=object)
     virus = np.arange(len(order)) >= len(kinds)
     left = np.arange(len(order)) + _GAP * virus
-    table = np.hstack([stored.response_proba.to_numpy(float), stored.virus_proba.to_numpy(float)])
-    answer = np.where(virus, stored.call[:, None], stored.response[:, None])
+    table = np.hstack([kinds_proba.to_numpy(float), virus_proba.to_numpy(float)])
+    answer = np.where(virus, calls[["call"]], calls[["response"]])
     called = (answer == order).astype(bool)
     grey = virus & ~called[:, virus].any(axis=1, keepdims=True)
-    columns = _answers(stored)
+    columns = _answers(calls)
     if truth is not None:
         columns.insert(0, _Column("known", adata.obs[truth].astype(str).tolist()))
 
@@ -238,18 +150,19 @@ def virus_probabilities(
     return fig.finish(panel, ax, show=show, save=save)
 
 
-def _answers(stored: StoredPrediction) -> list[_Column]:
+def _answers(table: pd.DataFrame) -> list[_Column]:
     """Return the texts beside the cells."""
-    calls = [f"{_MARKS.get(call, '●')} {call}" for call in stored.call]
+    calls = [f"{_MARKS.get(call, '●')} {call}" for call in table["call"]]
+    support = table["support"].where(table["response"] != UNRESOLVED)
     return [
-        _Column("response", stored.response.tolist()),
-        _Column("support", _shares(stored.response_support)),
-        _Column("call", calls, [call not in _MARKS for call in stored.call]),
-        _Column("support", _shares(stored.call_support)),
+        _Column("response", table["response"].tolist()),
+        _Column("support", _shares(support)),
+        _Column("call", calls, [call not in _MARKS for call in table["call"]]),
+        _Column("support", _shares(table["call_support"])),
     ]
 
 
-def _shares(values: np.ndarray) -> list[str]:
+def _shares(values: pd.Series) -> list[str]:
     return ["–" if np.isnan(value) else f"{value:.2f}" for value in values]
 
 

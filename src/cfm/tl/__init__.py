@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cfm.tl._gene_programs import gene_programs
     from cfm.tl._host_factors import host_factors
     from cfm.tl._impute import impute
-    from cfm.tl._knowledge_graph._tool import get_knowledge_graph, knowledge_graph
+    from cfm.tl._knowledge_graph._tool import knowledge_graph
     from cfm.tl._map_reference import map_reference
     from cfm.tl._perturbation._evaluate import evaluate_perturbation
     from cfm.tl._perturbation._simulate import simulate_perturbation
@@ -31,7 +31,6 @@ __all__ = [
     "embed_donors",
     "evaluate_perturbation",
     "gene_programs",
-    "get_knowledge_graph",
     "host_factors",
     "impute",
     "knowledge_graph",
@@ -47,7 +46,6 @@ __all__ = [
 #: Tools whose parts fill a folder: its private name hides no function.
 _FOLDERS = {
     "evaluate_perturbation": "_perturbation._evaluate",
-    "get_knowledge_graph": "_knowledge_graph._tool",
     "knowledge_graph": "_knowledge_graph._tool",
     "screen_drugs": "_drug_screen",
     "simulate_perturbation": "_perturbation._simulate",

@@ -16,7 +16,6 @@ from cfm._fields import (
     PARAMS,
     params_of,
 )
-from cfm.data import KnowledgeGraph
 from cfm.data._counts import Units
 from cfm.data._matrix import check_unique_names, get_matrix
 from cfm.data._store import check_key, target, warn_overwritten
@@ -162,7 +161,7 @@ def knowledge_graph(
     Returns
     -------
     ``None``, or with ``copy=True`` the changed copy. Query it with
-    :func:`cfm.tl.get_knowledge_graph`. Writes, with ``key`` = ``'knowledge_graph' | key_added``:
+    :func:`cfm.get.knowledge_graph`. Writes, with ``key`` = ``'knowledge_graph' | key_added``:
 
     ``adata.uns[key]['nodes']``
         DataFrame; index: ids such as ``"code:7"``, ``"gene:STAT1"``, ``"cell_type:B cells"``,
@@ -322,56 +321,3 @@ def knowledge_graph(
     warn_overwritten(adata, key_added, {"uns": [key_added]})
     adata.uns[key_added] = {PARAMS: record, GRAPH_NODES: nodes, GRAPH_EDGES: edges}
     return adata if copy else None
-
-
-@takes_anndata()
-def get_knowledge_graph(adata: AnnData, *, key: str = KNOWLEDGE_GRAPH_KEY) -> KnowledgeGraph:
-    """Return the stored graph of :func:`cfm.tl.knowledge_graph`.
-
-    Parameters
-    ----------
-    adata
-        The data, also read from a file.
-    key
-        ``key_added`` of that call.
-
-    Returns
-    -------
-    cfm.data.KnowledgeGraph
-        With ``nodes`` and ``edges`` (copies), ``query``, ``shortest_path``, ``to_networkx`` and
-        ``write_graphml``.
-
-    Raises
-    ------
-    TypeError
-        If ``adata`` is no AnnData.
-    KeyError
-        If there is no graph under this key.
-
-    Examples
-    --------
-    >>> import cfm
-    >>> cells = cfm.datasets.toy_communication()
-    >>> cfm.tl.knowledge_graph(cells, model=None, codes="cell_type")
-    >>> graph = cfm.tl.get_knowledge_graph(cells)
-    >>> graph.query("code:Monocyte", k=3, kind="gene")["edge"].tolist()
-    ['importance', 'importance', 'importance']
-    """
-    stored = adata.uns.get(key)
-    tables = [
-        _table(stored.get(name)) if hasattr(stored, "get") else None
-        for name in (GRAPH_NODES, GRAPH_EDGES)
-    ]
-    nodes, edges = tables
-    if not isinstance(nodes, pd.DataFrame) or not isinstance(edges, pd.DataFrame):
-        raise KeyError(
-            f"uns[{key!r}] holds no knowledge graph; run "
-            f"cfm.tl.knowledge_graph(adata, key_added={key!r}) first, or pass the key it was "
-            "stored under."
-        )
-    return KnowledgeGraph(nodes, edges)
-
-
-def _table(stored: Any) -> Any:
-    """Return a table in memory, also one of :func:`anndata.experimental.read_lazy`."""
-    return stored.to_memory() if hasattr(stored, "to_memory") else stored

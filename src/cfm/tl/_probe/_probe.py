@@ -18,6 +18,7 @@ from cfm._fields import (
     HIGH_RISK,
     LOW_RISK,
     MEAN_TARGET,
+    METHOD_PROBABILITIES,
     NO_FEATURES,
     PARAMS,
     PLAIN_EXPRESSION,
@@ -151,9 +152,9 @@ def probe(
         expression and to the trivial predictor, with the same head and paired over the draws:
         ``difference``, ``low``, ``high``.
     ``adata.uns[key_added]['params']``
-        Arguments, classes, horizons, counts of observations and groups, and ``models``: the
-        model of each representation (``model``, ``module`` of its class, ``sha256`` or ``""``), if
-        recorded.
+        Arguments, ``target_key`` (the ``obsm`` key of the target, or ``""``), classes, horizons,
+        counts of observations and groups, and ``models``: the model of each representation
+        (``model``, ``module`` of its class, ``sha256`` or ``""``), if recorded.
     ``adata.obs[key_added]``
         Out-of-fold prediction of the first representation and head: the class (categorical), the
         value, or the risk as the share of training observations with a lower one (0 to 1). Missing
@@ -165,6 +166,8 @@ def probe(
     ``adata.obsm[key_added + '_proba']``
         Classification: DataFrame, observations by classes, of the first representation and head;
         class names have ``"|"`` for ``"/"``.
+    ``adata.obsm[key_added + '_method_proba']``
+        Classification: DataFrame, the same of each ``"representation|head|class"``.
     ``adata.obsm[key_added + '_predictions']``
         DataFrame: the same as ``obs[key_added]`` for each ``"representation|head"``; for several
         targets the predicted values, observations by targets.
@@ -263,8 +266,10 @@ def probe(
     for slot, new in fields.items():
         for name, value in new.items():
             getattr(adata, slot)[name] = value
+    in_obsm = isinstance(target, str) and target not in adata.obs and target in adata.obsm
     record = {
         "target": found.names,
+        "target_key": target if in_obsm else "",
         "task": task,
         "groups": groups or "",
         "test_on": [] if test_on is None else np.atleast_1d(test_on).astype(str).tolist(),
@@ -297,7 +302,8 @@ def _remove_former(adata: AnnData, key: str) -> None:
     former = adata.uns.get(key)
     if not isinstance(former, Mapping) or COMPARISONS not in former:
         return
-    slots = {"obs": ("", FOLD, RISK_GROUP), "obsm": (PROBABILITIES, PREDICTIONS)}
+    tables = (PROBABILITIES, METHOD_PROBABILITIES, PREDICTIONS)
+    slots = {"obs": ("", FOLD, RISK_GROUP), "obsm": tables}
     for slot, parts in slots.items():
         for name in (key + part for part in parts):
             if name in getattr(adata, slot):
@@ -329,6 +335,12 @@ def _fields(
     if found.task == "classification":
         names = [name.replace("/", "|") for name in found.classes]  # files take no "/"
         obsm[key + PROBABILITIES] = pd.DataFrame(spread(main), index=adata.obs_names, columns=names)
+        every = {
+            f"{'|'.join(method)}|{name}": values
+            for method in methods
+            for name, values in zip(names, spread(means[method]).T, strict=True)
+        }
+        obsm[key + METHOD_PROBABILITIES] = pd.DataFrame(every, index=adata.obs_names)
         columns = {}
         for method in methods:
             codes = np.full(adata.n_obs, -1, dtype=np.int64)
