@@ -280,9 +280,9 @@ def introduction(args: argparse.Namespace) -> str:
     return (
         f"Cells of `toy_communication`, {args.seeds} seeds that were not used for any choice, "
         f"{theirs}. Links are ranked among all pairs of types and all measured pairs of genes. "
-        "CellVQ codes are those of a model trained on the same cells without labels; a code "
-        "stands for its most frequent type, and a link of two types is the best of their codes; "
-        f"trained for {args.max_steps} steps only, codes mix types. "
+        "CellVQ codes are those of a model trained on the same cells without labels, which are "
+        "clusters of these cells; a code stands for its most frequent type, and a link of two "
+        "types is the best of their codes. "
         "Eight of the pairs that are no links are on in every type, which a ranking by magnitude "
         "puts first by design. Markers are all genes raised in one type. Uniform attention looks "
         "at every expressed gene alike, so what the attention of a model adds is its distance from "

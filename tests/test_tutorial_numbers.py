@@ -17,7 +17,12 @@ TUTORIALS = Path(__file__).parents[1] / "tutorials"
 _QUOTED = re.compile(r"(?<![\w.])[−-]?\.(\d\d)(?!\d)")
 #: Those with more digits in an output are quoted rounded.
 _SHOWN = re.compile(r"(?<![\d.])[−-]?\d?\.\d{2,}")
-CHECKED = ("03_bulk_cohort", "04_simulate_and_judge_perturbations", "07_pretrain_your_own")
+CHECKED = (
+    "03_bulk_cohort",
+    "04_simulate_and_judge_perturbations",
+    "06_codes_and_knowledge_graph",
+    "07_pretrain_your_own",
+)
 
 
 def text(value: str | list[str]) -> str:

@@ -69,14 +69,17 @@ cells (minutes), or load the authors' weights. Research use only.
   {linear:.0%} (table below). Types are read from expression, not from the embedding.
 - Cells of Hao 2021, by which it knows NK cells, dendritic cells and platelets, were named by marker
   genes of their clusters and not by their authors.
-- **Codes are coarse.** A code is a neighbourhood in its space of 32 numbers, not a cell state that
-  anybody has confirmed. Where cells of types that it was not taught matter, cluster.
+- **Codes are coarse, and linear.** A code is a cluster of the {unlabelled:,} cells without labels,
+  and is found in other cells by linear discriminant analysis of expression; the network has no part
+  in it, because codes that a network of this size learned agreed less with cell types than k-means
+  on a PCA. A code is no cell state that anybody has confirmed, and states that these cells do not
+  have (an answer to interferon, say) have no code of their own. Where they matter, cluster.
 - `condition` (`ctrl`, `stim`), which is only predicted when asked for by name, means
   interferon-beta for six hours in the cells of Kang 2018. It is
   no test for infection.
 - It has the layers of CellVQ at {size["dim"]} instead of 768 numbers, {size["n_layers"]} of 12, and
-  two linear terms that theirs has not (`code_term`, `expression_term`). It has no relations between
-  genes.
+  what theirs has not: two linear terms (`code_term`, `expression_term`) and the codes above
+  (`expression_codes`) in place of its quantiser. It has no relations between genes.
 
 ## Input
 

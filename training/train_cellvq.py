@@ -1,5 +1,7 @@
 """Training of ``cellvq-mini`` on blood cells: without labels first, then with cell types.
 
+Codes are clusters of the cells without labels, and stay when labels are learned.
+
 The head of cell types is then fitted on the expression of the cells of both studies, so that it
 knows natural killer cells, dendritic cells and platelets too. The cells of the second study have no
 labels of their authors; they are named by marker genes of their clusters (:func:`marker_types`).
@@ -23,8 +25,6 @@ from cfm.models import CellVQ
 from training.train_lingshu import symbols
 
 SEED = 0
-#: Learned codes: those of the small size are clusters otherwise.
-CODES = {"expression_codes": False, "n_bits": 8}
 #: Optimiser steps on the cells without and with labels.
 MAX_STEPS = (600, 1200)
 PROPERTIES = ["cell_type", "condition"]
@@ -104,12 +104,12 @@ def train(
     """Train a mini CellVQ from nothing on cells without labels, then on those with labels."""
     vocabulary = genes(labelled, unlabelled)
     CellVQ.setup_anndata(unlabelled)
-    model = CellVQ(unlabelled, vocabulary=vocabulary, seed=SEED, **CODES)
+    model = CellVQ(unlabelled, vocabulary=vocabulary, seed=SEED)
     model.train(max_steps=max_steps[0], **_RUN)
     labelled.var_names = symbols(labelled.var_names)
     CellVQ.setup_anndata(labelled, labels_keys=PROPERTIES)
     model.attach(labelled)
-    model.train(max_steps=max_steps[1], code_label_weight=1.0, **_RUN)
+    model.train(max_steps=max_steps[1], **_RUN)
     unlabelled.obs["cell_type"] = marker_types(unlabelled)
     fit_types(model, [labelled, unlabelled])
     model.provenance |= {

@@ -50,6 +50,10 @@ PLOTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "gene_programs": ("tl.gene_programs", lambda x: pl.gene_programs(x, show=False)),
     "drug_screen": ("tl.screen_drugs", lambda x: pl.drug_screen(x, show=False)),
     "signature_search": ("tl.search_signatures", lambda x: pl.signature_search(x, show=False)),
+    "classification": (
+        "tl.predict_virus",
+        lambda x: pl.classification(x, "virus", kind="confusion", show=False),
+    ),
     "volcano": ("tl.search_signatures", lambda x: pl.volcano(x, show=False)),
     "probe": ("tl.probe", lambda x: pl.probe(x, show=False)),
     "cell_codes": ("tl.cell_codes", lambda x: pl.cell_codes(x, groupby="virus", show=False)),
@@ -103,7 +107,7 @@ def test_a_lazy_table_is_asked_for_in_memory(name: str, tmp_path: Path) -> None:
 def test_a_figure_is_of_one_modality(name: str) -> None:
     plot = getattr(pl, name)
     wanted = inspect.signature(plot).parameters
-    needed = {"reference": ["ISG15"], "simulated": None}
+    needed = {"reference": ["ISG15"], "simulated": None, "truth": "virus"}
     needed = {argument: value for argument, value in needed.items() if argument in wanted}
     with pytest.raises(TypeError, match=r"Found a MuData; .* one modality: mdata\['rna'\]"):
         plot(_kinds.in_mudata(_data.counts()), **needed)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfm.nn import _kernels
-from cfm.nn._kernels import Linear, linear, prepare_linear, rounded_up
+from cfm.nn._kernels import Linear, linear, one_thread_if_small, prepare_linear, rounded_up
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -113,3 +113,20 @@ def test_few_shapes_reach_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         x = torch.randn(n, 4)
         torch.testing.assert_close(run(x), x @ weight.T)
     assert len(seen) == 9
+
+
+@pytest.mark.parametrize(
+    ("width", "device", "n_threads"), [(64, "cpu", 1), (768, "cpu", 2), (64, "meta", 2)]
+)
+def test_small_networks_run_on_one_thread(width: int, device: str, n_threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread_if_small(width, torch.device(device)):
+            assert torch.get_num_threads() == n_threads
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ZeroDivisionError), one_thread_if_small(width, torch.device(device)):
+            _ = 1 / 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,33 @@ from torch.nn import functional as F
 
 #: Tokens whose hidden values stay in the cache of a core.
 CHUNK = 512
+#: Networks of less width run on one thread.
+_SHARED_WIDTH = 256
+
+
+@contextmanager
+def one_thread_if_small(width: int, device: torch.device) -> Iterator[None]:
+    """Keep a small network on a CPU to one thread.
+
+    Its products are too small to share, and on a busy machine threads that wait for each other
+    take a hundred times as long.
+
+    Parameters
+    ----------
+    width
+        Width of the tokens.
+    device
+        Device of the network.
+    """
+    before = torch.get_num_threads()
+    alone = device.type == "cpu" and width < _SHARED_WIDTH
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if alone:
+            torch.set_num_threads(before)
 
 
 def fast_bfloat16(device: torch.device) -> bool:

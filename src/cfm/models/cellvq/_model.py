@@ -48,6 +48,7 @@ from cfm.models.cellvq._perturbation import (
 from cfm.models.cellvq._property_heads import EXPRESSION, LEVELS, PropertyHeads, check_classes
 from cfm.models.cellvq._published import read_published
 from cfm.models.cellvq._training import CellVQRecipe, training_of
+from cfm.nn._kernels import one_thread_if_small
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -478,11 +479,12 @@ class CellVQ(PretrainedModel):
         for row in range(reader.n_cells):
             tokens = reader.tokens(np.array([row])).to(self.device)
             genes = self.vocabulary.genes[tokens.gene_ids[0, :-2].cpu().numpy()]
-            layers = (_merge_count_tokens(w[0]) for w in self.module.attention(*tokens))
-            if reduce is None:
-                weights = torch.stack(list(layers))
-            else:
-                weights = torch.stack([w.mean(0) for w in layers]).mean(0)
+            with one_thread_if_small(self.size.dim, self.device):
+                layers = (_merge_count_tokens(w[0]) for w in self.module.attention(*tokens))
+                if reduce is None:
+                    weights = torch.stack(list(layers))
+                else:
+                    weights = torch.stack([w.mean(0) for w in layers]).mean(0)
             yield genes.insert(0, SUMMARY), weights.cpu().numpy()
 
     @checks_arguments()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,9 +13,10 @@ from cfm.models.count_model._module import generator_of
 from cfm.models.lingshu._counts import N_VALUES
 from cfm.models.lingshu._module import MASK, LingshuModule, place_scores
 from cfm.nn._diffusion import draw_tokens, guided, reveal_counts
+from cfm.nn._kernels import one_thread_if_small
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from cfm.models.count_model._module import Conditions
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _TOKENS_CPU, _TOKENS_GPU = 1024, 65_536
 #: Conditions whose first states are kept.
 _MOST_FIRST = 256
-#: Networks of less width run on one thread.
-_SHARED_WIDTH = 256
 #: Scores that are held at a time on a GPU.
 _SCORES_GPU = 2**28
 
@@ -185,7 +183,7 @@ class Sampler:
         -------
         ``(b, n_genes)`` int64, 0 to 280.
         """
-        with self._threads():
+        with one_thread_if_small(self.module.dim, self.device):
             return self._run(tokens, None, conditions, draws, n_steps, guidance)[0]
 
     @torch.inference_mode()
@@ -217,26 +215,9 @@ class Sampler:
             As for :meth:`sample`, of the cells as they are.
         """
         draws = draws._replace(least=np.where(observed == MASK, 0, observed))
-        with self._threads():
+        with one_thread_if_small(self.module.dim, self.device):
             uniform = self._run(tokens, observed, conditions, draws, n_steps, Guidance())[1]
         return draws._replace(uniform=uniform)
-
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
-        """Keep a small network on a CPU to one thread.
-
-        Its products are too small to share, and on a busy machine threads that wait for each other
-        take a hundred times as long.
-        """
-        before = torch.get_num_threads()
-        alone = self.device.type == "cpu" and self.module.dim < _SHARED_WIDTH
-        if alone:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            if alone:
-                torch.set_num_threads(before)
 
     def _run(
         self,
