@@ -223,10 +223,10 @@ class BulkFormerModule(nn.Module):
             self.gene_embedding = nn.Embedding(n_genes, dim)
             if not self.gene_embedding.weight.is_meta:
                 nn.init.xavier_uniform_(self.gene_embedding.weight)
-        self.gene_projection = _mlp(n_gene_features or dim, 4 * dim, dim)
+        self.gene_projection: nn.Module = _mlp(n_gene_features or dim, 4 * dim, dim)
         self.expression_embedding = RotaryExpressionEmbedding(dim)
         self.sample_projection = _mlp(n_genes, 4 * dim, dim)
-        self.input_projection = _mlp(dim, 4 * dim, dim)
+        self.input_projection: nn.Module = _mlp(dim, 4 * dim, dim)
         self.blocks = nn.ModuleList(
             GraphPerformerBlock(dim, n_layers, n_heads, ff_mult, attention_dropout, ff_dropout)
             for _ in range(n_blocks)
@@ -500,7 +500,8 @@ class BulkFormerModule(nn.Module):
 
     def _prepared_input(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """Return the input network, prepared for inference."""
-        first, second = (prepare(self.input_projection[i], dtype) for i in (0, 2))
+        layers = cast("nn.Sequential", self.input_projection)
+        first, second = (prepare(layers[i], dtype) for i in (0, 2))
         return lambda x: second(F.relu(first(x)))
 
     def _prepared_head(self) -> Callable[[Tensor], Tensor]:
