@@ -28,8 +28,8 @@ from benchmarks._report import Report, add_arguments, data_folder
 from benchmarks.host_factors import load_degree
 from training.bulk_corpus import TABLES, read_table
 
-TISSUES = ("gtex_brain", "gtex_heart", "gtex_liver")
-#: Samples of each tissue.
+TISSUES = ("lcl_rnaseq_pickrell", "tcga_small5_rsem", "GSE50244_islets")
+#: Samples of each table.
 N_SAMPLES = 40
 N_FOLDS, N_BOOT = 5, 1000
 N_COMPONENTS = 50
@@ -38,7 +38,7 @@ SIMPLE = ("mean expression", "variance of expression", "degree in Reactome FI")
 
 
 def read_samples(data: Path, seed: int) -> ad.AnnData:
-    """Return some samples of each tissue, log TPM, over the genes that all have."""
+    """Return some samples of each table, log TPM, over the genes that all have."""
     rng = np.random.default_rng(seed)
     parts = []
     for table in TABLES:
@@ -146,7 +146,8 @@ def main() -> None:
         "them, as non-essential genes are hardly expressed. So its embeddings are scored on "
         "core-essential genes against all other genes of its vocabulary. The baselines are also "
         "scored against NEGv1, on all genes that the samples measure. Samples: "
-        f"{N_SAMPLES} each of GTEx brain, heart and liver, which are part of the model's corpus. "
+        f"{N_SAMPLES} each of lymphoblastoid lines, TCGA tumours and islets, which are part of the "
+        "model's corpus. "
         f"Logistic regression in {N_FOLDS} folds of genes. An embedding of the "
         "network is the mean over samples; the linear term has loadings of genes."
     )

@@ -236,7 +236,7 @@ def probe(
         adata = destination(adata, copy=copy)
         warn_overwritten(adata, key_added, {})
         _remove_former(adata, key_added)
-        record = {
+        settings_used = {
             "target": found.names,
             "task": task,
             "groups": groups or "",
@@ -248,7 +248,7 @@ def probe(
             "n_chosen": N_CHOSEN,
             "seed": seeds[:1],
         }
-        adata.uns[key_added] = {PARAMS: record, RESULTS: results, GENES: genes}
+        adata.uns[key_added] = {PARAMS: settings_used, RESULTS: results, GENES: genes}
         return adata if copy else None
     chosen = choose_heads(heads, task, len(found.names))
     representations = read_features(adata, reps, layer, found.rows)
