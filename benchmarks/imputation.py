@@ -99,7 +99,7 @@ def gene_sums(
     t, m = np.where(hidden, truth - mean, 0.0), np.where(hidden, made - mean, 0.0)
     sums = {"n": hidden, "t": t, "m": m, "tt": t * t, "mm": m * m, "tm": t * m}
     table = {name: values.sum(axis=0, dtype=np.float64) for name, values in sums.items()}
-    level = pd.qcut(mean, N_LEVELS, labels=False, duplicates="drop")
+    level = np.argsort(np.argsort(mean, kind="stable")) * N_LEVELS // len(mean)
     return pd.DataFrame({"gene": genes, "level": level} | table)
 
 
@@ -115,7 +115,7 @@ def by_level(sums: pd.DataFrame) -> pd.DataFrame:
     found = sums.groupby(["data", "method", "level"], sort=False).apply(
         pooled, include_groups=False
     )
-    table = found.unstack("level")
+    table = found.unstack("level").sort_index(axis=1)
     table.columns = [f"fifth {int(level) + 1}" for level in table.columns]
     return table.reset_index()
 

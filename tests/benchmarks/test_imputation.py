@@ -47,4 +47,12 @@ def test_levels_and_pathways_with_planted_quality() -> None:
     assert pathways.loc["g2m_checkpoint", OURS] > 0.95 > pathways.loc["myogenesis", OURS] + 0.4
     assert (pathways[OURS] > pathways["ridge"]).all()
     levels = by_level(sums).set_index("method")
+    assert levels.columns.tolist() == ["data", *(f"fifth {i + 1}" for i in range(5))]
     assert levels.loc[OURS, "fifth 1"] > 0.95 > levels.loc[OURS, "fifth 5"]
+
+
+def test_unexpressed_genes_share_levels_of_equal_size() -> None:
+    genes = [f"g{i}" for i in range(50)]
+    zeros = np.zeros((4, 50))
+    made = gene_sums(pd.Index(genes), zeros == 0, zeros, zeros, np.maximum(np.arange(50) - 30, 0))
+    assert made["level"].value_counts().tolist() == [10] * 5
