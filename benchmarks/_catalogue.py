@@ -73,6 +73,10 @@ BENCHMARKS = {
         "hidden genes of bulk samples, between cohorts and donors",
         panels=(Dots("scores", "centred", ("method",), facet="data", title="centred correlation"),),
     ),
+    "essentiality": Benchmark(
+        "core-essential genes from embeddings of genes, beside expression and degree",
+        panels=(Dots("scores", "AUROC", ("method",), title="core-essential genes"),),
+    ),
     "beside_pca": Benchmark(
         "bulk embeddings beside principal components, on cohorts left out of the corpus",
         panels=tuple(

@@ -70,6 +70,9 @@ GENE_LENGTH = "gene_length"
 
 #: Default ``key_added`` of :func:`cfm.tl.probe`: ``uns[key]``, ``obs[key]``, and the parts below.
 PROBE_KEY = "probe"
+#: ``uns[key][GENES]``: names of the genes of ``obsm[key]`` (:func:`cfm.tl.embed` with
+#: ``level="gene"`` and ``output=``), or the table of :func:`cfm.tl.probe` by gene.
+GENES = "genes"
 #: ``uns[key][COMPARISONS]``: paired differences between representations.
 COMPARISONS = "comparisons"
 #: ``obs[key + FOLD]``: fold in which an observation was predicted, -1 where it was left out.

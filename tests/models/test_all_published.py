@@ -45,6 +45,10 @@ def _bulkformer(size: str) -> torch.nn.Module:
     return bulkformer.BulkFormerModule(20_010, **bulkformer.SIZES[size].module_arguments())
 
 
+def _latest() -> torch.nn.Module:
+    return bulkformer.SIZES["latest"].module(19_973)
+
+
 def _cellpulse(size: str) -> torch.nn.Module:
     return cellpulse.CellPulseModule(20_000, **cellpulse.SIZES[size].module_arguments())
 
@@ -57,6 +61,7 @@ def _cellpulse(size: str) -> torch.nn.Module:
         (lambda: _bulkformer("93M"), 75_921_159),
         (lambda: _bulkformer("127M"), 112_448_967),
         (lambda: _bulkformer("147M"), 132_143_047),
+        (_latest, 101_323_778),
         (lambda: pulsar.PulsarModule(pulsar.SIZES["released"]), 87_372_288),
         (lambda: _cellpulse("published"), 114_252_175),
         (lambda: pulsar.InstrumentModule(pulsar.InstrumentSize()), 12_597_248),

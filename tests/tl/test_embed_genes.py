@@ -71,7 +71,7 @@ def test_genes_of_one_factor_lie_together(bulk: BulkFormer, samples: ad.AnnData)
 
 def test_bad_input(bulk: BulkFormer, samples: ad.AnnData, contrasts: ad.AnnData) -> None:
     before = samples.copy()
-    with pytest.raises(TypeError, match="does not go with level='gene'"):
+    with pytest.raises(TypeError, match="genes= goes with output="):
         cfm.tl.embed(samples, bulk, level="gene", genes=["GENE1"])
     assert_unchanged(samples, before)
     model = CellPulse.from_pretrained("cellpulse-mini")

@@ -278,8 +278,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=match):
             cfm.tl.embed(adata, model, **arguments)
-    with pytest.raises(ValueError, match="makes one table of genes"):
-        cfm.tl.embed(_log_tpm(), toy_bulkformer(), level="gene", output=out)
+    with pytest.raises(TypeError, match="embeds observations only"):
+        cfm.tl.embed(adata, model, level="gene", output=out)
     adata.write_h5ad(tmp_path / "in.h5ad")
     with pytest.raises(FileExistsError, match="pass overwrite=True"):
         cfm.tl.embed(adata, model, output=tmp_path / "in.h5ad")

@@ -22,6 +22,7 @@ from cfm.hub._checkpoint import (
 from cfm.hub._resolve import CONFIG_NAME, reads_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from cfm.models._base import PretrainedModel
@@ -48,7 +49,9 @@ class Layout(NamedTuple):
 #: By the name of the model; the first that fits.
 PUBLISHED = {
     "VirtualInstrument": Layout(file=r".*instrument.*\.(pt|pth|ckpt|safetensors)"),
-    "BulkFormer": Layout(file=r"bulkformer.*\.pt", in_folder=r"bulkformer.*\.pt"),
+    "BulkFormer": Layout(
+        file=r"bulkformer.*\.pt", in_folder=r"(bulkformer|G_tcga).*\.pt|gene_vocab\.csv"
+    ),
     "CellVQ": Layout(file=r".*\.ckpt", in_folder=r"models\.ckpt"),
     "UCE": Layout(
         file=r"(?!all_tokens\.torch$).*\.torch", in_folder=r"(?!all_tokens\.torch$).*\.torch"
@@ -101,8 +104,17 @@ def _model_type(folder: Path) -> str:
     return str(config.get("model_type", "")).upper()
 
 
-def weights_file(path: Path, model: str) -> Path:
+def weights_file(path: Path, model: str, patterns: Sequence[str] = ()) -> Path:
     """Return the file of weights that the authors of a model publish: ``path``, or the one in it.
+
+    Parameters
+    ----------
+    path
+        The file, or its folder.
+    model
+        Name of the model.
+    patterns
+        Patterns of the name in a folder, the first that fits; by default that of the layout.
 
     Raises
     ------
@@ -111,8 +123,11 @@ def weights_file(path: Path, model: str) -> Path:
     """
     found = [path]
     if not path.is_file():
-        pattern = re.compile(PUBLISHED[model].in_folder, re.IGNORECASE)
-        found = sorted(p for p in path.iterdir() if p.is_file() and pattern.fullmatch(p.name))
+        files = sorted(p for p in path.iterdir() if p.is_file())
+        for pattern in patterns or [PUBLISHED[model].in_folder]:
+            found = [p for p in files if re.fullmatch(pattern, p.name, re.IGNORECASE)]
+            if found:
+                break
     if len(found) != 1:
         raise ValueError(
             f"{path} holds {len(found)} files of weights {[p.name for p in found]}; expected one: "

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from cfm._docs import fill_docs
-from cfm._fields import EMBEDDING_PREFIX, PARAMS
+from cfm._fields import EMBEDDING_PREFIX, GENES, PARAMS
 from cfm.data._store import check_key, target, warn_overwritten
 from cfm.data._takes_anndata import takes_anndata
 from cfm.models import DonorModel, GeneEmbeddingModel, PretrainedModel, load_model
@@ -26,6 +27,8 @@ _SLOTS = {"observation": "obsm", "gene": "varm"}
 #: Suffix of the default name: the records of the levels stand side by side in ``uns``.
 _SUFFIXES = {"gene": "_genes"}
 _BATCH_SIZE = 64
+#: Values of a chunk of embeddings of genes in observations, at a width of about a thousand.
+_CHUNK_VALUES, _TYPICAL_WIDTH = 2**27, 1024
 
 
 @takes_anndata(others=True)
@@ -61,7 +64,8 @@ def embed(
         %(load)s
     level
         ``"observation"``; or ``"gene"`` for the mean embedding of each gene over these
-        observations, from a :class:`cfm.models.GeneEmbeddingModel`.
+        observations, from a :class:`cfm.models.GeneEmbeddingModel`. With ``output``, the embedding
+        of each gene in each observation.
     %(layer)s
     key_added
         Name of the result, by default ``X_<model>``, such as ``X_cellpulse``; of genes
@@ -75,7 +79,9 @@ def embed(
     **model_kwargs
         Further arguments of the model's ``get_latent_representation`` or
         ``get_gene_embeddings``, such as ``pooling`` and ``genes`` of
-        :class:`cfm.models.BulkFormer`, or ``units`` of :class:`cfm.models.CellVQ`.
+        :class:`cfm.models.BulkFormer`, or ``units`` of :class:`cfm.models.CellVQ`. With
+        ``level="gene"`` and ``output``, ``genes`` are the genes to write; by default those of
+        ``adata`` that the model knows.
 
     Returns
     -------
@@ -86,7 +92,13 @@ def embed(
         ``(n_obs, dim)`` float32. With ``level="gene"`` instead
     ``adata.varm['X_bulkformer_genes' | key_added]``
         ``(n_vars, dim)`` float32, ``NaN`` for genes outside of the model's vocabulary, and for
-        unexpressed genes if the model embeds expressed genes only.
+        unexpressed genes if the model embeds expressed genes only. With ``output`` instead
+    ``adata.obsm['X_bulkformer_genes' | key_added]``
+        ``(n_obs, n_genes * dim)`` float32, a matrix of genes by dimensions in each row, read from
+        the file when rows are taken: ``row.reshape(n_genes, -1)``. A chunk of the file is about
+        4 MB, at least one observation.
+    ``adata.uns['X_bulkformer_genes' | key_added]['genes']``
+        Names of those genes, in order.
     ``adata.uns['X_cellpulse' | key_added]['params']``
         The arguments, the model's name and SHA-256, the device it ran on, and the share of its
         genes that were found.
@@ -190,15 +202,22 @@ def _embed_genes(
     key: str,
     arguments: dict[str, Any],
 ) -> AnnData | None:
-    """Embed the genes of all rows, a row per gene, without chunks."""
-    if run.output is not None:
-        raise ValueError(
-            "level='gene' makes one table of genes from all rows; drop output=, and write the "
-            "AnnData yourself."
+    """Embed the genes of all rows: their mean, or with ``output`` a matrix per row."""
+    if not isinstance(model, GeneEmbeddingModel):
+        raise TypeError(
+            f"{type(model).__name__} embeds observations only (it has no get_gene_embeddings "
+            "method); leave level= out, or use a model such as BulkFormer."
         )
+    # a table of features has its digest in the run, and its shape in the record
+    recorded = {
+        name: f"{value.shape[0]} genes × {value.shape[1]}" if hasattr(value, "shape") else value
+        for name, value in arguments.items()
+    }
+    if run.output is not None:
+        return _write_gene_embeddings(model, run, key, arguments, recorded)
     adata = run.whole
     latent = _mean_gene_embeddings(model, adata, arguments)
-    record = run_record(model, adata, key_added=key, level="gene", **arguments)
+    record = run_record(model, adata, key_added=key, level="gene", **recorded)
     adata = target(adata, copy=run.copy)
     warn_overwritten(adata, key, {"varm": [key]})
     adata.varm[key] = latent
@@ -206,17 +225,52 @@ def _embed_genes(
     return adata if run.copy or run.rows.paths else None
 
 
-def _mean_gene_embeddings(
-    model: PretrainedModel, adata: AnnData, arguments: dict[str, Any]
-) -> np.ndarray:
-    """Average the embeddings of each gene of ``adata`` over its observations, in one pass."""
-    if not isinstance(model, GeneEmbeddingModel):
-        raise TypeError(
-            f"{type(model).__name__} embeds observations only (it has no get_gene_embeddings "
-            "method); leave level= out, or use a model such as BulkFormer."
-        )
+def _write_gene_embeddings(
+    model: Any, run: Run, key: str, arguments: dict[str, Any], recorded: dict[str, Any]
+) -> AnnData | None:
+    """Write the embeddings of genes in each row, chunk by chunk."""
+    given = {name: value for name, value in arguments.items() if name != "genes"}
+    known = model.vocabulary.genes
+    place = np.sort(model.vocabulary.align(run.whole.var_names).positions)
     if "genes" in arguments:
-        raise TypeError("genes= does not go with level='gene': every gene of adata is embedded.")
+        wanted = pd.Index(np.atleast_1d(arguments["genes"]))
+        place = known.get_indexer(wanted)
+        if not len(place) or (place < 0).any() or not wanted.is_unique:
+            raise KeyError(
+                f"genes= holds {wanted[place < 0][:5].tolist()}, which are not in the model's "
+                f"vocabulary (such as {', '.join(known[:3])}), no gene, or a gene twice."
+            )
+    names = known[place]
+
+    def compute(part: AnnData, _: slice) -> dict[str, np.ndarray]:
+        blocks = [
+            embedded[:, place].reshape(len(embedded), -1)
+            for _, embedded in model.get_gene_embeddings(part, **given)
+        ]
+        return {"embedding": np.concatenate(blocks)}
+
+    settings = arguments | {"genes": names.tolist()}
+    rows = max(1, _CHUNK_VALUES // (len(place) * _TYPICAL_WIDTH))
+    with run.compute(
+        compute,
+        model,
+        tool="embed genes",
+        layers=[arguments["layer"]],
+        arguments=settings,
+        chunk_rows=rows,
+    ):
+        run.put("obsm", key, "embedding")
+        share = run.rows.vocabulary_share(model)
+        recorded = {name: value for name, value in recorded.items() if name != "genes"}
+        record = model_record(model, share, key_added=key, level="gene", **recorded)
+        run.target.uns[key] = {PARAMS: record, GENES: names.to_numpy(dtype=object)}
+    return run.result
+
+
+def _mean_gene_embeddings(model: Any, adata: AnnData, arguments: dict[str, Any]) -> np.ndarray:
+    """Average the embeddings of each gene of ``adata`` over its observations, in one pass."""
+    if "genes" in arguments:
+        raise TypeError("genes= goes with output=; without it every gene of adata is embedded.")
     total, n = np.zeros((len(model.vocabulary), 1)), np.zeros((len(model.vocabulary), 1))
     for _, embedded in model.get_gene_embeddings(adata, **arguments):
         known = ~np.isnan(embedded[..., :1])  # some models embed what is expressed only

@@ -99,9 +99,9 @@ class Rows:
         self._matrices: dict[tuple[int, str | None], Any] = {}
         self._obs: dict[int, pd.DataFrame] = {}
 
-    def chunks(self) -> list[Chunk]:
-        """Cut each part into chunks of rows."""
-        chunks, first, size = [], 0, settings.chunk_size
+    def chunks(self, most: int | None = None) -> list[Chunk]:
+        """Cut each part into chunks of at most ``most`` rows, and of ``settings.chunk_size``."""
+        chunks, first, size = [], 0, min(settings.chunk_size, most or settings.chunk_size)
         for number, part in enumerate(self.parts):
             for start in range(0, part.n_obs, size):
                 stop = min(start + size, part.n_obs)
@@ -271,6 +271,7 @@ class Run:
         layers: Sequence[str | None],
         arguments: Mapping[str, Any],
         once: bool = True,
+        chunk_rows: int | None = None,
     ) -> Iterator[Results]:
         """Compute all arrays; the block that follows stores them, then ``output`` is completed.
 
@@ -288,12 +289,14 @@ class Run:
             Further values that determine the results.
         once
             Whether an AnnData in memory takes one call.
+        chunk_rows
+            Largest number of rows of a chunk, for results that are large in each row.
         """
         store = None if self.output is None else ResultStore(self.output)
         try:
             if self.rows.paths or store is not None or not once or _dask_client(self.whole.n_obs):
                 check_not_empty(self.whole)
-                chunks = self.rows.chunks()
+                chunks = self.rows.chunks(chunk_rows)
                 self._results = Results(len(chunks), store)
                 done: set[int] = set()
                 if store is not None:
@@ -363,10 +366,7 @@ class Run:
         arguments: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Return the values that determine the results, to compare with those of stored chunks."""
-        values = {
-            name: table_identity(value) if isinstance(value, np.ndarray) else value
-            for name, value in arguments.items()
-        }
+        values = {name: _identity(value) for name, value in arguments.items()}
         return (
             values
             | self.rows.identity(layers, arguments)
@@ -408,6 +408,13 @@ class Run:
             text = "Chunk %d of %d: %d rows in %.1f s."
             logger.info(text, n_done, total, one.n_rows, one.seconds, extra=fields)
         log.issue_counted()
+
+
+def _identity(value: Any) -> Any:
+    """Return a digest of an array or a table; another value as it is."""
+    if isinstance(value, pd.DataFrame):
+        return f"{table_identity(value.index)} {table_identity(value.to_numpy())}"
+    return table_identity(value) if isinstance(value, np.ndarray) else value
 
 
 class Caught(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -40,6 +41,28 @@ def test_samples_are_pooled_genes(model: BulkFormer, adata: ad.AnnData, pooling:
         "median": genes.median(1).values,
     }[pooling]
     np.testing.assert_allclose(found, pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_all_poolings_stand_side_by_side(model: BulkFormer, adata: ad.AnnData) -> None:
+    parts = [model.get_latent_representation(adata, pooling=p) for p in ("mean", "max", "median")]
+    found = model.get_latent_representation(adata, pooling="all")
+    np.testing.assert_array_equal(found, np.concatenate(parts, axis=1))
+    with pytest.raises(ValueError, match="pooling='all and factors'; expected"):
+        model.get_latent_representation(adata, pooling="all and factors")
+
+
+def test_gene_features_are_appended(model: BulkFormer, adata: ad.AnnData) -> None:
+    names = ["GENE7", "ELSEWHERE", "GENE2"]
+    table = pd.DataFrame([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], index=names)
+    found = whole(model, adata, genes=["GENE2", "GENE3", "GENE7"], gene_features=table)
+    assert found.shape == (20, 3, 19 + 2)
+    np.testing.assert_array_equal(
+        found[..., :19], whole(model, adata, genes=["GENE2", "GENE3", "GENE7"])
+    )
+    expected = np.array([[5.0, 6.0], [np.nan, np.nan], [1.0, 2.0]])
+    np.testing.assert_array_equal(found[..., 19:], np.broadcast_to(expected, (20, 3, 2)))
+    with pytest.raises(ValueError, match="Found 0 of the model"):
+        whole(model, adata, gene_features=table.loc[["ELSEWHERE"]])
 
 
 def test_genes_to_pool_over(model: BulkFormer, adata: ad.AnnData) -> None:

@@ -74,6 +74,21 @@ def align_gene_features(table: pd.DataFrame, vocabulary: GeneVocabulary) -> np.n
     return out
 
 
+def features_by_gene(table: pd.DataFrame, vocabulary: GeneVocabulary) -> np.ndarray:
+    """Return gene features by gene of the vocabulary as they are, ``NaN`` for genes without a row.
+
+    Raises
+    ------
+    ValueError
+        If they contain no gene of the vocabulary.
+    """
+    alignment = vocabulary.align(table.index, min_genes=1)
+    values = table.to_numpy(dtype=np.float32)
+    out = np.full((len(vocabulary), values.shape[1]), np.nan, dtype=np.float32)
+    out[alignment.positions] = values[alignment.columns]
+    return out
+
+
 class ExpressionReader:
     """Log TPM of samples, by gene of a vocabulary, with −10 where a gene is missing.
 

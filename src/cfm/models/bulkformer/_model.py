@@ -46,15 +46,14 @@ from cfm.models.bulkformer._data import (
     ExpressionReader,
     align_gene_features,
     check_mask,
+    features_by_gene,
     graph_of_data,
     graph_tensors,
 )
 from cfm.models.bulkformer._factor_model import LocalFactorModel
+from cfm.models.bulkformer._latest import SIZES, BulkFormerLatestSize
 from cfm.models.bulkformer._module import (
     MISSING,
-    N_SUMMARY,
-    SIZES,
-    BulkFormerModule,
     BulkFormerSize,
     lower_genes,
     pool_genes,
@@ -73,7 +72,7 @@ if TYPE_CHECKING:
 
     from cfm.hub import Checkpoint
 
-Pooling = Literal["auto", "factors", "mean", "max", "median"]
+Pooling = Literal["auto", "factors", "mean", "max", "median", "all"]
 PerturbationKind = Literal["auto", "gene", "compound"]
 
 #: Names in a checkpoint of what a model may hold beside its network.
@@ -95,7 +94,7 @@ class BulkFormer(PretrainedModel):
         Gene symbols of the model; by default ``adata.var_names``.
     size
         ``"mini"``, one of the published ``"37M"``, ``"50M"``, ``"93M"``, ``"127M"``, ``"147M"``
-        (nominal names), or a ``BulkFormerSize``.
+        (v2, nominal names) and ``"latest"`` (v3), or a ``BulkFormerSize``.
     graph
         Co-expression graph over the vocabulary: a sparse matrix (row = target), or a pair of
         ``(2, n_edges)`` edges and ``(n_edges,)`` weights. By default ``adata.varp["coexpression"]``
@@ -125,8 +124,9 @@ class BulkFormer(PretrainedModel):
 
     Notes
     -----
-    The architecture of the BulkFormer repository of December 2025 (five sizes; Cell Systems
-    17(7) 101657, 2026), whose released weights :meth:`from_pretrained` reads. With
+    The architectures of the BulkFormer repository of December 2025 (v2, five sizes; Cell Systems
+    17(7) 101657, 2026) and of October 2026 (v3, bulkformer-latest), whose released weights
+    :meth:`from_pretrained` reads. With
     ``precision="auto"`` matrix products run in bfloat16 where the processor is fast at it and, in
     a trial once per weights, embeddings have a cosine similarity of at least 0.999 to float32.
 
@@ -145,7 +145,7 @@ class BulkFormer(PretrainedModel):
         adata: AnnData | None = None,
         *,
         vocabulary: Sequence[str] | GeneVocabulary | None = None,
-        size: str | BulkFormerSize = "mini",
+        size: str | BulkFormerSize | BulkFormerLatestSize = "mini",
         graph: Any = None,
         gene_features: pd.DataFrame | None = None,
         seed: int = 0,
@@ -161,9 +161,7 @@ class BulkFormer(PretrainedModel):
         width = 0 if table is None else table.shape[1]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.module = BulkFormerModule(
-                len(vocabulary), **self.size.module_arguments(), n_gene_features=width
-            )
+            self.module = self.size.module(len(vocabulary), width)
         if table is not None:
             self.module.set_gene_features(torch.from_numpy(table))
         if graph is not None:
@@ -180,7 +178,7 @@ class BulkFormer(PretrainedModel):
         n = sum(p.numel() for p in self.module.parameters())
         self._model_summary_string = (
             f"BulkFormer: {len(self.vocabulary)} genes, width {self.size.dim}, "
-            f"{self.size.n_blocks} × {self.size.n_layers} Performer layers, {n:,} parameters"
+            f"{len(self.module.blocks)} × {self.size.n_layers} Performer layers, {n:,} parameters"
         )
 
     @classmethod
@@ -233,8 +231,9 @@ class BulkFormer(PretrainedModel):
         """
         if not self.knows_genes:
             raise ValueError(
-                f"The weights came without bulkformer_gene_info.csv, so it is unknown which genes "
-                f"the model's {len(self.vocabulary)} columns are; put that file beside them, or "
+                f"The weights came without their gene list (bulkformer_gene_info.csv in v2, "
+                f"gene_vocab.csv in v3), so it is unknown which genes the model's "
+                f"{len(self.vocabulary)} columns are; put that file beside them, or "
                 "pass their names in order: from_pretrained(folder, genes=[…])."
             )
 
@@ -261,9 +260,11 @@ class BulkFormer(PretrainedModel):
             Layer with the log TPM instead of ``X``.
         pooling
             Of the network's embeddings: ``"mean"``, ``"max"`` or ``"median"`` (the lower of two
-            middle values) over genes. ``"factors"``: the leading factors of the linear term
-            instead, at most 128, without the network. ``"auto"``: ``"factors"`` if the term has
-            more than half of the weight in predictions (:meth:`fit_linear_term`), else ``"mean"``.
+            middle values) over genes, or ``"all"`` three, one after the other. Weights of v3
+            pool over the genes that are observed in each sample. ``"factors"``: the leading
+            factors of the linear term instead, at most 128, without the network. ``"auto"``:
+            ``"factors"`` if the term has more than half of the weight in predictions
+            (:meth:`fit_linear_term`), else ``"mean"``.
         genes
             Genes to pool over or to fit the factors to, names of the vocabulary; by default those
             that ``adata`` has.
@@ -275,8 +276,8 @@ class BulkFormer(PretrainedModel):
         Returns
         -------
         ``(n, dim + 3)`` float32; the last three are the share of missing genes, the mean of the
-        measured values and the share of values that are not zero. Of factors ``(n, f)``
-        float32, in units of log TPM.
+        measured values and the share of values that are not zero. ``(n, dim)`` for v3, and three
+        times as many columns for ``"all"``. Of factors ``(n, f)`` float32, in units of log TPM.
 
         Raises
         ------
@@ -304,9 +305,19 @@ class BulkFormer(PretrainedModel):
             ]
             return np.concatenate(parts)
         index = torch.from_numpy(place).to(self.device)
-        out = np.empty((reader.adata.n_obs, self.module.dim + N_SUMMARY), dtype=np.float32)
-        for rows, embedded in self._embeddings(reader, batch_size, precision):
-            out[rows] = pool_genes(embedded[:, index], pooling).cpu().numpy()
+        width = self.module.n_outputs * (3 if pooling == "all" else 1)
+        out = np.empty((reader.adata.n_obs, width), dtype=np.float32)
+        for rows, expression, embedded in self._embeddings(reader, batch_size, precision):
+            if self.module.pools_observed:
+                observed = (expression != MISSING)[:, index]
+                _check_observed(observed, rows.start)
+                pooled = [
+                    pool_genes(one[index][seen][None], pooling)
+                    for one, seen in zip(embedded, observed, strict=True)
+                ]
+                out[rows] = torch.cat(pooled).cpu().numpy()
+            else:
+                out[rows] = pool_genes(embedded[:, index], pooling).cpu().numpy()
         return out
 
     @checks_arguments()
@@ -317,6 +328,7 @@ class BulkFormer(PretrainedModel):
         *,
         layer: str | None = None,
         genes: Sequence[str] | None = None,
+        gene_features: pd.DataFrame | None = None,
         batch_size: int = 64,
         precision: Precision = "auto",
     ) -> Iterator[tuple[slice, np.ndarray]]:
@@ -328,18 +340,35 @@ class BulkFormer(PretrainedModel):
             As for :meth:`get_latent_representation`.
         genes
             Names of the vocabulary; by default all of it, in its order.
+        gene_features
+            Genes by features, such as embeddings of proteins, that are appended to the embedding
+            of each gene as they are; ``NaN`` for genes without a row. The authors append 1,280
+            numbers of ESM2 to the 643 of the largest model of v2.
 
         Yields
         ------
         rows
             Slice of the samples.
         embeddings
-            ``(b, n_genes, dim + 3)`` float32.
+            ``(b, n_genes, dim + 3 + n_features)`` float32; without the 3 for v3.
+
+        Raises
+        ------
+        ValueError
+            If ``gene_features`` has no gene of the vocabulary.
         """
         reader = self._reader(adata, layer)
-        index = torch.from_numpy(self._positions(genes)).to(self.device)
-        for rows, embedded in self._embeddings(reader, batch_size, precision):
-            yield rows, embedded[:, index].cpu().numpy()
+        place = self._positions(genes)
+        index = torch.from_numpy(place).to(self.device)
+        table = None
+        if gene_features is not None:
+            table = features_by_gene(gene_features, self.vocabulary)[place]
+        for rows, _, embedded in self._embeddings(reader, batch_size, precision):
+            chosen = embedded[:, index].cpu().numpy()
+            if table is not None:
+                wide = np.broadcast_to(table, (len(chosen), *table.shape))
+                chosen = np.concatenate([chosen, wide], axis=2)
+            yield rows, chosen
 
     @checks_arguments()
     def impute(
@@ -528,7 +557,7 @@ class BulkFormer(PretrainedModel):
         reader = self._reader(adata, layer)
         genes = self.vocabulary.genes[head.genes.cpu().numpy()]
         out = np.empty((adata.n_obs, len(genes)), dtype=np.float32)
-        for rows, embedded in self._embeddings(reader, batch_size, precision):
+        for rows, _, embedded in self._embeddings(reader, batch_size, precision):
             made = head(embedded[:, head.genes], described.expand(len(embedded), -1))
             out[rows] = made.cpu().numpy()
         return pd.DataFrame(out, index=adata.obs_names, columns=genes)
@@ -817,7 +846,7 @@ class BulkFormer(PretrainedModel):
             )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            dim = self.module.dim + N_SUMMARY
+            dim = self.module.n_outputs
             head = CompoundHead.of_signatures(known, table, dim, rank).to(self.device)
             scores = head.fit(
                 embedded,
@@ -896,11 +925,11 @@ class BulkFormer(PretrainedModel):
 
     def _embeddings(
         self, reader: ExpressionReader, batch_size: int, precision: Precision
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield ``(rows, embeddings of all genes)`` of a few samples at a time."""
+    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Yield ``(rows, expression, embeddings of all genes)`` of a few samples at a time."""
         dtype = self.inference_dtype(precision)
         for rows, _, expression in self._batches(reader, batch_size):
-            yield rows, self.module.encode(expression, dtype=dtype)
+            yield rows, expression, self.module.encode(expression, dtype=dtype)
 
     def _predictions(
         self,
@@ -947,19 +976,19 @@ class BulkFormer(PretrainedModel):
         source
             Name of a bundled or registered checkpoint, a folder that :meth:`save` wrote, or one
             laid out as the authors release their weights: ``bulkformer_*.pt``, ``G_tcga.pt``,
-            ``G_tcga_weight.pt`` and, if there, ``bulkformer_gene_info.csv``; or that ``.pt``
+            ``G_tcga_weight.pt`` and, if there, ``bulkformer_gene_info.csv`` (v2); ``model.pt``,
+            ``edge_index.pt``, ``edge_weight.pt`` and ``gene_vocab.csv`` (v3); or that ``.pt``
             file. ``hf://org/name`` on the Hugging Face hub for either.
         %(adata_to_attach)s
         %(device)s
         genes
-            Ensembl ids of the model's genes, in order, for weights without
-            ``bulkformer_gene_info.csv``.
+            Ensembl ids of the model's genes, in order, for weights without a gene list.
 
         Raises
         ------
         ValueError
             If files are missing, damaged or not safe to read, if they do not fit each other, or
-            if the weights are of another model or another generation of BulkFormer.
+            if the weights are of another model or of v1, or files are of different versions.
         """
         return cls._load_from(source, adata, device, genes=genes)
 
@@ -994,16 +1023,15 @@ class BulkFormer(PretrainedModel):
     def _from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         config, tensors, name = dict(checkpoint.config), checkpoint.tensors, checkpoint.name
         with validate_config("BulkFormer", name, tensors):
-            size = BulkFormerSize(**config.pop("size"))
+            sizes = config.pop("size")
+            size = (BulkFormerLatestSize if "graph_dim" in sizes else BulkFormerSize)(**sizes)
             width = check_whole("n_gene_features", config.pop("n_gene_features"), 0)
             knows_genes = check_flag("knows_genes", config.pop("knows_genes"))
             linear_term, compounds = config.pop(_LINEAR_TERM, None), config.pop(_COMPOUNDS, None)
             genes = stored_genes(checkpoint)
             model = cls(vocabulary=genes, size=size)
             if width:
-                model.module = BulkFormerModule(
-                    len(genes), **size.module_arguments(), n_gene_features=width
-                )
+                model.module = size.module(len(genes), width)
             if linear_term is not None:
                 model.linear_term = LocalFactorModel(len(genes), **linear_term)
             if compounds is not None:
@@ -1027,6 +1055,16 @@ class BulkFormer(PretrainedModel):
         model._summarise()
         model.provenance = config
         return model
+
+
+def _check_observed(observed: torch.Tensor, first: int) -> None:
+    """Raise an error for a sample without an observed gene, which has no mean."""
+    empty = torch.nonzero(~observed.any(1)).flatten()
+    if len(empty):
+        raise ValueError(
+            f"Sample {first + int(empty[0])} (counted from 0) has no observed gene to pool over; "
+            "drop it, or choose other genes=."
+        )
 
 
 def _observed(expression: torch.Tensor, place: np.ndarray) -> np.ndarray:

@@ -50,10 +50,15 @@ class BulkFormerSize:
         """Return the constructor arguments of the module."""
         return asdict(self)
 
+    def module(self, n_genes: int, n_gene_features: int = 0) -> BulkFormerModule:
+        """Return a network of this size."""
+        return BulkFormerModule(n_genes, **self.module_arguments(), n_gene_features=n_gene_features)
 
-#: The five published sizes by the names of their checkpoints, which are nominal: with 20,010 genes
-#: they have 13.4, 28.6, 75.9, 112.4 and 132.1 million parameters. ``mini`` is for small cohorts.
-SIZES = {
+
+#: The five published sizes of v2 by the names of their checkpoints, which are nominal: with 20,010
+#: genes they have 13.4, 28.6, 75.9, 112.4 and 132.1 million parameters. ``mini`` is for small
+#: cohorts.
+V2_SIZES = {
     "mini": BulkFormerSize(dim=64, n_layers=2, n_heads=4, centred=True),
     "37M": BulkFormerSize(dim=128, n_layers=1),
     "50M": BulkFormerSize(dim=256, n_layers=2),
@@ -69,7 +74,12 @@ def _mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
 
 
 def pool_genes(embedded: Tensor, pooling: str) -> Tensor:
-    """Pool gene embeddings ``(n, n_genes, d)`` to ``(n, d)``: their mean, max or median."""
+    """Pool gene embeddings ``(n, n_genes, d)`` to ``(n, d)``: their mean, max or median.
+
+    ``"all"`` is the three one after the other, ``(n, 3 d)``.
+    """
+    if pooling == "all":
+        return torch.cat([pool_genes(embedded, one) for one in ("mean", "max", "median")], dim=1)
     if pooling == "mean":
         return embedded.mean(1)
     return (embedded.max(1) if pooling == "max" else embedded.median(1)).values
@@ -130,10 +140,26 @@ class GraphPerformerBlock(nn.Module):
         """Return the layers, typed."""
         return [cast("PerformerLayer", layer) for layer in self.layers]
 
+    def convolve(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        """Apply norm and graph convolution, ``(b, n, dim)``, with gradients."""
+        x = self.norm(x)  # the residual starts here, as in the published model
+        return x + self.graph(x, adjacency)
+
+    def convolve_in_place(
+        self, x: Tensor, adjacency: Tensor, size: int, dtype: torch.dtype
+    ) -> None:
+        """Apply :meth:`convolve` to ``x`` in place, ``size`` genes at a time."""
+        parts = list(chunks(x.shape[1], size))
+        for rows in parts:
+            x[:, rows] = self.norm(x[:, rows])
+        around = neighbours(x, adjacency)
+        linear = prepare_linear(self.graph.linear.weight, self.graph.bias, dtype)
+        for rows in parts:
+            x[:, rows] += linear(around[:, rows])
+
     def forward(self, x: Tensor, adjacency: Tensor, *, recompute: bool = False) -> Tensor:
         """Map ``(b, n, dim)`` to ``(b, n, dim)``; ``recompute`` trades time for memory."""
-        x = self.norm(x)  # the residual starts here, as in the published model
-        x = x + self.graph(x, adjacency)
+        x = self.convolve(x, adjacency)
         for layer in self.layers:
             x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
         return x
@@ -169,6 +195,10 @@ class BulkFormerModule(nn.Module):
     edge_weights: Tensor
     gene_offset: Tensor
     gene_features: Tensor
+    #: Numbers of the sample after the embedding of each gene.
+    n_summary = N_SUMMARY
+    #: Whether embeddings are pooled over the observed genes of each sample.
+    pools_observed = False
 
     def __init__(
         self,
@@ -193,10 +223,10 @@ class BulkFormerModule(nn.Module):
             self.gene_embedding = nn.Embedding(n_genes, dim)
             if not self.gene_embedding.weight.is_meta:
                 nn.init.xavier_uniform_(self.gene_embedding.weight)
-        self.gene_projection = _mlp(n_gene_features or dim, 4 * dim, dim)
+        self.gene_projection: nn.Module = _mlp(n_gene_features or dim, 4 * dim, dim)
         self.expression_embedding = RotaryExpressionEmbedding(dim)
         self.sample_projection = _mlp(n_genes, 4 * dim, dim)
-        self.input_projection = _mlp(dim, 4 * dim, dim)
+        self.input_projection: nn.Module = _mlp(dim, 4 * dim, dim)
         self.blocks = nn.ModuleList(
             GraphPerformerBlock(dim, n_layers, n_heads, ff_mult, attention_dropout, ff_dropout)
             for _ in range(n_blocks)
@@ -208,6 +238,10 @@ class BulkFormerModule(nn.Module):
             nn.ReLU(),
             nn.Linear(dim, 1),
         )
+        self._register(n_genes)
+
+    def _register(self, n_genes: int) -> None:
+        """Register what networks of all versions have beside their layers."""
         # Added before the last ReLU: 0 in published weights, else the mean of each gene.
         self.register_buffer("gene_offset", torch.zeros(n_genes))
         self.register_buffer("edges", torch.zeros(2, 0, dtype=torch.int64))
@@ -215,6 +249,11 @@ class BulkFormerModule(nn.Module):
         #: Whether training recomputes the layers in the backward pass instead of storing them.
         self.recompute = False
         self._cache = WeightCache()
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the embedding of a gene, with the numbers of its sample."""
+        return self.dim + self.n_summary
 
     def set_graph(self, edges: Tensor, weights: Tensor) -> None:
         """Set the co-expression graph.
@@ -296,7 +335,7 @@ class BulkFormerModule(nn.Module):
         self._check_input(expression)
         if torch.is_grad_enabled() or self.training:
             return self._encode(expression, missing_rate)
-        out = expression.new_empty(*expression.shape, self.dim + N_SUMMARY, dtype=torch.float32)
+        out = expression.new_empty(*expression.shape, self.n_outputs, dtype=torch.float32)
         for rows in chunks(len(expression), self.samples_at_once()):
             rate = missing_rate[rows] if isinstance(missing_rate, Tensor) else missing_rate
             self._stream(expression[rows], rate, out[rows], dtype)
@@ -335,19 +374,20 @@ class BulkFormerModule(nn.Module):
 
     def decode(self, embedded: Tensor, expression: Tensor) -> Tensor:
         """Turn gene embeddings ``(n, n_genes, dim + 3)`` into expression ``(n, n_genes)``."""
-        if torch.is_grad_enabled() or self.training:
-            out = self.head(embedded).squeeze(-1)
-        else:
-            out = torch.empty(embedded.shape[:-1], device=embedded.device)
-            # Always float32: the precision of the last layer limits that of the result.
-            first, last = (prepare(self.head[i], torch.float32) for i in (1, 3))
-            for rows in list(chunks(self.n_genes, self.tokens_at_once())):
-                hidden = F.relu(first(self.head[0](embedded[:, rows])))
-                out[:, rows] = last(hidden).squeeze(-1)
-        out = F.relu(out.float() + self.gene_offset)
+        out = F.relu(self._head_outputs(embedded) + self.gene_offset)
         observed = expression != MISSING
         excess = torch.where(observed, out - expression, 0.0).sum(1) / observed.sum(1).clamp(min=1)
         return torch.where(observed, out, out - excess.unsqueeze(1))
+
+    def _head_outputs(self, embedded: Tensor) -> Tensor:
+        """Return the output of the head, ``(n, n_genes)`` float32."""
+        if torch.is_grad_enabled() or self.training:
+            return self.head(embedded).squeeze(-1).float()
+        out = torch.empty(embedded.shape[:-1], device=embedded.device)
+        head = self._prepared_head()
+        for rows in list(chunks(self.n_genes, self.tokens_at_once())):
+            out[:, rows] = head(embedded[:, rows]).squeeze(-1)
+        return out
 
     @torch.no_grad()
     def start_from(self, mean: Tensor) -> None:
@@ -431,7 +471,7 @@ class BulkFormerModule(nn.Module):
         out: Tensor,
         dtype: torch.dtype,
     ) -> None:
-        """Encode a few samples in chunks of genes, into ``out`` ``(b, n_genes, dim + 3)``."""
+        """Encode a few samples in chunks of genes, into ``out`` ``(b, n_genes, n_outputs)``."""
         size = self.tokens_at_once()
         parts = list(chunks(self.n_genes, size))
         x = torch.empty(*expression.shape, self.dim, device=expression.device)
@@ -441,13 +481,7 @@ class BulkFormerModule(nn.Module):
             x[:, rows] = project(self._sums(expression[:, rows], genes[rows], sample))
         for block in self.blocks:
             block = cast("GraphPerformerBlock", block)
-            for rows in parts:
-                x[:, rows] = block.norm(x[:, rows])
-            around = neighbours(x, self.adjacency())
-            linear = prepare_linear(block.graph.linear.weight, block.graph.bias, dtype)
-            for rows in parts:
-                x[:, rows] += linear(around[:, rows])
-            del around
+            block.convolve_in_place(x, self.adjacency(), size, dtype)
             run_layers(block.performer_layers(), x, chunk=size, dtype=dtype)
         for rows in parts:
             out[:, rows, : self.dim] = self.norm(x[:, rows])
@@ -466,11 +500,18 @@ class BulkFormerModule(nn.Module):
 
     def _prepared_input(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """Return the input network, prepared for inference."""
-        first, second = (prepare(self.input_projection[i], dtype) for i in (0, 2))
+        layers = cast("nn.Sequential", self.input_projection)
+        first, second = (prepare(layers[i], dtype) for i in (0, 2))
         return lambda x: second(F.relu(first(x)))
 
+    def _prepared_head(self) -> Callable[[Tensor], Tensor]:
+        """Return the head, prepared for inference."""
+        # Always float32: the precision of the last layer limits that of the result.
+        first, last = (prepare(self.head[i], torch.float32) for i in (1, 3))
+        return lambda x: last(F.relu(first(self.head[0](x))))
+
     def summary(self, expression: Tensor, missing_rate: float | Tensor | None) -> Tensor:
-        """Return the three numbers appended to the embedding of every gene, ``(n, 3)``."""
+        """Return the numbers appended to the embedding of every gene, ``(n, n_summary)``."""
         observed = expression != MISSING
         n_observed = observed.sum(1)
         total = torch.where(observed, expression, 0.0).sum(1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,12 @@ import torch
 
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.hub import Checkpoint, load_torch
-from cfm.hub._checkpoint import find_file, sha256_of_file
+from cfm.hub._checkpoint import LARGEST_JSON, find_file, read_limited, sha256_of_file
 from cfm.models._base import GENES_FILE
 from cfm.models._load import read_gene_list, weights_file
+from cfm.models.bulkformer._latest import BulkFormerLatestSize
 from cfm.models.bulkformer._module import BulkFormerSize
+from cfm.nn import RotaryExpressionEmbedding
 from cfm.nn._genes import check_graph
 from cfm.nn._performer import PERFORMER_NAMES
 
@@ -25,13 +28,63 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_GRAPH, _GRAPH_WEIGHTS = "G_tcga.pt", "G_tcga_weight.pt"
-_GENES, _GENES_COLUMN = "bulkformer_gene_info.csv", "ensg_id"
+
+class _Files(NamedTuple):
+    """Names of the files that belong to the weights of one version.
+
+    Attributes
+    ----------
+    version
+        Name of the version.
+    graph, graph_weights
+        Edges of the graph, and their weights.
+    genes, genes_column
+        Gene list, and its column of Ensembl ids.
+    """
+
+    version: str
+    graph: str
+    graph_weights: str
+    genes: str
+    genes_column: str
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Names of all files."""
+        return self.graph, self.graph_weights, self.genes
+
+
+_V2 = _Files(
+    "v2 (five sizes, December 2025)",
+    "G_tcga.pt",
+    "G_tcga_weight.pt",
+    "bulkformer_gene_info.csv",
+    "ensg_id",
+)
+_V3 = _Files(
+    "v3 (bulkformer-latest, October 2026)",
+    "edge_index.pt",
+    "edge_weight.pt",
+    "gene_vocab.csv",
+    "canonical_ensg",
+)
+#: Size and SHA-256 of each file of v3.
+_MANIFEST = "manifest.json"
+#: Settings of v3 that no shape tells, and the values that the network has.
+_LATEST_SETTINGS = {
+    "expression_base": 100.0,
+    "mask_value": -10.0,
+    "mask_ratio_scaling_enabled": True,
+    "mask_ratio_reference": 0.1,
+    "mask_ratio_max_scale": 2.0,
+    "mask_ratio_min_visible_fraction": 0.05,
+}
 
 _COPY = ".proj_updater.instance."
 _COUNTER = ".proj_updater.calls_since_last_redraw"
 _LAYER = re.compile(r"gb_formers\.(\d+)\.f\.(\d+)\.net\.layers\.0\.(.+)")
 _BLOCK = re.compile(r"gb_formers\.(\d+)\.(.+)")
+_LATEST_LAYER = re.compile(r"performer\.net\.layers\.(\d+)\.(.+)")
 
 #: Our names by the authors': parts of the network, and tensors of a block.
 _ONCE = {
@@ -48,6 +101,23 @@ _OF_BLOCK = {
     "g.bias": "graph.bias",
     "g.lin.weight": "graph.linear.weight",
 }
+#: The same of v3.
+_LATEST_ONCE = {
+    "gene_embedding": "gene_embedding",
+    "input_norm": "input_projection",
+    "graph_block.norm": "blocks.0.bottleneck.norm",
+    "graph_block.input_projection": "blocks.0.bottleneck.down",
+    "graph_block.convolution.lin": "blocks.0.bottleneck.linear",
+    "graph_block.output_projection": "blocks.0.bottleneck.up",
+    "pre_performer_norm": "blocks.0.norm",
+    "output_norm": "norm",
+    "expression_head.0": "head.0",
+    "expression_head.3": "head.3",
+}
+_LATEST_ALONE = {
+    "expression_scale": "expression_scale",
+    "graph_block.residual_scale": "blocks.0.bottleneck.scale",
+}
 _AGAIN = "download it again, or convert it with the code that wrote it."
 
 
@@ -58,32 +128,38 @@ def read_published(path: Path, genes: Sequence[str] | None = None) -> Checkpoint
     ----------
     path
         A folder with one ``bulkformer_*.pt``, ``G_tcga.pt``, ``G_tcga_weight.pt`` and, optional,
-        ``bulkformer_gene_info.csv``; or that ``.pt`` file, beside the others.
+        ``bulkformer_gene_info.csv`` (v2); or with ``model.pt``, ``edge_index.pt``,
+        ``edge_weight.pt`` and, optional, ``gene_vocab.csv`` and ``manifest.json`` (v3); or that
+        ``.pt`` file, beside the others.
     genes
         Ensembl ids of the genes, in order, instead of those of the folder.
 
     Raises
     ------
     ValueError
-        If a file is missing, damaged or unsafe; if the weights are of another generation; if
-        graph, gene list and weights do not fit each other.
+        If a file is missing, damaged or unsafe; if the weights are of v1; if graph, gene list and
+        weights do not fit each other or are of different versions.
     """
-    weights = weights_file(path, "BulkFormer")
+    weights = weights_file(path, "BulkFormer", (r"bulkformer.*\.pt", r"model\.pt"))
     folder = weights.parent
-    state = {k.removeprefix("module."): v for k, v in load_torch(weights).items()}
-    size, n_genes, tensors = convert_state(state, str(weights))
-    edges = _one_tensor(folder, _GRAPH)
-    edge_weights = _one_tensor(folder, _GRAPH_WEIGHTS).float()
+    size, n_genes, tensors = convert_state(_state_of(load_torch(weights), weights), str(weights))
+    is_latest = isinstance(size, BulkFormerLatestSize)
+    files = _V3 if is_latest else _V2
+    _check_together(folder, weights, files)
+    edges = _one_tensor(folder, files.graph, files)
+    edge_weights = _one_tensor(folder, files.graph_weights, files).float()
+    if is_latest and edges.ndim == 2:
+        edges = edges.long().flip(0)  # the authors' row 0 is the source
     try:
         check_graph(edges, edge_weights, n_genes)
     except ValueError as error:
         raise ValueError(
-            f"{_GRAPH} and {_GRAPH_WEIGHTS} in {folder} do not fit the {n_genes} genes of "
-            f"{weights.name}: {error}"
+            f"{files.graph} and {files.graph_weights} in {folder} do not fit the {n_genes} genes "
+            f"of {weights.name}: {error}"
         ) from error
     listed = None
-    if (folder / _GENES).is_file():
-        listed = read_gene_list(folder / _GENES, _GENES_COLUMN, n_genes)
+    if (folder / files.genes).is_file():
+        listed = read_gene_list(folder / files.genes, files.genes_column, n_genes)
     names = listed if genes is None else list(genes)
     if names is not None and len(names) != n_genes:
         raise ValueError(f"genes= names {len(names)} genes; the weights have {n_genes}.")
@@ -106,26 +182,75 @@ def read_published(path: Path, genes: Sequence[str] | None = None) -> Checkpoint
     )
 
 
+def _state_of(loaded: dict[str, Any], weights: Path) -> dict[str, object]:
+    """Return the state dict of a file of weights; that of v3 lies beside its settings."""
+    if "architecture" in loaded and isinstance(loaded.get("model"), dict):
+        given = loaded.get("model_config")
+        settings = given if isinstance(given, dict) else {}
+        for name, expected in _LATEST_SETTINGS.items():
+            if settings.get(name, expected) != expected:
+                raise ValueError(
+                    f"{weights} was trained with {name}={settings[name]!r}; the network here has "
+                    f"{expected!r}, and would give other numbers."
+                )
+        loaded = loaded["model"]
+    return {str(k).removeprefix("module."): v for k, v in loaded.items()}
+
+
+def _check_together(folder: Path, weights: Path, files: _Files) -> None:
+    """Refuse files of another version beside the weights, and files that were exchanged.
+
+    Raises
+    ------
+    ValueError
+        If a file of the other version lies there, or one differs from ``manifest.json``.
+    """
+    other = _V2 if files is _V3 else _V3
+    strange = [name for name in other.names if (folder / name).exists()]
+    if strange:
+        raise ValueError(
+            f"{weights.name} holds weights of {files.version}, but {', '.join(strange)} in "
+            f"{folder} belong to {other.version}, which has other genes in another order. With "
+            f"these weights belong {', '.join(files.names)} of the same release; keep each version "
+            "in a folder of its own."
+        )
+    if files is _V2 or not (folder / _MANIFEST).is_file():
+        return
+    try:
+        manifest = json.loads(read_limited(find_file(folder, _MANIFEST), LARGEST_JSON))
+        digests = {name: manifest["files"][name]["sha256"] for name in (*files.names, weights.name)}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{folder / _MANIFEST} is no manifest of bulkformer-latest ({error}): {_AGAIN}"
+        ) from error
+    for name, digest in digests.items():
+        if (folder / name).is_file() and sha256_of_file(find_file(folder, name)) != digest:
+            raise ValueError(
+                f"{folder / name} differs from the file that {_MANIFEST} names: it is damaged or "
+                "of another release. Download all files of one release again."
+            )
+
+
 def convert_state(
     state: dict[str, object], where: str
-) -> tuple[BulkFormerSize, int, dict[str, Tensor]]:
+) -> tuple[BulkFormerSize | BulkFormerLatestSize, int, dict[str, Tensor]]:
     """Turn the authors' state dict into sizes, number of genes and weights by our names.
 
     Raises
     ------
     ValueError
-        If it is of another generation, or has unexpected entries, two versions of one tensor, or
-        sizes that contradict each other.
+        If it is of v1, or has unexpected entries, two versions of one tensor, or sizes that
+        contradict each other.
     """
     plain = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     if len(plain) != len(state):
         raise ValueError(f"{where} holds more than tensors; expected a state dict: {_AGAIN}")
-    _check_generation(plain, where)
+    is_latest = _is_latest(plain, where)
     plain = _without_copies(plain, where)
     tensors: dict[str, Tensor] = {}
     unknown = []
     for key, value in plain.items():
-        ours = _our_name(key)
+        ours = _our_latest_name(key) if is_latest else _our_name(key)
         if ours is None:
             unknown.append(key)
         else:
@@ -135,31 +260,41 @@ def convert_state(
             f"{where} holds {len(unknown)} tensors that BulkFormer does not have (such as "
             f"{unknown[0]!r}); it is of another model or version."
         )
+    if is_latest:
+        latest, n_genes = _latest_sizes(tensors, where)
+        with torch.no_grad():
+            codes = RotaryExpressionEmbedding(latest.dim)
+        tensors["expression_embedding.frequencies"] = codes.frequencies.detach()
+        return latest, n_genes, tensors
     size, n_genes = _sizes(tensors, where)
     return size, n_genes, tensors
 
 
-def _check_generation(state: dict[str, Tensor], where: str) -> None:
-    """Raise an error that names the generation, if it is not the supported one."""
-    expected = "expected the five-size family of December 2025 (v2), which this version reads"
+def _is_latest(state: dict[str, Tensor], where: str) -> bool:
+    """Return whether weights are of v3, not of v2.
+
+    Raises
+    ------
+    ValueError
+        If they are of neither.
+    """
     if any(k.startswith(("performer.net.", "graph_block.")) for k in state) or (
         "expression_scale" in state
     ):
-        raise ValueError(
-            f"{where} is of the third generation of BulkFormer (v3, bulkformer-latest, also "
-            f"V1Plus); {expected}. Use a checkpoint of that family."
-        )
+        return True
+    expected = f"expected {_V2.version} or {_V3.version}"
     blocks = any(k.startswith("gb_formers.") for k in state)
     if "gene_emb" in state or (blocks and "gene_emb_onehot_layer.weight" not in state):
         raise ValueError(
             f"{where} is of the first generation of BulkFormer (v1, May to October 2025, gene "
-            f"identity from ESM2); {expected}. Use a checkpoint of that family."
+            f"identity from ESM2); {expected}. Use a checkpoint of those."
         )
     if not blocks:
         raise ValueError(
             f"{where} does not hold weights of BulkFormer (no tensor is called gb_formers.…); "
             "give the folder of a released checkpoint."
         )
+    return False
 
 
 def _without_copies(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -192,6 +327,54 @@ def _our_name(key: str) -> str | None:
     return f"{_ONCE[part]}.{rest}" if part in _ONCE else None
 
 
+def _our_latest_name(key: str) -> str | None:
+    """Return our name of a tensor of v3, ``None`` for an unknown one."""
+    if match := _LATEST_LAYER.fullmatch(key):
+        layer, rest = match.groups()
+        return (
+            f"blocks.0.layers.{layer}.{PERFORMER_NAMES[rest]}" if rest in PERFORMER_NAMES else None
+        )
+    part, _, rest = key.rpartition(".")
+    return f"{_LATEST_ONCE[part]}.{rest}" if part in _LATEST_ONCE else _LATEST_ALONE.get(key)
+
+
+def _latest_sizes(tensors: dict[str, Tensor], where: str) -> tuple[BulkFormerLatestSize, int]:
+    """Return sizes of v3 and number of genes by the shapes of the weights."""
+    layer = "blocks.0.layers.0."
+    try:
+        n_genes, dim = tensors["gene_embedding.weight"].shape
+        n_features, head_dim = tensors[layer + "attention.features"].shape
+        hidden = tensors[layer + "ff_in.weight"].shape[0]
+        graph_dim = tensors["blocks.0.bottleneck.down.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise ValueError(f"{where} lacks weights of BulkFormer ({error}): {_AGAIN}") from error
+    numbers = {int(m[1]) for k in tensors if (m := re.match(r"blocks\.0\.layers\.(\d+)\.", k))}
+    n_layers = 1 + max(numbers)
+    if (
+        not head_dim
+        or not dim
+        or dim % 2
+        or dim % head_dim
+        or not hidden
+        or hidden % dim
+        or (n_layers != len(numbers) or not n_features or not graph_dim)
+    ):
+        raise ValueError(
+            f"{where} has weights whose sizes contradict each other (width {dim}, heads of "
+            f"{head_dim} with {n_features} features, {n_layers} layers, and {len(numbers)} are in "
+            f"the file): {_AGAIN}"
+        )
+    size = BulkFormerLatestSize(
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=dim // head_dim,
+        ff_mult=hidden // dim,
+        n_features=n_features,
+        graph_dim=graph_dim,
+    )
+    return size, n_genes
+
+
 def _sizes(tensors: dict[str, Tensor], where: str) -> tuple[BulkFormerSize, int]:
     """Return sizes and number of genes by the shapes of the weights."""
     try:
@@ -222,12 +405,13 @@ def _sizes(tensors: dict[str, Tensor], where: str) -> tuple[BulkFormerSize, int]
     return size, n_genes
 
 
-def _one_tensor(folder: Path, name: str) -> Tensor:
+def _one_tensor(folder: Path, name: str, files: _Files) -> Tensor:
     """Read a file that holds one tensor."""
     if not (folder / name).is_file():
         raise ValueError(
             f"There is no {name} beside the weights in {folder}; BulkFormer needs the "
-            f"co-expression graph its authors release with them ({_GRAPH}, {_GRAPH_WEIGHTS})."
+            f"co-expression graph its authors release with them ({files.graph}, "
+            f"{files.graph_weights} for weights of {files.version})."
         )
     find_file(folder, name)
     loaded = load_torch(folder / name)

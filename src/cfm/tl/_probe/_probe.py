@@ -15,6 +15,7 @@ from cfm._arguments import check_seed
 from cfm._fields import (
     COMPARISONS,
     FOLD,
+    GENES,
     HIGH_RISK,
     LOW_RISK,
     MEAN_TARGET,
@@ -32,6 +33,7 @@ from cfm.data._store import check_key, warn_overwritten
 from cfm.data._store import target as destination
 from cfm.data._takes_anndata import takes_anndata
 from cfm.metrics._fold_scores import class_scores, group_draws, survival_scores, value_scores
+from cfm.tl._probe._by_gene import EACH_GENE, N_CHOSEN, N_PERMUTATIONS, probe_each_gene
 from cfm.tl._probe._cross_validation import (
     N_COMPONENTS,
     N_INNER_FOLDS,
@@ -122,6 +124,9 @@ def probe(
         Of ``"logistic"``, ``"random_forest"``; ``"ridge"``, ``"random_forest"``; ``"cox"`` (ridge
         penalty), ``"random_survival_forest"``, ``"cox_elastic_net"``. By default the first two of
         the task; ridge only for several targets (a forest predicts them jointly).
+        ``"each_gene"`` instead scores single genes: ridge regression on the embedding of each
+        gene in ``use_rep`` (:func:`cfm.tl.embed` with ``level="gene"`` and ``output``), and on its
+        expression. It predicts class indicators, values, or martingale residuals of survival.
     n_folds
         Outer folds, stratified by class or event. If the training rows are of one group, inner
         folds split observations.
@@ -155,6 +160,15 @@ def probe(
         Arguments, ``target_key`` (the ``obsm`` key of the target, or ``""``), classes, horizons,
         counts of observations and groups, and ``models``: the model of each representation
         (``model``, ``module`` of its class, ``sha256`` or ``""``), if recorded.
+    ``adata.uns[key_added]['genes']``
+        Only with ``heads="each_gene"``, which writes no comparisons and predictions: DataFrame, a
+        row per gene. ``correlation`` within folds of out-of-fold prediction and target;
+        ``p_value`` against 200 permutations of the target (of observations within ``groups``, or
+        of whole groups if the target is constant in each), standardised for each gene and pooled
+        over genes; ``fdr`` (Benjamini-Hochberg over the genes); ``n_chosen``, the outer folds in
+        which the gene was among the best ten of the training observations. The same of its
+        expression with the prefix ``expression_``. The results then have the score of the mean
+        prediction of those ten genes: screening is inside of the cross-validation.
     ``adata.obs[key_added]``
         Out-of-fold prediction of the first representation and head: the class (categorical), the
         value, or the risk as the share of training observations with a lower one (0 to 1). Missing
@@ -220,6 +234,25 @@ def probe(
     found = read_target(adata, target, task, groups, n_folds, test_on)
     if layer is None:
         layer = recorded_layer(adata, reps)
+    if heads == EACH_GENE:
+        genes, results = probe_each_gene(adata, found, reps, layer, n_folds, seeds[0])
+        adata = destination(adata, copy=copy)
+        warn_overwritten(adata, key_added, {})
+        _remove_former(adata, key_added)
+        settings_used = {
+            "target": found.names,
+            "task": task,
+            "groups": groups or "",
+            "use_rep": [str(rep) for rep in reps],
+            "layer": layer or "",
+            "heads": [EACH_GENE],
+            "n_folds": n_folds,
+            "n_permutations": N_PERMUTATIONS,
+            "n_chosen": N_CHOSEN,
+            "seed": seeds[:1],
+        }
+        adata.uns[key_added] = {PARAMS: settings_used, RESULTS: results, GENES: genes}
+        return adata if copy else None
     chosen = choose_heads(heads, task, len(found.names))
     representations = read_features(adata, reps, layer, found.rows)
     models = {representation_name(rep): representation_record(adata, rep) for rep in reps}
