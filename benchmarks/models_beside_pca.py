@@ -77,6 +77,32 @@ def imputations() -> list[dict[str, Any]]:
     ]
 
 
+def codes() -> list[dict[str, Any]]:
+    """Rows of codes of cells beside k-means on principal components with as many groups."""
+    asked = {
+        ("Zheng 2017", "cellvq-mini (bundled)"): "types of another laboratory",
+        ("donor 107", "donor 101, without labels"): "types of donor 107, codes of donor 101",
+        ("donor 101", "donor 107, without labels"): "types of donor 101, codes of donor 107",
+    }
+    out = []
+    for found in results("cell_codes")["paired"]:
+        task = asked.get((found["cells"], found["model"]))
+        if task is None or found["seed"]:
+            continue
+        for score in ("NMI", "ARI"):
+            pair = {part: found[f"{score} {part}"] for part in ("difference", "low", "high")}
+            out.append(
+                row(
+                    "`cellvq-mini`, `cell_codes`",
+                    f"{task} ({score})",
+                    "k-means, as many groups",
+                    found[f"{score} of codes"],
+                    pair,
+                )
+            )
+    return out
+
+
 def donors() -> list[dict[str, Any]]:
     """Rows of donors: moments and network, as `pulsar-mini` returns them."""
     means = results("pseudo_donors")["means"]
@@ -120,7 +146,7 @@ def perturbations() -> list[dict[str, Any]]:
 
 def table() -> pd.DataFrame:
     """Return the whole table."""
-    return pd.DataFrame([*embeddings(), *imputations(), *donors(), *perturbations()])
+    return pd.DataFrame([*embeddings(), *imputations(), *codes(), *donors(), *perturbations()])
 
 
 if __name__ == "__main__":

@@ -63,11 +63,11 @@ class DonorRows(Rows):
         self._use_rep = use_rep
         self._cells: list[np.ndarray] | None = None
 
-    def chunks(self) -> list[Chunk]:
-        """Cut the donors into chunks."""
+    def chunks(self, most: int | None = None) -> list[Chunk]:
+        """Cut the donors into chunks, of at most ``most`` donors."""
         n = len(self._rows_of_donors())
-        starts = range(0, n, DONORS_AT_ONCE)
-        return [Chunk(0, *[slice(i, min(i + DONORS_AT_ONCE, n))] * 2) for i in starts]
+        size = min(DONORS_AT_ONCE, most or DONORS_AT_ONCE)
+        return [Chunk(0, *[slice(i, min(i + size, n))] * 2) for i in range(0, n, size)]
 
     def read(self, chunk: Chunk, layers: Sequence[str | None]) -> AnnData:
         """Return the cells of some donors; data on disk stay there until they are drawn."""
