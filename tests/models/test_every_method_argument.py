@@ -278,6 +278,7 @@ READS = {"layer": LAYER, "batch_size": BATCH, "precision": PRECISION}
 EFFECTS, TARGET = Change(lambda: -_profiles()), Change(lambda: _virus())
 MASK = np.arange(12 * 78).reshape(12, 78) % 7 == 0
 SOME = ["GENE5", "GENE9", "GENE20"]
+_FEATURES = pd.DataFrame({"length": [1.0, 2.0, 3.0]}, index=SOME)
 COUNTS = {
     "layer": LAYER,
     "units": Change({"units": "log1p_cp10k", "layer": "log"}),
@@ -321,7 +322,7 @@ METHODS: dict[str, Method] = {
     ),
     "BulkFormer.get_gene_embeddings": Method(
         {"adata": _log_tpm},
-        READS | {"genes": Change(SOME)},
+        READS | {"genes": Change(SOME), "gene_features": Change(_FEATURES)},
         lambda **k: np.concatenate([e for _, e in _bulkformer().get_gene_embeddings(**k)]),
     ),
     "BulkFormer.impute": Method({"adata": _log_tpm, "mask": MASK}, READS | {"mask": Change(~MASK)}),
@@ -525,8 +526,12 @@ _DRAWS = {
     "precision": PRECISION,
 }
 METHODS |= {
-    f"Pulsar.{name}": Method({"adata": _donors}, _DRAWS, _of_pulsar(name))
-    for name in ("get_latent_representation", "get_donor_embeddings", "predict")
+    f"Pulsar.{name}": Method({"adata": _donors}, _DRAWS | more, _of_pulsar(name))
+    for name, more in (
+        ("get_latent_representation", {"pooling": Change("both")}),
+        ("get_donor_embeddings", {"pooling": Change("moments")}),
+        ("predict", {}),
+    )
 }
 METHODS |= {
     "UCE.get_sentences": Method(
