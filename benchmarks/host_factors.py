@@ -135,6 +135,32 @@ def evaluate(
     return pd.DataFrame(rows)
 
 
+def shared_or_own(
+    rankings: dict[str, pd.Series], hit: pd.Series, shared: np.ndarray
+) -> pd.DataFrame:
+    """Score rankings by hits that other viruses have too, and by hits of this virus alone.
+
+    Parameters
+    ----------
+    rankings
+        Scores of genes.
+    hit
+        Whether a gene is a hit of the virus.
+    shared
+        Whether a gene is a hit of another virus.
+    """
+    hits = hit.to_numpy() > 0
+    rows = []
+    for name, ranking in rankings.items():
+        values = ranking.reindex(hit.index).fillna(ranking.min()).to_numpy(dtype=float)
+        row: dict[str, float | str] = {"ranking": name}
+        for label, kind in (("shared hits", shared), ("own hits", ~shared)):
+            taken = ~hits | kind
+            row[label] = auroc(hits[taken], values[taken]) if (hits & kind).any() else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def time_reversal(model: CellPulse, adata: ad.AnnData, n: int = 50) -> dict[str, float]:
     """Time all-gene reversal of one group of ``n`` contrasts through the public tool."""
     rows = np.resize(np.arange(adata.n_obs), n)
@@ -191,7 +217,7 @@ def main() -> None:
     table = pd.concat(parts, ignore_index=True)
     guided = guided_rankings(model, folder, screens, viruses, expression)
     rng = np.random.default_rng(0)
-    parts, sizes = [], []
+    parts, sizes, kinds = [], [], []
     for virus in viruses:
         genes = table[table["group"] == virus].set_index("gene")
         hit = screens[virus].reindex(genes.index).dropna()
@@ -211,8 +237,12 @@ def main() -> None:
             rankings[("cfm " if name == GUIDED else "") + name] = frame[virus].reindex(genes.index)
         level = expression.reindex(genes.index).fillna(0.0)
         parts.append(evaluate(rankings, hit, level, args.draws).assign(virus=virus))
+        others = screens.drop(columns=virus).reindex(hit.index).max(axis=1).fillna(0).to_numpy() > 0
+        kinds.append(shared_or_own(rankings, hit, others))
         n = int((adata.obs["virus"] == virus).sum())
-        sizes.append({"virus": virus, "contrasts": n, "genes": len(hit), "hits": int(hit.sum())})
+        hits = hit.to_numpy() > 0
+        counts = {"hits": int(hits.sum()), "of another virus, too": int((hits & others).sum())}
+        sizes.append({"virus": virus, "contrasts": n, "genes": len(hit)} | counts)
         print(f"{virus}: done", flush=True)
     result = pd.concat(parts, ignore_index=True)
     report = Report("host_factors", "Host factors against CRISPR screens")
@@ -231,6 +261,12 @@ def main() -> None:
     columns = ["AUPRC / share", "AUROC", "AUROC, like expression", "OR 100", "OR 500"]
     means = result.groupby("ranking", sort=False)[columns].mean().reset_index()
     report.table("means", means, "Means over viruses", digits=2)
+    report.text(
+        "*Shared hits* are hits of another virus, too; *own hits* of this virus alone; each "
+        "against genes that are no hit of it."
+    )
+    by_kind = pd.concat(kinds).groupby("ranking", sort=False).mean().reset_index()
+    report.table("kinds", by_kind, "AUROC of hits by kind, means over viruses", digits=2)
     report.table(
         "per_virus",
         result[

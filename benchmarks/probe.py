@@ -129,8 +129,8 @@ def kirc(folder: Path) -> Cohort:
         {"target": ("time_days", "event"), "task": "survival", "seed": range(5)},
         ("c_index", "auroc_t", "brier_t"),
         "50 patients chosen as 25 dead and 25 alive, 620 genes; five-fold, five times. The values "
-        f"are not TPM: for {BULK_MODEL}, which was trained on other cancers, they are brought to the "
-        "sum that as many genes have on average.",
+        f"are not TPM: for {BULK_MODEL}, which was trained on other cancers, they are brought to "
+        "the sum that as many genes have on average.",
     )
 
 
