@@ -14,6 +14,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 
 import cfm
 from tests._bulk import toy_bulkformer, toy_log_tpm
@@ -46,13 +47,16 @@ def cells() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def expected(cells: ad.AnnData, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """What one process writes, of the same chunks."""
+    """What one process writes, of the same chunks, on one thread as dask's workers have."""
     before, cfm.settings.chunk_size = cfm.settings.chunk_size, CHUNK
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cfm.tl._run._dask_client", lambda n_rows: None)
         out = tmp_path_factory.mktemp("serial") / "out.zarr"
         found = cfm.tl.embed(cells, small_model(), output=out).obsm["X_cellvq"][:]
     cfm.settings.chunk_size = before
+    torch.set_num_threads(n_threads)
     return np.asarray(found)
 
 
