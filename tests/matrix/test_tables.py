@@ -60,8 +60,9 @@ def test_plots_refuse_them_too(name: str, kind: str) -> None:
     change, message = REFUSED[kind]
     data = ad.AnnData(obs=_data_of(name).obs.copy())
     change(data)
+    more = {"host_factor_enrichment": [["ISG15"]], "classification": ["virus"]}.get(name, [])
     with pytest.raises(ValueError, match=message):
-        getattr(cfm.pl, name)(*[data, ["ISG15"]][: 2 if name == "host_factor_enrichment" else 1])
+        getattr(cfm.pl, name)(data, *more)
 
 
 @pytest.mark.parametrize("name", TOOLS)
