@@ -2,7 +2,8 @@
 
 Each returns a new table with a row per result, ready to filter, join or write to a file.
 ``cfm.get.knowledge_graph`` returns a graph whose ``nodes`` and ``edges`` are such tables.
-:func:`cfm.tl.evaluate_perturbation` stores nothing and returns its scores itself.
+:func:`cfm.tl.evaluate_perturbation` stores nothing and returns its scores itself. For columns of
+``obs`` beside embeddings in ``obsm`` there is :func:`scanpy.get.obs_df`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = [
     "cell_codes",
     "cell_importance",
-    "donors",
     "drug_screen",
     "gene_programs",
     "host_factors",
@@ -518,36 +518,6 @@ def predicted_properties(
         table.insert(0, "property", name)
         parts.append(table.rename_axis("observation").reset_index().astype({"predicted": object}))
     return pd.concat(parts, ignore_index=True)
-
-
-@_getter
-def donors(adata: AnnData, *, key: str = "X_pulsar") -> pd.DataFrame:
-    """Return the donors of :func:`cfm.tl.embed_donors`: their columns beside their embedding.
-
-    %(takes)s
-
-    Returns
-    -------
-    A row per donor: ``donor``, the columns of ``obs``, and ``<key>_1``, ``<key>_2``, …
-
-    %(raises)s
-
-    Examples
-    --------
-    >>> import cfm
-    >>> cells = cfm.datasets.toy_donors(n_donors=4, n_cells=40)
-    >>> cfm.models.Pulsar.setup_anndata(cells, donor_key="donor_id")
-    >>> donors = cfm.tl.embed_donors(cells, "donor_id", cfm.models.Pulsar(cells))
-    >>> cfm.get.donors(donors).shape[0]
-    4
-    """
-    _check(adata)
-    if key not in adata.obsm:
-        raise _not_found([f"obsm[{key!r}]"], "embed_donors", key)
-    table = in_memory(adata.obs).rename_axis("donor").reset_index()
-    values = np.asarray(adata.obsm[key])
-    names = [f"{key}_{i + 1}" for i in range(values.shape[1])]
-    return pd.concat([table, pd.DataFrame(values, columns=names)], axis=1)
 
 
 @_getter

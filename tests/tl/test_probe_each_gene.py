@@ -106,3 +106,8 @@ def test_expression_alone_and_wrong_input() -> None:
     adata.obs["group"] = np.repeat(["a", "b"], N // 2)
     with pytest.raises(ValueError, match="leave test_on= out"):
         cfm.tl.probe(adata, "ill", groups="group", test_on="a", heads="each_gene")
+
+
+def test_several_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match="seed has 3 values; heads='each_gene' takes one"):
+        cfm.tl.probe(samples(), "ill", use_rep="genes", heads="each_gene", seed=range(3))

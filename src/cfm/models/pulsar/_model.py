@@ -470,10 +470,10 @@ class Pulsar(PretrainedModel):
             ``"cls"`` is the network's token of the donor. ``"moments"`` needs no network: the mean
             and the log variance of each number that represents a cell, in the model's units (see
             :meth:`PulsarModule.moments`). ``"both"`` is twice the moments, by which both parts vary
-            about as much between donors, and the token. ``"auto"`` is what the checkpoint names as
-            its default, else ``"cls"``; that of ``pulsar-mini`` is ``"both"``, since its network
-            distinguishes donors of a new laboratory less well than moments do. Training makes
-            ``"cls"`` the default.
+            about as much between donors, and the token. ``"auto"`` is the default that the
+            checkpoint records, else ``"cls"``; that of ``pulsar-mini`` is ``"both"``, since its
+            network distinguishes donors of a new laboratory less well than moments do. Training
+            makes ``"cls"`` the default.
         batch_size
             Donors at a time; the result does not depend on it.
         precision

@@ -235,6 +235,11 @@ def probe(
     if layer is None:
         layer = recorded_layer(adata, reps)
     if heads == EACH_GENE:
+        if len(seeds) > 1:
+            raise ValueError(
+                f"seed has {len(seeds)} values; heads={EACH_GENE!r} takes one, for folds and "
+                "permutations."
+            )
         genes, results = probe_each_gene(adata, found, reps, layer, n_folds, seeds[0])
         adata = destination(adata, copy=copy)
         warn_overwritten(adata, key_added, {})
