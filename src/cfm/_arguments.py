@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -28,10 +28,11 @@ from typing import (
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Size = TypeVar("Size", bound=Any)
 
 #: The largest seed that NumPy, torch and scikit-learn all accept.
 LARGEST_SEED = 2**32 - 1
@@ -161,6 +162,8 @@ SHARE = Range(0, 1)
 #: Neither nothing nor all.
 PART = Range(0, 1, "both")
 BELOW_1 = Range(0, 1, "high")
+#: Type of a field that :func:`check_fields` checks.
+Dropout = Annotated[float, BELOW_1]
 
 
 def checks_arguments(**ranges: int | Range) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -227,6 +230,30 @@ def check_fields(settings: Any) -> None:
         if value is None and type(None) in kinds:
             continue
         object.__setattr__(settings, field.name, _checked(field.name, value, kinds, bounds))
+
+
+def named_size(size: str | Size, sizes: Mapping[str, Size], changes: Mapping[str, Any]) -> Size:
+    """Return a named size, with single numbers changed.
+
+    Raises
+    ------
+    ValueError
+        If there is no size of that name, or numbers do not go together.
+    TypeError
+        If a size has no field of that name.
+    """
+    if isinstance(size, str):
+        if size not in sizes:
+            raise ValueError(f"Unknown size {size!r}; expected one of {list(sizes)}.")
+        size = sizes[size]
+    known = [field.name for field in fields(size)]
+    unknown = sorted(changes.keys() - set(known))
+    if unknown:
+        raise TypeError(
+            f"There is no argument {', '.join(map(repr, unknown))}; of the size can be set: "
+            f"{', '.join(known)}."
+        )
+    return replace(size, **changes)
 
 
 def _checked(name: str, value: Any, kinds: tuple[Any, ...], bounds: int | Range | None) -> Any:

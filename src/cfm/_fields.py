@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 #: ``uns[key][PARAMS]`` records how a result was made: arguments, model, sha256, vocabulary share.
 PARAMS = "params"
 
@@ -171,10 +168,3 @@ PROPERTY_PREFIX = "predicted_"
 #: Default ``key_added`` of :func:`cfm.tl.knowledge_graph`: tables in ``uns[key]``.
 KNOWLEDGE_GRAPH_KEY = "knowledge_graph"
 GRAPH_NODES, GRAPH_EDGES = "nodes", "edges"
-
-
-def params_of(uns: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return how a result was made, ``uns[key][PARAMS]``; empty if that is not recorded."""
-    stored = uns.get(key)
-    params = stored.get(PARAMS) if isinstance(stored, Mapping) else None
-    return params if isinstance(params, Mapping) else {}

@@ -21,17 +21,12 @@ class Settings:
     8192
     """
 
-    def __init__(self) -> None:
-        self._chunk_size = 8192
+    chunk_size: int = 8192
 
-    @property
-    def chunk_size(self) -> int:
-        """Rows of a chunk."""
-        return self._chunk_size
-
-    @chunk_size.setter
-    def chunk_size(self, value: int) -> None:
-        self._chunk_size = check_whole("chunk_size", value)
+    def __setattr__(self, name: str, value: int) -> None:
+        if name != "chunk_size":
+            raise AttributeError(f"There is no setting {name!r}; expected chunk_size.")
+        super().__setattr__(name, check_whole(name, value))
 
 
 settings = Settings()

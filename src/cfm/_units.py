@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from scipy import sparse
 
+from cfm._adata import params_of
 from cfm._arguments import check_choice
-from cfm._fields import SIMULATION, params_of
+from cfm._fields import SIMULATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from cfm import _fields as f
+from cfm._adata import check_tables, in_memory, params_of, pick, require_anndata, stored_table
 from cfm._arguments import checks_arguments
 from cfm._docs import fill_docs
-from cfm._tables import check_tables, in_memory, pick, require_anndata, stored_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -415,7 +415,7 @@ def probe_predictions(adata: AnnData, *, key: str = f.PROBE_KEY) -> pd.DataFrame
     {'expression': 84, 'expression PCA': 84}
     """
     _check(adata)
-    params = f.params_of(adata.uns, key)
+    params = params_of(adata.uns, key)
     columns = _obsm(adata, "probe", key, key + f.PREDICTIONS)
     fold = _obs(adata, "probe", key, key + f.FOLD).iloc[:, 0].to_numpy()
     rows = np.flatnonzero(fold >= 0)
@@ -506,7 +506,7 @@ def predicted_properties(
     found = [
         str(name).removeprefix(key)
         for name in adata.uns
-        if f.params_of(adata.uns, name).get("property") == str(name).removeprefix(key)
+        if params_of(adata.uns, name).get("property") == str(name).removeprefix(key)
     ]
     if not found:
         raise _not_found([f"properties uns[{key + '…'!r}]"], "predict_properties", key)

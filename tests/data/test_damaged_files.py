@@ -14,7 +14,7 @@ import zarr
 from scipy import sparse
 
 import cfm
-from cfm._sparse_indices import check_sparse
+from cfm._adata import check_sparse
 from cfm.data import ProfileMatrix, open_files
 from cfm.data._matrix import get_matrix, read_rows, row_blocks, to_dense
 from tests._damaged_files import N_GENES, N_ROWS, SECONDS, toy

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cfm.data._gene_ids import _tables, map_identifiers
+from cfm.data._genes import _tables, map_identifiers
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cfm.data._gene_ids import gene_lengths
+from cfm.data._genes import gene_lengths
 
 
 def test_same_gene_under_every_name():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cfm
-from cfm.data._warn import warn_user
+from cfm._adata import warn_user
 from tests._toy import toy_contrasts, toy_model
 
 

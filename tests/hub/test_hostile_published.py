@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cfm.data._result_store import ResultStore
+from cfm.hub._checkpoint import validate_config
 from cfm.models import UCE, BulkFormer, CellVQ, Pulsar, VirtualInstrument
-from cfm.models._sizes import validate_config
 from tests import _bulk, _pulsar, _uce
 
 CELLVQ = Path(_pulsar.GOLDEN).parent / "cellvq"

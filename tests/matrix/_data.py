@@ -13,7 +13,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from cfm.data._gene_ids import _tables
+from cfm.data._genes import _tables
 from cfm.models import (
     UCE,
     BulkFormer,

@@ -132,7 +132,7 @@ DAMAGED: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     *((n, _without("size"), f"lacks or {GARBLED}.*size") for n in TRAINED),
     *(("BulkFormer", _without(k), f"{GARBLED}.*{k}") for k in ("n_gene_features", "knows_genes")),
     ("BulkFormer", _size(dim=15), GARBLED),
-    ("BulkFormer", _size(ff_dropout=1.0), "ff_dropout must be at least 0"),
+    ("BulkFormer", _size(ff_dropout=1.0), "ff_dropout=1.0; expected a finite number of at least 0"),
     ("BulkFormer", _size(centred="yes"), "centred=.yes.; expected True or False"),
     *(("CellPulse", _without(key), f"{GARBLED}.*{key}") for key in ("n_relevances", "classifier")),
     ("CellPulse", _size(dim=33), "divisible by n_heads=2"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scvi.distributions import ZeroInflatedNegativeBinomial
 
 from cfm.nn import MagnitudeEmbedding, RotaryExpressionEmbedding
-from cfm.nn._values import BinnedValueEmbedding, ZINBHeads, zinb_nll
+from cfm.nn._genes import BinnedValueEmbedding, ZINBHeads, zinb_nll
 
 # Rotary embedding of expression values
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import cfm
 from cfm.data import map_identifiers
-from cfm.data._gene_ids import _tables
+from cfm.data._genes import _tables
 
 _TABLES = _tables()
 _APPROVED = sorted(_TABLES.approved)

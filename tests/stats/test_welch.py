@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.stats import ttest_ind
 
 from cfm.stats._welch import Sums, welch_greater
-from cfm.tl._codes._markers import marker_table
+from cfm.tl._code_tables import marker_table
 
 
 def sums_of(*groups: np.ndarray) -> Sums:

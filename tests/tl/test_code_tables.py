@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score
 
 from cfm.models.cellvq import CellCodes, Codebook
-from cfm.tl._codes._markers import marker_table
-from cfm.tl._codes._tables import (
+from cfm.tl._code_tables import (
     Annotation,
     UsedCodes,
     agreement_table,
     code_table,
+    marker_table,
     neighbour_table,
 )
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import cfm
-from cfm.data._gene_ids import _tables
+from cfm.data._genes import _tables
 from tests._block_model import BLOCK, BlockModel, SilentModel, block_data
 from tests._same import assert_unchanged
 

@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 
 import cfm
-from cfm.data._gene_ids import _tables
+from cfm.data._genes import _tables
 from cfm.models import CellPulse
 from tests._same import assert_same, assert_unchanged
 from tests.tl._drugs import host_factors, profiles, results, signatures, targets

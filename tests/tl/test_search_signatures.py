@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kstest
 
 import cfm
-from cfm.data._gene_ids import _tables
+from cfm.data._genes import _tables
 from tests._same import assert_unchanged
 
 GENES = sorted(set(_tables().by_upper.values()))[:600]

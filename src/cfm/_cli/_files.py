@@ -23,9 +23,8 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem, write_elem
 
-from cfm._tables import text_is_written
+from cfm._adata import text_is_written, warn_user
 from cfm.data import map_identifiers, open_files
-from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

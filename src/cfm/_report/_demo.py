@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import pandas as pd
 
 from cfm import datasets, get, hub, pp, tl
+from cfm._adata import text_is_written
 from cfm._fields import (
     DRUG_SCREEN_KEY,
     ENRICHMENT,
@@ -26,7 +27,6 @@ from cfm._fields import (
     VIRUS_KEY,
 )
 from cfm._report._page import write_page
-from cfm._tables import text_is_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from scipy import sparse
 
+from cfm._adata import require_anndata, warn_user
 from cfm._arguments import check_choice
 from cfm.data._matrix import LOG_CEILING, get_matrix, in_memory_frame, read_rows, row_blocks
 from cfm.data._row_buffer import RowBuffer
-from cfm.data._takes_anndata import require_anndata
-from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -16,7 +16,7 @@ import numpy as np
 from anndata._io.specs.registry import IORegistryError
 from scipy import sparse
 
-from cfm._sparse_indices import index_problem, pointer_problem
+from cfm._adata import index_problem, pointer_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
+from cfm._adata import check_sparse
 from cfm._arguments import check_layer, layer_names
-from cfm._sparse_indices import check_sparse
 from cfm._units import LOG2_LIMIT, LOG_CEILING
 from cfm.data._disk_parts import CompressedPart, DensePart, OpenElement, load_by_columns
 from cfm.data._row_stack import RowStack, stack_rows

@@ -12,6 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from cfm._adata import warn_user
 from cfm.data._disk_parts import (
     READ_ERRORS,
     REMEDY,
@@ -27,7 +28,6 @@ from cfm.data._disk_parts import (
 )
 from cfm.data._matrix import check_unique_names
 from cfm.data._row_stack import register_anndata_types, stack_rows
-from cfm.data._warn import warn_user
 
 #: What happens to genes that not all files have.
 Join = Literal["inner", "exact"]

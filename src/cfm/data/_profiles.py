@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from cfm._sparse_indices import check_sparse
+from cfm._adata import check_sparse
 from cfm.data._matrix import by_rows, read_rows, to_dense
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 from anndata.io import write_elem
 
-from cfm._tables import text_is_written
+from cfm._adata import text_is_written
 from cfm.data._inputs import check_apart
 
 if TYPE_CHECKING:

@@ -8,15 +8,18 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import Any, NoReturn
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cfm.hub._resolve import (
     CONFIG_NAME,
@@ -595,3 +598,59 @@ def _first_sentence(card: str) -> str:
             head, dot, _ = line.partition(". ")
             return head + "." if dot else head
     return ""
+
+
+#: Errors of damaged settings, when they are read or modules are made of them.
+_WRONG = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@contextmanager
+def validate_config(model: str, name: str, tensors: Sized) -> Iterator[None]:
+    """Read settings and make modules of them on the ``meta`` device, without memory.
+
+    Fill the modules with :func:`cfm.models.base.load_weights`, which compares every shape with
+    that of the stored tensor.
+
+    Parameters
+    ----------
+    model, name
+        Of the model and the checkpoint, for the error.
+    tensors
+        Those of the checkpoint. Modules with far more parameters are refused while they are made:
+        a layer costs time on ``meta``, too.
+
+    Raises
+    ------
+    ValueError
+        If settings are missing or invalid, or give more layers than there are weights for.
+    """
+    thread, n_parameters = get_ident(), 0
+
+    def count(*_: object) -> None:
+        nonlocal n_parameters
+        n_parameters += get_ident() == thread
+        # some parameters are made twice
+        if n_parameters > 2 * len(tensors) + 16:
+            raise ValueError(f"more layers than the {len(tensors)} tensors have weights for")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            yield
+    except _WRONG as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"The config.json or a text file of checkpoint {name!r} lacks or garbles a setting of "
+            f"{model} ({reason[:500]}). It may be damaged or from another version; download it "
+            "again."
+        ) from error
+    finally:
+        hook.remove()

@@ -13,7 +13,6 @@ from scipy.stats import rankdata
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from cfm._sparse_indices import check_sparse
 from cfm.metrics._classes import as_weights, auroc
 from cfm.metrics._perturbation_scores import correlation
 from cfm.stats._similarity import grade_effects
@@ -207,7 +206,9 @@ class DirectionBaseline(BaseEstimator, ABC):
             raise ValueError(
                 f"signed_sets has {signed_sets.shape[1]} genes, train_effects has {n_genes}."
             )
-        sets = sp.csr_matrix(check_sparse(signed_sets, "signed_sets"), dtype=np.float32)
+        sets = signed_sets.copy()  # SciPy's check changes the matrix
+        sets.check_format()
+        sets = sp.csr_matrix(sets, dtype=np.float32)
         if not np.isin(sets.data, (-1.0, 0.0, 1.0)).all():
             raise ValueError("signed_sets may hold -1, 0 and 1 only.")
         return sets

@@ -18,13 +18,11 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
+from cfm._adata import check_tables, load_tables, require_anndata, warn_user
 from cfm._arguments import ABOVE_0, check_choice, checks_arguments
 from cfm._docs import fill_docs
-from cfm._tables import check_tables, load_tables
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import in_memory_frame
-from cfm.data._takes_anndata import require_anndata
-from cfm.data._warn import warn_user
 from cfm.hub import load_checkpoint, resolve, save_checkpoint
 from cfm.hub._resolve import CONFIG_NAME, checkpoint_name, reads_checkpoint
 from cfm.models._load import CLASSES, FROM_OUTSIDE, Layout, published_model

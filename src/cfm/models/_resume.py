@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from cfm.data._warn import warn_user
+from cfm._adata import warn_user
 from cfm.hub._torch import read_plain
 from cfm.nn._distributed import process_number
 

@@ -3,10 +3,9 @@
 from cfm._arguments import Range, checks_arguments
 from cfm.data._matrix import check_counts, get_matrix, read_rows, row_blocks, to_dense
 from cfm.data._row_buffer import RowBuffer
-from cfm.hub._checkpoint import sha256_of_file
+from cfm.hub._checkpoint import sha256_of_file, validate_config
 from cfm.models._base import PretrainedModel, check_column, load_weights
 from cfm.models._load import Layout
-from cfm.models._sizes import validate_config
 from cfm.models._streams import Drawn, RowStream
 from cfm.models._training import (
     Recipe,

@@ -1,7 +1,14 @@
 """Building blocks of networks, on tensors only."""
 
 from cfm.nn._diffusion import PowerAverage
-from cfm.nn._genes import GraphConvolution, GroupCompression, LowRankLogistic, normalised_adjacency
+from cfm.nn._genes import (
+    GraphConvolution,
+    GroupCompression,
+    LowRankLogistic,
+    MagnitudeEmbedding,
+    RotaryExpressionEmbedding,
+    normalised_adjacency,
+)
 from cfm.nn._performer import PerformerAttention, PerformerLayer
 from cfm.nn._transformers import (
     DirectionAttention,
@@ -10,7 +17,6 @@ from cfm.nn._transformers import (
     LlamaTrunk,
     TransformerEncoderLayer,
 )
-from cfm.nn._values import MagnitudeEmbedding, RotaryExpressionEmbedding
 
 __all__ = [
     "DirectionAttention",

@@ -12,6 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.patches import Patch, Rectangle
 from scipy import sparse
 
+from cfm._adata import params_of
 from cfm._arguments import checks_arguments
 from cfm._fields import (
     CELL_CODE_KEY,
@@ -20,7 +21,6 @@ from cfm._fields import (
     NEIGHBOURS,
     SIMILARITY,
     VECTORS,
-    params_of,
 )
 from cfm.pl import _figure as fig
 from cfm.pl._cell_code_map import draw_map

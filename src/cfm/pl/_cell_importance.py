@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from matplotlib.ticker import LogLocator
 
+from cfm._adata import params_of
 from cfm._arguments import checks_arguments
-from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS, params_of
+from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS
 from cfm.pl import _figure as fig
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cfm._adata import params_of
 from cfm._arguments import check_layer, checks_arguments
-from cfm._fields import EVIDENCE, RESULTS, SIGNATURE_SEARCH_KEY, params_of
+from cfm._fields import EVIDENCE, RESULTS, SIGNATURE_SEARCH_KEY
 from cfm.pl import _figure as fig
 
 if TYPE_CHECKING:

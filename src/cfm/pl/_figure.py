@@ -19,13 +19,12 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox, ScaledTranslation
 from scipy import sparse
 
+from cfm._adata import check_sparse, check_tables
+from cfm._adata import pick as pick
+from cfm._adata import require_anndata as _require_anndata
+from cfm._adata import stored_table as stored_table
 from cfm._docs import fill_docs
 from cfm._fields import NOT_VIRAL, UNINFECTED, UNRESOLVED
-from cfm._sparse_indices import check_sparse
-from cfm._tables import check_tables
-from cfm._tables import pick as pick
-from cfm._tables import require_anndata as _require_anndata
-from cfm._tables import stored_table as stored_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

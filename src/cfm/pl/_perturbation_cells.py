@@ -10,8 +10,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from cfm._adata import params_of
 from cfm._arguments import check_layer
-from cfm._fields import SIMULATED, SIMULATED_BY, SIMULATED_FROM, SIMULATION, params_of
+from cfm._fields import SIMULATED, SIMULATED_BY, SIMULATED_FROM, SIMULATION
 from cfm._units import LIBRARY, decide_units, units_of
 from cfm.pl import _figure as fig
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from cfm._adata import in_memory
 from cfm._arguments import checks_arguments
 from cfm._fields import PROBABILITIES, VIRUS_KEY
-from cfm._tables import in_memory
 from cfm.pl import _figure as fig
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from cfm import get
+from cfm._adata import params_of
 from cfm._arguments import PART, checks_arguments
 from cfm._fields import (
     HIGH_RISK,
@@ -20,7 +21,6 @@ from cfm._fields import (
     PLAIN_EXPRESSION,
     PROBE_KEY,
     RISK_GROUP,
-    params_of,
 )
 from cfm.pl import _figure as fig
 from cfm.pl._predictions import Classes, draw_classes, draw_predicted

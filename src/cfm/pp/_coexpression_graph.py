@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse, stats
 
+from cfm._adata import check_key, takes_anndata, target, warn_overwritten, warn_user
 from cfm._arguments import SHARE
 from cfm._fields import PARAMS
 from cfm.data._counts import looks_like_counts
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
-from cfm.data._store import check_key, target, warn_overwritten
-from cfm.data._takes_anndata import takes_anndata
-from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from anndata import AnnData

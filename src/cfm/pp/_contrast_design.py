@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._adata import warn_user
 from cfm._fields import SET_SEPARATOR
 from cfm.data._matrix import row_blocks
-from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from anndata import AnnData

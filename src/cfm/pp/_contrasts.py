@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._adata import check_tables, require_anndata
 from cfm._arguments import ABOVE_0, checks_arguments
 from cfm._fields import CONTRASTS, MEAN_COUNT
-from cfm._tables import check_tables
 from cfm.data._matrix import (
     by_rows,
     check_counts,
@@ -27,7 +27,6 @@ from cfm.data._matrix import (
 )
 from cfm.data._pairs import ContrastPairs
 from cfm.data._row_buffer import RowCache
-from cfm.data._takes_anndata import require_anndata
 from cfm.pp._contrast_design import (
     Contrast,
     Skipped,

@@ -10,17 +10,14 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from cfm._adata import check_tables, keep_genes, require_anndata, warn_overwritten, warn_user
 from cfm._arguments import checks_flags, layer_names
 from cfm._fields import MAP_GENES, PARAMS
-from cfm._tables import check_tables
-from cfm.data._gene_ids import Organism, map_identifiers
+from cfm.data._genes import Organism, map_identifiers
 from cfm.data._matrix import LOG_CEILING, row_blocks, stored_matrix
-from cfm.data._store import keep_genes, warn_overwritten
-from cfm.data._takes_anndata import require_anndata
-from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
-    from cfm.data._gene_ids import GeneMapping
+    from cfm.data._genes import GeneMapping
 
 logger = logging.getLogger(__name__)
 

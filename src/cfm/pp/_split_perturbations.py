@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from cfm._adata import check_key, params_of, takes_anndata, target, warn_user
 from cfm._arguments import PART
-from cfm._fields import PARAMS, params_of
+from cfm._fields import PARAMS
 from cfm.data._matrix import check_not_empty, check_unique_names, in_memory_frame
-from cfm.data._store import check_key, target
-from cfm.data._takes_anndata import takes_anndata
-from cfm.data._warn import warn_user
 from cfm.pp._perturbation_parts import Parts, parts_of
 
 if TYPE_CHECKING:

@@ -9,13 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._adata import check_key, keep_genes, takes_anndata, target, warn_overwritten, warn_user
 from cfm._fields import GENE_LENGTH, PARAMS
-from cfm.data._gene_ids import gene_lengths as shipped_lengths
-from cfm.data._gene_ids import map_identifiers
+from cfm.data._genes import gene_lengths as shipped_lengths
+from cfm.data._genes import map_identifiers
 from cfm.data._matrix import check_counts, get_matrix, row_blocks
-from cfm.data._store import check_key, keep_genes, target, warn_overwritten
-from cfm.data._takes_anndata import takes_anndata
-from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from anndata import AnnData

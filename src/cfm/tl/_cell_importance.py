@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from cfm._adata import check_key, takes_anndata, target, warn_overwritten
 from cfm._docs import fill_docs
 from cfm._fields import CELL_IMPORTANCE_KEY, IMPORTANCE_GROUPS, PARAMS
 from cfm.data._matrix import in_memory_frame
-from cfm.data._store import check_key, target, warn_overwritten
-from cfm.data._takes_anndata import takes_anndata
 from cfm.models import Pulsar
 from cfm.tl._donor_rows import load_donor_model
-from cfm.tl._store import TEXTS, run_record
+from cfm.tl._run import TEXTS, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path

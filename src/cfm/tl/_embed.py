@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from cfm._adata import check_key, takes_anndata, target, warn_overwritten
 from cfm._docs import fill_docs
 from cfm._fields import EMBEDDING_PREFIX, GENES, PARAMS
-from cfm.data._store import check_key, target, warn_overwritten
-from cfm.data._takes_anndata import takes_anndata
 from cfm.models import DonorModel, GeneEmbeddingModel, PretrainedModel, load_model
-from cfm.tl._run import Run
-from cfm.tl._store import TEXTS, model_record, refuse_other_model, run_record
+from cfm.tl._run import TEXTS, Run, model_record, refuse_other_model, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, issparse
 
+from cfm._adata import check_key, check_tables, require_anndata, warn_user
 from cfm._arguments import checks_arguments
 from cfm._docs import fill_docs
 from cfm._fields import (
@@ -22,16 +23,11 @@ from cfm._fields import (
     UNKNOWN_SHARE,
     VARYING,
 )
-from cfm._tables import check_tables
 from cfm.data._matrix import get_matrix, in_memory_frame, row_blocks, to_dense
 from cfm.data._result_store import check_output
-from cfm.data._store import check_key
-from cfm.data._takes_anndata import require_anndata
-from cfm.data._warn import warn_user
 from cfm.models import DonorModel
 from cfm.tl._donor_rows import DonorRows, load_donor_model
-from cfm.tl._run import Rows, Run
-from cfm.tl._store import TEXTS, run_record
+from cfm.tl._run import TEXTS, Rows, Run, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,13 +13,11 @@ from scipy.stats import false_discovery_control
 from scvi import settings
 from tqdm.auto import tqdm
 
+from cfm._adata import check_key, params_of, takes_anndata, target, warn_overwritten, warn_user
 from cfm._docs import fill_docs
-from cfm._fields import CONTRASTS, HOST_FACTORS_KEY, PARAMS, RESULTS, VIRUS_KEY, params_of
+from cfm._fields import CONTRASTS, HOST_FACTORS_KEY, PARAMS, RESULTS, VIRUS_KEY
 from cfm.data import map_identifiers
 from cfm.data._matrix import in_memory_frame
-from cfm.data._store import check_key, target, warn_overwritten
-from cfm.data._takes_anndata import takes_anndata
-from cfm.data._warn import warn_user
 from cfm.models import CellPulse, load_model
 from cfm.stats._evidence import pooled_p_values
 from cfm.stats._gene_scores import (
@@ -31,7 +29,7 @@ from cfm.stats._gene_scores import (
     unit_rows,
 )
 from cfm.tl._groups import content_hash, profile_groups
-from cfm.tl._store import TEXTS, run_record
+from cfm.tl._run import TEXTS, run_record
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cfm._adata import check_key, takes_anndata
 from cfm._arguments import check_layer
 from cfm._docs import fill_docs
 from cfm._fields import PARAMS
 from cfm.data._matrix import get_matrix, read_rows, to_dense
-from cfm.data._store import check_key
-from cfm.data._takes_anndata import takes_anndata
 from cfm.models import BulkFormer, load_model
 from cfm.models.bulkformer._data import check_mask
 from cfm.models.bulkformer._module import MISSING
-from cfm.tl._run import Run
-from cfm.tl._store import TEXTS, model_record
+from cfm.tl._run import TEXTS, Run, model_record
 
 #: Names of the genes that the data lack, where their predictions are an array.
 ABSENT_GENES = "absent_genes"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cfm._adata import check_key, require_anndata, takes_anndata, target, warn_overwritten
 from cfm._arguments import BELOW_1, NOT_NEGATIVE
 from cfm._fields import (
     CONFIDENCE,
@@ -21,8 +22,6 @@ from cfm._fields import (
 )
 from cfm.data import Reference
 from cfm.data._matrix import check_not_empty, check_unique_names
-from cfm.data._store import check_key, target, warn_overwritten
-from cfm.data._takes_anndata import require_anndata, takes_anndata
 from cfm.tl._representation import (
     read_representation,
     representation_name,

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cfm._adata import check_key, takes_anndata
 from cfm._arguments import Range
 from cfm._docs import fill_docs
 from cfm._fields import CONFIDENCE, PARAMS, PROBABILITIES, PROPERTY_PREFIX, UNKNOWN
-from cfm.data._store import check_key
-from cfm.data._takes_anndata import takes_anndata
 from cfm.models import CellVQ, load_model
-from cfm.tl._run import Run
-from cfm.tl._store import TEXTS, model_record
+from cfm.tl._run import TEXTS, Run, model_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cfm._adata import check_key, takes_anndata
 from cfm._docs import fill_docs
 from cfm._fields import (
     INFECTED,
@@ -30,14 +31,11 @@ from cfm._fields import (
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix, in_memory_frame
 from cfm.data._result_store import check_output
-from cfm.data._store import check_key
-from cfm.data._takes_anndata import takes_anndata
 from cfm.datasets import response_library
 from cfm.models import CellPulse, load_model
 from cfm.pp import contrasts
-from cfm.tl._run import Rows, Run
+from cfm.tl._run import TEXTS, Rows, Run, model_record
 from cfm.tl._search_signatures import MIN_GENES, search_signatures
-from cfm.tl._store import TEXTS, model_record
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
-from cfm._fields import EMBEDDING_PREFIX, params_of
+from cfm._adata import params_of
+from cfm._fields import EMBEDDING_PREFIX
 from cfm.data._matrix import check_indices, to_dense
 from cfm.models import PretrainedModel
 

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cfm._adata import params_of, require_anndata, target, warn_overwritten, warn_user
 from cfm._arguments import check_flag
 from cfm._fields import PARAMS
 from cfm._settings import settings
@@ -31,9 +32,6 @@ from cfm.data import open_files
 from cfm.data._inputs import describe_files, matrix_identity, table_identity
 from cfm.data._matrix import by_rows, check_not_empty, get_matrix, in_memory_frame, read_rows
 from cfm.data._result_store import ResultStore, Streamed, check_output, trim_heap
-from cfm.data._store import target, warn_overwritten
-from cfm.data._takes_anndata import require_anndata
-from cfm.data._warn import warn_user
 from cfm.models import PretrainedModel
 
 if TYPE_CHECKING:
@@ -50,6 +48,47 @@ Compute: TypeAlias = "Callable[[AnnData, slice], Mapping[str, np.ndarray]]"
 _COUNTED = re.compile(r"^(\d+) of (\d+) ")
 #: Warnings of AnnData about names, which the whole AnnData gave before its chunks.
 _NAME_WARNINGS = ("Observation names", "Variable names")
+
+#: Texts of the docstrings of the tools, for :func:`cfm._docs.fill_docs`.
+TEXTS = {
+    "paths": """
+Or one or more paths of ``.h5ad`` and ``.zarr`` files, opened with
+:func:`cfm.data.open_files`.""",
+    "load": """
+Or the name of a checkpoint, a folder, or ``hf://org/name``; see
+:func:`cfm.models.load_model`.""",
+    "layer": """
+layer
+    Layer to read instead of ``X``.""",
+    "key_added": """
+key_added
+    Name of the result.""",
+    "device": """
+device
+    Device of the model: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …""",
+    "output": """
+output
+    File for the results, ``.zarr`` or ``.h5ad``, written chunk by chunk; ``adata`` stays
+    unchanged. The same call continues a stopped run.""",
+    "overwrite": """
+overwrite
+    Replace ``output`` if it exists, and the finished chunks of another call.""",
+    "copy": """
+copy
+    Return a changed copy; ``adata`` stays unchanged.""",
+    "returns": """
+``None``, or with ``copy=True`` the changed copy. Given paths, an AnnData with the results in
+memory, and with its matrices in the files. With ``output``, the AnnData in that file: the
+results and ``obs``, ``var`` and ``uns`` of the input, without ``X``.""",
+    "output_errors": """
+FileExistsError
+    If ``output`` exists.
+OSError
+    If the disk is full. Finished chunks are kept; the same call continues with the next one.""",
+    "few_genes": """
+UserWarning
+    If few of the model's genes are found, or a field of another tool is replaced.""",
+}
 
 
 class Chunk(NamedTuple):
@@ -568,3 +607,36 @@ def _version() -> str:
         return version("cfm-tools")
     except PackageNotFoundError:
         return ""
+
+
+def refuse_other_model(adata: AnnData, key: str, model: PretrainedModel) -> None:
+    """Refuse to replace the result of another model under the default name.
+
+    Raises
+    ------
+    ValueError
+        If ``uns[key]`` records other weights.
+    """
+    former = params_of(adata.uns, key)
+    if former.get("model") and former.get("sha256") != model.weights_record()["sha256"]:
+        raise ValueError(
+            f"{key!r} holds the result of another model ({former['model']}); name the new one by "
+            f"key_added=, or replace that one with key_added={key!r}."
+        )
+
+
+def run_record(model: PretrainedModel, adata: AnnData, **arguments: Any) -> dict[str, Any]:
+    """Return the record of a run: arguments, model, checksum, device and vocabulary share."""
+    return model_record(model, model.vocabulary_share(adata), **arguments)
+
+
+def model_record(model: PretrainedModel, share: float, **arguments: Any) -> dict[str, Any]:
+    """Return the record of a run with a given vocabulary share.
+
+    ``precision`` is that of the computation.
+    """
+    record = {k: v for k, v in arguments.items() if v is not None}
+    used = model.inference_dtype(record.get("precision", "auto"))
+    record["precision"] = str(used).removeprefix("torch.")
+    record |= {"device": str(model.device), "vocabulary_share": float(share)}
+    return record | model.weights_record()

@@ -17,6 +17,14 @@ from scipy.stats import false_discovery_control
 from scvi import settings
 from scvi.utils import track
 
+from cfm._adata import (
+    check_key,
+    require_anndata,
+    takes_anndata,
+    target,
+    warn_overwritten,
+    warn_user,
+)
 from cfm._docs import fill_docs
 from cfm._fields import EVIDENCE, PARAMS, RESULTS, SET_SEPARATOR, SIGNATURE_SEARCH_KEY
 from cfm.data import GeneVocabulary, map_identifiers
@@ -28,9 +36,6 @@ from cfm.data._matrix import (
     read_rows,
     to_dense,
 )
-from cfm.data._store import check_key, target, warn_overwritten
-from cfm.data._takes_anndata import require_anndata, takes_anndata
-from cfm.data._warn import warn_user
 from cfm.datasets import response_library
 from cfm.models.cellpulse._data import check_effects, check_not_scaled
 from cfm.stats._similarity import (
@@ -44,8 +49,8 @@ from cfm.stats._similarity import (
     spread_over_studies,
     study_weights,
 )
+from cfm.tl._run import TEXTS
 from cfm.tl._signatures import read_signatures, signed_rows, symbols
-from cfm.tl._store import TEXTS
 
 Method = Literal["auto", "cosine", "centered", "leading", "kernel", "spearman", "connectivity"]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cfm._adata import warn_user
 from cfm.data import GeneVocabulary, map_identifiers
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
-from cfm.data._warn import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ import torch
 
 from cfm.models.cellvq._additions import CodeTerm
 from cfm.models.cellvq._module import SIZES, CellVQModule
-from cfm.nn._values import LEAST_MEAN, MOST_MEAN
+from cfm.nn._genes import LEAST_MEAN, MOST_MEAN
 
 N_GENES = 7
 

@@ -9,7 +9,7 @@ from anndata import AnnData
 from sklearn.metrics import normalized_mutual_info_score
 
 from cfm.models import CellVQ
-from cfm.nn._values import zinb_nll
+from cfm.nn._genes import zinb_nll
 from tests._planted_codes import SMALL, TRAINING, planted_cells, trained, untrained
 
 

@@ -17,9 +17,9 @@ from scvi import settings
 from scvi.utils import track
 from torch import Tensor, nn
 
+from cfm._adata import warn_user
 from cfm._arguments import check_flag, check_number, check_whole
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
-from cfm.data._warn import warn_user
 from cfm.models.bulkformer._module import MISSING
 
 if TYPE_CHECKING:

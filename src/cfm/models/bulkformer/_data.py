@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from cfm._sparse_indices import check_sparse
+from cfm._adata import check_sparse, require_anndata, warn_user
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
 from cfm.data._row_buffer import RowBuffer
-from cfm.data._takes_anndata import require_anndata
-from cfm.data._warn import warn_user
 from cfm.models.bulkformer._module import MISSING
 from cfm.pp import coexpression_graph
 

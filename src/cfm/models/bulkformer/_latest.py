@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._sizes import check_sizes
+from cfm._arguments import Dropout, check_fields
 from cfm.models.bulkformer._module import (
     MISSING,
     V2_SIZES,
@@ -39,11 +39,11 @@ class BulkFormerLatestSize:
     ff_mult: int = 4
     n_features: int = 256
     graph_dim: int = 192
-    attention_dropout: float = 0.05
-    ff_dropout: float = 0.1
+    attention_dropout: Dropout = 0.05
+    ff_dropout: Dropout = 0.1
 
     def __post_init__(self) -> None:
-        check_sizes(self, dropouts=("attention_dropout", "ff_dropout"))
+        check_fields(self)
 
     def module_arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of the module."""

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalObsField, LayerField
 
+from cfm._adata import warn_user
 from cfm._arguments import (
     BELOW_1,
     NOT_NEGATIVE,
@@ -19,11 +20,12 @@ from cfm._arguments import (
     check_flag,
     check_whole,
     checks_arguments,
+    named_size,
 )
 from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
-from cfm.data._warn import warn_user
+from cfm.hub._checkpoint import validate_config
 from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import (
     TEXTS,
@@ -33,7 +35,6 @@ from cfm.models._base import (
     load_weights,
     stored_genes,
 )
-from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun, held_out_rows, root_weights
 from cfm.models.bulkformer._compounds import (
     CompoundHead,

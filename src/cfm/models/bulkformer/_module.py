@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cfm.models._sizes import check_sizes
+from cfm._arguments import Dropout, check_fields
 from cfm.nn import (
     GraphConvolution,
     PerformerLayer,
@@ -39,12 +39,12 @@ class BulkFormerSize:
     n_heads: int = 8
     n_blocks: int = 1
     ff_mult: int = 4
-    attention_dropout: float = 0.05
-    ff_dropout: float = 0.1
+    attention_dropout: Dropout = 0.05
+    ff_dropout: Dropout = 0.1
     centred: bool = False
 
     def __post_init__(self) -> None:
-        check_sizes(self, dropouts=("attention_dropout", "ff_dropout"))
+        check_fields(self)
 
     def module_arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of the module."""
@@ -446,8 +446,8 @@ class BulkFormerModule(nn.Module):
         """Return the number of tokens per chunk of the layers without gradients."""
         if self.norm.weight.device.type != "cpu":
             return 65_536
-        # Chunks of about this size stay in the caches of the cores.
-        return min(8192, 512 * torch.get_num_threads())
+        # chunks of about this size stay in the caches of the cores
+        return min(8192, max(512, 2**16 // self.dim) * torch.get_num_threads())
 
     def samples_at_once(self) -> int:
         """Return the number of samples per chunk without gradients, at least one."""

@@ -17,8 +17,8 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from cfm._adata import warn_user
 from cfm._fields import NO_RESPONSE, NOT_VIRAL, UNINFECTED, UNRESOLVED, VIRAL
-from cfm.data._warn import warn_user
 from cfm.metrics import unit_weights
 from cfm.metrics._virus_baselines import INTERFERON_GENES
 

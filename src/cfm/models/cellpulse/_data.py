@@ -13,10 +13,9 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from cfm._adata import require_anndata, warn_user
 from cfm.data._matrix import by_rows, get_matrix, read_rows, row_blocks, to_dense
 from cfm.data._profiles import draw_part
-from cfm.data._takes_anndata import require_anndata
-from cfm.data._warn import warn_user
 from cfm.models._streams import Drawn, SeededStream, own_part
 from cfm.models.cellpulse._module import (
     DOWN,

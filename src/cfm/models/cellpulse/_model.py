@@ -14,14 +14,14 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.data.fields import CategoricalObsField, LayerField
 from scvi.utils import track
 
-from cfm._arguments import check_whole, checks_arguments
+from cfm._adata import warn_user
+from cfm._arguments import check_whole, checks_arguments, named_size
 from cfm._docs import fill_docs
 from cfm._fields import NO_RESPONSE, UNINFECTED, VIRAL
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
-from cfm.data._warn import warn_user
+from cfm.hub._checkpoint import validate_config
 from cfm.models._base import TEXTS, PretrainedModel, check_column, load_weights, stored_genes
-from cfm.models._sizes import named_size, validate_config
 from cfm.models.cellpulse import _attribution as attribution
 from cfm.models.cellpulse._attribution import Reversal, gene_positions, reverse_genes
 from cfm.models.cellpulse._classifier import (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._sizes import check_sizes
+from cfm._arguments import Dropout, check_fields
 from cfm.nn import DirectionBlock, LowRankLogistic, MagnitudeEmbedding
 from cfm.nn._distributed import gathered, means_over_processes
 
@@ -42,12 +42,12 @@ class CellPulseSize:
     n_layers: int
     n_heads: int
     ff_mult: int = 4
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
+    dropout: Dropout = 0.1
+    attention_dropout: Dropout = 0.0
     learn_gene_embedding: bool = False
 
     def __post_init__(self) -> None:
-        check_sizes(self, dropouts=("dropout", "attention_dropout"))
+        check_fields(self)
 
     def module_arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of the module."""

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cfm._adata import warn_user
 from cfm._arguments import BELOW_1, SHARE
 from cfm.data import ProfileMatrix
-from cfm.data._warn import warn_user
 from cfm.models._training import Recipe, Training, TrainingPlan, held_out_studies, scheduled
 from cfm.models.cellpulse._data import ProfileStream, WeightedSource, read_signed_sets
 from cfm.models.cellpulse._gene_factors import GeneFactors

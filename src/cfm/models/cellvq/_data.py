@@ -10,9 +10,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from cfm._adata import warn_user
 from cfm.data import GeneVocabulary
 from cfm.data._counts import TARGET_SUM, CountReader, Units, canonical, log1p_cp10k
-from cfm.data._warn import warn_user
 from cfm.models._streams import Drawn, RowStream
 from cfm.models._training import held_out_rows
 from cfm.nn._distributed import all_gather_int, process_number
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from cfm.models.cellvq._expression_codes import CodeReader
+    from cfm.models.cellvq._additions import CodeReader
 
 #: Registry key of the column with the study.
 STUDY = "study"

@@ -11,12 +11,13 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalObsField, LayerField
 
-from cfm._arguments import SHARE, Range, check_whole, checks_arguments
+from cfm._adata import warn_user
+from cfm._arguments import SHARE, Range, check_whole, checks_arguments, named_size
 from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
 from cfm.data._counts import Units
 from cfm.data._matrix import check_unique_names, get_matrix
-from cfm.data._warn import warn_user
+from cfm.hub._checkpoint import validate_config
 from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import (
     GENES_FILE,
@@ -27,7 +28,6 @@ from cfm.models._base import (
     load_weights,
     stored_genes,
 )
-from cfm.models._sizes import named_size, validate_config
 from cfm.models.cellvq._data import (
     NO_CODE,
     STUDY,

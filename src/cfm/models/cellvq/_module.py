@@ -9,22 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._sizes import check_sizes
-from cfm.models.cellvq._additions import CodeTerm, ExpressionTerm
-from cfm.models.cellvq._expression_codes import N_LIFTED, ExpressionCodes
+from cfm._arguments import Dropout, check_fields
+from cfm.models.cellvq._additions import N_LIFTED, CodeTerm, ExpressionCodes, ExpressionTerm
 from cfm.models.cellvq._property_heads import PropertyHeads
 from cfm.nn import PerformerLayer, TransformerEncoderLayer
+from cfm.nn._genes import BinnedValueEmbedding, ZINBHeads
 from cfm.nn._kernels import WeightCache
 from cfm.nn._soft_codes import Quantised, SoftCodes
 from cfm.nn._transformers import PreparedStack
-from cfm.nn._values import BinnedValueEmbedding, ZINBHeads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
 
-    from cfm.models.cellvq._expression_codes import CodeReader
+    from cfm.models.cellvq._additions import CodeReader
 
 #: Tokens beside the genes, the last two of each cell: a constant and the log10 of its counts.
 N_COUNT_TOKENS = 2
@@ -62,7 +61,7 @@ class CellVQSize:
         the published model.
     expression_codes
         Codes are clusters of the training cells, found in expression by
-        :class:`~cfm.models.cellvq._expression_codes.ExpressionCodes`. Otherwise they are learned
+        :class:`~cfm.models.cellvq._additions.ExpressionCodes`. Otherwise they are learned
         by the quantiser, as published; only that has ``codebook_dim`` and ``codebook_layers``.
     """
 
@@ -80,13 +79,13 @@ class CellVQSize:
     code_dim: int = 32
     relation: str | int = "full"
     bin_alpha: float = 1.0
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
     code_term: bool = False
     expression_term: bool = False
     expression_codes: bool = False
 
     def __post_init__(self) -> None:
-        check_sizes(self, dropouts=("dropout",))
+        check_fields(self)
         if self.n_bits > 20:
             raise ValueError(f"n_bits must be at most 20; found {self.n_bits}.")
         for width, heads in (("dim", "n_heads"), ("decoder_dim", "decoder_heads")):

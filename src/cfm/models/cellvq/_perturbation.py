@@ -11,9 +11,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from cfm._adata import warn_user
 from cfm._fields import CODE_AFTER, CODE_BEFORE, CODE_TRANSITIONS
 from cfm.data._counts import TARGET_SUM, canonical
-from cfm.data._warn import warn_user
 from cfm.models.cellvq._data import NO_CODE, Cells
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from cfm.data import GeneVocabulary
+    from cfm.models.cellvq._additions import CodeReader
     from cfm.models.cellvq._data import CellReader
-    from cfm.models.cellvq._expression_codes import CodeReader
     from cfm.models.cellvq._module import CellVQModule
 
 #: Change of genes; a number is a factor of their counts.

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfm._adata import warn_user
 from cfm._arguments import NOT_NEGATIVE, SHARE, Range, check_number
 from cfm.data._counts import TARGET_SUM
 from cfm.data._row_order import BLOCK_SIZE
-from cfm.data._warn import warn_user
 from cfm.models._training import Recipe, Training, TrainingPlan
-from cfm.models.cellvq._additions import EPS, CentredProjection, spread_cells
+from cfm.models.cellvq._additions import EPS, CentredProjection, ExpressionCodes, spread_cells
 from cfm.models.cellvq._data import STUDY, Batch, CellStream, levels_of, split_rows, spread_rows
-from cfm.models.cellvq._expression_codes import ExpressionCodes
 from cfm.nn._distributed import (
     all_gather_int,
     common_numbers,
@@ -29,7 +28,7 @@ from cfm.nn._distributed import (
     process_number,
     summed,
 )
-from cfm.nn._values import zinb_nll
+from cfm.nn._genes import zinb_nll
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -11,10 +11,10 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalObsField, LayerField
 
+from cfm._adata import warn_user
 from cfm._docs import fill_docs
 from cfm.data._counts import CountReader, check_count_values
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame, row_blocks, to_dense
-from cfm.data._warn import warn_user
 from cfm.models._base import TEXTS, PretrainedModel, check_column
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
 from cfm.pp._perturbation_parts import split_parts

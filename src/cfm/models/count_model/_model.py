@@ -15,8 +15,8 @@ from cfm._arguments import checks_arguments
 from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import in_memory_frame
+from cfm.hub._checkpoint import validate_config
 from cfm.models._base import TEXTS, load_weights, stored_genes
-from cfm.models._sizes import validate_config
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures
 from cfm.models.count_model._data import RegisteredCounts
 from cfm.models.count_model._module import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cfm.data._warn import warn_user
+from cfm._adata import warn_user
 from cfm.metrics import linear_shift, mean_shift
 from cfm.models.count_model._conditions import shown
 from cfm.models.count_model._module import (

@@ -18,8 +18,8 @@ from scipy import sparse
 from scvi import settings
 from scvi.utils import track
 
+from cfm._adata import text_is_written
 from cfm._arguments import check_flag
-from cfm._tables import text_is_written
 from cfm.data._result_store import put_in_place
 from cfm.models.lingshu._counts import Dequantise, dequantise
 from cfm.models.lingshu._data import FREE, to_tokens

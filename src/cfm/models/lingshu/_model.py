@@ -13,13 +13,13 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from cfm._arguments import BELOW_1, Range, checks_arguments
+from cfm._arguments import BELOW_1, Range, checks_arguments, named_size
 from cfm._docs import fill_docs
 from cfm._fields import PARAMS
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import in_memory_frame
+from cfm.hub._checkpoint import validate_config
 from cfm.models._base import TEXTS, Precision, load_weights, stored_genes
-from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun, held_out_rows, root_weights
 from cfm.models.count_model import PerturbationCountModel
 from cfm.models.count_model._conditions import ConditionLevels, PerturbationFeatures

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._sizes import check_sizes
+from cfm._arguments import check_fields
 from cfm.models.count_model._module import CONTROL, FIRST_PART, UNKNOWN, Conditions
 from cfm.models.lingshu._counts import N_VALUES
 from cfm.nn._diffusion import absorbing_loss
@@ -56,7 +56,7 @@ class LingshuSize:
     learned_positions: bool = False
 
     def __post_init__(self) -> None:
-        check_sizes(self)
+        check_fields(self)
         if self.dim % (2 * self.n_heads):
             raise ValueError(
                 f"dim={self.dim} does not split into n_heads={self.n_heads} heads of even width."

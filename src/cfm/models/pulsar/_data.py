@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from cfm._sparse_indices import check_sparse
+from cfm._adata import check_sparse, require_anndata, warn_user
 from cfm.data._matrix import (
     by_rows,
     check_indices,
@@ -24,8 +24,6 @@ from cfm.data._matrix import (
     row_blocks,
     to_dense,
 )
-from cfm.data._takes_anndata import require_anndata
-from cfm.data._warn import warn_user
 from cfm.models._base import check_column
 from cfm.models._streams import Drawn, RowStream
 

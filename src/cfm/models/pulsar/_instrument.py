@@ -14,15 +14,14 @@ import torch
 from anndata import AnnData
 from scvi.data.fields import CategoricalObsField, ObsmField
 
+from cfm._adata import warn_user
 from cfm._arguments import NOT_NEGATIVE, checks_arguments
 from cfm._docs import fill_docs
 from cfm.data._matrix import get_matrix, read_rows, to_dense
-from cfm.data._warn import warn_user
 from cfm.hub import Checkpoint, load_safetensors, load_torch
-from cfm.hub._checkpoint import sha256_of_file
+from cfm.hub._checkpoint import sha256_of_file, validate_config
 from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import TEXTS, PretrainedModel, check_column, load_weights
-from cfm.models._sizes import validate_config
 from cfm.models._training import Recipe, Training, TrainingPlan, TrainingRun, held_out_studies
 from cfm.models.pulsar._data import read_cells
 from cfm.models.pulsar._instrument_module import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._sizes import check_sizes
+from cfm._arguments import Dropout, check_fields
 from cfm.nn._distributed import means_over_processes
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ class InstrumentSize:
     output_dim: int = 512
     condition_dim: int = 5120
     hidden_dim: int = 512
-    dropout: float = 0.1
-    donor_dropout: float = 0.15
-    condition_dropout: float = 0.1
+    dropout: Dropout = 0.1
+    donor_dropout: Dropout = 0.15
+    condition_dropout: Dropout = 0.1
 
     def __post_init__(self) -> None:
-        check_sizes(self, dropouts=("dropout", "donor_dropout", "condition_dropout"))
+        check_fields(self)
         if self.output_dim != self.donor_dim:
             raise ValueError(
                 f"donor_dim={self.donor_dim} and output_dim={self.output_dim} differ; the "

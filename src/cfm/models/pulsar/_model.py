@@ -12,11 +12,11 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 
-from cfm._arguments import check_whole, checks_arguments
+from cfm._adata import warn_user
+from cfm._arguments import check_whole, checks_arguments, named_size
 from cfm._docs import fill_docs
-from cfm.data._warn import warn_user
+from cfm.hub._checkpoint import validate_config
 from cfm.models._base import TEXTS, Precision, PretrainedModel, check_column, load_weights
-from cfm.models._sizes import named_size, validate_config
 from cfm.models._training import Training, TrainingRun
 from cfm.models.pulsar._data import (
     Donors,

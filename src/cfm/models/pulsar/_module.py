@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm.models._sizes import check_sizes
+from cfm._arguments import Dropout, check_fields
 from cfm.nn import TransformerEncoderLayer
 from cfm.nn._kernels import WeightCache, prepare
 from cfm.nn._transformers import PreparedStack
@@ -61,7 +61,7 @@ class PulsarSize:
     encoder_layers: int = 8
     encoder_heads: int = 8
     encoder_ff: int = 4096
-    decoder_layers: int = 6
+    decoder_layers: Annotated[int, 0] = 6
     decoder_heads: int = 8
     decoder_ff: int = 4096
     n_cell_states: int = 256
@@ -73,11 +73,11 @@ class PulsarSize:
     standardised: bool = False
     templates: bool = True
     activation: str = "gelu"
-    dropout: float = 0.1
-    eps: float = 1e-12
+    dropout: Dropout = 0.1
+    eps: Dropout = 1e-12
 
     def __post_init__(self) -> None:
-        check_sizes(self, dropouts=("dropout", "eps"), zero=("decoder_layers",))
+        check_fields(self)
         if self.activation not in ("gelu", "relu"):
             raise ValueError(f"activation={self.activation!r}; expected 'gelu' or 'relu'.")
         for part in ("encoder", "decoder"):

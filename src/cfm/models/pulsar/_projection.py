@@ -10,12 +10,12 @@ import torch
 import xxhash
 from scipy import sparse
 
+from cfm._adata import require_anndata
 from cfm._arguments import checks_arguments
 from cfm.data import GeneVocabulary
 from cfm.data._counts import TARGET_SUM
 from cfm.data._counts import CountReader as CellReader
 from cfm.data._matrix import check_not_empty, check_unique_names, in_memory_frame
-from cfm.data._takes_anndata import require_anndata
 from cfm.models._base import check_column
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cfm._adata import warn_user
 from cfm._arguments import ABOVE_0, NOT_NEGATIVE, PART
-from cfm.data._warn import warn_user
 from cfm.models._streams import Drawn, RowStream
 from cfm.models._training import Recipe, Training, TrainingPlan, held_out_rows
 from cfm.models.pulsar._data import PretrainingStream

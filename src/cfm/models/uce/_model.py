@@ -13,14 +13,14 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.data.fields import LayerField
 from scvi.utils import track
 
+from cfm._adata import warn_user
 from cfm._arguments import checks_arguments
 from cfm._docs import fill_docs
 from cfm.data import GeneVocabulary
 from cfm.data._matrix import get_matrix
-from cfm.data._warn import warn_user
+from cfm.hub._checkpoint import validate_config
 from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import TEXTS, Precision, PretrainedModel, load_weights
-from cfm.models._sizes import validate_config
 from cfm.models.uce._data import SAMPLE_SIZE, SentenceMaker, check_genes, read_sentences
 from cfm.models.uce._module import UCEModule, UCESize
 from cfm.models.uce._published import GENES_TABLE, read_published

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm._arguments import check_whole
-from cfm.models._sizes import check_sizes
+from cfm._arguments import Dropout, check_fields, check_whole
 from cfm.nn import TransformerEncoderLayer
 from cfm.nn._kernels import WeightCache
 from cfm.nn._transformers import PreparedStack
@@ -38,11 +37,11 @@ class UCESize:
     output_dim: int = 1280
     head_dim: int = 1024
     expression_dims: tuple[int, ...] = (2048, 512, 128)
-    dropout: float = 0.05
+    dropout: Dropout = 0.05
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "expression_dims", tuple(self.expression_dims))
-        check_sizes(self, dropouts=("dropout",))
+        check_fields(self)
         for i, width in enumerate(self.expression_dims):
             check_whole(f"expression_dims[{i}]", width)
         if not self.expression_dims:

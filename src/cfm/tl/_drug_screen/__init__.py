@@ -10,11 +10,9 @@ import pandas as pd
 from scvi import settings
 from scvi.utils import track
 
+from cfm._adata import check_key, takes_anndata, target, warn_overwritten, warn_user
 from cfm._docs import fill_docs
 from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
-from cfm.data._store import check_key, target, warn_overwritten
-from cfm.data._takes_anndata import takes_anndata
-from cfm.data._warn import warn_user
 from cfm.models import CellPulse, load_model
 from cfm.models.cellpulse._data import align_effects, effect_blocks
 from cfm.stats._enrichment import benjamini_hochberg
@@ -34,8 +32,8 @@ from cfm.tl._drug_screen._evidence import (
     score_targets,
 )
 from cfm.tl._groups import profile_groups
+from cfm.tl._run import TEXTS, run_record
 from cfm.tl._signatures import compound_key, on_genes, read_signatures, read_targets
-from cfm.tl._store import TEXTS, run_record
 
 if TYPE_CHECKING:
     from os import PathLike

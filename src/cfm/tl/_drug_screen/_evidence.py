@@ -12,8 +12,8 @@ import pandas as pd
 from scvi import settings
 from scvi.utils import track
 
+from cfm._adata import warn_user
 from cfm._fields import RESULTS, SET_SEPARATOR
-from cfm.data._warn import warn_user
 from cfm.models.cellpulse._attribution import signature_scores
 from cfm.stats._connectivity import (
     Ranking,

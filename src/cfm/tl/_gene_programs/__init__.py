@@ -14,6 +14,7 @@ import torch
 from scvi import settings as scvi_settings
 from tqdm.auto import tqdm
 
+from cfm._adata import check_key, takes_anndata, target, warn_overwritten, warn_user
 from cfm._arguments import ABOVE_0
 from cfm._docs import fill_docs
 from cfm._fields import (
@@ -28,14 +29,11 @@ from cfm._fields import (
     SET_SEPARATOR,
 )
 from cfm.data._matrix import get_matrix, row_blocks, to_dense
-from cfm.data._store import check_key, target, warn_overwritten
-from cfm.data._takes_anndata import takes_anndata
-from cfm.data._warn import warn_user
 from cfm.models import AttentionModel, GeneFactorModel, load_model
 from cfm.stats._enrichment import overrepresentation, univariate_linear_model
 from cfm.tl._gene_programs._find import MIN_COUNT, MIN_SIZE, FoundPrograms, Settings, find_programs
 from cfm.tl._groups import profile_groups
-from cfm.tl._store import TEXTS, run_record
+from cfm.tl._run import TEXTS, run_record
 
 if TYPE_CHECKING:
     from anndata import AnnData

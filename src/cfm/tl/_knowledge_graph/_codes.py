@@ -10,11 +10,11 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import false_discovery_control, hypergeom
 
+from cfm._adata import warn_user
 from cfm.data._counts import Units, canonical, check_count_values, check_log_cp10k, log1p_cp10k
 from cfm.data._matrix import check_unique_names, in_memory_frame, row_blocks
-from cfm.data._warn import warn_user
 from cfm.stats._welch import welch_greater
-from cfm.tl._codes._markers import group_sums, membership
+from cfm.tl._code_tables import group_sums, membership
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

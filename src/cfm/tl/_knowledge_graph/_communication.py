@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import false_discovery_control
 
-from cfm.data._warn import warn_user
+from cfm._adata import warn_user
 
 if TYPE_CHECKING:
     from cfm.tl._knowledge_graph._codes import CodedCells

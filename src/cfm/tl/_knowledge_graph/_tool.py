@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from cfm._adata import check_key, params_of, takes_anndata, target, warn_overwritten, warn_user
 from cfm._docs import fill_docs
 from cfm._fields import (
     CELL_CODE_KEY,
@@ -14,13 +15,9 @@ from cfm._fields import (
     GRAPH_NODES,
     KNOWLEDGE_GRAPH_KEY,
     PARAMS,
-    params_of,
 )
 from cfm.data._counts import Units
 from cfm.data._matrix import check_unique_names, get_matrix
-from cfm.data._store import check_key, target, warn_overwritten
-from cfm.data._takes_anndata import takes_anndata
-from cfm.data._warn import warn_user
 from cfm.datasets import ligand_receptor as bundled_pairs
 from cfm.models import PretrainedModel
 from cfm.tl._knowledge_graph._attention import (
@@ -55,7 +52,7 @@ from cfm.tl._knowledge_graph._tables import (
     relation_edges,
     target_edges,
 )
-from cfm.tl._store import TEXTS, run_record
+from cfm.tl._run import TEXTS, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,10 +12,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from cfm._adata import require_anndata, warn_user
 from cfm._fields import CEILING, COMBINED, SIMULATED, SIMULATED_BY, SIMULATED_FROM
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame
-from cfm.data._takes_anndata import require_anndata
-from cfm.data._warn import warn_user
 from cfm.pp._perturbation_parts import Parts, parts_of, split_parts
 
 if TYPE_CHECKING:

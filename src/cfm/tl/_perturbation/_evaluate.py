@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cfm._adata import takes_anndata
 from cfm._arguments import check_choice
 from cfm._fields import BASELINES, CEILING
 from cfm._units import units_of
-from cfm.data._takes_anndata import takes_anndata
 from cfm.tl._perturbation._conditions import (
     read_conditions,
     read_real,

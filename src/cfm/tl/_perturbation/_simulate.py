@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cfm._adata import takes_anndata, warn_user
 from cfm._arguments import ABOVE_0, checks_arguments
 from cfm._docs import fill_docs
 from cfm._fields import (
@@ -32,8 +33,6 @@ from cfm.data._matrix import (
     read_rows,
     to_dense,
 )
-from cfm.data._takes_anndata import takes_anndata
-from cfm.data._warn import warn_user
 from cfm.hub._resolve import known_names
 from cfm.metrics import additive_shift, linear_shift, mean_shift, nearest_shift
 from cfm.models import PerturbationModel, PretrainedModel, load_model
@@ -50,7 +49,7 @@ from cfm.tl._perturbation._expression import (
     shift_log,
     to_log,
 )
-from cfm.tl._store import TEXTS, run_record
+from cfm.tl._run import TEXTS, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from cfm._fields import PLAIN_EXPRESSION, params_of
-from cfm._sparse_indices import check_sparse
+from cfm._adata import check_sparse, params_of, warn_user
+from cfm._fields import PLAIN_EXPRESSION
 from cfm.data._counts import looks_like_counts
 from cfm.data._matrix import check_unique_names, get_matrix, in_memory_frame, read_rows, to_dense
-from cfm.data._warn import warn_user
 from cfm.tl._representation import read_representation, representation_name
 
 if TYPE_CHECKING:

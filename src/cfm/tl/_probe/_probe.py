@@ -11,6 +11,8 @@ import pandas as pd
 from scvi import settings
 from scvi.utils import track
 
+from cfm._adata import check_key, takes_anndata, warn_overwritten
+from cfm._adata import target as destination
 from cfm._arguments import check_seed
 from cfm._fields import (
     COMPARISONS,
@@ -29,9 +31,6 @@ from cfm._fields import (
     RESULTS,
     RISK_GROUP,
 )
-from cfm.data._store import check_key, warn_overwritten
-from cfm.data._store import target as destination
-from cfm.data._takes_anndata import takes_anndata
 from cfm.metrics._fold_scores import class_scores, group_draws, survival_scores, value_scores
 from cfm.tl._probe._by_gene import EACH_GENE, N_CHOSEN, N_PERMUTATIONS, probe_each_gene
 from cfm.tl._probe._cross_validation import (

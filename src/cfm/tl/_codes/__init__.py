@@ -1,1 +1,0 @@
-"""Parts of :func:`cfm.tl.cell_codes`."""
