@@ -135,6 +135,7 @@ BENCHMARKS = {
         "pseudo-donors with planted differences: pulsar-mini beside simple summaries",
         panels=(Dots("means", "AUROC", ("method", "has seen"), title="planted differences"),),
     ),
+    "costs": Benchmark("CPU time of training and use, beside the simple method of each task"),
     "lingshu": Benchmark(
         "speed and memory of Lingshu-Cell",
         _ONE_THREAD,
