@@ -325,9 +325,9 @@ METHODS: dict[str, Method] = {
         READS | {"genes": Change(SOME), "gene_features": Change(_FEATURES)},
         lambda **k: np.concatenate([e for _, e in _bulkformer().get_gene_embeddings(**k)]),
     ),
-    "BulkFormer.impute": Method({"adata": _log_tpm, "mask": MASK}, READS | {"mask": Change(~MASK)}),
-    "BulkFormer.impute_and_count": Method(
-        {"adata": _log_tpm, "mask": MASK}, READS | {"mask": Change(~MASK)}
+    "BulkFormer.impute": Method(
+        {"adata": _log_tpm, "mask": MASK},
+        READS | {"mask": Change(~MASK), "absent_genes": Change(True)},
     ),
     "BulkFormer.predict_expression": Method(
         {"adata": _log_tpm}, READS | {"mask": Change(MASK), "genes": Change(SOME)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -128,28 +128,20 @@ def impute(
 
     def compute(part: AnnData, rows: slice) -> dict[str, np.ndarray]:
         hidden = _mask(part, genes, mask, rows)
-        filled, n_missing = filler.impute_and_count(
-            part, layer=layer, mask=hidden, batch_size=batch_size
-        )
-        columns = None if part.var_names.equals(genes) else part.var_names.get_indexer(genes)
-        if columns is not None:
-            values = to_dense(get_matrix(part, layer=layer), np.float32)[:, columns]
-            missing = np.isnan(values) | (values == MISSING)
-            missing |= False if hidden is None else hidden[:, columns]
-            filled, n_missing = filled[:, columns], int(missing.sum())
-        made = {
-            "filled": filled,
-            "n_missing": np.array([n_missing]),
-            "n_left": np.array([np.isnan(filled).sum()]),
-        }
+        options: Any = {"layer": layer, "mask": hidden, "batch_size": batch_size}
+        made = {}
         if len(names):
-            made["absent"] = filler.predict_expression(
-                part,
-                layer=layer,
-                genes=[str(n) for n in names],
-                mask=hidden,
-                batch_size=batch_size,
-            ).to_numpy()
+            filled, absent = filler.impute(part, absent_genes=True, **options)
+            made["absent"] = absent.to_numpy()
+        else:
+            filled = filler.impute(part, **options)
+        values = to_dense(get_matrix(part, layer=layer), np.float32)
+        missing = np.isnan(values) | (values == MISSING)
+        missing |= False if hidden is None else hidden
+        columns = part.var_names.get_indexer(genes)  # of parts in another order
+        made["filled"] = filled[:, columns]
+        made["n_missing"] = missing[:, columns].sum(keepdims=True).ravel()
+        made["n_left"] = np.isnan(made["filled"]).sum(keepdims=True).ravel()
         return made
 
     arguments = {

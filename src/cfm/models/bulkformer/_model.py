@@ -372,15 +372,17 @@ class BulkFormer(PretrainedModel):
             yield rows, chosen
 
     @checks_arguments()
+    @torch.inference_mode()
     def impute(
         self,
         adata: AnnData | None = None,
         *,
         layer: str | None = None,
         mask: np.ndarray | None = None,
+        absent_genes: bool = False,
         batch_size: int = 64,
         precision: Precision = "auto",
-    ) -> np.ndarray:
+    ) -> np.ndarray | tuple[np.ndarray, pd.DataFrame]:
         """Fill in missing expression; what is observed stays as it is.
 
         Parameters
@@ -389,40 +391,29 @@ class BulkFormer(PretrainedModel):
             As for :meth:`get_latent_representation`; ``NaN`` and −10 are missing.
         mask
             ``(n_obs, n_vars)`` bool: entries to hide from the model and predict as well.
+        absent_genes
+            Predict the genes of the model that ``adata`` lacks (:meth:`absent_genes`), too.
 
         Returns
         -------
         ``(n_obs, n_vars)`` float32 log TPM. ``NaN`` where a missing gene is not among the model's.
+        With ``absent_genes`` also a DataFrame, samples by absent genes.
         """
-        filled, _ = self.impute_and_count(
-            adata, layer=layer, mask=mask, batch_size=batch_size, precision=precision
-        )
-        return filled
-
-    @checks_arguments()
-    @torch.inference_mode()
-    def impute_and_count(
-        self,
-        adata: AnnData | None = None,
-        *,
-        layer: str | None = None,
-        mask: np.ndarray | None = None,
-        batch_size: int = 64,
-        precision: Precision = "auto",
-    ) -> tuple[np.ndarray, int]:
-        """Return the result of :meth:`impute`, and how many entries were missing or hidden."""
         reader = self._reader(adata, layer)
         mask = check_mask(mask, reader.adata)
         alignment = reader.alignment
+        names = self.absent_genes(reader.adata) if absent_genes else pd.Index([])
+        place = self.vocabulary.genes.get_indexer(names)
         out = np.empty(reader.adata.shape, dtype=np.float32)
-        n_missing = 0
+        absent = np.empty((len(out), len(names)), dtype=np.float32)
         for rows, values, predicted in self._predictions(reader, mask, batch_size, precision):
             filled = np.full(values.shape, np.nan, dtype=np.float32)
             filled[:, alignment.columns] = predicted[:, alignment.positions]
-            missing = np.isnan(values)
-            n_missing += int(missing.sum())
-            out[rows] = np.where(missing, filled, values)
-        return out, n_missing
+            out[rows] = np.where(np.isnan(values), filled, values)
+            absent[rows] = predicted[:, place]
+        if not absent_genes:
+            return out
+        return out, pd.DataFrame(absent, index=reader.adata.obs_names, columns=names)
 
     def absent_genes(self, adata: AnnData) -> pd.Index:
         """Return the genes of the vocabulary that ``adata`` does not have."""
@@ -509,7 +500,7 @@ class BulkFormer(PretrainedModel):
         out = np.empty((reader.adata.n_obs, len(self.vocabulary)), dtype=np.float32)
         index = torch.from_numpy(place).to(self.device)
         dtype = self.inference_dtype(precision)
-        for rows, _, expression in self._batches(reader, batch_size):
+        for rows, _, expression in self._batches(reader, batch_size, whole=self._term_alone):
             lowered = lower_genes(expression, index, remaining)
             shift = self._predict(lowered, dtype) - self._predict(expression, dtype)
             out[rows] = shift.cpu().numpy()
@@ -917,10 +908,18 @@ class BulkFormer(PretrainedModel):
         return place.astype(np.int64)
 
     def _batches(
-        self, reader: ExpressionReader, batch_size: int, mask: np.ndarray | None = None
+        self,
+        reader: ExpressionReader,
+        batch_size: int,
+        mask: np.ndarray | None = None,
+        *,
+        whole: bool = False,
     ) -> Iterator[tuple[slice, np.ndarray, torch.Tensor]]:
-        """Yield ``(rows, values as in adata, expression on the device)`` of a few samples."""
-        n = self.module.samples_at_once()
+        """Yield ``(rows, values as in adata, expression on the device)`` of a few samples.
+
+        Of as many as the network takes at once, or with ``whole`` of all samples of a batch.
+        """
+        n = batch_size if whole else self.module.samples_at_once()
         for rows, values, expression in reader.batches(batch_size, n, mask):
             yield rows, values, expression.to(self.device)
 
@@ -941,18 +940,27 @@ class BulkFormer(PretrainedModel):
     ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """Yield ``(rows, values as in adata, predicted log TPM of all genes)``."""
         dtype = self.inference_dtype(precision)
-        for rows, values, expression in self._batches(reader, batch_size, mask):
+        for rows, values, expression in self._batches(
+            reader, batch_size, mask, whole=self._term_alone
+        ):
             # The correction of missing genes may be larger than the prediction.
             predicted = self._predict(expression, dtype).clamp(min=0.0)
             yield rows, values, predicted.cpu().numpy()
 
+    @property
+    def _term_alone(self) -> bool:
+        """Whether the network has no share in predictions."""
+        return self.linear_term is not None and bool(self.linear_term.weight == 1.0)
+
     def _predict(self, expression: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Predict log TPM with the network, blended with the linear term if there is one."""
-        predicted = self.module.predict(expression, dtype=dtype)
-        if self.linear_term is None:
-            return predicted
+        term = self.linear_term
+        if term is None:
+            return self.module.predict(expression, dtype=dtype)
         values = expression.masked_fill(expression == MISSING, torch.nan)
-        return self.linear_term.blend(predicted, values)
+        if self._term_alone:
+            return term(values).relu()
+        return term.blend(self.module.predict(expression, dtype=dtype), values)
 
     def _network(self, values: torch.Tensor) -> torch.Tensor:
         """Predict log TPM with the network alone, ``NaN`` = missing, on the CPU."""
