@@ -1,4 +1,4 @@
-"""Reading of random batches from one file: ours beside scvi-tools' and scDataset."""
+"""Reading of random batches from one file: ours, and of scvi-tools, scDataset and annbatch."""
 
 from __future__ import annotations
 
@@ -102,12 +102,29 @@ class _Rows:
         return self.x[rows]
 
 
-def loaders() -> dict[str, Callable[..., Iterable[Any]]]:
-    """All that can be compared here; scDataset is optional."""
+def of_annbatch(path: Path, batch_size: int, seed: int) -> Iterable[Any]:
+    """A loader of annbatch, for zarr, with blocks and buffers as large as ours."""
+    from annbatch import Loader
+
+    loader = Loader(
+        batch_size=batch_size,
+        chunk_size=BLOCK_SIZE,
+        preload_nchunks=BUFFER_ROWS // BLOCK_SIZE,
+        shuffle=True,
+        rng=np.random.default_rng(seed),
+        to="torch",
+    )
+    return (batch["X"].to_dense() for batch in loader.add_dataset(backed(path).X))
+
+
+def loaders(path: Path) -> dict[str, Callable[..., Iterable[Any]]]:
+    """All that can be compared here; scDataset and annbatch are optional."""
     out: dict[str, Callable[..., Iterable[Any]]] = {"cfm": ours, "AnnDataLoader": of_scvi}
     if importlib.util.find_spec("scdataset") is not None:
         out["scDataset"] = of_scdataset(_Rows)
         out["scDataset on cfm.data.open_files"] = of_scdataset(lambda path: open_files(path).X)
+    if importlib.util.find_spec("annbatch") is not None and path.suffix == ".zarr":
+        out["annbatch"] = of_annbatch
     return out
 
 
@@ -141,10 +158,11 @@ def compare(path: Path, n_batches: int = 200, batch_size: int = 128) -> pd.DataF
     many times as fast as ``AnnDataLoader`` it is.
     """
     path = Path(path)
-    found: dict[str, list[float]] = {name: [] for name in loaders()}
+    makers = loaders(path)
+    found: dict[str, list[float]] = {name: [] for name in makers}
     n_genes = open_files(path).n_vars
     for turn in range(_ROUNDS):
-        for name, make in loaders().items():
+        for name, make in makers.items():
             batches = islice(iter(make(path, batch_size, turn)), n_batches)
             seconds, n_rows = _seconds(batches, batch_size, n_genes)
             found[name].append(n_rows / seconds)

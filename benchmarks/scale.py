@@ -192,8 +192,8 @@ def report_loaders(report: Report, folder: Path, n_cells: int) -> None:
     report.text(
         f"Batches in random order from {n_cells:,} cells of {N_GENES:,} genes, medians of three "
         "rounds in one process. `AnnDataLoader` is that of scvi-tools, with `shuffle=True`, on "
-        "the same file opened on disk; scDataset reads blocks of rows as this package does, and is "
-        "missing where it is not installed."
+        "the same file opened on disk; scDataset and annbatch (zarr alone) read blocks of rows as "
+        "this package does, and are missing where they are not installed."
     )
     report.table("loaders", table, "Reading", digits=1)
 
