@@ -29,25 +29,20 @@ def gdsc(
     Parameters
     ----------
     folder
-        Where the files are, in ``CCLE`` and ``GDSC`` as in the repository, or where downloads are
-        kept; ``pooch.os_cache("cfm")`` if ``None``. **Downloads are not verified**: the authors
-        publish no checksum, and none was recorded here.
+        Where the files are, or downloads are kept; ``pooch.os_cache("cfm")`` if ``None``.
+        **Downloads are not verified**: no checksum is known.
     base_url
-        Address of the same layout.
+        Address with the folders ``CCLE`` and ``GDSC``, as the repository of DeepCDR.
 
     Returns
     -------
-    anndata.AnnData
-        Cell lines (DepMap ids) × genes, log2(TPM + 1); ``obsm["ln_ic50"]`` is a DataFrame, lines by
-        drugs (``NaN`` = not tested), for :func:`cfm.tl.probe_drugs`; ``uns["drugs"]`` has ``name``,
-        ``targets`` and ``pathway`` by GDSC id.
+    AnnData, cell lines (DepMap ids) × genes, log2(TPM + 1). ``obsm["ln_ic50"]``: DataFrame, lines
+    by drugs, ``NaN`` = not tested; ``uns["drugs"]``: ``name``, ``targets``, ``pathway`` by GDSC id.
 
     Examples
     --------
     >>> import cfm
     >>> lines = cfm.datasets.gdsc()  # doctest: +SKIP
-    >>> pathways = lines.uns["drugs"]["pathway"].str.get_dummies()  # doctest: +SKIP
-    >>> cfm.tl.probe_drugs(lines, "ln_ic50", pathways)  # doctest: +SKIP
     """
     root = Path(pooch.os_cache("cfm") if folder is None else folder).expanduser()
     tables = []
@@ -55,13 +50,12 @@ def gdsc(
         url, path = f"{base_url}/{file.replace(' ', '%20')}", root / file
         pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent)
         tables.append(pd.read_csv(path, index_col=0))
-    expression, response, drugs = tables[0], tables[1].T, tables[2]
-    response.columns = response.columns.astype(str).str.removeprefix("GDSC:")
+    expression, response = tables[0], tables[1].T.rename(columns=lambda x: str(x).split(":")[-1])
     shared = expression.index.intersection(response.index)
     adata = ad.AnnData(expression.loc[shared].astype(np.float32))
     adata.obsm["ln_ic50"] = response.loc[shared].astype(np.float64)
-    drugs.index = drugs.index.astype(str)
-    known = drugs.loc[drugs.index.intersection(response.columns)].fillna("").astype(str)
+    drugs = tables[2].rename(index=str).fillna("").astype(str)
     names = {"Name": "name", "Targets": "targets", "Target pathway": "pathway"}
-    adata.uns["drugs"] = known[list(names)].rename(columns=names)
+    known = drugs.loc[drugs.index.intersection(response.columns), list(names)]
+    adata.uns["drugs"] = known.rename(columns=names)
     return adata

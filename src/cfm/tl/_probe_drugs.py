@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from cfm._docs import fill_docs
 from cfm._fields import NO_FEATURES, PARAMS, PLAIN_EXPRESSION, PROBE_DRUGS_KEY, RESULTS
+from cfm.data._matrix import in_memory_frame
 from cfm.data._store import check_key, warn_overwritten
 from cfm.data._store import target as destination
 from cfm.data._takes_anndata import takes_anndata
@@ -19,8 +21,6 @@ from cfm.tl._probe._data import read_features, read_target, recorded_layer
 from cfm.tl._store import TEXTS
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from cfm.tl._representation import LatentModel
 
 #: What is left out of training: lines, drugs, or the lines and the drugs of a test pair.
@@ -143,10 +143,11 @@ def probe_drugs(
     asked = [left_out] if isinstance(left_out, str) else list(left_out)
     if not asked or not set(asked) <= set(LEFT_OUT):
         raise ValueError(f"left_out={left_out!r}; expected some of {', '.join(LEFT_OUT)}.")
-    if not isinstance(adata.obsm.get(target), pd.DataFrame):
+    response = adata.obsm.get(target)
+    if not hasattr(response, "columns"):  # a DataFrame in memory or in a file
         raise TypeError(
-            f"adata.obsm[{target!r}] is a {type(adata.obsm.get(target)).__name__}; expected a "
-            "DataFrame, lines by drugs."
+            f"adata.obsm[{target!r}] is a {type(response).__name__}; expected a DataFrame, lines "
+            "by drugs."
         )
     if not isinstance(drug_features, pd.DataFrame):
         raise TypeError(
@@ -155,7 +156,9 @@ def probe_drugs(
     table = drug_features.set_axis(drug_features.index.astype(str))
     if not table.index.is_unique:
         raise ValueError("drug_features names a drug more than once.")
-    found = read_target(adata, target, "regression", groups, n_folds)
+    obs = in_memory_frame(adata.obs).drop(columns=target, errors="ignore")
+    alone = AnnData(obs=obs, obsm={target: in_memory_frame(response)})
+    found = read_target(alone, target, "regression", groups, n_folds)
     given: Any = [] if use_rep is None else use_rep
     reps: list[str | LatentModel] = list(given) if isinstance(given, list | tuple) else [given]
     layer = recorded_layer(adata, reps) if layer is None else layer

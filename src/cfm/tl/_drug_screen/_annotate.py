@@ -11,7 +11,8 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from cfm._docs import fill_docs
-from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, PARAMS, RESULTS
+from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, RESULTS, params_of
+from cfm.data._matrix import in_memory_frame
 from cfm.data._store import target
 from cfm.data._takes_anndata import takes_anndata
 from cfm.stats._evidence import rank_shares, standardize
@@ -131,11 +132,11 @@ def annotate_drugs(
         raise ValueError("network= needs targets=, which is missing.")
     if network is None and properties is None and (targets is None or "action" not in targets):
         raise ValueError("Give targets= with an action, network= and targets=, or properties=.")
-    results = record[RESULTS].copy()
+    results = in_memory_frame(record[RESULTS]).copy()
     own = compound_key(results["compound"].astype(str))
     group = results["group"].astype(str)
-    params = record[PARAMS]
-    groups = [str(g) for g in params["groups"]]
+    params = params_of(adata.uns, key)
+    groups = list(group.unique())
     pairs = None if targets is None else read_targets(targets)
     if pairs is not None and targets is not None and "action" in targets:
         signed = pairs.assign(action=_actions(targets, pairs)).dropna()
@@ -239,7 +240,7 @@ def _proximity(
     seed: int,
 ) -> pd.DataFrame:
     """Return ``proximity`` and ``proximity_z`` by compound key."""
-    inside = pairs.assign(node=nodes.get_indexer(pairs["gene"]))
+    inside = pairs.assign(node=nodes.get_indexer(pd.Index(pairs["gene"])))
     inside = inside[inside["node"] >= 0]
     if not len(sources) or inside.empty:
         what = "host factor" if not len(sources) else "target"
