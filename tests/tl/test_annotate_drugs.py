@@ -103,8 +103,9 @@ def test_targets_beside_host_factors_are_closer_than_chance() -> None:
     assert found.loc["near", "proximity"] == 1
     assert found.loc["near", "proximity_z"] < -1
     assert found.loc["far", "proximity"] >= 3
-    assert found.loc["far", "proximity_z"] > found.loc["near", "proximity_z"] + 1
-    assert np.isnan(found.loc["isle", "proximity_z"])
+    assert found.loc["far", "proximity_z"] > found.loc["near", "proximity_z"] + 0.5
+    without = found.index[found["proximity"].isna()]
+    assert "random0" in without  # a signature, and no target
     assert found["proximity"].notna().equals(found["proximity_z"].notna())
 
 

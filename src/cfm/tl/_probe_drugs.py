@@ -128,14 +128,16 @@ def probe_drugs(
     Examples
     --------
     >>> import cfm, numpy as np, pandas as pd
-    >>> lines = cfm.datasets.toy_bulk_cohort(60)
+    >>> lines = cfm.datasets.toy_bulk_cohort()
     >>> cfm.pp.tpm(lines)
     >>> rng = np.random.default_rng(0)
     >>> drugs = pd.DataFrame(rng.normal(size=(8, 3)), index=[f"drug{i}" for i in range(8)])
     >>> lines.obsm["ln_ic50"] = pd.DataFrame(
-    ...     rng.normal(size=(60, 8)), index=lines.obs_names, columns=drugs.index
+    ...     rng.normal(size=(lines.n_obs, 8)), index=lines.obs_names, columns=drugs.index
     ... )
-    >>> cfm.tl.probe_drugs(lines, "ln_ic50", drugs, layer="log_tpm", left_out="line")
+    >>> cfm.tl.probe_drugs(
+    ...     lines, "ln_ic50", drugs, layer="log_tpm", left_out="line", groups="study", n_folds=3
+    ... )
     >>> lines.uns["probe_drugs"]["results"]["metric"].unique().tolist()
     ['pearson_within_drug', 'pearson_within_line', 'rmse']
     """

@@ -122,7 +122,7 @@ def annotate_drugs(
     >>> cfm.tl.screen_drugs(contrasts, cfm.datasets.cmap_signatures(), model=None)
     >>> cfm.tl.annotate_drugs(contrasts, cfm.datasets.drug_targets())
     >>> results = contrasts.uns["drug_screen"]["results"].set_index("compound")
-    >>> float(results.loc["aspirin", "action"].iloc[0])
+    >>> float(results.loc["propranolol", "action"].iloc[0])
     -1.0
     """
     record = adata.uns.get(key)
