@@ -62,6 +62,10 @@ BENCHMARKS = {
         "the drug screen: mechanisms, controls, known antivirals",
         panels=(Dots("retrieval", "AUROC", ("method",), title="same mechanism"),),
     ),
+    "drug_libraries": Benchmark(
+        "drugs in other libraries: the screen, evidence of targets, left-out compounds, response",
+        panels=(Dots("libraries", "AUROC", ("task", "from", "in", "method"), title="found again"),),
+    ),
     "signature_search": Benchmark(
         "similar contrasts: the same response in other studies, the same drug in other cells",
         panels=(

@@ -67,6 +67,8 @@ GENE_LENGTH = "gene_length"
 
 #: Default ``key_added`` of :func:`cfm.tl.probe`: ``uns[key]``, ``obs[key]``, and the parts below.
 PROBE_KEY = "probe"
+#: Default ``key_added`` of :func:`cfm.tl.probe_drugs`; ``uns[key][RESULTS]`` is its table.
+PROBE_DRUGS_KEY = "probe_drugs"
 #: ``uns[key][GENES]``: names of the genes of ``obsm[key]`` (:func:`cfm.tl.embed` with
 #: ``level="gene"`` and ``output=``), or the table of :func:`cfm.tl.probe` by gene.
 GENES = "genes"

@@ -24,6 +24,7 @@ from cfm.models import (
 )
 from tests._graphs import limits
 from tests.matrix import _data as data
+from tests.matrix import _kinds
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,32 @@ def _probed(adata: Any, **kwargs: Any) -> Any:
     return tl.probe(adata, **({"target": "virus", "heads": "logistic", "n_folds": 2} | kwargs))
 
 
+def _responses() -> ad.AnnData:
+    adata = data.logs()
+    rng = np.random.default_rng(6)
+    names = pd.Index([f"drug{i}" for i in range(5)])
+    values = pd.DataFrame(rng.normal(size=(adata.n_obs, 5)), adata.obs_names, names)
+    adata.obsm["response"] = values
+    return adata
+
+
+def _probed_drugs(adata: Any, **kwargs: Any) -> Any:
+    features = pd.DataFrame(np.eye(5)[:, :4], [f"drug{i}" for i in range(5)])
+    given = {"target": "response", "n_folds": 2, "left_out": "line"} | kwargs
+    return tl.probe_drugs(adata, drug_features=features, **given)
+
+
+def _screened() -> ad.AnnData:
+    adata = data.effects()
+    tl.screen_drugs(adata, _signatures(), model=None, n_permutations=10)
+    return adata
+
+
+def _annotated(adata: Any, **kwargs: Any) -> Any:
+    table = pd.DataFrame({"compound": ["c0", "c1"], "gene": list(data.genes())[:2]})
+    return tl.annotate_drugs(adata, table.assign(action="agonist"), **kwargs)
+
+
 def _registered(model: Any, use: Callable, **keys: Any) -> Callable:
     def call(adata: Any, **kwargs: Any) -> Any:
         model.setup_anndata(adata, **(keys | kwargs))
@@ -350,6 +377,17 @@ TABLE = [
         ),
     ),
     Tool(
+        "tl.annotate_drugs",
+        _screened,
+        _annotated,
+        ("key",),
+        bad=dict.fromkeys(_kinds.BAD, OWN)
+        | {"no rows": _NO_ROWS, "infinite": _EFFECTS["infinite"]}
+        | dict.fromkeys(
+            ["one row", "one class"], r"KeyError: .*adata\.obs\['virus'\] has no \['A', 'B'\]"
+        ),
+    ),
+    Tool(
         "tl.search_signatures",
         data.effects,
         lambda x, **k: tl.search_signatures(x, _contrast_library(), n=4, **k),
@@ -384,6 +422,21 @@ TABLE = [
             "one row": _ONE_CLASS,
             "one class": _ONE_CLASS,
             "infinite": r"ValueError: adata\.X holds 1 infinite values",
+        }
+        | dict.fromkeys(["NaN", "negative", "all-zero row", "logarithms"], OWN),
+    ),
+    Tool(
+        "tl.probe_drugs",
+        _responses,
+        _probed_drugs,
+        ("groups", "use_rep", "layer"),
+        bad=_ANY_GENE
+        | _OBS_TWICE
+        | {
+            "no rows": r"ValueError: no observation has a value",
+            "one row": r"ValueError: target 'drug0' has 1 values, too few for 2 folds",
+            "infinite": r"ValueError: adata\.X holds 1 infinite values",
+            "one class": OWN,
         }
         | dict.fromkeys(["NaN", "negative", "all-zero row", "logarithms"], OWN),
     ),

@@ -222,7 +222,10 @@ def test_a_copy_is_changed_and_the_data_are_not(name: str) -> None:
     _outcome.assert_alike(_outcome.changed(_outcome.flat(made, skip=True), before), expected(name))
 
 
-@pytest.mark.parametrize("name", [tool.name for tool in TABLE if tool.copy])
+@pytest.mark.parametrize(
+    "name",  # one adds to the result of another tool, and has none of its own
+    [tool.name for tool in TABLE if tool.copy and tool.name != "tl.annotate_drugs"],
+)
 def test_results_are_replaced_and_those_of_others_with_a_warning(name: str) -> None:
     tool = TOOLS[name]
     data = tool.make()

@@ -33,7 +33,9 @@ def _twice(adata: ad.AnnData) -> None:
 
 
 def _numbered(adata: ad.AnnData) -> None:
-    adata.obs.index = pd.RangeIndex(adata.n_obs)
+    tables = [table for table in adata.obsm.values() if isinstance(table, pd.DataFrame)]
+    for table in (adata.obs, *tables):
+        table.index = pd.RangeIndex(adata.n_obs)
 
 
 REFUSED: dict[str, tuple[Callable[[ad.AnnData], None], str]] = {

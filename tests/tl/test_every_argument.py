@@ -146,6 +146,42 @@ def _targets() -> pd.DataFrame:
     return pd.DataFrame({"compound": ["c0", "c0", "c1", "c2"], "gene": genes[:4]})
 
 
+def _screened() -> ad.AnnData:
+    adata = _effects()
+    for key, seed in (("drug_screen", 5), ("other", 7)):
+        tl.screen_drugs(adata, _signatures(seed), model=None, n_permutations=5, key_added=key)
+    return adata
+
+
+def _acting(action: str = "agonist") -> pd.DataFrame:
+    return _targets().assign(action=["inhibitor", action, action, "blocker"])
+
+
+def _edges(step: int = 1) -> pd.DataFrame:
+    genes = list(data.genes())
+    pairs = [(g, genes[(i + k) % 48]) for i, g in enumerate(genes) for k in (step, 5)]
+    return pd.DataFrame(pairs, columns=["gene1", "gene2"])
+
+
+def _properties(pka: float = 9.0) -> pd.DataFrame:
+    return pd.DataFrame({"compound": ["c0", "c1"], "pka": [pka, 3.0], "logp": [5.0, 5.0]})
+
+
+def _responses() -> ad.AnnData:
+    adata = _logs()
+    for name in ("response", "response2"):
+        rng = np.random.default_rng(len(name))
+        values = rng.normal(size=(adata.n_obs, 6)) + 2 * adata.X[:, :6]
+        columns = [f"drug{i}" for i in range(6)]
+        adata.obsm[name] = pd.DataFrame(values, index=adata.obs_names, columns=columns)
+    return adata
+
+
+def _drug_features(seed: int = 0) -> pd.DataFrame:
+    values = np.random.default_rng(seed).normal(size=(6, 3))
+    return pd.DataFrame(values, index=[f"drug{i}" for i in range(6)])
+
+
 def _scores(step: int = 1) -> pd.Series:
     return pd.Series(np.linspace(1, 0, 48)[::step], index=list(data.genes()))
 
@@ -289,6 +325,21 @@ GIVEN: dict[str, dict[str, Any]] = {
     "predict_properties": {"adata": _counts, "model": _property_model},
     "predict_virus": {"adata": _effects, "model": data.cellpulse, "n_matches": 0},
     "probe": {"adata": _logs, "target": "virus", "heads": "logistic", "n_folds": 2},
+    "probe_drugs": {
+        "adata": _responses,
+        "target": "response",
+        "drug_features": _drug_features,
+        "left_out": ["line", "drug"],
+        "n_folds": 2,
+    },
+    "annotate_drugs": {
+        "adata": _screened,
+        "targets": _acting,
+        "network": _edges,
+        "host_factors": _scores,
+        "n_host_factors": 5,
+        "n_permutations": 20,
+    },
     "screen_drugs": {
         "adata": _effects,
         "signatures": _signatures,
@@ -454,6 +505,26 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "heads": "random_forest",
         "n_folds": 3,
         "seed": 1,
+    },
+    "probe_drugs": {
+        "target": "response2",
+        "drug_features": lambda: _drug_features(1),
+        "left_out": Change("both"),
+        "groups": "donor_id",
+        "use_rep": "X_uce",
+        "layer": "other",
+        "n_folds": 3,
+        "seed": 1,
+    },
+    "annotate_drugs": {
+        "targets": lambda: _acting("antagonist"),
+        "network": lambda: _edges(2),
+        "properties": _properties,
+        "host_factors": lambda: _scores(-1),
+        "n_host_factors": 9,
+        "n_permutations": Change(21, "proximity_z"),
+        "seed": Change(1, "proximity_z"),
+        "key": "other",
     },
     "screen_drugs": {
         "signatures": lambda: _signatures(7),

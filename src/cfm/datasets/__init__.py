@@ -1,6 +1,6 @@
 """Data to try things on: simulated with a known answer, real tables, and public studies.
 
-Nothing here needs the internet but :func:`fetch`, whose error names the address.
+Nothing here needs the internet but :func:`fetch` and :func:`gdsc`.
 """
 
 from cfm.datasets._bundled import (
@@ -12,6 +12,7 @@ from cfm.datasets._bundled import (
     response_library,
 )
 from cfm.datasets._fetch import fetch, list_datasets
+from cfm.datasets._gdsc import gdsc
 from cfm.datasets._toy_bulk import toy_bulk_cohort, toy_infection
 from cfm.datasets._toy_cells import toy_donors, toy_infection_cells
 from cfm.datasets._toy_communication import toy_communication
@@ -22,6 +23,7 @@ __all__ = [
     "cmap_signatures",
     "drug_targets",
     "fetch",
+    "gdsc",
     "hallmark",
     "ligand_receptor",
     "list_datasets",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cfm.tl._cell_codes import cell_codes
     from cfm.tl._cell_importance import cell_importance
     from cfm.tl._drug_screen import screen_drugs
+    from cfm.tl._drug_screen._annotate import annotate_drugs
     from cfm.tl._embed import embed
     from cfm.tl._embed_donors import embed_donors
     from cfm.tl._gene_programs import gene_programs
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from cfm.tl._predict_properties import predict_properties
     from cfm.tl._predict_virus import predict_virus
     from cfm.tl._probe import probe
+    from cfm.tl._probe_drugs import probe_drugs
     from cfm.tl._search_signatures import search_signatures
 
 __all__ = [
+    "annotate_drugs",
     "cell_codes",
     "cell_importance",
     "embed",
@@ -38,6 +41,7 @@ __all__ = [
     "predict_properties",
     "predict_virus",
     "probe",
+    "probe_drugs",
     "screen_drugs",
     "search_signatures",
     "simulate_perturbation",
@@ -45,6 +49,7 @@ __all__ = [
 
 #: Tools whose parts fill a folder: its private name hides no function.
 _FOLDERS = {
+    "annotate_drugs": "_drug_screen._annotate",
     "evaluate_perturbation": "_perturbation._evaluate",
     "knowledge_graph": "_knowledge_graph._tool",
     "screen_drugs": "_drug_screen",

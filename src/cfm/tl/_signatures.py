@@ -114,7 +114,7 @@ def read_targets(targets: Any) -> pd.DataFrame:
             f"targets= is a {type(targets).__name__}; expected a DataFrame with the columns "
             "compound (or drug) and gene, such as cfm.datasets.drug_targets()."
         )
-    names = _column(targets, _COMPOUND, "targets")
+    names = compound_column(targets, "targets")
     table = pd.DataFrame({"compound": names, "gene": _column(targets, ("gene",), "targets")})
     table = _without_empty(table, ["compound", "gene"], "targets")
     if table.empty:
@@ -258,6 +258,11 @@ def _column(frame: pd.DataFrame, names: tuple[str, ...], argument: str) -> pd.Se
         f"{argument}= has no column {' or '.join(map(repr, names))}; it has "
         f"{frame.columns.tolist()}."
     )
+
+
+def compound_column(frame: pd.DataFrame, argument: str) -> pd.Series:
+    """Return the column with the names of compounds."""
+    return _column(frame, _COMPOUND, argument)
 
 
 def _without_empty(table: pd.DataFrame, columns: list[str], argument: str) -> pd.DataFrame:

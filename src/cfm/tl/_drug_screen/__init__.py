@@ -237,7 +237,7 @@ def screen_drugs(
     scorer, profiles, queries = None, None, None
     if signatures is not None:
         table = read_signatures(signatures, n_genes=N_GENES)
-        profiles = _mean_profiles(adata, list(rows.values()), layer)
+        profiles = mean_profiles(adata, list(rows.values()), layer)
         table, labels, columns, share = on_genes(table, adata)
         record |= {"signatures": len(table), "signature_genes_share": share}
         network, positions = None, None
@@ -308,7 +308,7 @@ def _readings(readings: str | Sequence[str], *, with_model: bool) -> list[str]:
     return [name for name in READINGS if name in given]
 
 
-def _mean_profiles(adata: AnnData, groups: list[np.ndarray], layer: str | None) -> np.ndarray:
+def mean_profiles(adata: AnnData, groups: list[np.ndarray], layer: str | None) -> np.ndarray:
     """Return ``(groups, n_vars)`` mean log2 fold changes, NaN where too few profiles measure."""
     total = np.zeros((len(groups), adata.n_vars))
     count = np.zeros_like(total)

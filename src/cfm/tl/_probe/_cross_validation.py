@@ -112,7 +112,7 @@ class UnitEnergy(TransformerMixin, BaseEstimator):
         return np.asarray(X) / self.scale_
 
 
-def _preprocessing(head: str, shape: tuple[int, int], reduce: bool, seed: int) -> Pipeline:
+def preprocessing(head: str, shape: tuple[int, int], reduce: bool, seed: int) -> Pipeline:
     """Return the steps between a representation and a head, fitted on training data only.
 
     Missing values become the mean. A representation is scaled to unit variance; plain expression
@@ -248,7 +248,7 @@ def out_of_fold(
     for train, test in splits:
         for columns, rows in _complete_parts(target, train):
             setting = _tune(features, target, head, rows, columns, seed, reduce)
-            steps = _preprocessing(head, (len(rows), features.shape[1]), reduce, seed)
+            steps = preprocessing(head, (len(rows), features.shape[1]), reduce, seed)
             x = steps.fit_transform(features[rows])
             model = _estimator(target.task, head, setting, seed)
             model.fit(x, _outcome(target, rows, columns))
@@ -335,7 +335,7 @@ def _tune(
         train, test = rows[train], rows[test]
         if not _is_learnable(target.strata, train):
             continue
-        steps = _preprocessing(head, (len(train), features.shape[1]), reduce, seed)
+        steps = preprocessing(head, (len(train), features.shape[1]), reduce, seed)
         x, z = steps.fit_transform(features[train]), steps.transform(features[test])
         y, truth = (_outcome(target, side, columns) for side in (train, test))
         models = [_estimator(target.task, head, setting, seed) for setting in settings]
