@@ -9,16 +9,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cfm._adata import check_key, takes_anndata, warn_overwritten, warn_user
+from cfm._adata import target as destination
 from cfm._docs import fill_docs
 from cfm._fields import NO_FEATURES, PARAMS, PLAIN_EXPRESSION, PROBE_DRUGS_KEY, RESULTS
 from cfm.data._matrix import in_memory_frame
-from cfm.data._store import check_key, warn_overwritten
-from cfm.data._store import target as destination
-from cfm.data._takes_anndata import takes_anndata
-from cfm.data._warn import warn_user
 from cfm.tl._probe._cross_validation import N_INNER_FOLDS, make_splits, preprocessing
 from cfm.tl._probe._data import read_features, read_target, recorded_layer
-from cfm.tl._store import TEXTS
+from cfm.tl._run import TEXTS
 
 if TYPE_CHECKING:
     from cfm.tl._representation import LatentModel

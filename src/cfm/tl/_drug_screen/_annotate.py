@@ -10,17 +10,16 @@ import pandas as pd
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
+from cfm._adata import params_of, takes_anndata, target
 from cfm._docs import fill_docs
-from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, RESULTS, params_of
+from cfm._fields import DRUG_SCREEN_KEY, HOST_FACTORS_KEY, RESULTS
 from cfm.data._matrix import in_memory_frame
-from cfm.data._store import target
-from cfm.data._takes_anndata import takes_anndata
 from cfm.stats._evidence import rank_shares, standardize
 from cfm.tl._drug_screen import mean_profiles
 from cfm.tl._drug_screen._evidence import host_factor_scores
 from cfm.tl._groups import profile_groups
+from cfm.tl._run import TEXTS
 from cfm.tl._signatures import compound_column, compound_key, read_targets, symbols
-from cfm.tl._store import TEXTS
 
 if TYPE_CHECKING:
     from anndata import AnnData
