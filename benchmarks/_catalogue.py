@@ -135,6 +135,11 @@ BENCHMARKS = {
         "pseudo-donors with planted differences: pulsar-mini beside simple summaries",
         panels=(Dots("means", "AUROC", ("method", "has seen"), title="planted differences"),),
     ),
+    "donor_tasks": Benchmark(
+        "vaccine response, plasma proteins and age of simulated donors",
+        panels=(Dots("scores", "score", ("target", "method"), title="simulated donors"),),
+        data=False,
+    ),
     "lingshu": Benchmark(
         "speed and memory of Lingshu-Cell",
         _ONE_THREAD,
