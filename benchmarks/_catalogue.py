@@ -135,6 +135,10 @@ BENCHMARKS = {
         "pseudo-donors with planted differences: pulsar-mini beside simple summaries",
         panels=(Dots("means", "AUROC", ("method", "has seen"), title="planted differences"),),
     ),
+    "gene_vectors": Benchmark(
+        "knock-outs that were never seen, by vectors of genes beside the mean shift",
+        panels=(Dots("scores", "linear", ("vectors",), title="unseen targets"),),
+    ),
     "donor_tasks": Benchmark(
         "vaccine response, plasma proteins and age of simulated donors",
         panels=(Dots("scores", "score", ("target", "method"), title="simulated donors"),),
