@@ -67,7 +67,7 @@ def main() -> None:
         f"{args.repeats} data sets of {N_DONORS} donors with 60 to 100 cells each; mean, lowest "
         "and highest score of donors left out (five folds). Responders to a vaccine are the half "
         f"with more monocytes before it (noise of {NOISE['responder']} standard deviations), "
-        f"CXCL10 follows the interferon response and CD14 the monocytes (noise {NOISE['CD14']}), and "
+        f"CXCL10 follows the interferon response, CD14 the monocytes (noise {NOISE['CD14']}), and "
         f"T cells become fewer with age. PULSAR is trained on the cells ({N_STEPS} steps)."
     )
     table = scores.agg(score="mean", lowest="min", highest="max").reset_index()
