@@ -140,6 +140,27 @@ BENCHMARKS = {
         panels=(Dots("means", "AUROC", ("method", "has seen"), title="planted differences"),),
     ),
     "costs": Benchmark("CPU time of training and use, beside the simple method of each task"),
+    "gene_vectors": Benchmark(
+        "knock-outs that were never seen, by vectors of genes beside the mean shift",
+        panels=(Dots("scores", "linear", ("vectors",), title="unseen targets"),),
+    ),
+    "cell_integration": Benchmark(
+        "batches told apart in cells: CellVQ, principal components and Harmony",
+        panels=(
+            Dots("scores", "graph iLISI", ("method",), facet="batches", title="batches mix"),
+            Dots("scores", "graph cLISI", ("method",), facet="batches", title="types do not"),
+        ),
+    ),
+    "code_relations": Benchmark(
+        "which groups signal to which: learned attention beside ligands and receptors",
+        panels=(Dots("scores", "mean", ("method",), title="planted links"),),
+        data=False,
+    ),
+    "donor_tasks": Benchmark(
+        "vaccine response, plasma proteins and age of simulated donors",
+        panels=(Dots("scores", "score", ("target", "method"), title="simulated donors"),),
+        data=False,
+    ),
     "lingshu": Benchmark(
         "speed and memory of Lingshu-Cell",
         _ONE_THREAD,

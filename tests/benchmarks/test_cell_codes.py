@@ -32,6 +32,7 @@ from benchmarks.cell_codes import (
     summary,
     use_of_codes,
 )
+from benchmarks.cell_integration import remove_batch
 from tests._codes import TYPES, NearestCode, typed_cells
 
 
@@ -146,3 +147,23 @@ def test_log_values_are_taken_back_to_counts() -> None:
     back = np.expm1(log.adata.X.toarray()) * log.adata.obs["n_counts"].to_numpy()[:, None] / 1e4
     assert np.abs(back - x.toarray()).max() < 0.1
     assert len(set(log.truth)) == 10
+
+
+def test_a_planted_batch_is_removed_within_groups() -> None:
+    rng = np.random.default_rng(0)
+    group, batch = rng.integers(0, 3, 300), rng.integers(0, 2, 300)
+    plain = 5 * np.eye(3, 4)[group] + rng.normal(size=(300, 4))
+    shifted = plain + batch[:, None] * rng.normal(size=(3, 4))[group]  # another shift in each group
+    found = remove_batch(shifted, batch, group)
+    for g in range(3):
+        means = [found[(group == g) & (batch == b)].mean(axis=0) for b in range(2)]
+        np.testing.assert_allclose(means[0], means[1])
+        np.testing.assert_allclose(found[group == g].mean(axis=0), shifted[group == g].mean(axis=0))
+    one_shift = remove_batch(shifted, batch, np.zeros(300))
+    assert (
+        np.abs(
+            one_shift[(group == 0) & (batch == 0)].mean(axis=0)
+            - one_shift[(group == 0) & (batch == 1)].mean(axis=0)
+        ).max()
+        > 0.2
+    )

@@ -20,6 +20,7 @@ from benchmarks._communication import (
     own_links,
     share_known,
 )
+from benchmarks.code_relations import attention, by_groups
 from cfm.models import AttentionModel
 
 TRUTH = pd.DataFrame({"sender": ["a", "b"], "receiver": ["b", "c"], "ligand": "L", "receptor": "R"})
@@ -81,3 +82,24 @@ def test_coexpression_finds_what_moves_together() -> None:
     assert first["code"].tolist() == ["one", "one", "two"]
     best = set(first.loc[[0, 2], ["a", "b"]].to_numpy().ravel())
     assert best == set(cells.var_names[:2])
+
+
+def test_attention_to_other_cells_is_summed_by_groups() -> None:
+    partners = np.array([[1, 2], [0, 2], [0, 1]])
+    weight = np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+    table = by_groups(weight, partners, np.array(["a", "a", "b"]))
+    assert table.loc["a", "a"] == pytest.approx(2 * (0.9 + 0.5) / 2)
+    assert table.loc["b", "a"] == pytest.approx(2 * (0.1 + 0.5) / 2)
+    assert table.loc["a", "b"] == pytest.approx(1.0)
+
+
+def test_attention_is_learned_from_planted_partners() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 20))
+    copies = x + 0.05 * rng.normal(size=x.shape)  # each cell has one partner that is like it
+    cells = np.concatenate([x, copies])
+    own = (np.arange(400) + 200) % 400
+    partners = np.column_stack([own, (own + 7) % 400, (own + 31) % 400])
+    trained, random = (attention(cells, partners, seed=0, n_steps=n)[:, 0].mean() for n in (150, 0))
+    assert trained > 0.8
+    assert random < 0.6

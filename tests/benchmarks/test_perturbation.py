@@ -11,6 +11,7 @@ import pytest
 
 import cfm
 from benchmarks import _perturbation_tasks as tasks
+from benchmarks import gene_vectors
 from benchmarks._generators import independent_genes, resampled
 from benchmarks._perturbation_intervals import Bootstrap
 from benchmarks._perturbation_rivals import COUNT_MODEL, METHODS, latent_shift, made
@@ -141,3 +142,20 @@ def test_resampled_cells_are_training_cells():
     cells = resampled(train, 9, seed=0)
     assert cells.shape == (9, 3)
     assert {tuple(row) for row in cells} <= {tuple(row) for row in train.X}
+
+
+def test_effects_of_unseen_targets_follow_from_planted_vectors() -> None:
+    rng = np.random.default_rng(0)
+    vectors = pd.DataFrame(rng.normal(size=(20, 3)), index=[f"G{i}" for i in range(20)])
+    effects = vectors.to_numpy() @ rng.normal(size=(3, 50))
+    planted = dict(zip(vectors.index, effects, strict=True))
+    found = gene_vectors.score(vectors.iloc[:15], planted, planted)
+    assert len(found) == 15
+    assert found["linear"].mean() > 0.9
+    assert found["nearest"].mean() > 0.5
+    shuffled = vectors.set_axis(rng.permutation(vectors.index))
+    assert gene_vectors.score(shuffled, planted, planted)["linear"].mean() < 0.3
+    # what all effects share is what the mean shift has
+    common = {name: 5 + effect for name, effect in planted.items()}
+    shared = gene_vectors.score(vectors, common, {name: effects.mean(0) for name in common})
+    assert shared["mean_shift"].mean() > 0.9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import pulsar
+from benchmarks import donor_tasks, pulsar
 
 
 def test_the_reference_gives_the_published_numbers() -> None:
@@ -32,3 +32,12 @@ def test_all_cases_agree() -> None:
         assert table.loc["cfm float32", "largest difference"] < 1e-5
         assert (table["largest difference"] < 0.05).all()
         assert (table["donors/s"] > 0).all()
+
+
+def test_what_is_planted_in_donors_is_read_off() -> None:
+    found = donor_tasks.score(0, n_steps=2).set_index(["target", "representation"])["score"]
+    for name in donor_tasks.NAMES:
+        assert found["responder", name] > 0.8
+        assert found["CXCL10", name] > 0.7
+        assert found["CD14", name] > 0.4
+        assert found["age", name] > 0.2

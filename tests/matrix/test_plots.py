@@ -57,6 +57,10 @@ PLOTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "volcano": ("tl.search_signatures", lambda x: pl.volcano(x, show=False)),
     "probe": ("tl.probe", lambda x: pl.probe(x, show=False)),
     "cell_codes": ("tl.cell_codes", lambda x: pl.cell_codes(x, groupby="virus", show=False)),
+    "code_transitions": (
+        "tl.cell_codes",
+        lambda x: pl.code_transitions(x, groupby="virus", show=False),
+    ),
     "knowledge_graph": ("tl.knowledge_graph", lambda x: pl.knowledge_graph(x, show=False)),
     "donors": ("tl.embed_donors", lambda x: pl.donors(x, show=False)),
     "cell_importance": ("tl.cell_importance", lambda x: pl.cell_importance(x, show=False)),

@@ -694,7 +694,7 @@ ELSEWHERE = {
     *("mark_trained", "registered_categories", "recognises", "inference_dtype", "train_head"),
     *("absent_genes", "vocabulary_share", "fit_gene_factors", "train_classifier", "set_properties"),
     *("set_confidence_levels", "least_confidence", "choose_properties", "set_count_term"),
-    *("fit_count_term", "add_conditions"),
+    *("fit_count_term", "add_conditions", "set_proteins"),
 }
 
 

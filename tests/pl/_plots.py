@@ -49,6 +49,14 @@ def _two(make: Callable[..., ad.AnnData], key: str, *args: Any, **other: Any) ->
     return adata
 
 
+def _moved() -> ad.AnnData:
+    """Cells with a code before and after, and measured codes."""
+    adata = _two(with_cell_codes, "cell_code", 8, seed=1)
+    codes = adata.obs["cell_code"]
+    adata.obs["cell_code_before"], adata.obs["cell_code_after"] = codes, np.roll(codes, 1)
+    return adata
+
+
 def _predicted() -> ad.AnnData:
     adata = _two(make_predicted, "predicted_virus", 6, seed=9)
     adata.layers["half"] = 0.5 * adata.X[:, ::-1]
@@ -120,6 +128,7 @@ DATA: dict[str, Callable[[], tuple[Any, ...]]] = {
     "cell_codes": lambda: (_two(with_cell_codes, "cell_code", 8, seed=1),),
     "cell_importance": lambda: (_two(make_importance, "cell_importance", seed=1),),
     "classification": lambda: (_predicted(), "virus"),
+    "code_transitions": lambda: (_moved(),),
     "donors": lambda: (_donors(),),
     "drug_screen": lambda: (_two(with_drug_screen, "drug_screen", 40, ("IAV", "RSV"), seed=1),),
     "embedding": lambda: (_predicted(),),

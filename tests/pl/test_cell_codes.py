@@ -189,3 +189,40 @@ def test_like_codes_lie_near_each_other():
     distance = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1))
     np.fill_diagonal(distance, np.inf)
     assert (kind[distance.argmin(axis=1)] == kind).mean() > 0.7
+
+
+# --- transitions ----------------------------------------------------------------------------
+
+
+def test_transitions_are_the_shares_of_planted_moves():
+    adata = with_cell_codes(3, 90)
+    before = np.repeat(["0", "1", "2"], 30)
+    after = np.where(np.arange(90) % 30 < 6, "2", before)  # a fifth of the cells moves to code 2
+    adata.obs["cell_code_before"], adata.obs["cell_code_after"] = before, after
+    adata.obs.loc[adata.obs_names[-1], "cell_code_after"] = None
+    ax = cfm.pl.code_transitions(adata, show=False)
+    (image,) = ax.get_images()
+    np.testing.assert_allclose(image.get_array(), [[0.8, 0, 0.2], [0, 0.8, 0.2], [0, 0, 1]])
+    assert row_names(ax) == ["0 (30)", "1 (30)", "2 (29)"]
+    assert ax.get_xlabel() == "code after"
+
+
+def test_conditions_are_rows_and_rare_codes_one_column():
+    adata = with_cell_codes(6)
+    adata.obs["condition"] = np.where(np.arange(adata.n_obs) % 2, "control", "perturbed")
+    ax = cfm.pl.code_transitions(adata, groupby="condition", n_codes=2, show=False)
+    assert row_names(ax) == ["control (200)", "perturbed (200)"]
+    names = [text.get_text() for text in ax.get_xticklabels()]
+    top = adata.obs["cell_code"].value_counts().nlargest(2)
+    assert names == [*sorted(top.index, key=int), "other"]
+    (image,) = ax.get_images()
+    np.testing.assert_allclose(200 * image.get_array()[:, :2].sum(), top.sum())
+
+
+def test_transitions_without_codes_are_refused():
+    adata = with_cell_codes(3)
+    with pytest.raises(KeyError, match="cell_code_before"):
+        cfm.pl.code_transitions(adata, show=False)
+    adata.obs["cell_code_before"] = adata.obs["cell_code_after"] = ""
+    with pytest.raises(ValueError, match="nothing to draw"):
+        cfm.pl.code_transitions(adata, show=False)

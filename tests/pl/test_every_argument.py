@@ -40,6 +40,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "kind": "calibration",
         "label": ("SARS-CoV", {"kind": "calibration"}),
     },
+    "code_transitions": {
+        "key": ("other", {"groupby": "cell_type"}),
+        "groupby": "donor",
+        "n_codes": 2,
+    },
     "donors": {
         "basis": "other",
         "color": "disease",

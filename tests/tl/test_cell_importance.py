@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -54,6 +55,30 @@ def test_the_cells_behind_a_call_are_found(adata: ad.AnnData, model: Pulsar) -> 
     )
     correlation = np.corrcoef(found.obs["cell_importance"], other.obs["cell_importance"])[0, 1]
     assert correlation < 0
+
+
+def test_each_of_several_properties_has_its_own_cells() -> None:
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet((2, 2, 2), size=24)
+    donor = np.repeat(np.arange(24), 40)
+    kind = (rng.random(len(donor))[:, None] > shares.cumsum(axis=1)[donor]).sum(axis=1)
+    adata = ad.AnnData(
+        obs=pd.DataFrame({"donor_id": donor.astype(str), "kind": kind.astype(str)}).set_axis(
+            [f"cell{i}" for i in range(len(donor))]
+        ),
+        obsm={"X_uce": 3 * np.eye(3, 10)[kind] + 0.3 * rng.normal(size=(len(donor), 10))},
+    )
+    for k in range(2):  # the level of a protein is the share of one kind of cells
+        adata.obs[f"protein{k}"] = shares[donor, k]
+    Pulsar.setup_anndata(adata, use_rep="X_uce")
+    model = Pulsar(adata, dim=32, encoder_ff=64, decoder_layers=0)
+    names = ["protein0", "protein1"]
+    model.train_head(names, "regression", max_epochs=100, validation_share=0, **QUIET)
+    for k, name in enumerate(names):
+        cfm.tl.cell_importance(adata, "donor_id", model, method="gradient", output=name)
+        of = adata.obs.groupby("kind", observed=True)["cell_importance"].mean()
+        assert of.idxmax() == str(k)
+        assert of[str(k)] > 0 > of.drop(str(k)).max()
 
 
 def test_without_an_output_it_is_what_sets_the_donor_apart(

@@ -7,7 +7,7 @@ matplotlib setting is changed. Nothing is encoded by colour alone.
 
 from __future__ import annotations
 
-from cfm.pl._cell_codes import cell_codes
+from cfm.pl._cell_codes import cell_codes, code_transitions
 from cfm.pl._cell_importance import cell_importance
 from cfm.pl._contrasts import signature_search, top_genes, volcano
 from cfm.pl._drug_screen import drug_screen
@@ -26,6 +26,7 @@ __all__ = [
     "cell_codes",
     "cell_importance",
     "classification",
+    "code_transitions",
     "donors",
     "drug_screen",
     "embedding",

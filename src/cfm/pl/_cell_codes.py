@@ -16,6 +16,8 @@ from cfm._adata import params_of
 from cfm._arguments import checks_arguments
 from cfm._fields import (
     CELL_CODE_KEY,
+    CODE_AFTER,
+    CODE_BEFORE,
     MARGIN,
     MARKERS,
     NEIGHBOURS,
@@ -24,6 +26,7 @@ from cfm._fields import (
 )
 from cfm.pl import _figure as fig
 from cfm.pl._cell_code_map import draw_map
+from cfm.pl._predictions import draw_shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,6 +141,82 @@ def cell_codes(
         vectors = vectors.set_axis(vectors.index.astype(str)).loc[chosen]
         panel = draw_map(levels, chosen, vectors, neighbours, ax)
     panel.set_title(levels.head(chosen), fontsize=9)
+    return fig.finish(panel, ax, show=show, save=save)
+
+
+@checks_arguments()
+@fig.documented
+def code_transitions(
+    adata: AnnData,
+    *,
+    key: str = CELL_CODE_KEY,
+    groupby: str | None = None,
+    n_codes: int = 15,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw a heat map of codes before and after a perturbation, as shares of each row.
+
+    Without ``groupby`` each simulated cell has a code before (rows) and after (columns). Measured
+    cells have no counterpart: with ``groupby`` rows are conditions, such as control and perturbed,
+    and columns the codes of their cells. Numbers are shares and cells.
+
+    Parameters
+    ----------
+    adata
+        Cells simulated by :func:`cfm.tl.simulate_perturbation` with a :class:`cfm.models.CellVQ`;
+        with ``groupby``, cells with the fields written by :func:`cfm.tl.cell_codes`.
+    key
+        Column of ``obs`` with the codes; not used without ``groupby``.
+    groupby
+        Column of ``obs`` with the conditions.
+    n_codes
+        The most frequent codes are drawn, the others as one.
+    %(ax)s
+
+    Returns
+    -------
+    %(axes)s
+
+    Raises
+    ------
+    KeyError
+        If a column is not there.
+    ValueError
+        If no cell has a code, or a number is below 1.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> cells = cfm.datasets.toy_perturbation(n_cells=200)
+    >>> cfm.tl.cell_codes(cells)
+    >>> ax = cfm.pl.code_transitions(cells, groupby="perturbation", show=False)
+    >>> ax.get_xlabel()
+    'code'
+    """
+    fig.require_anndata(adata)
+    before, after = (CODE_BEFORE, CODE_AFTER) if groupby is None else (groupby, key)
+    fig.require_columns(adata, before, after)
+    found = adata.obs[[before, after]].astype("string").replace("", pd.NA).dropna()
+    if found.empty:
+        raise ValueError(f"No cell has both obs[{before!r}] and obs[{after!r}]; nothing to draw.")
+    coded = found if groupby is None else found[[after]]
+    kept = coded.melt()["value"].value_counts().sort_index().nlargest(n_codes).index
+    found[coded.columns] = coded.where(coded.isin(kept), "other")
+    table = pd.crosstab(found[before].astype(str), found[after].astype(str))
+    order = [
+        sorted(names, key=lambda name: (int(name) if name.isdigit() else 2**62, name))
+        for names in (table.index, table.columns)
+    ]
+    panel = ax
+    if panel is None:
+        width, height = 2.0 + 0.4 * table.shape[1], 1.2 + 0.36 * table.shape[0]
+        panel = fig.new_figure(width, height).add_subplot()
+    draw_shares(panel, table.loc[order[0], order[1]])
+    panel.set_xlabel("code" if groupby else "code after")
+    panel.set_ylabel(f"{groupby} (cells)" if groupby else "code before (cells)")
+    panel.set_title("share of the row, cells", fontsize=9)
     return fig.finish(panel, ax, show=show, save=save)
 
 

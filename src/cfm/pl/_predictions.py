@@ -168,8 +168,15 @@ def draw_confusion(ax: Axes, found: Classes) -> None:
     rows += sorted(set(found.truth) - set(rows))
     columns = rows + sorted(set(found.call) - set(rows))
     table = pd.crosstab(found.truth, found.call).reindex(index=rows, columns=columns, fill_value=0)
-    counts = table.to_numpy()
-    shares = counts / counts.sum(axis=1, keepdims=True)
+    draw_shares(ax, table)
+    ax.set(xlabel="predicted", ylabel="true (observations)")
+    ax.set_title("share of the row, observations", fontsize=9)
+
+
+def draw_shares(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw a table of numbers of observations; shades are shares of the row."""
+    counts, rows, columns = table.to_numpy(), list(table.index), list(table.columns)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, j in np.argwhere(counts > 0) if len(columns) <= _NUMBERED else ():
         color = "white" if shares[i, j] > 0.55 else "black"
@@ -180,8 +187,6 @@ def draw_confusion(ax: Axes, found: Classes) -> None:
     ax.set_yticks(range(len(rows)), labels)
     turned = 90 if max(map(len, columns)) > 6 else 0
     ax.set_xticks(range(len(columns)), [fig.shorten(c, 24) for c in columns], rotation=turned)
-    ax.set(xlabel="predicted", ylabel="true (observations)")
-    ax.set_title("share of the row, observations", fontsize=9)
     fig.tidy(ax, "left", "bottom")
     ax.tick_params(length=0)
 

@@ -67,8 +67,9 @@ def cell_importance(
         ``"attention"`` of the donor's token, or ``"gradient"`` times input; see
         :meth:`cfm.models.Pulsar.get_cell_importance`.
     output
-        For ``"gradient"``: output of the model's head to explain, such as a class; by default the
-        difference of the donor from the others.
+        For ``"gradient"``: output of the model's head to explain, such as a class or one of several
+        proteins (:meth:`cfm.models.Pulsar.train_head`); by default the difference of the donor from
+        the others.
     n_cells
         Cells of a donor in one pass of the model.
     seed

@@ -62,11 +62,24 @@ def test_values_are_learned_in_their_units(adata: ad.AnnData) -> None:
 
 
 def test_classes_weigh_the_same_however_many_donors_they_have() -> None:
-    answers = torch.tensor([0.0, 0, 0, 1])
+    answers = torch.tensor([[0.0], [0], [0], [1]])
     made = torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, 3]])
-    each = torch.nn.functional.cross_entropy(made, answers.long(), reduction="none")
+    each = torch.nn.functional.cross_entropy(made, answers[:, 0].long(), reduction="none")
     found = head_loss("classification", answers.numpy(), 2)(made, answers)
     torch.testing.assert_close(found, (each[:3].mean() + each[3]) / 2)
+
+
+def test_several_values_are_learned_at_once(adata: ad.AnnData) -> None:
+    adata.obs["height"] = np.where(adata.obs["age"] > 50, 1.6, 1.8)
+    adata.obs.loc[adata.obs["donor_id"] == "donor3", "age"] = np.nan
+    model = Pulsar(adata, **SMALL)
+    model.train_head(["age", "height"], "regression", max_epochs=25, n_cells=20, **QUIET)
+    assert model.provenance["n_donors"] == 11  # the twelfth is held out; donor3 has a height
+    found = model.predict(adata)
+    truth = adata.obs.groupby("donor_id", observed=True)[["age", "height"]].first().loc[found.index]
+    error = np.abs(found - truth).mean()
+    assert error["age"] < 10
+    assert error["height"] < 0.07
 
 
 def test_an_interrupted_head_answers_in_the_units_of_the_target(
@@ -123,6 +136,7 @@ def test_published_weights_get_a_new_head() -> None:
         ({"target": "disease", "task": "regression"}, ValueError, "holds text"),
         ({"target": "disease", "frozen_layers": 3}, ValueError, "whole number from 0 to 2"),
         ({"target": "disease", "frozen_layers": "none"}, ValueError, "frozen_layers='none'"),
+        ({"target": ["disease", "same"]}, ValueError, "a classification takes one"),
         ({"target": "cell_type"}, ValueError, "several values within"),
         ({"target": "same"}, ValueError, r"the class \['same'\] only"),
         ({"target": "height", "task": "regression"}, ValueError, "1 different finite values"),

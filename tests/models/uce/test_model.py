@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import sparse
 
+import cfm
 from cfm.models import UCE
 from cfm.models.uce import UCESize
 from tests._uce import FIRST, GENES, N_GENES, N_HEADS, cells, published
@@ -156,3 +157,59 @@ def test_the_trial_in_bfloat16_fits_into_few_positions() -> None:
         n_tokens=40, max_length=8, token_dim=4, dim=8, n_heads=2, n_layers=1, ff_dim=8, output_dim=4
     )
     assert UCE(size=size).module.eval().bfloat16_agreement() > 0.99
+
+
+def _mouse(model: UCE) -> pd.DataFrame:
+    """Return a table of mouse proteins: those of the human genes, named as in the mouse."""
+    of = model.genes["token"].to_numpy()
+    proteins = pd.DataFrame(
+        model.module.token_embedding.weight[of].numpy(), index=[g.capitalize() for g in GENES]
+    )
+    return proteins.assign(chromosome=[str(i % 5) for i in range(N_GENES)], start=range(N_GENES))
+
+
+def test_mouse_cells_are_embedded_by_a_table_of_proteins(model: UCE, tmp_path: Path) -> None:
+    adata = cells(40)
+    adata.var_names = [g.capitalize() for g in GENES]
+    adata.obs["donor_id"] = [f"mouse{i % 4}" for i in range(40)]
+    proteins = _mouse(model)
+    model.set_proteins(proteins)
+    assert model.size.n_tokens == len(model.module.token_embedding.weight) == 4 + N_GENES + 5
+    assert model.vocabulary_share(adata) == 1
+    cfm.tl.embed(adata, model, sample_size=32)
+    assert adata.obsm["X_uce"].shape == (40, model.size.output_dim)
+    model.save(tmp_path / "mouse")
+    again = cfm.tl.embed(adata, UCE.load(tmp_path / "mouse"), sample_size=32, copy=True)
+    np.testing.assert_array_equal(again.obsm["X_uce"], adata.obsm["X_uce"])
+    cfm.models.Pulsar.setup_anndata(adata, "donor_id", use_rep="X_uce")
+    donors = cfm.tl.embed_donors(adata, "donor_id", cfm.models.Pulsar(adata))
+    assert donors.obs_names.tolist() == [f"mouse{i}" for i in range(4)]
+
+
+def test_a_gene_is_its_protein_and_not_its_name(model: UCE) -> None:
+    proteins, adata = _mouse(model), cells(6)
+    model.set_proteins(proteins.set_axis(GENES))
+    human = model.get_latent_representation(adata, sample_size=32)
+    adata.var_names = proteins.index
+    model.set_proteins(proteins)
+    np.testing.assert_array_equal(model.get_latent_representation(adata, sample_size=32), human)
+    proteins.iloc[:, 0] += 1.0
+    model.set_proteins(proteins)
+    assert np.abs(model.get_latent_representation(adata, sample_size=32) - human).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="start"), "lacks the columns"),
+        (lambda t: t.drop(columns=3), "numbers per gene"),
+        (lambda t: t.replace({3: {t.iloc[0, 3]: np.nan}}), "finite"),
+        (lambda t: t.assign(start=np.nan), "missing values"),
+        (lambda t: t.iloc[[0, 0]], "more than once"),
+    ],
+)
+def test_tables_of_proteins_are_checked(model: UCE, change, message: str) -> None:
+    proteins, before = change(_mouse(model)), model.size
+    with pytest.raises(ValueError, match=message):
+        model.set_proteins(proteins)
+    assert model.size == before

@@ -51,7 +51,7 @@ class HeadRecipe(Recipe):
 
     max_epochs: int | None = 50
     batch_size: int = 16
-    target: str = ""
+    target: str | list[str] = ""
     task: Task = "classification"
     frozen_layers: int | Literal["all"] = "all"
     n_cells: int = 1024
@@ -67,56 +67,50 @@ class Targets(NamedTuple):
     task
         ``"classification"`` or ``"regression"``.
     values
-        ``(n_donors,)`` float64, the number of the class, or the value in standard units; ``NaN``
-        where there is none.
+        ``(n_donors, 1)`` float64, the number of the class, or ``(n_donors, n_outputs)`` values in
+        standard units; ``NaN`` where there is none.
     outputs
-        Names of the outputs: the classes, or the column.
+        Names of the outputs: the classes, or the columns.
     mean, spread
-        Units of the values.
+        Units of the values, one or ``(n_outputs,)``.
     """
 
     task: Task
     values: np.ndarray
     outputs: list[str]
-    mean: float
-    spread: float
+    mean: np.ndarray
+    spread: np.ndarray
+
+    @property
+    def known(self) -> np.ndarray:
+        """``(n_donors,)`` bool: at least one value is known."""
+        return (~np.isnan(self.values)).any(axis=1)
 
 
-def read_targets(column: np.ndarray, task: Task, name: str) -> Targets:
-    """Return the target of each donor.
+def read_targets(columns: dict[str, np.ndarray], task: Task) -> Targets:
+    """Return the targets of each donor.
 
     Parameters
     ----------
-    column
-        ``(n_donors,)`` object, the value of a column of ``obs`` for each donor.
+    columns
+        By the name of a column of ``obs``, ``(n_donors,)`` object, its value for each donor.
     task
-        ``"classification"`` or ``"regression"``.
-    name
-        Of the column.
+        ``"classification"`` (of one column) or ``"regression"``.
 
     Raises
     ------
     ValueError
         If values do not fit the task, or there are too few of them or of a class.
     """
-    missing = pd.isna(column)
-    values = np.full(len(column), np.nan)
     if task == "regression":
-        try:
-            found = column[~missing].astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"adata.obs[{name!r}] holds text ({error}); numbers are expected for a "
-                "regression: pass task='classification' for classes."
-            ) from error
-        if len(found) < 2 or np.ptp(found) == 0 or not np.isfinite(found).all():
-            raise ValueError(
-                f"adata.obs[{name!r}] has {len(set(found))} different finite values among "
-                f"{len(column)} donors; at least two are expected."
-            )
-        mean, spread = float(found.mean()), float(found.std())
-        values[~missing] = (found - mean) / spread
-        return Targets(task, values, [name], mean, spread)
+        every = np.stack([_numbers(c, name) for name, c in columns.items()], axis=1)
+        mean, spread = np.nanmean(every, axis=0), np.nanstd(every, axis=0)
+        return Targets(task, (every - mean) / spread, list(columns), mean, spread)
+    if len(columns) > 1:
+        raise ValueError(f"target names {len(columns)} columns; a classification takes one.")
+    ((name, column),) = columns.items()
+    missing = pd.isna(column)
+    values = np.full((len(column), 1), np.nan)
     classes, numbers, times = np.unique(
         column[~missing].astype(str), return_inverse=True, return_counts=True
     )
@@ -130,8 +124,28 @@ def read_targets(column: np.ndarray, task: Task, name: str) -> Targets:
             f"adata.obs[{name!r}] has the class {rare[0]!r} in one donor only; at least two donors "
             "of each class are expected: leave it out by setting it to NaN, or merge classes."
         )
-    values[~missing] = numbers
-    return Targets(task, values, [str(c) for c in classes], 0.0, 1.0)
+    values[~missing, 0] = numbers
+    return Targets(task, values, [str(c) for c in classes], np.zeros(1), np.ones(1))
+
+
+def _numbers(column: np.ndarray, name: str) -> np.ndarray:
+    """Return a column as float64, ``NaN`` where it is missing."""
+    missing = pd.isna(column)
+    try:
+        found = column[~missing].astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"adata.obs[{name!r}] holds text ({error}); numbers are expected for a "
+            "regression: pass task='classification' for classes."
+        ) from error
+    if len(found) < 2 or np.ptp(found) == 0 or not np.isfinite(found).all():
+        raise ValueError(
+            f"adata.obs[{name!r}] has {len(set(found))} different finite values among "
+            f"{len(column)} donors; at least two are expected."
+        )
+    values = np.full(len(column), np.nan)
+    values[~missing] = found
+    return values
 
 
 @contextmanager
@@ -165,7 +179,7 @@ def fit_head(
         Takes rows of draws to their embeddings ``(n_draws, dim)``, for a head alone.
     """
     recipe: HeadRecipe = run.recipe
-    chosen, seed = np.flatnonzero(~np.isnan(targets.values)), run.seed
+    chosen, seed = np.flatnonzero(targets.known), run.seed
     names = donors.names[chosen].to_numpy()
     held_out = held_out_rows(studies[chosen], recipe.validation_share, seed, names)
     sides = chosen[~held_out], chosen[held_out]
@@ -176,7 +190,7 @@ def fit_head(
         draws = [
             (donor, rows)
             for donor, rows in donors.draws(recipe.n_cells, recipe.n_draws, seed)
-            if not np.isnan(targets.values[donor])
+            if targets.known[donor]
         ]
         whose = np.array([donor for donor, _ in draws], dtype=np.int64)
         embedded = embed([rows for _, rows in draws])
@@ -253,15 +267,16 @@ def head_loss(
     if task == "regression":
 
         def squared(made: Tensor, answer: Tensor) -> Tensor:
-            total = F.mse_loss(made.squeeze(-1), answer, reduction="sum")
-            return means_over_processes((total, len(answer)))[0]
+            known = ~answer.isnan()
+            total = F.mse_loss(made[known], answer[known], reduction="sum")
+            return means_over_processes((total, known.sum()))[0]
 
         return squared
-    times = np.bincount(learned.astype(np.int64), minlength=n_outputs)
+    times = np.bincount(learned[:, 0].astype(np.int64), minlength=n_outputs)
     by_class = torch.from_numpy(len(learned) / (n_outputs * np.maximum(times, 1))).float()
 
     def surprise(made: Tensor, answer: Tensor) -> Tensor:
-        weight, label = by_class.to(made.device), answer.long()
+        weight, label = by_class.to(made.device), answer[:, 0].long()
         total = F.cross_entropy(made, label, weight=weight, reduction="sum")
         return means_over_processes((total, weight[label].sum()))[0]
 
@@ -294,5 +309,6 @@ def _rescale(head: nn.Sequential, mean: Tensor, spread: Tensor, targets: Targets
     assert isinstance(last, nn.Linear)
     first.weight.div_(spread.to(first.weight.device))
     first.bias.sub_(first.weight @ mean.to(first.weight.device))
-    last.weight.mul_(targets.spread)
-    last.bias.mul_(targets.spread).add_(targets.mean)
+    units = torch.from_numpy(np.stack([targets.spread, targets.mean])).to(last.weight)
+    last.weight.mul_(units[0, :, None])
+    last.bias.mul_(units[0]).add_(units[1])

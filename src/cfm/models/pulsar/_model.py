@@ -53,7 +53,7 @@ from cfm.models.pulsar._published import read_published
 from cfm.models.pulsar._training import PulsarRecipe, label_numbers, pretraining
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -728,7 +728,9 @@ class Pulsar(PretrainedModel):
             self.head = self.module.head = None
             warn_user("The encoder has new weights, so its head is removed; call train_head again.")
 
-    def train_head(self, target: str, task: Task = "classification", **training: Any) -> None:
+    def train_head(
+        self, target: str | Sequence[str], task: Task = "classification", **training: Any
+    ) -> None:
         """Train a head on the donors of the registered data, for :meth:`predict`.
 
         To measure its accuracy use :func:`cfm.tl.probe` on embedded donors, which scores held-out
@@ -737,7 +739,8 @@ class Pulsar(PretrainedModel):
         Parameters
         ----------
         target
-            Column of ``obs``, constant within a donor; donors without a value are left out.
+            Column of ``obs``, constant within a donor; donors without a value are left out. For
+            regression also several columns, such as proteins in plasma: each is an output.
         task
             ``"classification"`` (cross-entropy, classes weigh the same) or ``"regression"`` (mean
             squared error).
@@ -756,13 +759,16 @@ class Pulsar(PretrainedModel):
         KeyboardInterrupt
             If training is interrupted. The model then keeps what it has learned.
         """
-        run = TrainingRun(self, HeadRecipe(target=target, task=task), **training)
+        names = [target] if isinstance(target, str) else list(target)
+        recipe = HeadRecipe(target=target if isinstance(target, str) else names, task=task)
+        run = TrainingRun(self, recipe, **training)
         frozen = run.recipe.frozen_layers
         n_frozen = None
         if frozen != "all":
             n_frozen = check_whole("frozen_layers", frozen, 0, self.size.encoder_layers)
         donors = self._registered_donors()
-        targets = read_targets(constant_within(self.adata, donors, target), task, target)
+        columns = {name: constant_within(self.adata, donors, name) for name in names}
+        targets = read_targets(columns, task)
         studies = self._donor_values(REGISTRY_KEYS.BATCH_KEY, donors)
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)
@@ -778,7 +784,7 @@ class Pulsar(PretrainedModel):
             embed=lambda draws: self._embed(donors, draws),
         ) as prepared:
             run.fit(prepared)
-        self._record_training(studies[~np.isnan(targets.values)], run)
+        self._record_training(studies[targets.known], run)
         run.raise_if_interrupted()
 
     def _record_training(self, studies: np.ndarray, run: TrainingRun) -> None:

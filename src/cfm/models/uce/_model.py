@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,8 +23,8 @@ from cfm.hub._checkpoint import validate_config
 from cfm.hub._resolve import reads_checkpoint
 from cfm.models._base import TEXTS, Precision, PretrainedModel, load_weights
 from cfm.models.uce._data import SAMPLE_SIZE, SentenceMaker, check_genes, read_sentences
-from cfm.models.uce._module import UCEModule, UCESize
-from cfm.models.uce._published import GENES_TABLE, read_published
+from cfm.models.uce._module import CELL, UCEModule, UCESize
+from cfm.models.uce._published import CHROMOSOME_SEED, GENES_TABLE, read_published
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,6 +107,65 @@ class UCE(PretrainedModel):
         self._model_summary_string = (
             f"UCE: {genes}, width {self.size.dim}, {self.size.n_layers} layers, {n:,} parameters"
         )
+
+    def set_proteins(self, proteins: pd.DataFrame) -> None:
+        """Replace the genes of the model by those of a table of proteins, of any species.
+
+        The network stays. The embeddings of the proteins become the token embeddings of the genes;
+        those of the chromosomes are normal random numbers, as in the published model.
+
+        Parameters
+        ----------
+        proteins
+            A row per gene, named as in ``var_names``: ``chromosome`` (name), ``start`` (position
+            on it), and in all other columns the embedding of the protein, of the width that the
+            network was trained with (``size.token_dim``; ESM2 of 15 billion parameters, the mean
+            over the residues, for the published weights).
+
+        Raises
+        ------
+        ValueError
+            If columns are missing, the width is another, values are missing or infinite, or a gene
+            is named twice.
+
+        Examples
+        --------
+        >>> import cfm, numpy as np, pandas as pd
+        >>> from cfm.models.uce import UCESize
+        >>> size = UCESize(n_tokens=5, token_dim=8, dim=8, n_heads=2, n_layers=1, ff_dim=8)
+        >>> model = cfm.models.UCE(size=size)
+        >>> mouse = pd.DataFrame(np.eye(2, 8), index=["Actb", "Gapdh"])
+        >>> model.set_proteins(mouse.assign(chromosome=["5", "6"], start=[142_903, 125_161]))
+        >>> model.vocabulary
+        GeneVocabulary(2 genes: Actb, Gapdh, …)
+        """
+        lacking = {"chromosome", "start"} - set(proteins.columns)
+        if lacking:
+            raise ValueError(f"proteins lacks the columns {sorted(lacking)}.")
+        values = proteins.drop(columns=["chromosome", "start"]).to_numpy(np.float32)
+        if values.shape[1] != self.size.token_dim or not np.isfinite(values).all():
+            raise ValueError(
+                f"proteins has {values.shape[1]} numbers per gene; {self.size.token_dim} finite "
+                "ones are expected, of the protein model that the network was trained with."
+            )
+        names, place = np.unique(proteins["chromosome"].astype(str), return_inverse=True)
+        first = CELL + 1  # the tokens before it are neither genes nor chromosomes
+        columns = {
+            "token": first + np.arange(len(values)),
+            "chromosome": first + len(values) + place,
+            "start": proteins["start"].to_numpy(),
+        }
+        n_tokens = first + len(values) + len(names)
+        genes = check_genes(pd.DataFrame(columns, proteins.index), n_tokens, "proteins")
+        generator = torch.Generator().manual_seed(CHROMOSOME_SEED)
+        drawn = torch.normal(0.0, 1.0, (len(names), self.size.token_dim), generator=generator)
+        old = self.module.token_embedding.weight
+        table = torch.cat([old[:first].cpu(), torch.from_numpy(values), drawn]).to(old.device)
+        self.module.token_embedding = torch.nn.Embedding.from_pretrained(table)
+        self.module.size = self.size = replace(self.size, n_tokens=n_tokens)
+        self.mark_trained(np.empty(0))  # the weights are no longer those of the checkpoint
+        self._set_genes(genes)
+        self._summarise()
 
     @classmethod
     @fill_docs(TEXTS)

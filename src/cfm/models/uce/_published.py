@@ -44,7 +44,7 @@ SPECIES = {
 #: Tokens before those of the chromosomes in the published models.
 N_GENE_TOKENS = 143_574
 #: Chromosomes of all species, and the seed that draws their token embeddings.
-_N_CHROMOSOMES, _CHROMOSOME_SEED = 1895, 23
+_N_CHROMOSOMES, CHROMOSOME_SEED = 1895, 23
 
 _LAYER = re.compile(r"transformer_encoder\.layers\.(\d+)\.(.+)")
 _PLAIN = {
@@ -167,7 +167,7 @@ def _token_file(folder: Path, weights: Path) -> Tensor:
         raise ValueError(f"{folder / _TOKENS} holds no matrix of token embeddings: {_AGAIN}")
     table: Tensor = loaded["tensor"]
     if len(table) == N_GENE_TOKENS:  # those of the chromosomes are drawn, with a fixed seed
-        generator = torch.Generator().manual_seed(_CHROMOSOME_SEED)
+        generator = torch.Generator().manual_seed(CHROMOSOME_SEED)
         drawn = torch.normal(0.0, 1.0, (_N_CHROMOSOMES, table.shape[1]), generator=generator)
         table = torch.cat([table, drawn])
     return table
