@@ -105,6 +105,9 @@ def cohorts(folder: Path, tables: dict[str, ad.AnnData]) -> Iterator[Cohort]:
     for target in ("age", "hba1c"):
         arguments = {"target": target} | regression
         yield Cohort(f"{target}, islets", islets, "spearman", arguments, ("GSE50244_islets",))
+    lines = _relative(folder, "cgp200_camptothecin")
+    response = {"target": "ic50_camptothecin"} | regression
+    yield Cohort("camptothecin, cell lines", lines, "spearman", response, relative=True)
     tcga = tables["tcga_small5_rsem"]
     tissue = {"target": "cancer", "groups": "patient", "seed": range(3)}
     yield Cohort("cancer, TCGA RNA", tcga, "balanced_accuracy", tissue, ("tcga_small5_rsem",))
