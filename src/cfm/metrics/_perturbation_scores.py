@@ -319,7 +319,7 @@ def challenge_score(scores: pd.DataFrame, *, baseline: str = "mean_shift") -> pd
     values = means[best.index]
     start = values.xs(baseline, level="method").reindex(means.index.get_level_values("group"))
     parts = (values - start.to_numpy()) / (best - start).to_numpy()
-    parts = parts.replace([np.inf, -np.inf], np.nan).fillna(0.0).clip(lower=0.0)
+    parts = parts.replace([np.inf, -np.inf], np.nan).fillna(0.0).clip(lower=0.0) + 0.0  # no -0
     parts.insert(0, "score", parts.mean(axis=1))
     return parts.rename_axis(columns=None)
 
