@@ -318,7 +318,8 @@ def challenge_score(scores: pd.DataFrame, *, baseline: str = "mean_shift") -> pd
     best = pd.Series(CHALLENGE_METRICS)
     values = means[best.index]
     start = values.xs(baseline, level="method").reindex(means.index.get_level_values("group"))
-    parts = (values - start.to_numpy()) / (best - start).to_numpy()
+    span = best.to_numpy() - start.to_numpy()
+    parts = values.sub(start.to_numpy()).div(span)
     parts = parts.replace([np.inf, -np.inf], np.nan).fillna(0.0).clip(lower=0.0) + 0.0  # no -0
     parts.insert(0, "score", parts.mean(axis=1))
     return parts.rename_axis(columns=None)

@@ -217,7 +217,8 @@ def add_prior(
         place: rng.permutation(part.to_numpy())[:_MOST_CELLS]
         for place, part in rows.groupby([table["source"], table["perturbed"]])
     }
-    known = {s: prior.counts(drawn[s, 1]) for s, state in drawn if state == 1 and (s, 0) in drawn}
+    complete = [str(s) for s, state in drawn if state == 1 and (s, 0) in drawn]
+    known = {s: prior.counts(drawn[s, 1]) for s in complete}
     moved = {s: _responding(prior.counts(drawn[s, 0]), counts) for s, counts in known.items()}
     others = {s: sorted(known.keys() - {s}) for s in set(source)}
     if lone := sorted(s for s, found in others.items() if not found):
