@@ -28,7 +28,14 @@ from benchmarks import _generators as generators
 from benchmarks._lingshu_recipe import GENERATED
 from benchmarks._perturbation_tasks import log_expression
 from benchmarks._report import REPOSITORY, Report, add_arguments, data_folder
-from cfm.metrics import auroc, gene_mean_correlation, gene_wasserstein, mean_squared_distance, mmd
+from cfm.metrics import (
+    auroc,
+    gene_mean_correlation,
+    gene_wasserstein,
+    ilisi,
+    mean_squared_distance,
+    mmd,
+)
 
 CELLS = REPOSITORY / "benchmarks" / "models" / "generation"
 TRAIN = "training half itself"
@@ -141,15 +148,15 @@ def scores(data: Data) -> Callable[[np.ndarray], dict[str, float]]:
         means = gene_mean_correlation(test, log)
         label = np.repeat([0, 1], [len(real), len(place)])
         forest = RandomForestClassifier(200, min_samples_leaf=3, random_state=0)
-        called = cross_val_predict(
-            forest, np.vstack([real, place]), label, cv=folds, method="predict_proba"
-        )
+        cells = np.vstack([real, place])
+        called = cross_val_predict(forest, cells, label, cv=folds, method="predict_proba")
         library = np.log1p(data.test.X.sum(axis=1)), np.log1p(counts.sum(axis=1))
         return {
             "MMD": mmd(real, place, sigma=sigma),
             "Pearson": means["pearson"],
             "Spearman": means["spearman"],
             "Wasserstein": float(gene_wasserstein(test, log).mean()),
+            "iLISI": ilisi(cells, label),
             "told apart": auroc(label, called[:, 1]),
             "library": float(np.mean(library[1]) - np.mean(library[0])),
             "zeros": float((counts == 0).mean()),
@@ -172,7 +179,16 @@ def run(key: str, data: Data, names: list[str], folder: Path, seeds: int) -> Ite
 
 def report_data(report: Report, key: str, data: Data, result: pd.DataFrame) -> None:
     """Add the table of a data set."""
-    columns = ["MMD", "Pearson", "Spearman", "Wasserstein", "told apart", "library", "zeros"]
+    columns = [
+        "MMD",
+        "Pearson",
+        "Spearman",
+        "Wasserstein",
+        "iLISI",
+        "told apart",
+        "library",
+        "zeros",
+    ]
     groups = result.groupby("method", sort=False)
     table = groups[columns].mean()
     table.insert(1, "sd of seeds", groups["MMD"].std())
@@ -206,7 +222,9 @@ def main() -> None:
         f"`MMD`: squared, unbiased, five Gaussian kernels, {_N_COMPONENTS} principal components of "
         "the real cells, so that 0 is a perfect match and values scatter around it; `Pearson`, "
         "`Spearman`: of the mean expression of genes; `Wasserstein`: 1-Wasserstein distance, mean "
-        "over genes; `told apart`: cross-validated AUROC of a random forest between real and "
+        "over genes; `iLISI`: how evenly real and generated cells mix among neighbours on the same "
+        "components (0 to 1, best), for the training half that of real cells split in two; "
+        "`told apart`: cross-validated AUROC of a random forest between real and "
         "generated cells on the same components (0.5 is best); `library`: difference of mean log "
         "counts per cell; `zeros`: share of zeros. The training half itself is the ceiling, and "
         "drawing its cells again what memory alone reaches. scVI from the prior is the like of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from sklearn.metrics import pairwise_distances
 
 from cfm.metrics import (
     _perturbation_scores,
+    challenge_score,
     delta_cosine,
     delta_pearson,
     delta_r2,
@@ -20,6 +22,7 @@ from cfm.metrics import (
     e_distance,
     gene_mean_correlation,
     gene_wasserstein,
+    ilisi,
     mean_squared_distance,
     mmd,
 )
@@ -310,3 +313,72 @@ def test_bad_observations_are_refused(score, x, y, message) -> None:
 def test_bad_arguments_are_named(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def _challenge_table(**methods: list[list[float]]) -> pd.DataFrame:
+    """Two perturbations: DES, PDS and MAE of each."""
+    names = ["overlap_at_N", "discrimination_score_l1", "cell_eval:mae"]
+    rows = [
+        {"perturbation": p, "metric": metric, "method": method, "value": value}
+        for method, found in methods.items()
+        for p, three in enumerate(found)
+        for metric, value in zip(names, three, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_challenge_score_by_hand() -> None:
+    baseline = [[0.1, 0.5, 0.02], [0.3, 0.5, 0.04]]  # means: 0.2, 0.5, 0.03
+    table = _challenge_table(
+        mean_shift=baseline,
+        good=[[0.5, 1.0, 0.012], [0.7, 0.6, 0.018]],  # 0.6, 0.8, 0.015
+        bad=[[0.4, 0.2, 0.3], [0.4, 0.4, 0.3]],  # worse in two
+        perfect=[[1.0, 1.0, 0.0]] * 2,
+        lacking=[[0.6, np.nan, 0.03], [0.6, 0.9, 0.03]],
+    )
+    found = challenge_score(table).loc[""]
+    assert found.columns.tolist() == ["score", "overlap_at_N", "discrimination_score_l1", "mae"]
+    np.testing.assert_allclose(found.loc["good"], [(0.5 + 0.6 + 0.5) / 3, 0.5, 0.6, 0.5])
+    np.testing.assert_allclose(found.loc["bad"], [0.25 / 3, 0.25, 0.0, 0.0])
+    np.testing.assert_allclose(found.loc["perfect"], 1.0)
+    np.testing.assert_allclose(found.loc["mean_shift"], 0.0, atol=1e-12)
+    np.testing.assert_allclose(found.loc["lacking"], [0.5 / 3, 0.5, 0.0, 0.0], atol=1e-12)
+    # groups have baselines of their own
+    halved = table.assign(value=table["value"] / 2)
+    both = pd.concat([table.assign(group="a"), halved.assign(group="b")])
+    two = challenge_score(both)
+    pd.testing.assert_frame_equal(two.loc["a"], found)
+    des = (0.3 - 0.1) / (1 - 0.1)
+    np.testing.assert_allclose(two.loc[("b", "good"), "overlap_at_N"], des)
+    np.testing.assert_allclose(two.loc[("b", "good"), "mae"], 0.5)
+    # another baseline
+    assert challenge_score(table, baseline="good").loc[("", "bad"), "score"] == 0.0
+    with pytest.raises(KeyError, match=r"\['other'\]"):
+        challenge_score(table, baseline="other")
+    with pytest.raises(KeyError, match="discrimination_score_l1"):
+        challenge_score(table[table["metric"] != "discrimination_score_l1"])
+
+
+def test_batches_that_mix_have_a_high_ilisi(rng) -> None:
+    x, batch = rng.normal(size=(600, 5)), np.repeat(["a", "b", "c"], 200)
+    mixed = ilisi(x, batch)
+    assert 0.75 < mixed < 1
+    apart = [ilisi(x + shift * (batch == "b")[:, None], batch) for shift in (0.5, 1.0, 2.0)]
+    assert mixed > apart[0] > apart[1] > apart[2]
+    far = x + 100 * (batch[:, None] == ["a", "b", "c"]) @ np.eye(3, 5)
+    assert ilisi(far, batch) == pytest.approx(0.0, abs=1e-9)
+    # neither the unit nor the order matters
+    order = rng.permutation(600)
+    assert ilisi(7 * x[order], batch[order]) == pytest.approx(mixed, abs=1e-6)
+    # the weights have the entropy that was asked for: with all distances equal, any k neighbours
+    corners = np.eye(40)
+    every = ilisi(corners, np.arange(40) < 20, perplexity=13)
+    assert every == pytest.approx(1.0, abs=0.02)
+    for wrong, message in (
+        ((x, batch[:5]), "expected"),
+        ((x, np.zeros(600)), "1 batches"),
+        ((x[:90], batch[:90:]), "1 batches|more than"),
+        ((np.full((600, 2), np.nan), batch), "finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ilisi(*wrong)

@@ -497,6 +497,7 @@ METHODS: dict[str, Method] = {
             "n_steps": Change(12),
             "keep_genes": Change(["GENE3"], CHANGES, {"start": "noise"}),
             "frozen": Change({"GENE3": 50}),
+            "prior_cells": Change(_more_counts),
             "dequantise": Change("midpoint", CHANGES, {"start": "noise"}),
             "precision": Change(
                 "float32", CHANGES, {"adata": _more_counts, "precision": "bfloat16"}

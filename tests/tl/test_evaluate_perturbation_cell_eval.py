@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from cfm.metrics import challenge_score
 from tests.tl._perturbed import N_GENES, evaluate, perturbed_cells, simulated, values
 
 cell_eval = pytest.importorskip("cell_eval")
@@ -34,9 +37,15 @@ def _many(seed: int, n_perturbations: int = 6, noise: float = 0.0) -> ad.AnnData
     return adata
 
 
+def _made(seed: int, noise: float = 0.0) -> ad.AnnData:
+    """Perturbed cells of another draw."""
+    cells = _many(seed, noise=noise)
+    return cells[(cells.obs["treatment"] != "ctrl").to_numpy()].copy()
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_ours_are_those_of_cell_eval(sparse: bool) -> None:
-    real, made = _many(0), _many(1, noise=3.0)
+    real, made = _many(0), _made(1, noise=3.0)
     if sparse:
         real.X, made.X = sp.csr_matrix(real.X), sp.csc_matrix(made.X)
     metrics = ["delta_pearson", "discrimination_score", *THEIRS]
@@ -50,7 +59,7 @@ def test_ours_are_those_of_cell_eval(sparse: bool) -> None:
     mae = table[table["metric"] == "cell_eval:mae"]
     assert not mae["higher_is_better"].any() and mae["value"].notna().any()
     means = [a.to_df().groupby(a.obs["treatment"]).mean() for a in (real, made)]
-    expected = (means[0] - means[1]).abs().mean(axis=1).drop("ctrl")
+    expected = (means[0].drop("ctrl") - means[1]).abs().mean(axis=1)
     np.testing.assert_allclose(values(table, "cell_eval:mae")["mine"], expected, atol=1e-5)
 
 
@@ -58,7 +67,7 @@ def test_ours_are_those_of_cell_eval(sparse: bool) -> None:
 def test_everything_that_cell_eval_scores_is_there() -> None:
     table = evaluate(
         _many(0),
-        {"mine": _many(1)},
+        {"mine": _made(1)},
         groupby=None,
         metrics="cell_eval",
         baselines=["control", "ceiling"],
@@ -98,3 +107,48 @@ def test_without_cell_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "cell_eval.metrics", None)
     with pytest.raises(ImportError, match=r"cfm-tools\[eval\]"):
         evaluate(perturbed_cells(n=10), {"mine": simulated(n=10)}, metrics="cell_eval")
+
+
+def _in_cell_eval(real: ad.AnnData, made: ad.AnnData, folder: Path) -> pd.DataFrame:
+    """Run cell-eval itself, on the predictions and the observed controls."""
+    controls = real[(real.obs["treatment"] == "ctrl").to_numpy()]
+    run = cell_eval.MetricsEvaluator(
+        adata_pred=ad.concat([made, controls]),
+        adata_real=real.copy(),
+        control_pert="ctrl",
+        pert_col="treatment",
+        num_threads=1,
+        outdir=str(folder),
+    )
+    found, means = run.compute(profile="vcc", write_csv=False)
+    table = pd.DataFrame({name: found[name].to_list() for name in found.columns})
+    return table.set_index("perturbation"), means
+
+
+def test_the_same_objects_have_the_same_scores_in_cell_eval(tmp_path: Path) -> None:
+    real, made = _many(0), _made(1, noise=0.3)
+    mean = made.copy()
+    mean.X[:] = real.X[(real.obs["treatment"] != "ctrl").to_numpy()].mean(axis=0)
+    mean.X += 0.1 * np.random.default_rng(0).normal(size=mean.shape).astype(np.float32)
+    mean.X = mean.X.clip(0)
+    methods = {"mine": made, "mean": mean}
+    options = {"groupby": None, "metrics": "cell_eval:vcc", "baselines": []}
+    table = evaluate(real, methods, **options)
+    theirs = {name: _in_cell_eval(real, one, tmp_path) for name, one in methods.items()}
+    for name, (scores, _) in theirs.items():
+        for metric in ("overlap_at_N", "discrimination_score_l1", "mae"):
+            found = values(table, f"cell_eval:{metric}")[name].droplevel("group")
+            np.testing.assert_allclose(found, scores.loc[found.index, metric], atol=1e-6)
+    total = challenge_score(table, baseline="mean")
+    expected = cell_eval.score_agg_metrics(theirs["mine"][1], theirs["mean"][1])
+    expected = dict(zip(expected["metric"], expected["from_baseline"], strict=True))
+    assert 0.2 < total.loc[("", "mine"), "score"] < 0.99
+    for name, value in total.loc[("", "mine")].items():
+        assert value == pytest.approx(expected[{"score": "avg_score"}.get(name, name)], abs=1e-6)
+    # cell-eval takes the controls of the prediction, if they are others; we never do
+    own = real[(real.obs["treatment"] == "ctrl").to_numpy()].copy()
+    own.X[:, :20] += 3.0
+    own.obs_names = own.obs_names + "-own"
+    with pytest.warns(UserWarning, match="controls of its own"):
+        again = evaluate(real, {"mine": ad.concat([made, own], uns_merge="same")}, **options)
+    pd.testing.assert_frame_equal(again, table[table["method"] == "mine"].reset_index(drop=True))

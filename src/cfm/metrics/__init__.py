@@ -28,6 +28,7 @@ from cfm.metrics._perturbation_baselines import (
     nearest_shift,
 )
 from cfm.metrics._perturbation_scores import (
+    challenge_score,
     delta_cosine,
     delta_pearson,
     delta_r2,
@@ -36,6 +37,7 @@ from cfm.metrics._perturbation_scores import (
     e_distance,
     gene_mean_correlation,
     gene_wasserstein,
+    ilisi,
     mean_squared_distance,
     mmd,
 )
@@ -69,6 +71,7 @@ __all__ = [
     "average_precision",
     "brier_score",
     "center_effects",
+    "challenge_score",
     "delta_cosine",
     "delta_pearson",
     "delta_r2",
@@ -81,6 +84,7 @@ __all__ = [
     "gene_mean_correlation",
     "gene_wasserstein",
     "hits_at",
+    "ilisi",
     "linear_shift",
     "mean_shift",
     "mean_squared_distance",

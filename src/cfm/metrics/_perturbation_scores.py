@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
+from scipy.special import entr
 from scipy.stats import rankdata, wasserstein_distance
+from sklearn.neighbors import NearestNeighbors
 
 from cfm._arguments import ABOVE_0, Range, checks_arguments
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Distance = Literal["l1", "l2", "cosine"]
 
+#: Metrics of the Virtual Cell Challenge by their names in cell-eval, with the best value of each.
+CHALLENGE_METRICS = {"overlap_at_N": 1.0, "discrimination_score_l1": 1.0, "mae": 0.0}
 #: Distances that are held at a time (16 MiB).
 _BLOCK_VALUES = 2_000_000
 
@@ -246,6 +251,80 @@ def discrimination_score(
     return scores
 
 
+def challenge_score(scores: pd.DataFrame, *, baseline: str = "mean_shift") -> pd.DataFrame:
+    r"""Return the aggregate score of the Virtual Cell Challenge 2025 for each method.
+
+    Three means over perturbations are scaled between the baseline, 0, and a perfect prediction, 1,
+    clipped at 0, and averaged:
+
+    .. math::
+        \frac{1}{3} \left( \left[ \frac{DES - DES_0}{1 - DES_0} \right]_+
+        + \left[ \frac{PDS - PDS_0}{1 - PDS_0} \right]_+
+        + \left[ \frac{MAE_0 - MAE}{MAE_0} \right]_+ \right)
+
+    with the differential expression score (``overlap_at_N``), the perturbation discrimination score
+    (``discrimination_score_l1``), the mean absolute error of mean expression (``mae``), and index 0
+    for the baseline. What is worse than the baseline in one of them loses nothing more, so that
+    a high score does not say that a prediction is good in all three.
+
+    Parameters
+    ----------
+    scores
+        Table of :func:`cfm.tl.evaluate_perturbation` with ``metrics="cell_eval:vcc"``; or any with
+        the columns ``method``, ``metric`` (these names, or after ``"cell_eval:"``) and ``value``,
+        with a row for each perturbation, and possibly ``group``.
+    baseline
+        Method that predicts the mean. ``"mean_shift"`` moves controls by the mean effect of the
+        other perturbations, if no other group has the same one. The challenge takes cells that are
+        all equal to the mean profile over perturbations.
+
+    Returns
+    -------
+    DataFrame of float64, ``score`` and its three scaled parts, by ``group`` and ``method`` (index).
+    A part with a missing value is 0, as in cell-eval.
+
+    Raises
+    ------
+    KeyError
+        If a metric or the baseline is not in the table.
+
+    References
+    ----------
+    Roohani et al. Virtual Cell Challenge: toward a Turing test for the virtual cell. Cell 188,
+    3370-3374 (2025); https://virtualcellchallenge.org/evaluation; cell-eval, ``score_agg_metrics``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cfm.metrics import challenge_score
+    >>> names = ["overlap_at_N", "discrimination_score_l1", "mae"]
+    >>> table = pd.DataFrame({"metric": names * 2, "method": ["mine"] * 3 + ["mean_shift"] * 3})
+    >>> table["value"] = [0.4, 0.75, 0.03, 0.2, 0.5, 0.02]
+    >>> challenge_score(table).loc[("", "mine")].round(3).tolist()
+    [0.25, 0.25, 0.5, 0.0]
+    """
+    table = scores.assign(metric=scores["metric"].str.removeprefix("cell_eval:"))
+    if "group" not in table:
+        table["group"] = ""
+    by = [table[name] for name in ("group", "method", "metric")]
+    means = table["value"].groupby(by, sort=False).agg(lambda v: v.mean(skipna=False)).unstack()
+    methods = means.index.get_level_values("method")
+    absent = [m for m in CHALLENGE_METRICS if m not in means]
+    if absent := absent + [baseline] * (baseline not in methods):
+        raise KeyError(
+            f"scores= does not have {absent}; evaluate with metrics='cell_eval:vcc', and with the "
+            "baseline among the methods."
+        )
+    best = pd.Series(CHALLENGE_METRICS)
+    values = means[best.index]
+    start = values.xs(baseline, level="method").reindex(means.index.get_level_values("group"))
+    span = best.to_numpy() - start.to_numpy()
+    parts = values.sub(start.to_numpy()).div(span)
+    parts = parts.replace([np.inf, -np.inf], np.nan).fillna(0.0).clip(lower=0.0) + 0.0  # no -0
+    parts.insert(0, "score", parts.mean(axis=1))
+    return parts.rename_axis(columns=None)
+
+
 @checks_arguments()
 def e_distance(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> float:
     r"""Return the energy distance between two sets of observations.
@@ -453,6 +532,74 @@ def gene_wasserstein(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
         return np.abs(np.sort(a, axis=0) - np.sort(b, axis=0)).mean(axis=0)
     columns = range(a.shape[1])
     return np.array([wasserstein_distance(a[:, g], b[:, g]) for g in columns])
+
+
+@checks_arguments(perplexity=ABOVE_0)
+def ilisi(x: ArrayLike, batch: ArrayLike, *, perplexity: float = 30.0) -> float:
+    r"""Return how well batches mix, such as real and generated cells: the integration LISI.
+
+    The inverse Simpson index :math:`1 / \sum_b p_b^2` of the batches among the neighbours of each
+    observation, its median :math:`L` scaled to :math:`(L - 1) / (B - 1)` for :math:`B` batches.
+    Neighbours are the ``3 * perplexity`` nearest, with Gaussian weights of that perplexity.
+
+    Parameters
+    ----------
+    x
+        ``(n, d)`` observations, for single cells usually their principal components.
+    batch
+        ``(n,)`` batch of each observation.
+    perplexity
+        Effective number of neighbours.
+
+    Returns
+    -------
+    Between 0, each batch by itself, and 1, all batches equally often around every observation.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, a value is not finite, there is a single batch, or there are not more
+        than ``3 * perplexity`` observations.
+
+    References
+    ----------
+    Korsunsky et al. Fast, sensitive and accurate integration of single-cell data with Harmony.
+    Nature Methods 16, 1289-1296 (2019); scaled as in scib-metrics.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cfm.metrics import ilisi
+    >>> x = np.random.default_rng(0).normal(size=(400, 2))
+    >>> round(ilisi(x, np.arange(400) % 2), 1)
+    0.9
+    >>> round(ilisi(x, x[:, 0] > 0), 1)
+    0.0
+    """
+    points, labels = np.asarray(x, dtype=np.float64), np.asarray(batch)
+    names, code = np.unique(labels, return_inverse=True)
+    k = int(3 * perplexity)
+    if points.ndim != 2 or labels.shape != points.shape[:1] or not np.isfinite(points).all():
+        raise ValueError(
+            f"x has shape {points.shape} and batch {labels.shape}; expected (n, d), finite, and "
+            "(n,)."
+        )
+    if len(names) < 2 or len(points) <= k or k < 1:
+        raise ValueError(
+            f"{len(names)} batches of {len(points)} observations; expected at least two batches "
+            f"and more than 3 * perplexity = {k} observations."
+        )
+    distance, near = NearestNeighbors(n_neighbors=k).fit(points).kneighbors()
+    distance = distance - distance[:, :1]
+    low, high = np.full((2, len(points), 1), [[[-50.0]], [[50.0]]])  # log of the inverse width
+    for _ in range(60):
+        middle = (low + high) / 2
+        weight = np.exp(-distance * np.exp(middle))
+        weight /= weight.sum(axis=1, keepdims=True)
+        wide = entr(weight).sum(axis=1, keepdims=True) > np.log(perplexity)
+        low, high = np.where(wide, middle, low), np.where(wide, high, middle)
+    share = np.einsum("nk,nkb->nb", weight, np.eye(len(names))[code[near]])
+    return float((np.median(1 / (share**2).sum(axis=1)) - 1) / (len(names) - 1))
 
 
 def correlation(a: Array, b: Array) -> float:

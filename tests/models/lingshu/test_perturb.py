@@ -191,3 +191,43 @@ def test_cells_that_are_none_are_refused() -> None:
         model.simulate(twice, ["x"])
     with pytest.raises(ValueError, match="has no perturbations"):
         LingshuCell(vocabulary=twice.var_names, **SIZES).simulate(controls(n=4), ["x"])
+
+
+@pytest.mark.parametrize("start", ["cell", "noise"])
+def test_prior_genes_have_the_counts_of_other_sources(start: str) -> None:
+    """The network knows nothing; genes that y lowers in B cells are as low as there."""
+    model, cells = untrained(), controls(n=80)
+    prior = toy_counts()  # T cells under y are held out
+    asked = {"groupby": "cell_type", "n_steps": 2, "start": start}
+    plain = model.simulate(cells, ["y"], **asked).to_df()
+    made = model.simulate(cells, ["y"], prior_cells=prior, **asked)
+    x, there = made.to_df(), prior[(prior.obs["cell_type"] == "B") & (prior.obs["drug"] == "y")]
+    moved, still = (made.var_names[g] for g in (EFFECTS["y"][0], slice(20, 42)))
+    np.testing.assert_allclose(mean_log(made)[15:20], mean_log(there)[15:20], atol=0.25)
+    assert (plain[moved].mean() > 3 * x[moved].mean()).all()
+    assert (plain[still].mean() / x[still].mean()).between(0.3, 3).all()
+    # what was measured of the same source is never read, and other genes keep their given counts
+    leaked = prior[(prior.obs["cell_type"] == "B") & (prior.obs["drug"] == "y")].copy()
+    leaked.obs["cell_type"], leaked.obs_names = "T", leaked.obs_names + "-T"
+    leaked.X = leaked.X * 9
+    both = model.simulate(cells, ["y"], prior_cells=ad.concat([prior, leaked]), **asked)
+    assert (both.X != made.X).nnz == 0
+    frozen = model.simulate(cells, ["y"], prior_cells=prior, frozen={"GENE16": 70}, **asked)
+    assert (frozen.to_df()["GENE16"] == 70).all() and (
+        frozen.to_df()["GENE17"] == x["GENE17"]
+    ).all()
+
+
+def test_prior_genes_need_another_source_with_the_perturbation() -> None:
+    model, cells, prior = untrained(), controls(n=4), toy_counts()
+    asked = {"groupby": "cell_type", "n_steps": 1}
+    own = prior[(prior.obs["cell_type"] == "T").to_numpy()].copy()
+    with pytest.raises(ValueError, match=r"no source other than \['T'\]"):
+        model.simulate(cells, ["x"], prior_cells=own, **asked)
+    del prior.obs["drug"]
+    with pytest.raises(KeyError, match=r"prior_cells.obs has no column 'drug'"):
+        model.simulate(cells, ["x"], prior_cells=prior, **asked)
+    no_sources = toy_counts()
+    LingshuCell.setup_anndata(no_sources, perturbation_key="drug", control="none")
+    with pytest.raises(ValueError, match="trained without"):
+        LingshuCell(no_sources, **SIZES).simulate(cells, ["x"], prior_cells=toy_counts())

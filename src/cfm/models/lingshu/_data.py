@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control, mannwhitneyu
 
 from cfm._arguments import check_whole
 from cfm.data._counts import check_count_values
 from cfm.data._matrix import check_unique_names
 from cfm.models.count_model._conditions import shown
 from cfm.models.count_model._data import REMEDY
+from cfm.models.count_model._module import generator_of
 from cfm.models.lingshu._counts import quantise
 from cfm.models.lingshu._module import MASK
 
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 
 #: In counts: a gene that is to be drawn.
 FREE = -1
+
+#: A gene responds if its mean count changes by more than this, by more than this factor, and at
+#: this false discovery rate (arXiv 2603.25240, eq. 26).
+_LEAST_CHANGE, _LEAST_FOLD, _FDR = 1.0, 2.0, 0.05
+#: Largest number of cells of a condition that are compared, and genes at a time.
+_MOST_CELLS, _GENES = 1000, 1000
 
 #: From cells to counts of them, ``(b, n_genes)`` int64.
 CountBlock = Callable[[slice], np.ndarray]
@@ -172,3 +180,79 @@ def keep_counts(
         return out
 
     return read
+
+
+def add_prior(
+    frozen: CountBlock,
+    reader: DenseCountReader,
+    names: Sequence[str],
+    source: np.ndarray,
+    prior: DenseCountReader,
+    conditions: pd.DataFrame,
+    seed: int,
+) -> CountBlock:
+    """Add counts of the genes that respond to the perturbation in other sources.
+
+    Parameters
+    ----------
+    frozen
+        Given counts, which stay.
+    reader, names, source
+        Cells to perturb, their names and sources.
+    prior, conditions
+        Cells of other sources, with their names as index, ``"source"``, and ``"perturbed"``: 1, 0
+        for controls, −1 for others.
+    seed
+        Of the draw of cells and of rounding.
+
+    Raises
+    ------
+    ValueError
+        If no other source has the perturbation.
+    """
+    rng = np.random.default_rng(seed)
+    rows = pd.Series(np.arange(len(conditions)), index=conditions.index).sort_index()
+    table = conditions.loc[rows.index]
+    drawn = {
+        place: rng.permutation(part.to_numpy())[:_MOST_CELLS]
+        for place, part in rows.groupby([table["source"], table["perturbed"]])
+    }
+    complete = [str(s) for s, state in drawn if state == 1 and (s, 0) in drawn]
+    known = {s: prior.counts(drawn[s, 1]) for s in complete}
+    moved = {s: _responding(prior.counts(drawn[s, 0]), counts) for s, counts in known.items()}
+    others = {s: sorted(known.keys() - {s}) for s in set(source)}
+    if lone := sorted(s for s, found in others.items() if not found):
+        raise ValueError(
+            f"prior_cells= has no source other than {shown(lone, 5)} with both perturbed cells and "
+            "controls, so no prior genes are known."
+        )
+    genes = {s: np.any([moved[o] for o in found], axis=0) for s, found in others.items()}
+
+    def read(rows: slice) -> np.ndarray:
+        out = frozen(rows)
+        depths = library_sizes(reader.counts_of(rows))
+        for row, depth, name, own in zip(out, depths, names[rows], source[rows], strict=True):
+            rng = generator_of(f"{name} prior", seed)
+            donor = rng.choice(known[rng.choice(others[own])])
+            scale = depth / max(np.maximum(donor, 0).sum(), 1)
+            counts = np.floor(donor * scale + rng.random(len(row))).astype(np.int64)
+            given = genes[own] & (row == FREE) & (donor >= 0)
+            row[given] = counts[given]
+        return out
+
+    return read
+
+
+def _responding(controls: np.ndarray, perturbed: np.ndarray) -> np.ndarray:
+    """Return which genes respond, ``(n_genes,)`` bool, from counts scaled to one library size."""
+    depths = [np.maximum(library_sizes(c), 1.0)[:, None] for c in (controls, perturbed)]
+    common = float(np.median(np.vstack(depths)))
+    a, b = (
+        np.maximum(c, 0) * (common / d) for c, d in zip((controls, perturbed), depths, strict=True)
+    )
+    low, high = np.sort([a.mean(axis=0), b.mean(axis=0)], axis=0)
+    parts = [slice(i, i + _GENES) for i in range(0, a.shape[1], _GENES)]
+    tests = [mannwhitneyu(a[:, g], b[:, g], method="asymptotic").pvalue for g in parts]
+    p = np.nan_to_num(np.concatenate(tests), nan=1.0)  # the same value in all cells
+    large = (high - low > _LEAST_CHANGE) & (high > _LEAST_FOLD * low)
+    return large & (false_discovery_control(p) < _FDR)

@@ -438,6 +438,19 @@ def read_conditions(
     return found
 
 
+def held_out(condition: Condition, known: Design) -> str:
+    """Return what training data lack of a condition, as ``hold_out=`` of the split names it.
+
+    ``"cells"`` if its group had the perturbation, else ``"group"`` if another one had, else
+    ``"combination"`` if each of its parts was seen alone, else ``"perturbation"``.
+    """
+    seen = [g for g in known.groups if len(known.rows(g, condition.parts))]
+    if seen:
+        return "cells" if condition.group in seen else "group"
+    parts = [any(len(known.rows(g, frozenset([p]))) for g in known.groups) for p in condition.parts]
+    return "combination" if all(parts) else "perturbation"
+
+
 def shared_genes(real: ad.AnnData, simulations: Sequence[Simulation]) -> pd.Index:
     """Return the genes of the observed data that every method simulates, in their order.
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cfm._adata import takes_anndata
+from cfm._adata import takes_anndata, warn_user
 from cfm._arguments import check_choice
 from cfm._fields import BASELINES, CEILING
 from cfm._units import units_of
 from cfm.tl._perturbation._conditions import (
+    held_out,
     read_conditions,
     read_real,
     read_simulated,
@@ -24,6 +25,7 @@ from cfm.tl._perturbation._methods import Baseline, Halves, Observed, Simulated
 from cfm.tl._perturbation._scores import (
     ALWAYS,
     CELL_EVAL,
+    CHALLENGE,
     METRICS,
     known_cell_eval_metrics,
     score_by_cell_eval,
@@ -51,6 +53,8 @@ N_HALVES = 10
 MAX_CELLS = 1000
 #: Name of the observed data in ``units=``.
 _REAL = "real"
+#: Difference of controls that rounding explains.
+_SAME = 1e-4
 
 
 @takes_anndata(columns=("key", "groupby", "split_key"))
@@ -94,8 +98,8 @@ def evaluate_perturbation(
         Column of ``obs`` with perturbations; combinations are written ``"A+B"``, in any order.
     control
         Level of ``key`` for unperturbed observations. Effects of a method are measured against its
-        simulated controls; without these, against its start observations
-        (``obs['simulated_from']``, if they are controls), else against all controls of the group.
+        start observations (``obs['simulated_from']``, if they are controls), else against all
+        observed controls of the group; controls that it simulated are never used.
     groupby
         Column of ``obs`` with groups, such as cell types or donors.
     split_key
@@ -114,7 +118,8 @@ def evaluate_perturbation(
         genes if another matrix is log-normalised already.
     metrics
         Names of metrics (below); by default those marked with a star. ``"cell_eval"`` adds all of
-        cell-eval (needs ``cfm-tools[eval]``), ``"cell_eval:mae"`` one of its metrics.
+        cell-eval (needs ``cfm-tools[eval]``), ``"cell_eval:mae"`` one of its metrics, and
+        ``"cell_eval:vcc"`` the three of :func:`cfm.metrics.challenge_score`.
     baselines
         Any of ``"control"``, ``"mean_shift"``, ``"additive"``, ``"nearest"`` and ``"linear"``,
         which shift the log expression of the controls, and ``"ceiling"``, means over 10 random
@@ -146,6 +151,10 @@ def evaluate_perturbation(
         int64, compared observations; for the ceiling the two halves.
     ``units_real``, ``units_simulated``
         str; ``"counts"`` or ``"log"``, the units of the observed data and of those of the method.
+    ``held_out``
+        str; what training lacked: ``"group"`` (the perturbation was seen in other groups),
+        ``"combination"`` (its parts were seen alone), ``"perturbation"``, or ``"cells"``; ``""``
+        without ``split_key``.
 
     Metrics are
 
@@ -186,16 +195,15 @@ def evaluate_perturbation(
     Warns
     -----
     UserWarning
-        If conditions or genes are left out.
+        If conditions or genes are left out, or a method's own controls differ from the observed.
 
     Notes
     -----
     The ceiling compares halves, which are noisier than all cells: with few cells a method can score
     above it. After a split of cells it is the score of the training cells.
 
-    Effects of a method without simulated controls are measured against the observed controls, and
-    then share the noise of the observed effect, which raises the scores of weak effects: simulate
-    the controls too, or split with ``hold_out_controls=True``.
+    Observed and simulated effects are measured against the same controls, and share their noise,
+    which raises the scores of weak effects: split with ``hold_out_controls=True``.
 
     Cells of a condition are not independent evidence. Compare methods over conditions, for
     instance by :func:`cfm.metrics.paired_bootstrap`.
@@ -224,10 +232,17 @@ def evaluate_perturbation(
     cells, made = _read_cells(real, design, simulations, layer, units)
     components = Components(cells, design.used, N_COMPONENTS, seed)
     observed = Observed(cells, components, max_cells=MAX_CELLS, seed=seed)
-    known = KnownEffects(cells, training_design(design, train))
-    methods: dict[str, Method] = {
-        s.name: Simulated(s, c, observed) for s, c in zip(simulations, made, strict=True)
-    }
+    learned = training_design(design, train)
+    known = KnownEffects(cells, learned)
+    methods: dict[str, Method] = {}
+    for s, c in zip(simulations, made, strict=True):
+        methods[s.name] = method = Simulated(s, c, observed)
+        if (difference := method.control_difference(design)) > _SAME:
+            warn_user(
+                f"{s.name!r} has controls of its own, whose mean log expression differs from that "
+                f"of the observed ones by up to {difference:.3g} (mean over genes). They are not "
+                "used: effects are measured against observed controls."
+            )
     methods |= {b: Baseline(b, known, observed) for b in beside if b not in (*methods, CEILING)}
     halves = Halves(observed, N_HALVES) if CEILING in beside else None
     rows = []
@@ -240,15 +255,19 @@ def evaluate_perturbation(
     hold = {True: "counts", False: "log"}
     by_method = dict.fromkeys(methods, "log") | {CEILING: hold[cells.counts]}
     by_method |= {s.name: hold[c.counts] for s, c in zip(simulations, made, strict=True)}
+    lacking = {(c.group, c.label): held_out(c, learned) if split_key else "" for c in conditions}
+    places = zip(scores["group"], scores["perturbation"], strict=True)
     return scores.assign(
-        units_real=hold[cells.counts], units_simulated=scores["method"].map(by_method)
+        units_real=hold[cells.counts],
+        units_simulated=scores["method"].map(by_method),
+        held_out=[lacking[place] for place in places],
     )
 
 
 def _read_metrics(metrics: str | Sequence[str] | None) -> tuple[list[str], dict[str, bool]]:
     """Return the metrics of this package, and those of cell-eval: True where higher is better."""
     given = ALWAYS if metrics is None else [metrics] if isinstance(metrics, str) else metrics
-    names = list(dict.fromkeys(str(name) for name in given))
+    names = list(dict.fromkeys(n for name in given for n in CHALLENGE.get(str(name), [str(name)])))
     outside = [name for name in names if name.split(":", 1)[0] == CELL_EVAL]
     unknown = [name for name in names if name not in METRICS and name not in outside]
     theirs: dict[str, bool] = {}

@@ -15,7 +15,7 @@ import pandas as pd
 from cfm.tl._perturbation._expression import draw_rows, shift_log
 
 if TYPE_CHECKING:
-    from cfm.tl._perturbation._conditions import Condition, Simulation
+    from cfm.tl._perturbation._conditions import Condition, Design, Simulation
     from cfm.tl._perturbation._expression import Array, Components, LogCells
     from cfm.tl._perturbation._simulate import KnownEffects
 
@@ -114,9 +114,8 @@ class Observed:
 class Simulated:
     """Simulated observations of a method.
 
-    Their effect is measured against the controls that the method simulated, if there are any; else
-    against the observations they started from, if these are controls; else against all controls of
-    training.
+    Their effect is measured against observed controls: those they started from, if recorded, else
+    all controls of training.
 
     Parameters
     ----------
@@ -138,25 +137,25 @@ class Simulated:
         rows = self._rows.get((condition.group, condition.parts))
         if rows is None:
             return None
-        own = self._rows.get((condition.group, frozenset()))
-        if own is None:
-            reference = self._observed.mean(self._sources(rows, condition))
-        else:
-            reference = self._expression.mean(own)
+        reference = self._observed.mean(self._sources(rows, condition))
         points = self._observed.components.of(self._read(rows, "simulated"))
         return Answer(self._expression.mean(rows) - reference, points, len(rows))
+
+    def control_difference(self, design: Design) -> float:
+        """Return the largest difference of own from observed controls; 0 without own ones.
+
+        Mean over genes of the absolute difference of mean log expression, of a group.
+        """
+        pairs = [(rows, design.rows(g)) for (g, parts), rows in self._rows.items() if not parts]
+        means = [(self._expression.mean(a), self._observed.mean(b)) for a, b in pairs if len(b)]
+        return max((float(np.abs(a - b).mean()) for a, b in means), default=0.0)
 
     def cells(self, condition: Condition) -> Cells | None:
         """Return the simulated cells and their controls, ``None`` if there are none."""
         rows = self._rows.get((condition.group, condition.parts))
         if rows is None:
             return None
-        own = self._rows.get((condition.group, frozenset()))
-        if own is None:
-            started = np.unique(self._sources(rows, condition))
-            controls = self._observed.read(started, "reference")
-        else:
-            controls = self._read(own, "reference")
+        controls = self._observed.read(np.unique(self._sources(rows, condition)), "reference")
         return Cells(self._read(rows, "simulated"), controls, len(rows))
 
     def _read(self, rows: np.ndarray, purpose: str) -> Array:

@@ -25,6 +25,7 @@ from cfm.metrics import (
     mean_squared_distance,
     mmd,
 )
+from cfm.metrics._perturbation_scores import CHALLENGE_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,8 @@ _LOWER_IS_BETTER = ("e_distance", "mmd")
 
 #: Prefix of cell-eval's metrics in the table; alone it means all of them.
 CELL_EVAL = "cell_eval"
+#: cell-eval's profile of the Virtual Cell Challenge.
+CHALLENGE = {f"{CELL_EVAL}:vcc": [f"{CELL_EVAL}:{m}" for m in CHALLENGE_METRICS]}
 #: cell-eval refuses logarithms from this value on.
 _LARGEST = 15.0
 _KEY, _CONTROL = "perturbation", "__control__"
