@@ -104,8 +104,10 @@ def gene_sums(
 
 
 def pooled(sums: pd.DataFrame) -> float:
-    """Return the gene-centred correlation over all hidden entries of some genes."""
+    """Return the gene-centred correlation over all hidden entries of some genes, if there are any."""
     n, t, m, tt, mm, tm = sums[["n", "t", "m", "tt", "mm", "tm"]].sum()
+    if not n:
+        return np.nan
     spread = np.sqrt(max(tt - t * t / n, 0.0) * max(mm - m * m / n, 0.0))
     return float((tm - t * m / n) / spread) if spread > 1e-6 * n else 0.0
 
