@@ -104,7 +104,7 @@ def gene_sums(
 
 
 def pooled(sums: pd.DataFrame) -> float:
-    """Return the gene-centred correlation over all hidden entries of some genes, if there are any."""
+    """Return the gene-centred correlation over all hidden entries of some genes, if any."""
     n, t, m, tt, mm, tm = sums[["n", "t", "m", "tt", "mm", "tm"]].sum()
     if not n:
         return np.nan
