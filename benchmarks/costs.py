@@ -55,19 +55,35 @@ def bulk(folder: Path) -> list[dict[str, Any]]:
     """Embedding and imputation of bulk samples; the corpus is read before."""
     tables = read_tables(folder)
     trained, model = seconds(lambda: train_bulkformer.train(list(tables.values())))
-    samples = tables["lcl_rnaseq_pickrell"][:N_IMPUTED].copy()
+    cohorts = [tables[f"lcl_rnaseq_{name}"] for name in ("pickrell", "montgomery")]
+    shared = cohorts[0].var_names.intersection(cohorts[1].var_names)
+    samples, others = (cohort[:, shared].copy() for cohort in cohorts)
+    samples = samples[:N_IMPUTED].copy()
     corpus = join(tables.values(), vocabulary(tables.values(), train_bulkformer.N_GENES))
     values = np.nan_to_num(np.asarray(corpus.X, dtype=np.float32))
     fitted, pca = seconds(lambda: PCA(N_COMPONENTS, random_state=0).fit(values))
     hidden = np.random.default_rng(0).random(samples.n_vars) < 0.15
-    own = np.nan_to_num(np.asarray(tables["lcl_rnaseq_montgomery"].X, dtype=np.float32))
+    mask = np.broadcast_to(hidden, samples.shape)
+    own = np.nan_to_num(np.asarray(others.X, dtype=np.float32))
     test = np.nan_to_num(np.asarray(samples.X, dtype=np.float32))
     impute = ridge(1.0)
     n = samples.n_obs
     return [
-        row("`tl.embed`", "`bulkformer-mini`", trained, lambda: cfm.tl.embed(samples, model), n),
+        row(
+            "`tl.embed`",
+            "`bulkformer-mini`",
+            trained,
+            lambda: cfm.tl.embed(samples.copy(), model),
+            n,
+        ),
         row("`tl.embed`", "PCA of the corpus", fitted, lambda: pca.transform(values[:n]), n),
-        row("`tl.impute`", "`bulkformer-mini`", trained, lambda: cfm.tl.impute(samples, model), n),
+        row(
+            "`tl.impute`",
+            "`bulkformer-mini`",
+            trained,
+            lambda: cfm.tl.impute(samples.copy(), model, mask=mask),
+            n,
+        ),
         row("`tl.impute`", "ridge, fitted anew", 0.0, lambda: impute(own, test, hidden), n),
     ]
 
@@ -78,7 +94,7 @@ def codes(folder: Path) -> list[dict[str, Any]]:
     hao = ad.read_h5ad(folder / "single_cell" / "hao_pbmc_1000.h5ad")
     logged = sc.AnnData(log_expression(hao))
     trained, model = seconds(lambda: train_cellvq.train(kang.copy(), hao.copy()))
-    n_codes = len(model.get_codebook().table)
+    n_codes = len(model.get_codebook().vectors)
 
     def fit() -> tuple[PCA, KMeans]:
         pca = PCA(N_COMPONENTS, random_state=0).fit(logged.X)
