@@ -135,12 +135,15 @@ def impute(
             made["absent"] = absent.to_numpy()
         else:
             filled = filler.impute(part, **options)
-        values = to_dense(get_matrix(part, layer=layer), np.float32)
+        stored = read_rows(get_matrix(part, layer=layer), np.arange(part.n_obs))
+        values = to_dense(stored, np.float32)
         missing = np.isnan(values) | (values == MISSING)
         missing |= False if hidden is None else hidden
-        columns = part.var_names.get_indexer(genes)  # of parts in another order
-        made["filled"] = filled[:, columns]
-        made["n_missing"] = missing[:, columns].sum(keepdims=True).ravel()
+        if not part.var_names.equals(genes):  # a file with its genes in another order
+            columns = part.var_names.get_indexer(genes)
+            filled, missing = filled[:, columns], missing[:, columns]
+        made["filled"] = filled
+        made["n_missing"] = missing.sum(keepdims=True).ravel()
         made["n_left"] = np.isnan(made["filled"]).sum(keepdims=True).ravel()
         return made
 
