@@ -187,7 +187,7 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
     tool = tool.replace("count model", "simulate_perturbation")
     for place, name in enumerate((TRAINING, USE)):
         both = [pairs[f"`tl.{key}`"][:, place] for key in tool]
-        rows[name] = [f"{ours:.3g} ({simple:.2g})" for ours, simple in both]
+        rows[name] = [f"{ours:.3g} ({simple:.2g})".replace("nan", "–") for ours, simple in both]
     return rows
 
 
