@@ -162,7 +162,7 @@ def perturbations() -> list[dict[str, Any]]:
         (pair,) = (
             p
             for p in found[f"{name}_paired"]
-            if p["metric"] == "delta_pearson" and p["held out"] == "mean"
+            if (p["method"], p["metric"], p["held out"]) == ("Count model", "delta_pearson", "mean")
         )
         scores = found["targets_clear" if name == "targets" else name]
         ours = next(s["delta_pearson"] for s in scores if s["method"] == "Count model")
