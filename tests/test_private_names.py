@@ -16,7 +16,7 @@ FOLDER = Path(cfm.__file__).parent
 ALLOWED = {
     # documented by Python
     "_cli/_ending.py": {"_exit"},
-    "data/_warn.py": {"_getframe"},
+    "_adata.py": {"_getframe"},
     # scvi-tools tells authors of models to call the first in setup_anndata, and names the second in
     # register_manager; without the third get_anndata_manager does not find data attached later
     "models/_base.py": {"_get_most_recent_anndata_manager", "_register_manager_for_instance"},

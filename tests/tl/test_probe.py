@@ -344,14 +344,14 @@ def test_all_genes_and_several_representations():
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_wide_tables_are_rotated_without_changing_ridge_heads(task):
-    from cfm.tl._probe._cross_validation import UnitEnergy, _preprocessing
+    from cfm.tl._probe._cross_validation import UnitEnergy, preprocessing
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 300))
     y = (x[:, 0] > 0).astype(int) if task == "classification" else x[:, 0]
     make = LogisticRegression if task == "classification" else Ridge
     head = "logistic" if task == "classification" else "ridge"
-    z = _preprocessing(head, x.shape, False, 0).fit_transform(x)
+    z = preprocessing(head, x.shape, False, 0).fit_transform(x)
     assert z.shape == (40, 40)
     plain = UnitEnergy().fit_transform((x - x.mean(axis=0)) / x.std(axis=0))
     a, b = (make().fit(table, y).predict(table) for table in (z, plain))

@@ -189,7 +189,7 @@ def code_transitions(
     Examples
     --------
     >>> import cfm
-    >>> cells = cfm.datasets.toy_perturbation(n_cells=200)
+    >>> cells = cfm.datasets.toy_perturbation(n_cells=600)
     >>> cfm.tl.cell_codes(cells)
     >>> ax = cfm.pl.code_transitions(cells, groupby="perturbation", show=False)
     >>> ax.get_xlabel()

@@ -759,8 +759,9 @@ class Pulsar(PretrainedModel):
         KeyboardInterrupt
             If training is interrupted. The model then keeps what it has learned.
         """
+        recipe = HeadRecipe(task=task)
         names = [target] if isinstance(target, str) else list(target)
-        recipe = HeadRecipe(target=target if isinstance(target, str) else names, task=task)
+        recipe = recipe.changed(target=target if isinstance(target, str) else names)
         run = TrainingRun(self, recipe, **training)
         frozen = run.recipe.frozen_layers
         n_frozen = None
