@@ -198,7 +198,7 @@ def main() -> None:
         "CPU time of one thread; reading of files is left out, and the first row of a model has "
         "its whole training. Simple methods that are fitted to the samples themselves have no "
         "training. The bundled models need none from users: the column is what making them anew "
-        "costs. The training of cellvq-mini (over 15 minutes) is measured with --whole alone. Use "
+        "costs. The training of cellvq-mini (over ten minutes) is measured with --whole alone. Use "
         f"is the median of {N_USES} calls."
     )
     report.table("costs", pd.DataFrame(rows), "Costs", 1)

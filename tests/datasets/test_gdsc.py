@@ -58,8 +58,8 @@ def test_missing_files_are_downloaded_from_the_address(tmp_path, monkeypatch) ->
 
     monkeypatch.setattr("cfm.datasets._gdsc.pooch.retrieve", retrieve)
     try:
-        cfm.datasets.gdsc(tmp_path, base_url="https://data.example.org/x")
+        cfm.datasets.gdsc(tmp_path)
     except OSError as error:
         assert "no network" in str(error)
     assert len(asked) == 1
-    assert asked[0].startswith("https://data.example.org/x/CCLE/")
+    assert "/DeepCDR/master/data/CCLE/" in asked[0]

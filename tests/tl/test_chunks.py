@@ -277,3 +277,8 @@ def test_chunks_of_another_size_are_another_run(
 def test_a_chunk_has_a_whole_number_of_rows(value: Any) -> None:
     with pytest.raises(ValueError, match=r"chunk_size=.*; expected a whole number"):
         cfm.settings.chunk_size = value
+
+
+def test_a_setting_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(AttributeError, match="no setting 'chunksize'; expected chunk_size"):
+        cfm.settings.chunksize = 8

@@ -11,6 +11,7 @@ import pooch
 
 from cfm._arguments import checks_arguments
 
+_URL = "https://raw.githubusercontent.com/kimmo1019/DeepCDR/master/data"
 _FILES = (
     "CCLE/genomic_expression_561celllines_697genes_demap_features.csv",
     "CCLE/GDSC_IC50.csv",
@@ -19,24 +20,20 @@ _FILES = (
 
 
 @checks_arguments()
-def gdsc(
-    folder: str | Path | None = None,
-    *,
-    base_url: str = "https://raw.githubusercontent.com/kimmo1019/DeepCDR/master/data",
-) -> ad.AnnData:
+def gdsc(folder: str | Path | None = None) -> ad.AnnData:
     """Drug response of GDSC with expression of CCLE, as prepared for DeepCDR (Liu et al. 2020).
 
     Parameters
     ----------
     folder
         Where the files are, or downloads are kept; ``pooch.os_cache("cfm")`` if ``None``.
-        **Downloads are not verified**: no checksum is known.
-    base_url
-        Address with the folders ``CCLE`` and ``GDSC``, as the repository of DeepCDR.
+        **Downloads are not verified**: no checksum is known. The download itself was never run
+        here; names and form of the files are those that DeepCDR's code reads.
 
     Returns
     -------
-    AnnData, cell lines (DepMap ids) × genes, log2(TPM + 1). ``obsm["ln_ic50"]``: DataFrame, lines
+    AnnData, cell lines (DepMap ids) × the 697 genes that DeepCDR chose, log2(TPM + 1): too few for
+    an embedding, enough for a regression. ``obsm["ln_ic50"]``: DataFrame, lines
     by drugs, ``NaN`` = not tested; ``uns["drugs"]``: ``name``, ``targets``, ``pathway`` by GDSC id.
 
     Examples
@@ -47,7 +44,7 @@ def gdsc(
     root = Path(pooch.os_cache("cfm") if folder is None else folder).expanduser()
     tables = []
     for file in _FILES:
-        url, path = f"{base_url}/{file.replace(' ', '%20')}", root / file
+        url, path = f"{_URL}/{file.replace(' ', '%20')}", root / file
         pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent)
         tables.append(pd.read_csv(path, index_col=0))
     expression, response = tables[0], tables[1].T.rename(columns=lambda x: str(x).split(":")[-1])

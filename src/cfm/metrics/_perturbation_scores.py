@@ -265,7 +265,7 @@ def challenge_score(scores: pd.DataFrame, *, baseline: str = "mean_shift") -> pd
     with the differential expression score (``overlap_at_N``), the perturbation discrimination score
     (``discrimination_score_l1``), the mean absolute error of mean expression (``mae``), and index 0
     for the baseline. What is worse than the baseline in one of them loses nothing more, so that
-    a high score does not say that a prediction is good in all three.
+    a high score does not mean that a prediction is good in all three.
 
     Parameters
     ----------

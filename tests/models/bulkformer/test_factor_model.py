@@ -136,6 +136,22 @@ def test_the_factors_embed_where_they_have_most_of_the_weight(model: BulkFormer)
         untrained().get_latent_representation(new, pooling="factors")
 
 
+def test_a_network_without_a_share_is_not_run(
+    model: BulkFormer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = toy_log_tpm(seed=9, n=8)
+    mask = np.random.default_rng(0).random(new.shape) < 0.3
+    weight = model.linear_term.weight.clone()
+    model.linear_term.weight.fill_(np.nextafter(np.float32(1), np.float32(0)))
+    blended = model.impute(new, mask=mask)
+    model.linear_term.weight.fill_(1.0)
+    monkeypatch.setattr(model.module, "predict", None)
+    alone = model.impute(new, mask=mask)
+    np.testing.assert_allclose(alone, blended, atol=1e-4)
+    np.testing.assert_array_equal(model.impute(new, mask=mask, batch_size=2), alone)
+    model.linear_term.weight.copy_(weight)
+
+
 def test_weight_zero_is_the_network(model: BulkFormer) -> None:
     new = toy_log_tpm(seed=9, n=4)
     term = model.linear_term
