@@ -193,6 +193,12 @@ def test_a_gene_is_its_protein_and_not_its_name(model: UCE) -> None:
     adata.var_names = proteins.index
     model.set_proteins(proteins)
     np.testing.assert_array_equal(model.get_latent_representation(adata, sample_size=32), human)
+    # genes of one chromosome are read together, each chromosome behind a token of its own
+    model.set_proteins(proteins.assign(chromosome="1"))
+    assert np.abs(model.get_latent_representation(adata, sample_size=32) - human).max() > 1e-3
+    assert model.genes["chromosome"].nunique() == 1
+    model.set_proteins(proteins)
+    assert model.genes["chromosome"].nunique() == proteins["chromosome"].nunique() > 1
     proteins.iloc[:, 0] += 1.0
     model.set_proteins(proteins)
     assert np.abs(model.get_latent_representation(adata, sample_size=32) - human).max() > 1e-3
