@@ -181,6 +181,39 @@ def test_deseq2_gives_what_pydeseq2_gives(tested):
     assert np.isfinite(result.X).all()
 
 
+def test_deseq2_of_many_genes_is_that_of_pydeseq2():
+    # low and high counts, little and much dispersion, genes of the cases alone, one outlier
+    from pydeseq2.dds import DeseqDataSet
+    from pydeseq2.ds import DeseqStats
+
+    rng = np.random.default_rng(0)
+    n_genes = 400
+    mean = rng.lognormal(2, 2, n_genes)
+    fold = np.where(rng.random(n_genes) < 0.2, rng.normal(0, 2, n_genes), 0)
+    dispersion = rng.lognormal(-2, 1, n_genes)
+    depth = np.array([1, 0.7, 1.3, 0.9, 1.1, 1.6])
+    means = np.stack([mean] * 3 + [mean * 2**fold] * 3) * depth[:, None]
+    x = rng.poisson(rng.gamma(1 / dispersion, dispersion, means.shape) * means)
+    x[:3, :10], x[3:, :10] = 0, 20 + x[3:, :10]
+    x[0, 20] = 100_000
+    arm = np.array(["none"] * 3 + ["IAV"] * 3)
+    adata = ad.AnnData(x.astype(np.float32), obs=pd.DataFrame({"virus": arm}, index=list("abcdef")))
+    result = contrasts(adata, "virus", "none", mode="test")
+    dds = DeseqDataSet(
+        counts=adata.to_df().astype(int), metadata=adata.obs, design="~virus", quiet=True, n_cpus=1
+    )
+    dds.deseq2()
+    stats = DeseqStats(dds, contrast=["virus", "IAV", "none"], quiet=True, n_cpus=1)
+    stats.summary()
+    expected = stats.results_df
+    np.testing.assert_allclose(result.X[0], expected["log2FoldChange"].fillna(0), atol=0.01)
+    for layer, column in {"stat": "stat", "pval": "pvalue", "padj": "padj"}.items():
+        np.testing.assert_allclose(result.layers[layer][0], expected[column], atol=0.05)
+    called = [t < 0.05 for t in (result.layers["padj"][0], expected["padj"].to_numpy())]
+    np.testing.assert_array_equal(*called)
+    assert called[0].sum() > 20
+
+
 def test_deseq2_shrinks(tested):
     study = tested[:6]
     plain = contrasts(study, "virus", "none", mode="test")

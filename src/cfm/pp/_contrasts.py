@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -92,9 +91,8 @@ def contrasts(
         ``"replicates"``: difference of the mean log2 CPM of cases and controls, where low counts
         are shrunken towards no change by a prior count that scales with the library. Any number
         of replicates, also one. ``"test"``: PyDESeq2's Wald test on counts; needs two cases and
-        two controls, and up to a minute per contrast of 20,000 genes on one core
-        (``scanpy.settings.n_jobs`` sets the number of processes). ``"pairs"``: every
-        (case, control) pair, computed on access, also from samples on disk.
+        two controls. ``"pairs"``: every (case, control) pair, computed on access, also from
+        samples on disk.
     layer
         Layer to use instead of ``X``.
     units
@@ -412,6 +410,8 @@ def _fill_tests(result: AnnData, samples: Samples, found: list[Contrast], shrink
     from scvi import settings
     from scvi.utils import track
 
+    from cfm.pp._deseq2 import deseq2
+
     layers = ("stat", "pval", "padj")
     for layer in layers:
         result.layers[layer] = np.full(result.shape, np.nan, dtype=np.float32)
@@ -420,77 +420,10 @@ def _fill_tests(result: AnnData, samples: Samples, found: list[Contrast], shrink
         counts = to_dense(read_rows(samples.matrix, found[i].rows))
         is_case = np.arange(len(counts)) < len(found[i].cases)
         n_cpus = sc.settings.n_jobs  # 1 by default
-        table = _deseq2(counts, is_case, result.var_names, shrink=shrink, n_cpus=n_cpus)
+        table = deseq2(counts, is_case, result.var_names, shrink=shrink, n_cpus=n_cpus)
         result.X[i] = table["lfc"]
         for layer in layers:
             result.layers[layer][i] = table[layer]
-
-
-def _deseq2(
-    counts: np.ndarray,
-    is_case: np.ndarray,
-    genes: pd.Index,
-    *,
-    shrink: bool,
-    n_cpus: int,
-) -> pd.DataFrame:
-    """Test every gene for a difference between cases and controls.
-
-    Parameters
-    ----------
-    counts
-        ``(n, n_genes)`` counts; fractional ones are rounded.
-    is_case
-        ``(n,)`` bool.
-    genes
-        Names of the columns.
-    shrink
-        Whether to shrink fold changes by PyDESeq2's apeglm prior.
-    n_cpus
-        Processes.
-
-    Returns
-    -------
-    DataFrame (genes × ``lfc``, ``stat``, ``pval``, ``padj``): Wald test. A gene without any count
-    has ``lfc`` 0 and is not tested (NaN); outliers and low counts have no ``padj``, as in DESeq2.
-
-    Notes
-    -----
-    Love, Huber and Anders (2014), Genome Biology 15:550, as implemented by PyDESeq2 (Muzellec
-    2023). What PyDESeq2 warns of goes to the log.
-    """
-    from pydeseq2.dds import DeseqDataSet
-    from pydeseq2.ds import DeseqStats
-
-    names = [f"s{i}" for i in range(len(counts))]
-    table = pd.DataFrame(np.rint(counts).astype(np.int64), index=names, columns=genes)
-    # neutral names: those of levels may break the design formula
-    condition = pd.Categorical(np.where(is_case, "case", "ctrl"), categories=["ctrl", "case"])
-    metadata = pd.DataFrame({"condition": condition}, index=names)
-    # the median of ratios needs a gene with counts in every sample
-    size_factors = "ratio" if (table.to_numpy() > 0).all(axis=0).any() else "poscounts"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        dds = DeseqDataSet(
-            counts=table,
-            metadata=metadata,
-            design="~condition",
-            size_factors_fit_type=size_factors,
-            quiet=True,
-            n_cpus=n_cpus,
-        )
-        dds.deseq2()
-        stats = DeseqStats(dds, contrast=["condition", "case", "ctrl"], quiet=True, n_cpus=n_cpus)
-        stats.summary()
-        if shrink:
-            stats.lfc_shrink(coeff="condition[T.case]")
-    for warning in caught:
-        logger.info("PyDESeq2: %s", warning.message)
-    result = stats.results_df.rename(columns={"log2FoldChange": "lfc", "pvalue": "pval"})[
-        ["lfc", "stat", "pval", "padj"]
-    ]
-    result["lfc"] = result["lfc"].fillna(0.0)
-    return result
 
 
 def _make_pairs(
