@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,9 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from cfm._arguments import NOT_NEGATIVE, checks_arguments
 from cfm._fields import HOST_FACTORS_KEY, RESULTS
 from cfm.pl import _figure as fig
+from cfm.stats._enrichment import Walk, preranked_walk, random_places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -177,14 +176,11 @@ _RUG, _APART = 0.07, 0.05
 
 
 class _Walk(NamedTuple):
-    """Running sum of one list: its values at each gene, the places of its hits, the statistics."""
+    """Walk of one list, the places of its genes, and how many were given."""
 
     name: str
-    values: np.ndarray
+    walk: Walk
     hits: np.ndarray
-    score: float
-    normalized: float
-    p_value: float
     n_given: int
 
 
@@ -207,7 +203,7 @@ def host_factor_enrichment(
 
     Genes are walked through by rank. The curve rises at a gene of the list and falls at the
     others (GSEA, Subramanian et al. 2005); the ticks below show where the genes of the list are.
-    The legend has, from :func:`gseapy.prerank`:
+    The legend has:
 
     - ES, the largest departure from zero,
       :math:`\max_i |P_{hit}(i) - P_{miss}(i)|` with its sign, where a hit counts with
@@ -301,8 +297,6 @@ def _walks(
     seed: int,
 ) -> list[_Walk]:
     """Score each list along the genes of one group, sorted by rank."""
-    import gseapy  # takes a second to import, which the other plots need not wait for
-
     genes = pd.Index(ranked["gene"])
     score = ranked["score"].to_numpy(dtype=np.float64)
     if np.ptp(score) == 0:
@@ -318,51 +312,31 @@ def _walks(
                 f"reference list {name!r} has {what} {len(genes)} ranked genes of group "
                 f"{group!r}; expected some of them, as current gene symbols."
             )
-    # ties keep the order of their rank: gseapy would put them in any order
-    steps = 1e-9 * np.ptp(score) * np.arange(len(score)) / len(score)
-    walks = []
-    with _quiet():
-        for name, members in lists.items():
-            found = gseapy.prerank(
-                rnk=pd.Series(score - steps, index=genes),
-                gene_sets={name: members},
-                min_size=1,
-                max_size=len(genes),
-                permutation_num=n_permutations,
-                weight=weight,
-                threads=1,
-                seed=seed,
-                outdir=None,
-                no_plot=True,
-            ).results[name]
-            values, hits = np.asarray(found["RES"], float), np.asarray(found["hits"], np.int64)
-            es, nes, chance = (float(found[number]) for number in ("es", "nes", "pval"))
-            walks.append(_Walk(name, values, hits, es, nes, chance, len(members)))
-    return walks
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep gseapy from writing to the terminal; what matters is checked before."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+    inside = {name: genes.isin(members) for name, members in lists.items()}
+    most = max(int(found.sum()) for found in inside.values())
+    random = random_places(len(genes), most, n_permutations, seed)
+    return [
+        _Walk(
+            name,
+            preranked_walk(score, found, random, weight=weight),
+            np.flatnonzero(found),
+            len(lists[name]),
+        )
+        for name, found in inside.items()
+    ]
 
 
 def _draw_walks(ax: Axes, walks: list[_Walk], n_permutations: int) -> None:
-    n = len(walks[0].values)
-    low = min(0.0, *(walk.values.min() for walk in walks))
-    high = max(0.0, *(walk.values.max() for walk in walks))
+    n = len(walks[0].walk.values)
+    low = min(0.0, *(walk.walk.values.min() for walk in walks))
+    high = max(0.0, *(walk.walk.values.max() for walk in walks))
     span = high - low
     handles = []
     for i, walk in enumerate(walks):
         color, dash = fig.COLORS[i % len(fig.COLORS)], _DASHES[i % len(_DASHES)]
-        ax.plot(np.arange(n + 1), np.r_[0, walk.values], dash, color=color, linewidth=1.5)
-        peak = int(np.argmax(np.abs(walk.values)))
-        ax.plot(peak + 1, walk.values[peak], "o", color=color, markersize=4)
+        ax.plot(np.arange(n + 1), np.r_[0, walk.walk.values], dash, color=color, linewidth=1.5)
+        peak = int(np.argmax(np.abs(walk.walk.values)))
+        ax.plot(peak + 1, walk.walk.values[peak], "o", color=color, markersize=4)
         top = low - (_APART + i * (_RUG + 0.02)) * span
         ax.vlines(walk.hits + 1, top - _RUG * span, top, color=color, linewidth=0.7)
         handles.append(fig.mark(_numbers(walk, n_permutations), color, line=dash))
@@ -379,6 +353,6 @@ def _draw_walks(ax: Axes, walks: list[_Walk], n_permutations: int) -> None:
 
 def _numbers(walk: _Walk, n_permutations: int) -> str:
     least = 1 / n_permutations
-    p = f"p < {least:.2g}" if walk.p_value < least else f"p = {walk.p_value:.2g}"
-    numbers = fig.minus(f"ES {walk.score:+.2f}, NES {walk.normalized:+.2f}, {p}")
+    p = f"p < {least:.2g}" if walk.walk.p_value < least else f"p = {walk.walk.p_value:.2g}"
+    numbers = fig.minus(f"ES {walk.walk.score:+.2f}, NES {walk.walk.normalized:+.2f}, {p}")
     return f"{fig.shorten(walk.name, 28)} ({len(walk.hits)} of {walk.n_given}): {numbers}"
