@@ -96,13 +96,14 @@ def rivals(cells: Cells, plain: ad.AnnData, coded: Coded) -> dict[str, np.ndarra
     """Return groupings of as many groups as cells have codes, and merged codes, by name."""
     stored = coded.adata.uns["cell_code"]
     n_used = int(stored["params"]["n_used"])
-    embedding = np.nan_to_num(coded.adata.obsm["X_cellvq"])
     found = {
         "k-means on PCA, as many groups": k_means(plain.obsm["X_pca"], n_used),
         "Leiden on PCA, as many groups": leiden_of(plain, n_used),
     }
     has_network = coded.run.name.endswith(QUANTISER.name)  # its codes are of the embedding
     if has_network:
+        reading = {k: v for k, v in stored["params"].items() if k in ("units", "total_counts")}
+        embedding = np.nan_to_num(coded.run.model.get_latent_representation(coded.adata, **reading))
         found["k-means on the same embedding"] = k_means(embedding, n_used)
     n_types = len(set(cells.truth) - {""})
     if 0 < n_types < n_used:

@@ -68,6 +68,7 @@ def represent(adata: ad.AnnData, key: str) -> dict[str, np.ndarray]:
     coded = adata.copy()
     cfm.tl.cell_codes(coded, MODEL, min_cells=coded.n_obs + 1)  # no markers
     read = coded.obs["cell_code"].notna().to_numpy()
+    cfm.tl.embed(coded, MODEL)
     x, batch = coded.obsm["X_cellvq"][read], coded.obs.loc[read, key].to_numpy(dtype=str)
     codes = coded.obs.loc[read, "cell_code"].to_numpy(dtype=str)
     return {

@@ -84,8 +84,7 @@ class NearestCode:
         order = np.sort(cosine, axis=1)
         second = order[:, -2] if order.shape[1] > 1 else order[:, -1]
         similarity, margin = order[:, -1], order[:, -1] - second
-        embedding = np.hstack([latent, latent]).astype(np.float32)
-        embedding[silent] = latent[silent] = similarity[silent] = margin[silent] = np.nan
+        latent[silent] = similarity[silent] = margin[silent] = np.nan
         code = np.where(silent, -1, cosine.argmax(axis=1)).astype(np.int64)
         kinds = (latent, similarity, margin)
-        return CellCodes(code, embedding, *(x.astype(np.float32) for x in kinds))
+        return CellCodes(code, *(x.astype(np.float32) for x in kinds))

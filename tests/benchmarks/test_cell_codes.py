@@ -96,8 +96,6 @@ def test_tables_of_planted_cells(capsys: pytest.CaptureFixture[str]) -> None:
     cells = Cells("query", typed_cells(25, seed=3))
     plain = log_cells(cells.adata, counts=True)
     read = read_all(cells, runs, named=True)
-    for coded in read:
-        coded.adata.obsm["X_cellvq"] = coded.adata.obsm["X_nearestcode"]
     scores = pd.DataFrame(score_cells(cells, plain, read, training))
     by_method = scores.set_index("method")["AMI"]
     assert by_method["codes"] > 0.6

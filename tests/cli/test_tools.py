@@ -131,7 +131,6 @@ def test_cell_codes_and_their_reference(tmp_path):
     table = pd.read_csv(query, index_col=0, dtype={"cell_code": str})
     assert table["cell_code"].tolist() == expected.obs["cell_code"].tolist()
     assert "cell_code_cell_type" in table
-    assert "X_cellvq_0" in table
 
 
 def test_impute(tmp_path):

@@ -37,7 +37,6 @@ def test_what_is_written(adata: ad.AnnData, model: NearestCode) -> None:
     for name, values in (("similarity", found.similarity), ("margin", found.margin)):
         assert adata.obs[f"cell_code_{name}"].dtype == np.float32
         np.testing.assert_array_equal(adata.obs[f"cell_code_{name}"], values)
-    np.testing.assert_array_equal(adata.obsm["X_nearestcode"], found.embedding)
     stored = adata.uns["cell_code"]
     assert set(stored) == {
         "params", "codes", "annotations", "markers", "neighbours", "vectors",
@@ -52,10 +51,9 @@ def test_what_is_written(adata: ad.AnnData, model: NearestCode) -> None:
     expected |= {"units": "counts", "model": "NearestCode", "sha256": "", "n_unread": 0}
     assert stored["params"].items() >= expected.items()
     assert len(stored["params"]["fingerprint"]) == 64
-    assert adata.uns["X_nearestcode"]["params"]["key_added"] == "X_nearestcode"
     for name in ("cell_code", "cell_code_similarity", "cell_code_margin"):
         del adata.obs[name]
-    del adata.obsm["X_nearestcode"], adata.uns["X_nearestcode"], adata.uns["cell_code"]
+    del adata.uns["cell_code"]
     assert_unchanged(adata, before)
 
 

@@ -18,7 +18,6 @@ from cfm._fields import (
     ANNOTATIONS,
     CELL_CODE_KEY,
     CODES,
-    EMBEDDING_PREFIX,
     GROUP,
     LABELLED,
     MAJORITY,
@@ -63,8 +62,8 @@ if TYPE_CHECKING:
 _N_MARKERS = 10
 #: Neighbouring codes of a code by either measure, which the knowledge graph and its plot draw.
 _N_NEIGHBOURS = 5
-#: Results of single cells, the largest last.
-_CELL_RESULTS = ("code", "similarity", "margin", "embedding")
+#: Results of single cells.
+_CELL_RESULTS = ("code", "similarity", "margin")
 #: Parameter with the optional columns of ``obs``, which a run without them drops.
 _FURTHER = "further_columns"
 
@@ -125,8 +124,8 @@ def cell_codes(
     **model_kwargs
         Further arguments of the model's ``get_cell_codes``: of :class:`cfm.models.CellVQ` ``units``
         (``"counts"``, or ``"log1p_cp10k"``, the natural logarithm of one plus counts per 10,000),
-        ``total_counts`` (column of ``obs`` with the counts of a cell, for such values) and
-        ``batch_size``.
+        ``total_counts`` (column of ``obs`` with the counts of a cell, for such values),
+        ``batch_size`` and ``precision`` (``"float32"`` gives the same codes on every machine).
 
     Returns
     -------
@@ -142,9 +141,6 @@ def cell_codes(
     ``adata.obs[key + '_margin']``
         float32, how much nearer (cosine) its code is than the second nearest: near 0 the cell lies
         between two codes.
-    ``adata.obsm['X_cellvq']``
-        ``(n_obs, dim)`` float32, the cell embedding, named after the model as by
-        :func:`cfm.tl.embed`; ``uns['X_cellvq']['params']`` records its making.
     ``adata.uns[key]['codes']``
         DataFrame, a row per code of the cells: ``n_cells`` int64, ``share`` float64 of the
         cells with a code, ``similarity`` float64 (mean), ``bits`` str (the code's binary number).
@@ -265,10 +261,9 @@ def cell_codes(
         layers=[layer],
         arguments=reading | {"fingerprint": record["fingerprint"]},
     ) as results:
-        # embeddings stay on disk until they are written
-        small = {name: results.take(name) for name in _CELL_RESULTS[:-1]}
-        none = np.empty((len(small["code"]), 0), dtype=np.float32)
-        found = CellCodes(embedding=none, latent=none, **small)
+        of_cells = {name: results.take(name) for name in _CELL_RESULTS}
+        none = np.empty((len(of_cells["code"]), 0), dtype=np.float32)
+        found = CellCodes(latent=none, **of_cells)
         used = UsedCodes.of(found.code, readable_cells(found))
         check_use(used, len(book.vectors), n_groups)
         stored: dict[str, Any] = {
@@ -299,7 +294,6 @@ def cell_codes(
             check_new_columns([*obs, *further], list(columns))
             further |= columns
         obs |= further
-        obsm_key = EMBEDDING_PREFIX + type(loaded).__name__.lower()
         own = {
             "groupby": list(annotations) or None,
             "min_cells": min_cells,
@@ -312,13 +306,10 @@ def cell_codes(
         }
         into = run.target
         run.warn_overwritten(key_added, {"obs": list(obs)})
-        run.warn_overwritten(obsm_key, {"obsm": [obsm_key]})
         for name in _former_columns(into, key_added) - set(obs):
             del into.obs[name]
         for name, column in obs.items():
             into.obs[name] = column
-        run.put("obsm", obsm_key, _CELL_RESULTS[-1])
-        into.uns[obsm_key] = {PARAMS: record | {"key_added": obsm_key}}
         into.uns[key_added] = {
             PARAMS: record | {k: v for k, v in own.items() if v is not None}
         } | stored
@@ -335,7 +326,9 @@ def _record(model: Any, run: Run, reading: Mapping[str, Any], key_added: str) ->
     share = run.rows.vocabulary_share(model)
     if isinstance(model, PretrainedModel):
         # float32 gives the same codes on every machine
-        return model_record(model, share, key_added=key_added, precision="float32", **reading)
+        return model_record(
+            model, share, key_added=key_added, **({"precision": "float32"} | dict(reading))
+        )
     return {k: v for k, v in reading.items() if v is not None} | {
         "key_added": key_added,
         "model": type(model).__name__,

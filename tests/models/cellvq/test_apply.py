@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ EXACT: dict[str, Any] = {"precision": "float32"}
 @pytest.fixture(scope="module")
 def model() -> CellVQ:
     return small_model()
+
+
+def everything(model: CellVQ, *args: Any, **kwargs: Any) -> SimpleNamespace:
+    """Codes, and the embedding beside them."""
+    codes = model.get_cell_codes(*args, **kwargs)
+    embedding = model.get_latent_representation(*args, **kwargs)
+    return SimpleNamespace(embedding=embedding, **vars(codes))
 
 
 def assert_same_codes(found: Any, expected: Any, rows: Any = slice(None)) -> None:
@@ -45,12 +53,13 @@ def test_codes_say_what_they_were_read_off(model: CellVQ) -> None:
     np.testing.assert_allclose(found.margin, cosine[:, -1] - cosine[:, -2], atol=1e-5)
     assert found.code.dtype == np.int64
     assert len(set(found.code)) > 2
-    for representation, expected in (("cell", found.embedding), ("code", found.latent)):
+    for representation, width in (("cell", 4 * model.size.dim), ("code", 8)):
         latent = model.get_latent_representation(
             cells, representation=representation, precision="float32"
         )
         assert latent.dtype == np.float32
-        np.testing.assert_allclose(latent, expected, atol=1e-6)
+        assert latent.shape == (len(cells), width)
+    np.testing.assert_array_equal(latent, found.latent)
 
 
 @given(
@@ -63,19 +72,19 @@ def test_other_cells_and_the_order_of_anything_are_no_matter(
     order: list[int], keep: int, batch_size: int, genes: list[int]
 ) -> None:
     cells = counted_cells()
-    expected = SHARED.get_cell_codes(cells, **EXACT)
+    expected = everything(SHARED, cells, **EXACT)
     rows = order[:keep]
     part = cells[rows, genes].copy()
-    assert_same_codes(SHARED.get_cell_codes(part, batch_size=batch_size, **EXACT), expected, rows)
+    assert_same_codes(everything(SHARED, part, batch_size=batch_size, **EXACT), expected, rows)
 
 
 def test_few_tokens_at_a_time_give_the_same(model: CellVQ, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = counted_cells()
-    expected = model.get_cell_codes(cells, **EXACT)
+    expected = everything(model, cells, **EXACT)
     genes = [x for _, x in model.get_gene_embeddings(cells, **EXACT)]
     monkeypatch.setattr(_model, "_ON_CPU", 40)
     monkeypatch.setattr(_model, "_EMBEDDED_AT_ONCE", 40 * 16 * 5)
-    assert_same_codes(model.get_cell_codes(cells, **EXACT), expected)
+    assert_same_codes(everything(model, cells, **EXACT), expected)
     again = list(model.get_gene_embeddings(cells, **EXACT))
     assert [(rows.start, rows.stop) for rows, _ in again] == [(0, 5), (5, 10), (10, 12)]
     np.testing.assert_allclose(np.concatenate([x for _, x in again]), genes[0], atol=1e-5)
@@ -87,31 +96,31 @@ def test_absent_genes_and_unexpressed_genes_are_one(drop: set[int]) -> None:
     kept = [i for i in range(42) if i not in drop]
     silent = cells.copy()
     silent.X[:, sorted(drop)] = 0
-    expected = SHARED.get_cell_codes(silent, **EXACT)
-    assert_same_codes(SHARED.get_cell_codes(cells[:, kept].copy(), **EXACT), expected)
+    expected = everything(SHARED, silent, **EXACT)
+    assert_same_codes(everything(SHARED, cells[:, kept].copy(), **EXACT), expected)
 
 
 def test_log_values_give_the_same(model: CellVQ) -> None:
     cells = counted_cells()
-    expected = model.get_cell_codes(cells, **EXACT)
+    expected = everything(model, cells, **EXACT)
     log = cells[:, GENES].copy()
     log.obs["n_counts"] = log.X.sum(axis=1)
     log.X = np.log1p(log.X / log.X.sum(axis=1, keepdims=True) * 1e4)
     arguments: dict[str, Any] = {"units": "log1p_cp10k", "total_counts": "n_counts"}
-    assert_same_codes(model.get_cell_codes(log, **arguments, **EXACT), expected)
+    assert_same_codes(everything(model, log, **arguments, **EXACT), expected)
     with pytest.raises(ValueError, match="not whole"):
-        model.get_cell_codes(log)
+        everything(model, log)
     with pytest.raises(ValueError, match="values up to"):
-        model.get_cell_codes(cells, units="log1p_cp10k")
+        everything(model, cells, units="log1p_cp10k")
 
 
 def test_cells_without_genes_are_missing(model: CellVQ) -> None:
     cells = counted_cells()
-    expected = model.get_cell_codes(cells, **EXACT)
+    expected = everything(model, cells, **EXACT)
     cells.X[[2, 7]] = 0
     cells.X[7, 41] = 3  # not a gene of the model
     with pytest.warns(UserWarning, match="2 of 12 cells express none of the model's genes"):
-        found = model.get_cell_codes(cells, **EXACT)
+        found = everything(model, cells, **EXACT)
     assert (found.code[[2, 7]] == -1).all()
     for name in ("embedding", "latent", "similarity", "margin"):
         assert np.isnan(getattr(found, name)[[2, 7]]).all()
@@ -157,9 +166,9 @@ def test_own_data_are_read_as_they_were_registered() -> None:
     log.X = None
     CellVQ.setup_anndata(log, layer="log", units="log1p_cp10k", total_counts="depth")
     own = CellVQ(log, **SIZES)
-    found = own.get_cell_codes(**EXACT)
+    found = everything(own, **EXACT)
     arguments: dict[str, Any] = {"units": "log1p_cp10k", "total_counts": "depth", "layer": "log"}
-    assert_same_codes(found, own.get_cell_codes(log, **arguments, **EXACT))
+    assert_same_codes(found, everything(own, log, **arguments, **EXACT))
 
 
 SHARED = small_model()

@@ -55,7 +55,18 @@ def test_codes_do_not_depend_on_the_seed_or_the_steps() -> None:
     one, two = (model.get_cell_codes(cells, **EXACT) for model in models)
     np.testing.assert_array_equal(one.code, two.code)
     np.testing.assert_array_equal(one.latent, two.latent)
-    assert not np.array_equal(one.embedding, two.embedding)
+    embedded = [model.get_latent_representation(cells, **EXACT) for model in models]
+    assert not np.array_equal(*embedded)
+
+
+def test_codes_are_read_without_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, _ = types()
+    model = made(validation_share=0.0)
+    expected = model.get_cell_codes(cells, **EXACT).code
+    monkeypatch.setattr(model.module, "layers", None)
+    np.testing.assert_array_equal(model.get_cell_codes(cells, **EXACT).code, expected)
+    with pytest.raises(AttributeError, match="parameters"):
+        model.get_latent_representation(cells, **EXACT)
 
 
 def test_the_nearest_code_is_the_most_probable_cluster() -> None:

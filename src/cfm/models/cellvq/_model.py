@@ -82,9 +82,6 @@ class CellCodes:
     ----------
     code
         ``(n_cells,)`` int64, number of the nearest code, 0 to ``n_codes`` - 1.
-    embedding
-        ``(n_cells, 4 * dim)`` float32, the cell embedding: the two count tokens, the largest and
-        the mean value over the tokens of a cell.
     latent
         ``(n_cells, code_dim)`` float32 of unit length: position of a cell among the codes.
     similarity
@@ -94,7 +91,6 @@ class CellCodes:
     """
 
     code: np.ndarray
-    embedding: np.ndarray
     latent: np.ndarray
     similarity: np.ndarray
     margin: np.ndarray
@@ -359,14 +355,19 @@ class CellVQ(PretrainedModel):
         UserWarning
             If few of the model's genes are measured, or cells express none of them.
         """
+        if representation == "code":
+            return self.get_cell_codes(
+                adata,
+                layer=layer,
+                units=units,
+                total_counts=total_counts,
+                batch_size=batch_size,
+                precision=precision,
+            ).latent
         reader = self._reader(adata, layer, units, total_counts)
-        width = 4 * self.size.dim if representation == "cell" else self.size.code_dim
-        out = np.full((reader.n_cells, width), np.nan, dtype=np.float32)
+        out = np.full((reader.n_cells, 4 * self.size.dim), np.nan, dtype=np.float32)
         for rows, encoded in self._encoded(reader, batch_size, precision):
-            found = encoded.embedding
-            if representation == "code":
-                found = self.module.quantize(encoded.quantised).latent
-            out[rows] = found.float().cpu().numpy()
+            out[rows] = encoded.embedding.float().cpu().numpy()
         return out
 
     @checks_arguments()
@@ -405,19 +406,16 @@ class CellVQ(PretrainedModel):
         reader = self._reader(adata, layer, units, total_counts)
         n = reader.n_cells
         code = np.full(n, NO_CODE, dtype=np.int64)
-        embedding, latent, best = (
-            np.full((n, width), np.nan, dtype=np.float32)
-            for width in (4 * self.size.dim, self.size.code_dim, 2)
+        latent, best = (
+            np.full((n, width), np.nan, dtype=np.float32) for width in (self.size.code_dim, 2)
         )
-        for rows, encoded in self._encoded(reader, batch_size, precision):
-            found = self.module.quantize(encoded.quantised)
+        for rows, places in self._places(reader, batch_size, precision):
+            found = self.module.quantize(places)
             code[rows] = found.code.cpu().numpy()
-            embedding[rows] = encoded.embedding.float().cpu().numpy()
             latent[rows] = found.latent.float().cpu().numpy()
             best[rows] = found.similarity.float().topk(2, dim=1).values.cpu().numpy()
         return CellCodes(
             code=code,
-            embedding=embedding,
             latent=latent,
             similarity=best[:, 0].copy(),
             margin=best[:, 0] - best[:, 1],
@@ -832,13 +830,20 @@ class CellVQ(PretrainedModel):
         """Yield ``(rows, output of the encoder)`` of the cells that express a gene of the model."""
         dtype = self.inference_dtype(precision)
         most = _ON_CPU if self.device.type == "cpu" else _ON_GPU
-        codes = self.module.code_reader(reader.measured)
         for rows, cells in reader.batches(batch_size, most_tokens=most):
-            tokens = cells.tokens().to(self.device)
-            encoded = self.module.encode_cells(*tokens, dtype=dtype)
-            if codes is not None:
-                encoded = encoded._replace(quantised=codes.positions(cells.values).to(self.device))
-            yield rows, encoded
+            yield rows, self.module.encode_cells(*cells.tokens().to(self.device), dtype=dtype)
+
+    def _places(
+        self, reader: CellReader, batch_size: int, precision: Precision
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield ``(rows, what is quantised)``; the encoder is not run where expression is."""
+        codes = self.module.code_reader(reader.measured)
+        if codes is None:
+            for rows, encoded in self._encoded(reader, batch_size, precision):
+                yield rows, encoded.quantised
+            return
+        for rows, cells in reader.batches(_EXPRESSION_AT_ONCE):
+            yield rows, codes.positions(cells.values).to(self.device)
 
     @classmethod
     @reads_checkpoint
