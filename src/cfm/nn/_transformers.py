@@ -405,16 +405,17 @@ class _Prepared:
             q, k, v = (t.reshape(b, -1, heads, t.shape[-1] // heads) for t in (q, k, v))
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             return _joined(F.scaled_dot_product_attention(q, k, v)).flatten(0, 1)
-        out = torch.empty_like(q)
-        done = 0
-        parts = zip(k.split(list(lengths)), v.split(list(lengths)), n_queries, strict=True)
-        for key, value, n in parts:
-            rows = slice(done, done + n)
-            attend = attend_by_products if _slow_fused(q, n) else F.scaled_dot_product_attention
-            attended = attend(_split(q[rows], heads), _split(key, heads), _split(value, heads))
-            out[rows] = _joined(attended)[0]
-            done += n
-        return out
+        queries, keys, values = (
+            _split(t, heads).split(list(sizes), dim=2)
+            for t, sizes in ((q, n_queries), (k, lengths), (v, lengths))
+        )
+        attended = [
+            attend_by_products(*parts)
+            if _slow_fused(q, n)
+            else F.scaled_dot_product_attention(*parts)
+            for n, *parts in zip(n_queries, queries, keys, values, strict=True)
+        ]
+        return _joined(torch.cat(attended, dim=2))[0]
 
 
 def _slow_fused(x: Tensor, n_queries: int) -> bool:
