@@ -219,6 +219,13 @@ BENCHMARKS = {
         panels=(Dots("compile", "speed-up", ("case",), title="torch.compile"),),
         data=False,
     ),
+    "gpu": Benchmark(
+        "training and use of all systems at published size, as a share of the matrix rate",
+        panels=(
+            Dots("systems", "share of matrix rate", ("system", "task"), title="of the matrix rate"),
+        ),
+        data=False,
+    ),
     "trust": Benchmark("the table of the page Trust, from the others' numbers", data=False),
     "models_beside_pca": Benchmark(
         "the table of the page Models beside PCA, from the others' numbers", data=False
