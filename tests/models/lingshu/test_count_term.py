@@ -164,6 +164,31 @@ def test_what_cells_were_is_found_again(held_out: LingshuCell, screen: ad.AnnDat
     assert changed[0] < 0.3 * changed[2]
 
 
+def test_an_untrained_network_is_not_run(held_out: LingshuCell, screen: ad.AnnData) -> None:
+    cells = screen[of(screen, "NK cell", "control")][:4].copy()
+    options = {"n_steps": 4, "seed": 3, "precision": "float32"}
+
+    def made() -> list[np.ndarray]:
+        drawn = held_out.generate(4, source="NK cell", perturbation="IFNB1", **options)
+        return [x.X.toarray() for x in (drawn, held_out.simulate(cells, ["IFNB1"], **options))]
+
+    trunk, expected = held_out.module.trunk, made()
+    try:
+        held_out.module.trunk = None
+        for one, other in zip(expected, made(), strict=True):
+            np.testing.assert_array_equal(one, other)
+        held_out.module.trunk = trunk
+        held_out.module.head.weight.data[0, 0] = 1e-20  # no longer zero: the network is run
+        for one, other in zip(expected, made(), strict=True):
+            np.testing.assert_array_equal(one, other)
+        held_out.module.trunk = None
+        with pytest.raises(AttributeError):
+            made()
+    finally:
+        held_out.module.trunk = trunk
+        held_out.module.head.weight.data.zero_()
+
+
 def test_it_needs_depths(screen: ad.AnnData) -> None:
     LingshuCell.setup_anndata(screen, **KEYS)
     model = LingshuCell(screen, **SIZES, depth=False)

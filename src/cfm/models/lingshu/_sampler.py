@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -124,7 +124,10 @@ class Sampler:
     def __init__(self, module: LingshuModule, dtype: torch.dtype) -> None:
         self.module = module
         self.device = module.embedding.weight.device
-        self._trunk = module.trunk.prepare(dtype)
+        #: An untrained head adds nothing to the count term: genes are then independent, and neither
+        #: the trunk nor the number of steps changes what is drawn.
+        self._counts_alone = module.count_term is not None and not bool(module.head.weight.any())
+        self._trunk: Any = None if self._counts_alone else module.trunk.prepare(dtype)
         self._table = module.value_table().float()
         self._heads = module.group.heads(module.head.weight).float()
         #: Whether to score in few large products, rather than in as little memory as possible.
@@ -142,8 +145,10 @@ class Sampler:
         x = self.module.inputs(tokens, prefix, self._table)
         return self._trunk(x)[:n, self.module.n_prefix :].float()
 
-    def _states(self, tokens: Tensor, conditions: Conditions) -> Tensor:
+    def _states(self, tokens: Tensor, conditions: Conditions) -> Tensor | None:
         """Run the trunk; for fully masked cells only once per condition."""
+        if self._counts_alone:
+            return None
         if self.module.has_depth or not bool((tokens == MASK).all()):
             return self.states(tokens, conditions)
         levels = torch.cat([conditions.source[:, None], conditions.parts, conditions.covariates], 1)
@@ -230,6 +235,8 @@ class Sampler:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Reveal genes step by step; return their values, and the numbers that stand for them."""
         hidden = tokens == MASK
+        if self._counts_alone:
+            n_steps = 1
         step = torch.from_numpy(reveal_steps(hidden, draws.key, n_steps)).to(self.device)
         if observed is not None:  # what stays is as it was
             tokens = np.where(hidden, tokens, observed)
@@ -250,7 +257,7 @@ class Sampler:
             for part in self._parts(rows):
                 row, gene = rows[part], genes[part]
                 scores = self._scores(states, conditions, row, gene)
-                if null_states is not None and null is not None:
+                if null is not None:
                     scores = guided(scores, self._scores(null_states, null, row, gene), *guidance)
                 scores = scores.masked_fill(values > largest[row, gene].unsqueeze(1), -torch.inf)
                 if truth is not None:
@@ -270,9 +277,12 @@ class Sampler:
         return [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True) if b > a]
 
     def _scores(
-        self, states: Tensor, conditions: Conditions, rows: Tensor, genes: Tensor
+        self, states: Tensor | None, conditions: Conditions, rows: Tensor, genes: Tensor
     ) -> Tensor:
         """Score some genes of some cells, ``(m, 281)`` float32 in the order given."""
+        if states is None:
+            counted: Tensor = self.module.count_term(conditions, rows, genes).float()
+            return counted
         group = self.module.group
         if not self.on_gpu:  # one cell, so that shapes are its own
             sorted_scores, order = place_scores(states, group, self._heads, rows, genes)
