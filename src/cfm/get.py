@@ -358,7 +358,7 @@ def drug_screen(
     --------
     >>> import cfm
     >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
-    >>> cfm.tl.screen_drugs(contrasts, cfm.datasets.cmap_signatures(), model=None)
+    >>> cfm.tl.screen_drugs(contrasts, cfm.datasets.cmap_signatures())
     >>> int(cfm.get.drug_screen(contrasts, group="virus_A")["rank"].min())
     1
     """

@@ -123,7 +123,7 @@ def small_study() -> ad.AnnData:
     return adata
 
 
-def stand_in_host_factors(adata, groupby, *, model, n_permutations):
+def stand_in_host_factors(adata, groupby, method, *, model, n_permutations):
     """Host factors made up for the groups of ``adata``."""
     groups = sorted(adata.obs[groupby].astype(str).unique())
     made = with_host_factors(40, tuple(groups)).uns["host_factors"]
@@ -160,7 +160,7 @@ def stand_in_gene_programs(adata, model, *, gene_sets):
     adata.uns["gene_programs"] = made
 
 
-def stand_in_screen_drugs(adata, signatures, targets, *, groupby, model):
+def stand_in_screen_drugs(adata, signatures, targets, *, groupby):
     """A screen of 60 compounds for the groups of ``adata``; without targets no such evidence."""
     groups = sorted(adata.obs[groupby].astype(str).unique())
     made = with_drug_screen(60, tuple(groups)).uns["drug_screen"]
@@ -168,7 +168,7 @@ def stand_in_screen_drugs(adata, signatures, targets, *, groupby, model):
         made["results"]["target_score"] = np.nan
         made["results"]["n_targets"] = 0
         made["results"]["target_genes"] = ""
-    made["params"] = {"model": model, "signatures": signatures["compound"].nunique()}
+    made["params"] = {"signatures": signatures["compound"].nunique()}
     adata.uns["drug_screen"] = made
 
 

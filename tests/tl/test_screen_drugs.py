@@ -202,8 +202,9 @@ def test_bundled_tables_and_model_on_real_counts() -> None:
     few = cfm.datasets.cmap_signatures()
     few = few[few["compound"].isin(few["compound"].unique()[::10])]
     cfm.tl.screen_drugs(
-        made, few, cfm.datasets.drug_targets(), host_factors=factors, n_permutations=50
-    )
+        made, few, cfm.datasets.drug_targets(), model="cellpulse-mini", host_factors=factors,
+        n_permutations=50,
+    )  # fmt: skip
     table = made.uns["drug_screen"]["results"]
     params = made.uns["drug_screen"]["params"]
     assert params["model"] == "cellpulse-mini" and len(params["sha256"]) == 64

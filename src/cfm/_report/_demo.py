@@ -159,7 +159,10 @@ def _explain(contrasts: AnnData, groupby: str, model: str, embedding_model: str)
 
     attempt(
         HOST_FACTORS_KEY,
-        lambda: tl.host_factors(contrasts, groupby, model=model, n_permutations=permutations),
+        # the fastest of the rankings; the others find the hits of screens no better
+        lambda: tl.host_factors(
+            contrasts, groupby, "reversal", model=model, n_permutations=permutations
+        ),
     )
     attempt(
         GENE_PROGRAMS_KEY,
@@ -168,9 +171,7 @@ def _explain(contrasts: AnnData, groupby: str, model: str, embedding_model: str)
     targets = None if HOST_FACTORS_KEY in refused else datasets.drug_targets()
     attempt(
         DRUG_SCREEN_KEY,
-        lambda: tl.screen_drugs(
-            contrasts, datasets.cmap_signatures(), targets, groupby=groupby, model=embedding_model
-        ),
+        lambda: tl.screen_drugs(contrasts, datasets.cmap_signatures(), targets, groupby=groupby),
     )
     return refused
 

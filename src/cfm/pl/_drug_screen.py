@@ -88,7 +88,7 @@ def drug_screen(
     >>> import cfm
     >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
     >>> signatures = cfm.datasets.cmap_signatures()
-    >>> cfm.tl.screen_drugs(contrasts, signatures, model=None)
+    >>> cfm.tl.screen_drugs(contrasts, signatures)
     >>> ax = cfm.pl.drug_screen(contrasts, group="virus_A", n_compounds=5, show=False)
     >>> ax.get_ylabel()
     'combined score'

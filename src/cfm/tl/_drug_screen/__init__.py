@@ -64,7 +64,7 @@ def screen_drugs(
     *,
     groupby: str | None = "virus",
     layer: str | None = None,
-    model: str | Path | CellPulse | None = "cellpulse-mini",
+    model: str | Path | CellPulse | None = None,
     host_factors: str | pd.DataFrame | pd.Series = HOST_FACTORS_KEY,
     readings: str | Sequence[str] = ("cosine",),
     n_permutations: int = 1000,
@@ -77,7 +77,8 @@ def screen_drugs(
     For each group of profiles, the evidence for a compound is the reversal of the group by its
     signature, and the rank of its targets among the group's host factors.
 
-    *Signatures* have three readings; those in ``readings`` enter the score, and all are reported.
+    *Signatures* have three readings, the third with ``model=``; those in ``readings`` enter the
+    score, and all are reported.
     Each is above 0 if the compound reverses the group.
 
     - ``"cosine"``: minus the cosine between the signature (1 up, −1 down) and the group's mean
@@ -136,8 +137,9 @@ def screen_drugs(
     layer
         Layer with the log2 fold changes instead of ``X``.
     model
-        A CellPulse, which runs on its own device. ``None`` leaves its reading out, which saves most
-        of the time.
+        A CellPulse such as ``"cellpulse-mini"``, which runs on its own device, for the reading in
+        its embedding. By default there is none: it takes most of the time, and finds compounds of
+        one class less well than the cosine (AUROC .53–.55 against .59).
         %(load)s
     host_factors
         For ``targets``: the ``uns`` key of :func:`cfm.tl.host_factors`, a Series of scores by gene
@@ -209,7 +211,7 @@ def screen_drugs(
     >>> import cfm
     >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
     >>> signatures = cfm.datasets.cmap_signatures()
-    >>> cfm.tl.screen_drugs(contrasts, signatures, model=None)
+    >>> cfm.tl.screen_drugs(contrasts, signatures)
     >>> int(contrasts.uns["drug_screen"]["results"]["rank"].iloc[0])
     1
     """

@@ -118,7 +118,7 @@ def annotate_drugs(
     --------
     >>> import cfm
     >>> contrasts = cfm.pp.contrasts(cfm.datasets.toy_infection(), "virus", "none", by="study")
-    >>> cfm.tl.screen_drugs(contrasts, cfm.datasets.cmap_signatures(), model=None)
+    >>> cfm.tl.screen_drugs(contrasts, cfm.datasets.cmap_signatures())
     >>> cfm.tl.annotate_drugs(contrasts, cfm.datasets.drug_targets())
     >>> results = contrasts.uns["drug_screen"]["results"].set_index("compound")
     >>> float(results.loc["propranolol", "action"].iloc[0])
