@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import gseapy
 import numpy as np
+import pandas as pd
 import pytest
 
 import cfm
+from cfm.pl._host_factors import preranked_walk, random_places
 from tests.pl._drawn import legend_texts
 from tests.pl._stored import with_host_factors
 
@@ -79,3 +82,31 @@ def test_runs_repeat_and_write_nothing_to_the_terminal(ranked, capfd):
     ]
     assert said[0] == said[1]
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.0])
+def test_a_walk_has_the_numbers_of_gseapy(weight: float) -> None:
+    rng = np.random.default_rng(0)
+    score = np.sort(rng.normal(size=600))[::-1]
+    names = [f"g{i}" for i in range(600)]
+    sets = {"top": names[:40:2], "bottom": names[-30:], "any": names[7::29], "one": names[99:100]}
+    for name, genes in sets.items():
+        expected = gseapy.prerank(
+            rnk=pd.Series(score, index=names), gene_sets={name: genes}, min_size=1, max_size=600,
+            permutation_num=2000, weight=weight, threads=1, seed=0, outdir=None, no_plot=True,
+        ).results[name]  # fmt: skip
+        inside = np.isin(names, genes)
+        random = random_places(600, 30, 2000, seed=0)
+        found = preranked_walk(score, inside, random, weight=weight)
+        np.testing.assert_allclose(found.values, expected["RES"], atol=1e-9)
+        assert found.score == pytest.approx(expected["es"], abs=1e-9)
+        assert found.normalized == pytest.approx(expected["nes"], rel=0.05)
+        assert found.p_value == pytest.approx(expected["pval"], abs=0.04)
+
+
+def test_a_walk_of_genes_without_score_counts_them_alike() -> None:
+    score = np.r_[np.ones(5), np.zeros(15)]
+    inside = np.arange(20) >= 10
+    found = preranked_walk(score, inside, random_places(20, 10, 100, seed=0), weight=1.0)
+    np.testing.assert_allclose(found.values, np.cumsum(np.where(inside, 0.1, -0.1)), atol=1e-12)
+    assert found.score == pytest.approx(-1.0)

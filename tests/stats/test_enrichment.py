@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gseapy
 import numpy as np
-import pandas as pd
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,8 +11,6 @@ from scipy.stats import hypergeom, linregress
 from cfm.stats._enrichment import (
     benjamini_hochberg,
     overrepresentation,
-    preranked_walk,
-    random_places,
     univariate_linear_model,
 )
 
@@ -95,31 +90,3 @@ def test_activity_depends_on_no_other_row(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(alone[0], whole[3], rtol=1e-5)
     nothing = np.full((2, 40), np.nan, dtype=np.float32)
     assert np.isnan(univariate_linear_model(nothing, weights)).all()
-
-
-@pytest.mark.parametrize("weight", [0.0, 1.0, 2.0])
-def test_a_walk_has_the_numbers_of_gseapy(weight: float) -> None:
-    rng = np.random.default_rng(0)
-    score = np.sort(rng.normal(size=600))[::-1]
-    names = [f"g{i}" for i in range(600)]
-    sets = {"top": names[:40:2], "bottom": names[-30:], "any": names[7::29], "one": names[99:100]}
-    for name, genes in sets.items():
-        expected = gseapy.prerank(
-            rnk=pd.Series(score, index=names), gene_sets={name: genes}, min_size=1, max_size=600,
-            permutation_num=2000, weight=weight, threads=1, seed=0, outdir=None, no_plot=True,
-        ).results[name]  # fmt: skip
-        inside = np.isin(names, genes)
-        random = random_places(600, 30, 2000, seed=0)
-        found = preranked_walk(score, inside, random, weight=weight)
-        np.testing.assert_allclose(found.values, expected["RES"], atol=1e-9)
-        assert found.score == pytest.approx(expected["es"], abs=1e-9)
-        assert found.normalized == pytest.approx(expected["nes"], rel=0.05)
-        assert found.p_value == pytest.approx(expected["pval"], abs=0.04)
-
-
-def test_a_walk_of_genes_without_score_counts_them_alike() -> None:
-    score = np.r_[np.ones(5), np.zeros(15)]
-    inside = np.arange(20) >= 10
-    found = preranked_walk(score, inside, random_places(20, 10, 100, seed=0), weight=1.0)
-    np.testing.assert_allclose(found.values, np.cumsum(np.where(inside, 0.1, -0.1)), atol=1e-12)
-    assert found.score == pytest.approx(-1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -91,83 +90,6 @@ def overrepresentation(
         }
     )
     return table.astype(columns).sort_values(["p_value", "term"], kind="stable")
-
-
-class Walk(NamedTuple):
-    """A running sum along ranked genes, and how far it goes beside those of random sets.
-
-    ``values`` ``(n_genes,)``; ``score``, its largest departure from 0; ``normalized``, that over
-    its mean in random sets of the same sign; ``p_value``, the share of these that go as far.
-    """
-
-    values: np.ndarray
-    score: float
-    normalized: float
-    p_value: float
-
-
-def random_places(n: int, most: int, n_permutations: int, seed: int) -> np.ndarray:
-    """Return ``(n_permutations, most)`` places among ``n`` in random order, none twice in a row."""
-    rng = np.random.default_rng(seed)
-    return np.stack([rng.choice(n, most, replace=False) for _ in range(n_permutations)])
-
-
-def preranked_walk(
-    score: np.ndarray, inside: np.ndarray, random: np.ndarray, *, weight: float
-) -> Walk:
-    r"""Walk along ranked genes (GSEA, Subramanian et al. 2005).
-
-    .. math:: ES = P_{hit}(i) - P_{miss}(i) \text{ where its size is largest}, \quad
-        P_{hit}(i) = \sum_{j \le i,\, j \in S} \frac{|s_j|^w}{\sum_{k \in S} |s_k|^w}, \quad
-        P_{miss}(i) = \sum_{j \le i,\, j \notin S} \frac{1}{n - |S|}
-
-    The numbers of :func:`gseapy.prerank`, which walks past every gene in each permutation where
-    this only visits the genes of the set.
-
-    Parameters
-    ----------
-    score
-        ``(n,)`` scores of the genes, by rank.
-    inside
-        ``(n,)`` bool, the genes of the set; some, but not all.
-    random
-        What :func:`random_places` returned, for at least as many genes as the set has; several
-        sets may share it.
-    weight
-        The power :math:`w`.
-    """
-    size = np.abs(score) ** weight
-    place = np.flatnonzero(inside)
-    n, k = len(score), len(place)
-    hit = np.where(inside, size, 0.0)
-    total = hit.sum()
-    hit = hit / total if total > 0 else inside / k  # all genes of the set have score 0
-    values = np.cumsum(hit) - np.cumsum(~inside) / (n - k)
-    found = values[np.abs(values).argmax()]
-    null = _departures(np.sort(random[:, :k], axis=1), size, n)
-    same = null[null * found > 0]
-    if not len(same):
-        return Walk(values, float(found), float("nan"), 0.0)
-    further = float((np.abs(same) >= abs(found)).mean())
-    return Walk(values, float(found), float(found / np.abs(same).mean()), further)
-
-
-def _departures(place: np.ndarray, size: np.ndarray, n: int) -> np.ndarray:
-    """Return the score of sets, from ``(n_sets, k)`` sorted places of their genes.
-
-    The sum is highest after a gene of the set and lowest before one.
-    """
-    k = place.shape[1]
-    hit = np.cumsum(size[place], axis=1)
-    total = hit[:, -1:].copy()
-    hit = np.divide(
-        hit, total, out=np.tile(np.arange(1, k + 1) / k, (len(hit), 1)), where=total > 0
-    )
-    missed = (place - np.arange(k)) / (n - k)
-    high = (hit - missed).max(axis=1)
-    before = np.concatenate([np.zeros((len(hit), 1)), hit[:, :-1]], axis=1)
-    low = (before - missed).min(axis=1)
-    return np.where(high >= -low, high, low)
 
 
 def univariate_linear_model(
