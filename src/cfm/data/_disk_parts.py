@@ -238,7 +238,12 @@ class CompressedPart:
             group = self.element.open()
             source = [group["data"], group["indices"]]
             values = [np.empty(int(indptr[-1]), dtype=s.dtype) for s in source]
-            for first, last in stretches(start, end, _chunk(group["data"])):
+            parts = list(stretches(start, end, _chunk(group["data"])))
+            if self.element.backend == "zarr" and len(parts) > 1:
+                # all at once, so that zarr reads and unpacks its chunks side by side
+                place = np.repeat(start - indptr[:-1], length) + np.arange(int(indptr[-1]))
+                values, parts = [stored.oindex[place] for stored in source], []
+            for first, last in parts:
                 low, high = int(start[first]), int(end[last - 1])
                 begin, stop = int(indptr[first]), int(indptr[last])
                 whole = high - low == stop - begin
