@@ -40,7 +40,7 @@ def codes_of(rng: np.random.Generator, n: int) -> tuple[CellCodes, np.ndarray]:
     similarity = rng.uniform(-1, 1, size=n)
     similarity[~readable] = np.nan
     blank = np.zeros((n, 2))
-    found = CellCodes(np.where(readable, code, -1), blank, blank, similarity, similarity)
+    found = CellCodes(np.where(readable, code, -1), blank, similarity, similarity)
     return found, readable
 
 
